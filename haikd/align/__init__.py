@@ -1,0 +1,1 @@
+"""Alignment: which layers form a pair, and how a pair comes to one shape."""

@@ -1,0 +1,126 @@
+"""Errors that a user can mend, and checks that cost nothing in the step.
+
+Every message has the form
+
+    <room.function>: <argument> must <rule>; got <name>=<value>. <remedy>.
+
+Shapes and dtypes are known when a function is traced, so that the checks of
+arrays run once per compilation.
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+
+
+class ConfigError(ValueError):
+  """A config, flag or plugin that cannot work; launch ends with exit code 2."""
+  exit_code = 2
+
+
+class DataError(ValueError):
+  """Data, checkpoint or file that cannot be used; exit code 3."""
+  exit_code = 3
+
+
+class DivergedError(ArithmeticError):
+  """Training that gave a loss which is not finite; exit code 4."""
+  exit_code = 4
+
+
+def one_line(error: BaseException) -> str:
+  """Returns an error's message on a single line."""
+  return ' '.join(str(error).split()) or type(error).__name__
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+  """Returns a remedy for an unknown name: the closest one, and all there are.
+
+  Args:
+    name: what was asked for.
+    known: the names there are.
+
+  Returns:
+    One or two sentences, ending in a full stop.
+  """
+  known = sorted(known)
+  close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+  hint = f'Did you mean {close[0]!r}? ' if close else ''
+  return f'{hint}Known: {", ".join(known) or "none"}.'
+
+
+def is_real(array: jax.typing.ArrayLike) -> bool:
+  """Returns whether an array holds floating-point numbers."""
+  return jnp.issubdtype(jnp.result_type(array), jnp.floating)
+
+
+def check_mask(where: str, mask: jax.Array) -> None:
+  """Raises TypeError unless `mask` is boolean."""
+  dtype = jnp.result_type(mask)
+  if dtype != jnp.bool_:
+    raise TypeError(f'{where}: mask must be boolean, true where a position '
+                    f'counts; got mask.dtype={dtype}. Compare it, as in '
+                    '`lengths > 0`.')
+
+
+def check_leading(where: str, name: str, array: jax.Array,
+                  mask: jax.Array) -> None:
+  """Raises ValueError unless `mask.shape` begins `array.shape`."""
+  shape, prefix = jnp.shape(array), jnp.shape(mask)
+  if shape[:len(prefix)] != prefix:
+    raise ValueError(f'{where}: mask must have the leading axes of {name}; got '
+                     f'mask.shape={prefix}, {name}.shape={shape}. Drop the '
+                     "mask's extra axes, or mask examples only.")
+
+
+def check_same_shape(where: str, student: jax.Array,
+                     teacher: jax.Array) -> None:
+  """Raises ValueError unless both arrays have one shape."""
+  if jnp.shape(student) != jnp.shape(teacher):
+    raise ValueError(f'{where}: student and teacher must have the same shape; '
+                     f'got student.shape={jnp.shape(student)}, '
+                     f'teacher.shape={jnp.shape(teacher)}. Align them first.')
+
+
+def option_names(function: Callable, *, reserved: Iterable[str] = ()) -> set:
+  """Returns the names of the keyword options that a function takes."""
+  kinds = (inspect.Parameter.KEYWORD_ONLY,
+           inspect.Parameter.POSITIONAL_OR_KEYWORD)
+  return {
+      name for name, parameter in inspect.signature(function).parameters.items()
+      if parameter.kind in kinds
+  } - set(reserved)
+
+
+def check_options(where: str, function: Callable, options: Iterable[str], *,
+                  reserved: Iterable[str]) -> None:
+  """Raises ConfigError unless a function takes, and gets, its options.
+
+  Args:
+    where: the place in the config that holds the options.
+    function: what they are for.
+    options: the names given.
+    reserved: arguments that haikd itself passes.
+
+  Raises:
+    ConfigError: an option the function does not take, or one that has no
+      default and is not given.
+  """
+  parameters = inspect.signature(function).parameters.values()
+  if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+    return
+  known = option_names(function, reserved=reserved)
+  for name in options:
+    if name not in known:
+      raise ConfigError(
+          f'{where}: {name} must be an option of {function.__name__}; got '
+          f'{name!r}. {suggest(name, known)}')
+  for parameter in parameters:
+    missing = parameter.default is inspect.Parameter.empty
+    if missing and parameter.name in known and parameter.name not in options:
+      raise ConfigError(
+          f'{where}: {function.__name__} must be given {parameter.name}, which '
+          f'has no default; got {sorted(options) or "no options"}.')

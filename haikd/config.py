@@ -1,0 +1,244 @@
+"""The base config: every field there is, with its default and its meaning.
+
+A config file starts from `base()`, changes what it wants and returns it;
+`validate` refuses what is mistyped or cannot be, before any device work. `None`
+stands for "decide for me".
+"""
+
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from haikd import checks
+
+ConfigDict = ml_collections.ConfigDict
+
+# Fields whose content is up to what they configure: any key may be added.
+OPEN_FIELDS = ('student.options', 'student.taps', 'teacher.options',
+               'teacher.taps', 'data.options', 'data.augment', 'losses',
+               'teacher.train.augment', 'optimizer.options',
+               'teacher.train.optimizer.options')
+
+PRECISIONS = ('float32', 'bfloat16', 'float16')
+
+TERM_FIELDS = ('loss', 'weight', 'layers', 'align', 'options', 'align_options')
+
+_ANY = object
+
+
+def _any(default: Any = None) -> config_dict.FieldReference:
+  return config_dict.FieldReference(default, field_type=_ANY)
+
+
+def network() -> ConfigDict:
+  """Returns the fields that teacher and student have in common."""
+  return ConfigDict(
+      dict(
+          model='mlp',  # A registered model.
+          options={},  # Its keyword options.
+          taps={},  # {kind: glob over module names}; {} for the model's own.
+          precision='float32',  # What it computes in; see PRECISIONS.
+          init=config_dict.placeholder(str),  # A workdir to take weights from.
+      ))
+
+
+def optimizer() -> ConfigDict:
+  """Returns the fields of an optimizer."""
+  return ConfigDict(
+      dict(
+          name='adamw',  # adamw, sgd, lamb, adafactor or muon.
+          learning_rate=1e-3,  # At its peak.
+          schedule='cosine',  # constant, cosine or linear, after the warm-up.
+          warmup_steps=0,
+          final_fraction=0.0,  # Of the peak, at the last step.
+          weight_decay=0.0,  # On kernels and embeddings alone.
+          clip_norm=config_dict.placeholder(float),  # Of the global gradient.
+          ema_decay=0.0,  # Of a running mean of the parameters; 0 for none.
+          options={},  # Further keyword arguments of the optax function.
+      ))
+
+
+def base() -> ConfigDict:
+  """Returns the documented base config.
+
+  Returns:
+    An unlocked ConfigDict with every field of haikd.
+  """
+  config = ConfigDict(
+      dict(
+          seed=0,
+          plugins=(),  # Modules to import before names are looked up.
+          steps=1000,
+          batch_size=128,  # Over all devices and microbatches.
+          microbatches=1,  # Parts that a device works through one by one.
+          log_every=50,  # Steps between lines of metrics.
+          checkpoint_every=200,  # Steps between checkpoints.
+          keep_checkpoints=2,
+          baseline=False,  # Also train the student alone, for comparison.
+      ))
+  config.data = ConfigDict(
+      dict(
+          name='digits',  # A registered data set, or a name of tfds.
+          options={},  # Keyword options of the data set.
+          train='train',  # The split to train on.
+          source_dir=config_dict.placeholder(str),  # Raw files, if it has any.
+          data_dir=config_dict.placeholder(str),  # Prepared files of tfds.
+          augment={},  # {function: its options}, applied in this order.
+          mean=0.0,  # Images in [0, 1] become (image - mean) / std.
+          std=1.0,
+          prefetch=16,  # Batches to read ahead.
+      ))
+  config.evaluation = ConfigDict(
+      dict(
+          every=_any(),  # Steps; None for ten times over the run.
+          split='validation',  # While training; choices are made on this one.
+          final='test',  # At the end, for the table.
+          batch_size=512,
+      ))
+  config.student = network()
+  config.teacher = network()
+  config.teacher.train = ConfigDict(
+      dict(
+          steps=0,  # To train a teacher that has no weights yet; 0 to refuse.
+          augment={},  # As data.augment, for the teacher's own training.
+          optimizer=optimizer(),
+      ))
+  config.distillation = ConfigDict(
+      dict(
+          temperature=2.0,
+          alpha=0.9,  # Of the soft term; 1 - alpha weighs the labels.
+          use_attention_transfer=False,
+          attention_loss_weight=0.1,
+          attention_match_layers=_any(),  # None, (0, 2), ((0, 1), …), a name.
+          use_feature_matching=False,
+          feature_loss_weight=0.1,
+          feature_match_layers=_any(),
+      ))
+  config.losses = ConfigDict()  # {term: dict(loss=…, weight=…, …)}
+  config.optimizer = optimizer()
+  return config
+
+
+def term(**fields: Any) -> ConfigDict:
+  """Returns one entry of `config.losses`, with the defaults filled in.
+
+  Args:
+    **fields: any of TERM_FIELDS. `loss` is a registered loss; `weight` a number
+      or a schedule `dict(kind='linear', start=0., end=1., steps=1000)`;
+      `layers` what `haikd.align.pair_layers` takes; `align` a registered
+      aligner with `align_options`; `options` go to the loss.
+
+  Returns:
+    A ConfigDict with every field of TERM_FIELDS.
+  """
+  return ConfigDict(
+      dict(
+          loss=fields.pop('loss', ''),
+          weight=fields.pop('weight', 1.0),
+          layers=_any(fields.pop('layers', None)),
+          align=fields.pop('align', 'pool'),
+          align_options=fields.pop('align_options', {}),
+          options=fields.pop('options', {}),
+          **fields))
+
+
+def validate(config: ConfigDict) -> None:
+  """Refuses a config that cannot work, before any device work.
+
+  Names of losses, models, data sets and aligners are looked up later, when the
+  plugins have been imported.
+
+  Args:
+    config: a config made from `base()`.
+
+  Raises:
+    ConfigError: an unknown field (the closest is named), a value of the wrong
+      type, or a number out of its range.
+  """
+  _check_fields(config, base(), '')
+  for name, entry in config.losses.items():
+    where = f'config.losses.{name}'
+    if not isinstance(entry, ConfigDict):
+      raise checks.ConfigError(
+          f'config.validate: {where} must be a dict of fields; got {entry!r}. '
+          f'Write dict(loss=…, weight=…).')
+    for field in entry:
+      if field not in TERM_FIELDS:
+        raise checks.ConfigError(
+            f'config.validate: {where}.{field} must be a field of a loss term. '
+            f'{checks.suggest(field, TERM_FIELDS)}')
+    if not isinstance(entry.get('loss'), str) or not entry.loss:
+      raise checks.ConfigError(
+          f'config.validate: {where}.loss must name a registered loss; got '
+          f"{entry.get('loss')!r}.")
+  _check_ranges(config)
+
+
+def _check_fields(config, schema, path):
+  for name, value in config.items():
+    field = f'{path}{name}'
+    if name not in schema:
+      raise checks.ConfigError(
+          f'config.validate: config.{field} must be a field of the base config.'
+          f' {checks.suggest(name, schema)}')
+    default = schema[name]
+    if field in OPEN_FIELDS:
+      if not isinstance(value, ConfigDict):
+        raise checks.ConfigError(
+            f'config.validate: config.{field} must be a dict; got {value!r}.')
+    elif isinstance(default, ConfigDict):
+      if not isinstance(value, ConfigDict):
+        raise checks.ConfigError(f'config.validate: config.{field} must be a '
+                                 f'dict of fields; got {value!r}.')
+      _check_fields(value, default, f'{field}.')
+    else:
+      _check_type(field, value, schema.get_type(name))
+  for name in schema:
+    if name not in config:
+      raise checks.ConfigError(
+          f'config.validate: config.{path}{name} must be there; got none. '
+          'Start the config from haikd.config.base().')
+
+
+def _check_type(field, value, kind):
+  if value is None or kind is _ANY:
+    return
+  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    return
+  if kind is tuple and isinstance(value, list):
+    return
+  if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+    raise checks.ConfigError(
+        f'config.validate: config.{field} must be of type {kind.__name__}; got '
+        f'{value!r}.')
+
+
+def _check_ranges(config):
+  positive = ('steps', 'batch_size', 'microbatches', 'log_every',
+              'checkpoint_every', 'keep_checkpoints', 'data.prefetch',
+              'data.std', 'evaluation.batch_size', 'distillation.temperature')
+  fractions = ('distillation.alpha', 'optimizer.ema_decay',
+               'teacher.train.optimizer.ema_decay')
+  flat = {
+      path: _lookup(config, path) for path in (*positive, *fractions)
+  }
+  for path in positive:
+    if not flat[path] > 0:
+      raise checks.ConfigError(f'config.validate: config.{path} must be '
+                               f'positive; got {flat[path]}.')
+  for path in fractions:
+    if not 0 <= flat[path] <= 1:
+      raise checks.ConfigError(f'config.validate: config.{path} must lie '
+                               f'between 0 and 1; got {flat[path]}.')
+  for name in ('student', 'teacher'):
+    if config[name].precision not in PRECISIONS:
+      raise checks.ConfigError(
+          f'config.validate: config.{name}.precision must be one of '
+          f'{", ".join(PRECISIONS)}; got {config[name].precision!r}.')
+
+
+def _lookup(config, path):
+  for name in path.split('.'):
+    config = config[name]
+  return config

@@ -1,0 +1,1 @@
+"""Data: builders, augmentation, and the pipeline that makes batches."""

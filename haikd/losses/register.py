@@ -1,0 +1,123 @@
+"""The decorator that makes a function a loss, and what it guarantees."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Optional
+
+import jax
+import jax.numpy as jnp
+
+from haikd import base
+from haikd import checks
+from haikd import masking
+from haikd import registry
+
+
+def register_loss(name: Optional[str] = None,
+                  *,
+                  on: str,
+                  example: Optional[dict[str, tuple[int, ...]]] = None,
+                  relational: bool = False,
+                  replace: bool = False) -> Callable[[Callable], Callable]:
+  """Registers a function `(student, teacher, *, mask, **options) -> LossSum`.
+
+  The registered function is guarded, so that a loss of three lines is as safe
+  as one of thirty. Before it runs, logits or maps that were not computed yet
+  are materialised, student and teacher are cast to float32, and whatever stands
+  behind the mask is replaced by zeros, for the gradient as well. Afterwards its
+  result is checked. Shapes and the mask's dtype are checked while tracing.
+
+  Args:
+    name: what configs call it; the function's own name by default.
+    on: what it eats: 'logits', 'features', 'attention', or any tap's name.
+    example: `{argument: shape}` from which the contract test makes its inputs,
+      for example `dict(student=(2, 3, 5), mask=(2, 3))`; a missing `teacher`
+      has the student's shape.
+    relational: whether examples are related to one another; the step then
+      gathers the batch over all devices before it calls the loss.
+    replace: whether it may take the place of another of that name.
+
+  Returns:
+    A decorator that registers and returns the guarded function.
+  """
+
+  def decorate(function: Callable) -> Callable:
+    title = name or function.__name__
+    guarded = _guard(function, f'losses.{title}', on)
+    entry = registry.LossEntry(guarded, on, example, relational,
+                               function.__module__)
+    registry.losses.add(title, entry, replace=replace)
+    return guarded
+
+  return decorate
+
+
+def get_loss(name: str) -> Callable:
+  """Returns the registered loss of that name.
+
+  Args:
+    name: a name from `loss_names()`.
+
+  Returns:
+    The guarded function.
+
+  Raises:
+    ConfigError: no loss has that name; the closest is named.
+  """
+  return registry.losses[name].function
+
+
+def loss_names() -> tuple[str, ...]:
+  """Returns the names of all registered losses in alphabetical order."""
+  return registry.losses.names()
+
+
+def _guard(function: Callable, where: str, on: str) -> Callable:
+  takes_labels = 'labels' in inspect.signature(function).parameters
+
+  @functools.wraps(function)
+  def guarded(student, teacher=None, *, mask, labels=None, **options):
+    checks.check_mask(where, mask)
+    student = _prepare(where, 'student', student, mask, on)
+    if teacher is not None:
+      teacher = _prepare(where, 'teacher', teacher, mask, on)
+      checks.check_same_shape(where, student, teacher)
+    if takes_labels:
+      options['labels'] = labels
+    result = function(student, teacher, mask=mask, **options)
+    if not isinstance(result, base.LossSum):
+      raise TypeError(f'{where}: a loss must return a haikd.LossSum; got '
+                      f'{type(result).__name__}. End it with '
+                      '`return haikd.masked_mean(values, mask)`.')
+    return base.LossSum(*(jnp.asarray(x, jnp.float32) for x in result))
+
+  return guarded
+
+
+def _prepare(where: str, name: str, value, mask: jax.Array, on: str):
+  if isinstance(value, (base.LinearLogits, base.QueryKey)):
+    value = value.materialise()
+  value = jnp.asarray(value)
+  if not checks.is_real(value):
+    raise TypeError(f'{where}: {name} must be floating point; got '
+                    f'{name}.dtype={value.dtype}.')
+  value = value.astype(jnp.float32)
+  if on == 'attention':
+    return _clean_maps(where, name, value, mask)
+  checks.check_leading(where, name, value, mask)
+  return masking.clean(value, mask)
+
+
+def _clean_maps(where: str, name: str, maps: jax.Array,
+                mask: jax.Array) -> jax.Array:
+  """Zeros the padded queries and keys of `[B, H, N, N]`; mask [B] or [B, N]."""
+  batch, _, queries, keys = maps.shape if maps.ndim == 4 else (None,) * 4
+  if mask.shape not in ((batch,), (batch, queries)) or queries != keys:
+    raise ValueError(f'{where}: {name} must be [B, H, N, N] and mask [B] or '
+                     f'[B, N]; got {name}.shape={maps.shape}, '
+                     f'mask.shape={mask.shape}.')
+  if mask.ndim == 1:
+    return masking.clean(maps, mask)
+  keep = mask[:, None, :, None] & mask[:, None, None, :]
+  return jnp.where(keep, maps, 0.0)

@@ -1,0 +1,59 @@
+"""Sums over what counts, safe from anything that stands where nothing counts.
+
+A `where` on the result is not enough: the derivative of what it hides is still
+computed, and 0 x NaN is NaN. The inputs are therefore cleaned as well, before
+any arithmetic touches them.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from haikd import base
+from haikd import checks
+
+
+def expand(mask: jax.Array, rank: int) -> jax.Array:
+  """Returns `mask` with trailing axes of size 1 up to `rank`."""
+  return mask.reshape(mask.shape + (1,) * (rank - mask.ndim))
+
+
+def clean(array: jax.Array, mask: jax.Array) -> jax.Array:
+  """Returns `array` with zeros where `mask` is false.
+
+  Args:
+    array: `[..., *rest]` of any dtype.
+    mask: bool, `[...]`, the leading axes of `array`.
+
+  Returns:
+    An array like `array`; neither its values nor the gradient with respect to
+    `array` depend on what stood behind the mask.
+  """
+  return jnp.where(expand(mask, array.ndim), array, jnp.zeros((), array.dtype))
+
+
+def masked_mean(values: jax.Array, mask: jax.Array) -> base.LossSum:
+  """Sums the values that a mask keeps and counts them.
+
+  Additive over `B`: the sums of two halves of a batch add up to its own.
+
+  Args:
+    values: `[..., *rest]` floating or integer.
+    mask: bool, `[...]`, the leading axes of `values`; broadcast over `rest`.
+
+  Returns:
+    A LossSum: the sum in float32 of the values where `mask` is true, and their
+    number, every value along `rest` counting as one.
+
+  Raises:
+    TypeError: `mask` is not boolean.
+    ValueError: the shape of `mask` does not begin the shape of `values`.
+  """
+  checks.check_mask('masking.masked_mean', mask)
+  checks.check_leading('masking.masked_mean', 'values', values, mask)
+  # Counted as an integer: float32 cannot count on beyond 2^24.
+  count = jnp.sum(mask, dtype=jnp.int32).astype(jnp.float32)
+  count *= math.prod(values.shape[mask.ndim:])
+  total = jnp.sum(clean(values, mask), dtype=jnp.float32)
+  return base.LossSum(total, count)

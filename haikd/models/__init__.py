@@ -1,0 +1,1 @@
+"""The model zoo: plain Haiku functions, registered by name."""

@@ -1,0 +1,203 @@
+"""What is known by name: losses, models, data sets and aligners.
+
+A registration is one decorator on a plain function. Plugins are modules that
+register something when they are imported: the config names them, or an
+installed package announces itself under the entry-point group `haikd.plugins`.
+"""
+
+import contextlib
+import importlib
+import importlib.metadata
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, NamedTuple, Optional, TypeVar
+
+from haikd import checks
+
+T = TypeVar('T')
+
+PLUGIN_GROUP = 'haikd.plugins'
+
+
+class LossEntry(NamedTuple):
+  """A registered loss.
+
+  Attributes:
+    function: the loss, guarded (see `haikd.register_loss`).
+    on: what it eats: 'logits', 'features', 'attention' or any tap's name.
+    example: `{argument: shape}` for the contract test, or None.
+    relational: whether it relates examples to one another, so that it has to
+      see the batch of all devices at once.
+    module: the module that registered it.
+  """
+
+  function: Callable
+  on: str
+  example: Optional[dict[str, tuple[int, ...]]]
+  relational: bool
+  module: str
+
+
+class ModelEntry(NamedTuple):
+  """A registered model.
+
+  Attributes:
+    function: a Haiku function `(inputs, *, is_training, **options) -> logits`.
+    taps: `{kind: glob}` of what to capture unless the config says otherwise.
+    module: the module that registered it.
+  """
+
+  function: Callable
+  taps: dict[str, str]
+  module: str
+
+
+class Entry(NamedTuple):
+  """A registered data set or aligner.
+
+  Attributes:
+    function: the function itself.
+    module: the module that registered it.
+  """
+
+  function: Callable
+  module: str
+
+
+class Registry(Generic[T]):
+  """Entries of one kind, by name."""
+
+  def __init__(self, kind: str):
+    self.kind = kind
+    self._entries: dict[str, T] = {}
+
+  def add(self, name: str, entry: Any, *, replace: bool = False) -> None:
+    """Adds an entry.
+
+    Args:
+      name: what a config calls it; somebody else's plugin is `vendor/name`.
+      entry: has a field `module`.
+      replace: whether to take the place of an entry of that name.
+
+    Raises:
+      ConfigError: the name is taken and `replace` is false.
+    """
+    if name in self._entries and not replace:
+      raise checks.ConfigError(
+          f'registry.register_{self.kind}: name must be new; got {name!r} from '
+          f'{entry.module}, already registered by '
+          f'{self._entries[name].module}. Choose another name, such as '
+          f"'vendor/{name}', or pass replace=True.")
+    self._entries[name] = entry
+
+  def __getitem__(self, name: str) -> T:
+    if name not in self._entries:
+      raise checks.ConfigError(
+          f'registry.get_{self.kind}: name must be a registered {self.kind}; '
+          f'got {name!r}. {checks.suggest(name, self._entries)} A plugin that '
+          'brings it belongs in config.plugins.')
+    return self._entries[name]
+
+  def names(self) -> tuple[str, ...]:
+    """Returns the registered names in alphabetical order."""
+    return tuple(sorted(self._entries))
+
+  @contextlib.contextmanager
+  def temporary(self) -> Iterator[None]:
+    """Forgets, on leaving the context, what was registered inside it."""
+    before = dict(self._entries)
+    try:
+      yield
+    finally:
+      self._entries = before
+
+
+losses: Registry[LossEntry] = Registry('loss')
+models: Registry[ModelEntry] = Registry('model')
+datasets: Registry[Entry] = Registry('dataset')
+aligners: Registry[Entry] = Registry('aligner')
+
+
+def register_model(name: Optional[str] = None,
+                   *,
+                   taps: Optional[dict[str, str]] = None,
+                   replace: bool = False) -> Callable[[T], T]:
+  """Registers a Haiku function as a model.
+
+  Args:
+    name: what configs call it; the function's own name by default.
+    taps: `{kind: glob over module names}` to capture when a config does not
+      say, for example `dict(features='block_*')`.
+    replace: whether it may take the place of another of that name.
+
+  Returns:
+    A decorator that returns the function unchanged.
+  """
+
+  def decorate(function):
+    entry = ModelEntry(function, dict(taps or {}), function.__module__)
+    models.add(name or function.__name__, entry, replace=replace)
+    return function
+
+  return decorate
+
+
+def register_dataset(name: Optional[str] = None,
+                     *,
+                     replace: bool = False) -> Callable[[T], T]:
+  """Registers a function that builds a data set.
+
+  Args:
+    name: what configs call it; the function's own name by default.
+    replace: whether it may take the place of another of that name.
+
+  Returns:
+    A decorator that returns the function unchanged.
+  """
+  return _register(datasets, name, replace)
+
+
+def register_aligner(name: Optional[str] = None,
+                     *,
+                     replace: bool = False) -> Callable[[T], T]:
+  """Registers a Haiku function that brings a layer's pair to one shape.
+
+  Args:
+    name: what configs call it; the function's own name by default.
+    replace: whether it may take the place of another of that name.
+
+  Returns:
+    A decorator that returns the function unchanged.
+  """
+  return _register(aligners, name, replace)
+
+
+def _register(registry, name, replace):
+
+  def decorate(function):
+    registry.add(
+        name or function.__name__,
+        Entry(function, function.__module__),
+        replace=replace)
+    return function
+
+  return decorate
+
+
+def load_plugins(modules: Iterable[str] = ()) -> None:
+  """Imports the modules a config names and those that packages announce.
+
+  Args:
+    modules: dotted names, `config.plugins`.
+
+  Raises:
+    ConfigError: a module that cannot be imported.
+  """
+  announced = importlib.metadata.entry_points(group=PLUGIN_GROUP)
+  for module in (*modules, *(point.value for point in announced)):
+    try:
+      importlib.import_module(module.partition(':')[0])
+    except ImportError as err:
+      raise checks.ConfigError(
+          f'registry.load_plugins: config.plugins must name modules that can '
+          f'be imported; got {module!r} ({checks.one_line(err)}). Install its '
+          'package, or run from the folder that holds it.') from err
