@@ -1,8 +1,8 @@
 """The decorator that makes a function a loss, and what it guarantees."""
 
+from collections.abc import Callable
 import functools
 import inspect
-from collections.abc import Callable
 from typing import Optional
 
 import jax
@@ -74,12 +74,18 @@ def loss_names() -> tuple[str, ...]:
 
 
 def _guard(function: Callable, where: str, on: str) -> Callable:
-  takes_labels = 'labels' in inspect.signature(function).parameters
+  parameters = inspect.signature(function).parameters
+  takes_labels = 'labels' in parameters
+  needs_teacher = ('teacher' in parameters and
+                   parameters['teacher'].default is inspect.Parameter.empty)
 
   @functools.wraps(function)
   def guarded(student, teacher=None, *, mask, labels=None, **options):
     checks.check_mask(where, mask)
     student = _prepare(where, 'student', student, mask, on)
+    if teacher is None and needs_teacher:
+      raise TypeError(f'{where}: teacher must be given; got teacher=None. Of '
+                      'a loss without one, make `teacher=None` the default.')
     if teacher is not None:
       teacher = _prepare(where, 'teacher', teacher, mask, on)
       checks.check_same_shape(where, student, teacher)
@@ -96,8 +102,17 @@ def _guard(function: Callable, where: str, on: str) -> Callable:
 
 
 def _prepare(where: str, name: str, value, mask: jax.Array, on: str):
-  if isinstance(value, (base.LinearLogits, base.QueryKey)):
-    value = value.materialise()
+  # What is padded must not reach the gradient of what it is multiplied with:
+  # the kernel, or the keys that a query looks at.
+  if isinstance(value, base.LinearLogits):
+    checks.check_leading(where, f'{name}.hidden', value.hidden, mask)
+    hidden = masking.clean(value.hidden, mask)
+    value = value._replace(hidden=hidden).materialise()
+  elif isinstance(value, base.QueryKey):
+    checks.check_leading(where, f'{name}.query', value.query, mask)
+    checks.check_leading(where, f'{name}.key', value.key, mask)
+    query, key = (masking.clean(x, mask) for x in (value.query, value.key))
+    value = value._replace(query=query, key=key).materialise()
   value = jnp.asarray(value)
   if not checks.is_real(value):
     raise TypeError(f'{where}: {name} must be floating point; got '

@@ -1,0 +1,55 @@
+"""Losses on attention maps: where the networks look."""
+
+import jax
+import jax.numpy as jnp
+
+from haikd import base
+from haikd import masking
+from haikd.losses import register
+
+
+@register.register_loss(
+    on='attention', example=dict(student=(2, 2, 3, 3), mask=(2, 3)))
+def attention_transfer(student: jax.Array, teacher: jax.Array, *,
+                       mask: jax.Array) -> base.LossSum:
+  """Cosine distance between the rows of two attention maps.
+
+  It transfers where each query looks, and not how sharply: a row times a
+  constant is the same row. The distance 1 - cos is 0 for equal rows and 1 for
+  rows that share no key; half the squared difference of the unit vectors, as it
+  is computed here, is the same number without its rounding below 0.
+
+  Additive over `B`: the sums of two halves of a batch add up to its own.
+
+  Args:
+    student: `[B, H, N, N]` floating; queries, then keys.
+    teacher: like `student`.
+    mask: bool, `[B]` or `[B, N]`, true where a position counts. Padded keys
+      are taken out of both maps, padded queries out of sum and count.
+
+  Returns:
+    A LossSum: the distances (without unit, 0 to 2) summed over queries and
+    heads, and their number. The count depends on `mask` alone; a query that
+    looks at no valid key, in either map, adds 0 to the sum and to the gradient.
+
+  Raises:
+    ValueError: shapes do not agree, or are not those of square maps.
+
+  References:
+    Zagoruyko and Komodakis, Paying More Attention to Attention,
+    arXiv:1612.03928, equation 2, squared and row by row.
+  """
+  student, student_looks = _unit_rows(student)
+  teacher, teacher_looks = _unit_rows(teacher)
+  distance = 0.5 * jnp.sum(jnp.square(student - teacher), axis=-1)
+  distance = jnp.where(student_looks & teacher_looks, distance, 0.0)
+  return masking.masked_mean(jnp.swapaxes(distance, 1, 2), mask)
+
+
+def _unit_rows(maps: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns rows of length 1, and which rows have a length at all."""
+  squares = jnp.sum(jnp.square(maps), axis=-1)
+  looks = squares > 0.0
+  # The root has no derivative at 0.
+  length = jnp.sqrt(jnp.where(looks, squares, 1.0))
+  return maps / length[..., None], looks
