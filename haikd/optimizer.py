@@ -105,10 +105,6 @@ def build_optimizer(config: ml_collections.ConfigDict,
   options = config.options.to_dict()
   checks.check_options(
       f'{where}: options', function, options, reserved=reserved)
-  for name in reserved:
-    _check(where, name not in options,
-           f'options.{name} must be left to the other fields of the optimizer',
-           options.get(name))
   chain = build(build_schedule(config, steps), decay, **options)
   if clip is None:
     return chain
