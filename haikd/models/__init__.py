@@ -1,1 +1,4 @@
 """The model zoo: plain Haiku functions, registered by name."""
+
+from haikd.models import convnet
+from haikd.models import mlp

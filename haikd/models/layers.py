@@ -1,0 +1,111 @@
+"""What the models share: a linear layer, and checks of their options."""
+
+from collections.abc import Callable, Iterable, Sequence
+import functools
+from typing import Any
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from haikd import checks
+
+ACTIVATIONS = dict(
+    elu=jax.nn.elu,
+    gelu=functools.partial(jax.nn.gelu, approximate=False),
+    gelu_tanh=functools.partial(jax.nn.gelu, approximate=True),
+    leaky_relu=jax.nn.leaky_relu,
+    relu=jax.nn.relu,
+    silu=jax.nn.silu,
+    tanh=jnp.tanh,
+)
+
+
+class Linear(hk.Module):
+  """A linear map of the last axis; parameters as those of `hk.Linear`.
+
+  The axes before the last are flattened for the matrix product, which is faster
+  on CPU, and restored in the output.
+  """
+
+  def __init__(self, size: int, name: str):
+    super().__init__(name=name)
+    self.size = size
+
+  def __call__(self, inputs: jax.Array) -> jax.Array:
+    """Maps `[..., D]` to `[..., size]`."""
+    width = inputs.shape[-1]
+    init = hk.initializers.TruncatedNormal(1 / np.sqrt(width))
+    kernel = hk.get_parameter('w', (width, self.size), inputs.dtype, init)
+    bias = hk.get_parameter('b', (self.size,), inputs.dtype, jnp.zeros)
+    outputs = jnp.dot(inputs.reshape(-1, width), kernel) + bias
+    return outputs.reshape(*inputs.shape[:-1], self.size)
+
+
+def dropout(inputs: jax.Array, rate: float, is_training: bool) -> jax.Array:
+  """Returns the inputs, with dropout in training."""
+  if not is_training or rate == 0:
+    return inputs
+  return hk.dropout(hk.next_rng_key(), rate, inputs)
+
+
+def activation(where: str, name: str) -> Callable[[jax.Array], jax.Array]:
+  """Returns the activation of that name, or raises ConfigError."""
+  check_choice(where, 'activation', name, ACTIVATIONS)
+  return ACTIVATIONS[name]
+
+
+def check_choice(where: str, name: str, value: Any,
+                 known: Iterable[str]) -> None:
+  """Raises ConfigError unless an option is one of the known names."""
+  if value not in tuple(known):
+    raise checks.ConfigError(
+        f'{where}: {name} must be a known name; got {name}={value!r}. '
+        f'{checks.suggest(str(value), known)}')
+
+
+def check_positive(where: str, **sizes: Any) -> None:
+  """Raises ConfigError unless every option is a positive integer."""
+  for name, value in sizes.items():
+    if not _is_size(value):
+      raise checks.ConfigError(f'{where}: {name} must be a positive integer; '
+                               f'got {name}={value!r}.')
+
+
+def check_sizes(where: str, name: str, sizes: Sequence[int]) -> None:
+  """Raises ConfigError unless an option holds one positive integer or more."""
+  is_sequence = isinstance(sizes, (tuple, list))
+  if not is_sequence or not sizes or not all(map(_is_size, sizes)):
+    raise checks.ConfigError(
+        f'{where}: {name} must hold one positive integer or more; got '
+        f'{name}={sizes!r}. Write a tuple, such as (64, 64).')
+
+
+def check_fraction(where: str, **fractions: float) -> None:
+  """Raises ConfigError unless every option is at least 0 and below 1."""
+  for name, value in fractions.items():
+    if not 0 <= value < 1:
+      raise checks.ConfigError(f'{where}: {name} must be at least 0 and below '
+                               f'1; got {name}={value!r}.')
+
+
+def check_real(where: str, inputs: jax.Array) -> None:
+  """Raises TypeError unless the inputs are floating point."""
+  if not checks.is_real(inputs):
+    raise TypeError(f'{where}: inputs must be floating point; got inputs.dtype='
+                    f'{jnp.result_type(inputs)}. Scale images to [0, 1].')
+
+
+def check_images(where: str, inputs: jax.Array) -> None:
+  """Raises unless the inputs are floating-point images `[B, h, w, C]`."""
+  check_real(where, inputs)
+  if inputs.ndim != 4:
+    raise ValueError(f'{where}: inputs must be images [B, h, w, C]; got '
+                     f'inputs.shape={inputs.shape}. Add the axis of channels '
+                     'to grey images, as in `images[..., None]`.')
+
+
+def _is_size(value: Any) -> bool:
+  is_integer = isinstance(value, (int, np.integer))
+  return is_integer and not isinstance(value, bool) and value > 0

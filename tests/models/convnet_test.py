@@ -1,0 +1,116 @@
+"""Tests of convnet."""
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from haikd import checks
+from haikd import registry
+from haikd.models import convnet
+
+
+def transformed(**options):
+  """Returns a network that trains; BatchNorm needs that to be initialised."""
+  options = dict(num_classes=3, is_training=True) | options
+  return hk.transform_with_state(lambda x: convnet.convnet(x, **options))
+
+
+def stages(x, **options):
+  """Returns the outputs of the stages."""
+  seen = []
+
+  def interceptor(call, args, kwargs, context):
+    out = call(*args, **kwargs)
+    if isinstance(context.module, convnet.Stage):
+      if context.method_name == '__call__':
+        seen.append(out)
+    return out
+
+  net = transformed(**options)
+  params, state = net.init(jax.random.key(0), x)
+  with hk.experimental.intercept_methods(interceptor):
+    net.apply(params, state, None, x)
+  return params, seen
+
+
+@pytest.mark.parametrize('norm, count', [
+    ('none', (2 * 9 * 4 + 4) + (4 * 9 * 6 + 6)),
+    ('batch', (2 * 9 * 4 + 2 * 4) + (4 * 9 * 6 + 2 * 6)),
+    ('group', (2 * 9 * 4 + 2 * 4) + (4 * 9 * 6 + 2 * 6)),
+])
+def test_parameters_are_counted(norm, count):
+  """3x3 kernels; a bias, or scale and offset of the norm; then 6·3 + 3."""
+  params, _ = transformed(
+      channels=(4, 6), norm=norm, groups=2).init(
+          jax.random.key(0), jnp.ones((1, 8, 8, 2)))
+  assert hk.data_structures.tree_size(params) == count + 21
+
+
+@pytest.mark.parametrize('pool, sizes', [
+    ('max', [(4, 3), (2, 1)]),
+    ('avg', [(4, 3), (2, 1)]),
+    ('none', [(8, 7), (8, 7)]),
+])
+def test_stages_halve_the_image(pool, sizes):
+  """8 halves to 4 and 2; 7 to 3 and 1, as what is over is left out."""
+  _, outputs = stages(
+      jnp.ones((2, 8, 7, 1)), channels=(4, 6), pool=pool, groups=2)
+  expected = [(2, *size, c) for size, c in zip(sizes, (4, 6))]
+  assert [out.shape for out in outputs] == expected
+
+
+@pytest.mark.parametrize('pool, reduce', [('max', np.max), ('avg', np.mean)])
+def test_pooling_equals_numpy(pool, reduce):
+  """A pooled stage is the pooled output of the stage that does not pool."""
+  x = jax.random.normal(jax.random.key(1), (2, 4, 6, 1))
+  _, (plain,) = stages(x, channels=(3,), norm='none', pool='none')
+  _, (pooled,) = stages(x, channels=(3,), norm='none', pool=pool)
+  windows = np.reshape(plain, (2, 2, 2, 3, 2, 3))
+  np.testing.assert_allclose(pooled, reduce(windows, axis=(2, 4)), atol=1e-6)
+
+
+def test_a_stage_equals_numpy():
+  """The middle pixel of a 3x3 image sees all of it: a plain dot product."""
+  x = jax.random.normal(jax.random.key(1), (2, 3, 3, 2))
+  params, (out,) = stages(x, channels=(4,), norm='none', pool='none')
+  kernel = params['stage_0/conv']['w']
+  expected = np.maximum(np.einsum('bhwc,hwcd->bd', x, kernel), 0)
+  np.testing.assert_allclose(out[:, 1, 1], expected, atol=1e-5)
+
+
+def test_batch_norm_keeps_a_running_mean():
+  """After one step from nothing Haiku's corrected mean is the batch's own.
+
+  The network then computes at rest what it computed in training.
+  """
+  x = jax.random.normal(jax.random.key(1), (5, 4, 4, 1))
+  net = transformed(channels=(3,))
+  params, state = net.init(jax.random.key(0), x)
+  trained, state = net.apply(params, state, None, x)
+  rested, _ = transformed(is_training=False, channels=(3,)).apply(
+      params, state, None, x)
+  np.testing.assert_allclose(trained, rested, atol=1e-4)
+
+
+def test_features_are_the_stages():
+  assert registry.models['convnet'].taps == dict(features='stage_*')
+
+
+@pytest.mark.parametrize('options, text', [
+    (dict(channels=()), r'models.convnet: channels must hold .* channels=\(\)'),
+    (dict(norm='layer'), "norm must be a known name; got norm='layer'"),
+    (dict(pool='mean'), "pool must be a known name; got pool='mean'"),
+    (dict(norm='group', groups=3), 'groups must divide .* got groups=3, chann'),
+    (dict(channels=(4,) * 4), r'must be few enough .*=\(4, 4, 4, 4\), inp'),
+    (dict(decay=1.0), 'decay must be at least 0 .* got decay=1.0'),
+])
+def test_options_that_cannot_be_are_refused(options, text):
+  with pytest.raises(checks.ConfigError, match=text):
+    transformed(**options).init(jax.random.key(0), jnp.ones((1, 8, 8, 1)))
+
+
+def test_grey_images_without_channels_are_refused():
+  with pytest.raises(ValueError, match=r'images \[B, h, w, C\]; got inputs.sh'):
+    transformed().init(jax.random.key(0), jnp.ones((1, 8, 8)))
