@@ -1,0 +1,233 @@
+"""The training step and the evaluation step.
+
+Gradients of `sum w total / C` are accumulated over microbatches on each device
+and reduced once. `C` has to be known first; it depends on masks alone, so that
+the compiler drops everything else from the pass that counts.
+"""
+
+from collections.abc import Callable
+from typing import Any, Optional
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import jmp
+import optax
+
+from haikd import base
+from haikd import metrics as metrics_lib
+from haikd import network as network_lib
+from haikd import objective as objective_lib
+from haikd import optimizer as optimizer_lib
+from haikd import precision
+from haikd import sharding
+
+TrainStep = Callable[..., tuple[base.TrainState, dict[str, jax.Array]]]
+
+
+def init_state(objective: objective_lib.Objective,
+               optimizer: optax.GradientTransformation,
+               *,
+               rng: jax.Array,
+               batch: base.Batch,
+               frozen: Optional[base.Frozen],
+               loss_scale: Any,
+               with_ema: bool) -> base.TrainState:
+  """Makes the state that training starts from; to be called under `jit`.
+
+  Args:
+    objective: what is minimised.
+    optimizer: how.
+    rng: PRNG key for the parameters.
+    batch: gives the shapes; one example is enough.
+    frozen: the teacher, or None.
+    loss_scale: a jmp loss scale.
+    with_ema: whether to keep a running mean of the student's parameters.
+
+  Returns:
+    The state at step 0.
+  """
+  params, net_state = objective.init(rng, batch, frozen)
+  return base.TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      net_state=net_state,
+      opt_state=optimizer.init(params),
+      loss_scale=loss_scale,
+      ema=params.student if with_ema else None)
+
+
+def build_gradient(objective: objective_lib.Objective, mesh: jax.sharding.Mesh,
+                   *, microbatches: int, seed: int) -> Callable:
+  """Builds the part of the step that runs on every device.
+
+  Args:
+    objective: what is minimised.
+    mesh: where it runs.
+    microbatches: parts that each device works through one by one.
+    seed: of dropout.
+
+  Returns:
+    A function of `(params, net_state, frozen, loss_scale, step, batch)`, global
+    arrays all, that returns the gradient of the scaled loss with respect to
+    `params`, the new state of the student, and the sums of all terms.
+  """
+  context = objective_lib.Context(
+      batch_axes=sharding.BATCH_AXES,
+      shards=sharding.batch_shards(mesh),
+      gather=sharding.gather_over_batch)
+
+  def local(params, net_state, frozen, loss_scale, step, batch):
+    # What varies from device to device has a gradient that stays on it.
+    params, net_state = sharding.vary((params, net_state))
+    parts = jax.tree.map(
+        lambda x: x.reshape((microbatches, -1) + x.shape[1:]), batch)
+    rng = jax.random.fold_in(jax.random.key(seed), step)
+    rng = jax.random.fold_in(rng, sharding.shard_index())
+    parts = (parts, jax.random.split(rng, microbatches))
+
+    def run(params, net_state, part):
+      batch, rng = part
+      return objective.sums(params, net_state, frozen, batch, rng, context)
+
+    def count(part):
+      sums, _ = run(params, net_state, part)
+      return {
+          name: tuple(x.count for x in layers) for name, layers in sums.items()
+      }
+
+    def loss(params, net_state, coefficients, part):
+      sums, net_state = run(params, net_state, part)
+      value = sum(
+          c * x.total for name, layers in sums.items()
+          for c, x in zip(coefficients[name], layers))
+      return loss_scale.scale(value), (sums, net_state)
+
+    counts = lax.stop_gradient(lax.map(count, parts))
+    counts = sharding.sum_over_batch(
+        jax.tree.map(lambda x: jnp.sum(x, axis=0), counts))
+    coefficients = objective.coefficients(counts, step)
+
+    def accumulate(carry, part):
+      gradient, net_state = carry
+      more, (sums, net_state) = jax.grad(
+          loss, has_aux=True)(params, net_state, coefficients, part)
+      gradient = jax.tree.map(jnp.add, gradient, more)
+      return (gradient, sharding.vary(net_state)), sharding.vary(sums)
+
+    zeros = sharding.vary(jax.tree.map(jnp.zeros_like, params))
+    (gradient, net_state), sums = lax.scan(accumulate, (zeros, net_state),
+                                           parts)
+    sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
+    gradient, sums = sharding.sum_over_batch((gradient, sums))
+    return gradient, sharding.agree_over_batch(net_state), sums
+
+  whole = sharding.REPLICATED
+  return jax.shard_map(
+      local,
+      mesh=mesh,
+      in_specs=(whole, whole, whole, whole, whole, sharding.BATCH_SPEC),
+      out_specs=whole)
+
+
+def build_train_step(objective: objective_lib.Objective,
+                     optimizer: optax.GradientTransformation,
+                     schedule: optax.Schedule,
+                     mesh: jax.sharding.Mesh,
+                     *,
+                     microbatches: int = 1,
+                     ema_decay: float = 0.0,
+                     seed: int = 0) -> TrainStep:
+  """Builds the compiled training step.
+
+  The update runs outside of `shard_map`, on global arrays, so that a norm is
+  the norm of the whole gradient. With a dynamic loss scale, a step whose
+  gradient is not finite changes nothing but the scale and the step number.
+
+  Args:
+    objective: what is minimised.
+    optimizer: optax transformation of the gradient.
+    schedule: the learning rate, for the metrics.
+    mesh: where it runs.
+    microbatches: parts that each device works through one by one.
+    ema_decay: of the running mean of the student's parameters.
+    seed: of dropout.
+
+  Returns:
+    `(state, frozen, batch) -> (state, metrics)`. The state is donated. Metrics
+    are float32 scalars: `loss`, `loss/<term>`, `grad_norm`, `learning_rate`,
+    with a scheduled weight `weight/<term>`, and with float16 `loss_scale`.
+  """
+  gradient = build_gradient(
+      objective, mesh, microbatches=microbatches, seed=seed)
+
+  def step(state, frozen, batch):
+    grads, net_state, sums = gradient(state.params, state.net_state, frozen,
+                                      state.loss_scale, state.step, batch)
+    grads = state.loss_scale.unscale(grads)
+    loss, means = objective.combine(sums, state.step)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+      ema = optimizer_lib.update_ema(ema, params.student, ema_decay, state.step)
+    new = base.TrainState(state.step + 1, params, net_state, opt_state,
+                          state.loss_scale, ema)
+    metrics = {
+        'loss': loss,
+        **{f'loss/{name}': mean for name, mean in means.items()},
+        'grad_norm': optax.global_norm(grads),
+        'learning_rate': jnp.asarray(schedule(state.step), jnp.float32),
+    }
+    for term in objective.terms:
+      if term.scheduled:
+        metrics[f'weight/{term.name}'] = jnp.float32(term.weight(state.step))
+    if isinstance(state.loss_scale, precision.DynamicLossScale):
+      finite = jmp.all_finite(grads)
+      new = precision.keep_if(finite, new, state)._replace(
+          step=new.step, loss_scale=state.loss_scale.adjust(finite))
+      metrics['loss_scale'] = new.loss_scale.loss_scale
+    return new, metrics
+
+  return jax.jit(step, donate_argnums=0)
+
+
+def build_eval_step(network: network_lib.Network,
+                    teacher: Optional[network_lib.Network],
+                    mesh: jax.sharding.Mesh) -> Callable:
+  """Builds the compiled evaluation step.
+
+  Args:
+    network: what is evaluated.
+    teacher: what it is compared with, or None.
+    mesh: where it runs.
+
+  Returns:
+    `(own, frozen, batch) -> {metric: LossSum}` over the whole batch, with `own`
+    and `frozen` the parameters and state of the network and of the teacher.
+  """
+
+  def logits(network, frozen, batch):
+    output, _ = network.apply(
+        frozen.params, frozen.state, None, batch, is_training=False)
+    if isinstance(output.logits, base.LinearLogits):
+      return output.logits.materialise()
+    return output.logits.astype(jnp.float32)
+
+  def local(own, frozen, batch):
+    student = logits(network, own, batch)
+    target = logits(teacher, frozen, batch) if teacher is not None else None
+    sums = metrics_lib.classification(
+        student,
+        target,
+        mask=objective_lib.target_mask(batch, student),
+        labels=batch.labels)
+    return sharding.sum_over_batch(sharding.vary(sums))
+
+  whole = sharding.REPLICATED
+  return jax.jit(
+      jax.shard_map(
+          local,
+          mesh=mesh,
+          in_specs=(whole, whole, sharding.BATCH_SPEC),
+          out_specs=whole))

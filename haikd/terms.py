@@ -1,0 +1,167 @@
+"""The weighted terms of an objective, read from a config."""
+
+from collections.abc import Callable, Mapping
+import inspect
+from typing import Any, NamedTuple
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import optax
+
+from haikd import base
+from haikd import checks
+from haikd import config as config_lib
+from haikd import registry
+
+LOGITS = 'logits'
+_SCHEDULES = ('linear', 'cosine')
+
+
+class Term(NamedTuple):
+  """One weighted loss of the objective.
+
+  Attributes:
+    name: its key in the metrics.
+    entry: the registered loss.
+    options: the loss's keyword options.
+    weight: `step -> float`.
+    scheduled: whether the weight changes over the run.
+    layers: what `haikd.align.pair_layers` takes.
+    align: the aligner as a Haiku transform of `(student, teacher, mask)`.
+    needs_teacher: whether it compares with a teacher.
+    needs_labels: whether it takes labels.
+  """
+
+  name: str
+  entry: registry.LossEntry
+  options: Mapping[str, Any]
+  weight: Callable[[Any], jax.Array]
+  scheduled: bool
+  layers: Any
+  align: hk.Transformed
+  needs_teacher: bool
+  needs_labels: bool
+
+
+def build_terms(config: config_lib.ConfigDict, *, has_teacher: bool,
+                has_labels: bool) -> tuple[Term, ...]:
+  """Returns the terms of `config.distillation` and `config.losses`.
+
+  Without a teacher the labels alone are left, at their full weight; without
+  labels the soft term keeps its weight alpha.
+
+  Args:
+    config: a whole config.
+    has_teacher: whether there is a teacher.
+    has_labels: whether the data has labels.
+
+  Returns:
+    At least one term.
+
+  Raises:
+    ConfigError: an unknown loss, aligner or option, a name used twice, or
+      nothing to learn from.
+  """
+  fields = _standard_terms(config.distillation, has_teacher, has_labels)
+  for name, entry in config.losses.items():
+    if name in fields:
+      raise checks.ConfigError(
+          f'terms.build_terms: config.losses.{name} must be a new name; '
+          'config.distillation makes a term of that name. Choose another.')
+    fields[name] = config_lib.term(**entry)
+  terms = [_build_term(name, entry) for name, entry in fields.items()]
+  if not has_teacher:
+    terms = [term for term in terms if not term.needs_teacher]
+  for term in terms:
+    if term.needs_labels and not has_labels:
+      raise checks.ConfigError(
+          f'terms.build_terms: {term.name} must have labels; got data without.'
+          ' Remove the term, or use data with labels.')
+  if not terms:
+    raise checks.ConfigError(
+        'terms.build_terms: config.distillation and config.losses must give at '
+        'least one term; got none. Set config.distillation.alpha, or add one '
+        'to config.losses.')
+  return tuple(terms)
+
+
+def _standard_terms(fields, has_teacher, has_labels):
+  alpha = fields.alpha if has_teacher else 0.0
+  terms = {}
+  if alpha > 0:
+    terms['kl_divergence'] = config_lib.term(
+        loss='kl_divergence',
+        weight=alpha,
+        options=dict(temperature=fields.temperature))
+  if alpha < 1 and has_labels:
+    terms['cross_entropy'] = config_lib.term(
+        loss='cross_entropy', weight=1 - alpha)
+  if fields.use_attention_transfer:
+    terms['attention_transfer'] = config_lib.term(
+        loss='attention_transfer',
+        weight=fields.attention_loss_weight,
+        layers=fields.attention_match_layers)
+  if fields.use_feature_matching:
+    terms['feature_matching'] = config_lib.term(
+        loss='feature_matching',
+        weight=fields.feature_loss_weight,
+        layers=fields.feature_match_layers)
+  return terms
+
+
+def _build_term(name, fields):
+  where = f'config.losses.{name}'
+  entry = registry.losses[fields.loss]
+  loss, on = entry.function, entry.on
+  checks.check_options(
+      f'{where}.options',
+      loss,
+      fields.options,
+      reserved=('student', 'teacher', 'mask', 'labels'))
+  aligner = registry.aligners[fields.align].function
+  checks.check_options(
+      f'{where}.align_options',
+      aligner,
+      fields.align_options,
+      reserved=('student', 'teacher', 'mask', 'on'))
+  align_options = dict(fields.align_options)
+
+  def align(student, teacher, mask) -> base.Pair:
+    return aligner(student, teacher, mask=mask, on=on, **align_options)
+
+  parameters = inspect.signature(loss).parameters
+  return Term(
+      name=name,
+      entry=entry,
+      options=dict(fields.options),
+      weight=_build_weight(where, fields.weight),
+      scheduled=not isinstance(fields.weight, (int, float)),
+      layers=fields.layers,
+      align=hk.transform(align),
+      needs_teacher=parameters['teacher'].default is inspect.Parameter.empty,
+      needs_labels='labels' in parameters)
+
+
+def _build_weight(where, weight):
+  if isinstance(weight, (int, float)) and not isinstance(weight, bool):
+    return optax.constant_schedule(float(weight))
+  fields = dict(weight) if isinstance(weight, Mapping) or hasattr(
+      weight, 'items') else {}
+  kind = fields.pop('kind', None)
+  if kind not in _SCHEDULES or set(fields) - {'start', 'end', 'begin', 'steps'}:
+    raise checks.ConfigError(
+        f'terms.build_terms: {where}.weight must be a number or a schedule '
+        "dict(kind='linear' or 'cosine', start=, end=, begin=, steps=); got "
+        f'{weight!r}.')
+  start, end = float(fields.get('start', 0.0)), float(fields.get('end', 1.0))
+  steps, begin = int(fields.get('steps', 0)), int(fields.get('begin', 0))
+  if steps <= 0 or begin < 0:
+    raise checks.ConfigError(
+        f'terms.build_terms: {where}.weight must run over at least one step; '
+        f'got steps={steps}, begin={begin}.')
+  if kind == 'linear':
+    return optax.linear_schedule(start, end, steps, begin)
+  decay = optax.cosine_decay_schedule(1.0, steps)
+  return lambda step: end + (start - end) * decay(
+      jnp.maximum(step - begin, 0))

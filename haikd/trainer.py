@@ -1,0 +1,173 @@
+"""Training, from resuming to the last checkpoint. Reads top to bottom."""
+
+import pathlib
+import time
+from typing import NamedTuple, Optional
+
+import jax
+import numpy as np
+
+from haikd import base
+from haikd import checkpoint
+from haikd import checks
+from haikd import config as config_lib
+from haikd import evaluate
+from haikd import program as program_lib
+from haikd import sharding
+from haikd import writer as writer_lib
+from haikd.data import pipeline
+
+
+class Teacher(NamedTuple):
+  """A teacher in use.
+
+  Attributes:
+    frozen: its parameters, in its compute dtype, and state, on the mesh.
+    identity: a hash of them, kept with every checkpoint of its student.
+  """
+
+  frozen: base.Frozen
+  identity: str
+
+
+class Trained(NamedTuple):
+  """A network after its training.
+
+  Attributes:
+    network: parameters (their running mean, if there is one) and state.
+    seconds: how long training took, over all restarts.
+  """
+
+  network: base.Frozen
+  seconds: float
+
+
+def train(config: config_lib.ConfigDict, program: program_lib.Program,
+          data: pipeline.Data, teacher: Optional[Teacher],
+          workdir: pathlib.Path, title: str) -> Trained:
+  """Trains `config.student`, or goes on where it stopped.
+
+  Args:
+    config: a validated config, its plugins imported.
+    program: from `build_program(config, …)`.
+    data: from `build_data(config)`.
+    teacher: what to learn from; None for the labels alone.
+    workdir: where its files go.
+    title: what the progress bar calls it.
+
+  Returns:
+    The trained network.
+
+  Raises:
+    DataError: data or files that cannot be used.
+    DivergedError: the loss is not finite.
+  """
+  frozen = teacher.frozen if teacher else None
+  identity = teacher.identity if teacher else ''
+  iterator = data.train()
+  with (checkpoint.Checkpointer(workdir, keep=config.keep_checkpoints) as
+        checkpointer, writer_lib.open_writer(
+            workdir, total_steps=config.steps, title=title,
+            enabled=jax.process_index() == 0) as writer):
+    state, seconds = _resume(program, checkpointer, iterator, identity)
+    if state is None:
+      state = program.init(jax.random.key(config.seed), frozen)
+      state = _warm_start(state, config, program)
+    first = int(state.step)
+    writer.truncate(first)
+    clock = _Clock(first, seconds)
+
+    def log(step, metrics):
+      metrics = {name: float(x) for name, x in jax.device_get(metrics).items()}
+      _check_finite(metrics['loss'], step, title, checkpointer.latest_step())
+      speed = clock.steps_per_second(step) * config.batch_size
+      writer.write(step, 'train', {**metrics, 'examples_per_second': speed})
+
+    pending = None
+    for step in range(first + 1, config.steps + 1):
+      batch = sharding.shard_batch(program.mesh, next(iterator))
+      state, metrics = program.train_step(state, frozen, batch)
+      # The device is at work on this step: now there is time for the last one.
+      if pending:
+        log(*pending)
+      saving = _due(step, config.checkpoint_every, config.steps)
+      logging = _due(step, config.log_every, config.steps)
+      pending = (step, metrics) if logging or saving else None
+      if saving:  # Never keep what has diverged.
+        log(*pending)
+        pending = None
+      if _due(step, _evaluation_interval(config), config.steps):
+        split = config.evaluation.split
+        scores = evaluate.evaluate(program.eval_step,
+                                   program_lib.trained_network(state), frozen,
+                                   data.evaluation(split), program.mesh)
+        writer.write(step, f'eval/{split}', scores)
+      if saving:
+        checkpointer.save(step, state, iterator.get_state(),
+                          dict(teacher=identity, seconds=clock.seconds()))
+  return Trained(program_lib.trained_network(state), clock.seconds())
+
+
+class _Clock:
+  """Time that training took, over all restarts, and its speed."""
+
+  def __init__(self, step, seconds):
+    self._start = time.monotonic() - seconds
+    self._mark = step, time.monotonic()
+    self._stopped = seconds
+
+  def seconds(self):
+    return time.monotonic() - self._start
+
+  def steps_per_second(self, step):
+    """Returns the speed since the last call."""
+    (old_step, old_time), now = self._mark, time.monotonic()
+    self._mark = step, now
+    return (step - old_step) / max(now - old_time, 1e-9)
+
+
+def _due(step, every, last):
+  return step % every == 0 or step == last
+
+
+def _evaluation_interval(config):
+  return config.evaluation.every or max(config.steps // 10, 1)
+
+
+def _check_finite(loss, step, title, kept):
+  if not np.isfinite(loss):
+    raise checks.DivergedError(
+        f'trainer.train: loss must stay finite; got {loss} at step {step} of '
+        f'{title}. The newest checkpoint is of step {kept}. Lower the learning '
+        'rate, set config.optimizer.clip_norm, or look for bad data.')
+
+
+def _resume(program, checkpointer, iterator, identity):
+  """Returns the newest state and the seconds it took, or (None, 0)."""
+  restored = checkpointer.restore(program.abstract_state)
+  if restored is None:
+    return None, 0.0
+  state, iterator_state, metadata = restored
+  if metadata['teacher'] != identity:
+    raise checks.DataError(
+        'trainer.train: teacher must be the one that training began with; got '
+        f'{identity[:12] or "none"}, and the checkpoint has '
+        f'{metadata["teacher"][:12] or "none"}. Choose another --workdir, or '
+        'bring back the old teacher.')
+  iterator.set_state(iterator_state)
+  return state, metadata['seconds']
+
+
+def _warm_start(state, config, program):
+  """Returns the state with the weights of `config.student.init`, if any."""
+  path = config.student.init
+  if not path:
+    return state
+  params, net_state = checkpoint.load_network(path)
+  checkpoint.check_architecture('config.student.init', state.params.student,
+                                params)
+  params = sharding.replicate(program.mesh, params)
+  return state._replace(
+      params=state.params._replace(student=params),
+      net_state=sharding.replicate(program.mesh, net_state),
+      ema=None if state.ema is None else jax.tree.map(jax.numpy.copy, params))
