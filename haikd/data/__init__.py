@@ -1,1 +1,10 @@
 """Data: builders, augmentation, and the pipeline that makes batches."""
+
+from haikd.data import datasets
+from haikd.data import synthetic
+from haikd.data.augment import register_augmentation
+from haikd.data.pipeline import build_data
+from haikd.data.pipeline import Data
+from haikd.data.source import Arrays
+from haikd.data.source import Source
+from haikd.data.tokens import next_token

@@ -1,0 +1,157 @@
+"""Batches by number: which examples are in one, and what is done to them.
+
+Both classes are sources for Grain: batch b follows from b alone, whoever asks,
+in whatever order, in whichever thread.
+"""
+
+import functools
+import math
+import sys
+from typing import Optional
+
+import numpy as np
+
+from haikd import base
+from haikd.data import augment as augment_lib
+from haikd.data import reader as reader_lib
+from haikd.data import tokens
+
+# Beside the seed, what a stream of random numbers is for.
+_ORDER, _AUGMENT = 0, 1
+
+
+class Training:
+  """The endless stream of training batches, one process's share of each.
+
+  All epochs are laid end to end, each in an order of its own, and cut into
+  batches of `batch_size`; a process takes its stretch of every batch. So a
+  batch is always full, nothing is dropped at the end of an epoch, and the
+  global batch does not depend on the number of processes (what augmentation
+  does to it does).
+  """
+
+  def __init__(self, reader: reader_lib.Reader,
+               augment: augment_lib.Augment, *, batch_size: int, seed: int,
+               mean: float, std: float, process_index: int,
+               process_count: int):
+    self._reader = reader
+    self._augment = augment
+    self._batch_size = batch_size
+    self._seed = seed
+    self._scale = dict(mean=mean, std=std)
+    self._process_index = process_index
+    self._share = batch_size // process_count
+    self._order = functools.lru_cache(maxsize=3)(self._order_of_epoch)
+
+  def __len__(self) -> int:
+    return sys.maxsize
+
+  def __getitem__(self, number: int) -> base.Batch:
+    rng = np.random.default_rng(
+        (self._seed, _AUGMENT, number, self._process_index))
+    return self.batch(self.indices(number), rng)
+
+  def indices(self, number: int) -> np.ndarray:
+    """Returns which examples this process has in a batch, in order."""
+    start = number * self._batch_size + self._process_index * self._share
+    epoch, first = divmod(start, len(self._reader))
+    indices = self._order(epoch)[first:first + self._share]
+    while len(indices) < self._share:
+      epoch += 1
+      rest = self._order(epoch)[:self._share - len(indices)]
+      indices = np.concatenate([indices, rest])
+    return indices
+
+  def batch(self, indices: np.ndarray, rng: np.random.Generator) -> base.Batch:
+    """Returns a batch of the given examples."""
+    examples = _to_float(self._reader.gather(indices))
+    examples = self._augment(examples, rng)
+    return _to_batch(examples, np.ones(len(indices), bool), **self._scale)
+
+  def _order_of_epoch(self, epoch: int) -> np.ndarray:
+    rng = np.random.default_rng((self._seed, _ORDER, epoch))
+    return rng.permutation(len(self._reader))
+
+
+class Evaluation:
+  """One pass over a split, one process's share of each batch.
+
+  The last batch is filled up with examples that are masked. Every process has
+  the same number of batches, all of one shape.
+  """
+
+  def __init__(self, reader: reader_lib.Reader, *, batch_size: int, mean: float,
+               std: float, process_index: int, process_count: int):
+    self._reader = reader
+    self._scale = dict(mean=mean, std=std)
+    self._share = -(-batch_size // process_count)
+    self._batch_size = self._share * process_count
+    self._process_index = process_index
+
+  def __len__(self) -> int:
+    return math.ceil(len(self._reader) / self._batch_size)
+
+  def __getitem__(self, number: int) -> base.Batch:
+    start = number * self._batch_size + self._process_index * self._share
+    indices = np.arange(start, start + self._share)
+    last = len(self._reader) - 1
+    columns = self._reader.gather(np.minimum(indices, last))
+    return _to_batch(_to_float(columns), indices <= last, **self._scale)
+
+
+def _to_float(columns):
+  """Returns columns with images of bytes brought to [0, 1]."""
+  image = columns.get('image')
+  if image is None or image.dtype != np.uint8:
+    return columns
+  return {**columns, 'image': np.divide(image, 255, dtype=np.float32)}
+
+
+def _to_batch(examples: reader_lib.Columns, real: np.ndarray, *, mean: float,
+              std: float) -> base.Batch:
+  """Sorts columns into the fields of a Batch.
+
+  Args:
+    examples: `{key: [B, ...]}`, see `source.Source`.
+    real: bool `[B]`, false for what only fills a batch up.
+    mean: subtracted from images.
+    std: divides them then.
+
+  Returns:
+    A Batch of float32, int32 and bool.
+  """
+  inputs = {key: _narrow(value) for key, value in examples.items()
+            if key not in reader_lib.TARGETS}
+  if 'image' in inputs and (mean, std) != (0, 1):
+    inputs['image'] = (inputs['image'] - np.float32(mean)) / np.float32(std)
+  if len(inputs) == 1:
+    inputs, = inputs.values()
+  return base.Batch(
+      inputs=inputs,
+      mask=_keep(examples.get('mask', real), real),
+      labels=_labels(examples.get('label'), real),
+      target_mask=_keep(examples.get('target_mask'), real))
+
+
+def _narrow(values):
+  """Returns values in the dtype of their kind that devices work in."""
+  dtype = dict(b=np.bool_, f=np.float32).get(values.dtype.kind, np.int32)
+  return np.ascontiguousarray(values, dtype)
+
+
+def _keep(mask: Optional[np.ndarray],
+          real: np.ndarray) -> Optional[np.ndarray]:
+  if mask is None:
+    return None
+  return mask & real.reshape(-1, *(1,) * (mask.ndim - 1))
+
+
+def _labels(label, real):
+  if label is None:
+    return None
+  label = _narrow(label)
+  if label.dtype == np.int32 and not real.all():
+    label = np.where(
+        real.reshape(-1, *(1,) * (label.ndim - 1)), label,
+        np.int32(tokens.UNLABELLED))
+  return label

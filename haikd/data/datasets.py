@@ -1,0 +1,163 @@
+"""The data sets that haikd brings along."""
+
+import functools
+import hashlib
+import pathlib
+from typing import Optional
+
+import numpy as np
+
+from haikd import checks
+from haikd import registry
+from haikd.data import idx
+from haikd.data import prepared
+from haikd.data import source
+
+_DIGITS_TEST, _DIGITS_VALIDATION = 600, 300
+_FASHION_SHAPE = (28, 28)
+
+
+@registry.register_dataset()
+def digits(split: str, *, data_dir: Optional[str] = None) -> source.Source:
+  """Handwritten digits, 1,797 images of 8 x 8: 897 train, 300 + 600 held out.
+
+  Args:
+    split: 'train', 'validation' or 'test', each with the classes in the same
+      proportion; tfds slices such as 'train[:50%]' too.
+    data_dir: the folder of prepared files; None for that of tfds.
+
+  Returns:
+    A Source of `image`, `[8, 8, 1]` uint8, and `label`.
+
+  Raises:
+    DataError: an unknown split, scikit-learn is missing, or `data_dir` cannot
+      be written.
+  """
+  from haikd.data import builders
+  builder = prepared.prepare(
+      functools.partial(builders.Digits, _read_digits, data_dir=data_dir))
+  return prepared.open_split(builder, split)
+
+
+def _read_digits():
+  try:
+    from sklearn import datasets
+  except ImportError as err:
+    raise checks.DataError(
+        'datasets.digits: scikit-learn must be installed, which holds the '
+        f'images; got {checks.one_line(err)}. Run `pip install haikd[demo]`, or'
+        " `pip install -e '.[demo]'` in a checkout.") from err
+  raw = datasets.load_digits()
+  images = np.round(raw.images * (255 / 16)).astype(np.uint8)
+  order = stratified_order(raw.target)
+  held_out = _DIGITS_TEST + _DIGITS_VALIDATION
+  return _take(images, raw.target,
+               train=order[held_out:],
+               validation=order[_DIGITS_TEST:held_out],
+               test=order[:_DIGITS_TEST])
+
+
+@registry.register_dataset()
+def fashion(split: str,
+            *,
+            source_dir: Optional[str] = None,
+            data_dir: Optional[str] = None) -> source.Source:
+  """Fashion-MNIST, 28 x 28: 54,000 train, 6,000 validation, 10,000 test.
+
+  The validation split is a tenth of the training file, with the classes in the
+  same proportion; the test split is the test file.
+
+  Args:
+    split: 'train', 'validation' or 'test', or a slice of one.
+    source_dir: the folder of the four idx files, plain or .gz. None will do
+      once the data set is prepared in `data_dir`.
+    data_dir: the folder of prepared files; None for that of tfds.
+
+  Returns:
+    A Source of `image`, `[28, 28, 1]` uint8, and `label`.
+
+  Raises:
+    DataError: an unknown split; files that are missing or damaged, or others
+      than those that were prepared; `data_dir` cannot be written.
+  """
+  from haikd.data import builders
+  if source_dir is None:
+    builder = builders.Fashion(dict, data_dir=data_dir)
+    if not prepared.is_prepared(builder):
+      raise checks.DataError(
+          'datasets.fashion: source_dir must be the folder of the idx files, '
+          'since nothing is prepared in data_dir; got source_dir=None, '
+          f'data_dir={str(builder.data_dir)!r}. Set config.data.source_dir; on '
+          'Debian, `apt-get install dataset-fashion-mnist` puts the files into '
+          '/usr/share/datasets/fashion-mnist.')
+    return prepared.open_split(builder, split)
+  files = _read_fashion(pathlib.Path(source_dir))
+  digest = hashlib.sha256(b''.join(files[part][i].tobytes()
+                                   for part in files for i in (0, 1)))
+  builder = prepared.prepare(
+      functools.partial(
+          builders.Fashion,
+          functools.partial(_split_fashion, files),
+          digest=digest.hexdigest(),
+          data_dir=data_dir))
+  found = builder.info.metadata['digest']
+  if found != digest.hexdigest():
+    raise checks.DataError(
+        'datasets.fashion: source_dir must hold the files that were prepared in'
+        f' data_dir; got others, source_dir={str(source_dir)!r}, '
+        f'data_dir={str(builder.data_dir)!r}. Choose another data_dir, or '
+        'delete that folder.')
+  return prepared.open_split(builder, split)
+
+
+def _read_fashion(folder):
+  files = {part: idx.read_pair(folder, part) for part in ('train', 't10k')}
+  for part, (images, labels) in files.items():
+    if images.shape[1:] != _FASHION_SHAPE:
+      raise checks.DataError(
+          f'datasets.fashion: images must be of 28 x 28 pixels; got '
+          f'{part}.shape={images.shape}. Register a data set of your own for '
+          'others.')
+    if labels.size and labels.max() > 9:
+      index = int(labels.argmax())
+      raise checks.DataError(
+          f'datasets.fashion: labels must be below 10; got {part} label '
+          f'{labels[index]} at index {index}. Fetch the files again.')
+  return files
+
+
+def _split_fashion(files):
+  images, labels = files['train']
+  order = stratified_order(labels)
+  held_out = len(labels) // 10
+  return dict(
+      _take(images, labels, train=order[held_out:],
+            validation=order[:held_out]),
+      test=files['t10k'])
+
+
+def stratified_order(labels: np.ndarray) -> np.ndarray:
+  """Returns an order of which every stretch has the classes in proportion.
+
+  Within a class the order is random, and the same for ever: RandomState's
+  stream is frozen, that of a Generator may change with NumPy.
+
+  Args:
+    labels: `[size]` integers.
+
+  Returns:
+    `[size]` integers, a permutation of the indices.
+  """
+  random = np.random.RandomState(0)
+  place = np.empty(len(labels))
+  for label in np.unique(labels):
+    members = random.permutation(np.flatnonzero(labels == label))
+    place[members] = (np.arange(len(members)) + 0.5) / len(members)
+  return np.argsort(place, kind='stable')
+
+
+def _take(images, labels, **splits):
+  return {
+      split: (images[np.sort(indices)], labels[np.sort(indices)])
+      for split, indices in splits.items()
+  }

@@ -1,0 +1,88 @@
+"""Files in the idx format of MNIST, plain or gzipped."""
+
+import gzip
+import math
+import pathlib
+import struct
+import zlib
+
+import numpy as np
+
+from haikd import checks
+
+_UNSIGNED_BYTE = 0x08  # The format's code for it.
+
+
+def read_pair(folder: pathlib.Path,
+              part: str) -> tuple[np.ndarray, np.ndarray]:
+  """Reads the images of a part of an MNIST-like data set, and their labels.
+
+  Args:
+    folder: where the files are.
+    part: 'train' or 't10k'.
+
+  Returns:
+    Images, `[size, height, width]` uint8, and labels, `[size]` uint8.
+
+  Raises:
+    DataError: a file that is missing or damaged, or counts that differ.
+  """
+  images = read(find(folder, f'{part}-images-idx3-ubyte'), rank=3)
+  labels = read(find(folder, f'{part}-labels-idx1-ubyte'), rank=1)
+  if len(images) != len(labels):
+    raise checks.DataError(
+        f'idx.read_pair: {part} must have a label for every image; got '
+        f'images={len(images)}, labels={len(labels)} in {str(folder)!r}. '
+        'Fetch the files again.')
+  return images, labels
+
+
+def find(folder: pathlib.Path, name: str) -> pathlib.Path:
+  """Returns the path of an idx file, plain or with the ending .gz."""
+  for path in (folder / name, folder / f'{name}.gz'):
+    if path.is_file():
+      return path
+  raise checks.DataError(
+      f'idx.find: source_dir must hold {name} or {name}.gz; got '
+      f'source_dir={str(folder)!r}, which does not. On Debian, `apt-get '
+      'install dataset-fashion-mnist` puts the files into '
+      '/usr/share/datasets/fashion-mnist.')
+
+
+def read(path: pathlib.Path, *, rank: int) -> np.ndarray:
+  """Reads an idx file of unsigned bytes.
+
+  Args:
+    path: the file; one that ends in .gz is decompressed.
+    rank: the number of axes it must have.
+
+  Returns:
+    A uint8 array of that rank.
+
+  Raises:
+    DataError: a file that is damaged or holds something else.
+  """
+  opener = gzip.open if path.suffix == '.gz' else open
+  try:
+    with opener(path, 'rb') as file:
+      content = file.read()
+  except (OSError, EOFError, zlib.error) as err:
+    raise _damaged(path, 'be readable', checks.one_line(err)) from err
+  header = 4 + 4 * rank
+  magic = bytes((0, 0, _UNSIGNED_BYTE, rank))
+  if content[:4] != magic:
+    raise _damaged(path, f'begin with the bytes {magic.hex()}',
+                   content[:4].hex() or 'nothing')
+  if len(content) < header:
+    raise _damaged(path, f'have a header of {header} bytes', len(content))
+  shape = struct.unpack(f'>{rank}I', content[4:header])
+  size = len(content) - header
+  if size != math.prod(shape):
+    raise _damaged(path, f'hold {math.prod(shape)} values, as its header says',
+                   size)
+  return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def _damaged(path, rule, value):
+  return checks.DataError(f'idx.read: file must {rule}; got {value} in '
+                          f'{str(path)!r}. Fetch the file again.')

@@ -1,0 +1,210 @@
+"""From a config to batches: sharded, shuffled, resumable, each one checked."""
+
+from collections.abc import Iterable, Mapping
+import functools
+from typing import Any, Optional, Protocol
+
+import jax
+import ml_collections
+import numpy as np
+
+from haikd import base
+from haikd import checks
+from haikd.data import augment as augment_lib
+from haikd.data import batches
+from haikd.data import reader as reader_lib
+from haikd.data import source
+
+_READ_THREADS = 4  # That read ahead, where a split is not in memory.
+
+
+class BatchIterator(Protocol):
+  """An iterator of batches that can be saved and put back."""
+
+  def __iter__(self) -> 'BatchIterator':
+    """Returns itself."""
+
+  def __next__(self) -> base.Batch:
+    """Returns the next batch, of NumPy arrays."""
+
+  def get_state(self) -> dict[str, int]:
+    """Returns the place in the stream, as something JSON can hold."""
+
+  def set_state(self, state: dict[str, int]) -> None:
+    """Goes to a place in the stream."""
+
+
+class Data:
+  """The batches of one data set; made by `build_data`.
+
+  Splits are opened when something is first asked of them, and kept.
+
+  Attributes:
+    num_classes: V; None for a data set that does not say.
+    sizes: `{split: number of examples}` of the splits that the config names.
+    spec: a Batch of `jax.ShapeDtypeStruct`, the global training batch; reads
+      one example.
+  """
+
+  def __init__(self, *, dataset: Mapping[str, Any], train: str,
+               held_out: tuple[str, ...], augment: Mapping[str, Any],
+               batch_size: int, eval_batch_size: int, seed: int, prefetch: int,
+               mean: float, std: float, process_index: int,
+               process_count: int):
+    self._dataset = dataset
+    self._train = train
+    self._held_out = held_out
+    self._augment = augment
+    self._batch_size = batch_size
+    self._eval_batch_size = eval_batch_size
+    self._seed = seed
+    self._prefetch = prefetch
+    self._common = dict(
+        mean=mean,
+        std=std,
+        process_index=process_index,
+        process_count=process_count)
+    self._readers: dict[str, reader_lib.Reader] = {}
+
+  @property
+  def num_classes(self) -> Optional[int]:
+    """The number of classes or the size of the vocabulary."""
+    return self._reader(self._train).num_classes
+
+  @property
+  def sizes(self) -> dict[str, int]:
+    """The number of examples in each split that the config names."""
+    return {
+        split: len(self._reader(split))
+        for split in dict.fromkeys((self._train, *self._held_out))
+    }
+
+  @functools.cached_property
+  def spec(self) -> base.Batch:
+    """The shapes and dtypes of the global training batch."""
+    example = self._training().batch(
+        np.zeros(1, int), np.random.default_rng(self._seed))
+    return jax.tree.map(
+        lambda array: jax.ShapeDtypeStruct(
+            (self._batch_size, *array.shape[1:]), array.dtype), example)
+
+  def train(self) -> BatchIterator:
+    """Returns an endless iterator of this process's share of training batches.
+
+    Every epoch has an order of its own. The first call reads the split, if it
+    is small enough to keep.
+
+    Returns:
+      An iterator from the first batch on, with `get_state` and `set_state`.
+
+    Raises:
+      DataError: a split smaller than a batch, or examples that cannot be used.
+    """
+    reader = self._reader(self._train)
+    if len(reader) < self._batch_size:
+      raise checks.DataError(
+          f'pipeline.train: split {self._train!r} must hold a batch or more; '
+          f'got size={len(reader)}, config.batch_size={self._batch_size}. Set '
+          f'config.batch_size to {len(reader)} or less, or train on another '
+          'split.')
+    reader.load()
+    return iter(self._stream(self._training(), reader))
+
+  def evaluation(self, split: str) -> Iterable[base.Batch]:
+    """Returns this process's share of a split, every example exactly once.
+
+    Args:
+      split: any split of the data set.
+
+    Returns:
+      What can be iterated over, again and again. All batches have one shape,
+      whatever the split; what fills the last one up is masked, with the label
+      -100.
+
+    Raises:
+      DataError: an unknown or empty split, or examples that cannot be used.
+    """
+    reader = self._reader(split)
+    reader.load()
+    numbered = batches.Evaluation(
+        reader, batch_size=self._eval_batch_size, **self._common)
+    return self._stream(numbered, reader)
+
+  def _reader(self, split):
+    if split not in self._readers:
+      self._readers[split] = reader_lib.Reader(
+          source.open_source(split=split, **self._dataset), split)
+    return self._readers[split]
+
+  def _training(self):
+    reader = self._reader(self._train)
+    return batches.Training(
+        reader,
+        augment_lib.build_augment(self._augment, reader.num_classes),
+        batch_size=self._batch_size,
+        seed=self._seed,
+        **self._common)
+
+  def _stream(self, numbered, reader):
+    import grain  # Takes a second, which `import haikd` should not.
+    threads = 1 if reader.cached else _READ_THREADS
+    return grain.MapDataset.source(numbered).to_iter_dataset(
+        grain.ReadOptions(
+            num_threads=min(threads, self._prefetch),
+            prefetch_buffer_size=self._prefetch))
+
+
+def build_data(config: ml_collections.ConfigDict,
+               *,
+               process_index: Optional[int] = None,
+               process_count: Optional[int] = None) -> Data:
+  """Returns the batches that a config describes.
+
+  Reads nothing yet. The global batch is divided among the processes; whoever
+  puts it on devices divides it further.
+
+  Args:
+    config: a config made from `haikd.config.base()`.
+    process_index: which process this is; JAX's by default.
+    process_count: how many there are; JAX's by default.
+
+  Returns:
+    A Data.
+
+  Raises:
+    ConfigError: a batch that the processes cannot share evenly, a seed out of
+      its range, or an unknown augmentation.
+  """
+  if process_index is None:
+    process_index = jax.process_index()
+  if process_count is None:
+    process_count = jax.process_count()
+  if config.batch_size % process_count:
+    raise checks.ConfigError(
+        'pipeline.build_data: config.batch_size must be a multiple of the '
+        f'number of processes; got config.batch_size={config.batch_size}, '
+        f'process_count={process_count}. The closest is '
+        f'{-(-config.batch_size // process_count) * process_count}.')
+  if config.seed < 0:
+    raise checks.ConfigError('pipeline.build_data: config.seed must be 0 or '
+                             f'more; got config.seed={config.seed}.')
+  data, evaluation = config.data, config.evaluation
+  augment = data.augment.to_dict()
+  augment_lib.build_augment(augment, None)  # Refuse now what cannot work.
+  return Data(
+      dataset=dict(
+          name=data.name,
+          options=data.options.to_dict(),
+          source_dir=data.source_dir,
+          data_dir=data.data_dir),
+      train=data.train,
+      held_out=(evaluation.split, evaluation.final),
+      augment=augment,
+      batch_size=config.batch_size,
+      eval_batch_size=evaluation.batch_size,
+      seed=config.seed,
+      prefetch=data.prefetch,
+      mean=data.mean,
+      std=data.std,
+      process_index=process_index,
+      process_count=process_count)

@@ -1,0 +1,182 @@
+"""Data sets prepared by tensorflow-datasets, without TensorFlow.
+
+They are written as array_record and read by index. Nothing is imported from
+tfds before a data set is opened: that takes half a second.
+"""
+
+from collections.abc import Callable, Sequence
+import contextlib
+import io
+import sys
+from typing import Any, Optional
+
+import numpy as np
+
+from haikd import checks
+from haikd import registry
+
+FILE_FORMAT = 'array_record'
+
+
+class Prepared:
+  """A Source that reads one split of a prepared data set.
+
+  Attributes:
+    num_classes: of the feature `label`; None if it has no such thing.
+  """
+
+  def __init__(self, source: Any, keys: Sequence[str],
+               num_classes: Optional[int]):
+    self.num_classes = num_classes
+    self._source = source
+    self._keys = keys
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    return self._pick(self._source[index])
+
+  def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+    """Returns several examples, which is faster than one by one."""
+    return [self._pick(e) for e in self._source.__getitems__(indices)]
+
+  def _pick(self, example):
+    return {key: example[key] for key in self._keys}
+
+
+def named(name: str, data_dir: Optional[str] = None) -> Callable[..., Prepared]:
+  """Returns the function that opens a data set of tfds.
+
+  Args:
+    name: what tfds calls it, such as 'mnist' or 'mnist:3.0.1'.
+    data_dir: the folder of prepared files; None for that of tfds.
+
+  Returns:
+    A function like those that are registered.
+
+  Raises:
+    ConfigError: a name that neither haikd nor tfds knows.
+    DataError: a data set that is not prepared.
+  """
+  import tensorflow_datasets as tfds
+  try:
+    builder = tfds.builder(name, data_dir=data_dir)
+  except tfds.core.DatasetNotFoundError as err:
+    raise checks.ConfigError(
+        'prepared.named: config.data.name must be a registered data set or one '
+        f'of tfds; got {name!r}. '
+        f'{checks.suggest(name, registry.datasets.names())} A plugin that '
+        'brings it belongs in config.plugins.') from err
+  except (ValueError, AssertionError) as err:
+    raise checks.ConfigError(
+        'prepared.named: config.data.name must name a data set as tfds does, '
+        f'name/config:version; got {name!r} ({checks.one_line(err)}).') from err
+  if not is_prepared(builder):
+    raise checks.DataError(
+        f'prepared.named: {name!r} must be prepared in data_dir; got '
+        f'data_dir={str(builder.data_dir)!r}, where it is not. Run '
+        f'`tfds.builder({name!r}, data_dir=…).download_and_prepare('
+        f'file_format={FILE_FORMAT!r})` once.')
+
+  def tfds_data_set(split, *, data_dir=None, features=()):
+    del data_dir  # The builder has it.
+    return open_split(builder, split, features)
+
+  return tfds_data_set
+
+
+def is_prepared(builder: Any) -> bool:
+  """Returns whether a builder's files are there; tfds's own check warns."""
+  return (builder.data_path / 'dataset_info.json').exists()
+
+
+def open_split(builder: Any,
+               split: str,
+               features: tuple[str, ...] = ()) -> Prepared:
+  """Opens a split of a data set that is prepared.
+
+  Args:
+    builder: a tfds builder.
+    split: one of its splits, or a slice such as 'train[:90%]'.
+    features: the features to read; all that are numbers if empty.
+
+  Returns:
+    A Source.
+
+  Raises:
+    ConfigError: an unknown feature.
+    DataError: an unknown split, or a file format without access by index.
+  """
+  numeric = [key for key, feature in builder.info.features.items()
+             if _is_numeric(feature)]
+  for feature in features:
+    if feature not in numeric:
+      raise checks.ConfigError(
+          'config.data.options: features must name features that hold numbers; '
+          f'got {feature!r}. {checks.suggest(feature, numeric)}')
+  wanted = features or numeric
+  try:
+    source = builder.as_data_source(split=split)
+  except NotImplementedError as err:
+    raise checks.DataError(
+        f'prepared.open_split: {builder.name!r} must be prepared as '
+        f'{FILE_FORMAT}; got {checks.one_line(err)} Prepare it again in another'
+        ' data_dir.') from err
+  except ValueError as err:
+    raise checks.DataError(
+        f'prepared.open_split: split must be one that {builder.name!r} has; '
+        f'got split={split!r}. {checks.suggest(split, builder.info.splits)}'
+    ) from err
+  label = builder.info.features['label'] if 'label' in wanted else None
+  return Prepared(source, wanted, getattr(label, 'num_classes', None))
+
+
+def prepare(make_builder: Callable[[], Any]) -> Any:
+  """Prepares a data set unless that has been done.
+
+  The files appear in one piece, by renaming a folder. Where two processes
+  prepare at once, the first to finish wins and the other reads its files.
+
+  Args:
+    make_builder: returns a tfds builder; called again when another process has
+      got there first.
+
+  Returns:
+    A builder that is prepared.
+
+  Raises:
+    DataError: `data_dir` cannot be written.
+  """
+  builder = make_builder()
+  if is_prepared(builder):
+    return builder
+  try:
+    with _quiet():
+      builder.download_and_prepare(file_format=FILE_FORMAT)
+  except OSError as err:
+    other = make_builder()
+    if is_prepared(other):
+      return other
+    raise checks.DataError(
+        'prepared.prepare: data_dir must be a folder that can be written; got '
+        f'{str(builder.data_dir)!r} ({checks.one_line(err)}). Set '
+        'config.data.data_dir.') from err
+  return builder
+
+
+@contextlib.contextmanager
+def _quiet():
+  """Keeps tfds from printing; its progress bar is shown to a person only."""
+  import tensorflow_datasets as tfds
+  progress = contextlib.ExitStack()
+  if not sys.stderr.isatty():
+    tfds.disable_progress_bar()
+    progress.callback(tfds.enable_progress_bar)
+  with progress, contextlib.redirect_stdout(io.StringIO()):
+    yield
+
+
+def _is_numeric(feature):
+  dtype = feature.np_dtype
+  return isinstance(dtype, type) and issubclass(dtype, (np.number, np.bool_))

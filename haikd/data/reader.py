@@ -1,0 +1,158 @@
+"""Batches of examples by index, checked before anybody computes with them.
+
+A split that is small enough is decoded once and kept; batches are then gathered
+from one array a key, which is a hundred times faster than example by example.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
+
+import numpy as np
+
+from haikd import checks
+from haikd.data import source as source_lib
+from haikd.data import tokens
+
+CACHE_BYTES = 2**29  # Splits up to this size, decoded, are kept in memory.
+
+_CHUNK = 1024  # Examples that are decoded at a time.
+TARGETS = ('label', 'mask', 'target_mask')  # The keys that are no inputs.
+
+Columns = dict[str, np.ndarray]
+
+
+class Reader:
+  """Reads examples of one split.
+
+  Attributes:
+    split: its name, for messages.
+    num_classes: V, or None.
+  """
+
+  def __init__(self, source: source_lib.Source, split: str):
+    self.split = split
+    self.num_classes = source.num_classes
+    self._source = source
+    self._columns: Optional[Columns] = None
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  @property
+  def cached(self) -> bool:
+    """Whether the whole split is in memory."""
+    return self._columns is not None
+
+  def load(self) -> None:
+    """Decodes and checks the whole split, if it is small enough to keep."""
+    if self.cached:
+      return
+    size = len(self)
+    if isinstance(self._source, source_lib.Arrays):
+      self._check(self._source.columns, range(size))
+      self._columns = self._source.columns
+      return
+    example = self.gather([0])
+    if size * sum(value.nbytes for value in example.values()) > CACHE_BYTES:
+      return
+    columns = {
+        key: np.empty((size, *value.shape[1:]), value.dtype)
+        for key, value in example.items()
+    }
+    for start in range(0, size, _CHUNK):
+      indices = range(start, min(start + _CHUNK, size))
+      for key, value in self.gather(indices, like=example).items():
+        columns[key][start:start + len(indices)] = value
+    self._columns = columns
+
+  def gather(self,
+             indices: Sequence[int],
+             like: Optional[Columns] = None) -> Columns:
+    """Reads some examples.
+
+    Args:
+      indices: their places in the split.
+      like: columns whose keys, shapes and dtypes they must have.
+
+    Returns:
+      `{key: [len(indices), ...]}`.
+
+    Raises:
+      DataError: an example that cannot be used, by split and index.
+    """
+    if self._columns is not None:
+      return {key: value[indices] for key, value in self._columns.items()}
+    indices = [int(i) for i in indices]
+    if hasattr(self._source, '__getitems__'):
+      examples = self._source.__getitems__(indices)
+    else:
+      examples = [self._source[i] for i in indices]
+    columns = self._stack(examples, indices, like)
+    self._check(columns, indices)
+    return columns
+
+  def _stack(self, examples: Sequence[Mapping[str, Any]],
+             indices: Sequence[int], like: Optional[Columns]) -> Columns:
+    """Stacks examples, refusing one that is not like the first."""
+    examples = [{key: np.asarray(value)
+                 for key, value in example.items()}
+                for example in examples]
+    first = _form(examples[0]) if like is None else {
+        key: (value.shape[1:], value.dtype) for key, value in like.items()}
+    for index, example in zip(indices, examples):
+      if _form(example) != first:
+        raise self._bad(
+            index, 'have the keys, shapes and dtypes of the others',
+            f'{_describe(_form(example))} instead of {_describe(first)}',
+            'Pad what is ragged and give a mask.')
+    return {key: np.stack([example[key] for example in examples])
+            for key in first}
+
+  def _check(self, columns: Columns, indices: Sequence[int]) -> None:
+    """Raises DataError for values that no training could use."""
+    for key, value in columns.items():
+      if value.dtype.kind not in 'biuf':
+        raise self._bad(indices[0], f'hold numbers in {key}',
+                        f'{key}.dtype={value.dtype}', 'Leave that key out.')
+      if key in ('mask', 'target_mask') and value.dtype != np.bool_:
+        raise self._bad(indices[0], f'have a boolean {key}',
+                        f'{key}.dtype={value.dtype}',
+                        'Compare it, as in `lengths > 0`.')
+      if value.dtype.kind == 'f':
+        self._refuse(~np.isfinite(value), indices, f'have a finite {key}',
+                     value, 'Clean the data first.')
+    label = columns.get('label')
+    if label is not None and label.dtype.kind in 'iu':
+      self._check_labels(label, indices)
+
+  def _check_labels(self, label, indices):
+    if self.num_classes is None:
+      raise self._bad(indices[0], 'have no label unless num_classes is known',
+                      'num_classes=None', 'Give the Source a num_classes.')
+    wrong = (label < 0) | (label >= self.num_classes)
+    if label.dtype.kind == 'i':
+      wrong &= label != tokens.UNLABELLED
+    self._refuse(
+        wrong, indices, f'have a label below num_classes={self.num_classes}, '
+        f'or {tokens.UNLABELLED} for none', label, 'Correct num_classes or the '
+        'labels.')
+
+  def _refuse(self, wrong, indices, rule, values, remedy):
+    """Raises DataError for the first example where `wrong` is true."""
+    if wrong.any():
+      place = tuple(np.argwhere(wrong)[0])
+      raise self._bad(indices[place[0]], rule, values[place], remedy)
+
+  def _bad(self, index, rule, value, remedy):
+    return checks.DataError(
+        f'reader.Reader: example {index} of split {self.split!r} must {rule}; '
+        f'got {value}. {remedy}')
+
+
+def _form(example):
+  return {key: (value.shape, value.dtype) for key, value in example.items()}
+
+
+def _describe(form):
+  return ', '.join(f'{key} {dtype}{list(shape)}'
+                   for key, (shape, dtype) in sorted(form.items()))

@@ -1,0 +1,136 @@
+"""What a data set is, and how a config's name becomes one."""
+
+from collections.abc import Mapping
+import inspect
+from typing import Any, Optional, Protocol
+
+import numpy as np
+
+from haikd import checks
+from haikd import registry
+from haikd.data import prepared
+
+RESERVED = ('split', 'source_dir', 'data_dir')
+
+
+class Source(Protocol):
+  """One split of a data set: examples that can be read in any order.
+
+  An example is a dict of arrays (or numbers), and all examples have the same
+  keys and shapes; what is ragged is padded and says so in its mask. These keys
+  have a meaning, all of them optional:
+
+    label: an integer or `[N]` integers below `num_classes`, -100 for none, or
+      probabilities with a trailing axis V. Already aligned to the logits.
+    mask: bool `[N]`, true where a position is real.
+    target_mask: bool `[N]`, true where a position's logits count.
+    image: `[height, width, channels]`. uint8 is divided by 255; then come
+      augmentation and `(image - mean) / std`.
+
+  Every other key is an input of the networks: one alone is passed as it is,
+  several as a dict.
+
+  Attributes:
+    num_classes: V, the number of classes or the size of the vocabulary; None
+      if there are no labels to say so.
+  """
+
+  num_classes: Optional[int]
+
+  def __len__(self) -> int:
+    """Returns the number of examples."""
+
+  def __getitem__(self, index: int) -> Mapping[str, Any]:
+    """Returns an example."""
+
+
+class Arrays:
+  """A Source that is held in memory, as one array for every key.
+
+  Attributes:
+    num_classes: V, or None.
+    columns: `{key: array}`, `[size, ...]` each.
+  """
+
+  def __init__(self, columns: Mapping[str, Any], *,
+               num_classes: Optional[int] = None):
+    self.num_classes = num_classes
+    self.columns = {key: np.asarray(value) for key, value in columns.items()}
+    sizes = {key: len(value) for key, value in self.columns.items()}
+    if len(set(sizes.values())) != 1:
+      raise checks.DataError(
+          'source.Arrays: columns must have the same number of examples; got '
+          f'{sizes or "no columns"}. Give every key one entry an example.')
+    self._size = min(sizes.values())
+
+  def __len__(self) -> int:
+    return self._size
+
+  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    return {key: value[index] for key, value in self.columns.items()}
+
+
+def open_source(name: str,
+                split: str,
+                *,
+                options: Optional[Mapping[str, Any]] = None,
+                source_dir: Optional[str] = None,
+                data_dir: Optional[str] = None) -> Source:
+  """Opens one split of a data set.
+
+  Args:
+    name: a registered data set, or one of tfds that is prepared in `data_dir`.
+    split: 'train', 'validation', 'test' or what else the data set has.
+    options: keyword options of the data set.
+    source_dir: the folder of its raw files.
+    data_dir: the folder of prepared files.
+
+  Returns:
+    A Source with at least one example.
+
+  Raises:
+    ConfigError: an unknown name, or an option the data set does not take.
+    DataError: an unknown or empty split, or files that cannot be used.
+  """
+  if name in registry.datasets.names():
+    function = registry.datasets[name].function
+  else:
+    function = prepared.named(name, data_dir)
+  options = dict(options or {})
+  folders = dict(source_dir=source_dir, data_dir=data_dir)
+  checks.check_options(
+      'config.data.options', function, options, reserved=RESERVED)
+  source = function(split, **_accepted(name, function, folders), **options)
+  for attribute in ('__len__', '__getitem__', 'num_classes'):
+    if not hasattr(source, attribute):
+      raise checks.ConfigError(
+          f'source.open_source: data set {name!r} must return a Source, with '
+          f'{attribute}; got {type(source).__name__}. haikd.data.Arrays makes '
+          'one of arrays.')
+  if not len(source):
+    raise checks.DataError(
+        f'source.open_source: split {split!r} of {name!r} must have examples; '
+        'got size=0. Choose another split, or prepare the data again.')
+  return source
+
+
+def check_split(where: str, split: str, known: tuple[str, ...]) -> None:
+  """Raises DataError unless `split` is one of `known`."""
+  if split not in known:
+    raise checks.DataError(
+        f'{where}: split must be one the data set has; got split={split!r}. '
+        f'{checks.suggest(split, known)}')
+
+
+def _accepted(name, function, folders):
+  """Returns the folders a data set takes; refuses one that would be ignored."""
+  names = checks.option_names(function)
+  parameters = inspect.signature(function).parameters.values()
+  if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+    names |= set(folders)
+  for folder, path in folders.items():
+    if path is not None and folder not in names:
+      raise checks.ConfigError(
+          f'source.open_source: config.data.{folder} must be None for {name!r},'
+          f' which has no use for it; got {path!r}.')
+  return {key: path for key, path in folders.items() if key in names}

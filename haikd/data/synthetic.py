@@ -1,0 +1,78 @@
+"""Made-up data for tests and dry runs: learnable, and the same every time."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from haikd import checks
+from haikd import registry
+from haikd.data import source
+from haikd.data import tokens as tokens_lib
+
+_SPLITS = ('train', 'validation', 'test')
+_KINDS = ('images', 'tokens')
+
+
+@registry.register_dataset()
+def synthetic(split: str,
+              *,
+              kind: str = 'images',
+              size: int = 256,
+              num_classes: int = 10,
+              shape: Sequence[int] = (8, 8, 1),
+              length: int = 16,
+              vocabulary: int = 32) -> source.Source:
+  """Images of noisy prototypes, or ragged sequences with a rule to them.
+
+  Args:
+    split: 'train', 'validation' or 'test'; all are of one size.
+    kind: 'images', or 'tokens' to be predicted one from the other.
+    size: the number of examples.
+    num_classes: of images; each class is one random prototype plus noise.
+    shape: of images, height, width and channels.
+    length: the longest sequence; the others have 2 tokens or more.
+    vocabulary: of tokens; token 3x + 1 follows x, modulo the vocabulary.
+
+  Returns:
+    A Source of `image` (uint8) and `label`, or of `tokens`, `mask`, `label`
+    and `target_mask`.
+
+  Raises:
+    ConfigError: an option out of its range.
+    DataError: an unknown split.
+  """
+  source.check_split('synthetic.synthetic', split, _SPLITS)
+  if kind not in _KINDS:
+    raise checks.ConfigError(
+        f'synthetic.synthetic: kind must be known; got kind={kind!r}. '
+        f'{checks.suggest(kind, _KINDS)}')
+  for name, value, least in (('size', size, 0), ('num_classes', num_classes, 1),
+                             ('length', length, 2),
+                             ('vocabulary', vocabulary, 2)):
+    if value < least:
+      raise checks.ConfigError(f'synthetic.synthetic: {name} must be at least '
+                               f'{least}; got {name}={value}.')
+  random = np.random.RandomState(_SPLITS.index(split))
+  if kind == 'tokens':
+    return _tokens(random, size, length, vocabulary)
+  prototypes = np.random.RandomState(len(_SPLITS)).randint(
+      64, 192, (num_classes, *shape))
+  labels = random.permutation(np.arange(size) % num_classes)
+  noise = random.randint(-64, 64, (size, *shape))
+  images = (prototypes[labels] + noise).astype(np.uint8)
+  return source.Arrays(
+      dict(image=images, label=labels), num_classes=num_classes)
+
+
+def _tokens(random, size, length, vocabulary):
+  tokens = np.empty((size, length), np.int32)
+  tokens[:, 0] = random.randint(vocabulary, size=size)
+  for i in range(1, length):
+    tokens[:, i] = (3 * tokens[:, i - 1] + 1) % vocabulary
+  lengths = random.randint(2, length + 1, size=size)
+  mask = np.arange(length) < lengths[:, np.newaxis]
+  tokens = np.where(mask, tokens, np.int32(0))
+  labels, target_mask = tokens_lib.next_token(tokens, mask)
+  return source.Arrays(
+      dict(tokens=tokens, mask=mask, label=labels, target_mask=target_mask),
+      num_classes=vocabulary)

@@ -1,0 +1,37 @@
+"""Sequences of tokens: what a model has to predict at which position."""
+
+from typing import Optional
+
+import numpy as np
+
+UNLABELLED = -100  # The label of what has none.
+
+
+def next_token(
+    tokens: np.ndarray,
+    mask: np.ndarray,
+    completion: Optional[np.ndarray] = None,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Aligns labels to logits: position i predicts token i + 1.
+
+  This is the one place where sequences are shifted; losses and models never do.
+  A position counts if the token after it is real (and belongs to the
+  completion, when there is one), so that with a prompt of 4 tokens and a
+  completion of 3 the positions 3, 4 and 5 count.
+
+  Args:
+    tokens: `[..., N]` integers.
+    mask: `[..., N]` bool, true where a token is real.
+    completion: `[..., N]` bool, true where a token is to be learned; None for
+      every real one.
+
+  Returns:
+    `labels`, `[..., N]` int32 with -100 where a position does not count, and
+    `target_mask`, `[..., N]` bool, true where it does.
+  """
+  wanted = mask if completion is None else mask & completion
+  target_mask = np.zeros_like(mask)
+  target_mask[..., :-1] = mask[..., :-1] & wanted[..., 1:]
+  labels = np.full(tokens.shape, UNLABELLED, np.int32)
+  labels[..., :-1] = tokens[..., 1:]
+  return np.where(target_mask, labels, np.int32(UNLABELLED)), target_mask
