@@ -1,5 +1,6 @@
 """Precision: policies, norms, synchronised BatchNorm and the loss scale."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -170,14 +171,11 @@ SHARDED = textwrap.dedent("""
 
 
 def test_batch_norm_agrees_with_a_single_device():
+  flags = {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
   result = subprocess.run([sys.executable, '-c', SHARDED],
                           capture_output=True,
                           text=True,
-                          env={
-                              'XLA_FLAGS':
-                                  '--xla_force_host_platform_device_count=8',
-                              'JAX_PLATFORMS': 'cpu'
-                          },
+                          env={**os.environ, **flags, 'JAX_PLATFORMS': 'cpu'},
                           check=False)
   assert result.stdout.strip() == 'agrees', result.stderr[-2000:]
 

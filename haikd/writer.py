@@ -1,0 +1,303 @@
+"""Where metrics go: a file of rows, TensorBoard and the console."""
+
+from collections.abc import Mapping, Sequence
+import datetime
+import os
+import pathlib
+import time
+from typing import Any, Optional
+
+import rich.console
+import rich.progress
+import rich.table
+from tensorboard.compat.proto import event_pb2
+from tensorboard.compat.proto import summary_pb2
+from tensorboard.summary.writer import event_file_writer
+
+from haikd import files
+
+Metrics = Mapping[str, float]
+Results = Mapping[str, Mapping[str, Any]]
+
+METRICS_FILE = 'metrics.jsonl'
+RESULT_FILE = 'result.json'
+SPEED = 'examples_per_second'  # The metric that the console shows as a speed.
+MISSING = '–'
+
+_ROWS = (('teacher', 'teacher'), ('student_alone', 'student alone'),
+         ('student', 'student distilled'))
+_COLUMNS = (('parameters', 'parameters', '{:,.0f}'),
+            ('accuracy', 'accuracy', '{:.2%}'),
+            ('cross_entropy', 'cross-entropy', '{:.4f}'),
+            ('kl', 'KL to teacher', '{:.4f}'),
+            ('agreement', 'agreement', '{:.2%}'),
+            ('seconds', 'seconds', '{:.1f}'))
+
+
+class Writer:
+  """Writes metrics to everything that was opened; see `open_writer`."""
+
+  def __init__(self, rows: Optional['_Rows'], events: Optional['_Events'],
+               console: Any):
+    self._rows, self._events, self._console = rows, events, console
+
+  def __enter__(self) -> 'Writer':
+    return self
+
+  def __exit__(self, *unused) -> None:
+    self.close()
+
+  def truncate(self, step: int) -> None:
+    """Forgets what a run that was cut off wrote after it last saved.
+
+    Call it once, before anything is written.
+
+    Args:
+      step: the step that training goes on from, 0 for a new run. Later rows
+        and a half-written last line are dropped.
+    """
+    if self._rows:
+      for sink in (self._rows, self._events, self._console):
+        sink.truncate(step)
+
+  def progress(self, step: int) -> None:
+    """Moves the progress bar, if there is one; cheap enough for every step."""
+    if self._rows:
+      self._console.progress(step)
+
+  def write(self, step: int, split: str, metrics: Metrics) -> None:
+    """Writes one row.
+
+    Args:
+      step: the number of steps taken.
+      split: 'train', 'eval/validation' and the like.
+      metrics: numbers by name, such as `loss/kl` or `examples_per_second`.
+    """
+    metrics = {name: float(value) for name, value in metrics.items()}
+    if self._rows:
+      for sink in (self._rows, self._events, self._console):
+        sink.write(int(step), split, metrics)
+
+  def message(self, text: str) -> None:
+    """Prints one line, above the progress bar if there is one."""
+    if self._rows:
+      self._console.message(text)
+
+  def close(self) -> None:
+    """Writes out what is pending and takes the progress bar away."""
+    if self._rows:
+      self._console.close()
+      self._events.close()
+
+
+def open_writer(workdir: files.Path,
+                *,
+                total_steps: int,
+                title: str = 'train',
+                enabled: bool = True,
+                console: Optional[rich.console.Console] = None) -> Writer:
+  """Opens the writers of a run; use it in a `with` statement.
+
+  Rows go to `metrics.jsonl`, one JSON object a line with `step`, `split` and
+  the metrics; a value that is not finite is one of the strings 'NaN',
+  'Infinity' and '-Infinity', which `float` reads. TensorBoard's event files
+  have the tags `<split>/<metric>`. The console shows a progress bar if it is a
+  terminal, else one plain line a row.
+
+  Args:
+    workdir: a local folder, made if it is not there.
+    total_steps: length of the run.
+    title: what the console calls the run.
+    enabled: False on all processes but the first, which write nothing.
+    console: where to print; standard output by default.
+
+  Returns:
+    A Writer.
+  """
+  if not enabled:
+    return Writer(None, None, None)
+  workdir = pathlib.Path(workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
+  console = console or rich.console.Console()
+  show = _Bar if console.is_terminal else _Lines
+  return Writer(
+      _Rows(workdir / METRICS_FILE), _Events(workdir),
+      show(console, title, total_steps))
+
+
+def table(rows: Sequence[Sequence[str]],
+          columns: Sequence[str],
+          *,
+          console: Optional[rich.console.Console] = None) -> None:
+  """Prints a table: drawn in a terminal, aligned plain text elsewhere.
+
+  Args:
+    rows: what stands in the columns.
+    columns: the headings. The first column is left-justified, numbers follow.
+    console: where to print; standard output by default.
+  """
+  console = console or rich.console.Console()
+  if console.is_terminal:
+    drawn = rich.table.Table()
+    for i, heading in enumerate(columns):
+      drawn.add_column(heading, justify='right' if i else 'left')
+    for row in rows:
+      drawn.add_row(*row)
+    console.print(drawn)
+    return
+  lines = [list(columns), *rows]
+  widths = [max(map(len, cells)) for cells in zip(*lines)]
+  for first, *others in lines:
+    numbers = [x.rjust(w) for x, w in zip(others, widths[1:])]
+    print('  '.join((first.ljust(widths[0]), *numbers)), file=console.file)
+
+
+def write_results(workdir: files.Path, results: Results) -> None:
+  """Writes `result.json` in one piece.
+
+  Args:
+    workdir: the run's folder.
+    results: `{'teacher': {...}, 'student_alone': {...}, 'student': {...}}`, of
+      each network `parameters`, `accuracy`, `cross_entropy` (nats), `kl` (to
+      the teacher at a temperature of 1, nats), `agreement` (of the most likely
+      class) and `seconds`.
+  """
+  files.write_json(pathlib.Path(workdir) / RESULT_FILE, results)
+
+
+def print_table(results: Results,
+                *,
+                console: Optional[rich.console.Console] = None) -> None:
+  """Prints the final results, a network a row.
+
+  Args:
+    results: as for `write_results`. What is missing is shown as a dash.
+    console: where to print; standard output by default.
+  """
+  rows = []
+  for key, name in _ROWS:
+    values = results.get(key, {})
+    rows.append([name] + [
+        MISSING if values.get(field) is None else form.format(values[field])
+        for field, _, form in _COLUMNS
+    ])
+  table(rows, ['', *(title for _, title, _ in _COLUMNS)], console=console)
+
+
+class _Rows:
+  """The file of rows."""
+
+  def __init__(self, path):
+    self._path = path
+
+  def truncate(self, step):
+    rows = [row for row in files.read_rows(self._path) if row['step'] <= step]
+    files.replace(self._path,
+                  ''.join(files.encode(row) + '\n' for row in rows))
+
+  def write(self, step, split, metrics):
+    row = {'step': step, 'split': split, **metrics}
+    with open(self._path, 'a', encoding='utf-8') as file:
+      file.write(files.encode(row) + '\n')
+
+
+class _Events:
+  """TensorBoard's event files, which need no TensorFlow."""
+
+  def __init__(self, workdir):
+    self._writer = event_file_writer.EventFileWriter(os.fspath(workdir))
+
+  def truncate(self, step):
+    # TensorBoard drops what earlier files hold from this step on.
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._add(step + 1, session_log=start)
+
+  def write(self, step, split, metrics):
+    values = [
+        summary_pb2.Summary.Value(tag=f'{split}/{name}', simple_value=value)
+        for name, value in metrics.items()
+    ]
+    self._add(step, summary=summary_pb2.Summary(value=values))
+    self._writer.flush()
+
+  def _add(self, step, **content):
+    self._writer.add_event(
+        event_pb2.Event(wall_time=time.time(), step=step, **content))
+
+  def close(self):
+    self._writer.close()
+
+
+class _Lines:
+  """The console when it is not a terminal: one line a row."""
+
+  def __init__(self, console, title, total_steps):
+    self._file, self._title, self._total = console.file, title, total_steps
+    self.truncate(0)
+
+  def truncate(self, step):
+    self._first, self._began = step, time.monotonic()
+
+  def progress(self, step):
+    pass
+
+  def write(self, step, split, metrics):
+    done = step - self._first
+    text = _describe(split, metrics)
+    if split == 'train' and done > 0:
+      seconds = (time.monotonic() - self._began) / done * (self._total - step)
+      text += f'  left {datetime.timedelta(seconds=max(round(seconds), 0))}'
+    self.message(f'{self._title} {step}/{self._total}  {split}  {text}')
+
+  def message(self, text):
+    print(text, file=self._file, flush=True)
+
+  def close(self):
+    pass
+
+
+class _Bar:
+  """The console when it is a terminal: a progress bar."""
+
+  def __init__(self, console, title, total_steps):
+    terms = rich.table.Column(no_wrap=True, overflow='ellipsis', ratio=1)
+    self._progress = rich.progress.Progress(
+        rich.progress.TextColumn('{task.description}'),
+        rich.progress.BarColumn(bar_width=20),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeRemainingColumn(compact=True),
+        rich.progress.TextColumn('{task.fields[terms]}', table_column=terms),
+        console=console,
+        expand=True)
+    self._task = self._progress.add_task(title, total=total_steps, terms='')
+    self._progress.start()
+
+  def truncate(self, step):
+    self._progress.reset(self._task, completed=step)
+
+  def progress(self, step):
+    self._progress.update(self._task, completed=step)
+
+  def write(self, step, split, metrics):
+    text = _describe(split, metrics)
+    if split == 'train':
+      self._progress.update(self._task, completed=step, terms=text)
+    else:
+      self.message(f'step {step}  {split}  {text}')
+
+  def message(self, text):
+    self._progress.console.print(text, highlight=False, markup=False)
+
+  def close(self):
+    self._progress.stop()
+
+
+def _describe(split, metrics):
+  """Returns the metrics as text; while training, losses and speed alone."""
+  parts = []
+  for name, value in metrics.items():
+    if name == SPEED:
+      parts.append(f'{value:,.0f} examples/s')
+    elif split != 'train' or name.split('/')[0] == 'loss':
+      parts.append(f'{name} {value:.4g}')
+  return '  '.join(parts)

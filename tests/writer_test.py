@@ -1,0 +1,216 @@
+"""Writer: rows, TensorBoard events, console and the table of results."""
+
+import io
+import json
+import math
+import pathlib
+import re
+
+import numpy as np
+import pytest
+import rich.console
+from tensorboard.backend.event_processing import event_accumulator
+
+from haikd import checks
+from haikd import files
+from haikd import writer
+
+
+def plain():
+  return rich.console.Console(file=io.StringIO(), force_terminal=False)
+
+
+def terminal(width=120):
+  return rich.console.Console(
+      file=io.StringIO(), force_terminal=True, width=width)
+
+
+def rows(workdir):
+  text = (pathlib.Path(workdir) / 'metrics.jsonl').read_text()
+  return [json.loads(line, parse_constant=pytest.fail)
+          for line in text.splitlines()]
+
+
+def write(workdir, *, truncate=None, steps=(), console=None):
+  with writer.open_writer(
+      workdir, total_steps=10, console=console or plain()) as out:
+    if truncate is not None:
+      out.truncate(truncate)
+    for step in steps:
+      out.write(step, 'train', {'loss/kl': step / 2})
+
+
+def test_each_row_is_on_disk_once_written(tmp_path):
+  with writer.open_writer(
+      tmp_path / 'run', total_steps=10, console=plain()) as out:
+    out.write(np.int32(3), 'train', {'loss/kl': np.float32(0.5), 'loss': 1})
+    assert rows(tmp_path / 'run') == [
+        {'step': 3, 'split': 'train', 'loss/kl': 0.5, 'loss': 1.0}]
+    out.write(3, 'eval/validation', {'accuracy': 0.25})
+    assert rows(tmp_path / 'run')[1] == {
+        'step': 3, 'split': 'eval/validation', 'accuracy': 0.25}
+
+
+def test_what_is_not_finite_is_valid_json_and_reads_back(tmp_path):
+  with writer.open_writer(tmp_path, total_steps=1, console=plain()) as out:
+    out.write(1, 'train', {'a': math.nan, 'b': math.inf, 'c': -math.inf})
+  row = rows(tmp_path)[0]
+  assert (row['a'], row['b'], row['c']) == ('NaN', 'Infinity', '-Infinity')
+  assert math.isnan(float(row['a']))
+  assert (float(row['b']), float(row['c'])) == (math.inf, -math.inf)
+
+
+def test_a_resumed_run_has_each_step_once(tmp_path):
+  write(tmp_path, truncate=0, steps=[1, 2, 3, 4])
+  write(tmp_path, truncate=2, steps=[3, 4, 5])
+  assert [row['step'] for row in rows(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize('cut', range(1, 40, 6))
+def test_a_half_written_last_line_is_removed(tmp_path, cut):
+  write(tmp_path, steps=[1, 2, 3])
+  path = tmp_path / 'metrics.jsonl'
+  path.write_bytes(path.read_bytes()[:-cut])  # As a kill would leave it.
+  write(tmp_path, truncate=2, steps=[3])
+  assert [row['step'] for row in rows(tmp_path)] == [1, 2, 3]
+  assert {p.name for p in tmp_path.iterdir() if 'tfevents' not in p.name} == {
+      'metrics.jsonl'}
+
+
+def test_a_broken_line_before_the_last_is_refused(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
+  with pytest.raises(checks.DataError, match='metrics.jsonl, line=2'):
+    write(tmp_path, truncate=3)
+
+
+def test_truncating_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
+  write(tmp_path, steps=[1, 2, 3])
+
+  def fail(*unused):
+    raise OSError('disk full')
+
+  monkeypatch.setattr(files.os, 'replace', fail)
+  with pytest.raises(OSError, match='disk full'):
+    write(tmp_path, truncate=1)
+  assert [row['step'] for row in rows(tmp_path)] == [1, 2, 3]
+
+
+def test_tensorboard_reads_tags_and_forgets_the_lost_steps(tmp_path):
+  write(tmp_path, steps=[1, 2, 3])
+  write(tmp_path, truncate=1, steps=[2])
+  events = event_accumulator.EventAccumulator(str(tmp_path)).Reload()
+  assert events.Tags()['scalars'] == ['train/loss/kl']
+  assert [(event.step, event.value)
+          for event in events.Scalars('train/loss/kl')] == [(1, 0.5), (2, 1.0)]
+
+
+def test_other_processes_write_nothing(tmp_path):
+  console = plain()
+  with writer.open_writer(
+      tmp_path / 'run', total_steps=2, console=console, enabled=False) as out:
+    out.truncate(0)
+    out.progress(1)
+    out.write(1, 'train', {'loss': 1.0})
+    out.message('hello')
+  assert not (tmp_path / 'run').exists()
+  assert not console.file.getvalue()
+
+
+def test_plain_lines_name_losses_speed_and_time_left(tmp_path, monkeypatch):
+  clock = iter([0.0, 100.0, 104.0])  # Opened, truncated, written.
+  monkeypatch.setattr(writer.time, 'monotonic', lambda: next(clock))
+  console = plain()
+  with writer.open_writer(
+      tmp_path, total_steps=10, title='student', console=console) as out:
+    out.truncate(4)
+    out.write(
+        6, 'train', {
+            'loss': 1.5,
+            'loss/kl': 0.25,
+            'grad_norm': 3.0,
+            'examples_per_second': 1234.4
+        })
+    out.write(6, 'eval/validation', {'accuracy': 0.5})
+  # Two steps in four seconds leave eight seconds for the other four.
+  assert console.file.getvalue() == (
+      'student 6/10  train  loss 1.5  loss/kl 0.25  1,234 examples/s  '
+      'left 0:00:08\n'
+      'student 6/10  eval/validation  accuracy 0.5\n')
+
+
+def test_a_terminal_gets_a_bar_and_lines_above_it(tmp_path):
+  console = terminal()
+  with writer.open_writer(
+      tmp_path, total_steps=10, title='student', console=console) as out:
+    out.truncate(0)
+    out.progress(4)
+    out.write(5, 'train', {'loss': 0.125, 'examples_per_second': 10.0})
+    out.write(5, 'eval/test', {'accuracy': 0.5})
+    out.message('[not markup]')
+  text = re.sub(r'\x1b\[[0-9;?]*[A-Za-z]', '', console.file.getvalue())
+  last = text.splitlines()[-1]
+  assert 'step 5  eval/test  accuracy 0.5' in text
+  assert '[not markup]' in text
+  assert last.startswith('student')
+  assert ' 5/10 ' in last
+  assert 'loss 0.125  10 examples/s' in last
+
+
+def test_a_narrow_terminal_keeps_the_bar_on_one_line(tmp_path):
+  console = terminal(width=60)
+  with writer.open_writer(tmp_path, total_steps=10, console=console) as out:
+    out.write(5, 'train', {f'loss/term_{i}': 0.5 for i in range(20)})
+  text = re.sub(r'\x1b\[[0-9;?]*[A-Za-z]', '', console.file.getvalue())
+  assert max(len(line) for line in re.split(r'[\r\n]', text)) <= 60
+
+
+RESULTS = {
+    'teacher': dict(
+        parameters=1234567,
+        accuracy=0.98765,
+        cross_entropy=0.1,
+        kl=0.0,
+        agreement=1.0,
+        seconds=12.34),
+    'student': dict(parameters=1234, accuracy=math.nan, kl=None, seconds=None),
+}
+
+
+def test_results_are_written_in_one_piece(tmp_path):
+  writer.write_results(tmp_path, RESULTS)
+  result = files.read_json(tmp_path / 'result.json')
+  assert result['teacher'] == RESULTS['teacher']
+  assert result['student']['accuracy'] == 'NaN'
+  assert [p.name for p in tmp_path.iterdir()] == ['result.json']
+
+
+def test_the_plain_table_is_aligned_and_shows_dashes():
+  console = plain()
+  writer.print_table(RESULTS, console=console)
+  lines = console.file.getvalue().splitlines()
+  assert [re.split(r'  +', line.strip()) for line in lines] == [
+      [
+          'parameters', 'accuracy', 'cross-entropy', 'KL to teacher',
+          'agreement', 'seconds'
+      ],
+      [
+          'teacher', '1,234,567', '98.77%', '0.1000', '0.0000', '100.00%',
+          '12.3'
+      ],
+      ['student alone', '–', '–', '–', '–', '–', '–'],
+      ['student distilled', '1,234', 'nan%', '–', '–', '–', '–'],
+  ]
+  assert len({len(line) for line in lines}) == 1
+
+
+def test_a_terminal_gets_a_drawn_table():
+  console = terminal()
+  writer.print_table(RESULTS, console=console)
+  text = console.file.getvalue()
+  assert '┃' in text and 'student distilled' in text and '98.77%' in text
+
+
+def test_only_json_can_be_written(tmp_path):
+  with pytest.raises(TypeError, match='value=<object'):
+    files.write_json(tmp_path / 'x.json', {'a': object()})
+  assert not list(tmp_path.iterdir())
