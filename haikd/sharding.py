@@ -54,12 +54,12 @@ def check_batch_size(mesh: jax.sharding.Mesh, batch_size: int,
   """
   parts = batch_shards(mesh) * microbatches
   if batch_size % parts:
+    below = batch_size // parts * parts
+    nearest = f'{below} or {below + parts}' if below else f'{parts}'
     raise checks.ConfigError(
         'sharding.check_batch_size: config.batch_size must be divisible by '
         f'devices x microbatches = {batch_shards(mesh)} x {microbatches}; got '
-        f'batch_size={batch_size}. The nearest that fit are '
-        f'{max(batch_size // parts, 1) * parts} and '
-        f'{(batch_size // parts + 1) * parts}.')
+        f'batch_size={batch_size}. The nearest: {nearest}.')
 
 
 def replicate(mesh: jax.sharding.Mesh, tree: T) -> T:

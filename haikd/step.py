@@ -176,7 +176,7 @@ def build_train_step(objective: objective_lib.Objective,
     metrics = {
         'loss': loss,
         **{f'loss/{name}': mean for name, mean in means.items()},
-        'grad_norm': optax.global_norm(grads),
+        'grad_norm': optax.tree.norm(grads),
         'learning_rate': jnp.asarray(schedule(state.step), jnp.float32),
     }
     for term in objective.terms:
