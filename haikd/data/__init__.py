@@ -1,6 +1,7 @@
 """Data: builders, augmentation, and the pipeline that makes batches."""
 
 from haikd.data import datasets
+from haikd.data import images
 from haikd.data import synthetic
 from haikd.data.augment import register_augmentation
 from haikd.data.pipeline import build_data

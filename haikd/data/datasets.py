@@ -91,17 +91,16 @@ def fashion(split: str,
           'Debian, `apt-get install dataset-fashion-mnist` puts the files into '
           '/usr/share/datasets/fashion-mnist.')
     return prepared.open_split(builder, split)
-  files = _read_fashion(pathlib.Path(source_dir))
-  digest = hashlib.sha256(b''.join(files[part][i].tobytes()
-                                   for part in files for i in (0, 1)))
+  folder = pathlib.Path(source_dir)
+  digest = _digest(folder, idx.stamps(folder))
   builder = prepared.prepare(
       functools.partial(
           builders.Fashion,
-          functools.partial(_split_fashion, files),
-          digest=digest.hexdigest(),
+          functools.partial(_split_fashion, folder),
+          digest=digest,
           data_dir=data_dir))
   found = builder.info.metadata['digest']
-  if found != digest.hexdigest():
+  if found != digest:
     raise checks.DataError(
         'datasets.fashion: source_dir must hold the files that were prepared in'
         f' data_dir; got others, source_dir={str(source_dir)!r}, '
@@ -110,8 +109,19 @@ def fashion(split: str,
   return prepared.open_split(builder, split)
 
 
+@functools.lru_cache(maxsize=1)
+def _digest(folder, stamps):
+  """Checks the files and returns a digest; once for all splits of a run."""
+  del stamps  # They make a changed file a new argument.
+  digest = hashlib.sha256()
+  for arrays in _read_fashion(folder).values():
+    for array in arrays:
+      digest.update(array.tobytes())
+  return digest.hexdigest()
+
+
 def _read_fashion(folder):
-  files = {part: idx.read_pair(folder, part) for part in ('train', 't10k')}
+  files = {part: idx.read_pair(folder, part) for part in idx.PARTS}
   for part, (images, labels) in files.items():
     if images.shape[1:] != _FASHION_SHAPE:
       raise checks.DataError(
@@ -126,7 +136,8 @@ def _read_fashion(folder):
   return files
 
 
-def _split_fashion(files):
+def _split_fashion(folder):
+  files = _read_fashion(folder)
   images, labels = files['train']
   order = stratified_order(labels)
   held_out = len(labels) // 10

@@ -10,6 +10,8 @@ import numpy as np
 
 from haikd import checks
 
+PARTS = ('train', 't10k')
+
 _UNSIGNED_BYTE = 0x08  # The format's code for it.
 
 
@@ -27,14 +29,22 @@ def read_pair(folder: pathlib.Path,
   Raises:
     DataError: a file that is missing or damaged, or counts that differ.
   """
-  images = read(find(folder, f'{part}-images-idx3-ubyte'), rank=3)
-  labels = read(find(folder, f'{part}-labels-idx1-ubyte'), rank=1)
+  images = read(find(folder, _images(part)), rank=3)
+  labels = read(find(folder, _labels(part)), rank=1)
   if len(images) != len(labels):
     raise checks.DataError(
         f'idx.read_pair: {part} must have a label for every image; got '
         f'images={len(images)}, labels={len(labels)} in {str(folder)!r}. '
         'Fetch the files again.')
   return images, labels
+
+
+def stamps(folder: pathlib.Path) -> tuple[tuple[int, int], ...]:
+  """Returns size and time of each file of both parts, in nanoseconds."""
+  files = [find(folder, name(part)) for part in PARTS
+           for name in (_images, _labels)]
+  stats = [file.stat() for file in files]
+  return tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
 
 
 def find(folder: pathlib.Path, name: str) -> pathlib.Path:
@@ -81,6 +91,14 @@ def read(path: pathlib.Path, *, rank: int) -> np.ndarray:
     raise _damaged(path, f'hold {math.prod(shape)} values, as its header says',
                    size)
   return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def _images(part):
+  return f'{part}-images-idx3-ubyte'
+
+
+def _labels(part):
+  return f'{part}-labels-idx1-ubyte'
 
 
 def _damaged(path, rule, value):

@@ -94,6 +94,10 @@ class Reader:
   def _stack(self, examples: Sequence[Mapping[str, Any]],
              indices: Sequence[int], like: Optional[Columns]) -> Columns:
     """Stacks examples, refusing one that is not like the first."""
+    for index, example in zip(indices, examples):
+      if not isinstance(example, Mapping):
+        raise self._bad(index, 'be a dict', type(example).__name__,
+                        'Return dict(image=…, label=…) or the like.')
     examples = [{key: np.asarray(value)
                  for key, value in example.items()}
                 for example in examples]
@@ -110,32 +114,51 @@ class Reader:
 
   def _check(self, columns: Columns, indices: Sequence[int]) -> None:
     """Raises DataError for values that no training could use."""
+    first = indices[0]
+    if not set(columns) - set(TARGETS):
+      raise self._bad(first, 'hold an input', f'the keys {sorted(columns)}',
+                      'Add an image, tokens or the like.')
     for key, value in columns.items():
       if value.dtype.kind not in 'biuf':
-        raise self._bad(indices[0], f'hold numbers in {key}',
+        raise self._bad(first, f'hold numbers in {key}',
                         f'{key}.dtype={value.dtype}', 'Leave that key out.')
-      if key in ('mask', 'target_mask') and value.dtype != np.bool_:
-        raise self._bad(indices[0], f'have a boolean {key}',
-                        f'{key}.dtype={value.dtype}',
-                        'Compare it, as in `lengths > 0`.')
       if value.dtype.kind == 'f':
         self._refuse(~np.isfinite(value), indices, f'have a finite {key}',
                      value, 'Clean the data first.')
-    label = columns.get('label')
-    if label is not None and label.dtype.kind in 'iu':
-      self._check_labels(label, indices)
+    self._check_masks(columns, first)
+    if 'label' in columns:
+      self._check_labels(columns['label'], indices)
+
+  def _check_masks(self, columns, first):
+    shapes = {key: columns[key].shape[1:] for key in ('target_mask', 'mask')
+              if key in columns}
+    for key in shapes:
+      if columns[key].dtype != np.bool_:
+        raise self._bad(first, f'have a boolean {key}',
+                        f'{key}.dtype={columns[key].dtype}',
+                        'Compare it, as in `lengths > 0`.')
+    if 'target_mask' in shapes and shapes['target_mask'] != shapes.get('mask'):
+      raise self._bad(first, 'have a target_mask of the shape of its mask',
+                      f'shapes={shapes}', 'Give both, `[N]` each.')
 
   def _check_labels(self, label, indices):
     if self.num_classes is None:
       raise self._bad(indices[0], 'have no label unless num_classes is known',
                       'num_classes=None', 'Give the Source a num_classes.')
+    if label.dtype.kind == 'f':
+      if label.shape[-1] != self.num_classes or label.ndim < 2:
+        raise self._bad(indices[0], 'have one probability a class as its label',
+                        f'label.shape={label.shape[1:]}, '
+                        f'num_classes={self.num_classes}',
+                        'Give integers, or a trailing axis of classes.')
+      return
     wrong = (label < 0) | (label >= self.num_classes)
     if label.dtype.kind == 'i':
       wrong &= label != tokens.UNLABELLED
     self._refuse(
         wrong, indices, f'have a label below num_classes={self.num_classes}, '
-        f'or {tokens.UNLABELLED} for none', label, 'Correct num_classes or the '
-        'labels.')
+        f'or {tokens.UNLABELLED} for none', label,
+        'Correct num_classes or the labels.')
 
   def _refuse(self, wrong, indices, rule, values, remedy):
     """Raises DataError for the first example where `wrong` is true."""

@@ -28,7 +28,8 @@ class Source(Protocol):
       augmentation and `(image - mean) / std`.
 
   Every other key is an input of the networks: one alone is passed as it is,
-  several as a dict.
+  several as a dict. A Source that is too large for memory is read by several
+  threads at once.
 
   Attributes:
     num_classes: V, the number of classes or the size of the vocabulary; None

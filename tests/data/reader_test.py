@@ -1,0 +1,155 @@
+"""Data that cannot be used is refused, with split and index."""
+
+import numpy as np
+import pytest
+
+from haikd import checks
+from haikd.data import reader
+from haikd.data import source
+
+
+class Listed:
+  """A Source of a user's: a list, counted as it is read."""
+
+  def __init__(self, examples, num_classes=3):
+    self.examples = examples
+    self.num_classes = num_classes
+    self.reads = 0
+
+  def __len__(self):
+    return len(self.examples)
+
+  def __getitem__(self, index):
+    self.reads += 1
+    return self.examples[index]
+
+
+class Batched(Listed):
+  """A Source that also reads several at once."""
+
+  def __getitems__(self, indices):
+    return [self.examples[i] for i in indices]
+
+
+def good(size=4):
+  return [dict(x=np.float32([i, i]), label=i % 3) for i in range(size)]
+
+
+def in_memory(examples, num_classes=3):
+  columns = {key: np.stack([e[key] for e in examples]) for key in examples[0]}
+  return source.Arrays(columns, num_classes=num_classes)
+
+
+SOURCES = pytest.mark.parametrize('make', [Listed, Batched, in_memory])
+
+
+@SOURCES
+@pytest.mark.parametrize('load', [False, True])
+def test_gather_returns_columns_in_the_order_asked_for(make, load):
+  data = reader.Reader(make(good()), 'train')
+  if load:
+    data.load()
+  columns = data.gather(np.array([2, 0, 2]))
+  assert columns['x'].tolist() == [[2, 2], [0, 0], [2, 2]]
+  assert columns['label'].tolist() == [2, 0, 2]
+
+
+def test_small_split_is_read_once():
+  listed = Listed(good())
+  data = reader.Reader(listed, 'train')
+  data.load()
+  reads = listed.reads
+  data.gather([0, 1])
+  data.load()
+  assert data.cached and listed.reads == reads
+
+
+def test_large_split_is_read_as_it_is_needed(monkeypatch):
+  monkeypatch.setattr(reader, 'CACHE_BYTES', 8)
+  listed = Listed(good())
+  data = reader.Reader(listed, 'train')
+  data.load()
+  assert not data.cached
+  assert listed.reads == 1  # Only to see how large an example is.
+  assert data.gather([3, 1])['label'].tolist() == [0, 1]
+
+
+def test_split_of_several_chunks_is_read_whole(monkeypatch):
+  monkeypatch.setattr(reader, '_CHUNK', 3)
+  data = reader.Reader(Listed(good(8)), 'train')
+  data.load()
+  assert data.gather(range(8))['x'][:, 0].tolist() == list(range(8))
+
+
+@SOURCES
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused(make, value):
+  examples = good()
+  examples[2]['x'] = np.float32([0, value])
+  with pytest.raises(
+      checks.DataError,
+      match=rf"example 2 of split 'train' must have a finite x; got {value}"):
+    reader.Reader(make(examples), 'train').load()
+
+
+@SOURCES
+@pytest.mark.parametrize('label', [3, -1, -99])
+def test_labels_out_of_range_are_refused(make, label):
+  examples = good()
+  examples[1]['label'] = label
+  with pytest.raises(
+      checks.DataError,
+      match=f"example 1 of split 'test' must have a label below "
+      f'num_classes=3, or -100 for none; got {label}'):
+    reader.Reader(make(examples), 'test').load()
+
+
+@SOURCES
+def test_unlabelled_examples_are_allowed(make):
+  examples = good()
+  examples[1]['label'] = -100
+  reader.Reader(make(examples), 'train').load()
+
+
+def test_bad_example_of_a_large_split_is_named_by_its_index(monkeypatch):
+  monkeypatch.setattr(reader, 'CACHE_BYTES', 8)
+  examples = good()
+  examples[3]['label'] = 9
+  data = reader.Reader(Listed(examples), 'train')
+  data.load()
+  with pytest.raises(checks.DataError, match='example 3 of .*; got 9'):
+    data.gather([1, 3])
+
+
+@pytest.mark.parametrize('bad, message', [
+    (dict(x=np.float32([1, 2, 3]), label=0),
+     r'example 2 .* must have the keys, shapes and dtypes of the others; got '
+     r'label int64\[\], x float32\[3\] instead of .*Pad what is ragged'),
+    (dict(x=np.float32([1, 2])), 'example 2 .* the keys, shapes and dtypes'),
+    ((np.float32([1, 2]), 0), 'example 2 .* must be a dict; got tuple'),
+])
+def test_example_unlike_the_others_is_refused(bad, message):
+  examples = good()
+  examples[2] = bad
+  with pytest.raises(checks.DataError, match=message):
+    reader.Reader(Listed(examples), 'train').load()
+
+
+@pytest.mark.parametrize('example, message', [
+    (dict(label=0), r"must hold an input; got the keys \['label'\]"),
+    (dict(x='text'), 'must hold numbers in x'),
+    (dict(x=1.0, mask=np.ones(3)), 'must have a boolean mask'),
+    (dict(x=1.0, target_mask=np.ones(3, bool)),
+     'must have a target_mask of the shape of its mask'),
+    (dict(x=1.0, label=np.ones(2) / 2),
+     'must have one probability a class as its label'),
+    (dict(x=1.0, label=0.5), 'must have one probability a class as its label'),
+])
+def test_fields_that_mean_nothing_are_refused(example, message):
+  with pytest.raises(checks.DataError, match=message):
+    reader.Reader(Listed([example]), 'train').load()
+
+
+def test_labels_need_a_number_of_classes():
+  with pytest.raises(checks.DataError, match='unless num_classes is known'):
+    reader.Reader(Listed(good(), num_classes=None), 'train').load()
