@@ -2,3 +2,4 @@
 
 from haikd.models import convnet
 from haikd.models import mlp
+from haikd.models import vit

@@ -1,0 +1,214 @@
+"""A vision transformer."""
+
+from collections.abc import Callable
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+from haikd import base
+from haikd import checks
+from haikd import registry
+from haikd import tapping
+from haikd.models import layers
+
+POOLS = ('token', 'mean')
+
+
+class Embed(hk.Module):
+  """Cuts images into patches and makes positions of them."""
+
+  def __init__(self, patch_size: int, width: int, pool: str):
+    super().__init__(name='embed')
+    self.patch_size = patch_size
+    self.width = width
+    self.pool = pool
+
+  def __call__(self, images: jax.Array) -> jax.Array:
+    """Maps `[B, h, w, C]` to `[B, N, D]`, the class token, if any, first."""
+    batch, height, width, channels = images.shape
+    size = self.patch_size
+    rows, columns = height // size, width // size
+    patches = images.reshape(batch, rows, size, columns, size, channels)
+    patches = patches.transpose(0, 1, 3, 2, 4, 5)
+    patches = patches.reshape(batch, rows * columns, size * size * channels)
+    outputs = layers.Linear(self.width, name='patches')(patches)
+    init = hk.initializers.TruncatedNormal(0.02)
+    dtype = outputs.dtype
+    if self.pool == 'token':
+      token = hk.get_parameter('token', (1, 1, self.width), dtype, init)
+      token = jnp.broadcast_to(token, (batch, 1, self.width))
+      outputs = jnp.concatenate([token, outputs], axis=1)
+    return outputs + hk.get_parameter('positions', outputs.shape[1:], dtype,
+                                      init)
+
+
+class Attention(hk.Module):
+  """Multi-head self-attention; offers its maps as the tap `maps`."""
+
+  def __init__(self, heads: int, name: str = 'attn'):
+    super().__init__(name=name)
+    self.heads = heads
+
+  def __call__(self, inputs: jax.Array) -> jax.Array:
+    """Maps `[B, N, D]` to `[B, N, D]`."""
+    width = inputs.shape[-1]
+
+    def heads(name):
+      outputs = layers.Linear(width, name=name)(inputs)
+      return outputs.reshape(*inputs.shape[:-1], self.heads, -1)
+
+    query, key, value = heads('query'), heads('key'), heads('value')
+    query *= query.shape[-1]**-0.5
+    tapping.tap('maps', base.QueryKey(query, key))
+    # The softmax inside is in float32, whatever comes in.
+    outputs = jax.nn.dot_product_attention(query, key, value, scale=1.0)
+    return layers.Linear(width, name='output')(outputs.reshape(inputs.shape))
+
+
+class Mlp(hk.Module):
+  """Two linear layers with an activation between them."""
+
+  def __init__(self, hidden: int, activation: Callable, name: str = 'mlp'):
+    super().__init__(name=name)
+    self.hidden = hidden
+    self.activation = activation
+
+  def __call__(self, inputs: jax.Array) -> jax.Array:
+    """Maps `[B, N, D]` to `[B, N, D]`."""
+    outputs = layers.Linear(self.hidden, name='up')(inputs)
+    outputs = self.activation(outputs)
+    return layers.Linear(inputs.shape[-1], name='down')(outputs)
+
+
+class Block(hk.Module):
+  """Attention and MLP, each behind a norm and beside a shortcut."""
+
+  def __init__(self, heads: int, hidden: int, activation: Callable,
+               dropout: float, name: str):
+    super().__init__(name=name)
+    self.heads = heads
+    self.hidden = hidden
+    self.activation = activation
+    self.dropout = dropout
+
+  def __call__(self, inputs: jax.Array, is_training: bool) -> jax.Array:
+    """Maps `[B, N, D]` to `[B, N, D]`."""
+
+    def branch(norm, module, positions):
+      outputs = module(_norm(norm)(positions))
+      return layers.dropout(outputs, self.dropout, is_training)
+
+    middle = inputs + branch('norm_attn', Attention(self.heads), inputs)
+    mlp = Mlp(self.hidden, self.activation)
+    return middle + branch('norm_mlp', mlp, middle)
+
+
+@registry.register_model(taps=dict(features='block*', attention='attn/maps'))
+def vit(inputs: jax.Array,
+        *,
+        is_training: bool,
+        num_classes: int,
+        patch_size: int = 16,
+        width: int = 192,
+        depth: int = 12,
+        heads: int = 3,
+        mlp_ratio: float = 4.0,
+        activation: str = 'gelu',
+        pool: str = 'token',
+        dropout: float = 0.0,
+        scan: bool = False,
+        remat: bool = False) -> jax.Array:
+  """A vision transformer with the norm before each branch.
+
+  The defaults are DeiT-Ti. Each block is a module `block_i` with output
+  `[B, N, D]`. Inside, `attn` offers its maps, `[B, H, N, N]`, as `maps`, and
+  its linear maps `query`, `key`, `value` and `output` are modules too. N counts
+  the patches, row by row, after the class token where there is one.
+
+  Args:
+    inputs: images, `[B, h, w, C]` floating.
+    is_training: whether dropout is active, which takes a random key.
+    num_classes: V.
+    patch_size: height and width of a patch in pixels; divides h and w.
+    width: D.
+    depth: the number of blocks.
+    heads: H, which divides D.
+    mlp_ratio: hidden units of a block's MLP per feature.
+    activation: a name from `layers.ACTIVATIONS`, for the MLP.
+    pool: what the logits are read from: 'token', the class token, or 'mean',
+      the mean over positions, where there is no class token.
+    dropout: rate, in training, on the embedding and at the end of each branch.
+    scan: whether to compile one block and loop over it. The blocks' parameters
+      are then stacked, `[depth, ...]`, under the one name `block`.
+    remat: whether to recompute each block in the backward pass, so that only
+      what passes between blocks is kept.
+
+  Returns:
+    Logits, `[B, V]` in the dtype of `inputs`. Examples do not interact.
+
+  Raises:
+    ConfigError: an option that cannot be; the legal values are named.
+    TypeError: `inputs` is not floating point.
+    ValueError: `inputs` has not four axes.
+
+  References:
+    ViT: Dosovitskiy et al., arXiv:2010.11929, equations 1 to 4.
+    DeiT: Touvron et al., arXiv:2012.12877, table 1.
+  """
+  where = 'models.vit'
+  layers.check_images(where, inputs)
+  hidden = int(mlp_ratio * width)
+  layers.check_positive(
+      where,
+      num_classes=num_classes,
+      patch_size=patch_size,
+      width=width,
+      depth=depth,
+      heads=heads)
+  layers.check_choice(where, 'pool', pool, POOLS)
+  layers.check_fraction(where, dropout=dropout)
+  _check_divides(where, inputs.shape, patch_size, width, heads)
+  if hidden < 1:
+    raise checks.ConfigError(
+        f'{where}: mlp_ratio must give a hidden unit or more; got mlp_ratio='
+        f'{mlp_ratio}, width={width}. Customary is 4.')
+  function = layers.activation(where, activation)
+
+  def block(positions, name):
+    module = Block(heads, hidden, function, dropout, name)
+    call = lambda positions: module(positions, is_training)
+    return hk.remat(call)(positions) if remat else call(positions)
+
+  positions = Embed(patch_size, width, pool)(inputs)
+  positions = layers.dropout(positions, dropout, is_training)
+  if scan:
+    stack = hk.layer_stack(depth)
+    positions = stack(lambda positions: block(positions, 'block'))(positions)
+  else:
+    for i in range(depth):
+      positions = block(positions, f'block_{i}')
+  positions = _norm('norm')(positions)
+  if pool == 'token':
+    pooled = positions[:, 0]
+  else:
+    pooled = jnp.mean(positions, axis=1)
+  return layers.Linear(num_classes, name='logits')(pooled)
+
+
+def _norm(name: str) -> hk.LayerNorm:
+  return hk.LayerNorm(-1, True, True, eps=1e-6, name=name)
+
+
+def _check_divides(where: str, shape: tuple[int, ...], patch_size: int,
+                   width: int, heads: int) -> None:
+  if shape[1] % patch_size or shape[2] % patch_size:
+    raise checks.ConfigError(
+        f'{where}: patch_size must divide the height and width of images; got '
+        f'patch_size={patch_size}, inputs.shape={shape}. Resize the images, or '
+        'choose another size.')
+  if width % heads:
+    below = max(width // heads, 1) * heads
+    raise checks.ConfigError(
+        f'{where}: heads must divide width; got heads={heads}, width={width}. '
+        f'{below} and {below + heads} are widths that it divides.')

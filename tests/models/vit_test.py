@@ -1,0 +1,207 @@
+"""Tests of vit."""
+
+import math
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from haikd import base
+from haikd import capture
+from haikd import checks
+from haikd import registry
+from haikd.models import vit
+
+SMALL = dict(
+    num_classes=3, is_training=False, patch_size=2, width=8, depth=3, heads=2)
+
+
+def transformed(**options):
+  return hk.transform(lambda x: vit.vit(x, **(SMALL | options)))
+
+
+def images(dtype=jnp.float32):
+  return jax.random.normal(jax.random.key(1), (2, 4, 6, 2), dtype)
+
+
+def stack(params, depth):
+  """Returns the parameters of the looped network from the unrolled one's."""
+  stacked = {}
+  for path, leaves in params.items():
+    first, _, rest = path.partition('/')
+    if first == 'block_0':
+      layers = [params[f'block_{i}/{rest}'] for i in range(depth)]
+      stacked[f'__layer_stack_no_per_layer/block/{rest}'] = jax.tree.map(
+          lambda *xs: jnp.stack(xs), *layers)
+    elif not first.startswith('block_'):
+      stacked[path] = leaves
+  return stacked
+
+
+def linear(params, x):
+  return x @ params['w'] + params['b']
+
+
+def norm(params, x):
+  centred = x - x.mean(-1, keepdims=True)
+  scaled = centred / np.sqrt(np.mean(centred**2, -1, keepdims=True) + 1e-6)
+  return scaled * params['scale'] + params['offset']
+
+
+def gelu(x):
+  return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def reference(params, images, *, depth=3, heads=2, size=2):
+  """Returns logits, maps and features of one image at a time, in float64."""
+  params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+  logits, maps, features = [], [], []
+  for image in np.asarray(images, np.float64):
+    patches = [
+        image[row:row + size, column:column + size].ravel()
+        for row in range(0, image.shape[0], size)
+        for column in range(0, image.shape[1], size)
+    ]
+    x = linear(params['embed/patches'], np.stack(patches))
+    if 'token' in params['embed']:
+      x = np.concatenate([params['embed']['token'][0], x])
+    x = x + params['embed']['positions']
+    for i in range(depth):
+      at = lambda name: params[f'block_{i}/{name}']  # noqa: B023
+      y = norm(at('norm_attn'), x)
+      query, key, value = (
+          np.split(linear(at(f'attn/{name}'), y), heads, axis=-1)
+          for name in ('query', 'key', 'value'))
+      mixed = []
+      for q, k, v in zip(query, key, value):
+        scores = np.exp(q @ k.T / math.sqrt(q.shape[-1]))
+        maps.append(scores / scores.sum(-1, keepdims=True))
+        mixed.append(maps[-1] @ v)
+      x = x + linear(at('attn/output'), np.concatenate(mixed, -1))
+      y = gelu(linear(at('mlp/up'), norm(at('norm_mlp'), x)))
+      x = x + linear(at('mlp/down'), y)
+      features.append(x)
+    x = norm(params['norm'], x)
+    pooled = x[0] if 'token' in params['embed'] else x.mean(0)
+    logits.append(linear(params['logits'], pooled))
+  batch = len(images)
+  maps = np.reshape(maps, (batch, depth, heads, *maps[0].shape))
+  features = np.reshape(features, (batch, depth, *features[0].shape))
+  return np.stack(logits), maps.swapaxes(0, 1), features.swapaxes(0, 1)
+
+
+@pytest.fixture(scope='module', params=vit.POOLS)
+def network(request):
+  """Returns the pooling and parameters that are far from the initial ones."""
+  params = jax.jit(transformed(pool=request.param).init)(
+      jax.random.key(0), images())
+  leaves, structure = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(3), len(leaves))
+  leaves = [
+      leaf + 0.3 * jax.random.normal(key, leaf.shape)
+      for leaf, key in zip(leaves, keys)
+  ]
+  return request.param, jax.tree.unflatten(structure, leaves)
+
+
+@pytest.mark.parametrize('options, count', [
+    (dict(), 5_717_416),
+    (dict(width=768, heads=12), 86_567_656),
+])
+def test_published_sizes_have_their_published_number_of_parameters(
+    options, count):
+  """The counts of DeiT-Ti and ViT-B for 224 pixels and 1000 classes.
+
+  For a block 12·D² + 13·D, 12 times; the patches 768·D + D, token and 196 + 1
+  positions D each, the last norm 2·D, and the logits 1000·(D + 1).
+  """
+  net = hk.transform(
+      lambda x: vit.vit(x, is_training=False, num_classes=1000, **options))
+  params = jax.eval_shape(net.init, jax.random.key(0),
+                          jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32))
+  width = options.get('width', 192)
+  assert count == (12 * (12 * width**2 + 13 * width) + 769 * width +
+                   (1 + 197 + 2) * width - width + 1000 * (width + 1) + width)
+  assert hk.data_structures.tree_size(params) == count
+
+
+@pytest.mark.parametrize('wrap', (lambda f: f, jax.jit), ids=('eager', 'jit'))
+def test_logits_equal_numpy(network, wrap):
+  pool, params = network
+  logits = wrap(transformed(pool=pool).apply)(params, None, images())
+  expected, _, _ = reference(params, images())
+  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('scan', (False, True))
+@pytest.mark.parametrize('remat', (False, True))
+def test_default_taps_equal_numpy(network, scan, remat):
+  pool, params = network
+  _, maps, features = reference(params, images())
+  options = SMALL | dict(pool=pool, scan=scan, remat=remat)
+  taps = registry.models['vit'].taps
+  net = hk.transform(
+      capture.capture(lambda x: vit.vit(x, **options), taps))
+  if scan:
+    params = stack(params, 3)
+  _, captured = jax.jit(net.apply)(params, None, images())
+  assert len(captured['attention']) == len(captured['features']) == 3
+  for i in range(3):
+    query_key = captured['attention'][i]
+    assert isinstance(query_key, base.QueryKey)
+    np.testing.assert_allclose(query_key.materialise(), maps[i], atol=1e-4)
+    np.testing.assert_allclose(
+        captured['features'][i], features[i], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('scan, remat', [(True, False), (False, True),
+                                         (True, True)])
+def test_scan_and_remat_compute_the_same_function_and_gradient(
+    network, scan, remat):
+  pool, params = network
+
+  def loss(params, **options):
+    net = transformed(pool=pool, **options)
+    return jnp.sum(jnp.sin(net.apply(params, None, images())))
+
+  expected, expected_grads = jax.jit(jax.value_and_grad(loss))(params)
+  if scan:
+    params, expected_grads = stack(params, 3), stack(expected_grads, 3)
+  value, grads = jax.jit(
+      jax.value_and_grad(lambda p: loss(p, scan=scan, remat=remat)))(params)
+  np.testing.assert_allclose(value, expected, rtol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), grads,
+               expected_grads)
+
+
+def test_stacked_blocks_start_out_different():
+  params = jax.jit(transformed(scan=True).init)(jax.random.key(0), images())
+  kernel = params['__layer_stack_no_per_layer/block/mlp/up']['w']
+  assert kernel.shape == (3, 8, 32)
+  assert not np.array_equal(kernel[0], kernel[1])
+  np.testing.assert_allclose(np.std(kernel[0]), 1 / np.sqrt(8), rtol=0.2)
+
+
+def test_linear_maps_of_attention_keep_the_axis_of_positions():
+  taps = dict(query='attn/query', value='attn/value', output='attn/output')
+  net = hk.transform(capture.capture(lambda x: vit.vit(x, **SMALL), taps))
+  params = jax.eval_shape(net.init, jax.random.key(0), images())
+  _, captured = jax.eval_shape(net.apply, params, None, images())
+  shapes = {kind: value[2].shape for kind, value in captured.items()}
+  assert shapes == dict.fromkeys(taps, (2, 7, 8))
+
+
+@pytest.mark.parametrize('options, text', [
+    (dict(patch_size=3), r'patch_size must divide .* got patch_size=3, inputs'),
+    (dict(width=10, heads=4), 'heads=4, width=10. 8 and 12 are widths'),
+    (dict(width=3, heads=4), 'heads=4, width=3. 4 and 8 are widths'),
+    (dict(depth=0), 'models.vit: depth must be a positive .* got depth=0'),
+    (dict(pool='cls'), "pool must be a known name; got pool='cls'"),
+    (dict(mlp_ratio=0.1), 'mlp_ratio must give .* got mlp_ratio=0.1, width=8'),
+    (dict(dropout=-0.1), 'dropout must be at least 0 .* got dropout=-0.1'),
+])
+def test_options_that_cannot_be_are_refused(options, text):
+  with pytest.raises(checks.ConfigError, match=text):
+    transformed(**options).init(jax.random.key(0), images())
