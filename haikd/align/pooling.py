@@ -96,14 +96,10 @@ def _split(array: jax.Array, axis: int, parts: int) -> jax.Array:
 def _pool_valid(array, axis, out):
   stride = array.shape[axis] // out
   window = array.shape[axis] - (out - 1) * stride
-  along = np.arange(array.ndim) == axis
-  sums = jax.lax.reduce_window(
-      array,
-      np.zeros((), array.dtype),
-      jax.lax.add,
-      window_dimensions=np.where(along, window, 1),
-      window_strides=np.where(along, stride, 1),
-      padding='VALID')
+  windows, strides = [1] * array.ndim, [1] * array.ndim
+  windows[axis], strides[axis] = window, stride
+  sums = jax.lax.reduce_window(array, np.zeros((), array.dtype), jax.lax.add,
+                               windows, strides, 'VALID')
   return sums / window
 
 
