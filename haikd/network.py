@@ -11,6 +11,7 @@ from haikd import base
 from haikd import capture
 from haikd import checks
 from haikd import config as config_lib
+from haikd import models  # noqa: F401  Registers the zoo.
 from haikd import precision
 from haikd import registry
 

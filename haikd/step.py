@@ -103,7 +103,7 @@ def build_gradient(objective: objective_lib.Objective, mesh: jax.sharding.Mesh,
           for c, x in zip(coefficients[name], layers))
       return loss_scale.scale(value), (sums, net_state)
 
-    counts = lax.stop_gradient(lax.map(count, parts))
+    _, counts = _scan(lambda carry, part: (carry, count(part)), (), parts)
     counts = sharding.sum_over_batch(
         jax.tree.map(lambda x: jnp.sum(x, axis=0), counts))
     coefficients = objective.coefficients(counts, step)
@@ -116,8 +116,7 @@ def build_gradient(objective: objective_lib.Objective, mesh: jax.sharding.Mesh,
       return (gradient, sharding.vary(net_state)), sharding.vary(sums)
 
     zeros = sharding.vary(jax.tree.map(jnp.zeros_like, params))
-    (gradient, net_state), sums = lax.scan(accumulate, (zeros, net_state),
-                                           parts)
+    (gradient, net_state), sums = _scan(accumulate, (zeros, net_state), parts)
     sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
     gradient, sums = sharding.sum_over_batch((gradient, sums))
     return gradient, sharding.agree_over_batch(net_state), sums
@@ -128,6 +127,27 @@ def build_gradient(objective: objective_lib.Objective, mesh: jax.sharding.Mesh,
       mesh=mesh,
       in_specs=(whole, whole, whole, whole, whole, sharding.BATCH_SPEC),
       out_specs=whole)
+
+
+def _scan(function, carry, parts):
+  """Is `lax.scan`, without a loop where there is only one part.
+
+  XLA does not remove a loop that runs once, and on CPU a convolution inside a
+  loop takes up to 16 times as long.
+
+  Args:
+    function: `(carry, part) -> (carry, output)`.
+    carry: a pytree.
+    parts: a pytree of arrays `[microbatches, ...]`.
+
+  Returns:
+    The last carry and the outputs, stacked.
+  """
+  length = jax.tree.leaves(parts)[0].shape[0]
+  if length > 1:
+    return lax.scan(function, carry, parts)
+  carry, output = function(carry, jax.tree.map(lambda x: x[0], parts))
+  return carry, jax.tree.map(lambda x: x[None], output)
 
 
 def build_train_step(objective: objective_lib.Objective,
