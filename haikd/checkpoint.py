@@ -1,0 +1,300 @@
+"""What is saved, when it is safe, and how it comes back.
+
+A checkpoint holds the leaves of a `TrainState` by name, so that it can be read
+in part, on any number of devices, and by a run that has another optimizer. It
+lies in `<workdir>/checkpoints/<step>` once it is complete, and in a temporary
+folder before.
+"""
+
+from collections.abc import Iterable, Mapping
+import hashlib
+import pathlib
+from typing import Any, Optional
+
+import jax
+import ml_collections
+import numpy as np
+import orbax.checkpoint as ocp
+
+import haikd
+from haikd import base
+from haikd import checks
+from haikd import files
+from haikd import stored
+
+CONFIG_FILE = 'config.json'
+FOLDER = 'checkpoints'
+_RESTORE = 'checkpoint.Checkpointer.restore'
+_SAVE = 'checkpoint.Checkpointer.save'
+_ABSENT = 'nothing'
+
+
+class Checkpointer:
+  """Saves a run and brings it back; use it in a `with` statement.
+
+  Args:
+    workdir: a local folder, or one that all processes mount. Made if it is not
+      there; what a killed run left unfinished in it is removed.
+    keep: how many checkpoints to keep, the newest ones.
+  """
+
+  def __init__(self, workdir: files.Path, *, keep: int):
+    self._folder = pathlib.Path(workdir).absolute() / FOLDER
+    with stored.writing(_SAVE, self._folder):
+      self._manager = ocp.CheckpointManager(
+          self._folder,
+          options=ocp.CheckpointManagerOptions(
+              max_to_keep=keep, cleanup_tmp_directories=True))
+
+  def __enter__(self) -> 'Checkpointer':
+    return self
+
+  def __exit__(self, *unused) -> None:
+    self.close()
+
+  def save(self, step: int, state: base.TrainState,
+           iterator_state: Mapping[str, Any],
+           metadata: Mapping[str, Any]) -> None:
+    """Starts to save; returns when the state has been copied.
+
+    The state may be donated right after. Call it on all processes.
+
+    Args:
+      step: the number of steps taken.
+      state: what training changes.
+      iterator_state: where in the data it stands, the same on all processes;
+        something JSON can hold.
+      metadata: whatever else belongs to it, likewise.
+
+    Raises:
+      DataError: this or the last checkpoint cannot be written.
+    """
+    extra = dict(
+        iterator=iterator_state,
+        metadata=metadata,
+        haikd_version=haikd.__version__)
+    with stored.writing(_SAVE, self._folder):
+      self._manager.save(
+          step,
+          args=ocp.args.Composite(
+              state=ocp.args.PyTreeSave(stored.flatten(state)),
+              metadata=ocp.args.JsonSave(files.to_json(extra))))
+
+  def restore(
+      self, abstract_state: base.TrainState
+  ) -> Optional[tuple[base.TrainState, Any, dict[str, Any]]]:
+    """Returns what the newest checkpoint holds.
+
+    Args:
+      abstract_state: what the state looks like: `jax.ShapeDtypeStruct`s with
+        the shardings that it is to have, whatever it was saved with.
+
+    Returns:
+      State, state of the iterator and metadata; None if nothing is saved.
+
+    Raises:
+      DataError: the checkpoint is of another network or optimizer, or it
+        cannot be read.
+    """
+    folder = stored.find(self._folder)
+    if folder is None:
+      return None
+    wanted = stored.flatten(abstract_state)
+    stored.check_same(
+        _RESTORE, f'{folder} must hold the state of this run', wanted,
+        stored.read_shapes(_RESTORE, folder),
+        'Choose another --workdir, or go back to the config that it was '
+        'trained with')
+    leaves = stored.read_leaves(_RESTORE, folder, wanted)
+    extra = stored.read_extra(_RESTORE, folder)
+    state = jax.tree.unflatten(
+        jax.tree.structure(abstract_state), [leaves[name] for name in wanted])
+    return state, extra['iterator'], extra['metadata']
+
+  def latest_step(self) -> Optional[int]:
+    """Returns the step of the newest complete checkpoint, or None."""
+    folder = stored.find(self._folder)
+    return folder and int(folder.name)
+
+  def wait(self) -> None:
+    """Returns when what was saved is complete on disk."""
+    with stored.writing(_SAVE, self._folder):
+      self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits, and frees what saving needs."""
+    with stored.writing(_SAVE, self._folder):
+      self._manager.close()
+
+
+def has_checkpoint(path: files.Path) -> bool:
+  """Returns whether a path, as for `load_network`, holds a checkpoint."""
+  return _find(path) is not None
+
+
+def seconds(path: files.Path) -> float:
+  """Returns how long the network of a path had been trained for.
+
+  Args:
+    path: as for `load_network`.
+
+  Returns:
+    Seconds, over all restarts.
+
+  Raises:
+    DataError: no checkpoint is there, or it cannot be read.
+  """
+  where = 'checkpoint.seconds'
+  return stored.read_extra(where, _newest(where, path))['metadata']['seconds']
+
+
+def load_network(path: files.Path,
+                 *,
+                 ema: bool = True) -> tuple[base.ArrayTree, base.ArrayTree]:
+  """Reads a trained student, and nothing of its optimizer.
+
+  Args:
+    path: a workdir, its folder of checkpoints, or one checkpoint.
+    ema: whether to take the running mean of the parameters, if one was kept.
+
+  Returns:
+    Haiku parameters and Haiku state of the newest checkpoint, as NumPy arrays;
+    PRNG keys in the state as their data.
+
+  Raises:
+    DataError: no checkpoint is there, or it cannot be read.
+  """
+  where = 'checkpoint.load_network'
+  folder = _newest(where, path)
+  shapes = stored.read_shapes(where, folder)
+  mean = stored.select(shapes, 'ema') if ema else {}
+  params = mean or stored.select(shapes, 'params', 'student')
+  state = stored.select(shapes, 'net_state')
+  leaves = stored.read_leaves(
+      where, folder, {**params, **state}, as_numpy=True)
+  skip = 1 if mean else 2
+  return (stored.nest({name: leaves[name] for name in params}, skip),
+          stored.nest({name: leaves[name] for name in state}, 1))
+
+
+def check_architecture(where: str, expected: base.ArrayTree,
+                       found: base.ArrayTree) -> None:
+  """Refuses parameters that are not a network's.
+
+  Args:
+    where: the field of the config that names them.
+    expected: the network's parameters, or their shapes.
+    found: the parameters at hand.
+
+  Raises:
+    DataError: names are missing, left over or of another shape.
+  """
+  shapes = lambda tree: {
+      name: jax.ShapeDtypeStruct(leaf.shape, np.float32)
+      for name, leaf in stored.flatten(tree).items()
+  }
+  stored.check_same(
+      'checkpoint.check_architecture',
+      f'{where} must hold the parameters of this network', shapes(expected),
+      shapes(found),
+      'Choose the model and the options that they were trained with')
+
+
+def tree_hash(tree: base.ArrayTree) -> str:
+  """Returns what tells one set of arrays from another.
+
+  Args:
+    tree: a pytree of arrays.
+
+  Returns:
+    SHA-256, in hex, of names, dtypes, shapes and bytes; neither the order of
+    keys nor the devices matter.
+  """
+  digest = hashlib.sha256()
+  for name, leaf in sorted(stored.flatten(tree).items()):
+    leaf = np.asarray(leaf)
+    digest.update(f'{name} {leaf.dtype} {leaf.shape}\n'.encode())
+    digest.update(np.ascontiguousarray(leaf).tobytes())
+  return digest.hexdigest()
+
+
+def claim(workdir: files.Path,
+          config: ml_collections.ConfigDict,
+          *,
+          free: Iterable[str] = (),
+          create: bool = True) -> None:
+  """Makes a workdir the home of a config, or checks that it is.
+
+  Args:
+    workdir: made if it is not there.
+    config: is written to `config.json`.
+    free: fields, or groups of them, that may have changed since.
+    create: whether a workdir without a `config.json` is taken; else refused.
+
+  Raises:
+    ConfigError: a field of the config holds what JSON cannot.
+    DataError: the workdir belongs to another config, or cannot be used.
+  """
+  path = pathlib.Path(workdir) / CONFIG_FILE
+  try:
+    config = files.to_json(config)
+  except TypeError as err:
+    raise checks.ConfigError(
+        f'checkpoint.claim: config must hold what JSON can; got '
+        f'{checks.one_line(err)} Use names in place of objects.') from err
+  if path.exists():
+    _check_owner(path, config, tuple(free))
+    return
+  if not create:
+    raise checks.DataError(
+        f'checkpoint.claim: workdir must be that of a run; got no {path}. '
+        'Train first, or correct --workdir.')
+  if jax.process_index() == 0:
+    try:
+      path.parent.mkdir(parents=True, exist_ok=True)
+      files.write_json(path, config)
+    except OSError as err:
+      raise checks.DataError(
+          f'checkpoint.claim: workdir must be a folder to write to; got '
+          f'{workdir} ({checks.one_line(err)}). Choose another '
+          '--workdir.') from err
+
+
+def _check_owner(path, config, free):
+  owner = files.read_json(path)
+  old, new = _fields(owner), _fields(config)
+  differ = [
+      f'config.{name}={new.get(name, _ABSENT)!r} where it has '
+      f'{old.get(name, _ABSENT)!r}' for name in sorted({**old, **new})
+      if old.get(name, _ABSENT) != new.get(name, _ABSENT) and
+      not any(f'{name}.'.startswith(f'{field}.') for field in free)
+  ]
+  if differ:
+    raise checks.DataError(
+        'checkpoint.claim: workdir must belong to this config; got '
+        f'{stored.first(differ)} in {path}. Choose another --workdir, or '
+        'remove this one.')
+
+
+def _fields(config, prefix=''):
+  """Returns `{dotted name: value}` of nested dicts."""
+  if not isinstance(config, dict):
+    return {prefix: config}
+  fields = {}
+  for name, value in config.items():
+    fields.update(_fields(value, f'{prefix}.{name}' if prefix else name))
+  return fields
+
+
+def _find(path):
+  path = pathlib.Path(path).absolute()
+  return stored.find(path / FOLDER) or stored.find(path)
+
+
+def _newest(where, path):
+  folder = _find(path)
+  if folder is None:
+    raise checks.DataError(
+        f'{where}: path must hold a checkpoint; got path={path}. Give the '
+        'workdir of a run that has saved one.')
+  return folder

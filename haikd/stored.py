@@ -1,0 +1,202 @@
+"""A checkpoint on disk: leaves by name, their shapes, and how to read them."""
+
+import contextlib
+import json
+import logging
+import pathlib
+from typing import Any, Optional
+import warnings
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from haikd import base
+from haikd import checks
+
+STATE, METADATA = 'state', 'metadata'  # The items of a checkpoint.
+
+_SHOWN = 3  # Of the differences between two trees.
+
+Leaves = dict[str, Any]
+
+
+def flatten(tree: base.ArrayTree) -> Leaves:
+  """Returns the leaves of a tree by name, in the tree's order.
+
+  Args:
+    tree: any pytree; nodes without leaves, such as None, leave no trace.
+
+  Returns:
+    `{name: leaf}`; a name is the JSON list of the keys on the way, since keys
+    of Haiku have slashes and dots in them.
+  """
+  leaves = {}
+  for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+    keys = [jax.tree_util.keystr((key,), simple=True) for key in path]
+    leaves[json.dumps(keys)] = leaf
+  return leaves
+
+
+def select(leaves: Leaves, *prefix: str) -> Leaves:
+  """Returns the leaves whose names begin with these keys."""
+  return {
+      name: leaf for name, leaf in leaves.items()
+      if json.loads(name)[:len(prefix)] == list(prefix)
+  }
+
+
+def nest(leaves: Leaves, skip: int) -> base.ArrayTree:
+  """Returns leaves as nested dicts, leaving out the first keys of names."""
+  tree = {}
+  for name, leaf in leaves.items():
+    *way, last = json.loads(name)[skip:]
+    node = tree
+    for key in way:
+      node = node.setdefault(key, {})
+    node[last] = leaf
+  return tree
+
+
+def find(folder: pathlib.Path) -> Optional[pathlib.Path]:
+  """Returns the newest complete checkpoint of a folder, or that it is itself.
+
+  Args:
+    folder: with checkpoints in it, named by their steps, or one of them.
+
+  Returns:
+    The folder of a checkpoint, or None. What is not complete has other names.
+  """
+  if folder.name.isdigit() and (folder / STATE).is_dir():
+    return folder
+  if not folder.is_dir():
+    return None
+  found = [
+      path for path in folder.iterdir()
+      if path.name.isdigit() and (path / STATE).is_dir()
+  ]
+  return max(found, key=lambda path: int(path.name), default=None)
+
+
+def read_shapes(where: str, folder: pathlib.Path) -> Leaves:
+  """Returns the `jax.ShapeDtypeStruct`s of a checkpoint's leaves by name."""
+  with _reading(where, folder), ocp.PyTreeCheckpointer() as checkpointer:
+    tree = checkpointer.metadata(folder / STATE).item_metadata.tree
+    return {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        for name, leaf in tree.items()
+    }
+
+
+def read_leaves(where: str,
+                folder: pathlib.Path,
+                wanted: Leaves,
+                *,
+                as_numpy: bool = False) -> Leaves:
+  """Reads some leaves of a checkpoint and no others.
+
+  Args:
+    where: the function to name in errors.
+    folder: of the checkpoint.
+    wanted: `jax.ShapeDtypeStruct`s by name, with the shardings to give them.
+    as_numpy: whether to return NumPy arrays instead.
+
+  Returns:
+    `{name: array}`.
+
+  Raises:
+    DataError: the checkpoint cannot be read.
+  """
+  if as_numpy:
+    how = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in wanted}
+  else:
+    how = ocp.checkpoint_utils.construct_restore_args(wanted)
+  with _reading(where, folder), ocp.PyTreeCheckpointer() as checkpointer:
+    return checkpointer.restore(
+        folder / STATE,
+        args=ocp.args.PyTreeRestore(
+            item=wanted, restore_args=how, partial_restore=True))
+
+
+def read_extra(where: str, folder: pathlib.Path) -> dict[str, Any]:
+  """Returns what was saved beside the leaves: `iterator` and `metadata`."""
+  handler = ocp.JsonCheckpointHandler()
+  with _reading(where, folder), ocp.Checkpointer(handler) as checkpointer:
+    extra = checkpointer.restore(folder / METADATA, args=ocp.args.JsonRestore())
+    return {name: extra[name] for name in ('iterator', 'metadata')}
+
+
+def check_same(where: str, rule: str, expected: Leaves, found: Leaves,
+               remedy: str) -> None:
+  """Raises DataError unless two sets of leaves agree in name, shape and dtype.
+
+  Args:
+    where: the function to name.
+    rule: what must be, beginning with a subject.
+    expected: arrays or shapes by name.
+    found: likewise.
+    remedy: what to do, without the full stop.
+  """
+  differ = []
+  for name in expected | found:
+    title = '/'.join(json.loads(name))
+    if name not in found:
+      differ.append(f'no {title} {_form(expected[name])}')
+    elif name not in expected:
+      differ.append(f'a surplus {title} {_form(found[name])}')
+    elif _form(expected[name]) != _form(found[name]):
+      differ.append(f'{title} {_form(found[name])} instead of '
+                    f'{_form(expected[name])}')
+  if differ:
+    raise checks.DataError(f'{where}: {rule}; got {first(differ)}. {remedy}.')
+
+
+def first(parts: list[str]) -> str:
+  """Returns the first parts of a list, and how many more there are."""
+  more = len(parts) - _SHOWN
+  return ', '.join(parts[:_SHOWN]) + (f' and {more} more' if more > 0 else '')
+
+
+@contextlib.contextmanager
+def writing(where: str, folder: pathlib.Path):
+  """Makes an error inside a DataError that says what cannot be written."""
+  with _quiet():
+    try:
+      yield
+    except Exception as err:  # Orbax has many, TensorStore others.
+      raise checks.DataError(
+          f'{where}: workdir must be a folder to write to; got {folder} '
+          f'({checks.one_line(err)}). Make room, or choose another '
+          '--workdir.') from err
+
+
+@contextlib.contextmanager
+def _reading(where, folder):
+  with _quiet():
+    try:
+      yield
+    except Exception as err:  # Likewise.
+      raise checks.DataError(
+          f'{where}: checkpoint must be whole; got {folder} '
+          f'({checks.one_line(err)}). Remove that folder to go on from an '
+          'earlier one.') from err
+
+
+@contextlib.contextmanager
+def _quiet():
+  """Keeps from the user what Orbax tells its developers, also from threads."""
+  logging.getLogger('absl').addFilter(_is_not_orbax)
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    yield
+
+
+def _is_not_orbax(record):
+  return 'orbax' not in pathlib.PurePath(record.pathname).parts
+
+
+def _form(leaf):
+  """Returns dtype and shape as text, of PRNG keys those of their data."""
+  if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    leaf = jax.eval_shape(jax.random.key_data, leaf)
+  return f'{leaf.dtype}{list(leaf.shape)}'
