@@ -2,4 +2,5 @@
 
 from haikd.models import convnet
 from haikd.models import mlp
+from haikd.models import resnet
 from haikd.models import vit

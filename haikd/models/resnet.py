@@ -1,0 +1,193 @@
+"""Residual networks, built of Haiku's own block groups."""
+
+from collections.abc import Sequence
+from typing import Optional
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+from haikd import checks
+from haikd import registry
+from haikd.models import layers
+
+_LAYOUT = ('blocks', 'channels', 'bottleneck')
+
+
+class ResNet(hk.Module):
+  """`hk.nets.ResNet` for any number of groups, with a choice of stems.
+
+  Where `hk.nets.ResNet` can express a network, this one has its parameters
+  under the same names and computes the same, save for the initial logits.
+  """
+
+  def __init__(self, *, num_classes: int, blocks: Sequence[int],
+               channels: Sequence[int], bottleneck: bool, stem: int,
+               small_images: bool, preactivation: bool, decay: float,
+               name: str):
+    super().__init__(name=name)
+    norm = dict(
+        create_scale=True, create_offset=True, decay_rate=decay, eps=1e-5)
+    self.pools = not small_images
+    self.preactivation = preactivation
+    self.initial_conv = hk.Conv2D(
+        stem,
+        kernel_shape=3 if small_images else 7,
+        stride=1 if small_images else 2,
+        with_bias=False,
+        name='initial_conv')
+    end = 'final' if preactivation else 'initial'
+    self.batchnorm = hk.BatchNorm(name=f'{end}_batchnorm', **norm)
+    self.groups = []
+    for i, (count, size) in enumerate(zip(blocks, channels)):
+      self.groups.append(
+          hk.nets.ResNet.BlockGroup(
+              channels=size,
+              num_blocks=count,
+              stride=1 if i == 0 else 2,
+              bn_config=norm,
+              resnet_v2=preactivation,
+              bottleneck=bottleneck,
+              use_projection=i > 0 or size != stem,
+              name=f'block_group_{i}'))
+    self.logits = layers.Linear(num_classes, name='logits')
+
+  def __call__(self, images: jax.Array, is_training: bool) -> jax.Array:
+    """Maps `[B, h, w, C]` to logits `[B, V]`."""
+    outputs = self.initial_conv(images)
+    if not self.preactivation:
+      outputs = jax.nn.relu(self.batchnorm(outputs, is_training))
+    if self.pools:
+      outputs = hk.max_pool(outputs, (1, 3, 3, 1), (1, 2, 2, 1), 'SAME')
+    for group in self.groups:
+      outputs = group(outputs, is_training, False)
+    if self.preactivation:
+      outputs = jax.nn.relu(self.batchnorm(outputs, is_training))
+    return self.logits(jnp.mean(outputs, axis=(1, 2)))
+
+
+@registry.register_model(taps=dict(features='block_group_*'))
+def resnet(inputs: jax.Array,
+           *,
+           is_training: bool,
+           num_classes: int,
+           depth: Optional[int] = None,
+           blocks: Optional[Sequence[int]] = None,
+           channels: Optional[Sequence[int]] = None,
+           bottleneck: Optional[bool] = None,
+           stem: Optional[int] = None,
+           width: float = 1.0,
+           small_images: bool = False,
+           preactivation: bool = False,
+           decay: float = 0.9) -> jax.Array:
+  """A residual network: one of the published depths, or one's own layout.
+
+  Each group of blocks is a module `block_group_i`; what is captured of it is
+  `[B, h_i, w_i, C_i]`, where every group after the first halves h and w.
+
+  The networks customary for 32x32 images are `small_images=True` with
+  `blocks=(n, n, n), channels=(16, 32, 64)` for ResNet-(6n + 2), and with
+  `blocks=(n, n, n), channels=(16 k, 32 k, 64 k), stem=16, preactivation=True`
+  for the wide WRN-(6n + 4)-k. Shortcuts that change shape are 1x1
+  convolutions.
+
+  Args:
+    inputs: images, `[B, h, w, C]` floating.
+    is_training: whether BatchNorm uses, and updates, the statistics of the
+      batch.
+    num_classes: V.
+    depth: 18, 34, 50, 101, 152 or 200, for the published layout; give either
+      this or `blocks` and `channels`.
+    blocks: the number of blocks in each group.
+    channels: C_i, the channels that each group returns.
+    bottleneck: with `blocks`, whether a block is 1x1, 3x3 and 1x1, the first
+      two with a quarter of the channels, in place of 3x3 and 3x3; False unless
+      given.
+    stem: channels of the first convolution; the first of `channels` unless
+      given, or a quarter of it with bottlenecks. `width` applies to it too.
+    width: factor on all channels, such as 0.5 for half as many.
+    small_images: whether the stem is a 3x3 convolution that keeps the size of
+      the image, in place of 7x7 with stride 2 and a max-pool of stride 2.
+    preactivation: whether norm and activation come before each convolution
+      (the second version), in place of after it.
+    decay: how much BatchNorm's running statistics keep in a step.
+
+  Returns:
+    Logits, `[B, V]` in the dtype of `inputs`. Examples interact in training
+    through BatchNorm, and in no other way.
+
+  Raises:
+    ConfigError: an option that cannot be, or options that contradict each
+      other.
+    TypeError: `inputs` is not floating point.
+    ValueError: `inputs` has not four axes.
+
+  References:
+    He et al., arXiv:1512.03385, table 1 and section 4.2; preactivation: He et
+    al., arXiv:1603.05027; wide: Zagoruyko and Komodakis, arXiv:1605.07146.
+  """
+  where = 'models.resnet'
+  layers.check_images(where, inputs)
+  layers.check_positive(where, num_classes=num_classes)
+  layers.check_fraction(where, decay=decay)
+  blocks, channels, bottleneck = _layout(where, depth, blocks, channels,
+                                         bottleneck)
+  if stem is None:
+    stem = max(channels[0] // 4, 1) if bottleneck else channels[0]
+  layers.check_positive(where, stem=stem)
+  stem, *channels = (_scaled(where, size, width) for size in (stem, *channels))
+  if bottleneck and any(size % 4 for size in channels):
+    raise checks.ConfigError(
+        f'{where}: channels must be multiples of 4 with bottlenecks; got '
+        f'channels={tuple(channels)} after width={width}. Choose others.')
+  network = ResNet(
+      num_classes=num_classes,
+      blocks=blocks,
+      channels=channels,
+      bottleneck=bottleneck,
+      stem=stem,
+      small_images=small_images,
+      preactivation=preactivation,
+      decay=decay,
+      name=f'res_net{depth or ""}')
+  return network(inputs, is_training)
+
+
+def _layout(where, depth, blocks, channels, bottleneck):
+  """Returns blocks, channels and bottleneck, from a depth or as given."""
+  layout = dict(zip(_LAYOUT, (blocks, channels, bottleneck)))
+  given = [name for name in _LAYOUT if layout[name] is not None]
+  if depth is not None:
+    if given:
+      raise checks.ConfigError(
+          f'{where}: depth must come alone; got depth={depth} and '
+          f'{", ".join(given)}. Leave out the one or the others.')
+    known = hk.nets.ResNet.CONFIGS
+    if depth not in known:
+      raise checks.ConfigError(
+          f'{where}: depth must be one of {", ".join(map(str, known))}; got '
+          f'depth={depth!r}. Give blocks and channels for another layout.')
+    config = known[depth]
+    return (config['blocks_per_group'], config['channels_per_group'],
+            config['bottleneck'])
+  if blocks is None or channels is None:
+    raise checks.ConfigError(
+        f'{where}: depth must be given, or both blocks and channels; got '
+        f'depth=None, blocks={blocks!r}, channels={channels!r}. For example, '
+        'depth=18.')
+  layers.check_sizes(where, 'blocks', blocks)
+  layers.check_sizes(where, 'channels', channels)
+  if len(blocks) != len(channels):
+    raise checks.ConfigError(
+        f'{where}: blocks must have as many groups as channels; got blocks='
+        f'{tuple(blocks)}, channels={tuple(channels)}.')
+  return blocks, channels, bool(bottleneck)
+
+
+def _scaled(where, size, width):
+  scaled = round(size * width)
+  if scaled < 1:
+    raise checks.ConfigError(
+        f'{where}: width must leave a channel or more; got width={width} for '
+        f'{size} channels. Customary values are 0.25 to 4.')
+  return scaled
