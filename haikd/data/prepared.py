@@ -178,5 +178,5 @@ def _quiet():
 
 
 def _is_numeric(feature):
-  dtype = feature.np_dtype
-  return isinstance(dtype, type) and issubclass(dtype, (np.number, np.bool_))
+  dtype = feature.np_dtype  # Of a nested feature a dict.
+  return not isinstance(dtype, dict) and np.dtype(dtype).kind in 'biuf'

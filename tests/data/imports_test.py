@@ -1,0 +1,34 @@
+"""What must not be imported, and what not before it is needed."""
+
+import subprocess
+import sys
+
+
+def loaded(code, tmp_path):
+  """Returns the modules that a fresh interpreter has after running code."""
+  script = f'import sys\n{code}\nprint(*sys.modules)'
+  done = subprocess.run(
+      [sys.executable, '-c', script, str(tmp_path)],
+      check=True, capture_output=True, text=True)
+  return set(done.stdout.split())
+
+
+def test_importing_haikd_leaves_data_libraries_alone(tmp_path):
+  modules = loaded('import haikd, haikd.data', tmp_path)
+  assert not modules & {'tensorflow_datasets', 'grain', 'sklearn', 'tensorflow',
+                        'torch', 'flax'}
+
+
+def test_digits_are_read_without_tensorflow_torch_and_flax(tmp_path):
+  code = """
+from haikd import config as config_lib
+from haikd.data import pipeline
+config = config_lib.base()
+config.data.data_dir = sys.argv[1]
+data = pipeline.build_data(config)
+assert next(data.train()).inputs.shape == (128, 8, 8, 1)
+assert sum(batch.mask.sum() for batch in data.evaluation('test')) == 600
+"""
+  modules = loaded(code, tmp_path)
+  assert {'tensorflow_datasets', 'grain', 'array_record'} <= modules
+  assert not modules & {'tensorflow', 'torch', 'flax'}

@@ -1,0 +1,273 @@
+"""The whole way from a config to batches."""
+
+import copy
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from haikd import checks
+from haikd import config as config_lib
+from haikd import registry
+from haikd.data import pipeline
+from haikd.data import reader
+from haikd.data import source
+
+AUGMENT = dict(shift={}, noise={}, mixup=dict(alpha=0.5))
+
+
+def make_config(**data):
+  config = config_lib.base()
+  config.batch_size = 8
+  config.evaluation.batch_size = 16
+  config.data.name = 'synthetic'
+  config.data.options = dict(size=20, num_classes=4)
+  for field, value in data.items():
+    config.data[field] = value
+  config_lib.validate(config)
+  return config
+
+
+def build(config, index=0, count=1):
+  return pipeline.build_data(config, process_index=index, process_count=count)
+
+
+def take(iterator, count):
+  return [next(iterator) for _ in range(count)]
+
+
+def assert_same(first, second):
+  assert len(first) == len(second)
+  for a, b in zip(first, second):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture(params=['in_memory', 'from_files'])
+def kept(request, monkeypatch):
+  """Runs a test on a split that is cached, and on one read as it is needed."""
+  if request.param == 'from_files':
+    monkeypatch.setattr(reader.Reader, 'load', lambda self: None)
+
+
+def test_training_batches_are_full_and_real():
+  for batch in take(build(make_config()).train(), 6):
+    assert batch.inputs.shape == (8, 8, 8, 1)
+    assert batch.inputs.dtype == np.float32
+    assert batch.labels.shape == (8,) and batch.labels.dtype == np.int32
+    assert batch.mask.all() and batch.target_mask is None
+
+
+@pytest.mark.parametrize('augment', [{}, AUGMENT])
+def test_two_runs_see_the_same(kept, augment):
+  config = make_config(augment=augment)
+  assert_same(take(build(config).train(), 7), take(build(config).train(), 7))
+
+
+def test_another_seed_sees_another_order():
+  config = make_config()
+  first = next(build(config).train())
+  config.seed = 1
+  assert (first.inputs != next(build(config).train()).inputs).any()
+
+
+@pytest.mark.parametrize('taken', [0, 1, 4])  # An epoch ends within batch 2.
+@pytest.mark.parametrize('augment', [{}, AUGMENT])
+def test_resumed_run_goes_on_bit_for_bit(kept, taken, augment):
+  config = make_config(augment=augment)
+  iterator = build(config).train()
+  take(iterator, taken)
+  state = json.loads(json.dumps(iterator.get_state()))
+  expected = take(iterator, 5)
+  resumed = build(config).train()
+  resumed.set_state(state)
+  assert_same(take(resumed, 5), expected)
+
+
+def test_state_may_be_set_in_the_middle():
+  iterator = build(make_config()).train()
+  take(iterator, 3)
+  state = copy.deepcopy(iterator.get_state())
+  expected = take(iterator, 4)
+  iterator.set_state(state)
+  assert_same(take(iterator, 4), expected)
+
+
+@pytest.mark.parametrize('count', [1, 2, 4])
+def test_processes_share_every_batch(kept, count):
+  config = make_config()
+  whole = take(build(config).train(), 6)
+  parts = [take(build(config, index, count).train(), 6)
+           for index in range(count)]
+  joined = [jax.tree.map(lambda *a: np.concatenate(a), *batch)
+            for batch in zip(*parts)]
+  assert_same(joined, whole)
+
+
+@pytest.mark.parametrize('count', [1, 2, 3])
+def test_evaluation_sees_each_example_once(kept, count):
+  config = make_config()
+  config.batch_size = 12
+  everything = source.open_source(
+      'synthetic', 'validation', options=config.data.options.to_dict())
+  parts = [list(build(config, index, count).evaluation('validation'))
+           for index in range(count)]
+  assert len({(len(part), *(b.inputs.shape for b in part))
+              for part in parts}) == 1
+  seen = np.concatenate([b.inputs[b.mask] for part in parts for b in part])
+  expected = everything.columns['image'] / np.float32(255)
+  assert (sorted(image.tobytes() for image in seen) ==
+          sorted(image.tobytes() for image in expected))
+
+
+def test_evaluation_may_be_repeated_and_is_not_augmented():
+  config = make_config(augment=AUGMENT)
+  validation = build(config).evaluation('validation')
+  assert_same(list(validation), list(validation))
+  config.data.augment = {}
+  assert_same(list(validation), list(build(config).evaluation('validation')))
+
+
+@pytest.mark.parametrize('count', [1, 2])
+@pytest.mark.parametrize('data', [
+    {}, dict(augment=AUGMENT),
+    dict(options=dict(kind='tokens', size=20, length=5)),
+])
+def test_spec_is_the_global_training_batch(data, count):
+  config = make_config()
+  for field, value in data.items():
+    config.data[field] = value
+  built = build(config, 0, count)
+  batch = next(built.train())
+  assert jax.tree.structure(built.spec) == jax.tree.structure(batch)
+  for spec, array in zip(jax.tree.leaves(built.spec), jax.tree.leaves(batch)):
+    assert spec.shape == (8, *array.shape[1:]) and spec.dtype == array.dtype
+    assert array.shape[0] == 8 // count
+
+
+def test_mixup_makes_labels_of_probabilities():
+  spec = build(make_config(augment=AUGMENT)).spec
+  assert spec.labels.shape == (8, 4) and spec.labels.dtype == np.float32
+
+
+def test_sizes_and_classes_are_those_of_the_data():
+  built = build(make_config())
+  assert built.sizes == dict(train=20, validation=20, test=20)
+  assert built.num_classes == 4
+
+
+def test_images_are_standardised_after_augmentation():
+  # Zeros that a shift brings in are black before the mean is subtracted.
+  config = make_config(augment=dict(shift=dict(pixels=7)), mean=0.5, std=0.25)
+  assert next(build(config).train()).inputs.min() == -2
+
+
+def test_sequences_bring_masks_and_shifted_labels():
+  config = make_config()
+  config.data.options = dict(kind='tokens', size=20, length=6, vocabulary=9)
+  batch = next(build(config).train())
+  assert batch.mask.shape == batch.target_mask.shape == batch.labels.shape
+  np.testing.assert_array_equal(batch.labels[batch.target_mask],
+                                (3 * batch.inputs[batch.target_mask] + 1) % 9)
+  last, = list(build(config).evaluation('test'))[1:]
+  assert last.mask.any(1).tolist() == [True] * 4 + [False] * 12
+  assert (last.labels[4:] == -100).all() and not last.target_mask[4:].any()
+
+
+class Listed(list):
+  """A Source that counts what is read of it."""
+  num_classes = 3
+  reads = 0
+
+  def __getitem__(self, index):
+    self.reads += 1
+    return super().__getitem__(index)
+
+
+@pytest.fixture
+def listed():
+  """A data set of a user's, as a list of examples."""
+  examples = Listed(dict(x=np.float32([i]), label=i % 3) for i in range(20))
+  with registry.datasets.temporary():
+    registry.register_dataset('listed')(lambda split: examples)
+    yield examples
+
+
+def listed_config():
+  config = make_config()
+  config.data.options = {}
+  config.data.name = 'listed'
+  return config
+
+
+def test_nothing_is_read_until_it_is_needed(listed):
+  built = build(listed_config())
+  assert built.num_classes == 3 and built.sizes['train'] == 20
+  assert listed.reads == 0
+  assert built.spec.inputs.shape == (8, 1)
+  assert listed.reads == 1
+
+
+def test_error_in_a_thread_arrives_as_it_was(listed, monkeypatch):
+  monkeypatch.setattr(reader, 'CACHE_BYTES', 0)
+  listed.append(dict(x=np.float32([np.nan]), label=0))
+  with pytest.raises(checks.DataError,
+                     match="example 20 of split 'train' must have a finite x"):
+    take(build(listed_config()).train(), 3)
+
+
+def test_bad_example_is_found_before_the_first_step(listed):
+  listed.append(dict(x=np.float32([0]), label=3))
+  with pytest.raises(checks.DataError, match="example 20 of split 'train'"):
+    build(listed_config()).train()
+
+
+def test_split_smaller_than_a_batch_is_refused_for_training():
+  config = make_config()
+  config.batch_size = 21
+  with pytest.raises(
+      checks.DataError,
+      match='got size=20, config.batch_size=21. Set config.batch_size to 20'):
+    build(config).train()
+
+
+def test_unknown_split_is_refused():
+  with pytest.raises(checks.DataError, match="split='valid'. Did you mean"):
+    build(make_config()).evaluation('valid')
+
+
+def test_batch_must_be_shared_evenly():
+  with pytest.raises(
+      checks.ConfigError,
+      match='batch_size=8, process_count=3. The closest is 9'):
+    build(make_config(), 0, 3)
+
+
+def test_seed_must_not_be_negative():
+  config = make_config()
+  config.seed = -1
+  with pytest.raises(checks.ConfigError, match='got config.seed=-1'):
+    build(config)
+
+
+def test_unknown_augmentation_is_refused_at_once():
+  config = make_config(augment=dict(mixpu={}))
+  with pytest.raises(checks.ConfigError, match="Did you mean 'mixup'"):
+    build(config)
+
+
+def test_digits_come_as_images(tmp_path):
+  config = make_config(name='digits', options={}, data_dir=str(tmp_path))
+  built = build(config)
+  assert built.sizes == dict(train=897, validation=300, test=600)
+  batch = next(built.train())
+  assert batch.inputs.shape == (8, 8, 8, 1)
+  assert 0 <= batch.inputs.min() and batch.inputs.max() <= 1
+
+
+def test_teacher_and_student_see_one_view():
+  # What consistent teaching needs: the label was mixed as the image was, once.
+  config = make_config(augment=dict(mixup={}))
+  batch = next(build(config).train())
+  assert batch.inputs.ndim == 4 and batch.labels.shape == (8, 4)
+  np.testing.assert_allclose(batch.labels.sum(-1), 1, rtol=1e-6)

@@ -1,0 +1,106 @@
+"""From a config's name to a data set, and what a user may register."""
+
+import numpy as np
+import pytest
+
+from haikd import checks
+from haikd import registry
+from haikd.data import source
+
+
+@pytest.fixture(autouse=True)
+def temporary():
+  with registry.datasets.temporary():
+    yield
+
+
+@pytest.fixture
+def mine():
+  """A data set as a user registers it; it writes down what it was given."""
+  given = {}
+
+  @registry.register_dataset()
+  def my_data(split, *, source_dir=None, data_dir=None, size=3):
+    given.update(split=split, source_dir=source_dir, data_dir=data_dir)
+    return source.Arrays(dict(x=np.zeros(size)), num_classes=2)
+
+  return given
+
+
+def test_registered_function_gets_split_folders_and_options(mine):
+  opened = source.open_source(
+      'my_data', 'train', options=dict(size=5), source_dir='a', data_dir='b')
+  assert len(opened) == 5
+  assert mine == dict(split='train', source_dir='a', data_dir='b')
+
+
+def test_option_that_is_not_taken_is_refused(mine):
+  with pytest.raises(
+      checks.ConfigError,
+      match="config.data.options: sise must be an option of my_data; got "
+      "'sise'. Did you mean 'size'"):
+    source.open_source('my_data', 'train', options=dict(sise=5))
+
+
+@pytest.mark.parametrize('folder', source.RESERVED)
+def test_what_haikd_passes_is_no_option(mine, folder):
+  with pytest.raises(checks.ConfigError, match=f'{folder} must be an option'):
+    source.open_source('my_data', 'train', options={folder: 'x'})
+
+
+@pytest.mark.parametrize('folder', ['source_dir', 'data_dir'])
+def test_folder_that_would_be_ignored_is_refused(folder):
+
+  @registry.register_dataset()
+  def plain(split):
+    return source.Arrays(dict(x=np.zeros(3)))
+
+  assert len(source.open_source('plain', 'train')) == 3
+  with pytest.raises(
+      checks.ConfigError,
+      match=f"config.data.{folder} must be None for 'plain'.*got 'somewhere'"):
+    source.open_source('plain', 'train', **{folder: 'somewhere'})
+
+
+def test_function_may_take_any_option():
+  given = {}
+
+  @registry.register_dataset()
+  def greedy(split, **options):
+    given.update(options)
+    return source.Arrays(dict(x=np.zeros(3)))
+
+  source.open_source('greedy', 'train', options=dict(a=1), data_dir='d')
+  assert given == dict(a=1, source_dir=None, data_dir='d')
+
+
+def test_empty_split_is_refused(mine):
+  with pytest.raises(checks.DataError,
+                     match="split 'train' of 'my_data' must have examples"):
+    source.open_source('my_data', 'train', options=dict(size=0))
+
+
+@pytest.mark.parametrize('value, attribute', [
+    (None, '__len__'), (iter('abc'), '__len__'), ([1, 2], 'num_classes')])
+def test_what_is_no_source_is_refused(value, attribute):
+  registry.register_dataset('bad')(lambda split: value)
+  with pytest.raises(checks.ConfigError,
+                     match=f"'bad' must return a Source, with {attribute}"):
+    source.open_source('bad', 'train')
+
+
+def test_unknown_name_is_refused(mine):
+  with pytest.raises(checks.ConfigError, match="Did you mean 'my_data'"):
+    source.open_source('my_dat', 'train')
+
+
+def test_arrays_hold_examples_of_every_column():
+  arrays = source.Arrays(dict(x=[[1, 2], [3, 4]], label=[5, 6]), num_classes=7)
+  assert len(arrays) == 2 and arrays.num_classes == 7
+  assert arrays[1]['x'].tolist() == [3, 4] and arrays[1]['label'] == 6
+
+
+@pytest.mark.parametrize('columns', [dict(x=[1, 2], label=[1]), {}])
+def test_arrays_refuse_columns_that_do_not_match(columns):
+  with pytest.raises(checks.DataError, match='the same number of examples'):
+    source.Arrays(columns)
