@@ -1,19 +1,17 @@
 """Where metrics go: a file of rows, TensorBoard and the console."""
 
-from collections.abc import Mapping, Sequence
-import datetime
+from collections.abc import Mapping
 import os
 import pathlib
 import time
 from typing import Any, Optional
 
 import rich.console
-import rich.progress
-import rich.table
 from tensorboard.compat.proto import event_pb2
 from tensorboard.compat.proto import summary_pb2
 from tensorboard.summary.writer import event_file_writer
 
+from haikd import console as console_lib
 from haikd import files
 
 Metrics = Mapping[str, float]
@@ -21,7 +19,6 @@ Results = Mapping[str, Mapping[str, Any]]
 
 METRICS_FILE = 'metrics.jsonl'
 RESULT_FILE = 'result.json'
-SPEED = 'examples_per_second'  # The metric that the console shows as a speed.
 MISSING = '–'
 
 _ROWS = (('teacher', 'teacher'), ('student_alone', 'student alone'),
@@ -118,38 +115,9 @@ def open_writer(workdir: files.Path,
     return Writer(None, None, None)
   workdir = pathlib.Path(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
-  console = console or rich.console.Console()
-  show = _Bar if console.is_terminal else _Lines
   return Writer(
       _Rows(workdir / METRICS_FILE), _Events(workdir),
-      show(console, title, total_steps))
-
-
-def table(rows: Sequence[Sequence[str]],
-          columns: Sequence[str],
-          *,
-          console: Optional[rich.console.Console] = None) -> None:
-  """Prints a table: drawn in a terminal, aligned plain text elsewhere.
-
-  Args:
-    rows: what stands in the columns.
-    columns: the headings. The first column is left-justified, numbers follow.
-    console: where to print; standard output by default.
-  """
-  console = console or rich.console.Console()
-  if console.is_terminal:
-    drawn = rich.table.Table()
-    for i, heading in enumerate(columns):
-      drawn.add_column(heading, justify='right' if i else 'left')
-    for row in rows:
-      drawn.add_row(*row)
-    console.print(drawn)
-    return
-  lines = [list(columns), *rows]
-  widths = [max(map(len, cells)) for cells in zip(*lines)]
-  for first, *others in lines:
-    numbers = [x.rjust(w) for x, w in zip(others, widths[1:])]
-    print('  '.join((first.ljust(widths[0]), *numbers)), file=console.file)
+      console_lib.open_console(title, total_steps, console))
 
 
 def write_results(workdir: files.Path, results: Results) -> None:
@@ -181,7 +149,8 @@ def print_table(results: Results,
         MISSING if values.get(field) is None else form.format(values[field])
         for field, _, form in _COLUMNS
     ])
-  table(rows, ['', *(title for _, title, _ in _COLUMNS)], console=console)
+  titles = ['', *(title for _, title, _ in _COLUMNS)]
+  console_lib.table(rows, titles, console=console)
 
 
 class _Rows:
@@ -226,78 +195,3 @@ class _Events:
 
   def close(self):
     self._writer.close()
-
-
-class _Lines:
-  """The console when it is not a terminal: one line a row."""
-
-  def __init__(self, console, title, total_steps):
-    self._file, self._title, self._total = console.file, title, total_steps
-    self.truncate(0)
-
-  def truncate(self, step):
-    self._first, self._began = step, time.monotonic()
-
-  def progress(self, step):
-    pass
-
-  def write(self, step, split, metrics):
-    done = step - self._first
-    text = _describe(split, metrics)
-    if split == 'train' and done > 0:
-      seconds = (time.monotonic() - self._began) / done * (self._total - step)
-      text += f'  left {datetime.timedelta(seconds=max(round(seconds), 0))}'
-    self.message(f'{self._title} {step}/{self._total}  {split}  {text}')
-
-  def message(self, text):
-    print(text, file=self._file, flush=True)
-
-  def close(self):
-    pass
-
-
-class _Bar:
-  """The console when it is a terminal: a progress bar."""
-
-  def __init__(self, console, title, total_steps):
-    terms = rich.table.Column(no_wrap=True, overflow='ellipsis', ratio=1)
-    self._progress = rich.progress.Progress(
-        rich.progress.TextColumn('{task.description}'),
-        rich.progress.BarColumn(bar_width=20),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TimeRemainingColumn(compact=True),
-        rich.progress.TextColumn('{task.fields[terms]}', table_column=terms),
-        console=console,
-        expand=True)
-    self._task = self._progress.add_task(title, total=total_steps, terms='')
-    self._progress.start()
-
-  def truncate(self, step):
-    self._progress.reset(self._task, completed=step)
-
-  def progress(self, step):
-    self._progress.update(self._task, completed=step)
-
-  def write(self, step, split, metrics):
-    text = _describe(split, metrics)
-    if split == 'train':
-      self._progress.update(self._task, completed=step, terms=text)
-    else:
-      self.message(f'step {step}  {split}  {text}')
-
-  def message(self, text):
-    self._progress.console.print(text, highlight=False, markup=False)
-
-  def close(self):
-    self._progress.stop()
-
-
-def _describe(split, metrics):
-  """Returns the metrics as text; while training, losses and speed alone."""
-  parts = []
-  for name, value in metrics.items():
-    if name == SPEED:
-      parts.append(f'{value:,.0f} examples/s')
-    elif split != 'train' or name.split('/')[0] == 'loss':
-      parts.append(f'{name} {value:.4g}')
-  return '  '.join(parts)

@@ -12,6 +12,7 @@ import rich.console
 from tensorboard.backend.event_processing import event_accumulator
 
 from haikd import checks
+from haikd import console as console_lib
 from haikd import files
 from haikd import writer
 
@@ -117,12 +118,12 @@ def test_other_processes_write_nothing(tmp_path):
 
 
 def test_plain_lines_name_losses_speed_and_time_left(tmp_path, monkeypatch):
-  clock = iter([0.0, 100.0, 104.0])  # Opened, truncated, written.
-  monkeypatch.setattr(writer.time, 'monotonic', lambda: next(clock))
+  clock = iter([100.0, 104.0])
+  monkeypatch.setattr(console_lib.time, 'monotonic', lambda: next(clock))
   console = plain()
   with writer.open_writer(
       tmp_path, total_steps=10, title='student', console=console) as out:
-    out.truncate(4)
+    out.write(4, 'train', {'loss': 2.0})
     out.write(
         6, 'train', {
             'loss': 1.5,
@@ -130,12 +131,12 @@ def test_plain_lines_name_losses_speed_and_time_left(tmp_path, monkeypatch):
             'grad_norm': 3.0,
             'examples_per_second': 1234.4
         })
-    out.write(6, 'eval/validation', {'accuracy': 0.5})
+    out.write(6, 'eval/validation', {'accuracy': 0.5, 'kl': 0.125})
   # Two steps in four seconds leave eight seconds for the other four.
   assert console.file.getvalue() == (
-      'student 6/10  train  loss 1.5  loss/kl 0.25  1,234 examples/s  '
-      'left 0:00:08\n'
-      'student 6/10  eval/validation  accuracy 0.5\n')
+      'student 4/10  train  loss 2\n'
+      'student 6/10  train  loss 1.5  kl 0.25  1,234 examples/s  left 0:00:08\n'
+      'student 6/10  eval/validation  accuracy 0.5  kl 0.125\n')
 
 
 def test_a_terminal_gets_a_bar_and_lines_above_it(tmp_path):
@@ -153,7 +154,7 @@ def test_a_terminal_gets_a_bar_and_lines_above_it(tmp_path):
   assert '[not markup]' in text
   assert last.startswith('student')
   assert ' 5/10 ' in last
-  assert 'loss 0.125  10 examples/s' in last
+  assert '10 examples/s loss 0.125' in last
 
 
 def test_a_narrow_terminal_keeps_the_bar_on_one_line(tmp_path):

@@ -1,0 +1,154 @@
+"""What the user sees: a progress bar or plain lines, and tables."""
+
+from collections.abc import Mapping, Sequence
+import datetime
+import time
+from typing import Optional, Union
+
+import rich.console
+import rich.progress
+import rich.table
+
+SPEED = 'examples_per_second'  # The metric that is shown as a speed.
+
+
+def open_console(
+    title: str,
+    total_steps: int,
+    console: Optional[rich.console.Console] = None) -> Union['Bar', 'Lines']:
+  """Returns a progress bar if the console is a terminal, else plain lines.
+
+  Args:
+    title: what the run is called.
+    total_steps: its length.
+    console: where to print; standard output by default.
+
+  Returns:
+    A Bar or Lines, which have the same methods.
+  """
+  console = console or rich.console.Console()
+  return (Bar if console.is_terminal else Lines)(console, title, total_steps)
+
+
+def table(rows: Sequence[Sequence[str]],
+          columns: Sequence[str],
+          *,
+          console: Optional[rich.console.Console] = None) -> None:
+  """Prints a table: drawn in a terminal, aligned plain text elsewhere.
+
+  Args:
+    rows: what stands in the columns.
+    columns: the headings. The first column is left-justified, numbers follow.
+    console: where to print; standard output by default.
+  """
+  console = console or rich.console.Console()
+  if console.is_terminal:
+    drawn = rich.table.Table()
+    for i, heading in enumerate(columns):
+      drawn.add_column(heading, justify='right' if i else 'left')
+    for row in rows:
+      drawn.add_row(*row)
+    console.print(drawn)
+    return
+  lines = [list(columns), *rows]
+  widths = [max(map(len, cells)) for cells in zip(*lines)]
+  for first, *others in lines:
+    numbers = [x.rjust(w) for x, w in zip(others, widths[1:])]
+    print('  '.join((first.ljust(widths[0]), *numbers)), file=console.file)
+
+
+class Lines:
+  """One line a row, for logs."""
+
+  def __init__(self, console: rich.console.Console, title: str,
+               total_steps: int):
+    self._file, self._title, self._total = console.file, title, total_steps
+    self._first: Optional[tuple[int, float]] = None
+
+  def truncate(self, step: int) -> None:
+    """Does nothing: what was printed stays."""
+
+  def progress(self, step: int) -> None:
+    """Does nothing."""
+
+  def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+    """Prints a row; when training, with the time left."""
+    parts = [f'{self._title} {step}/{self._total}', split, *_terms(metrics)]
+    if split == 'train':
+      parts += [_speed(metrics), self._time_left(step)]
+    self.message('  '.join(filter(None, parts)))
+
+  def message(self, text: str) -> None:
+    """Prints a line."""
+    print(text, file=self._file, flush=True)
+
+  def close(self) -> None:
+    """Does nothing."""
+
+  def _time_left(self, step):
+    """Returns the time left; the first row, after compiling, starts it."""
+    if self._first is None:
+      self._first = step, time.monotonic()
+    first, began = self._first
+    if step == first:
+      return ''
+    seconds = (time.monotonic() - began) / (step - first) * (self._total - step)
+    return f'left {datetime.timedelta(seconds=round(seconds))}'
+
+
+class Bar:
+  """A progress bar, with evaluations and messages above it."""
+
+  def __init__(self, console: rich.console.Console, title: str,
+               total_steps: int):
+    terms = rich.table.Column(no_wrap=True, overflow='ellipsis', ratio=1)
+    self._bar = rich.progress.Progress(
+        rich.progress.TextColumn('{task.description}', markup=False),
+        rich.progress.BarColumn(bar_width=20),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeRemainingColumn(compact=True),
+        rich.progress.TextColumn('{task.fields[speed]}', markup=False),
+        rich.progress.TextColumn(
+            '{task.fields[terms]}', markup=False, table_column=terms),
+        console=console,
+        expand=True)
+    self._task = self._bar.add_task(
+        title, total=total_steps, speed='', terms='')
+    self._bar.start()
+
+  def truncate(self, step: int) -> None:
+    """Sets the bar to where training goes on."""
+    self._bar.reset(self._task, completed=step)
+
+  def progress(self, step: int) -> None:
+    """Moves the bar."""
+    self._bar.update(self._task, completed=step)
+
+  def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+    """Shows a row: beside the bar when training, else above it."""
+    text = '  '.join(_terms(metrics))
+    if split == 'train':
+      self._bar.update(
+          self._task, completed=step, speed=_speed(metrics), terms=text)
+    else:
+      self.progress(step)
+      self.message(f'step {step}  {split}  {text}')
+
+  def message(self, text: str) -> None:
+    """Prints a line above the bar."""
+    self._bar.console.print(text, highlight=False, markup=False)
+
+  def close(self) -> None:
+    """Leaves the bar as it stands."""
+    self._bar.stop()
+
+
+def _terms(metrics):
+  """Returns metrics as text: the losses if there are any, else all of them."""
+  losses = [name for name in metrics if name.split('/')[0] == 'loss']
+  return [f'{name.removeprefix("loss/")} {metrics[name]:.4g}'
+          for name in losses or metrics]
+
+
+def _speed(metrics):
+  return f'{metrics[SPEED]:,.0f} examples/s' if SPEED in metrics else ''
