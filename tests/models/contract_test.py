@@ -16,6 +16,7 @@ from haikd.models import vit  # noqa: F401
 
 IMAGES = (3, 8, 8, 1)
 
+RESNET = dict(blocks=(1, 1), channels=(8, 16))
 VIT = dict(patch_size=4, width=8, depth=2, heads=2)
 
 # Model, options, whether it has state.
@@ -26,9 +27,8 @@ MODELS = [
     ('convnet', dict(channels=(4,), norm='group', groups=2, pool='avg'), False),
     ('convnet', dict(channels=(4,), norm='none', pool='none',
                      dropout=0.5), False),
-    ('resnet', dict(blocks=(1, 1), channels=(8, 16), bottleneck=True), True),
-    ('resnet', dict(blocks=(1, 1), channels=(4, 8), small_images=True,
-                    preactivation=True), True),
+    ('resnet', RESNET | dict(bottleneck=True, small_images=True), True),
+    ('resnet', RESNET | dict(preactivation=True), True),
     ('vit', VIT, False),
     ('vit', VIT | dict(dropout=0.5, scan=True, remat=True), False),
 ]
