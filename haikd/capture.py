@@ -6,9 +6,9 @@ run. The state, unlike a Python list, is carried properly out of `hk.remat` and
 `hk.layer_stack`; the latter stacks it to `[L, ...]`, which is unstacked here.
 """
 
+from collections.abc import Callable, Mapping
 import fnmatch
 import itertools
-from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Union
 
 import haiku as hk
@@ -18,7 +18,7 @@ from haikd import base
 from haikd import checks
 
 _RESERVED = 'haikd_tap'
-ATTENTION = 'attention'  # The kind whose stock modules give their query and key.
+ATTENTION = 'attention'  # This kind takes query and key of stock modules.
 
 
 class _Entry(NamedTuple):

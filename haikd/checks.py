@@ -8,9 +8,9 @@ Shapes and dtypes are known when a function is traced, so that the checks of
 arrays run once per compilation.
 """
 
+from collections.abc import Callable, Iterable
 import difflib
 import inspect
-from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp

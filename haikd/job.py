@@ -1,7 +1,7 @@
 """The whole job: a teacher, the student alone, the student, and the table."""
 
 import pathlib
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import jax
 
@@ -134,10 +134,8 @@ def _teacher_config(config):
         'config.teacher.train.steps.')
   own = config_lib.ConfigDict(config.to_dict())
   plain = config_lib.base()
-  own.update(
-      dict(
-          steps=fields.steps, baseline=False, optimizer=fields.optimizer.to_dict()))
-  own.data.augment = fields.augment.to_dict()
+  own.steps, own.optimizer = fields.steps, fields.optimizer
+  own.data.augment = fields.augment
   own.student = plain.student
   own.student.update(
       {name: config.teacher[name] for name in plain.student})

@@ -8,12 +8,12 @@ import haiku as hk
 import jax
 
 from haikd import base
-from haikd import capture
 from haikd import checks
 from haikd import config as config_lib
 from haikd import models  # noqa: F401  Registers the zoo.
 from haikd import precision
 from haikd import registry
+from haikd.capture import capture  # The package has the function by this name.
 
 
 class Output(NamedTuple):
@@ -85,7 +85,7 @@ def build_network(config: config_lib.ConfigDict,
           precision.synchronised_batch_norm(batch_axes)):
       return model(batch.inputs, is_training=is_training, **extra, **options)
 
-  network = hk.transform_with_state(capture.capture(forward, taps))
+  network = hk.transform_with_state(capture(forward, taps))
 
   def init(rng, batch):
     return network.init(rng, batch, True, ())

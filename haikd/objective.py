@@ -153,10 +153,9 @@ class Objective(NamedTuple):
       weights are applied.
     """
     weights = self.weights(step)
-    means = {
-        name: sum(x.total / jnp.maximum(x.count, 1) for x in layers) /
-              len(layers) for name, layers in sums.items()
-    }
+    mean = lambda layers: sum(
+        x.total / jnp.maximum(x.count, 1) for x in layers) / len(layers)
+    means = {name: mean(layers) for name, layers in sums.items()}
     return sum(weights[name] * mean for name, mean in means.items()), means
 
   def _outputs(self, params, net_state, frozen, batch, rng, context,

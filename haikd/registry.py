@@ -5,10 +5,10 @@ register something when they are imported: the config names them, or an
 installed package announces itself under the entry-point group `haikd.plugins`.
 """
 
+from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import importlib
 import importlib.metadata
-from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, NamedTuple, Optional, TypeVar
 
 from haikd import checks
