@@ -29,6 +29,19 @@ def training(size, *, batch_size, seed=0, index=0, count=1):
       **SCALE)
 
 
+def draws(number, *, seed=0, index=0):
+  """Returns a random number that augmentation draws for a batch."""
+  stage = batches.Training(
+      numbered(12),
+      lambda examples, rng: dict(number=rng.random((6, 1))),
+      batch_size=12,
+      seed=seed,
+      process_index=index,
+      process_count=2,
+      **SCALE)
+  return float(stage[number].inputs[0, 0])
+
+
 def evaluation(data, *, batch_size, index=0, count=1):
   return batches.Evaluation(
       data,
@@ -86,6 +99,12 @@ def test_seeds_have_different_orders():
           stream(12, 1, batch_size=4, seed=2).tolist())
 
 
+def test_augmentation_draws_anew_for_each_batch_process_and_seed():
+  drawn = [draws(0), draws(1), draws(0, index=1), draws(0, seed=1)]
+  assert len(set(drawn)) == 4
+  assert draws(0) == drawn[0]
+
+
 def test_order_depends_on_the_batch_number_alone():
   forwards, backwards = (training(50, batch_size=8) for _ in range(2))
   expected = [forwards[i].inputs for i in range(20)]
@@ -93,7 +112,8 @@ def test_order_depends_on_the_batch_number_alone():
     np.testing.assert_array_equal(backwards[i].inputs, expected[i])
 
 
-@pytest.mark.parametrize('size, batch_size', [(10, 4), (8, 4), (3, 4), (1, 4)])
+@pytest.mark.parametrize('size, batch_size', [(10, 4), (8, 4), (3, 4), (1, 4),
+                                              (5, 1)])
 @pytest.mark.parametrize('count', [1, 2, 3])
 def test_evaluation_has_each_example_once(size, batch_size, count):
   seen, lengths = [], set()

@@ -50,6 +50,15 @@ def test_damaged_compression_is_refused(tmp_path, cut):
     idx.read(path, rank=3)
 
 
+def test_flipped_bits_in_compression_are_refused(tmp_path):
+  content = bytearray(gzip.compress(IMAGES))
+  content[10] ^= 0xff  # The first byte after gzip's header.
+  path = tmp_path / 'images.gz'
+  path.write_bytes(content)
+  with pytest.raises(checks.DataError, match='file must be readable; got'):
+    idx.read(path, rank=3)
+
+
 def test_what_is_not_gzip_in_spite_of_its_name_is_refused(tmp_path):
   path = tmp_path / 'images.gz'
   path.write_bytes(IMAGES)

@@ -135,6 +135,14 @@ def test_example_unlike_the_others_is_refused(bad, message):
     reader.Reader(Listed(examples), 'train').load()
 
 
+def test_example_unlike_those_of_another_chunk_is_refused(monkeypatch):
+  monkeypatch.setattr(reader, '_CHUNK', 2)
+  examples = good(3)
+  examples[2]['x'] = np.float32([1])  # Would be broadcast if it were let in.
+  with pytest.raises(checks.DataError, match='example 2 .* the keys, shapes'):
+    reader.Reader(Listed(examples), 'train').load()
+
+
 @pytest.mark.parametrize('example, message', [
     (dict(label=0), r"must hold an input; got the keys \['label'\]"),
     (dict(x='text'), 'must hold numbers in x'),
