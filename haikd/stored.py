@@ -81,10 +81,12 @@ def find(folder: pathlib.Path) -> Optional[pathlib.Path]:
 def read_shapes(where: str, folder: pathlib.Path) -> Leaves:
   """Returns the `jax.ShapeDtypeStruct`s of a checkpoint's leaves by name."""
   with _reading(where, folder), ocp.PyTreeCheckpointer() as checkpointer:
-    tree = checkpointer.metadata(folder / STATE).item_metadata.tree
+    metadata = checkpointer.metadata(folder / STATE).item_metadata
+    if metadata is None:
+      raise FileNotFoundError('its arrays cannot be found')
     return {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-        for name, leaf in tree.items()
+        for name, leaf in metadata.tree.items()
     }
 
 

@@ -1,7 +1,9 @@
 """Checkpoints: bitwise, on other devices, after a kill, and what is refused."""
 
+import collections
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -144,6 +146,15 @@ def test_latest_step_counts_what_is_complete(tmp_path):
     checkpointer.save(3, make_state(), {}, {})
     checkpointer.wait()
     assert checkpointer.latest_step() == 3
+
+
+def test_what_a_kill_left_unfinished_goes(tmp_path):
+  unfinished = tmp_path / 'checkpoints' / '9.orbax-checkpoint-tmp'
+  (unfinished / 'state').mkdir(parents=True)
+  assert not checkpoint.has_checkpoint(tmp_path)
+  save(tmp_path, (7, make_state()))
+  assert not unfinished.exists()
+  assert restore(tmp_path, make_state())[0].step == 7
 
 
 DEVICES = textwrap.dedent("""
@@ -289,7 +300,7 @@ def test_another_dtype_is_refused(tmp_path):
     restore(tmp_path, make_state(step=jnp.uint32(7)))
 
 
-@pytest.mark.parametrize('damage', ['truncate', 'remove', 'metadata'])
+@pytest.mark.parametrize('damage', ['truncate', 'remove', 'shapes', 'metadata'])
 def test_a_damaged_checkpoint_is_refused(tmp_path, damage):
   save(tmp_path, (7, make_state()))
   folder = tmp_path / 'checkpoints' / '7'
@@ -298,6 +309,8 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, damage):
       if path.is_file() and path.parent.name == 'd':
         path.write_bytes(path.read_bytes()[:10])
   elif damage == 'remove':
+    shutil.rmtree(folder / 'state' / 'd')
+  elif damage == 'shapes':
     (folder / 'state' / '_METADATA').unlink()
   else:
     (folder / 'metadata' / 'metadata').write_text('{"iter')
@@ -381,7 +394,8 @@ def test_check_architecture_names_what_differs():
 
 def test_tree_hash_is_of_names_dtypes_shapes_and_bytes():
   tree = {'a': {'w': np.arange(6.0, dtype=np.float32)}, 'b': {'w': np.ones(2)}}
-  same = {'b': {'w': np.ones(2)}, 'a': {'w': jnp.arange(6.0)}}
+  same = collections.OrderedDict(
+      b={'w': np.ones(2)}, a={'w': jnp.arange(6.0)})
   assert checkpoint.tree_hash(tree) == checkpoint.tree_hash(same)
   others = [
       {**tree, 'b': {'w': np.ones(2) + 1e-15}},
