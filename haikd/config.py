@@ -84,10 +84,10 @@ def base() -> ConfigDict:
           train='train',  # The split to train on.
           source_dir=config_dict.placeholder(str),  # Raw files, if it has any.
           data_dir=config_dict.placeholder(str),  # Prepared files of tfds.
-          augment={},  # {function: its options}, applied in this order.
-          mean=0.0,  # Images in [0, 1] become (image - mean) / std.
-          std=1.0,
-          prefetch=16,  # Batches to read ahead.
+          augment={},  # {function: its options}: geometry, pixels, mixing.
+          mean=_any(0.0),  # Images in [0, 1] become (image - mean) / std;
+          std=_any(1.0),  # a number, or a tuple with one for each channel.
+          prefetch=4,  # Batches to read ahead.
       ))
   config.evaluation = ConfigDict(
       dict(
@@ -217,7 +217,7 @@ def _check_type(field, value, kind):
 def _check_ranges(config):
   positive = ('steps', 'batch_size', 'microbatches', 'log_every',
               'checkpoint_every', 'keep_checkpoints', 'data.prefetch',
-              'data.std', 'evaluation.batch_size', 'distillation.temperature')
+              'evaluation.batch_size', 'distillation.temperature')
   fractions = ('distillation.alpha', 'optimizer.ema_decay',
                'teacher.train.optimizer.ema_decay')
   flat = {

@@ -114,7 +114,7 @@ def evaluate(config: config_lib.ConfigDict, workdir: pathlib.Path) -> Results:
 
 
 def _build(config, mesh, *, has_teacher):
-  data = pipeline.build_data(config)
+  data = pipeline.build_data(config, shards=sharding.batch_shards(mesh))
   program = program_lib.build_program(
       config,
       spec=data.spec,

@@ -7,7 +7,7 @@ in whatever order, in whichever thread.
 import functools
 import math
 import sys
-from typing import Optional
+from typing import Optional, Union
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from haikd import base
 from haikd.data import augment as augment_lib
 from haikd.data import reader as reader_lib
 from haikd.data import tokens
+
+Scale = Union[float, tuple[float, ...]]  # For all channels, or for each.
 
 # Beside the seed, what a stream of random numbers is for.
 _ORDER, _AUGMENT = 0, 1
@@ -32,7 +34,7 @@ class Training:
 
   def __init__(self, reader: reader_lib.Reader,
                augment: augment_lib.Augment, *, batch_size: int, seed: int,
-               mean: float, std: float, process_index: int,
+               mean: Scale, std: Scale, process_index: int,
                process_count: int):
     self._reader = reader
     self._augment = augment
@@ -80,8 +82,8 @@ class Evaluation:
   the same number of batches, all of one shape.
   """
 
-  def __init__(self, reader: reader_lib.Reader, *, batch_size: int, mean: float,
-               std: float, process_index: int, process_count: int):
+  def __init__(self, reader: reader_lib.Reader, *, batch_size: int, mean: Scale,
+               std: Scale, process_index: int, process_count: int):
     self._reader = reader
     self._scale = dict(mean=mean, std=std)
     self._share = -(-batch_size // process_count)
@@ -107,14 +109,14 @@ def _to_float(columns):
   return {**columns, 'image': np.divide(image, 255, dtype=np.float32)}
 
 
-def _to_batch(examples: reader_lib.Columns, real: np.ndarray, *, mean: float,
-              std: float) -> base.Batch:
+def _to_batch(examples: reader_lib.Columns, real: np.ndarray, *, mean: Scale,
+              std: Scale) -> base.Batch:
   """Sorts columns into the fields of a Batch.
 
   Args:
     examples: `{key: [B, ...]}`, see `source.Source`.
     real: bool `[B]`, false for what only fills a batch up.
-    mean: subtracted from images.
+    mean: subtracted from images; a number, or one for each channel.
     std: divides them then.
 
   Returns:
@@ -122,8 +124,9 @@ def _to_batch(examples: reader_lib.Columns, real: np.ndarray, *, mean: float,
   """
   inputs = {key: _narrow(value) for key, value in examples.items()
             if key not in reader_lib.TARGETS}
-  if 'image' in inputs and (mean, std) != (0, 1):
-    inputs['image'] = (inputs['image'] - np.float32(mean)) / np.float32(std)
+  if 'image' in inputs and (mean, std) != (0.0, 1.0):
+    mean, std = np.float32(mean), np.float32(std)
+    inputs['image'] = (inputs['image'] - mean) / std
   if len(inputs) == 1:
     inputs, = inputs.values()
   return base.Batch(

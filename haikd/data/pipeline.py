@@ -49,7 +49,7 @@ class Data:
   def __init__(self, *, dataset: Mapping[str, Any], train: str,
                held_out: tuple[str, ...], augment: Mapping[str, Any],
                batch_size: int, eval_batch_size: int, seed: int, prefetch: int,
-               mean: float, std: float, process_index: int,
+               mean: batches.Scale, std: batches.Scale, process_index: int,
                process_count: int):
     self._dataset = dataset
     self._train = train
@@ -156,6 +156,7 @@ class Data:
 
 def build_data(config: ml_collections.ConfigDict,
                *,
+               shards: int = 1,
                process_index: Optional[int] = None,
                process_count: Optional[int] = None) -> Data:
   """Returns the batches that a config describes.
@@ -165,6 +166,8 @@ def build_data(config: ml_collections.ConfigDict,
 
   Args:
     config: a config made from `haikd.config.base()`.
+    shards: over how many devices a batch is split; batches of evaluation are
+      made large enough to be divisible by it.
     process_index: which process this is; JAX's by default.
     process_count: how many there are; JAX's by default.
 
@@ -201,7 +204,7 @@ def build_data(config: ml_collections.ConfigDict,
       held_out=(evaluation.split, evaluation.final),
       augment=augment,
       batch_size=config.batch_size,
-      eval_batch_size=evaluation.batch_size,
+      eval_batch_size=-(-evaluation.batch_size // shards) * shards,
       seed=config.seed,
       prefetch=data.prefetch,
       mean=data.mean,

@@ -1,9 +1,9 @@
 """Losses: small pure functions on aligned arrays, one file per family."""
 
 from haikd.losses.attention import attention_transfer
+from haikd.losses.divergences import kl_divergence
 from haikd.losses.features import feature_matching
-from haikd.losses.logits import cross_entropy
-from haikd.losses.logits import kl_divergence
+from haikd.losses.labels import cross_entropy
 from haikd.losses.register import get_loss
 from haikd.losses.register import loss_names
 from haikd.losses.register import register_loss

@@ -1,4 +1,4 @@
-"""Losses on logits: what the student predicts, against teacher or labels."""
+"""Losses on labels: what the student predicts, against the truth."""
 
 from typing import Optional
 
@@ -11,74 +11,6 @@ from haikd import masking
 from haikd.losses import register
 
 IGNORED_LABEL = -100
-
-
-@register.register_loss(
-    on='logits', example=dict(student=(2, 3, 5), mask=(2, 3)))
-def kl_divergence(student: jax.Array,
-                  teacher: jax.Array,
-                  *,
-                  mask: jax.Array,
-                  temperature: float = 1.0) -> base.LossSum:
-  """Divergence of the student's predictions from the teacher's, times T^2.
-
-  The forward KL(p || q) of the teacher's softmax p from the student's q, both
-  at temperature T. It transfers how the teacher ranks the wrong classes, more
-  of it the higher T is. The gradient shrinks with 1/T^2; the factor T^2 keeps
-  its weight beside a loss on labels when T changes.
-
-  A class that the teacher rules out (a logit of -inf) contributes nothing,
-  whatever the student makes of it; one that the student alone rules out makes
-  the divergence infinite.
-
-  Additive over `B`: the sums of two halves of a batch add up to its own.
-
-  Args:
-    student: `[B, V]` or `[B, N, V]` floating, logits in nats.
-    teacher: like `student`.
-    mask: bool, `[B]` or `[B, N]`, true where a position counts.
-    temperature: T, positive; both sides' logits are divided by it.
-
-  Returns:
-    A LossSum: T^2 KL in nats summed over positions, and their number.
-
-  Raises:
-    ValueError: `temperature` is not positive, or shapes do not agree.
-
-  References:
-    Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network,
-    arXiv:1503.02531, equation 1 and section 2.1.
-  """
-  if isinstance(temperature, (int, float)) and not temperature > 0:
-    raise ValueError('losses.kl_divergence: temperature must be positive; got '
-                     f'temperature={temperature}. 1 leaves logits as they are.')
-  rows = _kl_rows(student / temperature, teacher / temperature)
-  return masking.masked_mean(temperature**2 * rows, mask)
-
-
-def _kl_rows(student: jax.Array, teacher: jax.Array) -> jax.Array:
-  """Returns KL(teacher || student) of each row of logits.
-
-  Each class gives p log(p/q) + q - p. What is added sums to 0, but makes every
-  term non-negative, and lets the rounding of the normalisers enter squared:
-  without it T^2 would magnify that rounding beyond the divergence itself.
-
-  Args:
-    student: `[..., V]` float32.
-    teacher: `[..., V]` float32.
-
-  Returns:
-    `[...]` float32.
-  """
-  log_p, log_q = jax.nn.log_softmax(teacher), jax.nn.log_softmax(student)
-  p, q = jnp.exp(log_p), jnp.exp(log_q)
-  possible = p > 0  # Elsewhere 0 log 0 = 0, and -inf must not meet -inf.
-  ratio = jnp.where(possible, log_p, 0.0) - jnp.where(possible, log_q, 0.0)
-  # q - p = p expm1(-ratio) is exact where p and q are close, and overflows
-  # where they are not.
-  near = possible & (jnp.abs(ratio) < 1.0)
-  gap = jnp.where(near, p * jnp.expm1(-jnp.where(near, ratio, 0.0)), q - p)
-  return jnp.sum(p * ratio + gap, axis=-1)
 
 
 @register.register_loss(
