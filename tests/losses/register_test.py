@@ -49,7 +49,7 @@ def test_name_that_is_taken_names_both_modules():
   with pytest.raises(
       checks.ConfigError,
       match="got 'kl_divergence' from .*already registered by "
-      'haikd.losses.logits.*replace=True'):
+      'haikd.losses.divergences.*replace=True'):
     haikd.register_loss('kl_divergence', on='logits')(difference)
 
 
