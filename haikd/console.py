@@ -66,7 +66,9 @@ class Lines:
     self._first: Optional[tuple[int, float]] = None
 
   def truncate(self, step: int) -> None:
-    """Does nothing: what was printed stays."""
+    """Says from where training goes on."""
+    if step:
+      self.message(f'{self._title} goes on from step {step}')
 
   def progress(self, step: int) -> None:
     """Does nothing."""
@@ -119,6 +121,8 @@ class Bar:
   def truncate(self, step: int) -> None:
     """Sets the bar to where training goes on."""
     self._bar.reset(self._task, completed=step)
+    if step:
+      self.message(f'goes on from step {step}')
 
   def progress(self, step: int) -> None:
     """Moves the bar."""

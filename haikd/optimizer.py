@@ -2,7 +2,9 @@
 
 `weight_decay` means the same for every optimizer: the part of a parameter
 that is taken off in one step is `learning_rate * weight_decay`, and only from
-kernels and embeddings.
+kernels and embeddings. A learning rate does not: Adafactor's is relative to the
+parameters, and Muon's suits updates that are orthogonal, unless its option
+`consistent_rms=0.2` makes them as large as Adam's.
 """
 
 from collections.abc import Callable

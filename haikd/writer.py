@@ -75,11 +75,6 @@ class Writer:
       for sink in (self._rows, self._events, self._console):
         sink.write(int(step), split, metrics)
 
-  def message(self, text: str) -> None:
-    """Prints one line, above the progress bar if there is one."""
-    if self._rows:
-      self._console.message(text)
-
   def close(self) -> None:
     """Writes out what is pending and takes the progress bar away."""
     if self._rows:

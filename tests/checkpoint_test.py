@@ -300,6 +300,7 @@ def test_another_dtype_is_refused(tmp_path):
     restore(tmp_path, make_state(step=jnp.uint32(7)))
 
 
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 @pytest.mark.parametrize('damage', ['truncate', 'remove', 'shapes', 'metadata'])
 def test_a_damaged_checkpoint_is_refused(tmp_path, damage):
   save(tmp_path, (7, make_state()))

@@ -112,7 +112,6 @@ def test_other_processes_write_nothing(tmp_path):
     out.truncate(0)
     out.progress(1)
     out.write(1, 'train', {'loss': 1.0})
-    out.message('hello')
   assert not (tmp_path / 'run').exists()
   assert not console.file.getvalue()
 
@@ -123,6 +122,7 @@ def test_plain_lines_name_losses_speed_and_time_left(tmp_path, monkeypatch):
   console = plain()
   with writer.open_writer(
       tmp_path, total_steps=10, title='student', console=console) as out:
+    out.truncate(3)
     out.write(4, 'train', {'loss': 2.0})
     out.write(
         6, 'train', {
@@ -134,6 +134,7 @@ def test_plain_lines_name_losses_speed_and_time_left(tmp_path, monkeypatch):
     out.write(6, 'eval/validation', {'accuracy': 0.5, 'kl': 0.125})
   # Two steps in four seconds leave eight seconds for the other four.
   assert console.file.getvalue() == (
+      'student goes on from step 3\n'
       'student 4/10  train  loss 2\n'
       'student 6/10  train  loss 1.5  kl 0.25  1,234 examples/s  left 0:00:08\n'
       'student 6/10  eval/validation  accuracy 0.5  kl 0.125\n')
@@ -143,15 +144,16 @@ def test_a_terminal_gets_a_bar_and_lines_above_it(tmp_path):
   console = terminal()
   with writer.open_writer(
       tmp_path, total_steps=10, title='student', console=console) as out:
-    out.truncate(0)
+    out.truncate(2)
     out.progress(4)
     out.write(5, 'train', {'loss': 0.125, 'examples_per_second': 10.0})
     out.write(5, 'eval/test', {'accuracy': 0.5})
-    out.message('[not markup]')
+    out.write(5, 'eval/[b]', {'accuracy': 0.5})
   text = re.sub(r'\x1b\[[0-9;?]*[A-Za-z]', '', console.file.getvalue())
   last = text.splitlines()[-1]
+  assert 'goes on from step 2' in text
   assert 'step 5  eval/test  accuracy 0.5' in text
-  assert '[not markup]' in text
+  assert 'step 5  eval/[b]  accuracy' in text
   assert last.startswith('student')
   assert ' 5/10 ' in last
   assert '10 examples/s loss 0.125' in last
