@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import haikd
 from haikd import checks
 from haikd import registry
 from haikd.models import convnet
@@ -18,21 +19,18 @@ def transformed(**options):
 
 
 def stages(x, **options):
-  """Returns the outputs of the stages."""
-  seen = []
+  """Returns the parameters and the outputs of the stages."""
+  options = dict(num_classes=3, is_training=True) | options
+  net = hk.transform_with_state(
+      haikd.capture(lambda x: convnet.convnet(x, **options),
+                    registry.models['convnet'].taps))
 
-  def interceptor(call, args, kwargs, context):
-    out = call(*args, **kwargs)
-    if isinstance(context.module, convnet.Stage):
-      if context.method_name == '__call__':
-        seen.append(out)
-    return out
+  def run(x):
+    params, state = net.init(jax.random.key(0), x)
+    (_, taps), _ = net.apply(params, state, None, x)
+    return params, taps['features']
 
-  net = transformed(**options)
-  params, state = net.init(jax.random.key(0), x)
-  with hk.experimental.intercept_methods(interceptor):
-    net.apply(params, state, None, x)
-  return params, seen
+  return jax.jit(run)(x)
 
 
 @pytest.mark.parametrize('norm, count', [
@@ -42,9 +40,9 @@ def stages(x, **options):
 ])
 def test_parameters_are_counted(norm, count):
   """3x3 kernels; a bias, or scale and offset of the norm; then 6·3 + 3."""
-  params, _ = transformed(
-      channels=(4, 6), norm=norm, groups=2).init(
-          jax.random.key(0), jnp.ones((1, 8, 8, 2)))
+  net = transformed(channels=(4, 6), norm=norm, groups=2)
+  params, _ = jax.eval_shape(net.init, jax.random.key(0),
+                             jnp.ones((1, 8, 8, 2)))
   assert hk.data_structures.tree_size(params) == count + 21
 
 
@@ -55,8 +53,8 @@ def test_parameters_are_counted(norm, count):
 ])
 def test_stages_halve_the_image(pool, sizes):
   """8 halves to 4 and 2; 7 to 3 and 1, as what is over is left out."""
-  _, outputs = stages(
-      jnp.ones((2, 8, 7, 1)), channels=(4, 6), pool=pool, groups=2)
+  _, outputs = jax.eval_shape(
+      lambda x: stages(x, channels=(4, 6), pool=pool), jnp.ones((2, 8, 7, 1)))
   expected = [(2, *size, c) for size, c in zip(sizes, (4, 6))]
   assert [out.shape for out in outputs] == expected
 
@@ -87,15 +85,11 @@ def test_batch_norm_keeps_a_running_mean():
   """
   x = jax.random.normal(jax.random.key(1), (5, 4, 4, 1))
   net = transformed(channels=(3,))
-  params, state = net.init(jax.random.key(0), x)
-  trained, state = net.apply(params, state, None, x)
-  rested, _ = transformed(is_training=False, channels=(3,)).apply(
-      params, state, None, x)
+  params, state = jax.jit(net.init)(jax.random.key(0), x)
+  trained, state = jax.jit(net.apply)(params, state, None, x)
+  net = transformed(is_training=False, channels=(3,))
+  rested, _ = jax.jit(net.apply)(params, state, None, x)
   np.testing.assert_allclose(trained, rested, atol=1e-4)
-
-
-def test_features_are_the_stages():
-  assert registry.models['convnet'].taps == dict(features='stage_*')
 
 
 @pytest.mark.parametrize('options, text', [

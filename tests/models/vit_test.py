@@ -1,5 +1,6 @@
 """Tests of vit."""
 
+import functools
 import math
 
 import haiku as hk
@@ -8,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import haikd
 from haikd import base
-from haikd import capture
 from haikd import checks
 from haikd import registry
 from haikd.models import vit
@@ -92,18 +93,14 @@ def reference(params, images, *, depth=3, heads=2, size=2):
   return np.stack(logits), maps.swapaxes(0, 1), features.swapaxes(0, 1)
 
 
-@pytest.fixture(scope='module', params=vit.POOLS)
-def network(request):
-  """Returns the pooling and parameters that are far from the initial ones."""
-  params = jax.jit(transformed(pool=request.param).init)(
-      jax.random.key(0), images())
-  leaves, structure = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(3), len(leaves))
-  leaves = [
-      leaf + 0.3 * jax.random.normal(key, leaf.shape)
-      for leaf, key in zip(leaves, keys)
-  ]
-  return request.param, jax.tree.unflatten(structure, leaves)
+def random_params(**options):
+  """Returns parameters of which none is 0 or 1."""
+  shapes = jax.eval_shape(
+      transformed(**options).init, jax.random.key(0), images())
+  generator = np.random.default_rng(0)
+  return jax.tree.map(
+      lambda x: jnp.asarray(generator.normal(0.1, 0.3, x.shape), x.dtype),
+      shapes)
 
 
 @pytest.mark.parametrize('options, count', [
@@ -127,9 +124,10 @@ def test_published_sizes_have_their_published_number_of_parameters(
   assert hk.data_structures.tree_size(params) == count
 
 
+@pytest.mark.parametrize('pool', vit.POOLS)
 @pytest.mark.parametrize('wrap', (lambda f: f, jax.jit), ids=('eager', 'jit'))
-def test_logits_equal_numpy(network, wrap):
-  pool, params = network
+def test_logits_equal_numpy(pool, wrap):
+  params = random_params(pool=pool)
   logits = wrap(transformed(pool=pool).apply)(params, None, images())
   expected, _, _ = reference(params, images())
   np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
@@ -137,13 +135,13 @@ def test_logits_equal_numpy(network, wrap):
 
 @pytest.mark.parametrize('scan', (False, True))
 @pytest.mark.parametrize('remat', (False, True))
-def test_default_taps_equal_numpy(network, scan, remat):
-  pool, params = network
+def test_default_taps_equal_numpy(scan, remat):
+  params = random_params()
   _, maps, features = reference(params, images())
-  options = SMALL | dict(pool=pool, scan=scan, remat=remat)
-  taps = registry.models['vit'].taps
+  options = SMALL | dict(scan=scan, remat=remat)
   net = hk.transform(
-      capture.capture(lambda x: vit.vit(x, **options), taps))
+      haikd.capture(lambda x: vit.vit(x, **options),
+                    registry.models['vit'].taps))
   if scan:
     params = stack(params, 3)
   _, captured = jax.jit(net.apply)(params, None, images())
@@ -156,24 +154,41 @@ def test_default_taps_equal_numpy(network, scan, remat):
         captured['features'][i], features[i], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('scan, remat', [(True, False), (False, True),
-                                         (True, True)])
-def test_scan_and_remat_compute_the_same_function_and_gradient(
-    network, scan, remat):
-  pool, params = network
+def test_scan_and_remat_compute_the_same_function_and_gradient():
 
   def loss(params, **options):
-    net = transformed(pool=pool, **options)
+    net = transformed(**options)
     return jnp.sum(jnp.sin(net.apply(params, None, images())))
 
-  expected, expected_grads = jax.jit(jax.value_and_grad(loss))(params)
-  if scan:
-    params, expected_grads = stack(params, 3), stack(expected_grads, 3)
-  value, grads = jax.jit(
-      jax.value_and_grad(lambda p: loss(p, scan=scan, remat=remat)))(params)
-  np.testing.assert_allclose(value, expected, rtol=1e-5)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), grads,
-               expected_grads)
+  params = random_params()
+  value, grads = jax.jit(jax.value_and_grad(loss))(params)
+  for scan, remat in ((True, False), (False, True), (True, True)):
+    function = functools.partial(loss, scan=scan, remat=remat)
+    same_params, expected = (
+        stack(tree, 3) if scan else tree for tree in (params, grads))
+    same_value, same_grads = jax.jit(jax.value_and_grad(function))(same_params)
+    np.testing.assert_allclose(same_value, value, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
+                 same_grads, expected)
+
+
+@pytest.mark.parametrize('dtype, tolerance', [(jnp.bfloat16, 0.03),
+                                              (jnp.float16, 0.004)])
+def test_attention_in_half_precision_is_close_to_float32(dtype, tolerance):
+  """Relative to the largest value: 2^-8 and 2^-11, a few times over."""
+  net = hk.transform(lambda x: vit.Attention(2)(x))
+  x = jax.random.normal(jax.random.key(1), (2, 5, 8))
+  params = jax.jit(net.init)(jax.random.key(0), x)
+
+  def loss(params, x):
+    return jnp.sum(jnp.sin(net.apply(params, None, x).astype(jnp.float32)))
+
+  run = jax.jit(jax.grad(loss, argnums=1))
+  expected = run(params, x)
+  half = jax.tree.map(lambda leaf: leaf.astype(dtype), (params, x))
+  assert jax.eval_shape(net.apply, half[0], None, half[1]).dtype == dtype
+  error = np.max(np.abs(run(*half).astype(jnp.float32) - expected))
+  assert error < tolerance * np.max(np.abs(expected))
 
 
 def test_stacked_blocks_start_out_different():
@@ -186,7 +201,7 @@ def test_stacked_blocks_start_out_different():
 
 def test_linear_maps_of_attention_keep_the_axis_of_positions():
   taps = dict(query='attn/query', value='attn/value', output='attn/output')
-  net = hk.transform(capture.capture(lambda x: vit.vit(x, **SMALL), taps))
+  net = hk.transform(haikd.capture(lambda x: vit.vit(x, **SMALL), taps))
   params = jax.eval_shape(net.init, jax.random.key(0), images())
   _, captured = jax.eval_shape(net.apply, params, None, images())
   shapes = {kind: value[2].shape for kind, value in captured.items()}
