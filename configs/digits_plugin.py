@@ -1,14 +1,25 @@
 """Digits with a loss of one's own, from a module outside of haikd.
 
   python -m haikd.launch --config=configs/digits_plugin.py
+
+The loss stands in `my_pkg/losses.py` beside this file. It compares the last
+hidden states after a learned projection from the student's width to the
+teacher's.
 """
 
-import digits_mlp_from_convnet
+import digits_vit_from_vit
+from haikd import config as config_lib
 
 
 def get_config(variant=''):
-  config = digits_mlp_from_convnet.get_config(variant)
+  config = digits_vit_from_vit.get_config()
+  config.distillation.use_attention_transfer = False
+  config.distillation.use_feature_matching = False
   config.plugins = ('my_pkg.losses',)
   config.losses.huber = dict(
-      loss='huber_features', weight=0.1, layers=((0, 1),), align='project')
-  return config
+      loss='huber_features',
+      weight=0.1,
+      layers='last',
+      align='project',
+      options=dict(delta=2.0))
+  return config_lib.variant(config, variant)

@@ -143,6 +143,35 @@ def term(**fields: Any) -> ConfigDict:
           **fields))
 
 
+def variant(config: ConfigDict, name: str) -> ConfigDict:
+  """Returns a config, or its variant `:smoke`, which is over in seconds.
+
+  Args:
+    config: a config made from `base()`.
+    name: what stands behind the colon in `--config=file.py:name`.
+
+  Returns:
+    The config itself, changed if `name` is 'smoke'.
+
+  Raises:
+    ConfigError: any other name than '' and 'smoke'.
+  """
+  if name == 'smoke':
+    config.steps = 6
+    config.batch_size = 32
+    config.log_every = 2
+    config.checkpoint_every = 3
+    config.evaluation.split += '[:64]'
+    config.evaluation.final += '[:64]'
+    config.teacher.train.steps = min(config.teacher.train.steps, 4)
+    config.optimizer.warmup_steps = 0
+    config.teacher.train.optimizer.warmup_steps = 0
+  elif name:
+    raise checks.ConfigError(
+        f'config.variant: variant must be smoke or left out; got {name!r}.')
+  return config
+
+
 def validate(config: ConfigDict) -> None:
   """Refuses a config that cannot work, before any device work.
 

@@ -32,21 +32,6 @@ from haikd import registry
 
 _MODES = {'train': job.train, 'eval': job.evaluate}
 
-_FLAGS = flags.FlagValues()
-_CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Config file, with an optional :variant.',
-    flag_values=_FLAGS)
-_WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Folder of the run; runs/<config> by default.',
-    flag_values=_FLAGS)
-_MODE = flags.DEFINE_enum(
-    'mode', 'train', sorted(_MODES), 'What to do.', flag_values=_FLAGS)
-_DEBUG = flags.DEFINE_bool(
-    'debug', False, 'Show the traceback of an error.', flag_values=_FLAGS)
-_HELP = flags.DEFINE_bool(
-    'help', False, 'Show this help.', short_name='h', flag_values=_FLAGS)
-
-
 def main(argv: Optional[list[str]] = None) -> int:
   """Runs the command line.
 
@@ -57,16 +42,18 @@ def main(argv: Optional[list[str]] = None) -> int:
     The exit code.
   """
   argv = sys.argv if argv is None else argv
+  values = _define_flags(argv)
   try:
-    config, workdir = _parse(argv)
-    if config is None:
-      print(f'{__doc__}\n{_FLAGS.get_help()}')
+    _parse(values, argv)
+    if values.help or len(argv) == 1:
+      print(f'{__doc__}\n{values.get_help()}')
       return 0
+    config = _load_config(values)
     _quiet()
     _use_compilation_cache()
     registry.load_plugins(config.plugins)
     config_lib.validate(config)
-    _MODES[_FLAGS.mode](config, workdir)
+    _MODES[values.mode](config, _workdir(values))
     return 0
   except (checks.ConfigError, checks.DataError, checks.DivergedError) as err:
     if '--debug' in argv:
@@ -79,33 +66,75 @@ def main(argv: Optional[list[str]] = None) -> int:
     return 130
 
 
-def _parse(argv):
-  """Returns the config and the workdir; (None, None) if help was asked for."""
+def _define_flags(argv):
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file(
+      'config',
+      help_string='Config file, with an optional :variant.',
+      flag_values=values,
+      sys_argv=argv)
+  flags.DEFINE_string(
+      'workdir',
+      None,
+      'Folder of the run; runs/<config> by default.',
+      flag_values=values)
+  flags.DEFINE_enum(
+      'mode', 'train', sorted(_MODES), 'What to do.', flag_values=values)
+  flags.DEFINE_bool(
+      'debug', False, 'Show the traceback of an error.', flag_values=values)
+  flags.DEFINE_bool('help', False, 'Show this help.', flag_values=values)
+  return values
+
+
+def _parse(values, argv):
+  """Parses the flags; whatever a config file raises becomes a ConfigError."""
+  path = next((a.partition('=')[2] for a in argv if a.startswith('--config=')),
+              '')
+  if path:  # A config may import, and name as plugins, what lies beside it.
+    sys.path.insert(0, str(pathlib.Path(path.partition(':')[0]).parent.resolve()))
   try:
-    surplus = _FLAGS(argv)[1:]
-    if _FLAGS.help or len(argv) == 1:
-      return None, None
-    if surplus:
-      raise flags.Error(f'unexpected argument {surplus[0]!r}')
-    if _FLAGS.config is None:
-      raise flags.Error('--config must name a config file')
-    config = _FLAGS.config
-    config.to_dict()  # A file that could not be read raises here.
+    surplus = values(argv)[1:]
   except checks.ConfigError:
     raise
-  except Exception as err:  # Whatever the user's config file raises.
+  except Exception as err:
     raise checks.ConfigError(
         f'launch.main: {_last_line(err)}. See --help.') from err
-  name, _, variant = _FLAGS['config'].config_filename.partition(':')
-  default = pathlib.Path('runs') / '-'.join(
-      filter(None, (pathlib.Path(name).stem, variant)))
-  # A config may name plugins that lie beside it.
-  sys.path.insert(0, str(pathlib.Path(name).resolve().parent))
-  return config, pathlib.Path(_FLAGS.workdir or default)
+  if surplus:
+    raise checks.ConfigError(
+        f'launch.main: argument must be a flag; got {surplus[0]!r}. See '
+        '--help.')
+
+
+def _load_config(values):
+  """Returns the config; one whose file is not there fails when it is read."""
+  if values.config is None:
+    raise checks.ConfigError(
+        'launch.main: --config must name a config file; got none. See --help.')
+  try:
+    values.config.to_dict()
+  except OSError as err:
+    raise checks.ConfigError(
+        'launch.main: --config must name a file that can be read; got '
+        f"{values['config'].config_filename!r}.") from err
+  return values.config
+
+
+def _workdir(values):
+  if values.workdir:
+    return pathlib.Path(values.workdir)
+  path, _, variant = values['config'].config_filename.partition(':')
+  name = pathlib.Path(path).stem
+  return pathlib.Path('runs') / (f'{name}-{variant}' if variant else name)
 
 
 def _last_line(err):
-  """Returns what went wrong; flags wrap a config's error in its traceback."""
+  """Returns what went wrong, on one line.
+
+  absl wraps what a config file raises in the text of its traceback, and
+  ml_collections quotes what it raises once more.
+  """
+  if isinstance(err, KeyError):
+    return ': '.join(str(err.args[0]).splitlines())
   lines = [line.strip() for line in str(err).splitlines() if line.strip()]
   return lines[-1].rstrip('.') if lines else type(err).__name__
 

@@ -88,6 +88,7 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
       batch = sharding.shard_batch(program.mesh, next(iterator))
       state, metrics = program.train_step(state, frozen, batch)
       # The device is at work on this step: now there is time for the last one.
+      writer.progress(step)
       if pending:
         log(*pending)
       saving = _due(step, config.checkpoint_every, config.steps)

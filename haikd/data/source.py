@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import inspect
+import re
 from typing import Any, Optional, Protocol
 
 import numpy as np
@@ -45,6 +46,29 @@ class Source(Protocol):
     """Returns an example."""
 
 
+class Part:
+  """Some consecutive examples of a Source.
+
+  Args:
+    source: the whole.
+    indices: which of its examples.
+
+  Attributes:
+    num_classes: those of the whole.
+  """
+
+  def __init__(self, source: Source, indices: range):
+    self._source = source
+    self._indices = indices
+    self.num_classes = source.num_classes
+
+  def __len__(self) -> int:
+    return len(self._indices)
+
+  def __getitem__(self, index: int) -> Mapping[str, Any]:
+    return self._source[self._indices[index]]
+
+
 class Arrays:
   """A Source that is held in memory, as one array for every key.
 
@@ -81,7 +105,8 @@ def open_source(name: str,
 
   Args:
     name: a registered data set, or one of tfds that is prepared in `data_dir`.
-    split: 'train', 'validation', 'test' or what else the data set has.
+    split: 'train', 'validation', 'test' or what else the data set has, or a
+      part of one, such as 'train[:500]', 'train[80%:]' or 'test[-9:]'.
     options: keyword options of the data set.
     source_dir: the folder of its raw files.
     data_dir: the folder of prepared files.
@@ -101,6 +126,7 @@ def open_source(name: str,
   folders = dict(source_dir=source_dir, data_dir=data_dir)
   checks.check_options(
       'config.data.options', function, options, reserved=RESERVED)
+  split, part = _parse_split(split)
   source = function(split, **_accepted(name, function, folders), **options)
   for attribute in ('__len__', '__getitem__', 'num_classes'):
     if not hasattr(source, attribute):
@@ -108,6 +134,7 @@ def open_source(name: str,
           f'source.open_source: data set {name!r} must return a Source, with '
           f'{attribute}; got {type(source).__name__}. haikd.data.Arrays makes '
           'one of arrays.')
+  source = part(source)
   if not len(source):
     raise checks.DataError(
         f'source.open_source: split {split!r} of {name!r} must have examples; '
@@ -121,6 +148,32 @@ def check_split(where: str, split: str, known: tuple[str, ...]) -> None:
     raise checks.DataError(
         f'{where}: split must be one the data set has; got split={split!r}. '
         f'{checks.suggest(split, known)}')
+
+
+def _parse_split(split):
+  """Returns a split's name and a function from it to the part asked for."""
+  name, bracket, rest = split.partition('[')
+  if not bracket:
+    return split, lambda source: source
+  match = re.fullmatch(r'(-?\d+%?)?:(-?\d+%?)?\]', rest)
+  if not match:
+    raise checks.DataError(
+        "source.open_source: split must be a name or a part such as 'train[:9]'"
+        f" or 'train[80%:]'; got split={split!r}.")
+
+  def bound(text, size):
+    if text is None:
+      return None
+    if text.endswith('%'):
+      return round(int(text[:-1]) / 100 * size)
+    return int(text)
+
+  def part(source):
+    size = len(source)
+    bounds = (bound(text, size) for text in match.groups())
+    return Part(source, range(size)[slice(*bounds)])
+
+  return name, part
 
 
 def _accepted(name, function, folders):

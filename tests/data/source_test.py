@@ -104,3 +104,28 @@ def test_arrays_hold_examples_of_every_column():
 def test_arrays_refuse_columns_that_do_not_match(columns):
   with pytest.raises(checks.DataError, match='the same number of examples'):
     source.Arrays(columns)
+
+
+@pytest.mark.parametrize('part, expected', [
+    ('', range(10)),
+    ('[:3]', [0, 1, 2]),
+    ('[7:]', [7, 8, 9]),
+    ('[2:4]', [2, 3]),
+    ('[-2:]', [8, 9]),
+    ('[:20%]', [0, 1]),
+    ('[80%:]', [8, 9]),
+    ('[:99]', range(10)),
+])
+def test_part_of_a_split_holds_its_examples(part, expected):
+  with registry.datasets.temporary():
+    registry.register_dataset('ten')(lambda split: source.Arrays(
+        dict(x=np.arange(10)), num_classes=7))
+    opened = source.open_source('ten', f'train{part}')
+  assert [int(opened[i]['x']) for i in range(len(opened))] == list(expected)
+  assert opened.num_classes == 7
+
+
+@pytest.mark.parametrize('split', ['train[3]', 'train[a:b]', 'train[:3', 'x[]'])
+def test_part_that_is_no_slice_is_refused(split):
+  with pytest.raises(checks.DataError, match='a part such as'):
+    source.open_source('digits', split)

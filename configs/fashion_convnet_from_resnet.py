@@ -1,0 +1,35 @@
+"""Fashion-MNIST: a small convolutional net learns from a residual network.
+
+  apt-get install dataset-fashion-mnist   # On Debian; elsewhere the idx files.
+  python -m haikd.launch --config=configs/fashion_convnet_from_resnet.py
+"""
+
+from haikd import config as config_lib
+
+
+def get_config(variant=''):
+  config = config_lib.base()
+  config.baseline = True
+  config.steps = 2000
+  config.batch_size = 128
+  config.data.name = 'fashion'
+  config.data.source_dir = '/usr/share/datasets/fashion-mnist'
+  config.data.mean = 0.286
+  config.data.std = 0.353
+  config.data.augment = dict(flip={}, shift=dict(pixels=2))
+
+  config.teacher.model = 'resnet'
+  config.teacher.options = dict(
+      blocks=(1, 1, 1), channels=(32, 64, 128), bottleneck=False, stem=32,
+      small_images=True)
+  config.teacher.train.steps = 3000
+  config.teacher.train.augment = dict(flip={}, shift=dict(pixels=2))
+  config.teacher.train.optimizer.learning_rate = 2e-3
+  config.teacher.train.optimizer.weight_decay = 0.05
+
+  config.student.model = 'convnet'
+  config.student.options = dict(channels=(8, 16, 32))
+  config.optimizer.learning_rate = 4e-3
+  config.optimizer.weight_decay = 0.01
+  config.distillation.temperature = 4.0
+  return config_lib.variant(config, variant)
