@@ -142,6 +142,8 @@ def test_adaptive_matrix_is_as_small_as_the_sizes_allow():
   jaxpr = jax.make_jaxpr(lambda x: pool(x, (2, 1536), ADAPTIVE))(
       jnp.ones((2, 4096)))
   assert [const.shape for const in jaxpr.consts] == [(8, 3)]
+  # Where a product of float32 is rounded to bfloat16 unless told otherwise.
+  assert 'HIGHEST' in str(jaxpr)
 
 
 @pytest.mark.parametrize('mode', [VALID, SAME, ADAPTIVE])

@@ -19,10 +19,9 @@ def random(*shape, seed=0):
   return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
 
-def random_maps(*shape, mask=None, seed=0):
+def random_maps(*shape, mask=True, seed=0):
   rows = np.random.default_rng(seed).exponential(size=shape)
-  if mask is not None:
-    rows = rows * np.asarray(mask)[:, None, None, :]
+  rows *= np.broadcast_to(mask, (shape[0], shape[-1]))[:, None, None, :]
   return jnp.asarray(rows / rows.sum(-1, keepdims=True), jnp.float32)
 
 
@@ -53,8 +52,7 @@ def test_pool_averages_the_wider_features(wider):
   sides = (wide, narrow) if wider == 'student' else (narrow, wide)
   pair = align.pool(*sides, mask=jnp.ones((2, 3), bool), on='features')
   # Blocks of four numbers in a row: their first plus 1.5.
-  got = getattr(pair, wider)
-  np.testing.assert_allclose(got, wide[..., ::4] + 1.5)
+  np.testing.assert_allclose(getattr(pair, wider), wide[..., ::4] + 1.5)
   assert pair.student.shape == pair.teacher.shape == (2, 3, 2)
 
 
@@ -161,12 +159,11 @@ def test_heads_are_pooled_under_a_mask_of_positions():
   np.testing.assert_array_equal(pair.mask, mask)
 
 
-@pytest.mark.parametrize('on, shape, wide',
-                         [('features', (2, 4, 3), (2, 8, 6)),
-                          ('attention', (2, 2, 4, 4), (2, 4, 8, 8))])
-def test_bfloat16_is_pooled_in_float32(on, shape, wide):
-  student, teacher = (jnp.exp(random(*s)) for s in (shape, wide))
-  halves = student.astype(jnp.bfloat16), teacher.astype(jnp.bfloat16)
+@pytest.mark.parametrize('on, shapes',
+                         [('features', ((2, 4, 3), (2, 8, 6))),
+                          ('attention', ((2, 2, 4, 4), (2, 4, 8, 8)))])
+def test_bfloat16_is_pooled_in_float32(on, shapes):
+  halves = [jnp.exp(random(*s)).astype(jnp.bfloat16) for s in shapes]
   mask = jnp.ones((2, 8), bool).at[0, 5:].set(False)
   got = align.pool(*halves, mask=mask, on=on)
   expected = align.pool(
@@ -175,30 +172,25 @@ def test_bfloat16_is_pooled_in_float32(on, shape, wide):
   np.testing.assert_array_equal(got.teacher, expected.teacher)
 
 
-@pytest.mark.parametrize('aligner', ['pool', 'none'])
+@pytest.mark.parametrize('aligner', [align.pool, align.none])
 def test_logits_pass_as_they_are(aligner):
-  logits = random(2, 3, 5), random(2, 3, 5, seed=1)
-  mask = jnp.ones((2, 3), bool)
-  pair = registry.aligners[aligner].function(*logits, mask=mask, on='logits')
-  assert pair.student is logits[0] and pair.teacher is logits[1]
-  assert pair.mask is mask
+  given = random(2, 3, 5), random(2, 3, 5, seed=1), jnp.ones((2, 3), bool)
+  pair = aligner(*given[:2], mask=given[2], on='logits')
+  assert all(got is x for got, x in zip(pair, given))
 
 
-@pytest.mark.parametrize('aligner', ['pool', 'none'])
+@pytest.mark.parametrize('aligner', [align.pool, align.none])
 def test_vocabularies_must_agree(aligner):
   with pytest.raises(
       checks.ConfigError,
       match=r'student\.shape=\(2, 5\), teacher\.shape=\(2, 8\), 3 classes '
       'apart. Give the student the teacher'):
-    registry.aligners[aligner].function(
-        random(2, 5), random(2, 8), mask=BOTH, on='logits')
+    aligner(random(2, 5), random(2, 8), mask=BOTH, on='logits')
 
 
 def test_logits_must_have_the_same_positions():
   with pytest.raises(checks.ConfigError, match='at the same positions'):
-    align.pool(
-        random(2, 3, 5), random(2, 4, 5), mask=jnp.ones((2, 3), bool),
-        on='logits')
+    align.pool(random(2, 3, 5), random(2, 4, 5), mask=BOTH, on='logits')
 
 
 def test_none_wants_equal_shapes():
@@ -254,7 +246,7 @@ def test_project_learns_in_float32():
 
 
 def test_project_is_there_for_equal_widths_too():
-  params, _ = run_project(random(2, 4), random(2, 4, seed=1), mask=BOTH)
+  params, _ = run_project(random(2, 4), random(2, 4), mask=BOTH)
   assert params['project']['w'].shape == (4, 4)
 
 
@@ -285,6 +277,15 @@ def test_padding_does_not_reach_what_is_learned(content):
   expected = grad(params, jnp.where(mask[..., None], student, 0.0))
   jax.tree.map(np.testing.assert_array_equal, got, expected)
   assert np.isfinite(got[0]) and got[1][0]['project']['w'].any()
+
+
+def test_padding_of_a_shorter_student_does_not_reach_what_is_learned():
+  mask = jnp.arange(6) < jnp.array([[6], [3]])  # The third of three is empty.
+  student, teacher = random(2, 3, 4).at[1, 2].set(jnp.nan), random(2, 6, 8)
+  params, apply = run_project(student, teacher, mask=mask)
+  grad = jax.grad(lambda p: haikd.losses.feature_matching(
+      *apply(p, student, teacher)[:2], mask=mask[:, ::2]).total)(params)
+  assert np.isfinite(grad['project']['w']).all()
 
 
 @pytest.mark.parametrize('on', ['logits', 'attention'])
