@@ -32,6 +32,7 @@ from haikd import registry
 
 _MODES = {'train': job.train, 'eval': job.evaluate}
 
+
 def main(argv: Optional[list[str]] = None) -> int:
   """Runs the command line.
 
@@ -91,7 +92,8 @@ def _parse(values, argv):
   path = next((a.partition('=')[2] for a in argv if a.startswith('--config=')),
               '')
   if path:  # A config may import, and name as plugins, what lies beside it.
-    sys.path.insert(0, str(pathlib.Path(path.partition(':')[0]).parent.resolve()))
+    folder = pathlib.Path(path.partition(':')[0]).resolve().parent
+    sys.path.insert(0, str(folder))
   try:
     surplus = values(argv)[1:]
   except checks.ConfigError:

@@ -6,6 +6,7 @@ any arithmetic touches them.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,35 @@ def clean(array: jax.Array, mask: jax.Array) -> jax.Array:
     `array` depend on what stood behind the mask.
   """
   return jnp.where(expand(mask, array.ndim), array, jnp.zeros((), array.dtype))
+
+
+def materialise(value: Any, mask: jax.Array) -> Any:
+  """Computes logits or maps that were not computed yet, from clean inputs.
+
+  What is padded must not reach the gradient of what it is multiplied with: the
+  kernel, or the keys that a query looks at.
+
+  Args:
+    value: LinearLogits, QueryKey, or an array.
+    mask: bool, `[B]` or `[B, N]`, true where a position counts. Where `value`
+      has another number of positions, only whole examples are cleaned.
+
+  Returns:
+    An array: logits `[B, ..., V]` or maps `[B, H, N, M]`; another array is
+    returned as it is.
+  """
+
+  def cleaned(array):
+    if array.shape[:mask.ndim] == mask.shape:
+      return clean(array, mask)
+    return clean(array, mask.any(axis=tuple(range(1, mask.ndim))))
+
+  if isinstance(value, base.LinearLogits):
+    return value._replace(hidden=cleaned(value.hidden)).materialise()
+  if isinstance(value, base.QueryKey):
+    query, key = cleaned(value.query), cleaned(value.key)
+    return value._replace(query=query, key=key).materialise()
+  return value
 
 
 def masked_mean(values: jax.Array, mask: jax.Array) -> base.LossSum:

@@ -19,6 +19,7 @@ from haikd import base
 from haikd import checks
 from haikd import config as config_lib
 from haikd import network as network_lib
+from haikd import pairing
 from haikd import terms as terms_lib
 
 Sums = dict[str, tuple[base.LossSum, ...]]  # By term, one LossSum a layer.
@@ -45,14 +46,14 @@ class Objective(NamedTuple):
     student: the network that is trained.
     teacher: the network it learns from, or None.
     terms: the weighted losses.
-    pairs: `{term: ((student layer, teacher layers), …)}`; one empty pair for a
-      loss on logits.
+    layers: `{term: ((student layer, teacher layers), …)}` of every term that
+      is not on logits.
   """
 
   student: network_lib.Network
   teacher: Optional[network_lib.Network]
   terms: tuple[terms_lib.Term, ...]
-  pairs: dict[str, tuple]
+  layers: dict[str, pairing.Layers]
 
   def init(self, rng: jax.Array, batch: base.Batch,
            frozen: Optional[base.Frozen]) -> tuple[base.Params, Any]:
@@ -76,7 +77,7 @@ class Objective(NamedTuple):
     aligned = {}
     for number, term in enumerate(self.terms):
       layers = {}
-      for index, pair in enumerate(self._raw_pairs(term, *inputs, batch)):
+      for index, pair in enumerate(self._pairs(term, *inputs, batch)):
         rng = jax.random.fold_in(jax.random.fold_in(align_rng, number), index)
         if pair.teacher is not None:
           layers[str(index)] = term.align.init(rng, *pair)
@@ -113,7 +114,7 @@ class Objective(NamedTuple):
     sums = {}
     for term in self.terms:
       weights = params.align.get(term.name, {})
-      pairs = self._raw_pairs(term, student, teacher, batch)
+      pairs = self._pairs(term, student, teacher, batch)
       sums[term.name] = tuple(
           self._evaluate(term, weights.get(str(i), {}), pair, batch, context)
           for i, pair in enumerate(pairs))
@@ -173,24 +174,9 @@ class Objective(NamedTuple):
           frozen.params, frozen.state, None, batch, is_training=False)
     return student, teacher, net_state
 
-  def _raw_pairs(self, term, student, teacher, batch):
-    """Returns a term's pairs before they are aligned."""
-    if term.entry.on == terms_lib.LOGITS:
-      target = None
-      if term.needs_teacher:
-        target = jax.lax.stop_gradient(_materialise(teacher.logits))
-      logits = _materialise(student.logits)
-      return [base.Pair(logits, target, target_mask(batch, logits))]
-    kind = term.entry.on
-    pairs = []
-    for student_layer, teacher_layers in self.pairs[term.name]:
-      layers = [_materialise(teacher.taps[kind][i]) for i in teacher_layers]
-      target = sum(layers[1:], start=layers[0]) / len(layers)
-      pairs.append(
-          base.Pair(
-              _materialise(student.taps[kind][student_layer]),
-              jax.lax.stop_gradient(target), batch.mask))
-    return pairs
+  def _pairs(self, term, student, teacher, batch):
+    return pairing.pairs(term, self.layers.get(term.name, ()), student, teacher,
+                         batch)
 
   def _evaluate(self, term, params, pair, batch, context):
     if pair.teacher is not None:
@@ -240,29 +226,16 @@ def build_objective(config: config_lib.ConfigDict,
         config.teacher, title='teacher', num_classes=num_classes, kinds=kinds)
   objective = Objective(student, teacher, terms, {})
   outputs = [_abstract_output(n, spec) for n in (student, teacher) if n]
-  pairs = {}
+  layers = {}
   for term in terms:
     if term.entry.on != terms_lib.LOGITS:
       depths = [len(output.taps[term.entry.on]) for output in outputs]
-      pairs[term.name] = _blame(
+      layers[term.name] = _blame(
           term, align.pair_layers, term.layers, *depths)
-  objective = objective._replace(pairs=pairs)
+  objective = objective._replace(layers=layers)
   for term in terms:
     _blame(term, _check_term, objective, term, outputs, spec)
   return objective
-
-
-def target_mask(batch: base.Batch, logits: jax.Array) -> jax.Array:
-  """Returns where logits count: bool, the leading axes of `logits`."""
-  mask = batch.mask if batch.target_mask is None else batch.target_mask
-  surplus = tuple(range(logits.ndim - 1, mask.ndim))
-  return mask.any(axis=surplus) if surplus else mask
-
-
-def _materialise(value):
-  if isinstance(value, (base.LinearLogits, base.QueryKey)):
-    return value.materialise()
-  return value
 
 
 def _abstract_output(network, spec):
@@ -289,7 +262,7 @@ def _check_term(objective, term, outputs, spec):
 
   def run(outputs, batch):
     student, teacher = (*outputs, None)[:2]
-    for pair in objective._raw_pairs(term, student, teacher, batch):
+    for pair in objective._pairs(term, student, teacher, batch):
       params = {}
       if pair.teacher is not None:
         params = term.align.init(jax.random.key(0), *pair)

@@ -19,6 +19,7 @@ from haikd import metrics as metrics_lib
 from haikd import network as network_lib
 from haikd import objective as objective_lib
 from haikd import optimizer as optimizer_lib
+from haikd import pairing
 from haikd import precision
 from haikd import sharding
 
@@ -240,7 +241,7 @@ def build_eval_step(network: network_lib.Network,
     sums = metrics_lib.classification(
         student,
         target,
-        mask=objective_lib.target_mask(batch, student),
+        mask=pairing.target_mask(batch, student),
         labels=batch.labels)
     return sharding.sum_over_batch(sharding.vary(sums))
 

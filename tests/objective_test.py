@@ -1,5 +1,6 @@
 """What the objective is made of, and what is refused before any device work."""
 
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,7 +118,7 @@ def test_standard_and_further_terms_are_one_list():
   config.losses.last = dict(
       loss='feature_matching', weight=0.5, layers='last', align='project')
   objective = build(config)
-  assert objective.pairs == dict(
+  assert objective.layers == dict(
       attention_transfer=((0, (1,)), (1, (3,))),
       feature_matching=((0, (1,)), (1, (3,))),
       last=((1, (3,)),))
@@ -192,7 +193,6 @@ def test_empty_batch_gives_zero_loss_and_gradient():
 def test_models_that_give_linear_logits_need_nothing_more():
 
   def linear(image, *, is_training, num_classes):
-    import haiku as hk
     hidden = image.reshape(image.shape[0], -1)
     kernel = hk.get_parameter('kernel', (64, num_classes),
                               init=hk.initializers.TruncatedNormal())
@@ -278,3 +278,33 @@ def test_nothing_to_learn_from_is_refused():
   config.distillation.alpha = 0.0
   with pytest.raises(checks.ConfigError, match='at least one term; got none'):
     build(config, image_batch(labels=False))
+
+
+def test_nan_in_padded_hidden_states_reaches_no_gradient():
+
+  def linear(tokens, *, is_training, mask, num_classes):
+    hidden = hk.Embed(8, 6)(tokens)
+    # What a careless network might leave in its padding.
+    hidden = jnp.where(mask[..., None], hidden, jnp.nan)
+    kernel = hk.get_parameter('kernel', (6, num_classes), init=jnp.ones)
+    return base.LinearLogits(hidden, kernel)
+
+  batch = base.Batch(
+      inputs=np.arange(8, dtype=np.int32).reshape(2, 4),
+      mask=np.arange(4) < np.array([[4], [1]]),
+      labels=np.zeros((2, 4), np.int32))
+  with registry.models.temporary():
+    registry.register_model()(linear)
+    config = config_lib.base()
+    config.student.model = config.teacher.model = 'linear'
+    objective = build(config, batch)
+    frozen = base.Frozen(*objective.teacher.init(jax.random.key(7), batch))
+    params, state = objective.init(jax.random.key(0), batch, frozen)
+
+    def loss(params):
+      sums, _ = objective.sums(params, state, frozen, batch, jax.random.key(0))
+      return objective.combine(sums, 0)[0]
+
+    value, grads = jax.value_and_grad(loss)(params)
+  assert np.isfinite(value)
+  assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))

@@ -102,18 +102,12 @@ def _guard(function: Callable, where: str, on: str) -> Callable:
 
 
 def _prepare(where: str, name: str, value, mask: jax.Array, on: str):
-  # What is padded must not reach the gradient of what it is multiplied with:
-  # the kernel, or the keys that a query looks at.
   if isinstance(value, base.LinearLogits):
     checks.check_leading(where, f'{name}.hidden', value.hidden, mask)
-    hidden = masking.clean(value.hidden, mask)
-    value = value._replace(hidden=hidden).materialise()
-  elif isinstance(value, base.QueryKey):
+  if isinstance(value, base.QueryKey):
     checks.check_leading(where, f'{name}.query', value.query, mask)
     checks.check_leading(where, f'{name}.key', value.key, mask)
-    query, key = (masking.clean(x, mask) for x in (value.query, value.key))
-    value = value._replace(query=query, key=key).materialise()
-  value = jnp.asarray(value)
+  value = jnp.asarray(masking.materialise(value, mask))
   if not checks.is_real(value):
     raise TypeError(f'{where}: {name} must be floating point; got '
                     f'{name}.dtype={value.dtype}.')
