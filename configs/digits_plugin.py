@@ -8,6 +8,7 @@ teacher's.
 """
 
 import digits_vit_from_vit
+
 from haikd import config as config_lib
 
 

@@ -1,7 +1,9 @@
 """Fashion-MNIST: a small convolutional net learns from a residual network.
 
-  apt-get install dataset-fashion-mnist   # On Debian; elsewhere the idx files.
   python -m haikd.launch --config=configs/fashion_convnet_from_resnet.py
+
+The idx files are looked for where Debian's package dataset-fashion-mnist puts
+them; elsewhere, set --config.data.source_dir.
 """
 
 from haikd import config as config_lib

@@ -3,6 +3,7 @@
   python -m haikd.launch --config=configs/digits_mlp_from_convnet.py
   python -m haikd.launch --config=configs/x.py --config.steps=500 --workdir=DIR
   python -m haikd.launch --config=configs/x.py --mode=eval
+  python -m haikd.launch --config=configs/x.py --seeds=10
 
 A config file has a function `get_config()` that starts from
 `haikd.config.base()`, which documents every field. Any field can be overridden
@@ -29,6 +30,7 @@ from haikd import checks
 from haikd import config as config_lib
 from haikd import job
 from haikd import registry
+from haikd import repeats
 
 _MODES = {'train': job.train, 'eval': job.evaluate}
 
@@ -54,7 +56,10 @@ def main(argv: Optional[list[str]] = None) -> int:
     _use_compilation_cache()
     registry.load_plugins(config.plugins)
     config_lib.validate(config)
-    _MODES[values.mode](config, _workdir(values))
+    if values.seeds > 1 and values.mode == 'train':
+      repeats.train(config, _workdir(values), values.seeds)
+    else:
+      _MODES[values.mode](config, _workdir(values))
     return 0
   except (checks.ConfigError, checks.DataError, checks.DivergedError) as err:
     if '--debug' in argv:
@@ -81,6 +86,13 @@ def _define_flags(argv):
       flag_values=values)
   flags.DEFINE_enum(
       'mode', 'train', sorted(_MODES), 'What to do.', flag_values=values)
+  flags.DEFINE_integer(
+      'seeds',
+      1,
+      'Train so many times, with seeds from config.seed on, and print means '
+      'with 95 % intervals.',
+      lower_bound=1,
+      flag_values=values)
   flags.DEFINE_bool(
       'debug', False, 'Show the traceback of an error.', flag_values=values)
   flags.DEFINE_bool('help', False, 'Show this help.', flag_values=values)

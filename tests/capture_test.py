@@ -40,7 +40,8 @@ def remat(x):
 
 
 def stack(x):
-  return hk.layer_stack(LAYERS)(lambda x: Block(name='block_')(x))(x).sum(axis=1)
+  layer = lambda x: Block(name='block_')(x)
+  return hk.layer_stack(LAYERS)(layer)(x).sum(axis=1)
 
 
 def stack_remat(x):

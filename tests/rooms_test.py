@@ -23,6 +23,7 @@ TIERS = (
     ('checkpoint', 'writer'),
     ('trainer',),
     ('job',),
+    ('repeats',),
     ('launch',),
 )
 TIER = {room: tier for tier, rooms in enumerate(TIERS) for room in rooms}

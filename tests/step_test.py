@@ -160,7 +160,7 @@ def reference(batch):
     kl = 4.0 * (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
     chosen = jnp.take_along_axis(
         jax.nn.log_softmax(logits), batch.labels[..., None], axis=-1)[..., 0]
-    total = 0.9 * (kl * mask).sum() / valid - 0.1 * (chosen * mask).sum() / valid
+    total = (0.9 * kl * mask - 0.1 * chosen * mask).sum() / valid
     for i, j in ((0, 1), (1, 3)):  # Uniform: round((i + 1) 4 / 2) - 1.
       pooled = hidden[j].reshape(BATCH, LENGTH, 8, 2).mean(-1)
       error = ((features[i] - pooled)**2 * mask[..., None]).sum()
@@ -327,7 +327,8 @@ def test_low_precision_follows_float32(precision):
   grads, _, _ = gradient(config, batch, 2)
   grads = state.loss_scale.unscale(grads)
   dots = jax.tree.map(lambda a, b: np.vdot(a, b), grads.student, exact.student)
-  norm = lambda g: np.sqrt(sum(np.vdot(x, x) for x in jax.tree.leaves(g.student)))
+  norm = lambda g: np.sqrt(
+      sum(np.vdot(x, x) for x in jax.tree.leaves(g.student)))
   cosine = sum(jax.tree.leaves(dots)) / (norm(grads) * norm(exact))
   assert cosine > 0.999
   assert {x.dtype for x in jax.tree.leaves(grads)} == {np.dtype('float32')}

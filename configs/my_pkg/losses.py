@@ -1,10 +1,12 @@
 """A loss of one's own: this module lies outside of haikd."""
 
-import haikd
 import optax
 
+import haikd
 
-@haikd.register_loss(on='features', example=dict(student=(2, 3, 5), mask=(2, 3)))
+
+@haikd.register_loss(
+    on='features', example=dict(student=(2, 3, 5), mask=(2, 3)))
 def huber_features(student, teacher, *, mask, delta=1.0):
   """Huber loss of hidden states; large differences count linearly."""
   error = optax.huber_loss(student, teacher, delta=delta)

@@ -1,0 +1,114 @@
+"""The same job over several seeds, and how sure its result is."""
+
+import math
+import pathlib
+import statistics
+from typing import Optional
+
+import jax
+import scipy.stats
+
+from haikd import config as config_lib
+from haikd import console
+from haikd import files
+from haikd import job
+
+SUMMARY_FILE = 'summary.json'
+GAIN = 'gain'
+
+_METRICS = (('accuracy', 'accuracy', 100, '%'),
+            ('cross_entropy', 'cross-entropy', 1, ''),
+            ('kl', 'KL to teacher', 1, ''),
+            ('agreement', 'agreement', 100, '%'))
+_ROWS = (('teacher', 'teacher'), ('student_alone', 'student alone'),
+         ('student', 'student distilled'), (GAIN, 'distilled - alone'))
+
+Summary = dict[str, dict[str, dict[str, float]]]
+
+
+def train(config: config_lib.ConfigDict, workdir: pathlib.Path,
+          seeds: int) -> Summary:
+  """Runs a job with the seeds `config.seed`, `config.seed + 1` and so on.
+
+  Every seed has its own teacher, unless `config.teacher.init` names one, its
+  own order of the data and its own initial parameters.
+
+  Args:
+    config: a config made from `haikd.config.base()`.
+    workdir: holds a folder `seed-<n>` for each, `summary.json`, and after an
+      interruption what to go on from.
+    seeds: how many, 2 or more.
+
+  Returns:
+    As `summarise`.
+
+  Raises:
+    ConfigError, DataError, DivergedError: as `job.train`.
+  """
+  results = []
+  for seed in range(config.seed, config.seed + seeds):
+    own = config.copy_and_resolve_references()
+    own.seed = seed
+    results.append(job.train(own, workdir / f'seed-{seed}'))
+  summary = summarise(results)
+  if jax.process_index() == 0:
+    files.write_json(workdir / SUMMARY_FILE, summary)
+    print_summary(summary, seeds)
+  return summary
+
+
+def summarise(results: list[job.Results]) -> Summary:
+  """Returns means over seeds, with 95 % confidence intervals.
+
+  The interval is Student's t for the mean of a normal sample: s t / sqrt(n)
+  with n - 1 degrees of freedom. The gain is the difference between the student
+  distilled and the student alone of the same seed, so that what both share
+  cancels.
+
+  Args:
+    results: of two or more seeds, all with the same networks and metrics.
+
+  Returns:
+    `{network or 'gain': {metric: {mean, half_width}}}`; the interval is
+    mean ± half_width.
+  """
+  rows = {name: [result[name] for result in results] for name in results[0]}
+  if 'student_alone' in rows:
+    rows[GAIN] = [{
+        metric: value - result['student_alone'][metric]
+        for metric, value in result['student'].items()
+    } for result in results]
+  metrics = [name for name, *_ in _METRICS if name in rows['student'][0]]
+  return {
+      name: {m: _interval([run[m] for run in runs]) for m in metrics}
+      for name, runs in rows.items()
+  }
+
+
+def print_summary(summary: Summary, seeds: int) -> None:
+  """Prints the means and intervals as a table."""
+  rows = []
+  for key, title in _ROWS:
+    if key in summary:
+      cells = [_cell(summary[key].get(m), scale, unit, signed=key == GAIN)
+               for m, _, scale, unit in _METRICS]
+      rows.append([title, *cells])
+  headings = [f'{seeds} seeds, 95 %', *(title for _, title, _, _ in _METRICS)]
+  console.table(rows, headings)
+
+
+def _interval(values):
+  n = len(values)
+  quantile = float(scipy.stats.t.ppf(0.975, n - 1))
+  return dict(
+      mean=statistics.fmean(values),
+      half_width=quantile * statistics.stdev(values) / math.sqrt(n))
+
+
+def _cell(interval: Optional[dict[str, float]], scale, unit, *, signed):
+  if interval is None:
+    return '–'
+  mean, half = interval['mean'] * scale, interval['half_width'] * scale
+  digits = 2 if unit else 4
+  sign = '+' if signed else ''
+  return f'{mean:{sign}.{digits}f}{unit} ± {half:.{digits}f}'
