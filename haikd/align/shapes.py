@@ -38,7 +38,8 @@ def pool(student: jax.Array, teacher: jax.Array, *, mask: jax.Array,
 
   Returns:
     A Pair of one shape. What is pooled is float32. A position of the mask
-    counts if any that went into it did.
+    counts if any that went into it did. What stands behind the mask is not to
+    be used: a registered loss never sees it.
 
   Raises:
     ConfigError: ranks, batches or vocabularies differ, or the mask fits
@@ -57,6 +58,12 @@ def pool(student: jax.Array, teacher: jax.Array, *, mask: jax.Array,
         f'{where}: student and teacher must be maps [B, H, N, N]; got '
         f'student.shape={student.shape}, teacher.shape={teacher.shape}. Tap '
         'the attention weights, or align something else than attention.')
+  heads = min(student.shape[1], teacher.shape[1])
+  student, teacher = (
+      _pool(maps, (maps.shape[0], heads, *maps.shape[2:]))
+      for maps in (student, teacher))
+  if student.shape == teacher.shape:
+    return base.Pair(student, teacher, mask)
   # [B, queries, keys, H], so that positions come second, as in features.
   student, teacher = (
       _clean_keys(jnp.moveaxis(maps, 1, 3), mask) for maps in (student, teacher)
