@@ -3,8 +3,8 @@
   python -m haikd.launch --config=configs/digits_mlp_from_convnet.py
 
 The teacher has three times the parameters of the student. It has seen shifted
-digits, and so knows what the student, which sees 897 images as they are, would
-not learn from their labels.
+and mixed digits, and so knows what the student, which sees 897 images as they
+are, would not learn from their labels.
 """
 
 from haikd import config as config_lib
@@ -19,8 +19,9 @@ def get_config(variant=''):
 
   config.teacher.model = 'convnet'
   config.teacher.options = dict(channels=(64, 128))
-  config.teacher.train.steps = 400
-  config.teacher.train.augment = dict(shift=dict(pixels=1))
+  config.teacher.train.steps = 1000
+  config.teacher.train.augment = dict(
+      shift=dict(pixels=1), mixup=dict(alpha=0.2))
   config.teacher.train.optimizer.learning_rate = 2e-3
   config.teacher.train.optimizer.weight_decay = 0.05
 

@@ -1,0 +1,72 @@
+"""Every example of a split counts exactly once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from haikd import base
+from haikd import checks
+from haikd import config as config_lib
+from haikd import evaluate
+from haikd import program as program_lib
+from haikd import sharding
+from haikd.data import pipeline
+from haikd.data import source
+
+OPTIONS = dict(size=50, shape=(4, 4, 1), num_classes=3)
+
+
+def build(devices, batch_size):
+  config = config_lib.base()
+  config.batch_size = 24
+  config.data.name = 'synthetic'
+  config.data.options = OPTIONS
+  config.evaluation.batch_size = batch_size
+  config.student.options = dict(hidden=(4,))
+  config.teacher.options = dict(hidden=(8,))
+  mesh = sharding.build_mesh(jax.devices()[:devices])
+  data = pipeline.build_data(config, shards=devices)
+  program = program_lib.build_program(
+      config, spec=data.spec, num_classes=3, mesh=mesh, has_teacher=True)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), data.spec)
+  own, frozen = (
+      base.Frozen(*network.init(jax.random.key(seed), zeros))
+      for seed, network in enumerate((program.objective.student,
+                                      program.objective.teacher)))
+  return program, data, own, frozen
+
+
+@pytest.mark.parametrize('devices, batch_size', ((1, 50), (1, 7), (3, 16),
+                                                 (8, 16), (8, 1)))
+def test_metrics_are_those_of_all_examples(devices, batch_size):
+  program, data, own, frozen = build(devices, batch_size)
+  got = evaluate.evaluate(
+      program.eval_step, sharding.replicate(program.mesh, own),
+      sharding.replicate(program.mesh, frozen), data.evaluation('validation'),
+      program.mesh)
+  examples = source.open_source('synthetic', 'validation', options=OPTIONS)
+  images = np.stack([e['image'] for e in examples]).astype(np.float32) / 255
+  labels = np.array([e['label'] for e in examples])
+  batch = base.Batch(images, np.ones(len(images), bool))
+  logits = lambda network, weights: np.asarray(
+      network.apply(*weights, None, batch, is_training=False)[0].logits,
+      np.float64)
+  student = logits(program.objective.student, own)
+  teacher = logits(program.objective.teacher, frozen)
+  log = lambda x: x - np.log(np.exp(x).sum(-1, keepdims=True))
+  kl = (np.exp(log(teacher)) * (log(teacher) - log(student))).sum(-1)
+  expected = dict(
+      accuracy=(student.argmax(-1) == labels).mean(),
+      cross_entropy=-log(student)[np.arange(len(labels)), labels].mean(),
+      kl=kl.mean(),
+      agreement=(student.argmax(-1) == teacher.argmax(-1)).mean())
+  assert set(got) == set(expected)
+  for name, value in expected.items():
+    np.testing.assert_allclose(got[name], value, rtol=1e-5, err_msg=name)
+
+
+def test_empty_split_is_refused():
+  program, _, own, frozen = build(1, 16)
+  with pytest.raises(checks.DataError, match='at least one example; got none'):
+    evaluate.evaluate(program.eval_step, own, frozen, [], program.mesh)
