@@ -79,7 +79,7 @@ def capture(
     params, state = get_variables(key, *args, **kwargs)
     try:
       output, state = inner.apply(params, state, key, *args, **kwargs)
-    except TypeError as err:
+    except (TypeError, ValueError, jax.errors.UnexpectedTracerError) as err:
       raise recorder.explain(err) from err
     state, values = recorder.split(state)
     updater.update(state)
@@ -98,6 +98,7 @@ class _Recorder:
         for kind, globs in taps.items()
     }
     self._order = itertools.count()
+    self._matched = set()  # (kind, glob) of the globs that found something.
     self._written = {}  # (kind, order) -> (name of the module, ranks).
     self._seen = {}  # Names of all modules that were called.
     self._attention = []  # Stock attention modules being called right now.
@@ -109,7 +110,9 @@ class _Recorder:
     module = context.module
     parts = _parts(module.module_name)
     self._seen['/'.join(parts)] = True
-    kinds = [kind for kind in self._globs if self._wants(kind, parts)]
+    matches = self._matches(parts)
+    self._matched.update(matches)
+    kinds = list(dict.fromkeys(kind for kind, _ in matches))
     if ATTENTION in kinds and isinstance(module, hk.MultiHeadAttention):
       self._attention.append((module.module_name, {}))
       output = next_call(*args, **kwargs)
@@ -130,6 +133,7 @@ class _Recorder:
 
   def split(self, state):
     """Returns the network's own state, and `{kind: values in call order}`."""
+    self._check_matched()
     own, entries = {}, []
     for bundle, variables in state.items():
       for name, value in variables.items():
@@ -143,31 +147,38 @@ class _Recorder:
     values = {}
     for kind in self._globs:
       mine = [entry for entry in entries if entry.kind == kind]
-      if not mine:
-        globs = ['/'.join(parts) for parts in self._globs[kind]]
-        raise checks.ConfigError(
-            f'capture.capture: taps.{kind} must match a module; got '
-            f'{", ".join(map(repr, globs))}. '
-            f'{checks.suggest(globs[0], self._seen)}')
       values[kind] = self._in_call_order(mine)
     return own, values
 
   def explain(self, err):
     """Returns a clear error for state that control flow could not carry."""
-    if self._written and 'pytree structure' in checks.one_line(err):
+    text = checks.one_line(err)
+    leaked = isinstance(err, jax.errors.UnexpectedTracerError)
+    if self._written and (leaked or 'pytree structure' in text or
+                          'out_axes' in text):
       names = sorted({name for name, _ in self._written.values()})
       return checks.ConfigError(
-          'capture.capture: a captured module must not be called inside hk.scan'
-          f' or another control flow that carries state; got {names}. Use '
-          'hk.layer_stack, or return the values from the loop and offer them '
-          'with haikd.tap.')
+          'capture.capture: a captured module must not be called inside '
+          'hk.scan, hk.vmap or another transformation that would have to carry '
+          f'new state; got {names}. Use hk.layer_stack, or return the values '
+          'from it and offer them with haikd.tap.')
     return err
 
-  def _wants(self, kind, parts):
-    return any(
-        len(glob) <= len(parts) and all(
-            map(fnmatch.fnmatchcase, parts[-len(glob):], glob))
-        for glob in self._globs[kind])
+  def _matches(self, parts):
+    """Returns (kind, glob) of all globs that a module's name matches."""
+    return [(kind, '/'.join(glob))
+            for kind, globs in self._globs.items()
+            for glob in globs
+            if len(glob) <= len(parts) and all(
+                map(fnmatch.fnmatchcase, parts[-len(glob):], glob))]
+
+  def _check_matched(self):
+    for kind, globs in self._globs.items():
+      for glob in map('/'.join, globs):
+        if (kind, glob) not in self._matched:
+          raise checks.ConfigError(
+              f'capture.capture: taps.{kind} must match a module that is '
+              f'called; got {glob!r}. {checks.suggest(glob, self._seen)}')
 
   def _write(self, kind, module_name, value):
     if not jax.tree.leaves(value):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from haikd import base
+from haikd import checks
 from haikd import losses
 from haikd import masking
 
@@ -26,7 +27,9 @@ def classification(
     logits: `[B, V]` or `[B, N, V]` floating.
     teacher_logits: the same shape, or None.
     mask: bool, `[B]` or `[B, N]`, true where a position counts.
-    labels: integers shaped like `mask`, -100 where there is none, or None.
+    labels: integers shaped like `mask`, -100 where there is none, or
+      probabilities shaped like `logits`, whose largest counts as the class; or
+      None.
 
   Returns:
     LossSums: with labels `accuracy` and `cross_entropy` (nats); with a teacher
@@ -35,8 +38,9 @@ def classification(
   sums = {}
   best = jnp.argmax(logits, axis=-1)
   if labels is not None:
-    labelled = mask & (labels >= 0)
-    hits = (best == labels).astype(jnp.float32)
+    classes = jnp.argmax(labels, -1) if checks.is_real(labels) else labels
+    labelled = mask & (classes >= 0)
+    hits = (best == classes).astype(jnp.float32)
     sums['accuracy'] = masking.masked_mean(hits, labelled)
     sums['cross_entropy'] = losses.cross_entropy(
         logits, mask=mask, labels=labels)

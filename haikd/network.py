@@ -36,7 +36,8 @@ class Network(NamedTuple):
     init: `(rng, batch) -> (params, state)`; both float32.
     apply: `(params, state, rng, batch, *, is_training, batch_axes=()) ->
       (Output, state)`; casts parameters and inputs to the compute dtype.
-      `batch_axes` are the mesh axes over which BatchNorm takes its statistics.
+      Without a key, as in evaluation, it uses a fixed one. `batch_axes` are
+      the mesh axes over which BatchNorm takes its statistics.
   """
 
   title: str
@@ -91,6 +92,8 @@ def build_network(config: config_lib.ConfigDict,
     return network.init(rng, batch, True, ())
 
   def apply(params, state, rng, batch, *, is_training, batch_axes=()):
+    # A network may ask for a key even when it has no use for one.
+    rng = jax.random.key(0) if rng is None else rng
     params = policy.cast_to_compute(params)
     batch = batch._replace(inputs=policy.cast_to_compute(batch.inputs))
     (logits, values), state = network.apply(params, state, rng, batch,

@@ -187,7 +187,7 @@ class Objective(NamedTuple):
       pair, labels = context.gather((pair, labels))
       scale = 1.0 / context.shards
     options = dict(term.options)
-    if term.needs_labels:
+    if term.takes_labels:
       options['labels'] = labels
     result = term.entry.function(
         pair.student, pair.teacher, mask=pair.mask, **options)
@@ -217,19 +217,28 @@ def build_objective(config: config_lib.ConfigDict,
   """
   terms = terms_lib.build_terms(
       config, has_teacher=has_teacher, has_labels=spec.labels is not None)
-  kinds = sorted({term.entry.on for term in terms} - {terms_lib.LOGITS})
+  kinds = lambda terms: sorted(
+      {term.entry.on for term in terms} - {terms_lib.LOGITS})
   student = network_lib.build_network(
-      config.student, title='student', num_classes=num_classes, kinds=kinds)
+      config.student,
+      title='student',
+      num_classes=num_classes,
+      kinds=kinds(terms))
   teacher = None
   if has_teacher:
     teacher = network_lib.build_network(
-        config.teacher, title='teacher', num_classes=num_classes, kinds=kinds)
+        config.teacher,
+        title='teacher',
+        num_classes=num_classes,
+        kinds=kinds(term for term in terms if term.needs_teacher))
   objective = Objective(student, teacher, terms, {})
   outputs = [_abstract_output(n, spec) for n in (student, teacher) if n]
   layers = {}
   for term in terms:
     if term.entry.on != terms_lib.LOGITS:
-      depths = [len(output.taps[term.entry.on]) for output in outputs]
+      # A loss that looks at the student alone pairs it with itself.
+      sides = outputs if term.needs_teacher else outputs[:1] * 2
+      depths = [len(output.taps[term.entry.on]) for output in sides]
       layers[term.name] = _blame(
           term, align.pair_layers, term.layers, *depths)
   objective = objective._replace(layers=layers)
@@ -251,7 +260,7 @@ def _abstract_output(network, spec):
     return jax.eval_shape(run, spec)
   except checks.ConfigError:
     raise
-  except (ValueError, TypeError) as err:
+  except Exception as err:  # Whatever a user's network raises.
     raise checks.ConfigError(
         f'objective.build_objective: config.{network.title} must run on '
         f'{jax.tree.map(lambda x: x.shape, spec.inputs)}; got '
@@ -275,7 +284,7 @@ def _blame(term, function, *args):
   """Calls a function; its errors name the term they come from."""
   try:
     return function(*args)
-  except (ValueError, TypeError) as err:
+  except Exception as err:  # Whatever a user's loss or aligner raises.
     raise checks.ConfigError(
         f'objective.build_objective: term {term.name!r}: '
         f'{checks.one_line(err)}') from err

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from haikd import base
+from haikd import checks
 from haikd import masking
 from haikd import network
 from haikd import terms
@@ -40,12 +41,13 @@ def pairs(term: terms.Term, layers: Layers, student: network.Output,
       return [base.Pair(logits, None, mask)]
     return [base.Pair(logits, _target([teacher.logits], mask), mask)]
   mask = batch.mask
-  return [
-      base.Pair(
-          masking.materialise(student.taps[kind][i], mask),
-          _target([teacher.taps[kind][j] for j in group], mask), mask)
-      for i, group in layers
-  ]
+  found = []
+  for i, group in layers:
+    value, target = _materialise(kind, student.taps[kind][i], mask), None
+    if term.needs_teacher:
+      target = _target([teacher.taps[kind][j] for j in group], mask, kind)
+    found.append(base.Pair(value, target, mask))
+  return found
 
 
 def target_mask(batch: base.Batch, logits: base.Logits) -> jax.Array:
@@ -57,9 +59,19 @@ def target_mask(batch: base.Batch, logits: base.Logits) -> jax.Array:
   return mask.any(axis=surplus) if surplus else mask
 
 
-def _target(values, mask):
+def _target(values, mask, kind=terms.LOGITS):
   """Returns the mean of the teacher's layers as a constant."""
-  values = [masking.materialise(value, mask) for value in values]
+  values = [_materialise(kind, value, mask) for value in values]
   if len(values) > 1:
     values = [sum(x.astype(jnp.float32) for x in values) / len(values)]
   return jax.lax.stop_gradient(values[0])
+
+
+def _materialise(kind, value, mask):
+  value = masking.materialise(value, mask)
+  if not isinstance(value, jax.Array):
+    raise checks.ConfigError(
+        f'pairing.pairs: taps.{kind} must match modules that return one array; '
+        f'got {type(value).__name__}. Narrow the glob, or offer the array with '
+        'haikd.tap.')
+  return value

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import jmp
 
 from haikd import base
 from haikd import config as config_lib
@@ -28,6 +29,7 @@ class Program(NamedTuple):
     abstract_state: what `init` returns, as ShapeDtypeStructs with shardings.
     train_step: `(state, frozen, batch) -> (state, metrics)`.
     eval_step: `(own, frozen, batch) -> {metric: LossSum}` for the student.
+    is_finite: `state -> bool`, whether what is trained is finite.
     mesh: where they run.
   """
 
@@ -36,6 +38,7 @@ class Program(NamedTuple):
   abstract_state: base.TrainState
   train_step: step_lib.TrainStep
   eval_step: Callable[..., Any]
+  is_finite: Callable[[base.TrainState], jax.Array]
   mesh: jax.sharding.Mesh
 
 
@@ -96,6 +99,8 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
           seed=config.seed),
       eval_step=step_lib.build_eval_step(objective.student, objective.teacher,
                                          mesh),
+      is_finite=jax.jit(lambda state: jmp.all_finite(
+          (state.params, state.ema))),
       mesh=mesh)
 
 
@@ -106,7 +111,11 @@ def abstract_network(network, spec: base.Batch) -> base.Frozen:
 
 
 def trained_network(state: base.TrainState) -> base.Frozen:
-  """Returns the student to use: the running mean, where one is kept."""
+  """Returns the student to use: the running mean, where one is kept.
+
+  Its state, such as BatchNorm's own running means, is that of the newest
+  parameters in either case.
+  """
   params = state.params.student if state.ema is None else state.ema
   return base.Frozen(params, state.net_state)
 

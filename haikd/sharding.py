@@ -4,6 +4,7 @@ from typing import TypeVar
 
 import jax
 from jax import lax
+import jax.numpy as jnp
 import numpy as np
 
 from haikd import base
@@ -112,8 +113,8 @@ def sum_over_batch(tree: T) -> T:
 def agree_over_batch(tree: T) -> T:
   """Brings network state to one value, inside `shard_map`.
 
-  Statistics that were computed per shard are averaged; integers, such as
-  counters, are the same on all shards and the largest is taken.
+  Statistics that were computed per shard are averaged; of integers and PRNG
+  keys, which are the same on all shards as a rule, the largest is taken.
 
   Args:
     tree: arrays that vary over the batch shards.
@@ -121,9 +122,16 @@ def agree_over_batch(tree: T) -> T:
   Returns:
     Arrays that do not.
   """
-  return jax.tree.map(
-      lambda x: lax.pmean(x, BATCH_AXES)
-      if checks.is_real(x) else lax.pmax(x, BATCH_AXES), tree)
+
+  def agree(x):
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+      data = lax.pmax(jax.random.key_data(x), BATCH_AXES)
+      return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    if checks.is_real(x):
+      return lax.pmean(x, BATCH_AXES)
+    return lax.pmax(x, BATCH_AXES)
+
+  return jax.tree.map(agree, tree)
 
 
 def gather_over_batch(tree: T) -> T:

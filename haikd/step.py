@@ -23,6 +23,9 @@ from haikd import pairing
 from haikd import precision
 from haikd import sharding
 
+# The key of a seed is split in two to initialise; this is its third child.
+_DROPOUT = 2
+
 TrainStep = Callable[..., tuple[base.TrainState, dict[str, jax.Array]]]
 
 
@@ -83,7 +86,8 @@ def build_gradient(objective: objective_lib.Objective, mesh: jax.sharding.Mesh,
     params, net_state = sharding.vary((params, net_state))
     parts = jax.tree.map(
         lambda x: x.reshape((microbatches, -1) + x.shape[1:]), batch)
-    rng = jax.random.fold_in(jax.random.key(seed), step)
+    rng = jax.random.fold_in(jax.random.key(seed), _DROPOUT)
+    rng = jax.random.fold_in(rng, step)
     rng = jax.random.fold_in(rng, sharding.shard_index())
     parts = (parts, jax.random.split(rng, microbatches))
 

@@ -30,7 +30,7 @@ class Term(NamedTuple):
     layers: what `haikd.align.pair_layers` takes.
     align: the aligner as a Haiku transform of `(student, teacher, mask)`.
     needs_teacher: whether it compares with a teacher.
-    needs_labels: whether it takes labels.
+    takes_labels: whether it takes labels, if there are any.
   """
 
   name: str
@@ -41,7 +41,7 @@ class Term(NamedTuple):
   layers: Any
   align: hk.Transformed
   needs_teacher: bool
-  needs_labels: bool
+  takes_labels: bool
 
 
 def build_terms(config: config_lib.ConfigDict, *, has_teacher: bool,
@@ -73,11 +73,6 @@ def build_terms(config: config_lib.ConfigDict, *, has_teacher: bool,
   terms = [_build_term(name, entry) for name, entry in fields.items()]
   if not has_teacher:
     terms = [term for term in terms if not term.needs_teacher]
-  for term in terms:
-    if term.needs_labels and not has_labels:
-      raise checks.ConfigError(
-          f'terms.build_terms: {term.name} must have labels; got data without.'
-          ' Remove the term, or use data with labels.')
   if not terms:
     raise checks.ConfigError(
         'terms.build_terms: config.distillation and config.losses must give at '
@@ -140,7 +135,7 @@ def _build_term(name, fields):
       layers=fields.layers,
       align=hk.transform(align),
       needs_teacher=parameters['teacher'].default is inspect.Parameter.empty,
-      needs_labels='labels' in parameters)
+      takes_labels='labels' in parameters)
 
 
 def _build_weight(where, weight):

@@ -77,9 +77,19 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
     writer.truncate(first)
     clock = _Clock(first, seconds)
 
+    def diverged(step, what):
+      checkpointer.wait()
+      return checks.DivergedError(
+          f'trainer.train: loss and gradient must stay finite; got {what} at '
+          f'step {step} of {title}. Step {checkpointer.latest_step() or 0} is '
+          'what a new start goes on from. Lower the learning rate, set '
+          'config.optimizer.clip_norm, or look for bad data.')
+
     def log(step, metrics):
       metrics = {name: float(x) for name, x in jax.device_get(metrics).items()}
-      _check_finite(metrics['loss'], step, title, checkpointer.latest_step())
+      wrong = _not_finite(metrics)
+      if wrong:
+        raise diverged(step, wrong)
       speed = clock.steps_per_second(step) * config.batch_size
       writer.write(step, 'train', {**metrics, 'examples_per_second': speed})
 
@@ -91,21 +101,26 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
       writer.progress(step)
       if pending:
         log(*pending)
-      saving = _due(step, config.checkpoint_every, config.steps)
-      logging = _due(step, config.log_every, config.steps)
-      pending = (step, metrics) if logging or saving else None
-      if saving:  # Never keep what has diverged.
-        log(*pending)
         pending = None
-      if _due(step, _evaluation_interval(config), config.steps):
+      saving = _due(step, config.checkpoint_every, config.steps)
+      evaluating = _due(step, _evaluation_interval(config), config.steps)
+      if saving or evaluating:
+        log(step, metrics)
+      elif _due(step, config.log_every, config.steps):
+        pending = step, metrics
+      if evaluating:
         split = config.evaluation.split
         scores = evaluate.evaluate(program.eval_step,
                                    program_lib.trained_network(state), frozen,
                                    data.evaluation(split), program.mesh)
         writer.write(step, f'eval/{split}', scores)
       if saving:
+        if not program.is_finite(state):
+          raise diverged(step, 'parameters that are not finite')
         checkpointer.save(step, state, iterator.get_state(),
                           dict(teacher=identity, seconds=clock.seconds()))
+      if saving or evaluating:
+        clock.mark(step)
   return Trained(program_lib.trained_network(state), clock.seconds())
 
 
@@ -114,16 +129,20 @@ class _Clock:
 
   def __init__(self, step, seconds):
     self._start = time.monotonic() - seconds
-    self._mark = step, time.monotonic()
-    self._stopped = seconds
+    self.mark(step)
 
   def seconds(self):
+    """Returns the time since the first start, evaluations included."""
     return time.monotonic() - self._start
 
+  def mark(self, step):
+    """Begins to measure the speed at this step."""
+    self._mark = step, time.monotonic()
+
   def steps_per_second(self, step):
-    """Returns the speed since the last call."""
+    """Returns the speed since the last mark, and marks this step."""
     (old_step, old_time), now = self._mark, time.monotonic()
-    self._mark = step, now
+    self.mark(step)
     return (step - old_step) / max(now - old_time, 1e-9)
 
 
@@ -135,12 +154,18 @@ def _evaluation_interval(config):
   return config.evaluation.every or max(config.steps // 10, 1)
 
 
-def _check_finite(loss, step, title, kept):
-  if not np.isfinite(loss):
-    raise checks.DivergedError(
-        f'trainer.train: loss must stay finite; got {loss} at step {step} of '
-        f'{title}. The newest checkpoint is of step {kept}. Lower the learning '
-        'rate, set config.optimizer.clip_norm, or look for bad data.')
+def _not_finite(metrics):
+  """Returns what of a step's metrics is wrong, or None.
+
+  A dynamic loss scale meets gradients that are not finite by halving itself;
+  once it is at its least, nothing is left to halve.
+  """
+  if not np.isfinite(metrics['loss']):
+    return f'loss={metrics["loss"]}'
+  if not np.isfinite(metrics['grad_norm']) and metrics.get('loss_scale',
+                                                           1.0) <= 1.0:
+    return f'grad_norm={metrics["grad_norm"]}'
+  return None
 
 
 def _resume(program, checkpointer, iterator, identity):

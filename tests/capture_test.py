@@ -274,6 +274,18 @@ def conditional(x):
   return hk.cond(x.sum() > 0, block, lambda x: x, x)
 
 
+def mapped(x):
+  block = hk.Linear(WIDTH, name='block_0')
+  if hk.running_init():
+    return block(x)
+  return hk.vmap(block, split_rng=False)(x)
+
+
+def mapped_by_jax(x):
+  block = hk.Linear(WIDTH, name='block_0')
+  return block(x) if hk.running_init() else jax.vmap(block)(x)
+
+
 def shared(x):
   layer = hk.Linear(WIDTH, name='block_0')
   return layer(layer(x))
@@ -304,10 +316,13 @@ def childless(x):
 
 @pytest.mark.parametrize('forward, taps, match', (
     (plain, dict(features='blok_*'),
-     r"taps\.features must match a module; got 'blok_\*'\. Did you mean"),
-    (plain, dict(features='attn/block_*'), 'must match a module'),
+     r"taps\.features must match a module that is called; got 'blok_\*'\. Did"),
+    (plain, dict(features='attn/block_*'), 'must match a module that'),
     (scanned, dict(features='block_0'), 'not be called inside hk.scan'),
-    (conditional, dict(features='block_0'), 'or another control flow'),
+    (conditional, dict(features='block_0'), 'or another transformation'),
+    (mapped, dict(features='block_0'), 'or another transformation'),
+    (mapped_by_jax, dict(features='block_0'), 'or another transformation'),
+    (plain, dict(features=('block_0', 'blok_1')), "got 'blok_1'"),
     (shared, dict(features='block_0'), "second call of 'block_0'"),
     (silent, dict(features='block_0'), 'must return an array; got NoneType'),
     (childless, dict(attention='block_0'), 'children named query and key'),

@@ -9,8 +9,10 @@ import pytest
 from haikd import base
 from haikd import checks
 from haikd import config as config_lib
+from haikd import masking
 from haikd import objective as objective_lib
 from haikd import registry
+from haikd.losses import register
 
 CLASSES = 10
 
@@ -246,7 +248,7 @@ def mutate(**changes):
     (mutate(student__options__patch_size=3), 'patch_size'),
     (mutate(student__taps=dict(features='blok*'),
             distillation__use_feature_matching=True),
-     r"taps\.features must match a module; got 'blok\*'"),
+     r"taps\.features must match a module that is called; got 'blok\*'"),
     (mutate(student__model='mlp', student__options={},
             distillation__use_attention_transfer=True),
      r"config\.student\.taps must say where to find 'attention'"),
@@ -269,8 +271,67 @@ def test_what_cannot_work_is_refused(change, match):
 def test_term_that_needs_labels_is_refused_without_them():
   config = vit_config()
   config.losses.x = dict(loss='cross_entropy')
-  with pytest.raises(checks.ConfigError, match='x must have labels'):
+  with pytest.raises(checks.ConfigError, match="'x'.*labels must be given"):
     build(config, image_batch(labels=False))
+
+
+def test_loss_may_look_at_the_student_alone():
+  with registry.losses.temporary():
+
+    @register.register_loss(on='features')
+    def size(student, teacher=None, *, mask, labels=None):
+      assert teacher is None and labels is None
+      return masking.masked_mean(jnp.abs(student), mask)
+
+    config = vit_config()
+    config.teacher.taps = dict(features='no_such_module')  # Not looked for.
+    config.losses.size = dict(loss='size', layers='last')
+    batch = image_batch(labels=False)
+    objective = build(config, batch)
+    assert objective.layers == dict(size=((1, (1,)),))
+    _, means = evaluate(objective, batch)
+    assert means['size'] > 0
+    batch = image_batch()._replace(labels=None)
+    del config.losses['size']
+    alone = build(config, image_batch(), has_teacher=False)
+    assert names(alone) == ['cross_entropy']
+
+
+def test_tap_on_what_returns_two_arrays_is_refused():
+
+  class Two(hk.Module):
+    """Returns two arrays."""
+
+    def __call__(self, x):
+      return x, x
+
+  def two(image, *, is_training, num_classes):
+    x, _ = Two(name='both')(image.reshape(image.shape[0], -1))
+    return hk.Linear(num_classes)(x)
+
+  with registry.models.temporary():
+    registry.register_model(taps=dict(features='both'))(two)
+    config = config_lib.base()
+    config.student.model = config.teacher.model = 'two'
+    config.distillation.use_feature_matching = True
+    with pytest.raises(checks.ConfigError, match='one array; got tuple'):
+      build(config)
+
+
+def test_network_may_ask_for_a_key_it_has_no_use_for():
+
+  def noisy(image, *, is_training, num_classes):
+    key = hk.next_rng_key()
+    x = image.reshape(image.shape[0], -1)
+    return hk.Linear(num_classes)(x) + jax.random.normal(key, (num_classes,))
+
+  with registry.models.temporary():
+    registry.register_model()(noisy)
+    config = config_lib.base()
+    config.student.model = config.teacher.model = 'noisy'
+    one, _ = evaluate(build(config), image_batch())
+    two, _ = evaluate(build(config), image_batch())
+  assert one == two
 
 
 def test_nothing_to_learn_from_is_refused():

@@ -315,6 +315,37 @@ def test_dropout_differs_between_shards_and_steps():
                             later.student['linear']['w'])
 
 
+def test_state_of_the_student_may_hold_keys_and_counters():
+
+  def keyed(image, *, is_training, num_classes):
+    key = hk.get_state('key', (), jax.random.key(3).dtype,
+                       init=lambda *_: jax.random.key(3))
+    hk.set_state('key', jax.random.fold_in(key, 1))
+    hk.set_state('calls', hk.get_state('calls', (), jnp.int32, jnp.zeros) + 1)
+    return hk.Linear(num_classes)(image)
+
+  with registry.models.temporary():
+    registry.register_model()(keyed)
+    config = config_lib.base()
+    config.batch_size = BATCH
+    config.student.model = config.teacher.model = 'keyed'
+    batch = base.Batch(
+        inputs=np.ones((BATCH, 6), np.float32), mask=np.ones(BATCH, bool),
+        labels=np.zeros(BATCH, np.int32))
+    config.microbatches = 2
+    program, frozen = build(config, batch, 2)
+    state = program.init(jax.random.key(0), frozen)
+    state, _ = program.train_step(state, frozen,
+                                  sharding.shard_batch(program.mesh, batch))
+  assert int(state.net_state['~']['calls']) == 1 + 2
+  expected = jax.random.key(3)
+  for _ in range(1 + 2):  # Once to initialise, once a microbatch.
+    expected = jax.random.fold_in(expected, 1)
+  np.testing.assert_array_equal(
+      jax.random.key_data(state.net_state['~']['key']),
+      jax.random.key_data(expected))
+
+
 @pytest.mark.parametrize('precision', ('bfloat16', 'float16'))
 def test_low_precision_follows_float32(precision):
   # No row without a key: Haiku's attention gives NaN for one in float16.
