@@ -281,11 +281,6 @@ def mapped(x):
   return hk.vmap(block, split_rng=False)(x)
 
 
-def mapped_by_jax(x):
-  block = hk.Linear(WIDTH, name='block_0')
-  return block(x) if hk.running_init() else jax.vmap(block)(x)
-
-
 def shared(x):
   layer = hk.Linear(WIDTH, name='block_0')
   return layer(layer(x))
@@ -321,7 +316,6 @@ def childless(x):
     (scanned, dict(features='block_0'), 'not be called inside hk.scan'),
     (conditional, dict(features='block_0'), 'or another transformation'),
     (mapped, dict(features='block_0'), 'or another transformation'),
-    (mapped_by_jax, dict(features='block_0'), 'or another transformation'),
     (plain, dict(features=('block_0', 'blok_1')), "got 'blok_1'"),
     (shared, dict(features='block_0'), "second call of 'block_0'"),
     (silent, dict(features='block_0'), 'must return an array; got NoneType'),
