@@ -19,6 +19,7 @@ import numpy as np
 
 from haikd import checks
 from haikd import registry
+from haikd.data import foreign
 
 Examples = dict[str, np.ndarray]
 Augment = Callable[[Examples, np.random.Generator], Examples]
@@ -79,37 +80,44 @@ def register_augmentation(name: Optional[str] = None,
 
 def build_augment(
     augment: Mapping[str, Mapping[str, Any]],
-    num_classes: Optional[int]) -> Augment:
+    num_classes: Optional[int],
+    *,
+    where: str = 'config.data.augment') -> Augment:
   """Returns what a config's augmentations do to a batch, one after another.
 
   Args:
     augment: `{name: options}`.
     num_classes: V, passed to the functions that take it.
+    where: the field of the config that names them, for messages.
 
   Returns:
-    A function `(examples, rng) -> examples`.
+    A function `(examples, rng) -> examples`; what an augmentation raises, it
+    raises as a DataError.
 
   Raises:
-    ConfigError: an unknown augmentation or option.
+    ConfigError: an unknown augmentation or option, or a value of another type
+      than the augmentation's annotation.
   """
   steps = []
   for name, options in augment.items():
-    where = f'config.data.augment.{name}'
+    field = f'{where}.{name}'
     if not isinstance(options, Mapping):
       raise checks.ConfigError(
-          f'{where}: options must be a dict; got {options!r}. Write '
+          f'{field}: options must be a dict; got {options!r}. Write '
           f'{name}={{}} for the defaults.')
     entry = augmentations[name]
     options = dict(options)
-    checks.check_options(where, entry.function, options, reserved=RESERVED)
+    checks.check_options(field, entry.function, options, reserved=RESERVED)
+    foreign.check_types(field, entry.function, options)
     if 'num_classes' in checks.option_names(entry.function):
       options['num_classes'] = num_classes
     steps.append((STAGES.index(entry.stage), name, entry.function, options))
   steps.sort(key=lambda step: step[:2])
 
   def apply(examples, rng):
-    for _, _, function, options in steps:
-      examples = function(examples, rng, **options)
+    for _, name, function, options in steps:
+      with foreign.calling(f'{where}.{name}: {name} must suit the images'):
+        examples = function(examples, rng, **options)
     return examples
 
   return apply

@@ -7,16 +7,15 @@ in whatever order, in whichever thread.
 import functools
 import math
 import sys
-from typing import Optional, Union
+from typing import Optional
 
 import numpy as np
 
 from haikd import base
 from haikd.data import augment as augment_lib
 from haikd.data import reader as reader_lib
+from haikd.data import scale as scale_lib
 from haikd.data import tokens
-
-Scale = Union[float, tuple[float, ...]]  # For all channels, or for each.
 
 # Beside the seed, what a stream of random numbers is for.
 _ORDER, _AUGMENT = 0, 1
@@ -34,13 +33,12 @@ class Training:
 
   def __init__(self, reader: reader_lib.Reader,
                augment: augment_lib.Augment, *, batch_size: int, seed: int,
-               mean: Scale, std: Scale, process_index: int,
-               process_count: int):
+               scale: scale_lib.Scale, process_index: int, process_count: int):
     self._reader = reader
     self._augment = augment
     self._batch_size = batch_size
     self._seed = seed
-    self._scale = dict(mean=mean, std=std)
+    self._scale = scale
     self._process_index = process_index
     self._share = batch_size // process_count
     self._order = functools.lru_cache(maxsize=3)(self._order_of_epoch)
@@ -68,7 +66,7 @@ class Training:
     """Returns a batch of the given examples."""
     examples = _to_float(self._reader.gather(indices))
     examples = self._augment(examples, rng)
-    return _to_batch(examples, np.ones(len(indices), bool), **self._scale)
+    return _to_batch(examples, np.ones(len(indices), bool), self._scale)
 
   def _order_of_epoch(self, epoch: int) -> np.ndarray:
     rng = np.random.default_rng((self._seed, _ORDER, epoch))
@@ -78,27 +76,35 @@ class Training:
 class Evaluation:
   """One pass over a split, one process's share of each batch.
 
-  The last batch is filled up with examples that are masked. Every process has
-  the same number of batches, all of one shape.
+  There are as few batches as hold the split, all of one shape and hardly larger
+  than they need to be: 600 examples in batches of up to 512 make two of 300.
+  The last one is filled up with examples that are masked. Every process has the
+  same number of batches.
   """
 
-  def __init__(self, reader: reader_lib.Reader, *, batch_size: int, mean: Scale,
-               std: Scale, process_index: int, process_count: int):
+  def __init__(self, reader: reader_lib.Reader, *, batch_size: int, shards: int,
+               scale: scale_lib.Scale, process_index: int, process_count: int):
     self._reader = reader
-    self._scale = dict(mean=mean, std=std)
-    self._share = -(-batch_size // process_count)
-    self._batch_size = self._share * process_count
+    self._scale = scale
+    unit = math.lcm(shards, process_count)  # Divides every batch.
+    self._count = math.ceil(len(reader) / _round_up(batch_size, unit))
+    self._batch_size = _round_up(math.ceil(len(reader) / self._count), unit)
+    self._share = self._batch_size // process_count
     self._process_index = process_index
 
   def __len__(self) -> int:
-    return math.ceil(len(self._reader) / self._batch_size)
+    return self._count
 
   def __getitem__(self, number: int) -> base.Batch:
     start = number * self._batch_size + self._process_index * self._share
     indices = np.arange(start, start + self._share)
     last = len(self._reader) - 1
     columns = self._reader.gather(np.minimum(indices, last))
-    return _to_batch(_to_float(columns), indices <= last, **self._scale)
+    return _to_batch(_to_float(columns), indices <= last, self._scale)
+
+
+def _round_up(number, unit):
+  return math.ceil(number / unit) * unit
 
 
 def _to_float(columns):
@@ -109,24 +115,22 @@ def _to_float(columns):
   return {**columns, 'image': np.divide(image, 255, dtype=np.float32)}
 
 
-def _to_batch(examples: reader_lib.Columns, real: np.ndarray, *, mean: Scale,
-              std: Scale) -> base.Batch:
+def _to_batch(examples: reader_lib.Columns, real: np.ndarray,
+              scale: scale_lib.Scale) -> base.Batch:
   """Sorts columns into the fields of a Batch.
 
   Args:
     examples: `{key: [B, ...]}`, see `source.Source`.
     real: bool `[B]`, false for what only fills a batch up.
-    mean: subtracted from images; a number, or one for each channel.
-    std: divides them then.
+    scale: what is done to images.
 
   Returns:
     A Batch of float32, int32 and bool.
   """
   inputs = {key: _narrow(value) for key, value in examples.items()
             if key not in reader_lib.TARGETS}
-  if 'image' in inputs and (mean, std) != (0.0, 1.0):
-    mean, std = np.float32(mean), np.float32(std)
-    inputs['image'] = (inputs['image'] - mean) / std
+  if 'image' in inputs:
+    inputs['image'] = scale(inputs['image'])
   if len(inputs) == 1:
     inputs, = inputs.values()
   return base.Batch(

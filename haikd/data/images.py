@@ -138,8 +138,7 @@ def mixup(examples: augment.Examples,
   images = _images(examples, 'mixup')
   if not alpha > 0:
     raise checks.ConfigError(
-        'config.data.augment.mixup: alpha must be positive; got '
-        f'alpha={alpha}.')
+        f'images.mixup: alpha must be positive; got alpha={alpha}.')
   size = len(images)
   weight = rng.beta(alpha, alpha, size).astype(np.float32)
   partner = rng.permutation(size)
@@ -155,7 +154,7 @@ def mixup(examples: augment.Examples,
 def _one_hot(label, num_classes):
   if (label == tokens.UNLABELLED).any():
     raise checks.DataError(
-        'augment.mixup: label must be known for every example, or for none; '
+        'images.mixup: label must be known for every example, or for none; '
         f'got {tokens.UNLABELLED}. Leave the key label out, or turn mixup off.')
   return np.eye(num_classes, dtype=np.float32)[label]
 
@@ -191,7 +190,7 @@ def _images(examples, name):
   if images is None or images.ndim != 4 or 'mask' in examples:
     shapes = {key: value.shape for key, value in examples.items()}
     raise checks.DataError(
-        f'augment.{name}: image must be of shape [B, height, width, channels], '
+        f'images.{name}: image must be of shape [B, height, width, channels], '
         f'without a mask; got {shapes}. Take {name} out of the augmentations.')
   return images
 
@@ -203,13 +202,13 @@ def _expand(values):
 def _at_least(name, option, value, least):
   if not value >= least:
     raise checks.ConfigError(
-        f'config.data.augment.{name}: {option} must be at least {least}; got '
+        f'images.{name}: {option} must be at least {least}; got '
         f'{option}={value}.')
 
 
 def _probability(name, value, option='probability'):
   if not 0 <= value <= 1:
     raise checks.ConfigError(
-        f'config.data.augment.{name}: {option} must lie between 0 and 1; got '
+        f'images.{name}: {option} must lie between 0 and 1; got '
         f'{option}={value}.')
   return value

@@ -13,6 +13,7 @@ from haikd import checks
 from haikd.data import augment as augment_lib
 from haikd.data import batches
 from haikd.data import reader as reader_lib
+from haikd.data import scale as scale_lib
 from haikd.data import source
 
 _READ_THREADS = 4  # That read ahead, where a split is not in memory.
@@ -34,48 +35,64 @@ class BatchIterator(Protocol):
     """Goes to a place in the stream."""
 
 
+class Splits:
+  """The splits of one data set, each opened once and decoded once.
+
+  Args:
+    **dataset: as for `source.open_source`, but for the split.
+  """
+
+  def __init__(self, **dataset: Any):
+    self.dataset = dataset
+    self._readers: dict[str, reader_lib.Reader] = {}
+
+  def __getitem__(self, split: str) -> reader_lib.Reader:
+    """Returns the reader of a split, which is opened if need be."""
+    if split not in self._readers:
+      self._readers[split] = reader_lib.Reader(
+          source.open_source(split=split, **self.dataset), split)
+    return self._readers[split]
+
+
 class Data:
   """The batches of one data set; made by `build_data`.
 
   Splits are opened when something is first asked of them, and kept.
 
   Attributes:
+    splits: the splits of its data set, which another Data may share.
     num_classes: V; None for a data set that does not say.
     sizes: `{split: number of examples}` of the splits that the config names.
     spec: a Batch of `jax.ShapeDtypeStruct`, the global training batch; reads
       one example.
   """
 
-  def __init__(self, *, dataset: Mapping[str, Any], train: str,
-               held_out: tuple[str, ...], augment: Mapping[str, Any],
-               batch_size: int, eval_batch_size: int, seed: int, prefetch: int,
-               mean: batches.Scale, std: batches.Scale, process_index: int,
-               process_count: int):
-    self._dataset = dataset
+  def __init__(self, *, splits: Splits, train: str, held_out: tuple[str, ...],
+               augment: Mapping[str, Any], augment_field: str, batch_size: int,
+               eval_batch_size: int, shards: int, seed: int, prefetch: int,
+               scale: scale_lib.Scale, process_index: int, process_count: int):
+    self.splits = splits
     self._train = train
     self._held_out = held_out
     self._augment = augment
+    self._augment_field = augment_field
     self._batch_size = batch_size
-    self._eval_batch_size = eval_batch_size
+    self._evaluation = dict(batch_size=eval_batch_size, shards=shards)
     self._seed = seed
     self._prefetch = prefetch
     self._common = dict(
-        mean=mean,
-        std=std,
-        process_index=process_index,
-        process_count=process_count)
-    self._readers: dict[str, reader_lib.Reader] = {}
+        scale=scale, process_index=process_index, process_count=process_count)
 
   @property
   def num_classes(self) -> Optional[int]:
     """The number of classes or the size of the vocabulary."""
-    return self._reader(self._train).num_classes
+    return self.splits[self._train].num_classes
 
   @property
   def sizes(self) -> dict[str, int]:
     """The number of examples in each split that the config names."""
     return {
-        split: len(self._reader(split))
+        split: len(self.splits[split])
         for split in dict.fromkeys((self._train, *self._held_out))
     }
 
@@ -87,6 +104,27 @@ class Data:
     return jax.tree.map(
         lambda array: jax.ShapeDtypeStruct(
             (self._batch_size, *array.shape[1:]), array.dtype), example)
+
+  def check(self) -> None:
+    """Opens, checks and decodes every split that the config names.
+
+    What is too large to keep is checked by its first example. Nothing that this
+    finds has to be found when hours of training are over.
+
+    Raises:
+      ConfigError: augmentation, mean or std that do not suit the images.
+      DataError: an unknown or empty split, a training split smaller than a
+        batch, or examples that cannot be used.
+    """
+    for split in self.sizes:
+      reader = self.splits[split]
+      if split == self._train:
+        self._check_size(reader)
+      reader.load()
+      if split == self._train:
+        self._training()[0]
+      if split in self._held_out:
+        self._numbered(split)[0]
 
   def train(self) -> BatchIterator:
     """Returns an endless iterator of this process's share of training batches.
@@ -100,13 +138,8 @@ class Data:
     Raises:
       DataError: a split smaller than a batch, or examples that cannot be used.
     """
-    reader = self._reader(self._train)
-    if len(reader) < self._batch_size:
-      raise checks.DataError(
-          f'pipeline.train: split {self._train!r} must hold a batch or more; '
-          f'got size={len(reader)}, config.batch_size={self._batch_size}. Set '
-          f'config.batch_size to {len(reader)} or less, or train on another '
-          'split.')
+    reader = self.splits[self._train]
+    self._check_size(reader)
     reader.load()
     return iter(self._stream(self._training(), reader))
 
@@ -117,30 +150,34 @@ class Data:
       split: any split of the data set.
 
     Returns:
-      What can be iterated over, again and again. All batches have one shape,
-      whatever the split; what fills the last one up is masked, with the label
-      -100.
+      What can be iterated over, again and again. All batches of a split have
+      one shape; what fills the last one up is masked, with the label -100.
 
     Raises:
       DataError: an unknown or empty split, or examples that cannot be used.
     """
-    reader = self._reader(split)
+    reader = self.splits[split]
     reader.load()
-    numbered = batches.Evaluation(
-        reader, batch_size=self._eval_batch_size, **self._common)
-    return self._stream(numbered, reader)
+    return self._stream(self._numbered(split), reader)
 
-  def _reader(self, split):
-    if split not in self._readers:
-      self._readers[split] = reader_lib.Reader(
-          source.open_source(split=split, **self._dataset), split)
-    return self._readers[split]
+  def _check_size(self, reader):
+    if len(reader) < self._batch_size:
+      raise checks.DataError(
+          f'pipeline.train: split {self._train!r} must hold a batch or more; '
+          f'got size={len(reader)}, config.batch_size={self._batch_size}. Set '
+          f'config.batch_size to {len(reader)} or less, or train on another '
+          'split.')
+
+  def _numbered(self, split):
+    return batches.Evaluation(
+        self.splits[split], **self._evaluation, **self._common)
 
   def _training(self):
-    reader = self._reader(self._train)
+    reader = self.splits[self._train]
     return batches.Training(
         reader,
-        augment_lib.build_augment(self._augment, reader.num_classes),
+        augment_lib.build_augment(
+            self._augment, reader.num_classes, where=self._augment_field),
         batch_size=self._batch_size,
         seed=self._seed,
         **self._common)
@@ -157,6 +194,8 @@ class Data:
 def build_data(config: ml_collections.ConfigDict,
                *,
                shards: int = 1,
+               like: Optional[Data] = None,
+               augment_field: str = 'config.data.augment',
                process_index: Optional[int] = None,
                process_count: Optional[int] = None) -> Data:
   """Returns the batches that a config describes.
@@ -168,6 +207,8 @@ def build_data(config: ml_collections.ConfigDict,
     config: a config made from `haikd.config.base()`.
     shards: over how many devices a batch is split; batches of evaluation are
       made large enough to be divisible by it.
+    like: shares the splits it has opened, if they are of the same data set.
+    augment_field: where the user wrote the augmentations, for messages.
     process_index: which process this is; JAX's by default.
     process_count: how many there are; JAX's by default.
 
@@ -175,8 +216,8 @@ def build_data(config: ml_collections.ConfigDict,
     A Data.
 
   Raises:
-    ConfigError: a batch that the processes cannot share evenly, a seed out of
-      its range, or an unknown augmentation.
+    ConfigError: a batch that the processes cannot share evenly, a seed, mean or
+      std out of its range, or an unknown augmentation.
   """
   if process_index is None:
     process_index = jax.process_index()
@@ -193,21 +234,26 @@ def build_data(config: ml_collections.ConfigDict,
                              f'more; got config.seed={config.seed}.')
   data, evaluation = config.data, config.evaluation
   augment = data.augment.to_dict()
-  augment_lib.build_augment(augment, None)  # Refuse now what cannot work.
+  # Refuse now what cannot work.
+  augment_lib.build_augment(augment, None, where=augment_field)
+  splits = Splits(
+      name=data.name,
+      options=data.options.to_dict(),
+      source_dir=data.source_dir,
+      data_dir=data.data_dir)
+  if like is not None and like.splits.dataset == splits.dataset:
+    splits = like.splits
   return Data(
-      dataset=dict(
-          name=data.name,
-          options=data.options.to_dict(),
-          source_dir=data.source_dir,
-          data_dir=data.data_dir),
+      splits=splits,
       train=data.train,
       held_out=(evaluation.split, evaluation.final),
       augment=augment,
+      augment_field=augment_field,
       batch_size=config.batch_size,
-      eval_batch_size=-(-evaluation.batch_size // shards) * shards,
+      eval_batch_size=evaluation.batch_size,
+      shards=shards,
       seed=config.seed,
       prefetch=data.prefetch,
-      mean=data.mean,
-      std=data.std,
+      scale=scale_lib.build_scale(data.mean, data.std),
       process_index=process_index,
       process_count=process_count)

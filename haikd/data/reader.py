@@ -10,6 +10,7 @@ from typing import Any, Optional
 import numpy as np
 
 from haikd import checks
+from haikd.data import foreign
 from haikd.data import source as source_lib
 from haikd.data import tokens
 
@@ -83,13 +84,24 @@ class Reader:
     if self._columns is not None:
       return {key: value[indices] for key, value in self._columns.items()}
     indices = [int(i) for i in indices]
-    if hasattr(self._source, '__getitems__'):
-      examples = self._source.__getitems__(indices)
-    else:
-      examples = [self._source[i] for i in indices]
-    columns = self._stack(examples, indices, like)
+    columns = self._stack(self._read(indices), indices, like)
     self._check(columns, indices)
     return columns
+
+  def _read(self, indices: list[int]) -> Sequence[Mapping[str, Any]]:
+    if hasattr(self._source, '__getitems__'):
+      with self._reading(indices[0]):
+        return self._source.__getitems__(indices)
+    examples = []
+    for index in indices:
+      with self._reading(index):
+        examples.append(self._source[index])
+    return examples
+
+  def _reading(self, index):
+    return foreign.calling(
+        f'reader.Reader: example {index} of split {self.split!r} must be '
+        'readable')
 
   def _stack(self, examples: Sequence[Mapping[str, Any]],
              indices: Sequence[int], like: Optional[Columns]) -> Columns:

@@ -9,6 +9,7 @@ import numpy as np
 
 from haikd import checks
 from haikd import registry
+from haikd.data import foreign
 from haikd.data import prepared
 
 RESERVED = ('split', 'source_dir', 'data_dir')
@@ -115,8 +116,10 @@ def open_source(name: str,
     A Source with at least one example.
 
   Raises:
-    ConfigError: an unknown name, or an option the data set does not take.
-    DataError: an unknown or empty split, or files that cannot be used.
+    ConfigError: an unknown name, an option the data set does not take, or a
+      value of another type than its annotation.
+    DataError: an unknown or empty split, files that cannot be used, or whatever
+      else the data set's function raises.
   """
   if name in registry.datasets.names():
     function = registry.datasets[name].function
@@ -126,8 +129,12 @@ def open_source(name: str,
   folders = dict(source_dir=source_dir, data_dir=data_dir)
   checks.check_options(
       'config.data.options', function, options, reserved=RESERVED)
-  split, part = _parse_split(split)
-  source = function(split, **_accepted(name, function, folders), **options)
+  foreign.check_types('config.data.options', function, options)
+  whole, part = _parse_split(split)
+  folders = _accepted(name, function, folders)
+  with foreign.calling(f'source.open_source: data set {name!r} must open split '
+                       f'{split!r}'):
+    source = function(whole, **folders, **options)
   for attribute in ('__len__', '__getitem__', 'num_classes'):
     if not hasattr(source, attribute):
       raise checks.ConfigError(

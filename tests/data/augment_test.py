@@ -68,6 +68,34 @@ def test_unknown_names_and_options_are_refused(config, message):
     augment.build_augment(config, None)
 
 
+@pytest.mark.parametrize('options, rule', [
+    (dict(shift=dict(pixels='a')), "shift: pixels must be of type int; got"),
+    (dict(shift=dict(pixels=1.5)), 'shift: pixels must be of type int; got'),
+    (dict(shift=dict(pixels=True)), 'shift: pixels must be of type int'),
+    (dict(flip=dict(probability='x')), 'flip: probability must be of type flo'),
+])
+def test_option_of_another_type_is_refused(options, rule):
+  with pytest.raises(checks.ConfigError, match=f'config.x.{rule}'):
+    augment.build_augment(options, None, where='config.x')
+
+
+def test_integer_may_stand_for_a_float():
+  augment.build_augment(dict(flip=dict(probability=1)), None)
+
+
+def test_what_an_augmentation_raises_is_one_line():
+
+  @augment.register_augmentation()
+  def breaks(examples, rng, *, times=1):
+    return examples * times
+
+  apply = augment.build_augment(dict(breaks=dict(times='a')), None)
+  with pytest.raises(checks.DataError,
+                     match='config.data.augment.breaks: .*got TypeError') as e:
+    apply(dict(image=1), None)
+  assert isinstance(e.value.__cause__, TypeError)
+
+
 def test_unknown_stage_is_refused():
   with pytest.raises(checks.ConfigError, match="got 'pixel'. Did you mean"):
     trace('x', stage='pixel')

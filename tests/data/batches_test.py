@@ -7,9 +7,10 @@ from haikd import base
 from haikd.data import augment
 from haikd.data import batches
 from haikd.data import reader
+from haikd.data import scale
 from haikd.data import source
 
-SCALE = dict(mean=0.0, std=1.0)
+UNSCALED = scale.build_scale(0.0, 1.0)
 
 
 def numbered(size, **more):
@@ -26,7 +27,7 @@ def training(size, *, batch_size, seed=0, index=0, count=1):
       seed=seed,
       process_index=index,
       process_count=count,
-      **SCALE)
+      scale=UNSCALED)
 
 
 def draws(number, *, seed=0, index=0):
@@ -38,17 +39,18 @@ def draws(number, *, seed=0, index=0):
       seed=seed,
       process_index=index,
       process_count=2,
-      **SCALE)
+      scale=UNSCALED)
   return float(stage[number].inputs[0, 0])
 
 
-def evaluation(data, *, batch_size, index=0, count=1):
+def evaluation(data, *, batch_size, shards=1, index=0, count=1):
   return batches.Evaluation(
       data,
       batch_size=batch_size,
+      shards=shards,
       process_index=index,
       process_count=count,
-      **SCALE)
+      scale=UNSCALED)
 
 
 def stream(size, epochs, **options):
@@ -128,9 +130,24 @@ def test_evaluation_has_each_example_once(size, batch_size, count):
   assert len(lengths) == 1  # As many batches everywhere, all of one shape.
 
 
+@pytest.mark.parametrize('size, batch_size, shards, expected', [
+    (64, 512, 8, [64]),  # Not 448 examples of padding.
+    (65, 512, 8, [72]),
+    (600, 512, 1, [300, 300]),
+    (10, 4, 3, [6, 6]),  # Batches of 4 cannot be; 6 is the next that can.
+    (33, 16, 8, [16, 16, 16]),
+    (5, 1, 1, [1] * 5),
+])
+def test_batches_of_evaluation_are_no_larger_than_needed(size, batch_size,
+                                                         shards, expected):
+  stage = evaluation(numbered(size), batch_size=batch_size, shards=shards)
+  assert [len(stage[i].mask) for i in range(len(stage))] == expected
+  assert sum(stage[i].mask.sum() for i in range(len(stage))) == size
+
+
 def test_padding_is_masked_and_unlabelled():
   data = numbered(3, label=np.array([5, 6, 7]))
-  part = evaluation(data, batch_size=4)[0]
+  part = evaluation(data, batch_size=4, shards=4)[0]
   assert part.mask.tolist() == [True, True, True, False]
   assert part.labels.tolist() == [5, 6, 7, -100]
 
@@ -138,7 +155,7 @@ def test_padding_is_masked_and_unlabelled():
 def test_padding_masks_all_positions_of_sequences():
   mask = np.array([[True, True], [True, False], [True, True]])
   data = numbered(3, mask=mask, target_mask=mask[:, ::-1])
-  part = evaluation(data, batch_size=4)[0]
+  part = evaluation(data, batch_size=4, shards=4)[0]
   assert part.mask.tolist() == [*mask.tolist(), [False, False]]
   assert part.target_mask.tolist() == [*mask[:, ::-1].tolist(), [False, False]]
 
@@ -148,11 +165,11 @@ def test_evaluation_keeps_the_order_of_the_split():
   assert [stage[i].inputs.tolist() for i in range(2)] == [[0, 1], [2, 3]]
 
 
-def one(columns, *, num_classes=10, **scale):
+def one(columns, *, num_classes=10, mean=0.0, std=1.0):
   data = reader.Reader(source.Arrays(columns, num_classes=num_classes), 'test')
   return batches.Evaluation(
-      data, batch_size=1, process_index=0, process_count=1,
-      **{**SCALE, **scale})[0]
+      data, batch_size=1, shards=1, scale=scale.build_scale(mean, std),
+      process_index=0, process_count=1)[0]
 
 
 def test_bytes_of_an_image_become_standardised_floats():

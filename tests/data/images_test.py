@@ -64,7 +64,7 @@ def test_what_holds_no_images_is_refused(function, examples):
   options = dict(num_classes=3) if function is images.mixup else {}
   with pytest.raises(
       checks.DataError,
-      match=rf'augment.{function.__name__}: image must be of shape .*got \{{'):
+      match=rf'images.{function.__name__}: image must be of shape .*got \{{'):
     function(examples, rng(), **options)
 
 

@@ -169,7 +169,8 @@ def test_sequences_bring_masks_and_shifted_labels():
   assert batch.mask.shape == batch.target_mask.shape == batch.labels.shape
   np.testing.assert_array_equal(batch.labels[batch.target_mask],
                                 (3 * batch.inputs[batch.target_mask] + 1) % 9)
-  last, = list(build(config).evaluation('test'))[1:]
+  built = pipeline.build_data(config, shards=8)
+  last, = list(built.evaluation('test'))[1:]  # 20 are 16 and 4.
   assert last.mask.any(1).tolist() == [True] * 4 + [False] * 12
   assert (last.labels[4:] == -100).all() and not last.target_mask[4:].any()
 
@@ -214,6 +215,85 @@ def test_error_in_a_thread_arrives_as_it_was(listed, monkeypatch):
   with pytest.raises(checks.DataError,
                      match="example 20 of split 'train' must have a finite x"):
     take(build(listed_config()).train(), 3)
+
+
+def test_check_reads_each_split_once(listed):
+  built = build(listed_config())
+  built.check()
+  reads = listed.reads
+  assert reads == 3 * 21  # And each first one, to see how large it is.
+  next(built.train())
+  list(built.evaluation('validation'))
+  assert listed.reads == reads
+
+
+@pytest.mark.parametrize('field', ['split', 'final'])
+def test_check_finds_a_bad_example_of_a_held_out_split(field):
+  config = listed_config()
+  config.evaluation[field] = 'bad'
+
+  def spoilt(split):
+    image = np.ones((20, 2))
+    if split == 'bad':
+      image[11, 1] = np.nan
+    return source.Arrays(dict(x=image, label=[0] * 20), num_classes=2)
+
+  with registry.datasets.temporary():
+    registry.register_dataset('listed')(spoilt)
+    with pytest.raises(checks.DataError,
+                       match="example 11 of split 'bad' must have a finite x"):
+      build(config).check()
+
+
+@pytest.mark.parametrize('field', ['split', 'final'])
+def test_check_finds_a_split_that_is_not_there(field):
+  config = make_config()
+  config.evaluation[field] = 'valid'
+  with pytest.raises(checks.DataError, match="split='valid'. Did you mean"):
+    build(config).check()
+
+
+def test_check_finds_a_split_smaller_than_a_batch():
+  config = make_config()
+  config.batch_size = 21
+  with pytest.raises(checks.DataError, match='Set config.batch_size to 20'):
+    build(config).check()
+
+
+@pytest.mark.parametrize('field, value', [
+    ('mean', (0.1, 0.2)), ('std', (1.0, 1.0, 1.0)), ('std', (2.0, 1.0))])
+def test_check_finds_a_scale_for_other_channels(field, value):
+  config = make_config(**{field: value})
+  config.data.options.shape = (8, 8, 3) if len(value) == 2 else (8, 8, 1)
+  with pytest.raises(checks.ConfigError,
+                     match=rf'config.data.{field} must be .*got {len(value)}'):
+    build(config).check()
+
+
+def test_same_data_set_is_decoded_once_for_all(listed):
+  config = listed_config()
+  first = build(config)
+  first.check()
+  reads = listed.reads
+  config.seed, config.batch_size = 3, 4
+  second = pipeline.build_data(config, like=first)
+  second.check()
+  assert next(second.train()).mask.shape == (4,)
+  assert listed.reads == reads
+
+
+def test_another_data_set_is_not_shared():
+  first = build(make_config())
+  second = pipeline.build_data(
+      make_config(options=dict(size=30, num_classes=4)), like=first)
+  assert (first.sizes['train'], second.sizes['train']) == (20, 30)
+
+
+def test_augmentations_are_named_by_where_they_were_written():
+  config = make_config(augment=dict(shift=2))
+  with pytest.raises(checks.ConfigError,
+                     match='config.teacher.train.augment.shift: options'):
+    pipeline.build_data(config, augment_field='config.teacher.train.augment')
 
 
 def test_bad_example_is_found_before_the_first_step(listed):

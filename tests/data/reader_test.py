@@ -104,6 +104,20 @@ def test_labels_out_of_range_are_refused(make, label):
     reader.Reader(make(examples), 'test').load()
 
 
+@pytest.mark.parametrize('method', ['__getitem__', '__getitems__'])
+def test_example_that_cannot_be_read_is_named(method):
+
+  def fails(self, index):
+    raise FileNotFoundError('7.png')
+
+  kind = type('Failing', (Listed,), {method: fails})
+  with pytest.raises(
+      checks.DataError,
+      match=r"example 2 of split 'test' must be readable; got "
+      r'FileNotFoundError \(7.png\)'):
+    reader.Reader(kind(good()), 'test').gather([2, 3])
+
+
 @SOURCES
 def test_unlabelled_examples_are_allowed(make):
   examples = good()

@@ -74,6 +74,41 @@ def test_function_may_take_any_option():
   assert given == dict(a=1, source_dir=None, data_dir='d')
 
 
+@pytest.mark.parametrize('error', [
+    FileNotFoundError(2, 'No such file', 'a.png'), KeyError('x'),
+    RuntimeError(), TypeError('a\nb')])
+def test_what_a_function_raises_is_one_line(error):
+
+  @registry.register_dataset()
+  def breaks(split):
+    raise error
+
+  with pytest.raises(
+      checks.DataError,
+      match=f"data set 'breaks' must open split 'train'; got "
+      f'{type(error).__name__} .*--debug') as raised:
+    source.open_source('breaks', 'train')
+  assert raised.value.__cause__ is error and '\n' not in str(raised.value)
+
+
+@pytest.mark.parametrize('value', ['x', 2.5, True, None])
+def test_option_of_another_type_is_refused(value):
+  with pytest.raises(
+      checks.ConfigError,
+      match='config.data.options: size must be of type int; got size='):
+    source.open_source('synthetic', 'train', options=dict(size=value))
+
+
+def test_annotation_may_be_a_string():
+
+  @registry.register_dataset()
+  def late(split, *, size: 'int' = 3):
+    return source.Arrays(dict(x=np.zeros(size)))
+
+  with pytest.raises(checks.ConfigError, match='must be of type int'):
+    source.open_source('late', 'train', options=dict(size='x'))
+
+
 def test_empty_split_is_refused(mine):
   with pytest.raises(checks.DataError,
                      match="split 'train' of 'my_data' must have examples"):
