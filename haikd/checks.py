@@ -11,6 +11,8 @@ arrays run once per compilation.
 from collections.abc import Callable, Iterable
 import difflib
 import inspect
+import math
+import numbers
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +35,10 @@ class DivergedError(ArithmeticError):
 
 def one_line(error: BaseException) -> str:
   """Returns an error's message on a single line."""
-  return ' '.join(str(error).split()) or type(error).__name__
+  # A KeyError shows its message as Python would write it, in quotes.
+  quoted = isinstance(error, KeyError) and len(error.args) == 1
+  message = str(error.args[0] if quoted else error)
+  return ' '.join(message.split()) or type(error).__name__
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
@@ -50,6 +55,12 @@ def suggest(name: str, known: Iterable[str]) -> str:
   close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
   hint = f'Did you mean {close[0]!r}? ' if close else ''
   return f'{hint}Known: {", ".join(known) or "none"}.'
+
+
+def is_number(value: object) -> bool:
+  """Returns whether a value is a finite number; True and False are none."""
+  return (isinstance(value, numbers.Real) and not isinstance(value, bool) and
+          math.isfinite(value))
 
 
 def is_real(array: jax.typing.ArrayLike) -> bool:

@@ -26,6 +26,30 @@ TERM_FIELDS = ('loss', 'weight', 'layers', 'align', 'options', 'align_options')
 
 _ANY = object
 
+_RULES = (
+    ('be positive', lambda x: x > 0,
+     ('steps', 'batch_size', 'microbatches', 'log_every', 'checkpoint_every',
+      'keep_checkpoints', 'data.prefetch', 'evaluation.batch_size',
+      'distillation.temperature')),
+    ('lie between 0 and 1', lambda x: 0 <= x <= 1,
+     ('distillation.alpha', 'optimizer.ema_decay',
+      'teacher.train.optimizer.ema_decay')),
+    ('be 0 or more', lambda x: x >= 0, ('teacher.train.steps',)),
+    ('lie between 0 and 2 ** 32 - 1', lambda x: 0 <= x < 2**32, ('seed',)),
+    ('be one of ' + ', '.join(PRECISIONS), lambda x: x in PRECISIONS,
+     ('student.precision', 'teacher.precision')),
+    ('be None or a positive int',
+     lambda x: x is None or type(x) is int and x > 0, ('evaluation.every',)),
+    ('be None, a tuple or a name', lambda x: _is_selection(x),
+     ('distillation.attention_match_layers',
+      'distillation.feature_match_layers')),
+    ('be a finite number, or a tuple of them', lambda x: _are_numbers(x),
+     ('data.mean', 'data.std')),
+    ('be above 0', lambda x: min(_as_tuple(x)) > 0, ('data.std',)),
+    ('be a tuple of names of modules',
+     lambda x: all(isinstance(name, str) for name in x), ('plugins',)),
+)
+
 
 def _any(default: Any = None) -> config_dict.FieldReference:
   return config_dict.FieldReference(default, field_type=_ANY)
@@ -187,21 +211,59 @@ def validate(config: ConfigDict) -> None:
   """
   _check_fields(config, base(), '')
   for name, entry in config.losses.items():
-    where = f'config.losses.{name}'
-    if not isinstance(entry, ConfigDict):
+    _check_term(f'config.losses.{name}', entry)
+  for rule, holds, fields in _RULES:
+    for field in fields:
+      value = config
+      for name in field.split('.'):
+        value = value[name]
+      _require(f'config.{field}', rule, holds(value), value)
+
+
+def _check_term(where, entry):
+  _require(where, 'be a dict of fields', isinstance(entry, ConfigDict), entry,
+           ' Write dict(loss=…, weight=…).')
+  for field in entry:
+    if field not in TERM_FIELDS:
       raise checks.ConfigError(
-          f'config.validate: {where} must be a dict of fields; got {entry!r}. '
-          f'Write dict(loss=…, weight=…).')
-    for field in entry:
-      if field not in TERM_FIELDS:
-        raise checks.ConfigError(
-            f'config.validate: {where}.{field} must be a field of a loss term. '
-            f'{checks.suggest(field, TERM_FIELDS)}')
-    if not isinstance(entry.get('loss'), str) or not entry.loss:
-      raise checks.ConfigError(
-          f'config.validate: {where}.loss must name a registered loss; got '
-          f"{entry.get('loss')!r}.")
-  _check_ranges(config)
+          f'config.validate: {where}.{field} must be a field of a loss term. '
+          f'{checks.suggest(field, TERM_FIELDS)}')
+  fields = term(**entry)
+  _require(f'{where}.loss', 'name a registered loss',
+           fields.loss and isinstance(fields.loss, str), fields.loss)
+  schedule = isinstance(fields.weight, ConfigDict)
+  _require(f'{where}.weight', 'be a finite number, or a dict of a schedule',
+           schedule or checks.is_number(fields.weight), fields.weight)
+  for name, value in fields.weight.items() if schedule else ():
+    _require(f'{where}.weight.{name}', 'be a finite number',
+             name == 'kind' or checks.is_number(value), value)
+  _require(f'{where}.layers', 'be None, a tuple or a name',
+           _is_selection(fields.layers), fields.layers)
+  _require(f'{where}.align', 'name a registered aligner',
+           isinstance(fields.align, str), fields.align,
+           " Write 'none', in quotes, to compare layers as they are.")
+  for name in ('options', 'align_options'):
+    _require(f'{where}.{name}', 'be a dict',
+             isinstance(fields[name], ConfigDict), fields[name])
+
+
+def _require(where, rule, holds, value, remedy=''):
+  if not holds:
+    raise checks.ConfigError(
+        f'config.validate: {where} must {rule}; got {value!r}.{remedy}')
+
+
+def _is_selection(value):
+  return value is None or isinstance(value, (tuple, list, str))
+
+
+def _as_tuple(value):
+  return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
+def _are_numbers(value):
+  values = _as_tuple(value)
+  return bool(values) and all(checks.is_number(number) for number in values)
 
 
 def _check_fields(config, schema, path):
@@ -212,16 +274,12 @@ def _check_fields(config, schema, path):
           f'config.validate: config.{field} must be a field of the base config.'
           f' {checks.suggest(name, schema)}')
     default = schema[name]
-    if field in OPEN_FIELDS:
-      if not isinstance(value, ConfigDict):
-        raise checks.ConfigError(
-            f'config.validate: config.{field} must be a dict; got {value!r}.')
-    elif isinstance(default, ConfigDict):
-      if not isinstance(value, ConfigDict):
-        raise checks.ConfigError(f'config.validate: config.{field} must be a '
-                                 f'dict of fields; got {value!r}.')
-      _check_fields(value, default, f'{field}.')
-    else:
+    if isinstance(default, ConfigDict):
+      rule = 'be a dict' if field in OPEN_FIELDS else 'be a dict of fields'
+      _require(f'config.{field}', rule, isinstance(value, ConfigDict), value)
+      if field not in OPEN_FIELDS:
+        _check_fields(value, default, f'{field}.')
+    elif value is not None or default is not None:
       _check_type(field, value, schema.get_type(name))
   for name in schema:
     if name not in config:
@@ -231,43 +289,11 @@ def _check_fields(config, schema, path):
 
 
 def _check_type(field, value, kind):
-  if value is None or kind is _ANY:
-    return
-  if kind is float and isinstance(value, int) and not isinstance(value, bool):
-    return
-  if kind is tuple and isinstance(value, list):
-    return
-  if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-    raise checks.ConfigError(
-        f'config.validate: config.{field} must be of type {kind.__name__}; got '
-        f'{value!r}.')
-
-
-def _check_ranges(config):
-  positive = ('steps', 'batch_size', 'microbatches', 'log_every',
-              'checkpoint_every', 'keep_checkpoints', 'data.prefetch',
-              'evaluation.batch_size', 'distillation.temperature')
-  fractions = ('distillation.alpha', 'optimizer.ema_decay',
-               'teacher.train.optimizer.ema_decay')
-  flat = {
-      path: _lookup(config, path) for path in (*positive, *fractions)
-  }
-  for path in positive:
-    if not flat[path] > 0:
-      raise checks.ConfigError(f'config.validate: config.{path} must be '
-                               f'positive; got {flat[path]}.')
-  for path in fractions:
-    if not 0 <= flat[path] <= 1:
-      raise checks.ConfigError(f'config.validate: config.{path} must lie '
-                               f'between 0 and 1; got {flat[path]}.')
-  for name in ('student', 'teacher'):
-    if config[name].precision not in PRECISIONS:
-      raise checks.ConfigError(
-          f'config.validate: config.{name}.precision must be one of '
-          f'{", ".join(PRECISIONS)}; got {config[name].precision!r}.')
-
-
-def _lookup(config, path):
-  for name in path.split('.'):
-    config = config[name]
-  return config
+  if kind is float:  # A whole number stands for one.
+    _require(f'config.{field}', 'be of type float, and finite',
+             checks.is_number(value), value)
+  elif kind is not _ANY:
+    kinds = (tuple, list) if kind is tuple else kind
+    holds = isinstance(value, kinds) and not (
+        kind is int and isinstance(value, bool))
+    _require(f'config.{field}', f'be of type {kind.__name__}', holds, value)

@@ -32,7 +32,9 @@ _TOKEN_WORDS = frozenset(('token', 'tokens'))
 
 
 def build_schedule(config: ml_collections.ConfigDict,
-                   steps: int) -> optax.Schedule:
+                   steps: int,
+                   *,
+                   where: str = 'config.optimizer') -> optax.Schedule:
   """Returns the learning rate as a function of the number of steps taken.
 
   The warm-up rises in equal parts and reaches the peak after `warmup_steps`
@@ -43,6 +45,7 @@ def build_schedule(config: ml_collections.ConfigDict,
   Args:
     config: see `config.optimizer`.
     steps: length of the run.
+    where: what errors call the config.
 
   Returns:
     An optax schedule: int32 scalar to float32 scalar.
@@ -50,12 +53,12 @@ def build_schedule(config: ml_collections.ConfigDict,
   Raises:
     ConfigError: an unknown schedule, or a number out of its range.
   """
-  where = 'optimizer.build_schedule'
+  place = f'optimizer.build_schedule: {where}'
   peak, warmup = config.learning_rate, config.warmup_steps
   fraction = config.final_fraction
-  _check(where, peak >= 0, 'learning_rate must not be negative', peak)
-  _check(where, warmup >= 0, 'warmup_steps must not be negative', warmup)
-  _check(where, 0 <= fraction <= 1, 'final_fraction must lie between 0 and 1',
+  _check(place, peak >= 0, 'learning_rate must not be negative', peak)
+  _check(place, warmup >= 0, 'warmup_steps must not be negative', warmup)
+  _check(place, 0 <= fraction <= 1, 'final_fraction must lie between 0 and 1',
          fraction)
   decay_steps = max(steps - warmup, 1)
   if config.schedule == 'constant':
@@ -66,7 +69,7 @@ def build_schedule(config: ml_collections.ConfigDict,
     decay = optax.linear_schedule(peak, fraction * peak, decay_steps)
   else:
     raise checks.ConfigError(
-        f'{where}: schedule must be a known one; got '
+        f'{place}.schedule must be a known one; got '
         f'schedule={config.schedule!r}. '
         f'{checks.suggest(config.schedule, SCHEDULES)}')
   if not warmup:
@@ -75,8 +78,11 @@ def build_schedule(config: ml_collections.ConfigDict,
   return optax.join_schedules((rise, decay), (warmup,))
 
 
-def build_optimizer(config: ml_collections.ConfigDict,
-                    steps: int) -> optax.GradientTransformation:
+def build_optimizer(
+    config: ml_collections.ConfigDict,
+    steps: int,
+    *,
+    where: str = 'config.optimizer') -> optax.GradientTransformation:
   """Returns the optax transformation of `config.optimizer`.
 
   Args:
@@ -84,6 +90,7 @@ def build_optimizer(config: ml_collections.ConfigDict,
       name; what haikd sets itself (learning rate, decay and its mask) is not
       among them.
     steps: length of the run.
+    where: what errors call the config.
 
   Returns:
     Clipping by the global norm, if asked for, and the optimizer. It takes any
@@ -94,20 +101,20 @@ def build_optimizer(config: ml_collections.ConfigDict,
     ConfigError: an unknown optimizer, schedule or option, or a number out of
       its range.
   """
-  where = 'optimizer.build_optimizer'
+  place = f'optimizer.build_optimizer: {where}'
   if config.name not in _OPTIMIZERS:
     raise checks.ConfigError(
-        f'{where}: name must be a known optimizer; got name={config.name!r}. '
+        f'{place}.name must be a known optimizer; got name={config.name!r}. '
         f'{checks.suggest(config.name, _OPTIMIZERS)}')
   decay, clip = config.weight_decay, config.clip_norm
-  _check(where, decay >= 0, 'weight_decay must not be negative', decay)
-  _check(where, clip is None or clip > 0, 'clip_norm must be positive or None',
+  _check(place, decay >= 0, 'weight_decay must not be negative', decay)
+  _check(place, clip is None or clip > 0, 'clip_norm must be positive or None',
          clip)
   build, function, reserved = _OPTIMIZERS[config.name]
   options = config.options.to_dict()
   checks.check_options(
-      f'{where}: options', function, options, reserved=reserved)
-  chain = build(build_schedule(config, steps), decay, **options)
+      f'{place}.options', function, options, reserved=reserved)
+  chain = build(build_schedule(config, steps, where=where), decay, **options)
   if clip is None:
     return chain
   return optax.chain(optax.clip_by_global_norm(clip), chain)
@@ -241,8 +248,8 @@ def _words(name):
   return frozenset(re.split(r'[^a-z]+', name.lower()))
 
 
-def _check(where, holds, rule, value):
+def _check(place, holds, rule, value):
   if not holds:
     name = rule.split(' ')[0]
-    raise checks.ConfigError(f'{where}: {rule}; got {name}={value}. '
-                             'Change it in the config.')
+    raise checks.ConfigError(f'{place}.{rule}; got {name}={value}. Change it '
+                             'in the config.')

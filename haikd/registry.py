@@ -190,14 +190,29 @@ def load_plugins(modules: Iterable[str] = ()) -> None:
     modules: dotted names, `config.plugins`.
 
   Raises:
-    ConfigError: a module that cannot be imported.
+    ConfigError: a module that cannot be imported, whatever it raises.
   """
-  announced = importlib.metadata.entry_points(group=PLUGIN_GROUP)
-  for module in (*modules, *(point.value for point in announced)):
-    try:
-      importlib.import_module(module.partition(':')[0])
-    except ImportError as err:
-      raise checks.ConfigError(
-          f'registry.load_plugins: config.plugins must name modules that can '
-          f'be imported; got {module!r} ({checks.one_line(err)}). Install its '
-          'package, or run from the folder that holds it.') from err
+  for module in modules:
+    _import(
+        module, 'config.plugins must name modules that can be imported',
+        'Install its package, or put it beside the config file.')
+  for point in importlib.metadata.entry_points(group=PLUGIN_GROUP):
+    package = point.dist.name if point.dist else point.name
+    _import(
+        point.value.partition(':')[0],
+        f'the installed package {package!r}, which announces a plugin, must be '
+        'importable', f'Mend it, or run `pip uninstall {package}`.')
+
+
+def _import(module, rule, remedy):
+  try:
+    importlib.import_module(module)
+  except Exception as err:  # A plugin is anybody's code.
+    missing = isinstance(err, ModuleNotFoundError) and (
+        f'{module}.'.startswith(f'{err.name}.'))
+    if not missing:
+      remedy = 'Mend that module; --debug shows the traceback.'
+    reason = f'{type(err).__name__}: {checks.one_line(err)}'.rstrip('.')
+    raise checks.ConfigError(
+        f'registry.load_plugins: {rule}; got {module!r} ({reason}). {remedy}'
+    ) from err

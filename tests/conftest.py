@@ -1,8 +1,93 @@
-"""Eight devices on any machine, and nothing left in the user's caches."""
+"""Eight devices on any machine, the user's caches left alone, and a command.
 
+What haikd keeps between runs (prepared data, compiled programs) goes to a
+temporary folder, which the workers of one session share.
+"""
+
+import atexit
 import os
+import shutil
+import sys
+import tempfile
+import textwrap
+
+import pytest
 
 os.environ['XLA_FLAGS'] = (
     os.environ.get('XLA_FLAGS', '') +
     ' --xla_force_host_platform_device_count=8')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+if 'PYTEST_XDIST_WORKER' not in os.environ:  # Workers inherit what stands here.
+  CACHE = tempfile.mkdtemp(prefix='haikd-tests-')
+  atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+  for variable in ('XDG_CACHE_HOME', 'JAX_COMPILATION_CACHE_DIR',
+                   'TFDS_DATA_DIR', 'MPLCONFIGDIR'):
+    os.environ[variable] = os.path.join(CACHE, variable.lower())
+
+CONFIG = """
+    from haikd import config as config_lib
+
+    def get_config(variant=''):
+      config = config_lib.base()
+      config.steps = 8
+      config.batch_size = 16
+      config.log_every = 2
+      config.checkpoint_every = 4
+      config.data.name = 'synthetic'
+      config.data.options = dict(size=50, shape=(4, 4, 1), num_classes=3)
+      config.teacher.options = dict(hidden=(8, 8))
+      config.teacher.train.steps = 4
+      config.student.options = dict(hidden=(4,))
+      return config_lib.variant(config, variant)
+"""
+
+PLUGIN = """
+    import haikd
+    import numpy as np
+    from haikd import data
+
+    @haikd.register_dataset()
+    def spoilt(split, what='nothing'):
+      image = np.ones((40, 4, 4, 1), np.float32)
+      label = np.arange(40) % 3
+      if what == 'label':
+        label[7] = 3
+      if what == 'nan':
+        image[7, 0, 0, 0] = np.nan
+      return data.Arrays(dict(image=image, label=label), num_classes=3)
+
+    @haikd.register_loss(on='logits')
+    def explosive(student, teacher, *, mask):
+      return haikd.masked_mean((student - teacher).sum(-1) / 0.0, mask)
+"""
+
+
+@pytest.fixture
+def fresh():
+  """Forgets what a config or plugin imported, registered or put on the path."""
+  from haikd import registry
+  path, modules = list(sys.path), set(sys.modules)
+  with registry.losses.temporary(), registry.datasets.temporary():
+    yield
+  sys.path[:] = path
+  for name in set(sys.modules) - modules:
+    if name.startswith(('my_', 'digits_', 'config_file')):
+      del sys.modules[name]
+
+
+@pytest.fixture
+def run(fresh, tmp_path, capsys):
+  """Runs a config in a folder of its own; returns (exit code, out, err)."""
+  from haikd import launch
+  (tmp_path / 'my_plugin.py').write_text(textwrap.dedent(PLUGIN))
+  (tmp_path / 'tiny.py').write_text(textwrap.dedent(CONFIG))
+
+  def call(*args, workdir='run', config='tiny.py'):
+    argv = ['launch', f'--config={tmp_path / config}',
+            f'--workdir={tmp_path / workdir}', *args]
+    code = launch.main(argv)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+  return call

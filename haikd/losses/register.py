@@ -39,11 +39,13 @@ def register_loss(name: Optional[str] = None,
     replace: whether it may take the place of another of that name.
 
   Returns:
-    A decorator that registers and returns the guarded function.
+    A decorator that registers and returns the guarded function. It raises
+    ConfigError if the name is taken, or the function's parameters are others.
   """
 
   def decorate(function: Callable) -> Callable:
     title = name or function.__name__
+    _check_parameters(function)
     guarded = _guard(function, f'losses.{title}', on)
     entry = registry.LossEntry(guarded, on, example, relational,
                                function.__module__)
@@ -51,6 +53,23 @@ def register_loss(name: Optional[str] = None,
     return guarded
 
   return decorate
+
+
+def _check_parameters(function: Callable) -> None:
+  """Raises ConfigError unless a function begins as every loss does."""
+  signature = inspect.signature(function)
+  parameters = tuple(signature.parameters.values())
+  positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
+  mask = signature.parameters.get('mask')
+  if (tuple(p.name for p in parameters[:2]) != ('student', 'teacher') or
+      any(p.kind is not positional for p in parameters[:2]) or
+      mask is None or
+      mask.kind not in (positional, inspect.Parameter.KEYWORD_ONLY)):
+    raise checks.ConfigError(
+        'losses.register_loss: a loss must take student, teacher, and the '
+        f'keyword mask; got {function.__name__}{signature} of '
+        f'{function.__module__}. Write `def {function.__name__}(student, '
+        'teacher, *, mask, …):`.')
 
 
 def get_loss(name: str) -> Callable:
@@ -76,8 +95,7 @@ def loss_names() -> tuple[str, ...]:
 def _guard(function: Callable, where: str, on: str) -> Callable:
   parameters = inspect.signature(function).parameters
   takes_labels = 'labels' in parameters
-  needs_teacher = ('teacher' in parameters and
-                   parameters['teacher'].default is inspect.Parameter.empty)
+  needs_teacher = parameters['teacher'].default is inspect.Parameter.empty
 
   @functools.wraps(function)
   def guarded(student, teacher=None, *, mask, labels=None, **options):

@@ -1,0 +1,201 @@
+"""Every wrong use of the command line: one line, and its exit code."""
+
+import re
+
+import pytest
+
+from haikd import launch
+
+# <room.function>: <argument> must <rule>; got <value>. <remedy>.
+SHAPE = re.compile(r'haikd: [\w.]+: .+ must .+\.\n')
+
+FILE = """
+from haikd import config as config_lib
+
+def get_config(variant=''):
+  config = config_lib.base()
+"""
+
+
+def assert_refused(outcome, code, match):
+  got, _, err = outcome
+  assert SHAPE.fullmatch(err), err
+  assert match in err
+  assert got == code
+
+
+@pytest.mark.parametrize('args, code, match', (
+    (['--config.stepz=3'], 2,
+     "launch.main: config.stepz must be a field of the base config. Did you "
+     "mean 'steps'? "),
+    (['--config.optimizer.lr=1'], 2, 'config.optimizer.lr must be a field'),
+    (['--config.studnt.options.x=1'], 2, "Did you mean 'student'?"),
+    (['--config.steps.x=1'], 2, 'config.steps must be a dict to have a field'),
+    (['--config.a-b=1'], 2, 'launch.main: every flag must be valid; got'),
+    (['--config.steps=three'], 2,
+     'launch.main: every flag must be valid; got --config.steps=three: invalid'
+     ' literal'),
+    (['--config.steps=0'], 2, 'config.steps must be positive; got 0'),
+    (['--config.seed=-1'], 2, 'config.seed must lie between 0 and 2 ** 32'),
+    (['--config.evaluation.every=0'], 2, 'must be None or a positive int'),
+    (['--config.distillation.alpha=2.0'], 2, 'must lie between 0 and 1'),
+    (['--config.student.model=mpl'], 2, "got 'mpl'. Did you mean 'mlp'"),
+    (['--config.data.name=synthetik'], 2, "Did you mean 'synthetic'"),
+    (['--config.student.options.hiden=3'], 2, "Did you mean 'hidden'"),
+    (['--config.losses.x.loss=kl_divergens'], 2,
+     "got 'kl_divergens'. Did you mean 'kl_divergence'"),
+    (['--config.losses.x.loss=feature_matching', '--config.losses.x.wait=1'], 2,
+     "Did you mean 'weight'"),
+    (['--config.losses.x.loss=kl_divergence', '--config.losses.x.align=None'], 2,
+     "got None. Write 'none', in quotes"),
+    (['--config.distillation.use_feature_matching=True',
+      '--config.distillation.feature_match_layers=(0, 7)'], 2, '7'),
+    (['--config.losses.x.loss=feature_matching',
+      '--config.student.taps.features=blok_*'], 2, "got 'blok_*'"),
+    (['--config.teacher.options.num_classes=5'], 2, '2 classes apart'),
+    (['--config.batch_size=12'], 2, 'divisible by devices x microbatches'),
+    (['--config.microbatches=3'], 2, 'divisible by devices x microbatches'),
+    (['--config.teacher.train.steps=0'], 2, 'config.teacher must have weights'),
+    (['--config.optimizer.name=adamm'], 2, "Did you mean 'adam"),
+    (['--config.plugins=no_such_module'], 2, "got 'no_such_module'"),
+    (['--config.plugins=.relative'], 2, "got '.relative' (TypeError: "),
+    (['--mode=trian'], 2, '--mode=trian'),
+    (['--mod=eval'], 2, "got 'mod'. Did you mean 'mode'?"),
+    (['--seeds=0'], 2, '--seeds=0'),
+    (['--seeds=3', '--mode=eval'], 2,
+     '--seeds must be left out with --mode=eval; got --seeds=3'),
+    (['surplus'], 2, "got 'surplus'"),
+    (['--config.data.train=training'], 3, "got split='training'"),
+    (['--config.batch_size=64'], 3, 'must hold a batch or more'),
+    (['--config.teacher.init=/no/such/run'], 3, 'must hold a checkpoint'),
+    (['--mode=eval'], 3, 'Train first'),
+    (['--config.data.name=fashion', '--config.data.options={}'], 3,
+     'source_dir must be the folder of the idx files'),
+    (['--config.data.name=fashion', '--config.data.options={}',
+      '--config.data.source_dir=/no/such/folder'], 3, '/no/such/folder'),
+    (['--config.plugins=my_plugin', '--config.data.name=spoilt',
+      '--config.data.options={"what": "label"}'], 3, 'label'),
+    (['--config.plugins=my_plugin', '--config.data.name=spoilt',
+      '--config.data.options={"what": "nan"}'], 3, 'finite'),
+    (['--config.optimizer.learning_rate=1e30',
+      '--config.teacher.train.optimizer.learning_rate=1e30'], 4,
+     'must stay finite; got'),
+))
+def test_wrong_use_prints_one_line(run, tmp_path, args, code, match):
+  if '--config.data.name=fashion' in args:
+    args = [*args, f'--config.data.data_dir={tmp_path / "prepared"}']
+  assert_refused(run(*args), code, match)
+
+
+@pytest.mark.parametrize('lines, match', (
+    ('  return undefined', "NameError: name 'undefined' is not defined (line 6"),
+    ('  return config.update(', "SyntaxError: '(' was never closed"),
+    ('  import nothing_of_this_name', "No module named 'nothing_of_this_name'"),
+    ('  config.steps = "three"', 'TypeError'),
+    ('  config.losses.x = dict(loss="kl_divergence", wait=1)\n  return config',
+     'config.losses.x.wait must be a field of a loss term. Did you mean'),
+    ('  config.destilation = 3\n  return config',
+     'config.destilation must be a field of the base config. Did you mean'),
+    ('  config.losses.x = dict(loss="kl_divergens")\n  return config',
+     "got 'kl_divergens'. Did you mean 'kl_divergence'"),
+    ('  config.distillation.use_attention_transfer = True\n'
+     '  config.student.taps.attention = "attn*"\n'
+     '  config.teacher.taps.attention = "attn*"\n'
+     '  return config', "got 'attn*'"),
+    ('  config.steps = 3', 'must return a ConfigDict; got NoneType'),
+    ('  return dict(steps=3)', 'must return a ConfigDict; got dict'),
+    ('  del config.plugins\n  return config', 'config.plugins must be there'),
+))
+def test_wrong_config_file_prints_one_line(run, tmp_path, lines, match):
+  (tmp_path / 'wrong.py').write_text(f'{FILE}{lines}\n')
+  assert_refused(run(config='wrong.py'), 2, match)
+
+
+@pytest.mark.parametrize('text, variant, match', (
+    ('steps = 3\n', '', 'must have a function get_config; got none'),
+    ('get_config = 3\n', '', 'must have a function get_config; got none'),
+    ('def get_config():\n  pass\n', ':smoke',
+     "got the variant 'smoke' for get_config(). Write `def get_config(variant"),
+    ('def get_config(variant):\n  pass\n', '',
+     'got no variant for get_config(variant)'),
+))
+def test_function_of_a_config_file_must_be_there(
+    run, tmp_path, text, variant, match):
+  (tmp_path / 'wrong.py').write_text(text)
+  assert_refused(run(config=f'wrong.py{variant}'), 2, match)
+
+
+@pytest.mark.parametrize('config, match', (
+    ('none.py', "none.py'. Give its path"),
+    ('', 'must name a file that can be read'),
+    ('tiny.py:smoky', "variant must be smoke or left out; got 'smoky'"),
+))
+def test_config_that_is_not_there_prints_one_line(run, config, match):
+  assert_refused(run(config=config), 2, match)
+
+
+@pytest.mark.parametrize('argv, match', (
+    (['--mode=train'], '--config must name a config file; got None'),
+    (['--config='], "--config must name a config file; got ''"),
+    (['--config'], 'Missing value for flag --config'),
+))
+def test_config_must_be_given(capsys, argv, match):
+  code = launch.main(['launch', *argv])
+  assert_refused((code, *capsys.readouterr()), 2, match)
+
+
+@pytest.mark.parametrize('text, reason', (
+    ('def broken(:\n', 'SyntaxError: invalid syntax'),
+    ('import haikd\nhaikd.no_such_name\n', 'AttributeError: '),
+    ('import no_such_package\n', 'ModuleNotFoundError: '),
+    ('1 / 0\n', 'ZeroDivisionError: division by zero'),
+    ('import haikd\n\n@haikd.register_loss(on="logits")\n'
+     'def loss(x, y, *, mask):\n  pass\n', 'got loss(x, y, *, mask) of my_'),
+))
+def test_broken_plugin_is_named_with_its_reason(run, tmp_path, text, reason):
+  (tmp_path / 'my_broken.py').write_text(text)
+  outcome = run('--config.plugins=my_broken')
+  assert_refused(outcome, 2, "got 'my_broken' (")
+  assert reason in outcome[2] and 'Mend that module' in outcome[2]
+
+
+def test_workdir_of_another_config_is_refused(run, tmp_path):
+  assert run()[0] == 0
+  before = sorted(p for p in (tmp_path / 'run').rglob('*'))
+  assert_refused(
+      run('--config.distillation.temperature=3.0'), 3,
+      'config.distillation.temperature=3.0 where it has 2.0')
+  assert sorted(p for p in (tmp_path / 'run').rglob('*')) == before
+  assert run('--config.log_every=1')[0] == 0
+
+
+def test_teacher_of_another_architecture_is_refused(run, tmp_path):
+  assert run(workdir='first')[0] == 0
+  assert_refused(
+      run(f'--config.teacher.init={tmp_path / "first"}'), 3,
+      'config.teacher.init must hold the parameters of this network')
+
+
+def test_diverged_run_keeps_its_last_good_checkpoint(run, tmp_path):
+  outcome = run('--config.plugins=my_plugin',
+                '--config.losses.x.loss=explosive')
+  assert_refused(outcome, 4, 'of student')
+  assert not list((tmp_path / 'run/checkpoints').glob('[0-9]*'))
+  assert list((tmp_path / 'run/teacher/checkpoints').glob('[0-9]*'))
+
+
+def test_debug_is_known_when_no_flag_could_be_read(run):
+  assert 'Traceback' in run('--debug', '--mode=trian')[2]
+  assert 'Traceback' not in run('--mode=trian')[2]
+
+
+def test_only_a_defect_ends_with_1(run, monkeypatch):
+
+  def defective(*unused):
+    raise RuntimeError('this\nis a defect.')
+
+  monkeypatch.setitem(launch._MODES, 'train', defective)
+  code, _, err = run()
+  assert code == 1
+  assert err == ('haikd: RuntimeError: this is a defect; run with --debug for '
+                 'the traceback\n')
