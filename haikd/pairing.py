@@ -68,6 +68,11 @@ def _target(values, mask, kind=terms.LOGITS):
 
 
 def _materialise(kind, value, mask):
+  if isinstance(value, base.QueryKey):
+    # From the very arrays that the network computes its own maps from, so that
+    # the compiler does it once. Cleaning them would save no gradient: what is
+    # wrong with them has gone through the network's attention already.
+    value = value.materialise()
   value = masking.materialise(value, mask)
   if not isinstance(value, jax.Array):
     raise checks.ConfigError(
