@@ -1,6 +1,9 @@
 """The base config, and every kind of mistake in one."""
 
+import math
+
 import ml_collections
+import numpy as np
 import pytest
 
 from haikd import checks
@@ -70,6 +73,41 @@ def test_layers_may_be_of_any_form(layers):
     ('microbatches', 0, 'config.microbatches must be positive; got 0'),
     ('losses.x', 3, 'config.losses.x must be a dict of fields; got 3'),
     ('losses.x', dict(weight=1.0), 'losses.x.loss must name a registered loss'),
+    ('steps', None, 'config.steps must be of type int; got None'),
+    ('data.train', None, 'config.data.train must be of type str; got None'),
+    ('optimizer.learning_rate', None, 'must be of type float.* got None'),
+    ('optimizer.learning_rate', math.inf, 'float, and finite; got inf'),
+    ('distillation.temperature', math.nan, 'float, and finite; got nan'),
+    ('distillation.feature_match_layers', 2, 'a tuple or a name; got 2'),
+    ('evaluation.every', 0, r'every must be None or a positive int; got 0'),
+    ('evaluation.every', 2.0, r'every must be None or a positive int; got 2.0'),
+    ('evaluation.every', True, 'must be None or a positive int; got True'),
+    ('evaluation.every', 'often', "None or a positive int; got 'often'"),
+    ('seed', -1, r'config.seed must lie between 0 and 2 \*\* 32 - 1; got -1'),
+    ('seed', 2**32, 'config.seed must lie between 0 and .*; got 4294967296'),
+    ('teacher.train.steps', -1, 'steps must be 0 or more; got -1'),
+    ('plugins', (3,), r'must be a tuple of names of modules; got \(3,\)'),
+    ('plugins', 'my_plugin', "must be of type tuple; got 'my_plugin'"),
+    ('data.mean', None, 'config.data.mean must be a finite number.*; got None'),
+    ('data.mean', '0.5', "data.mean must be a finite number, or .*; got '0.5'"),
+    ('data.mean', (0.5, math.nan), r'must be a finite number.*\(0.5, nan\)'),
+    ('data.mean', (), r'must be a finite number.*; got \(\)'),
+    ('data.std', 0, 'config.data.std must be above 0; got 0'),
+    ('data.std', (0.5, -1.0), r'data.std must be above 0; got \(0.5, -1.0\)'),
+    ('losses.x', dict(loss='x', weight='much'),
+     "losses.x.weight must be a finite number, or a dict of .*; got 'much'"),
+    ('losses.x', dict(loss='x', weight=None), 'weight must be a .*; got None'),
+    ('losses.x', dict(loss='x', weight=True), 'weight must be a .*; got True'),
+    ('losses.x', dict(loss='x', weight=math.nan), 'weight must .*; got nan'),
+    ('losses.x', dict(loss='x', weight=dict(kind='linear', start='0')),
+     "losses.x.weight.start must be a finite number; got '0'"),
+    ('losses.x', dict(loss='x', layers=3), 'x.layers must be None.*; got 3'),
+    ('losses.x', dict(loss='x', align=None),
+     "x.align must name .* aligner; got None. Write 'none', in quotes"),
+    ('losses.x', dict(loss='x', options=2), 'options must be a dict; got 2'),
+    ('losses.x', dict(loss='x', align_options=None),
+     'align_options must be a dict; got None'),
+    ('losses.x', dict(loss=3), 'loss must name a registered loss; got 3'),
     ('losses.x', dict(loss='kl_divergence', wait=1.0),
      r"losses\.x\.wait must be a field of a loss term\. Did you mean 'weight'"),
 ))
@@ -84,6 +122,25 @@ def test_mistake_is_refused(path, value, match):
         value, dict) else value
   with pytest.raises(checks.ConfigError, match=match):
     config_lib.validate(config)
+
+
+@pytest.mark.parametrize('path, value', (
+    ('data.mean', (0.5, 0.4, 0.3)),
+    ('data.std', [0.5, 1]),
+    ('data.std', np.float32(0.5)),
+    ('evaluation.every', 3),
+    ('optimizer.clip_norm', 1),
+    ('seed', 2**32 - 1),
+    ('losses.x', dict(loss='their/loss')),
+    ('losses.x', dict(loss='x', weight=2, layers=((0, 1), (1, 3)),
+                      align='none', options=dict(delta=2.0))),
+    ('losses.x', dict(loss='x', layers='last', weight=dict(
+        kind='cosine', start=0, end=1.0, begin=3, steps=10))),
+))
+def test_value_is_accepted(path, value):
+  config = config_lib.base()
+  config.update_from_flattened_dict({path: value})
+  config_lib.validate(config)
 
 
 def test_field_that_is_missing_is_named():

@@ -20,7 +20,7 @@ def rows(folder):
 
 
 def test_job_trains_and_reports_all_three(run, tmp_path):
-  code, out, err = run('--config.baseline=True')
+  code, out, err = run('--config.baseline=True', '--config.evaluation.every=4')
   assert (code, err) == (0, '')
   results = json.loads((tmp_path / 'run/result.json').read_text())
   assert list(results) == ['teacher', 'student_alone', 'student']

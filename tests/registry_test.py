@@ -1,6 +1,6 @@
 """Names, plugins, and what is said when one is wrong."""
 
-import importlib.metadata
+import importlib
 import sys
 import textwrap
 
@@ -87,26 +87,88 @@ def test_module_named_in_the_config_is_imported(tmp_path, monkeypatch):
   del sys.modules['my_named_plugin']
 
 
-def test_installed_package_announces_itself(tmp_path, monkeypatch):
-  (tmp_path / 'my_announced.py').write_text(textwrap.dedent("""
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+  """Makes a module look like that of an installed package with a plugin."""
+
+  def call(module, text):
+    (tmp_path / f'{module}.py').write_text(textwrap.dedent(text))
+    info = tmp_path / f'{module}-1.dist-info'
+    info.mkdir()
+    (info / 'METADATA').write_text(
+        f'Metadata-Version: 2.1\nName: {module}\nVersion: 1\n')
+    (info / 'entry_points.txt').write_text(f'[haikd.plugins]\nx = {module}\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+
+  yield call
+  for name in [name for name in sys.modules if name.startswith('my_')]:
+    del sys.modules[name]
+
+
+def test_installed_package_announces_itself(install):
+  install('my_announced', """
       import haikd
       @haikd.register_aligner()
       def announced(student, teacher, *, mask, on):
         return haikd.Pair(student, teacher, mask)
-  """))
-  info = tmp_path / 'my_announced-1.dist-info'
-  info.mkdir()
-  (info / 'METADATA').write_text('Metadata-Version: 2.1\nName: my-announced\n'
-                                 'Version: 1\n')
-  (info / 'entry_points.txt').write_text('[haikd.plugins]\nx = my_announced\n')
-  monkeypatch.syspath_prepend(tmp_path)
-  importlib.metadata.MetadataPathFinder.invalidate_caches()
+  """)
   with registry.aligners.temporary():
     registry.load_plugins()
     assert 'announced' in registry.aligners.names()
-  del sys.modules['my_announced']
 
 
-def test_plugin_that_cannot_be_imported_is_refused():
-  with pytest.raises(checks.ConfigError, match="got 'no.such_module'"):
-    registry.load_plugins(('no.such_module',))
+def test_broken_installed_package_is_not_blamed_on_the_config(install):
+  install('my_broken_package', 'import haikd\nhaikd.no_such_name\n')
+  with pytest.raises(checks.ConfigError) as caught:
+    registry.load_plugins()
+  message = str(caught.value)
+  assert 'config.plugins' not in message
+  assert "installed package 'my_broken_package'" in message
+  assert 'AttributeError: ' in message and 'no_such_name' in message
+
+
+@pytest.mark.parametrize('module, text, reason, remedy', (
+    ('no.such_module', None, 'ModuleNotFoundError: ', 'Install its package'),
+    ('my_plugin.no_such_module', '', 'ModuleNotFoundError: ',
+     'Install its package'),
+    ('.relative', None, 'TypeError: ', 'Mend'),
+    ('', None, 'ValueError: Empty module name', 'Mend'),
+    ('my_plugin', 'def f(:\n', 'SyntaxError: ', 'Mend that module'),
+    ('my_plugin', 'import no_such_package\n', "'no_such_package'",
+     'Mend that module'),
+    ('my_plugin', '{}["key"]\n', 'KeyError: key)', 'Mend that module'),
+))
+def test_plugin_that_cannot_be_imported_is_refused(
+    tmp_path, monkeypatch, module, text, reason, remedy):
+  monkeypatch.syspath_prepend(tmp_path)
+  if text is not None:
+    (tmp_path / 'my_plugin.py').write_text(text)
+    importlib.invalidate_caches()
+  try:
+    with pytest.raises(checks.ConfigError) as caught:
+      registry.load_plugins((module,))
+  finally:
+    sys.modules.pop('my_plugin', None)
+  message = str(caught.value)
+  assert message.startswith('registry.load_plugins: config.plugins must name ')
+  assert f'got {module!r} (' in message and '\n' not in message
+  assert reason in message and remedy in message
+
+
+@pytest.mark.parametrize('function', (
+    lambda x, y, *, mask: None,
+    lambda teacher, student, *, mask: None,
+    lambda student, *, mask: None,
+    lambda student, teacher: None,
+    lambda student, *, teacher, mask: None,
+    lambda student, teacher, **mask: None,
+    lambda *student, teacher, mask: None,
+))
+def test_function_with_other_parameters_is_no_loss(function):
+  before = haikd.loss_names()
+  match = (r'losses.register_loss: a loss must take student, teacher, .*; got '
+           r'<lambda>\(.*\) of .*registry_test. Write')
+  with pytest.raises(checks.ConfigError, match=match):
+    haikd.register_loss(on='logits')(function)
+  assert haikd.loss_names() == before

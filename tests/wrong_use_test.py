@@ -46,8 +46,9 @@ def assert_refused(outcome, code, match):
      "got 'kl_divergens'. Did you mean 'kl_divergence'"),
     (['--config.losses.x.loss=feature_matching', '--config.losses.x.wait=1'], 2,
      "Did you mean 'weight'"),
-    (['--config.losses.x.loss=kl_divergence', '--config.losses.x.align=None'], 2,
-     "got None. Write 'none', in quotes"),
+    (['--config.losses.x={"loss": "feature_matching", "align": None}'], 2,
+     "config.losses.x.align must name a registered aligner; got None. Write "
+     "'none', in quotes"),
     (['--config.distillation.use_feature_matching=True',
       '--config.distillation.feature_match_layers=(0, 7)'], 2, '7'),
     (['--config.losses.x.loss=feature_matching',
@@ -88,7 +89,7 @@ def test_wrong_use_prints_one_line(run, tmp_path, args, code, match):
 
 
 @pytest.mark.parametrize('lines, match', (
-    ('  return undefined', "NameError: name 'undefined' is not defined (line 6"),
+    ('  return undefined', "Error: name 'undefined' is not defined (line 6)"),
     ('  return config.update(', "SyntaxError: '(' was never closed"),
     ('  import nothing_of_this_name', "No module named 'nothing_of_this_name'"),
     ('  config.steps = "three"', 'TypeError'),

@@ -1,32 +1,39 @@
 """What holds for every registered loss, a plugin's as well as haikd's own."""
 
 import functools
+import pathlib
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import haikd
 from haikd import registry
 
+CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 BATCH = 4
 # These compare with something else than the teacher, or do not end at 0.
 NOT_DISTANCES = ('cross_entropy',)
 
-with registry.losses.temporary():
-  registry.load_plugins()
 
-  # The example of the README.
-  @haikd.register_loss(
-      on='features', example=dict(student=(2, 3, 5), mask=(2, 3)))
-  def huber_features(student, teacher, *, mask, delta=1.0):
-    error = optax.huber_loss(student, teacher, delta=delta)
-    return haikd.masked_mean(error, mask)
+def load_losses():
+  """Returns haikd's losses and the plugin's, which then are forgotten again."""
+  path, modules = list(sys.path), set(sys.modules)
+  sys.path.insert(0, str(CONFIGS))
+  try:
+    with registry.losses.temporary():
+      registry.load_plugins(('my_pkg.losses',))
+      return {name: registry.losses[name] for name in haikd.loss_names()}
+  finally:
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+      if name.startswith('my_pkg'):
+        del sys.modules[name]
 
-  LOSSES = {name: registry.losses[name] for name in haikd.loss_names()}
 
+LOSSES = load_losses()
 WITH_EXAMPLE = [name for name, entry in LOSSES.items() if entry.example]
 
 
@@ -135,6 +142,7 @@ def test_every_loss_of_haikd_has_an_example():
 
 def test_the_plugin_is_swept_and_leaves_no_trace():
   assert 'huber_features' in WITH_EXAMPLE
+  assert LOSSES['huber_features'].module == 'my_pkg.losses'
   assert 'huber_features' not in haikd.loss_names()
 
 
