@@ -262,6 +262,20 @@ def test_a_config_that_cannot_work_is_refused(fields, match):
     optimizer.build_optimizer(config(**fields), 10)
 
 
+@pytest.mark.parametrize('fields, place', [
+    ({'name': 'adam'}, 'build_optimizer: config.teacher.o.name must'),
+    ({'schedule': 'cosinus'}, 'build_schedule: config.teacher.o.schedule must'),
+    ({'options': {'beta1': 0.9}},
+     'build_optimizer: config.teacher.o.options: beta1 must'),
+    ({'learning_rate': -1.0},
+     'build_schedule: config.teacher.o.learning_rate must not'),
+    ({'clip_norm': 0.0}, 'build_optimizer: config.teacher.o.clip_norm must'),
+])
+def test_an_error_names_the_place_in_the_config(fields, place):
+  with pytest.raises(checks.ConfigError, match=f'^optimizer.{place}'):
+    optimizer.build_optimizer(config(**fields), 10, where='config.teacher.o')
+
+
 @pytest.mark.parametrize('jit', [False, True])
 def test_ema_by_hand(jit):
   update = jax.jit(optimizer.update_ema) if jit else optimizer.update_ema
