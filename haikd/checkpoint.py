@@ -6,13 +6,12 @@ lies in `<workdir>/checkpoints/<step>` once it is complete, and in a temporary
 folder before.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 import hashlib
 import pathlib
 from typing import Any, Optional
 
 import jax
-import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -22,11 +21,9 @@ from haikd import checks
 from haikd import files
 from haikd import stored
 
-CONFIG_FILE = 'config.json'
 FOLDER = 'checkpoints'
 _RESTORE = 'checkpoint.Checkpointer.restore'
 _SAVE = 'checkpoint.Checkpointer.save'
-_ABSENT = 'nothing'
 
 
 class Checkpointer:
@@ -132,20 +129,21 @@ def has_checkpoint(path: files.Path) -> bool:
   return _find(path) is not None
 
 
-def seconds(path: files.Path) -> float:
-  """Returns how long the network of a path had been trained for.
+def metadata(path: files.Path) -> dict[str, Any]:
+  """Returns what was saved beside the network of a path.
 
   Args:
     path: as for `load_network`.
 
   Returns:
-    Seconds, over all restarts.
+    Of a run of haikd `teacher`, a hash, `seconds`, how long it had been trained
+    for over all restarts, and `config`.
 
   Raises:
     DataError: no checkpoint is there, or it cannot be read.
   """
-  where = 'checkpoint.seconds'
-  return stored.read_extra(where, _newest(where, path))['metadata']['seconds']
+  where = 'checkpoint.metadata'
+  return stored.read_extra(where, _newest(where, path))['metadata']
 
 
 def load_network(path: files.Path,
@@ -177,20 +175,60 @@ def load_network(path: files.Path,
           stored.nest({name: leaves[name] for name in state}, 1))
 
 
+def load_like(field: str, path: files.Path,
+              expected: base.Frozen) -> base.Frozen:
+  """Reads a trained student that has to be a certain network.
+
+  Args:
+    field: of the config that names it, for messages.
+    path: as for `load_network`.
+    expected: the network's parameters and state, or their shapes.
+
+  Returns:
+    As `load_network`.
+
+  Raises:
+    DataError: no checkpoint is there, it cannot be read, or it is of another
+      network.
+  """
+  found = base.Frozen(*load_network(path))
+  check_architecture(field, expected, found)
+  return found
+
+
+def check_teacher(where: str, saved: Mapping[str, Any], identity: str) -> None:
+  """Refuses a student whose teacher was another.
+
+  Args:
+    where: the function to name.
+    saved: the metadata of the student.
+    identity: the hash of the teacher at hand; '' for none.
+
+  Raises:
+    DataError: the hashes differ.
+  """
+  if saved['teacher'] != identity:
+    raise checks.DataError(
+        f'{where}: teacher must be the one that training began with; got '
+        f'{identity[:12] or "none"}, and the checkpoint has '
+        f'{saved["teacher"][:12] or "none"}. Choose another --workdir, or '
+        'bring back the old teacher.')
+
+
 def check_architecture(where: str, expected: base.ArrayTree,
                        found: base.ArrayTree) -> None:
   """Refuses parameters that are not a network's.
 
   Args:
     where: the field of the config that names them.
-    expected: the network's parameters, or their shapes.
-    found: the parameters at hand.
+    expected: the network's parameters (and state), or their shapes.
+    found: those at hand.
 
   Raises:
     DataError: names are missing, left over or of another shape.
   """
   shapes = lambda tree: {
-      name: jax.ShapeDtypeStruct(leaf.shape, np.float32)
+      name: jax.ShapeDtypeStruct(stored.plain(leaf).shape, np.float32)
       for name, leaf in stored.flatten(tree).items()
   }
   stored.check_same(
@@ -216,74 +254,6 @@ def tree_hash(tree: base.ArrayTree) -> str:
     digest.update(f'{name} {leaf.dtype} {leaf.shape}\n'.encode())
     digest.update(np.ascontiguousarray(leaf).tobytes())
   return digest.hexdigest()
-
-
-def claim(workdir: files.Path,
-          config: ml_collections.ConfigDict,
-          *,
-          free: Iterable[str] = (),
-          create: bool = True) -> None:
-  """Makes a workdir the home of a config, or checks that it is.
-
-  Args:
-    workdir: made if it is not there.
-    config: is written to `config.json`.
-    free: fields, or groups of them, that may have changed since.
-    create: whether a workdir without a `config.json` is taken; else refused.
-
-  Raises:
-    ConfigError: a field of the config holds what JSON cannot.
-    DataError: the workdir belongs to another config, or cannot be used.
-  """
-  path = pathlib.Path(workdir) / CONFIG_FILE
-  try:
-    config = files.to_json(config)
-  except TypeError as err:
-    raise checks.ConfigError(
-        f'checkpoint.claim: config must hold what JSON can; got '
-        f'{checks.one_line(err)} Use names in place of objects.') from err
-  if path.exists():
-    _check_owner(path, config, tuple(free))
-    return
-  if not create:
-    raise checks.DataError(
-        f'checkpoint.claim: workdir must be that of a run; got no {path}. '
-        'Train first, or correct --workdir.')
-  if jax.process_index() == 0:
-    try:
-      path.parent.mkdir(parents=True, exist_ok=True)
-      files.write_json(path, config)
-    except OSError as err:
-      raise checks.DataError(
-          f'checkpoint.claim: workdir must be a folder to write to; got '
-          f'{workdir} ({checks.one_line(err)}). Choose another '
-          '--workdir.') from err
-
-
-def _check_owner(path, config, free):
-  owner = files.read_json(path)
-  old, new = _fields(owner), _fields(config)
-  differ = [
-      f'config.{name}={new.get(name, _ABSENT)!r} where it has '
-      f'{old.get(name, _ABSENT)!r}' for name in sorted({**old, **new})
-      if old.get(name, _ABSENT) != new.get(name, _ABSENT) and
-      not any(f'{name}.'.startswith(f'{field}.') for field in free)
-  ]
-  if differ:
-    raise checks.DataError(
-        'checkpoint.claim: workdir must belong to this config; got '
-        f'{stored.first(differ)} in {path}. Choose another --workdir, or '
-        'remove this one.')
-
-
-def _fields(config, prefix=''):
-  """Returns `{dotted name: value}` of nested dicts."""
-  if not isinstance(config, dict):
-    return {prefix: config}
-  fields = {}
-  for name, value in config.items():
-    fields.update(_fields(value, f'{prefix}.{name}' if prefix else name))
-  return fields
 
 
 def _find(path):

@@ -1,11 +1,10 @@
 """The whole job: a teacher, the student alone, the student, and the table."""
 
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
-from haikd import base
 from haikd import checkpoint
 from haikd import checks
 from haikd import config as config_lib
@@ -17,10 +16,11 @@ from haikd import report
 from haikd import sharding
 from haikd import step as step_lib
 from haikd import trainer
+from haikd import workdir as workdir_lib
 from haikd import writer
 from haikd.data import pipeline
 
-Results = dict[str, dict[str, float]]  # By network, then by metric.
+Results = dict[str, dict[str, Any]]  # By network, then by field.
 
 # What may differ between two starts of one run: where and how often it reads
 # and writes, not what it computes.
@@ -35,6 +35,8 @@ class _Part(NamedTuple):
   config: config_lib.ConfigDict
   program: program_lib.Program
   data: pipeline.Data
+  folder: str  # Below the workdir.
+  title: str
 
 
 def train(config: config_lib.ConfigDict, workdir: pathlib.Path) -> Results:
@@ -46,36 +48,36 @@ def train(config: config_lib.ConfigDict, workdir: pathlib.Path) -> Results:
 
   Returns:
     What `result.json` holds: by `teacher`, `student_alone` and `student` the
-    `parameters, accuracy, cross_entropy, kl, agreement, seconds`.
+    `split, parameters, accuracy, cross_entropy, kl, agreement, seconds`.
 
   Raises:
     ConfigError: the config cannot work; raised before anything is trained.
-    DataError: data, checkpoint or file that cannot be used.
+    DataError: data, checkpoint or file that cannot be used. What can be known
+      of them is checked before anything is trained.
     DivergedError: a loss that is not finite.
   """
   mesh = sharding.build_mesh()
-  student = _build(config, mesh, has_teacher=True)
-  alone = teacher = None
-  if config.baseline:
-    alone = _build(config, mesh, has_teacher=False)
-  if not config.teacher.init:
-    teacher = _build(_teacher_config(config), mesh, has_teacher=False)
-  checkpoint.claim(workdir, config, free=_FREE_FIELDS)
-  results = {}
-  trained = _obtain_teacher(config, student, teacher, workdir)
-  ready = _freeze(config, trained.network, mesh)
-  results['teacher'] = _evaluate(student, student.program.objective.teacher,
-                                 trained, ready)
-  if alone:
-    trained = trainer.train(alone.config, alone.program, alone.data, None,
-                            workdir / 'baseline', 'student alone')
-    results['student_alone'] = _evaluate(
-        student, student.program.objective.student, trained, ready)
-  trained = trainer.train(config, student.program, student.data, ready, workdir,
-                          'student')
-  results['student'] = _evaluate(student, student.program.objective.student,
-                                 trained, ready)
-  _publish(results, workdir)
+  student, alone, teacher = _build_parts(config, mesh)
+  parts = [part for part in (teacher, alone, student) if part]
+  for part in parts:
+    part.data.check()
+    _check_start(part, workdir)
+  trained = None
+  if not teacher:
+    trained = _load('config.teacher.init', config.teacher.init, student,
+                    'teacher')
+  with workdir_lib.lock(workdir):
+    workdir_lib.claim(workdir, config, free=_FREE_FIELDS)
+    if teacher:
+      trained = _train(teacher, None, workdir)
+    ready = _freeze(config, trained.network, mesh)
+    results = dict(teacher=_evaluate_teacher(student, trained, ready))
+    if alone:
+      results['student_alone'] = _evaluate(
+          student, _train(alone, None, workdir), ready)
+    results['student'] = _evaluate(student, _train(student, ready, workdir),
+                                   ready)
+    _publish(results, workdir, writer.RESULT_FILE)
   return results
 
 
@@ -83,45 +85,77 @@ def evaluate(config: config_lib.ConfigDict, workdir: pathlib.Path) -> Results:
   """Evaluates what a run has trained so far, without training.
 
   Args:
-    config: the run's config.
-    workdir: of the run.
+    config: the run's config; `config.evaluation.final` is the split.
+    workdir: of the run, where `eval-<split>.json` is written.
 
   Returns:
     As `train`; networks that are not there yet are left out.
 
   Raises:
     ConfigError: the config cannot work.
-    DataError: the run has no checkpoint of its teacher, or other files that
-      cannot be used.
+    DataError: the run has no checkpoint of its teacher, or of another than the
+      student learned from, or other files that cannot be used.
   """
   mesh = sharding.build_mesh()
-  student = _build(config, mesh, has_teacher=True)
-  checkpoint.claim(workdir, config, free=_FREE_FIELDS, create=False)
-  source = config.teacher.init or workdir / 'teacher'
-  network = base.Frozen(*checkpoint.load_network(source))
-  ready = _freeze(config, network, mesh)
-  results = {}
-  for name, role, path in (('teacher', 'teacher', source),
-                           ('student_alone', 'student', workdir / 'baseline'),
-                           ('student', 'student', workdir)):
-    if checkpoint.has_checkpoint(path):
-      network = base.Frozen(*checkpoint.load_network(path))
-      trained = trainer.Trained(network, checkpoint.seconds(path))
-      results[name] = _evaluate(
-          student, getattr(student.program.objective, role), trained, ready)
-  _publish(results, workdir)
+  student = _build(config, mesh)
+  workdir_lib.claim(workdir, config, free=_FREE_FIELDS, create=False)
+  trained = _load('config.teacher.init',
+                  config.teacher.init or workdir / workdir_lib.TEACHER, student,
+                  'teacher')
+  ready = _freeze(config, trained.network, mesh)
+  if checkpoint.has_checkpoint(workdir):
+    checkpoint.check_teacher('job.evaluate', checkpoint.metadata(workdir),
+                             ready.identity)
+  results = dict(teacher=_evaluate_teacher(student, trained, ready))
+  for name, folder in (('student_alone', workdir / workdir_lib.BASELINE),
+                       ('student', workdir)):
+    if checkpoint.has_checkpoint(folder):
+      trained = _load('--workdir', folder, student, 'student')
+      results[name] = _evaluate(student, trained, ready)
+  _publish(results, workdir, writer.evaluation_file(config.evaluation.final))
   return results
 
 
-def _build(config, mesh, *, has_teacher):
-  data = pipeline.build_data(config, shards=sharding.batch_shards(mesh))
+def _build_parts(config, mesh):
+  """Returns the student and, unless it is not to be trained, alone and teacher.
+
+  They share the data: it is opened and decoded once.
+  """
+  student = _build(config, mesh)
+  alone = teacher = None
+  if config.baseline:
+    if student.data.spec.labels is None and not config.losses:
+      raise checks.ConfigError(
+          'job.train: data must have labels to train the student alone on; got '
+          'none. Set config.baseline=False.')
+    alone = _build(config, mesh, like=student.data, has_teacher=False,
+                   folder=workdir_lib.BASELINE, title='student alone')
+  if not config.teacher.init:
+    own = _teacher_config(config)
+    if student.data.spec.labels is None:
+      raise checks.ConfigError(
+          'job.train: data must have labels to train a teacher on; got none. '
+          'Point config.teacher.init at a workdir with a trained one.')
+    teacher = _build(own, mesh, like=student.data, has_teacher=False,
+                     folder=workdir_lib.TEACHER, title='teacher',
+                     augment_field='config.teacher.train.augment')
+  return student, alone, teacher
+
+
+def _build(config, mesh, *, like=None, has_teacher=True, folder='',
+           title='student', augment_field='config.data.augment'):
+  data = pipeline.build_data(
+      config,
+      shards=sharding.batch_shards(mesh),
+      like=like,
+      augment_field=augment_field)
   program = program_lib.build_program(
       config,
       spec=data.spec,
       num_classes=data.num_classes,
       mesh=mesh,
       has_teacher=has_teacher)
-  return _Part(config, program, data)
+  return _Part(config, program, data, folder, title)
 
 
 def _teacher_config(config):
@@ -144,17 +178,27 @@ def _teacher_config(config):
   return own
 
 
-def _obtain_teacher(config, student, teacher, workdir):
-  """Loads the teacher, or trains it."""
-  if teacher is None:
-    network = base.Frozen(*checkpoint.load_network(config.teacher.init))
-    expected = program_lib.abstract_network(student.program.objective.teacher,
-                                            student.data.spec)
-    checkpoint.check_architecture('config.teacher.init', expected.params,
-                                  network.params)
-    return trainer.Trained(network, checkpoint.seconds(config.teacher.init))
-  return trainer.train(teacher.config, teacher.program, teacher.data, None,
-                       workdir / 'teacher', 'teacher')
+def _check_start(part, workdir):
+  """Refuses weights to start from that the network cannot take."""
+  path = part.config.student.init
+  if path and not checkpoint.has_checkpoint(workdir / part.folder):
+    _load('config.student.init', path, part, 'student')
+
+
+def _load(field, path, part, role):
+  """Returns a trained network, which must be one of the part's two."""
+  network = getattr(part.program.objective, role)
+  expected = program_lib.abstract_network(network, part.data.spec)
+  return trainer.Trained(
+      checkpoint.load_like(field, path, expected),
+      checkpoint.metadata(path)['seconds'])
+
+
+def _train(part, teacher, workdir):
+  folder = workdir / part.folder
+  workdir_lib.claim(folder, part.config, free=_FREE_FIELDS)
+  return trainer.train(part.config, part.program, part.data, teacher, folder,
+                       part.title)
 
 
 def _freeze(config, network, mesh):
@@ -164,20 +208,38 @@ def _freeze(config, network, mesh):
   return trainer.Teacher(sharding.replicate(mesh, frozen), identity)
 
 
-def _evaluate(part, network, trained, teacher):
+def _evaluate_teacher(part, trained, teacher):
+  """Returns the teacher's row: it agrees with itself, so it runs once."""
   program = part.program
-  eval_step = step_lib.build_eval_step(network, program.objective.teacher,
+  eval_step = step_lib.build_eval_step(program.objective.teacher, None,
                                        program.mesh)
-  scores = evaluate_lib.evaluate(
-      eval_step, sharding.replicate(program.mesh, trained.network),
-      teacher.frozen, part.data.evaluation(part.config.evaluation.final),
-      program.mesh)
+  scores = _scores(part, eval_step, teacher.frozen, None)
+  return _row(part, trained, {**scores, 'kl': 0.0, 'agreement': 1.0})
+
+
+def _evaluate(part, trained, teacher):
+  network = sharding.replicate(part.program.mesh, trained.network)
+  scores = _scores(part, part.program.eval_step, network, teacher.frozen)
+  return _row(part, trained, scores)
+
+
+def _scores(part, eval_step, network, frozen):
+  return evaluate_lib.evaluate(
+      eval_step, network, frozen,
+      part.data.evaluation(part.config.evaluation.final), part.program.mesh)
+
+
+def _row(part, trained, scores):
   parameters = network_lib.count_parameters(trained.network.params)
-  return dict(parameters=parameters, **scores, seconds=trained.seconds)
+  return dict(
+      split=part.config.evaluation.final,
+      parameters=parameters,
+      **scores,
+      seconds=trained.seconds)
 
 
-def _publish(results, workdir):
+def _publish(results, workdir, name):
   if jax.process_index() == 0:
-    writer.write_results(workdir, results)
+    writer.write_results(workdir, results, name)
     writer.print_table(results)
     report.plot_run(workdir)

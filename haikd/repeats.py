@@ -73,12 +73,12 @@ def summarise(results: list[job.Results]) -> Summary:
     mean ± half_width.
   """
   rows = {name: [result[name] for result in results] for name in results[0]}
+  metrics = [name for name, *_ in _METRICS if name in rows['student'][0]]
   if 'student_alone' in rows:
     rows[GAIN] = [{
-        metric: value - result['student_alone'][metric]
-        for metric, value in result['student'].items()
+        metric: result['student'][metric] - result['student_alone'][metric]
+        for metric in metrics
     } for result in results]
-  metrics = [name for name, *_ in _METRICS if name in rows['student'][0]]
   return {
       name: {m: _interval([run[m] for run in runs]) for m in metrics}
       for name, runs in rows.items()

@@ -153,6 +153,13 @@ def check_same(where: str, rule: str, expected: Leaves, found: Leaves,
     raise checks.DataError(f'{where}: {rule}; got {first(differ)}. {remedy}.')
 
 
+def plain(leaf: Any) -> Any:
+  """Returns an array, or of PRNG keys the shape and dtype of their data."""
+  if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    return jax.eval_shape(jax.random.key_data, leaf)
+  return leaf
+
+
 def first(parts: list[str]) -> str:
   """Returns the first parts of a list, and how many more there are."""
   more = len(parts) - _SHOWN
@@ -198,7 +205,6 @@ def _is_not_orbax(record):
 
 
 def _form(leaf):
-  """Returns dtype and shape as text, of PRNG keys those of their data."""
-  if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-    leaf = jax.eval_shape(jax.random.key_data, leaf)
+  """Returns dtype and shape as text."""
+  leaf = plain(leaf)
   return f'{leaf.dtype}{list(leaf.shape)}'

@@ -118,7 +118,8 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
         if not program.is_finite(state):
           raise diverged(step, 'parameters that are not finite')
         checkpointer.save(step, state, iterator.get_state(),
-                          dict(teacher=identity, seconds=clock.seconds()))
+                          dict(teacher=identity, seconds=clock.seconds(),
+                               config=config))
       if saving or evaluating:
         clock.mark(step)
   return Trained(program_lib.trained_network(state), clock.seconds())
@@ -174,12 +175,7 @@ def _resume(program, checkpointer, iterator, identity):
   if restored is None:
     return None, 0.0
   state, iterator_state, metadata = restored
-  if metadata['teacher'] != identity:
-    raise checks.DataError(
-        'trainer.train: teacher must be the one that training began with; got '
-        f'{identity[:12] or "none"}, and the checkpoint has '
-        f'{metadata["teacher"][:12] or "none"}. Choose another --workdir, or '
-        'bring back the old teacher.')
+  checkpoint.check_teacher('trainer.train', metadata, identity)
   iterator.set_state(iterator_state)
   return state, metadata['seconds']
 
@@ -189,11 +185,11 @@ def _warm_start(state, config, program):
   path = config.student.init
   if not path:
     return state
-  params, net_state = checkpoint.load_network(path)
-  checkpoint.check_architecture('config.student.init', state.params.student,
-                                params)
-  params = sharding.replicate(program.mesh, params)
+  expected = base.Frozen(state.params.student, state.net_state)
+  params, net_state = sharding.replicate(
+      program.mesh,
+      checkpoint.load_like('config.student.init', path, expected))
   return state._replace(
       params=state.params._replace(student=params),
-      net_state=sharding.replicate(program.mesh, net_state),
+      net_state=net_state,
       ema=None if state.ema is None else jax.tree.map(jax.numpy.copy, params))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import os
 import pathlib
+import re
 import time
 from typing import Any, Optional
 
@@ -11,6 +12,7 @@ from tensorboard.compat.proto import event_pb2
 from tensorboard.compat.proto import summary_pb2
 from tensorboard.summary.writer import event_file_writer
 
+from haikd import checks
 from haikd import console as console_lib
 from haikd import files
 
@@ -115,23 +117,39 @@ def open_writer(workdir: files.Path,
       console_lib.open_console(title, total_steps, console))
 
 
-def write_results(workdir: files.Path, results: Results) -> None:
-  """Writes `result.json` in one piece.
+def write_results(workdir: files.Path,
+                  results: Results,
+                  name: str = RESULT_FILE) -> None:
+  """Writes a table of results in one piece.
 
   Args:
     workdir: the run's folder.
     results: `{'teacher': {...}, 'student_alone': {...}, 'student': {...}}`, of
-      each network `parameters`, `accuracy`, `cross_entropy` (nats), `kl` (to
-      the teacher at a temperature of 1, nats), `agreement` (of the most likely
-      class) and `seconds`.
+      each network the `split` that it was evaluated on, `parameters`,
+      `accuracy`, `cross_entropy` (nats), `kl` (to the teacher at a temperature
+      of 1, nats), `agreement` (of the most likely class) and `seconds`.
+    name: of the file.
   """
-  files.write_json(pathlib.Path(workdir) / RESULT_FILE, results)
+  files.write_json(pathlib.Path(workdir) / name, results)
+
+
+def evaluation_file(split: str) -> str:
+  """Returns the name of the file for a later evaluation on a split.
+
+  Args:
+    split: such as 'test' or 'test[:64]'.
+
+  Returns:
+    'eval-test.json', 'eval-test__64_.json': whatever a shell or another
+    operating system may take amiss is a low line.
+  """
+  return f'eval-{re.sub("[^0-9A-Za-z.+-]", "_", split)}.json'
 
 
 def print_table(results: Results,
                 *,
                 console: Optional[rich.console.Console] = None) -> None:
-  """Prints the final results, a network a row.
+  """Prints results under the name of their split, a network a row.
 
   Args:
     results: as for `write_results`. What is missing is shown as a dash.
@@ -144,7 +162,8 @@ def print_table(results: Results,
         MISSING if values.get(field) is None else form.format(values[field])
         for field, _, form in _COLUMNS
     ])
-  titles = ['', *(title for _, title, _ in _COLUMNS)]
+  split = next((row['split'] for row in results.values() if 'split' in row), '')
+  titles = [split, *(title for _, title, _ in _COLUMNS)]
   console_lib.table(rows, titles, console=console)
 
 
@@ -155,7 +174,13 @@ class _Rows:
     self._path = path
 
   def truncate(self, step):
-    rows = [row for row in files.read_rows(self._path) if row['step'] <= step]
+    rows = files.read_rows(self._path)
+    for number, row in enumerate(rows, start=1):
+      if not isinstance(row.get('step'), int):
+        raise checks.DataError(
+            'writer.Writer.truncate: each line of path must have a step; got '
+            f'path={self._path}, line={number}. Remove the line.')
+    rows = [row for row in rows if row['step'] <= step]
     files.replace(self._path,
                   ''.join(files.encode(row) + '\n' for row in rows))
 
@@ -166,17 +191,23 @@ class _Rows:
 
 
 class _Events:
-  """TensorBoard's event files, which need no TensorFlow."""
+  """TensorBoard's event files, which need no TensorFlow.
+
+  A file is made when there is something to write: a run that is started again
+  when it is over leaves none.
+  """
 
   def __init__(self, workdir):
-    self._writer = event_file_writer.EventFileWriter(os.fspath(workdir))
+    self._workdir = workdir
+    self._writer = None
+    self._start = None
 
   def truncate(self, step):
-    # TensorBoard drops what earlier files hold from this step on.
-    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    self._add(step + 1, session_log=start)
+    self._start = step
 
   def write(self, step, split, metrics):
+    if self._writer is None:
+      self._open()
     values = [
         summary_pb2.Summary.Value(tag=f'{split}/{name}', simple_value=value)
         for name, value in metrics.items()
@@ -184,9 +215,17 @@ class _Events:
     self._add(step, summary=summary_pb2.Summary(value=values))
     self._writer.flush()
 
+  def _open(self):
+    self._writer = event_file_writer.EventFileWriter(os.fspath(self._workdir))
+    if self._start is not None:
+      # TensorBoard drops what earlier files hold from this step on.
+      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      self._add(self._start + 1, session_log=start)
+
   def _add(self, step, **content):
     self._writer.add_event(
         event_pb2.Event(wall_time=time.time(), step=step, **content))
 
   def close(self):
-    self._writer.close()
+    if self._writer is not None:
+      self._writer.close()

@@ -338,7 +338,7 @@ def test_load_network_reads_the_student_alone(tmp_path, kept, where):
   assert_same_bits(net_state, state.net_state)
   params, _ = checkpoint.load_network(tmp_path / where, ema=False)
   assert_same_bits(params, state.params.student)
-  assert checkpoint.seconds(tmp_path / where) == 2.5
+  assert checkpoint.metadata(tmp_path / where) == {'seconds': 2.5}
   assert checkpoint.has_checkpoint(tmp_path / where)
 
 
@@ -364,7 +364,7 @@ def test_load_network_does_not_touch_the_optimizer(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('function',
-                         [checkpoint.load_network, checkpoint.seconds])
+                         [checkpoint.load_network, checkpoint.metadata])
 def test_a_path_without_checkpoint_is_named(tmp_path, function):
   with pytest.raises(checks.DataError, match=f'got path={tmp_path}/none. Give'):
     function(tmp_path / 'none')
@@ -393,6 +393,33 @@ def test_check_architecture_names_what_differs():
     })
 
 
+def test_load_like_checks_parameters_and_state(tmp_path):
+  state = make_state(ema=False)
+  save(tmp_path, (7, state))
+  expected = base.Frozen(state.params.student, state.net_state)
+  found = checkpoint.load_like('config.student.init', tmp_path, expected)
+  assert_same_bits(found.params, expected.params)
+  shapes = {'batch_norm/~/mean_ema': {'average': jnp.zeros(4)}}
+  for net_state, match in (
+      ({}, 'config.student.init must hold .* got a surplus state/batch_norm'),
+      ({**state.net_state, 'more': {'x': jnp.zeros(2)}},
+       r'got no state/more/x float32\[2\]'),
+      ({**state.net_state, **shapes},
+       r'float32\[3\] instead of float32\[4\]')):
+    with pytest.raises(checks.DataError, match=match):
+      checkpoint.load_like('config.student.init', tmp_path,
+                           expected._replace(state=net_state))
+
+
+def test_check_teacher_compares_hashes():
+  checkpoint.check_teacher('here', dict(teacher='abc'), 'abc')
+  with pytest.raises(
+      checks.DataError,
+      match='here: teacher must be the one .*; got none, and the checkpoint '
+      'has abc. Choose another --workdir'):
+    checkpoint.check_teacher('here', dict(teacher='abc'), '')
+
+
 def test_tree_hash_is_of_names_dtypes_shapes_and_bytes():
   tree = {'a': {'w': np.arange(6.0, dtype=np.float32)}, 'b': {'w': np.ones(2)}}
   same = collections.OrderedDict(
@@ -407,59 +434,3 @@ def test_tree_hash_is_of_names_dtypes_shapes_and_bytes():
   ]
   hashes = {checkpoint.tree_hash(x) for x in (tree, *others)}
   assert len(hashes) == len(others) + 1
-
-
-def make_config(**fields):
-  config = config_lib.base()
-  config.plugins = ('one', 'two')
-  config.losses.extra = dict(loss='huber', weight=0.5)
-  config.update(fields)
-  return config
-
-
-def test_claim_writes_the_config_and_knows_it_again(tmp_path):
-  workdir = tmp_path / 'a' / 'b'
-  checkpoint.claim(workdir, make_config())
-  written = json.loads((workdir / 'config.json').read_text())
-  assert written['plugins'] == ['one', 'two']
-  assert written['losses'] == {'extra': {'loss': 'huber', 'weight': 0.5}}
-  assert written['student']['init'] is None
-  checkpoint.claim(workdir, make_config(), create=False)
-  assert [p.name for p in workdir.iterdir()] == ['config.json']
-
-
-def test_claim_names_the_fields_that_differ(tmp_path):
-  checkpoint.claim(tmp_path, make_config())
-  config = make_config(steps=5, seed=1)
-  config.losses = {}
-  with pytest.raises(
-      checks.DataError,
-      match='must belong to this config; got '
-      "config.losses.extra.loss='nothing' where it has 'huber', "
-      "config.losses.extra.weight='nothing' where it has 0.5, "
-      'config.seed=1 where it has 0 and 1 more in .*/config.json. Choose'):
-    checkpoint.claim(tmp_path, config)
-
-
-def test_claim_leaves_some_fields_free(tmp_path):
-  checkpoint.claim(tmp_path, make_config())
-  config = make_config(log_every=3)
-  config.evaluation.split = 'other'
-  checkpoint.claim(tmp_path, config, free=('log_every', 'evaluation'))
-  with pytest.raises(checks.DataError, match='log_every=3 where it has 50'):
-    checkpoint.claim(tmp_path, config, free=('log', 'evaluation'))
-
-
-def test_claim_refuses_what_it_cannot_use(tmp_path):
-  with pytest.raises(checks.DataError, match='got no .*config.json'):
-    checkpoint.claim(tmp_path, make_config(), create=False)
-  (tmp_path / 'config.json').write_text('{"steps": ')
-  with pytest.raises(checks.DataError, match='must hold JSON'):
-    checkpoint.claim(tmp_path, make_config())
-  (tmp_path / 'file').write_text('')
-  with pytest.raises(checks.DataError, match='a folder to write to'):
-    checkpoint.claim(tmp_path / 'file', make_config())
-  config = make_config()
-  config.losses.extra.options = {'function': len}
-  with pytest.raises(checks.ConfigError, match='what JSON can.*built-in'):
-    checkpoint.claim(tmp_path / 'new', config)

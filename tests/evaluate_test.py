@@ -66,6 +66,25 @@ def test_metrics_are_those_of_all_examples(devices, batch_size):
     np.testing.assert_allclose(got[name], value, rtol=1e-5, err_msg=name)
 
 
+def test_batches_are_fetched_behind_those_under_way(monkeypatch):
+  program, data, *_ = build(1, 8)
+  started, ahead = [], []
+
+  def step(own, frozen, batch):
+    started.append(batch.mask.sum())
+    return dict(examples=base.LossSum(started[-1], 1.0), number=len(started))
+
+  def fetch(results):
+    ahead.append(len(started) - results.pop('number'))
+    return results
+
+  monkeypatch.setattr(evaluate.jax, 'device_get', fetch)
+  means = evaluate.evaluate(step, None, None, data.evaluation('test'),
+                            program.mesh)
+  assert ahead == [2] * 5 + [1, 0]  # Neither 0, nor more batches in memory.
+  assert means == dict(examples=50 / 7)
+
+
 def test_empty_split_is_refused():
   program, _, own, frozen = build(1, 16)
   with pytest.raises(checks.DataError, match='at least one example; got none'):

@@ -21,7 +21,7 @@ TIERS = (
     ('step',),
     ('program', 'evaluate', 'stored', 'report'),
     ('checkpoint', 'writer'),
-    ('trainer',),
+    ('trainer', 'workdir'),
     ('job',),
     ('repeats',),
     ('launch',),

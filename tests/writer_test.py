@@ -84,6 +84,14 @@ def test_a_broken_line_before_the_last_is_refused(tmp_path):
     write(tmp_path, truncate=3)
 
 
+@pytest.mark.parametrize('line', ['{"split": "train"}', '{"step": "2"}'])
+def test_a_line_without_a_step_is_refused(tmp_path, line):
+  (tmp_path / 'metrics.jsonl').write_text(f'{{"step": 1}}\n{line}\n')
+  with pytest.raises(checks.DataError,
+                     match='have a step; got path=.*metrics.jsonl, line=2'):
+    write(tmp_path, truncate=3)
+
+
 def test_truncating_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
   write(tmp_path, steps=[1, 2, 3])
 
@@ -103,6 +111,13 @@ def test_tensorboard_reads_tags_and_forgets_the_lost_steps(tmp_path):
   assert events.Tags()['scalars'] == ['train/loss/kl']
   assert [(event.step, event.value)
           for event in events.Scalars('train/loss/kl')] == [(1, 0.5), (2, 1.0)]
+
+
+def test_start_of_a_finished_run_leaves_no_event_file(tmp_path):
+  write(tmp_path, truncate=0, steps=[1, 2])
+  before = sorted(tmp_path.iterdir())
+  write(tmp_path, truncate=2)
+  assert sorted(tmp_path.iterdir()) == before
 
 
 def test_other_processes_write_nothing(tmp_path):
@@ -186,6 +201,25 @@ def test_results_are_written_in_one_piece(tmp_path):
   assert result['teacher'] == RESULTS['teacher']
   assert result['student']['accuracy'] == 'NaN'
   assert [p.name for p in tmp_path.iterdir()] == ['result.json']
+
+
+@pytest.mark.parametrize('split, name', [
+    ('test', 'eval-test.json'),
+    ('test[:64]', 'eval-test__64_.json'),
+    ('test[64:]', 'eval-test_64__.json'),
+    ('../a b', 'eval-.._a_b.json'),
+])
+def test_later_evaluations_have_files_of_their_own(tmp_path, split, name):
+  assert writer.evaluation_file(split) == name
+  writer.write_results(tmp_path, RESULTS, name)
+  assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_the_table_says_which_split_it_is_of():
+  console = plain()
+  row = dict(split='test[:9]', parameters=3)
+  writer.print_table(dict(student=row), console=console)
+  assert console.file.getvalue().split()[0] == 'test[:9]'
 
 
 def test_the_plain_table_is_aligned_and_shows_dashes():
