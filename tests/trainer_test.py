@@ -50,7 +50,8 @@ def test_update_that_is_not_finite_is_not_kept(config, tmp_path):
   config.optimizer.name = 'sgd'
   config.optimizer.learning_rate = 3e38
   config.optimizer.schedule = 'constant'
-  with pytest.raises(checks.DivergedError, match='got parameters that are not finite at step 1'):
+  match = 'got parameters that are not finite at step 1'
+  with pytest.raises(checks.DivergedError, match=match):
     job.train(config, tmp_path)
   assert not checkpoints(tmp_path)
 

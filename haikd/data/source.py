@@ -50,12 +50,12 @@ class Source(Protocol):
 class Part:
   """Some consecutive examples of a Source.
 
+  Attributes:
+    num_classes: those of the whole.
+
   Args:
     source: the whole.
     indices: which of its examples.
-
-  Attributes:
-    num_classes: those of the whole.
   """
 
   def __init__(self, source: Source, indices: range):
