@@ -1,7 +1,7 @@
 """The whole job: a teacher, the student alone, the student, and the table."""
 
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -20,7 +20,7 @@ from haikd import workdir as workdir_lib
 from haikd import writer
 from haikd.data import pipeline
 
-Results = dict[str, dict[str, Any]]  # By network, then by field.
+Results = dict[str, dict[str, float]]  # By network, then by metric.
 
 # What may differ between two starts of one run: where and how often it reads
 # and writes, not what it computes.
@@ -48,7 +48,7 @@ def train(config: config_lib.ConfigDict, workdir: pathlib.Path) -> Results:
 
   Returns:
     What `result.json` holds: by `teacher`, `student_alone` and `student` the
-    `split, parameters, accuracy, cross_entropy, kl, agreement, seconds`.
+    `parameters, accuracy, cross_entropy, kl, agreement, seconds`.
 
   Raises:
     ConfigError: the config cannot work; raised before anything is trained.
@@ -77,7 +77,7 @@ def train(config: config_lib.ConfigDict, workdir: pathlib.Path) -> Results:
           student, _train(alone, None, workdir), ready)
     results['student'] = _evaluate(student, _train(student, ready, workdir),
                                    ready)
-    _publish(results, workdir, writer.RESULT_FILE)
+    _publish(results, workdir, config.evaluation.final, writer.RESULT_FILE)
   return results
 
 
@@ -112,7 +112,8 @@ def evaluate(config: config_lib.ConfigDict, workdir: pathlib.Path) -> Results:
     if checkpoint.has_checkpoint(folder):
       trained = _load('--workdir', folder, student, 'student')
       results[name] = _evaluate(student, trained, ready)
-  _publish(results, workdir, writer.evaluation_file(config.evaluation.final))
+  split = config.evaluation.final
+  _publish(results, workdir, split, writer.evaluation_file(split))
   return results
 
 
@@ -214,13 +215,13 @@ def _evaluate_teacher(part, trained, teacher):
   eval_step = step_lib.build_eval_step(program.objective.teacher, None,
                                        program.mesh)
   scores = _scores(part, eval_step, teacher.frozen, None)
-  return _row(part, trained, {**scores, 'kl': 0.0, 'agreement': 1.0})
+  return _row(trained, {**scores, 'kl': 0.0, 'agreement': 1.0})
 
 
 def _evaluate(part, trained, teacher):
   network = sharding.replicate(part.program.mesh, trained.network)
   scores = _scores(part, part.program.eval_step, network, teacher.frozen)
-  return _row(part, trained, scores)
+  return _row(trained, scores)
 
 
 def _scores(part, eval_step, network, frozen):
@@ -229,17 +230,13 @@ def _scores(part, eval_step, network, frozen):
       part.data.evaluation(part.config.evaluation.final), part.program.mesh)
 
 
-def _row(part, trained, scores):
+def _row(trained, scores):
   parameters = network_lib.count_parameters(trained.network.params)
-  return dict(
-      split=part.config.evaluation.final,
-      parameters=parameters,
-      **scores,
-      seconds=trained.seconds)
+  return dict(parameters=parameters, **scores, seconds=trained.seconds)
 
 
-def _publish(results, workdir, name):
+def _publish(results, workdir, split, name):
   if jax.process_index() == 0:
     writer.write_results(workdir, results, name)
-    writer.print_table(results)
+    writer.print_table(results, split=split)
     report.plot_run(workdir)

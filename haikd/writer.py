@@ -125,9 +125,9 @@ def write_results(workdir: files.Path,
   Args:
     workdir: the run's folder.
     results: `{'teacher': {...}, 'student_alone': {...}, 'student': {...}}`, of
-      each network the `split` that it was evaluated on, `parameters`,
-      `accuracy`, `cross_entropy` (nats), `kl` (to the teacher at a temperature
-      of 1, nats), `agreement` (of the most likely class) and `seconds`.
+      each network `parameters`, `accuracy`, `cross_entropy` (nats), `kl` (to
+      the teacher at a temperature of 1, nats), `agreement` (of the most likely
+      class) and `seconds`.
     name: of the file.
   """
   files.write_json(pathlib.Path(workdir) / name, results)
@@ -148,11 +148,13 @@ def evaluation_file(split: str) -> str:
 
 def print_table(results: Results,
                 *,
+                split: str = '',
                 console: Optional[rich.console.Console] = None) -> None:
   """Prints results under the name of their split, a network a row.
 
   Args:
     results: as for `write_results`. What is missing is shown as a dash.
+    split: what they were evaluated on.
     console: where to print; standard output by default.
   """
   rows = []
@@ -162,7 +164,6 @@ def print_table(results: Results,
         MISSING if values.get(field) is None else form.format(values[field])
         for field, _, form in _COLUMNS
     ])
-  split = next((row['split'] for row in results.values() if 'split' in row), '')
   titles = [split, *(title for _, title, _ in _COLUMNS)]
   console_lib.table(rows, titles, console=console)
 

@@ -217,8 +217,8 @@ def test_later_evaluations_have_files_of_their_own(tmp_path, split, name):
 
 def test_the_table_says_which_split_it_is_of():
   console = plain()
-  row = dict(split='test[:9]', parameters=3)
-  writer.print_table(dict(student=row), console=console)
+  row = dict(parameters=3)
+  writer.print_table(dict(student=row), split='test[:9]', console=console)
   assert console.file.getvalue().split()[0] == 'test[:9]'
 
 
