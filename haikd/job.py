@@ -139,12 +139,14 @@ def _build_parts(config, mesh):
           'Point config.teacher.init at a workdir with a trained one.')
     teacher = _build(own, mesh, like=student.data, has_teacher=False,
                      folder=workdir_lib.TEACHER, title='teacher',
-                     augment_field='config.teacher.train.augment')
+                     augment_field='config.teacher.train.augment',
+                     optimizer_field='config.teacher.train.optimizer')
   return student, alone, teacher
 
 
 def _build(config, mesh, *, like=None, has_teacher=True, folder='',
-           title='student', augment_field='config.data.augment'):
+           title='student', augment_field='config.data.augment',
+           optimizer_field='config.optimizer'):
   data = pipeline.build_data(
       config,
       shards=sharding.batch_shards(mesh),
@@ -155,7 +157,8 @@ def _build(config, mesh, *, like=None, has_teacher=True, folder='',
       spec=data.spec,
       num_classes=data.num_classes,
       mesh=mesh,
-      has_teacher=has_teacher)
+      has_teacher=has_teacher,
+      optimizer_field=optimizer_field)
   return _Part(config, program, data, folder, title)
 
 

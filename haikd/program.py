@@ -44,7 +44,8 @@ class Program(NamedTuple):
 
 def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
                   num_classes: int, mesh: jax.sharding.Mesh,
-                  has_teacher: bool) -> Program:
+                  has_teacher: bool,
+                  optimizer_field: str = 'config.optimizer') -> Program:
   """Builds the functions of a run, without touching a device.
 
   Args:
@@ -54,6 +55,7 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
     mesh: where to run.
     has_teacher: whether the student learns from `config.teacher`, or from the
       labels alone.
+    optimizer_field: where the user set the optimizer, for messages.
 
   Returns:
     A Program.
@@ -64,8 +66,10 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
   sharding.check_batch_size(mesh, config.batch_size, config.microbatches)
   objective = objective_lib.build_objective(
       config, spec=spec, num_classes=num_classes, has_teacher=has_teacher)
-  optimizer = optimizer_lib.build_optimizer(config.optimizer, config.steps)
-  schedule = optimizer_lib.build_schedule(config.optimizer, config.steps)
+  optimizer = optimizer_lib.build_optimizer(
+      config.optimizer, config.steps, where=optimizer_field)
+  schedule = optimizer_lib.build_schedule(
+      config.optimizer, config.steps, where=optimizer_field)
   ema_decay = config.optimizer.ema_decay
 
   def init(rng, frozen):

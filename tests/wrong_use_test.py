@@ -58,6 +58,8 @@ def assert_refused(outcome, code, match):
     (['--config.microbatches=3'], 2, 'divisible by devices x microbatches'),
     (['--config.teacher.train.steps=0'], 2, 'config.teacher must have weights'),
     (['--config.optimizer.name=adamm'], 2, "Did you mean 'adam"),
+    (['--config.teacher.train.optimizer.name=adamm'], 2,
+     'config.teacher.train.optimizer'),
     (['--config.plugins=no_such_module'], 2, "got 'no_such_module'"),
     (['--config.plugins=.relative'], 2, "got '.relative' (TypeError: "),
     (['--mode=trian'], 2, '--mode=trian'),
