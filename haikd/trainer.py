@@ -122,7 +122,9 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
                                config=config))
       if saving or evaluating:
         clock.mark(step)
-  return Trained(program_lib.trained_network(state), clock.seconds())
+  if first < config.steps:
+    seconds = clock.seconds()
+  return Trained(program_lib.trained_network(state), seconds)
 
 
 class _Clock:

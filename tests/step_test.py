@@ -296,23 +296,30 @@ def test_step_learns_and_compiles_once():
   assert 0 < max(jax.tree.leaves(moved)) < 0.2
 
 
-def test_dropout_differs_between_shards_and_steps():
+def test_dropout_differs_between_shards_microbatches_and_steps():
   config = ragged_config()
   config.student.options.dropout = 0.5
-  program, frozen = build(config, ragged_batch(), 2)
-  state = program.init(jax.random.key(0), frozen)
-  half = jax.tree.map(lambda x: np.concatenate([x[:16], x[:16]]),
-                      ragged_batch())
-  function = jax.jit(
-      step_lib.build_gradient(
-          program.objective, program.mesh, microbatches=1, seed=0))
-  run = lambda step: jax.device_get(function(
-      state.params, state.net_state, frozen, state.loss_scale, step,
-      sharding.shard_batch(program.mesh, half))[0])
-  first, again, later = run(jnp.int32(0)), run(jnp.int32(0)), run(jnp.int32(1))
-  jax.tree.map(np.testing.assert_array_equal, first, again)
-  assert not np.array_equal(first.student['linear']['w'],
-                            later.student['linear']['w'])
+  half = jax.tree.map(lambda x: x[:16], ragged_batch())
+  twice = jax.tree.map(lambda x: np.concatenate([x, x]), half)
+
+  def run(batch, devices, microbatches, step=0):
+    program, frozen = build(config, batch, devices)
+    state = program.init(jax.random.key(0), frozen)
+    function = step_lib.build_gradient(
+        program.objective, program.mesh, microbatches=microbatches, seed=0)
+    grads, _, _ = jax.jit(function)(
+        state.params, state.net_state, frozen, state.loss_scale,
+        jnp.int32(step), sharding.shard_batch(program.mesh, batch))
+    return jax.device_get(grads).student['linear']['w']
+
+  # Were the masks the same in both halves, twice the batch would be the batch.
+  one = run(half, 1, 1)
+  assert np.array_equal(one, run(half, 1, 1))
+  assert not np.allclose(one, run(twice, 2, 1), atol=1e-4)
+  assert not np.allclose(one, run(half, 1, 1, step=1), atol=1e-4)
+  parts = run(twice, 1, 2)
+  assert not np.allclose(parts, run(half, 1, 1), atol=1e-4)
+  assert not np.allclose(parts, run(twice, 2, 1), atol=1e-4)
 
 
 def test_state_of_the_student_may_hold_keys_and_counters():
