@@ -30,12 +30,10 @@ class Context(NamedTuple):
 
   Attributes:
     batch_axes: mesh axes that the batch is split over.
-    shards: into how many shards.
     gather: concatenates a tree of arrays over all shards.
   """
 
   batch_axes: tuple[str, ...] = ()
-  shards: int = 1
   gather: Callable[[Any], Any] = lambda tree: tree
 
 
@@ -182,16 +180,15 @@ class Objective(NamedTuple):
     if pair.teacher is not None:
       pair = term.align.apply(params, None, *pair)
     labels = batch.labels
-    scale = 1.0
     if term.entry.relational:
+      # Every shard then has the whole sum and the whole count: their quotient
+      # is right without dividing either by the number of shards.
       pair, labels = context.gather((pair, labels))
-      scale = 1.0 / context.shards
     options = dict(term.options)
     if term.takes_labels:
       options['labels'] = labels
-    result = term.entry.function(
+    return term.entry.function(
         pair.student, pair.teacher, mask=pair.mask, **options)
-    return base.LossSum(result.total * scale, result.count * scale)
 
 
 def build_objective(config: config_lib.ConfigDict,

@@ -77,9 +77,7 @@ def build_gradient(objective: objective_lib.Objective, mesh: jax.sharding.Mesh,
     `params`, the new state of the student, and the sums of all terms.
   """
   context = objective_lib.Context(
-      batch_axes=sharding.BATCH_AXES,
-      shards=sharding.batch_shards(mesh),
-      gather=sharding.gather_over_batch)
+      batch_axes=sharding.BATCH_AXES, gather=sharding.gather_over_batch)
 
   def local(params, net_state, frozen, loss_scale, step, batch):
     # What varies from device to device has a gradient that stays on it.

@@ -4,6 +4,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from haikd import base
@@ -371,6 +372,25 @@ def test_low_precision_follows_float32(precision):
   cosine = sum(jax.tree.leaves(dots)) / (norm(grads) * norm(exact))
   assert cosine > 0.999
   assert {x.dtype for x in jax.tree.leaves(grads)} == {np.dtype('float32')}
+
+
+def test_scaled_loss_gives_the_update_of_an_unscaled_one():
+  batch = ragged_batch()._replace(mask=np.ones((BATCH, LENGTH), bool))
+  results = {}
+  for precision in ('float32', 'float16'):
+    config = ragged_config()
+    config.student.precision = config.teacher.precision = precision
+    config.optimizer.name = 'sgd'
+    program, frozen = build(config, batch, 2)
+    state = program.init(jax.random.key(0), frozen)
+    before = jax.device_get(state.params)
+    state, metrics = program.train_step(
+        state, frozen, sharding.shard_batch(program.mesh, batch))
+    change = jax.tree.map(lambda a, b: a - b, jax.device_get(state.params),
+                          before)
+    results[precision] = (float(metrics['grad_norm']), float(metrics['loss']),
+                          float(optax.tree.norm(change)))
+  np.testing.assert_allclose(results['float16'], results['float32'], rtol=2e-2)
 
 
 def test_overflow_skips_the_update_and_halves_the_scale():
