@@ -178,8 +178,9 @@ def build_train_step(objective: objective_lib.Objective,
 
   Returns:
     `(state, frozen, batch) -> (state, metrics)`. The state is donated, save on
-    CPU. Metrics are float32 scalars: `loss`, `loss/<term>`, `grad_norm`, `learning_rate`,
-    with a scheduled weight `weight/<term>`, and with float16 `loss_scale`.
+    CPU. Metrics are float32 scalars: `loss`, `loss/<term>`, `grad_norm`,
+    `learning_rate`, with a scheduled weight `weight/<term>`, and with float16
+    `loss_scale`.
   """
   gradient = build_gradient(
       objective, mesh, microbatches=microbatches, seed=seed)
