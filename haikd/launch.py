@@ -83,7 +83,7 @@ def main(argv: Optional[list[str]] = None) -> int:
     print('haikd: interrupted; start it again to go on from the newest '
           'checkpoint.', file=sys.stderr)
     return 130
-  except Exception as err:
+  except Exception as err:  # Nobody foresaw it: still one line.
     if _wants_debug(values, argv):
       traceback.print_exc()
     else:
@@ -146,7 +146,7 @@ def _load_config(flag):
     config = _call(get_config, path, (variant,) if colon else ())
   except checks.ConfigError:
     raise
-  except Exception as err:
+  except Exception as err:  # A config file is a program.
     lines = [frame.lineno for frame in traceback.extract_tb(err.__traceback__)
              if frame.filename == path]
     place = f' (line {lines[-1]})' if lines else ''
@@ -212,7 +212,7 @@ def _override(config, argv, known):
     raise checks.ConfigError(
         f'launch.main: --{err.flagname} must be a flag there is; got '
         f'{err.flagname!r}. {checks.suggest(err.flagname, known)}') from err
-  except Exception as err:
+  except Exception as err:  # absl and ml_collections raise many.
     raise _wrong_flag(err) from err
   if surplus:
     raise checks.ConfigError(

@@ -23,7 +23,7 @@ def calling(rule: str):
     yield
   except (checks.ConfigError, checks.DataError):
     raise
-  except Exception as err:
+  except Exception as err:  # It is anybody's code.
     raise checks.DataError(
         f'{rule}; got {type(err).__name__} ({checks.one_line(err)}). Correct '
         'its options or its code; --debug shows where it failed.') from err
