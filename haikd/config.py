@@ -11,48 +11,20 @@ import ml_collections
 from ml_collections import config_dict
 
 from haikd import checks
+from haikd import validation
 
 ConfigDict = ml_collections.ConfigDict
 
 # Fields whose content is up to what they configure: any key may be added.
-OPEN_FIELDS = ('student.options', 'student.taps', 'teacher.options',
-               'teacher.taps', 'data.options', 'data.augment', 'losses',
+OPEN_FIELDS = ('student.options', 'student.taps', 'student.placement',
+               'teacher.options', 'teacher.taps', 'teacher.placement',
+               'data.options', 'data.augment', 'losses',
                'teacher.train.augment', 'optimizer.options',
                'teacher.train.optimizer.options')
 
-PRECISIONS = ('float32', 'bfloat16', 'float16')
-
-TERM_FIELDS = ('loss', 'weight', 'layers', 'align', 'options', 'align_options')
-
-_ANY = object
-
-_RULES = (
-    ('be positive', lambda x: x > 0,
-     ('steps', 'batch_size', 'microbatches', 'log_every', 'checkpoint_every',
-      'keep_checkpoints', 'data.prefetch', 'evaluation.batch_size',
-      'distillation.temperature')),
-    ('lie between 0 and 1', lambda x: 0 <= x <= 1,
-     ('distillation.alpha', 'optimizer.ema_decay',
-      'teacher.train.optimizer.ema_decay')),
-    ('be 0 or more', lambda x: x >= 0, ('teacher.train.steps',)),
-    ('lie between 0 and 2 ** 32 - 1', lambda x: 0 <= x < 2**32, ('seed',)),
-    ('be one of ' + ', '.join(PRECISIONS), lambda x: x in PRECISIONS,
-     ('student.precision', 'teacher.precision')),
-    ('be None or a positive int',
-     lambda x: x is None or type(x) is int and x > 0, ('evaluation.every',)),
-    ('be None, a tuple or a name', lambda x: _is_selection(x),
-     ('distillation.attention_match_layers',
-      'distillation.feature_match_layers')),
-    ('be a finite number, or a tuple of them', lambda x: _are_numbers(x),
-     ('data.mean', 'data.std')),
-    ('be above 0', lambda x: min(_as_tuple(x)) > 0, ('data.std',)),
-    ('be a tuple of names of modules',
-     lambda x: all(isinstance(name, str) for name in x), ('plugins',)),
-)
-
 
 def _any(default: Any = None) -> config_dict.FieldReference:
-  return config_dict.FieldReference(default, field_type=_ANY)
+  return config_dict.FieldReference(default, field_type=validation.ANY)
 
 
 def network() -> ConfigDict:
@@ -62,8 +34,13 @@ def network() -> ConfigDict:
           model='mlp',  # A registered model.
           options={},  # Its keyword options.
           taps={},  # {kind: glob over module names}; {} for the model's own.
-          precision='float32',  # What it computes in; see PRECISIONS.
+          precision='float32',  # What it computes in: or bfloat16, float16.
           init=config_dict.placeholder(str),  # A workdir to take weights from.
+          remat=config_dict.placeholder(str),  # What blocks recompute: none,
+          # gathers, dots or full; None for gathers where parameters are split.
+          remat_modules=config_dict.placeholder(str),  # Which these are: a glob
+          # over module names; None for the model's own.
+          placement={},  # {glob over parameters: axis to split over tensor}.
       ))
 
 
@@ -100,6 +77,12 @@ def base() -> ConfigDict:
           checkpoint_every=200,  # Steps between checkpoints.
           keep_checkpoints=2,
           baseline=False,  # Also train the student alone, for comparison.
+      ))
+  config.mesh = ConfigDict(
+      dict(
+          replica=1,  # Copies of everything; over slices, between which it is
+          fsdp=-1,  # slow. Parameters are split over fsdp, and over tensor as
+          tensor=1,  # placement says. -1 takes the rest of the devices.
       ))
   config.data = ConfigDict(
       dict(
@@ -148,13 +131,13 @@ def term(**fields: Any) -> ConfigDict:
   """Returns one entry of `config.losses`, with the defaults filled in.
 
   Args:
-    **fields: any of TERM_FIELDS. `loss` is a registered loss; `weight` a number
-      or a schedule `dict(kind='linear', start=0., end=1., steps=1000)`;
+    **fields: any of these. `loss` is a registered loss; `weight` a number or a
+      schedule `dict(kind='linear', start=0., end=1., steps=1000)`;
       `layers` what `haikd.align.pair_layers` takes; `align` a registered
       aligner with `align_options`; `options` go to the loss.
 
   Returns:
-    A ConfigDict with every field of TERM_FIELDS.
+    A ConfigDict with every field.
   """
   return ConfigDict(
       dict(
@@ -209,91 +192,7 @@ def validate(config: ConfigDict) -> None:
     ConfigError: an unknown field (the closest is named), a value of the wrong
       type, or a number out of its range.
   """
-  _check_fields(config, base(), '')
+  validation.check_fields(config, base(), OPEN_FIELDS)
   for name, entry in config.losses.items():
-    _check_term(f'config.losses.{name}', entry)
-  for rule, holds, fields in _RULES:
-    for field in fields:
-      value = config
-      for name in field.split('.'):
-        value = value[name]
-      _require(f'config.{field}', rule, holds(value), value)
-
-
-def _check_term(where, entry):
-  _require(where, 'be a dict of fields', isinstance(entry, ConfigDict), entry,
-           ' Write dict(loss=…, weight=…).')
-  for field in entry:
-    if field not in TERM_FIELDS:
-      raise checks.ConfigError(
-          f'config.validate: {where}.{field} must be a field of a loss term. '
-          f'{checks.suggest(field, TERM_FIELDS)}')
-  fields = term(**entry)
-  _require(f'{where}.loss', 'name a registered loss',
-           fields.loss and isinstance(fields.loss, str), fields.loss)
-  schedule = isinstance(fields.weight, ConfigDict)
-  _require(f'{where}.weight', 'be a finite number, or a dict of a schedule',
-           schedule or checks.is_number(fields.weight), fields.weight)
-  for name, value in fields.weight.items() if schedule else ():
-    _require(f'{where}.weight.{name}', 'be a finite number',
-             name == 'kind' or checks.is_number(value), value)
-  _require(f'{where}.layers', 'be None, a tuple or a name',
-           _is_selection(fields.layers), fields.layers)
-  _require(f'{where}.align', 'name a registered aligner',
-           isinstance(fields.align, str), fields.align,
-           " Write 'none', in quotes, to compare layers as they are.")
-  for name in ('options', 'align_options'):
-    _require(f'{where}.{name}', 'be a dict',
-             isinstance(fields[name], ConfigDict), fields[name])
-
-
-def _require(where, rule, holds, value, remedy=''):
-  if not holds:
-    raise checks.ConfigError(
-        f'config.validate: {where} must {rule}; got {value!r}.{remedy}')
-
-
-def _is_selection(value):
-  return value is None or isinstance(value, (tuple, list, str))
-
-
-def _as_tuple(value):
-  return tuple(value) if isinstance(value, (tuple, list)) else (value,)
-
-
-def _are_numbers(value):
-  values = _as_tuple(value)
-  return bool(values) and all(checks.is_number(number) for number in values)
-
-
-def _check_fields(config, schema, path):
-  for name, value in config.items():
-    field = f'{path}{name}'
-    if name not in schema:
-      raise checks.ConfigError(
-          f'config.validate: config.{field} must be a field of the base config.'
-          f' {checks.suggest(name, schema)}')
-    default = schema[name]
-    if isinstance(default, ConfigDict):
-      rule = 'be a dict' if field in OPEN_FIELDS else 'be a dict of fields'
-      _require(f'config.{field}', rule, isinstance(value, ConfigDict), value)
-      if field not in OPEN_FIELDS:
-        _check_fields(value, default, f'{field}.')
-    elif value is not None or default is not None:
-      _check_type(field, value, schema.get_type(name))
-  for name in schema:
-    if name not in config:
-      raise checks.ConfigError(
-          f'config.validate: config.{path}{name} must be there; got none. '
-          'Start the config from haikd.config.base().')
-
-
-def _check_type(field, value, kind):
-  if kind is float:  # A whole number stands for one.
-    _require(f'config.{field}', 'be of type float, and finite',
-             checks.is_number(value), value)
-  elif kind is not _ANY:
-    kinds = (tuple, list) if kind is tuple else kind
-    holds = isinstance(value, kinds) and not (
-        kind is int and isinstance(value, bool))
-    _require(f'config.{field}', f'be of type {kind.__name__}', holds, value)
+    validation.check_term(f'config.losses.{name}', entry, term())
+  validation.check_rules(config)

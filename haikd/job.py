@@ -26,7 +26,9 @@ Results = dict[str, dict[str, float]]  # By network, then by metric.
 # and writes, not what it computes.
 _FREE_FIELDS = ('log_every', 'checkpoint_every', 'keep_checkpoints', 'baseline',
                 'evaluation', 'data.source_dir', 'data.data_dir',
-                'data.prefetch')
+                'data.prefetch', 'mesh', 'student.remat',
+                'student.remat_modules', 'student.placement', 'teacher.remat',
+                'teacher.remat_modules', 'teacher.placement')
 
 
 class _Part(NamedTuple):

@@ -18,7 +18,7 @@ import jmp
 
 from haikd import base
 from haikd import checks
-from haikd import config
+from haikd import validation
 
 _NORMS = (hk.BatchNorm, hk.GroupNorm, hk.LayerNorm, hk.RMSNorm)
 
@@ -59,7 +59,7 @@ def policy(precision: str) -> jmp.Policy:
   Haiku state (moving statistics) is not part of a policy and stays float32.
 
   Args:
-    precision: one of `config.PRECISIONS`.
+    precision: one of `validation.PRECISIONS`.
 
   Returns:
     A policy with `cast_to_param` and `cast_to_compute`, which leave integers
@@ -138,7 +138,7 @@ def initial_loss_scale(precision: str) -> LossScale:
   The other precisions have the exponents of float32 and need none.
 
   Args:
-    precision: the student's, one of `config.PRECISIONS`.
+    precision: the student's, one of `validation.PRECISIONS`.
 
   Returns:
     A jmp loss scale, a pytree that belongs in the `TrainState`.
@@ -183,8 +183,8 @@ def _widen(value):
 
 
 def _check_precision(where, precision):
-  if precision not in config.PRECISIONS:
+  if precision not in validation.PRECISIONS:
     raise checks.ConfigError(
-        f'{where}: precision must be one of {", ".join(config.PRECISIONS)}; '
-        f'got precision={precision!r}. '
-        f'{checks.suggest(str(precision), config.PRECISIONS)}')
+        f'{where}: precision must be one of '
+        f'{", ".join(validation.PRECISIONS)}; got precision={precision!r}. '
+        f'{checks.suggest(str(precision), validation.PRECISIONS)}')

@@ -43,11 +43,14 @@ class ModelEntry(NamedTuple):
   Attributes:
     function: a Haiku function `(inputs, *, is_training, **options) -> logits`.
     taps: `{kind: glob}` of what to capture unless the config says otherwise.
+    tensor: `{glob over parameters: axis}` of what to split over the mesh axis
+      `tensor` unless the config says otherwise.
     module: the module that registered it.
   """
 
   function: Callable
   taps: dict[str, str]
+  tensor: dict[str, int]
   module: str
 
 
@@ -120,6 +123,7 @@ aligners: Registry[Entry] = Registry('aligner')
 def register_model(name: Optional[str] = None,
                    *,
                    taps: Optional[dict[str, str]] = None,
+                   tensor: Optional[dict[str, int]] = None,
                    replace: bool = False) -> Callable[[T], T]:
   """Registers a Haiku function as a model.
 
@@ -127,6 +131,10 @@ def register_model(name: Optional[str] = None,
     name: what configs call it; the function's own name by default.
     taps: `{kind: glob over module names}` to capture when a config does not
       say, for example `dict(features='block_*')`.
+    tensor: `{glob over parameters: axis}`, which axis of a parameter to split
+      over the mesh axis `tensor`, for example `{'mlp/up/w': -1}`. Parts of the
+      glob are matched against the last parts of `<module>/<parameter>`; axes
+      count from the end, so that they hold for stacked layers too.
     replace: whether it may take the place of another of that name.
 
   Returns:
@@ -134,7 +142,8 @@ def register_model(name: Optional[str] = None,
   """
 
   def decorate(function):
-    entry = ModelEntry(function, dict(taps or {}), function.__module__)
+    entry = ModelEntry(function, dict(taps or {}), dict(tensor or {}),
+                       function.__module__)
     models.add(name or function.__name__, entry, replace=replace)
     return function
 

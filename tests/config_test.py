@@ -46,8 +46,23 @@ def test_unknown_variant_is_refused():
 
 def test_term_fills_in_what_is_not_given():
   term = config_lib.term(loss='x', layers=(0, 1))
-  assert set(term) == set(config_lib.TERM_FIELDS)
+  assert set(term) == {'loss', 'weight', 'layers', 'align', 'options',
+                       'align_options'}
   assert (term.weight, term.align, term.layers) == (1.0, 'pool', (0, 1))
+
+
+@pytest.mark.parametrize('field, value, match', (
+    ('mesh.fsdp', 0, 'positive int, or -1'),
+    ('mesh.replica', -1, 'at most one field of -1'),
+    ('student.remat', 'some', 'one of none, gathers, dots, full'),
+    ('student.placement', dict(w='all'), 'an axis, or None, for each glob'),
+))
+def test_what_the_mesh_cannot_be_is_refused(field, value, match):
+  config = config_lib.base()
+  group, name = field.split('.')
+  config[group][name] = value
+  with pytest.raises(checks.ConfigError, match=match):
+    config_lib.validate(config)
 
 
 @pytest.mark.parametrize('layers', (None, (0, 1), [[0, 1]], 'last'))

@@ -12,7 +12,8 @@ ROOT = pathlib.Path(haikd.__file__).parent
 # From the ground up; a room stands in the first line that it fits.
 TIERS = (
     ('base', 'checks'),
-    ('config', 'registry', 'masking', 'tapping', 'files'),
+    ('validation', 'registry', 'masking', 'tapping', 'files'),
+    ('config',),
     ('losses', 'models', 'data'),
     ('capture', 'align', 'precision', 'optimizer', 'metrics', 'console'),
     ('network', 'terms'),
