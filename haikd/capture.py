@@ -7,7 +7,6 @@ run. The state, unlike a Python list, is carried properly out of `hk.remat` and
 """
 
 from collections.abc import Callable, Mapping
-import fnmatch
 import itertools
 from typing import Any, NamedTuple, Union
 
@@ -16,6 +15,7 @@ import jax
 
 from haikd import base
 from haikd import checks
+from haikd import names as names_lib
 
 _RESERVED = 'haikd_tap'
 ATTENTION = 'attention'  # This kind takes query and key of stock modules.
@@ -35,10 +35,9 @@ def capture(
     taps: Mapping[str, Union[str, tuple[str, ...]]]) -> Callable:
   """Makes a Haiku function return intermediates beside its output.
 
-  A tap is a glob over module names. Its '/'-separated parts are matched against
-  the last parts of a module's name, methods such as `~` left out: `block_*`
-  finds every module so called at any depth, `block_*/attn` those called `attn`
-  directly inside one. What is captured is the value that the module returns,
+  A tap is a glob over module names, see `names.matches`: `block_*` finds every
+  module so called at any depth, `block_*/attn` those called `attn` directly
+  inside one. What is captured is the value that the module returns,
   which for `haikd.tap` is what was offered. The kind `attention` takes
   `base.QueryKey` from a stock `hk.MultiHeadAttention`.
 
@@ -93,8 +92,7 @@ class _Recorder:
 
   def __init__(self, taps):
     self._globs = {
-        kind: [pattern.split('/')
-               for pattern in ([globs] if isinstance(globs, str) else globs)]
+        kind: [globs] if isinstance(globs, str) else list(globs)
         for kind, globs in taps.items()
     }
     self._order = itertools.count()
@@ -108,7 +106,7 @@ class _Recorder:
     if context.method_name != '__call__':
       return next_call(*args, **kwargs)
     module = context.module
-    parts = _parts(module.module_name)
+    parts = names_lib.parts(module.module_name)
     self._seen['/'.join(parts)] = True
     matches = self._matches(parts)
     self._matched.update(matches)
@@ -166,15 +164,13 @@ class _Recorder:
 
   def _matches(self, parts):
     """Returns (kind, glob) of all globs that a module's name matches."""
-    return [(kind, '/'.join(glob))
+    return [(kind, glob)
             for kind, globs in self._globs.items()
-            for glob in globs
-            if len(glob) <= len(parts) and all(
-                map(fnmatch.fnmatchcase, parts[-len(glob):], glob))]
+            for glob in globs if names_lib.matches(glob, parts)]
 
   def _check_matched(self):
     for kind, globs in self._globs.items():
-      for glob in map('/'.join, globs):
+      for glob in globs:
         if (kind, glob) not in self._matched:
           raise checks.ConfigError(
               f'capture.capture: taps.{kind} must match a module that is '
@@ -228,11 +224,6 @@ class _Recorder:
         structure.unflatten([leaf[i] for leaf in leaves])
         for i in range(leaves[0].shape[0])
     ]
-
-
-def _parts(module_name: str) -> list[str]:
-  """Returns the parts of a module's name, the methods left out."""
-  return [p for p in module_name.split('/') if not p.startswith('~')]
 
 
 def _query_key(module, children, args, kwargs) -> base.QueryKey:

@@ -7,7 +7,6 @@ folder before.
 """
 
 from collections.abc import Mapping
-import hashlib
 import pathlib
 from typing import Any, Optional
 
@@ -179,21 +178,42 @@ def load_like(field: str, path: files.Path,
               expected: base.Frozen) -> base.Frozen:
   """Reads a trained student that has to be a certain network.
 
+  Each process reads the parts that its devices hold, and no others.
+
   Args:
     field: of the config that names it, for messages.
     path: as for `load_network`.
-    expected: the network's parameters and state, or their shapes.
+    expected: the network's parameters and state as `jax.ShapeDtypeStruct`s,
+      with the dtypes and shardings that they are to have.
 
   Returns:
-    As `load_network`.
+    Parameters (their running mean, if one was kept) and state.
 
   Raises:
     DataError: no checkpoint is there, it cannot be read, or it is of another
       network.
   """
-  found = base.Frozen(*load_network(path))
-  check_architecture(field, expected, found)
-  return found
+  where = 'checkpoint.load_like'
+  folder = _newest(where, path)
+  shapes = stored.read_shapes(where, folder)
+  mean = stored.select(shapes, 'ema')
+  kept = ('ema',) if mean else ('params', 'student')
+  wanted = {
+      **stored.below(stored.flatten(expected.params), *kept),
+      **stored.below(stored.flatten(expected.state), 'net_state')
+  }
+  plain = lambda leaves: {
+      name: jax.ShapeDtypeStruct(stored.plain(leaf).shape, np.float32)
+      for name, leaf in leaves.items()
+  }
+  found = {**stored.select(shapes, *kept), **stored.select(shapes, 'net_state')}
+  stored.check_same(
+      where, f'{field} must hold the parameters of this network', plain(wanted),
+      plain(found), 'Choose the model and the options that they were trained '
+      'with')
+  leaves = stored.read_leaves(where, folder, wanted)
+  return jax.tree.unflatten(
+      jax.tree.structure(expected), [leaves[name] for name in wanted])
 
 
 def check_teacher(where: str, saved: Mapping[str, Any], identity: str) -> None:
@@ -213,47 +233,6 @@ def check_teacher(where: str, saved: Mapping[str, Any], identity: str) -> None:
         f'{identity[:12] or "none"}, and the checkpoint has '
         f'{saved["teacher"][:12] or "none"}. Choose another --workdir, or '
         'bring back the old teacher.')
-
-
-def check_architecture(where: str, expected: base.ArrayTree,
-                       found: base.ArrayTree) -> None:
-  """Refuses parameters that are not a network's.
-
-  Args:
-    where: the field of the config that names them.
-    expected: the network's parameters (and state), or their shapes.
-    found: those at hand.
-
-  Raises:
-    DataError: names are missing, left over or of another shape.
-  """
-  shapes = lambda tree: {
-      name: jax.ShapeDtypeStruct(stored.plain(leaf).shape, np.float32)
-      for name, leaf in stored.flatten(tree).items()
-  }
-  stored.check_same(
-      'checkpoint.check_architecture',
-      f'{where} must hold the parameters of this network', shapes(expected),
-      shapes(found),
-      'Choose the model and the options that they were trained with')
-
-
-def tree_hash(tree: base.ArrayTree) -> str:
-  """Returns what tells one set of arrays from another.
-
-  Args:
-    tree: a pytree of arrays.
-
-  Returns:
-    SHA-256, in hex, of names, dtypes, shapes and bytes; neither the order of
-    keys nor the devices matter.
-  """
-  digest = hashlib.sha256()
-  for name, leaf in sorted(stored.flatten(tree).items()):
-    leaf = np.asarray(leaf)
-    digest.update(f'{name} {leaf.dtype} {leaf.shape}\n'.encode())
-    digest.update(np.ascontiguousarray(leaf).tobytes())
-  return digest.hexdigest()
 
 
 def _find(path):

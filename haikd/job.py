@@ -5,16 +5,16 @@ from typing import NamedTuple
 
 import jax
 
+from haikd import base
 from haikd import checkpoint
 from haikd import checks
 from haikd import config as config_lib
 from haikd import evaluate as evaluate_lib
+from haikd import fingerprint
 from haikd import network as network_lib
-from haikd import precision
+from haikd import placement
 from haikd import program as program_lib
 from haikd import report
-from haikd import sharding
-from haikd import step as step_lib
 from haikd import trainer
 from haikd import workdir as workdir_lib
 from haikd import writer
@@ -58,7 +58,7 @@ def train(config: config_lib.ConfigDict, workdir: pathlib.Path) -> Results:
       of them is checked before anything is trained.
     DivergedError: a loss that is not finite.
   """
-  mesh = sharding.build_mesh()
+  mesh = placement.build_mesh(config.mesh)
   student, alone, teacher = _build_parts(config, mesh)
   parts = [part for part in (teacher, alone, student) if part]
   for part in parts:
@@ -72,7 +72,7 @@ def train(config: config_lib.ConfigDict, workdir: pathlib.Path) -> Results:
     workdir_lib.claim(workdir, config, free=_FREE_FIELDS)
     if teacher:
       trained = _train(teacher, None, workdir)
-    ready = _freeze(config, trained.network, mesh)
+    ready = _freeze(student, trained.network)
     results = dict(teacher=_evaluate_teacher(student, trained, ready))
     if alone:
       results['student_alone'] = _evaluate(
@@ -98,13 +98,13 @@ def evaluate(config: config_lib.ConfigDict, workdir: pathlib.Path) -> Results:
     DataError: the run has no checkpoint of its teacher, or of another than the
       student learned from, or other files that cannot be used.
   """
-  mesh = sharding.build_mesh()
+  mesh = placement.build_mesh(config.mesh)
   student = _build(config, mesh)
   workdir_lib.claim(workdir, config, free=_FREE_FIELDS, create=False)
   trained = _load('config.teacher.init',
                   config.teacher.init or workdir / workdir_lib.TEACHER, student,
                   'teacher')
-  ready = _freeze(config, trained.network, mesh)
+  ready = _freeze(student, trained.network)
   if checkpoint.has_checkpoint(workdir):
     checkpoint.check_teacher('job.evaluate', checkpoint.metadata(workdir),
                              ready.identity)
@@ -149,9 +149,12 @@ def _build_parts(config, mesh):
 def _build(config, mesh, *, like=None, has_teacher=True, folder='',
            title='student', augment_field='config.data.augment',
            optimizer_field='config.optimizer'):
+  share = placement.batch_share(mesh)
   data = pipeline.build_data(
       config,
-      shards=sharding.batch_shards(mesh),
+      shards=placement.batch_shards(mesh),
+      process_index=share.index,
+      process_count=share.count,
       like=like,
       augment_field=augment_field)
   program = program_lib.build_program(
@@ -193,8 +196,10 @@ def _check_start(part, workdir):
 
 def _load(field, path, part, role):
   """Returns a trained network, which must be one of the part's two."""
-  network = getattr(part.program.objective, role)
-  expected = program_lib.abstract_network(network, part.data.spec)
+  expected = part.program.abstract_frozen
+  if role == 'student':
+    state = part.program.abstract_state
+    expected = base.Frozen(state.params.student, state.net_state)
   return trainer.Trained(
       checkpoint.load_like(field, path, expected),
       checkpoint.metadata(path)['seconds'])
@@ -207,25 +212,21 @@ def _train(part, teacher, workdir):
                        part.title)
 
 
-def _freeze(config, network, mesh):
-  identity = checkpoint.tree_hash(network)
-  policy = precision.policy(config.teacher.precision)
-  frozen = network._replace(params=policy.cast_to_compute(network.params))
-  return trainer.Teacher(sharding.replicate(mesh, frozen), identity)
+def _freeze(part, network):
+  frozen = part.program.freeze(network)
+  return trainer.Teacher(frozen, fingerprint.tree_hash(frozen))
 
 
 def _evaluate_teacher(part, trained, teacher):
   """Returns the teacher's row: it agrees with itself, so it runs once."""
-  program = part.program
-  eval_step = step_lib.build_eval_step(program.objective.teacher, None,
-                                       program.mesh)
+  eval_step = part.program.teacher_eval_step
   scores = _scores(part, eval_step, teacher.frozen, None)
   return _row(trained, {**scores, 'kl': 0.0, 'agreement': 1.0})
 
 
 def _evaluate(part, trained, teacher):
-  network = sharding.replicate(part.program.mesh, trained.network)
-  scores = _scores(part, part.program.eval_step, network, teacher.frozen)
+  scores = _scores(part, part.program.eval_step, trained.network,
+                   teacher.frozen)
   return _row(trained, scores)
 
 

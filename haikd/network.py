@@ -1,6 +1,7 @@
 """A network from its config: a registered model, its precision and its taps."""
 
 from collections.abc import Callable, Iterable
+import contextlib
 import inspect
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from haikd import config as config_lib
 from haikd import models  # noqa: F401  Registers the zoo.
 from haikd import precision
 from haikd import registry
+from haikd import remat
 from haikd.capture import capture  # The package has the function by this name.
 
 
@@ -34,15 +36,19 @@ class Network(NamedTuple):
   Attributes:
     title: the part of the config it comes from, for messages.
     init: `(rng, batch) -> (params, state)`; both float32.
-    apply: `(params, state, rng, batch, *, is_training, batch_axes=()) ->
-      (Output, state)`; casts parameters and inputs to the compute dtype.
-      Without a key, as in evaluation, it uses a fixed one. `batch_axes` are
-      the mesh axes over which BatchNorm takes its statistics.
+    apply: `(params, state, rng, batch, *, is_training, batch_axes=(),
+      gather=None) -> (Output, state)`; casts parameters and inputs to the
+      compute dtype. Without a key, as in evaluation, it uses a fixed one.
+      `batch_axes` are the mesh axes over which BatchNorm takes its statistics;
+      `gather(part, shape, dtype)` makes whole a parameter of which the device
+      has a part, where it is used.
+    tensor: `{glob over parameters: axis}` of what is split over `tensor`.
   """
 
   title: str
   init: Callable[..., tuple[Any, Any]]
   apply: Callable[..., tuple[Output, Any]]
+  tensor: dict[str, Any]
 
 
 def build_network(config: config_lib.ConfigDict,
@@ -78,29 +84,58 @@ def build_network(config: config_lib.ConfigDict,
       reserved=(next(iter(inspect.signature(model).parameters)), 'is_training',
                 'mask'))
   taps = _taps(where, config, entry, kinds)
+  # Those of the config come first, and in place of the model's own.
+  rules = {**config.placement, **entry.tensor, **config.placement}
   policy = precision.policy(config.precision)
+  blocks = config.remat_modules or entry.taps.get('features', '')
 
-  def forward(batch, is_training, batch_axes):
+  def forward(batch, is_training, batch_axes, gather):
     extra = {'mask': batch.mask} if 'mask' in names else {}
-    with (precision.norms_in_float32(),
-          precision.synchronised_batch_norm(batch_axes)):
+    with contextlib.ExitStack() as stack:
+      stack.enter_context(precision.norms_in_float32())
+      stack.enter_context(precision.synchronised_batch_norm(batch_axes))
+      if gather is not None:
+        stack.enter_context(gathered(gather, policy.compute_dtype))
+      if is_training:
+        kept = config.remat or ('none' if gather is None else 'gathers')
+        stack.enter_context(remat.rematerialised(blocks, kept))
       return model(batch.inputs, is_training=is_training, **extra, **options)
 
   network = hk.transform_with_state(capture(forward, taps))
 
   def init(rng, batch):
-    return network.init(rng, batch, True, ())
+    return network.init(rng, batch, True, (), None)
 
-  def apply(params, state, rng, batch, *, is_training, batch_axes=()):
+  def apply(params, state, rng, batch, *, is_training, batch_axes=(),
+            gather=None):
     # A network may ask for a key even when it has no use for one.
     rng = jax.random.key(0) if rng is None else rng
-    params = policy.cast_to_compute(params)
+    if gather is None:
+      params = policy.cast_to_compute(params)
     batch = batch._replace(inputs=policy.cast_to_compute(batch.inputs))
     (logits, values), state = network.apply(params, state, rng, batch,
-                                            is_training, batch_axes)
+                                            is_training, batch_axes, gather)
     return Output(logits, values), state
 
-  return Network(title, init, apply)
+  return Network(title, init, apply, rules)
+
+
+def gathered(gather: Callable, dtype: Any) -> contextlib.AbstractContextManager:
+  """Gathers every parameter that is asked for; enter it in a transform.
+
+  Args:
+    gather: as for `Network.apply`.
+    dtype: what floating-point parameters are used in; None for their own.
+
+  Returns:
+    A context manager.
+  """
+
+  def getter(next_getter, value, context):
+    wanted = dtype if dtype and checks.is_real(value) else value.dtype
+    return next_getter(gather(value, context.original_shape, wanted))
+
+  return hk.custom_getter(getter)
 
 
 def count_parameters(params: base.ArrayTree) -> int:

@@ -31,10 +31,13 @@ class Context(NamedTuple):
   Attributes:
     batch_axes: mesh axes that the batch is split over.
     gather: concatenates a tree of arrays over all shards.
+    gather_parameter: `(part, shape, dtype)`, makes whole a parameter of which
+      each device has a part; None where every device has all of them.
   """
 
   batch_axes: tuple[str, ...] = ()
   gather: Callable[[Any], Any] = lambda tree: tree
+  gather_parameter: Optional[Callable] = None
 
 
 class Objective(NamedTuple):
@@ -78,7 +81,7 @@ class Objective(NamedTuple):
       for index, pair in enumerate(self._pairs(term, *inputs, batch)):
         rng = jax.random.fold_in(jax.random.fold_in(align_rng, number), index)
         if pair.teacher is not None:
-          layers[str(index)] = term.align.init(rng, *pair)
+          layers[str(index)] = term.align.init(rng, None, *pair)
       layers = {index: params for index, params in layers.items() if params}
       if layers:
         aligned[term.name] = layers
@@ -165,11 +168,17 @@ class Objective(NamedTuple):
         rng,
         batch,
         is_training=is_training,
-        batch_axes=context.batch_axes)
+        batch_axes=context.batch_axes,
+        gather=context.gather_parameter)
     teacher = None
     if self.teacher is not None:
       teacher, _ = self.teacher.apply(
-          frozen.params, frozen.state, None, batch, is_training=False)
+          frozen.params,
+          frozen.state,
+          None,
+          batch,
+          is_training=False,
+          gather=context.gather_parameter)
     return student, teacher, net_state
 
   def _pairs(self, term, student, teacher, batch):
@@ -178,7 +187,7 @@ class Objective(NamedTuple):
 
   def _evaluate(self, term, params, pair, batch, context):
     if pair.teacher is not None:
-      pair = term.align.apply(params, None, *pair)
+      pair = term.align.apply(params, None, context.gather_parameter, *pair)
     labels = batch.labels
     if term.entry.relational:
       # Every shard then has the whole sum and the whole count: their quotient
@@ -271,7 +280,7 @@ def _check_term(objective, term, outputs, spec):
     for pair in objective._pairs(term, student, teacher, batch):
       params = {}
       if pair.teacher is not None:
-        params = term.align.init(jax.random.key(0), *pair)
+        params = term.align.init(jax.random.key(0), None, *pair)
       objective._evaluate(term, params, pair, batch, Context())
 
   jax.eval_shape(run, outputs, spec)

@@ -5,7 +5,7 @@ what is measured is what runs.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,11 @@ import jmp
 
 from haikd import base
 from haikd import config as config_lib
+from haikd import network as network_lib
 from haikd import objective as objective_lib
 from haikd import optimizer as optimizer_lib
+from haikd import placement
 from haikd import precision
-from haikd import sharding
 from haikd import step as step_lib
 
 
@@ -25,21 +26,33 @@ class Program(NamedTuple):
 
   Attributes:
     objective: what is minimised.
-    init: `(rng, frozen) -> TrainState`, on the mesh.
+    init: `(rng) -> TrainState`, on the mesh; no device holds all of it.
     abstract_state: what `init` returns, as ShapeDtypeStructs with shardings.
+    abstract_frozen: likewise the teacher, in its compute dtype, or None.
     train_step: `(state, frozen, batch) -> (state, metrics)`.
     eval_step: `(own, frozen, batch) -> {metric: LossSum}` for the student.
+    teacher_eval_step: `(frozen, None, batch) -> {metric: LossSum}` for the
+      teacher, or None.
     is_finite: `state -> bool`, whether what is trained is finite.
     mesh: where they run.
   """
 
   objective: objective_lib.Objective
-  init: Callable[..., base.TrainState]
+  init: Callable[[jax.Array], base.TrainState]
   abstract_state: base.TrainState
+  abstract_frozen: Optional[base.Frozen]
   train_step: step_lib.TrainStep
   eval_step: Callable[..., Any]
+  teacher_eval_step: Optional[Callable[..., Any]]
   is_finite: Callable[[base.TrainState], jax.Array]
   mesh: jax.sharding.Mesh
+
+  def freeze(self, network: base.Frozen) -> base.Frozen:
+    """Returns the teacher as it is used: in its compute dtype, on the mesh."""
+    return jax.tree.map(
+        lambda x, like: jax.device_put(
+            jnp.asarray(x, like.dtype), like.sharding), network,
+        self.abstract_frozen)
 
 
 def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
@@ -63,7 +76,7 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
   Raises:
     ConfigError: the config cannot work.
   """
-  sharding.check_batch_size(mesh, config.batch_size, config.microbatches)
+  placement.check_batch_size(mesh, config.batch_size, config.microbatches)
   objective = objective_lib.build_objective(
       config, spec=spec, num_classes=num_classes, has_teacher=has_teacher)
   optimizer = optimizer_lib.build_optimizer(
@@ -71,8 +84,11 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
   schedule = optimizer_lib.build_schedule(
       config.optimizer, config.steps, where=optimizer_field)
   ema_decay = config.optimizer.ema_decay
+  frozen = None
+  if has_teacher:
+    frozen = _abstract_frozen(config, objective.teacher, spec, mesh)
 
-  def init(rng, frozen):
+  def init(rng):
     return step_lib.init_state(
         objective,
         optimizer,
@@ -82,36 +98,65 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
         loss_scale=precision.initial_loss_scale(config.student.precision),
         with_ema=ema_decay > 0)
 
-  replicated = jax.sharding.NamedSharding(mesh, sharding.REPLICATED)
-  frozen = None
-  if has_teacher:
-    frozen = abstract_network(objective.teacher, spec)
-  abstract = jax.eval_shape(init, jax.random.key(0), frozen)
+  state = _abstract_state(init, objective.student, mesh)
+  own = trained_network(state)
+  layout = placement.shardings_of(
+      dict(state=state, frozen=frozen, own=own))
   return Program(
       objective=objective,
-      init=jax.jit(init, out_shardings=replicated),
-      abstract_state=jax.tree.map(
-          lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
-          abstract),
+      init=jax.jit(init, out_shardings=layout['state']),
+      abstract_state=state,
+      abstract_frozen=frozen,
       train_step=step_lib.build_train_step(
           objective,
           optimizer,
           schedule,
           mesh,
+          layout['state'],
+          layout['frozen'],
           microbatches=config.microbatches,
           ema_decay=ema_decay,
           seed=config.seed),
       eval_step=step_lib.build_eval_step(objective.student, objective.teacher,
-                                         mesh),
-      is_finite=jax.jit(lambda state: jmp.all_finite(
-          (state.params, state.ema))),
+                                         mesh, layout['own'], layout['frozen']),
+      teacher_eval_step=step_lib.build_eval_step(
+          objective.teacher, None, mesh, layout['frozen'], None)
+      if has_teacher else None,
+      is_finite=jax.jit(
+          lambda state: jmp.all_finite((state.params, state.ema)),
+          out_shardings=jax.sharding.NamedSharding(mesh, placement.REPLICATED)),
       mesh=mesh)
 
 
-def abstract_network(network, spec: base.Batch) -> base.Frozen:
-  """Returns a network's parameters and state as ShapeDtypeStructs."""
-  return base.Frozen(*jax.eval_shape(
-      network.init, jax.random.key(0), _one_example(spec, abstract=True)))
+def _abstract_state(init, student: network_lib.Network, mesh):
+  """Returns what `init` makes, with the place of each array."""
+  state = jax.eval_shape(init, jax.random.key(0))
+  own, rules = state.params.student, student.tensor
+  placement.check_rules(student.title, mesh, own, rules)
+  place = lambda tree, rules: placement.place(mesh, tree, rules)
+  everywhere = jax.tree.map(
+      lambda _: jax.sharding.NamedSharding(mesh, placement.REPLICATED), state)
+  layout = everywhere._replace(
+      params=base.Params(place(own, rules), place(state.params.align, {})),
+      opt_state=place(state.opt_state, rules),
+      ema=place(state.ema, rules))
+  return placement.abstract(state, layout)
+
+
+def _abstract_frozen(config, teacher: network_lib.Network, spec, mesh):
+  """Returns the teacher's parameters and state, with their places."""
+  params, net_state = jax.eval_shape(
+      teacher.init, jax.random.key(0), _one_example(spec, abstract=True))
+  placement.check_rules(teacher.title, mesh, params, teacher.tensor)
+  policy = precision.policy(config.teacher.precision)
+  params = jax.eval_shape(policy.cast_to_compute, params)
+  everywhere = jax.tree.map(
+      lambda _: jax.sharding.NamedSharding(mesh, placement.REPLICATED),
+      net_state)
+  return placement.abstract(
+      base.Frozen(params, net_state),
+      base.Frozen(
+          placement.place(mesh, params, teacher.tensor), everywhere))
 
 
 def trained_network(state: base.TrainState) -> base.Frozen:

@@ -1,6 +1,8 @@
-"""The mesh, how arrays lie on it, and the collectives that the step needs."""
+"""Bringing arrays onto the mesh, and the collectives that the step needs."""
 
-from typing import TypeVar
+from collections.abc import Sequence
+import functools
+from typing import Any, TypeVar
 
 import jax
 from jax import lax
@@ -9,79 +11,97 @@ import numpy as np
 
 from haikd import base
 from haikd import checks
+from haikd import placement
 
 T = TypeVar('T')
 
-REPLICA, FSDP, TENSOR = AXES = ('replica', 'fsdp', 'tensor')
-BATCH_AXES = (REPLICA, FSDP)  # The batch is split over these.
-
-PartitionSpec = jax.sharding.PartitionSpec
-BATCH_SPEC = PartitionSpec(BATCH_AXES)
-REPLICATED = PartitionSpec()
-
-
-def build_mesh(devices=None) -> jax.sharding.Mesh:
-  """Returns a mesh over all devices, every one a replica.
-
-  Args:
-    devices: the devices to use; all of them by default.
-
-  Returns:
-    A mesh with the axes `replica`, `fsdp` and `tensor`.
-  """
-  devices = jax.devices() if devices is None else devices
-  return jax.make_mesh((len(devices), 1, 1),
-                       AXES,
-                       axis_types=(jax.sharding.AxisType.Auto,) * len(AXES),
-                       devices=devices)
-
-
-def batch_shards(mesh: jax.sharding.Mesh) -> int:
-  """Returns into how many shards the batch is split."""
-  return mesh.shape[REPLICA] * mesh.shape[FSDP]
-
-
-def check_batch_size(mesh: jax.sharding.Mesh, batch_size: int,
-                     microbatches: int) -> None:
-  """Raises ConfigError unless a batch splits evenly.
-
-  Args:
-    mesh: where it is split.
-    batch_size: of the whole batch.
-    microbatches: parts that each device makes of its shard.
-
-  Raises:
-    ConfigError: the batch size does not divide.
-  """
-  parts = batch_shards(mesh) * microbatches
-  if batch_size % parts:
-    below = batch_size // parts * parts
-    nearest = f'{below} or {below + parts}' if below else f'{parts}'
-    raise checks.ConfigError(
-        'sharding.check_batch_size: config.batch_size must be divisible by '
-        f'devices x microbatches = {batch_shards(mesh)} x {microbatches}; got '
-        f'batch_size={batch_size}. The nearest: {nearest}.')
+_FSDP = placement.FSDP
+_BATCH_AXES = placement.BATCH_AXES
 
 
 def replicate(mesh: jax.sharding.Mesh, tree: T) -> T:
   """Puts a whole copy of every array on every device."""
-  return jax.device_put(tree, jax.sharding.NamedSharding(mesh, REPLICATED))
+  return jax.device_put(
+      tree, jax.sharding.NamedSharding(mesh, placement.REPLICATED))
+
+
+def put_like(tree: T, abstract: base.ArrayTree) -> T:
+  """Puts arrays where others of the same structure lie, or will lie."""
+  return jax.device_put(tree, placement.shardings_of(abstract))
 
 
 def shard_batch(mesh: jax.sharding.Mesh, batch: base.Batch) -> base.Batch:
   """Splits a batch over the devices.
 
+  Which row comes to lie on which device does not matter to a sum over the
+  batch; what matters is that each lies on one. A process deals its rows out to
+  its own devices, in whatever order they stand in the mesh.
+
   Args:
     mesh: where it goes.
-    batch: NumPy arrays `[B, ...]`: this process's part of the batch.
+    batch: NumPy arrays `[B, ...]`: this process's share of the batch, see
+      `placement.batch_share`.
 
   Returns:
     Global arrays, the leading axis split over the batch axes.
   """
-  sharding = jax.sharding.NamedSharding(mesh, BATCH_SPEC)
-  return jax.tree.map(
-      lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)),
-      batch)
+  sharding = jax.sharding.NamedSharding(mesh, placement.BATCH_SPEC)
+  if sharding.is_fully_addressable:
+    return jax.device_put(batch, sharding)
+  count = placement.batch_share(mesh).count
+
+  def put(x):
+    x = np.asarray(x)
+    shape = (x.shape[0] * count, *x.shape[1:])
+    rows = {device: index[0].indices(shape[0])[0] for device, index in
+            sharding.addressable_devices_indices_map(shape).items()}
+    starts = sorted(set(rows.values()))
+    parts = dict(zip(starts, np.split(x, len(starts))))
+    pieces = [jax.device_put(parts[start], device)
+              for device, start in rows.items()]
+    return jax.make_array_from_single_device_arrays(shape, sharding, pieces)
+
+  return jax.tree.map(put, batch)
+
+
+def gather_parameter(value: jax.Array, shape: Sequence[int],
+                     dtype: Any) -> jax.Array:
+  """Makes a parameter whole where it is used, inside `shard_map`.
+
+  It travels in the dtype that it is used in, which halves the traffic of
+  bfloat16; its gradient is summed on the way back and travels in float32, for
+  what a sum over 256 devices loses in bfloat16 is not noise any more.
+
+  Args:
+    value: the device's part of the parameter.
+    shape: of the whole one. An axis that differs is gathered over `fsdp`.
+    dtype: what to return it in.
+
+  Returns:
+    The whole parameter, save for what `tensor` splits.
+  """
+  axes = [i for i, whole in enumerate(shape) if value.shape[i] != whole]
+  if not axes:
+    return value.astype(dtype)
+  return _gather(value, axes[0], dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(value, axis, dtype):
+  return lax.all_gather(value.astype(dtype), _FSDP, axis=axis, tiled=True)
+
+
+def _gather_forward(value, axis, dtype):
+  return _gather(value, axis, dtype), jnp.zeros((), value.dtype)
+
+
+def _gather_backward(axis, dtype, like, gradient):
+  gradient = lax.psum_scatter(
+      gradient.astype(jnp.float32), _FSDP, scatter_dimension=axis, tiled=True)
+  return (gradient.astype(like.dtype),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
 
 
 def vary(tree: T) -> T:
@@ -99,7 +119,7 @@ def vary(tree: T) -> T:
 
   def mark(x):
     varying = jax.typeof(x).manual_axis_type.varying
-    axes = tuple(a for a in BATCH_AXES if a not in varying)
+    axes = tuple(a for a in _BATCH_AXES if a not in varying)
     return lax.pcast(x, axes, to='varying') if axes else x
 
   return jax.tree.map(mark, tree)
@@ -107,7 +127,26 @@ def vary(tree: T) -> T:
 
 def sum_over_batch(tree: T) -> T:
   """Adds up over the batch shards, inside `shard_map`."""
-  return lax.psum(tree, BATCH_AXES)
+  return lax.psum(tree, _BATCH_AXES)
+
+
+def sum_gradient(gradient: T, specs: base.ArrayTree) -> T:
+  """Adds a gradient up over the batch shards, inside `shard_map`.
+
+  Args:
+    gradient: of parameters that `vary`.
+    specs: a PartitionSpec for each: over the axes that one is split over, the
+      sum has been taken where its gradient was scattered.
+
+  Returns:
+    The gradient, split as the parameters are.
+  """
+
+  def add(x, spec):
+    axes = tuple(a for a in _BATCH_AXES if a not in spec)
+    return lax.psum(x, axes) if axes else x
+
+  return jax.tree.map(add, gradient, specs)
 
 
 def agree_over_batch(tree: T) -> T:
@@ -125,11 +164,11 @@ def agree_over_batch(tree: T) -> T:
 
   def agree(x):
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-      data = lax.pmax(jax.random.key_data(x), BATCH_AXES)
+      data = lax.pmax(jax.random.key_data(x), _BATCH_AXES)
       return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
     if checks.is_real(x):
-      return lax.pmean(x, BATCH_AXES)
-    return lax.pmax(x, BATCH_AXES)
+      return lax.pmean(x, _BATCH_AXES)
+    return lax.pmax(x, _BATCH_AXES)
 
   return jax.tree.map(agree, tree)
 
@@ -137,9 +176,9 @@ def agree_over_batch(tree: T) -> T:
 def gather_over_batch(tree: T) -> T:
   """Concatenates the shards along the leading axis, inside `shard_map`."""
   return jax.tree.map(
-      lambda x: lax.all_gather(x, BATCH_AXES, axis=0, tiled=True), tree)
+      lambda x: lax.all_gather(x, _BATCH_AXES, axis=0, tiled=True), tree)
 
 
 def shard_index() -> jax.Array:
   """Returns the number of this batch shard, inside `shard_map`."""
-  return lax.axis_index(BATCH_AXES)
+  return lax.axis_index(_BATCH_AXES)

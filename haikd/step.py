@@ -20,6 +20,7 @@ from haikd import network as network_lib
 from haikd import objective as objective_lib
 from haikd import optimizer as optimizer_lib
 from haikd import pairing
+from haikd import placement
 from haikd import precision
 from haikd import sharding
 
@@ -62,12 +63,15 @@ def init_state(objective: objective_lib.Objective,
 
 
 def build_gradient(objective: objective_lib.Objective, mesh: jax.sharding.Mesh,
-                   *, microbatches: int, seed: int) -> Callable:
+                   params: base.ArrayTree, frozen: Optional[base.Frozen], *,
+                   microbatches: int, seed: int) -> Callable:
   """Builds the part of the step that runs on every device.
 
   Args:
     objective: what is minimised.
     mesh: where it runs.
+    params: NamedShardings of what is trained.
+    frozen: NamedShardings of the teacher, or None.
     microbatches: parts that each device works through one by one.
     seed: of dropout.
 
@@ -77,7 +81,11 @@ def build_gradient(objective: objective_lib.Objective, mesh: jax.sharding.Mesh,
     `params`, the new state of the student, and the sums of all terms.
   """
   context = objective_lib.Context(
-      batch_axes=sharding.BATCH_AXES, gather=sharding.gather_over_batch)
+      batch_axes=placement.BATCH_AXES,
+      gather=sharding.gather_over_batch,
+      gather_parameter=_gather(mesh))
+  param_specs, frozen_specs = jax.tree.map(placement.manual_spec,
+                                           (params, frozen))
 
   def local(params, net_state, frozen, loss_scale, step, batch):
     # What varies from device to device has a gradient that stays on it.
@@ -121,15 +129,25 @@ def build_gradient(objective: objective_lib.Objective, mesh: jax.sharding.Mesh,
     zeros = sharding.vary(jax.tree.map(jnp.zeros_like, params))
     (gradient, net_state), sums = _scan(accumulate, (zeros, net_state), parts)
     sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
-    gradient, sums = sharding.sum_over_batch((gradient, sums))
-    return gradient, sharding.agree_over_batch(net_state), sums
+    gradient = sharding.sum_gradient(gradient, param_specs)
+    return (gradient, sharding.agree_over_batch(net_state),
+            sharding.sum_over_batch(sums))
 
-  whole = sharding.REPLICATED
+  whole = placement.REPLICATED
   return jax.shard_map(
       local,
       mesh=mesh,
-      in_specs=(whole, whole, whole, whole, whole, sharding.BATCH_SPEC),
-      out_specs=whole)
+      axis_names=placement.manual_axes(mesh),
+      in_specs=(param_specs, whole, frozen_specs, whole, whole,
+                placement.BATCH_SPEC),
+      out_specs=(param_specs, whole, whole))
+
+
+def _gather(mesh):
+  """Returns what makes a parameter whole, or None where it always is."""
+  if mesh.shape[placement.FSDP] == 1:
+    return None
+  return sharding.gather_parameter
 
 
 def _scan(function, carry, parts):
@@ -157,6 +175,8 @@ def build_train_step(objective: objective_lib.Objective,
                      optimizer: optax.GradientTransformation,
                      schedule: optax.Schedule,
                      mesh: jax.sharding.Mesh,
+                     state: base.TrainState,
+                     frozen: Optional[base.Frozen],
                      *,
                      microbatches: int = 1,
                      ema_decay: float = 0.0,
@@ -172,6 +192,8 @@ def build_train_step(objective: objective_lib.Objective,
     optimizer: optax transformation of the gradient.
     schedule: the learning rate, for the metrics.
     mesh: where it runs.
+    state: NamedShardings of the state, which its successor has too.
+    frozen: NamedShardings of the teacher, or None.
     microbatches: parts that each device works through one by one.
     ema_decay: of the running mean of the student's parameters.
     seed: of dropout.
@@ -183,7 +205,12 @@ def build_train_step(objective: objective_lib.Objective,
     `loss_scale`.
   """
   gradient = build_gradient(
-      objective, mesh, microbatches=microbatches, seed=seed)
+      objective,
+      mesh,
+      state.params,
+      frozen,
+      microbatches=microbatches,
+      seed=seed)
 
   def step(state, frozen, batch):
     grads, net_state, sums = gradient(state.params, state.net_state, frozen,
@@ -216,18 +243,25 @@ def build_train_step(objective: objective_lib.Objective,
   # On CPU a donated argument makes the call wait for the step before, which
   # takes 1.3 times as long where a step takes 4 ms; see tests/bench.
   on_cpu = mesh.devices.flat[0].platform == 'cpu'
-  return jax.jit(step, donate_argnums=() if on_cpu else 0)
+  everywhere = jax.sharding.NamedSharding(mesh, placement.REPLICATED)
+  return jax.jit(
+      step,
+      out_shardings=(state, everywhere),
+      donate_argnums=() if on_cpu else 0)
 
 
 def build_eval_step(network: network_lib.Network,
                     teacher: Optional[network_lib.Network],
-                    mesh: jax.sharding.Mesh) -> Callable:
+                    mesh: jax.sharding.Mesh, own: base.Frozen,
+                    frozen: Optional[base.Frozen]) -> Callable:
   """Builds the compiled evaluation step.
 
   Args:
     network: what is evaluated.
     teacher: what it is compared with, or None.
     mesh: where it runs.
+    own: NamedShardings of the network.
+    frozen: NamedShardings of the teacher, or None.
 
   Returns:
     `(own, frozen, batch) -> {metric: LossSum}` over the whole batch, with `own`
@@ -236,7 +270,12 @@ def build_eval_step(network: network_lib.Network,
 
   def logits(network, frozen, batch):
     output, _ = network.apply(
-        frozen.params, frozen.state, None, batch, is_training=False)
+        frozen.params,
+        frozen.state,
+        None,
+        batch,
+        is_training=False,
+        gather=_gather(mesh))
     if isinstance(output.logits, base.LinearLogits):
       return output.logits.materialise()
     return output.logits.astype(jnp.float32)
@@ -251,10 +290,11 @@ def build_eval_step(network: network_lib.Network,
         labels=batch.labels)
     return sharding.sum_over_batch(sharding.vary(sums))
 
-  whole = sharding.REPLICATED
+  specs = jax.tree.map(placement.manual_spec, (own, frozen))
   return jax.jit(
       jax.shard_map(
           local,
           mesh=mesh,
-          in_specs=(whole, whole, sharding.BATCH_SPEC),
-          out_specs=whole))
+          axis_names=placement.manual_axes(mesh),
+          in_specs=(*specs, placement.BATCH_SPEC),
+          out_specs=placement.REPLICATED))

@@ -46,6 +46,14 @@ def select(leaves: Leaves, *prefix: str) -> Leaves:
   }
 
 
+def below(leaves: Leaves, *prefix: str) -> Leaves:
+  """Returns leaves with these keys before those of their names."""
+  return {
+      json.dumps([*prefix, *json.loads(name)]): leaf
+      for name, leaf in leaves.items()
+  }
+
+
 def nest(leaves: Leaves, skip: int) -> base.ArrayTree:
   """Returns leaves as nested dicts, leaving out the first keys of names."""
   tree = {}

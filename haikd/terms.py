@@ -1,6 +1,7 @@
 """The weighted terms of an objective, read from a config."""
 
 from collections.abc import Callable, Mapping
+import contextlib
 import inspect
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import optax
 from haikd import base
 from haikd import checks
 from haikd import config as config_lib
+from haikd import network
 from haikd import registry
 
 LOGITS = 'logits'
@@ -28,7 +30,8 @@ class Term(NamedTuple):
     weight: `step -> float`.
     scheduled: whether the weight changes over the run.
     layers: what `haikd.align.pair_layers` takes.
-    align: the aligner as a Haiku transform of `(student, teacher, mask)`.
+    align: the aligner as a Haiku transform of `(gather, student, teacher,
+      mask)`; the first is as for `network.Network.apply`.
     needs_teacher: whether it compares with a teacher.
     takes_labels: whether it takes labels, if there are any.
   """
@@ -122,8 +125,9 @@ def _build_term(name, fields):
       reserved=('student', 'teacher', 'mask', 'on'))
   align_options = dict(fields.align_options)
 
-  def align(student, teacher, mask) -> base.Pair:
-    return aligner(student, teacher, mask=mask, on=on, **align_options)
+  def align(gather, student, teacher, mask) -> base.Pair:
+    with network.gathered(gather, None) if gather else contextlib.nullcontext():
+      return aligner(student, teacher, mask=mask, on=on, **align_options)
 
   parameters = inspect.signature(loss).parameters
   return Term(

@@ -71,7 +71,7 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
             enabled=jax.process_index() == 0) as writer):
     state, seconds = _resume(program, checkpointer, iterator, identity)
     if state is None:
-      state = program.init(jax.random.key(config.seed), frozen)
+      state = program.init(jax.random.key(config.seed))
       state = _warm_start(state, config, program)
     first = int(state.step)
     writer.truncate(first)
@@ -187,10 +187,10 @@ def _warm_start(state, config, program):
   path = config.student.init
   if not path:
     return state
-  expected = base.Frozen(state.params.student, state.net_state)
-  params, net_state = sharding.replicate(
-      program.mesh,
-      checkpoint.load_like('config.student.init', path, expected))
+  expected = program.abstract_state
+  params, net_state = checkpoint.load_like(
+      'config.student.init', path,
+      base.Frozen(expected.params.student, expected.net_state))
   return state._replace(
       params=state.params._replace(student=params),
       net_state=net_state,

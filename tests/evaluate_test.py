@@ -9,8 +9,8 @@ from haikd import base
 from haikd import checks
 from haikd import config as config_lib
 from haikd import evaluate
+from haikd import placement
 from haikd import program as program_lib
-from haikd import sharding
 from haikd.data import pipeline
 from haikd.data import source
 
@@ -25,7 +25,7 @@ def build(devices, batch_size):
   config.evaluation.batch_size = batch_size
   config.student.options = dict(hidden=(4,))
   config.teacher.options = dict(hidden=(8,))
-  mesh = sharding.build_mesh(jax.devices()[:devices])
+  mesh = placement.build_mesh(config.mesh, jax.devices()[:devices])
   data = pipeline.build_data(config, shards=devices)
   program = program_lib.build_program(
       config, spec=data.spec, num_classes=3, mesh=mesh, has_teacher=True)
@@ -37,13 +37,20 @@ def build(devices, batch_size):
   return program, data, own, frozen
 
 
+def place(own, program):
+  return jax.device_put(
+      own,
+      placement.shardings_of(program_lib.trained_network(
+          program.abstract_state)))
+
+
 @pytest.mark.parametrize('devices, batch_size', ((1, 50), (1, 7), (3, 16),
                                                  (8, 16), (8, 1)))
 def test_metrics_are_those_of_all_examples(devices, batch_size):
   program, data, own, frozen = build(devices, batch_size)
   got = evaluate.evaluate(
-      program.eval_step, sharding.replicate(program.mesh, own),
-      sharding.replicate(program.mesh, frozen), data.evaluation('validation'),
+      program.eval_step, place(own, program), program.freeze(frozen),
+      data.evaluation('validation'),
       program.mesh)
   examples = source.open_source('synthetic', 'validation', options=OPTIONS)
   images = np.stack([e['image'] for e in examples]).astype(np.float32) / 255

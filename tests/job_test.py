@@ -14,8 +14,8 @@ from haikd import checkpoint
 from haikd import checks
 from haikd import config as config_lib
 from haikd import job
+from haikd import placement
 from haikd import registry
-from haikd import sharding
 from haikd import step
 from haikd import trainer
 from haikd import workdir
@@ -134,7 +134,8 @@ def test_start_must_have_the_state_of_the_student(tmp_path, monkeypatch, norms,
 def test_missing_state_of_a_teacher_is_named(tmp_path, untrained):
   fields = {'teacher.model': 'normed', 'teacher.options': {},
             'teacher.init': str(tmp_path / 'saved')}
-  part = job._build(make_config(**fields), sharding.build_mesh())
+  part = job._build(
+      make_config(**fields), placement.build_mesh(config_lib.base().mesh))
   params, _ = part.program.objective.teacher.init(
       jax.random.key(0),
       jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), part.data.spec))
@@ -144,7 +145,7 @@ def test_missing_state_of_a_teacher_is_named(tmp_path, untrained):
   with checkpoint.Checkpointer(tmp_path / 'saved', keep=1) as checkpointer:
     checkpointer.save(1, state, {}, dict(teacher='', seconds=1.0))
   with pytest.raises(checks.DataError,
-                     match='config.teacher.init must .*got no state/batch_nor'):
+                     match='config.teacher.init must .*got no net_state/ba'):
     job.train(make_config(**fields), tmp_path / 'run')
 
 

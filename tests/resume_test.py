@@ -13,6 +13,7 @@ import time
 import pytest
 
 from haikd import checkpoint
+from haikd import fingerprint
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 
@@ -66,7 +67,7 @@ def count_rows(folder):
 def identity(workdir):
   """Returns a hash of everything the job trained."""
   return {
-      part: checkpoint.tree_hash(checkpoint.load_network(workdir / part))
+      part: fingerprint.tree_hash(checkpoint.load_network(workdir / part))
       for part in ('teacher', 'baseline', '.')
   }
 

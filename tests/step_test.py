@@ -10,6 +10,7 @@ import pytest
 from haikd import base
 from haikd import checks
 from haikd import config as config_lib
+from haikd import placement
 from haikd import program as program_lib
 from haikd import registry
 from haikd import sharding
@@ -95,7 +96,7 @@ def ragged_config(**distillation):
 
 
 def build(config, batch, devices, has_teacher=True):
-  mesh = sharding.build_mesh(jax.devices()[:devices])
+  mesh = placement.build_mesh(config.mesh, jax.devices()[:devices])
   spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
   program = program_lib.build_program(
       config, spec=spec, num_classes=CLASSES, mesh=mesh,
@@ -103,19 +104,24 @@ def build(config, batch, devices, has_teacher=True):
   frozen = None
   if has_teacher:
     params, state = program.objective.teacher.init(jax.random.key(7), batch)
-    frozen = sharding.replicate(mesh, base.Frozen(params, state))
+    frozen = program.freeze(base.Frozen(params, state))
   return program, frozen
+
+
+def gradient_of(program, *, microbatches, seed):
+  shardings = placement.shardings_of(
+      (program.abstract_state.params, program.abstract_frozen))
+  return step_lib.build_gradient(
+      program.objective, program.mesh, *shardings, microbatches=microbatches,
+      seed=seed)
 
 
 def gradient(config, batch, devices, has_teacher=True):
   """Returns gradient, loss and new network state on the host."""
   program, frozen = build(config, batch, devices, has_teacher)
-  state = program.init(jax.random.key(0), frozen)
-  function = step_lib.build_gradient(
-      program.objective,
-      program.mesh,
-      microbatches=config.microbatches,
-      seed=config.seed)
+  state = program.init(jax.random.key(0))
+  function = gradient_of(
+      program, microbatches=config.microbatches, seed=config.seed)
   grads, net_state, sums = jax.jit(function)(
       state.params, state.net_state, frozen, state.loss_scale, state.step,
       sharding.shard_batch(program.mesh, batch))
@@ -127,7 +133,7 @@ def reference(batch):
   """The objective of `ragged_config` in plain JAX, on the whole batch."""
   config = ragged_config()
   program, frozen = build(config, batch, 1)
-  params = program.init(jax.random.key(0), frozen).params.student
+  params = program.init(jax.random.key(0)).params.student
   mask = jnp.asarray(batch.mask)
   pairs = mask[:, None, None, :] & mask[:, None, :, None]
 
@@ -266,7 +272,7 @@ def test_no_gradient_reaches_the_teacher():
   batch = ragged_batch()
   config = ragged_config(alpha=1.0)
   program, frozen = build(config, batch, 1)
-  state = program.init(jax.random.key(0), frozen)
+  state = program.init(jax.random.key(0))
 
   def loss(frozen):
     sums, _ = program.objective.sums(state.params, state.net_state, frozen,
@@ -283,7 +289,7 @@ def test_step_learns_and_compiles_once():
   config.optimizer.schedule = 'constant'
   config.optimizer.ema_decay = 0.9
   program, frozen = build(config, ragged_batch(), 4)
-  state = program.init(jax.random.key(0), frozen)
+  state = program.init(jax.random.key(0))
   losses = []
   for seed in range(30):
     batch = sharding.shard_batch(program.mesh, ragged_batch(seed % 3))
@@ -305,9 +311,8 @@ def test_dropout_differs_between_shards_microbatches_and_steps():
 
   def run(batch, devices, microbatches, step=0):
     program, frozen = build(config, batch, devices)
-    state = program.init(jax.random.key(0), frozen)
-    function = step_lib.build_gradient(
-        program.objective, program.mesh, microbatches=microbatches, seed=0)
+    state = program.init(jax.random.key(0))
+    function = gradient_of(program, microbatches=microbatches, seed=0)
     grads, _, _ = jax.jit(function)(
         state.params, state.net_state, frozen, state.loss_scale,
         jnp.int32(step), sharding.shard_batch(program.mesh, batch))
@@ -342,7 +347,7 @@ def test_state_of_the_student_may_hold_keys_and_counters():
         labels=np.zeros(BATCH, np.int32))
     config.microbatches = 2
     program, frozen = build(config, batch, 2)
-    state = program.init(jax.random.key(0), frozen)
+    state = program.init(jax.random.key(0))
     state, _ = program.train_step(state, frozen,
                                   sharding.shard_batch(program.mesh, batch))
   # Haiku begins with what init=... gives; then two microbatches follow.
@@ -363,7 +368,7 @@ def test_low_precision_follows_float32(precision):
   exact, _, _ = gradient(config, batch, 2)
   config.student.precision = config.teacher.precision = precision
   program, frozen = build(config, batch, 2)
-  state = program.init(jax.random.key(0), frozen)
+  state = program.init(jax.random.key(0))
   grads, _, _ = gradient(config, batch, 2)
   grads = state.loss_scale.unscale(grads)
   dots = jax.tree.map(lambda a, b: np.vdot(a, b), grads.student, exact.student)
@@ -382,7 +387,7 @@ def test_scaled_loss_gives_the_update_of_an_unscaled_one():
     config.student.precision = config.teacher.precision = precision
     config.optimizer.name = 'sgd'
     program, frozen = build(config, batch, 2)
-    state = program.init(jax.random.key(0), frozen)
+    state = program.init(jax.random.key(0))
     before = jax.device_get(state.params)
     state, metrics = program.train_step(
         state, frozen, sharding.shard_batch(program.mesh, batch))
@@ -397,7 +402,7 @@ def test_overflow_skips_the_update_and_halves_the_scale():
   config = ragged_config()
   config.student.precision = 'float16'
   program, frozen = build(config, ragged_batch(), 2)
-  state = program.init(jax.random.key(0), frozen)
+  state = program.init(jax.random.key(0))
   # A scale at which any gradient is beyond float16's largest number, 65504.
   state = state._replace(
       loss_scale=jax.tree.map(
@@ -418,7 +423,7 @@ def test_overflow_skips_the_update_and_halves_the_scale():
 
 @pytest.mark.parametrize('batch_size, nearest', ((30, '24 or 32'), (4, '8')))
 def test_batch_that_does_not_divide_is_refused(batch_size, nearest):
-  mesh = sharding.build_mesh(jax.devices()[:4])
-  match = f'4 x 2; got batch_size={batch_size}. The nearest: {nearest}.'
+  mesh = placement.build_mesh(config_lib.base().mesh, jax.devices()[:4])
+  match = f'1 x 4 x 2; got batch_size={batch_size}. The nearest: {nearest}.'
   with pytest.raises(checks.ConfigError, match=match):
-    sharding.check_batch_size(mesh, batch_size, 2)
+    placement.check_batch_size(mesh, batch_size, 2)

@@ -21,6 +21,7 @@ import optax
 from haikd import base
 from haikd import config as config_lib
 from haikd import models
+from haikd import placement
 from haikd import program as program_lib
 from haikd import sharding
 
@@ -61,15 +62,15 @@ def build_haikd(case):
   config.distillation.use_attention_transfer = matching
   config.distillation.use_feature_matching = matching
   batch = batch_of(shape)
-  mesh = sharding.build_mesh(jax.devices()[:1])
+  mesh = placement.build_mesh(config.mesh, jax.devices()[:1])
   program = program_lib.build_program(
       config,
       spec=jax.eval_shape(lambda: jax.tree.map(jnp.asarray, batch)),
       num_classes=CLASSES, mesh=mesh, has_teacher=True)
   frozen = base.Frozen(
       *jax.jit(program.objective.teacher.init)(jax.random.key(1), batch))
-  frozen = sharding.replicate(mesh, frozen)
-  state = program.init(jax.random.key(0), frozen)
+  frozen = program.freeze(frozen)
+  state = program.init(jax.random.key(0))
   placed = sharding.shard_batch(mesh, batch)
   holder = dict(state=state)
 

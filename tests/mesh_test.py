@@ -1,0 +1,161 @@
+"""The loss and its gradient do not know how devices are laid out.
+
+The reference is one device, without remat and with unrolled layers; its own
+gradient is compared with plain JAX in `step_test`.
+"""
+
+import functools
+import itertools
+
+import jax
+import jmp
+import numpy as np
+import pytest
+
+from haikd import base
+from haikd import config as config_lib
+from haikd import placement
+from haikd import program as program_lib
+from haikd import sharding
+from haikd import step as step_lib
+
+BATCH, LENGTH, VOCABULARY, DEPTH = 16, 8, 16, 2
+
+MESHES = tuple(shape for shape in itertools.product((1, 2, 4, 8), repeat=3)
+               if np.prod(shape) == 8)
+
+# Width, heads and classes are such that 8 divides what is to be split.
+MODELS = dict(
+    vit=(dict(patch_size=4, width=16, depth=DEPTH, heads=8, mlp_ratio=2.0),
+         dict(patch_size=4, width=24, depth=DEPTH, heads=8, mlp_ratio=2.0)),
+    llama=(dict(width=16, depth=DEPTH, heads=8, key_value_heads=4, hidden=32),
+           dict(width=32, depth=DEPTH, heads=8, hidden=64)))
+
+
+def make_batch(model):
+  """Images, some of them padding; or ragged tokens, with an empty shard."""
+  rng = np.random.RandomState(0)
+  if model == 'vit':
+    return base.Batch(
+        inputs=rng.rand(BATCH, 8, 8, 1).astype(np.float32),
+        mask=np.arange(BATCH) % 5 > 0,
+        labels=rng.randint(0, VOCABULARY, BATCH).astype(np.int32))
+  lengths = rng.randint(0, LENGTH + 1, BATCH)
+  lengths[2:4] = 0
+  mask = np.arange(LENGTH) < lengths[:, None]
+  mask[7] = mask[7][::-1]  # Left padding as well.
+  tokens, labels = rng.randint(0, VOCABULARY, (2, BATCH, LENGTH))
+  return base.Batch(tokens.astype(np.int32), mask, labels.astype(np.int32))
+
+
+def make_config(model, **fields):
+  config = config_lib.base()
+  config.batch_size = BATCH
+  student, teacher = MODELS[model]
+  for network, options in ((config.student, student),
+                           (config.teacher, teacher)):
+    network.model = model
+    network.options = dict(options, scan=False)
+  config.distillation.use_feature_matching = True
+  config.distillation.feature_loss_weight = 1.0
+  config.distillation.use_attention_transfer = True
+  config.distillation.attention_loss_weight = 1.0
+  config.update_from_flattened_dict(fields)
+  return config
+
+
+def stack(params):
+  """Puts the parameters of `block_i` on top of one another, as scan does."""
+  stacked = {}
+  for module, parameters in params.items():
+    if 'block_0' in module:
+      name = module.replace('block_0', 'block').split('/')
+      place = name.index('block')
+      name.insert(place, '__layer_stack_no_per_layer')
+      layers = [params[module.replace('block_0', f'block_{i}')]
+                for i in range(DEPTH)]
+      stacked['/'.join(name)] = jax.tree.map(lambda *x: np.stack(x), *layers)
+    elif 'block_' not in module:
+      stacked[module] = parameters
+  return stacked
+
+
+def build(config, batch, shape, devices=None):
+  config.mesh = dict(zip(placement.AXES, shape))
+  mesh = placement.build_mesh(config.mesh, devices)
+  return program_lib.build_program(
+      config,
+      spec=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+                        batch),
+      num_classes=VOCABULARY, mesh=mesh, has_teacher=True)
+
+
+def gradient(program, config, params, frozen, batch):
+  """Returns loss and gradient on the host."""
+  state = program.abstract_state
+  function = step_lib.build_gradient(
+      program.objective,
+      program.mesh,
+      placement.shardings_of(state.params),
+      placement.shardings_of(program.abstract_frozen),
+      microbatches=config.microbatches,
+      seed=0)
+  params = sharding.put_like(params, state.params)
+  grads, _, sums = jax.jit(function)(
+      params, {}, program.freeze(frozen), jmp.NoOpLossScale(), np.int32(0),
+      sharding.shard_batch(program.mesh, batch))
+  loss, _ = program.objective.combine(sums, 0)
+  return jax.device_get((loss, grads.student))
+
+
+@functools.cache
+def reference(model):
+  """Returns parameters, teacher, loss and gradient of one device."""
+  config, batch = make_config(model), make_batch(model)
+  config.student.remat = 'none'
+  program = build(config, batch, (1, 1, 1), jax.devices()[:1])
+  params = jax.device_get(program.init(jax.random.key(0)).params)
+  frozen = jax.device_get(
+      base.Frozen(*program.objective.teacher.init(jax.random.key(1), batch)))
+  return params, frozen, *gradient(program, config, params, frozen, batch)
+
+
+def check(model, mesh, scan, remat, microbatches=1):
+  params, frozen, loss, expected = reference(model)
+  batch = make_batch(model)
+  config = make_config(model, **{
+      'student.options.scan': scan, 'teacher.options.scan': scan,
+      'student.remat': remat, 'microbatches': microbatches})
+  if scan:
+    params = params._replace(student=stack(params.student))
+    frozen = frozen._replace(params=stack(frozen.params))
+    expected = stack(expected)
+  program = build(config, batch, mesh)
+  found_loss, found = gradient(program, config, params, frozen, batch)
+  np.testing.assert_allclose(found_loss, loss, rtol=1e-5)
+  assert jax.tree.structure(found) == jax.tree.structure(expected)
+  jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), found,
+      expected)
+
+
+@pytest.mark.parametrize('mesh, scan, remat', [
+    (mesh, i % 2 == 0, ('none', 'gathers', 'full', 'dots')[i % 4])
+    for i, mesh in enumerate(MESHES)])
+@pytest.mark.parametrize('model', MODELS)
+def test_every_mesh_gives_the_gradient_of_one_device(model, mesh, scan, remat):
+  check(model, mesh, scan, remat)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('remat', ('none', 'gathers', 'dots', 'full'))
+@pytest.mark.parametrize('scan', (False, True))
+@pytest.mark.parametrize('mesh', MESHES)
+@pytest.mark.parametrize('model', MODELS)
+def test_every_mesh_with_every_remat(model, mesh, scan, remat):
+  check(model, mesh, scan, remat)
+
+
+@pytest.mark.parametrize('model', MODELS)
+def test_microbatches_on_a_mesh(model):
+  check(model, (2, 2, 2), True, 'gathers', microbatches=2)
