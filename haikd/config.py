@@ -170,8 +170,9 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
     config.batch_size = 32
     config.log_every = 2
     config.checkpoint_every = 3
-    config.evaluation.split += '[:64]'
-    config.evaluation.final += '[:64]'
+    for field in ('split', 'final'):
+      whole, _, _ = config.evaluation[field].partition('[')
+      config.evaluation[field] = f'{whole}[:64]'
     config.teacher.train.steps = min(config.teacher.train.steps, 4)
     config.optimizer.warmup_steps = 0
     config.teacher.train.optimizer.warmup_steps = 0
