@@ -91,6 +91,8 @@ def base() -> ConfigDict:
           train='train',  # The split to train on.
           source_dir=config_dict.placeholder(str),  # Raw files, if it has any.
           data_dir=config_dict.placeholder(str),  # Prepared files of tfds.
+          image_size=config_dict.placeholder(int),  # To make of images of any
+          # size, height and width; None if all have one and keep it.
           augment={},  # {function: its options}: geometry, pixels, mixing.
           mean=_any(0.0),  # Images in [0, 1] become (image - mean) / std;
           std=_any(1.0),  # a number, or a tuple with one for each channel.
@@ -168,8 +170,9 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
     config.batch_size = 32
     config.log_every = 2
     config.checkpoint_every = 3
-    config.evaluation.split += '[:64]'
-    config.evaluation.final += '[:64]'
+    for field in ('split', 'final'):
+      whole, _, _ = config.evaluation[field].partition('[')
+      config.evaluation[field] = f'{whole}[:64]'
     config.teacher.train.steps = min(config.teacher.train.steps, 4)
     config.optimizer.warmup_steps = 0
     config.teacher.train.optimizer.warmup_steps = 0

@@ -54,11 +54,25 @@ class ModelEntry(NamedTuple):
   module: str
 
 
-class Entry(NamedTuple):
-  """A registered data set or aligner.
+class DatasetEntry(NamedTuple):
+  """A registered data set.
 
   Attributes:
-    function: the function itself.
+    function: `(split, **options) -> Source`; see `haikd.data.Source`.
+    spec: `(**options) -> Spec`, what an example is like, or None.
+    module: the module that registered it.
+  """
+
+  function: Callable
+  spec: Optional[Callable]
+  module: str
+
+
+class AlignerEntry(NamedTuple):
+  """A registered aligner.
+
+  Attributes:
+    function: a Haiku function; see `haikd.base.Aligner`.
     module: the module that registered it.
   """
 
@@ -116,8 +130,8 @@ class Registry(Generic[T]):
 
 losses: Registry[LossEntry] = Registry('loss')
 models: Registry[ModelEntry] = Registry('model')
-datasets: Registry[Entry] = Registry('dataset')
-aligners: Registry[Entry] = Registry('aligner')
+datasets: Registry[DatasetEntry] = Registry('dataset')
+aligners: Registry[AlignerEntry] = Registry('aligner')
 
 
 def register_model(name: Optional[str] = None,
@@ -152,17 +166,27 @@ def register_model(name: Optional[str] = None,
 
 def register_dataset(name: Optional[str] = None,
                      *,
+                     spec: Optional[Callable] = None,
                      replace: bool = False) -> Callable[[T], T]:
   """Registers a function that builds a data set.
 
   Args:
     name: what configs call it; the function's own name by default.
+    spec: a function that takes the options of the data set and returns
+      `haikd.data.Spec`: what an example is like, said without reading one, so
+      that a run can be planned where the data is not.
     replace: whether it may take the place of another of that name.
 
   Returns:
     A decorator that returns the function unchanged.
   """
-  return _register(datasets, name, replace)
+
+  def decorate(function):
+    entry = DatasetEntry(function, spec, function.__module__)
+    datasets.add(name or function.__name__, entry, replace=replace)
+    return function
+
+  return decorate
 
 
 def register_aligner(name: Optional[str] = None,
@@ -177,16 +201,10 @@ def register_aligner(name: Optional[str] = None,
   Returns:
     A decorator that returns the function unchanged.
   """
-  return _register(aligners, name, replace)
-
-
-def _register(registry, name, replace):
 
   def decorate(function):
-    registry.add(
-        name or function.__name__,
-        Entry(function, function.__module__),
-        replace=replace)
+    entry = AlignerEntry(function, function.__module__)
+    aligners.add(name or function.__name__, entry, replace=replace)
     return function
 
   return decorate

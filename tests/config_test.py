@@ -39,6 +39,14 @@ def test_smoke_variant_is_short_and_valid():
   assert config.steps + config.teacher.train.steps <= 10
 
 
+def test_smoke_variant_evaluates_little_of_a_split_or_of_a_part_of_one():
+  config = config_lib.base()
+  config.evaluation.split, config.evaluation.final = 'train[98%:]', 'test'
+  config = config_lib.variant(config, 'smoke')
+  assert config.evaluation.split == 'train[:64]'
+  assert config.evaluation.final == 'test[:64]'
+
+
 def test_unknown_variant_is_refused():
   with pytest.raises(checks.ConfigError, match="smoke or left out; got 'x'"):
     config_lib.variant(config_lib.base(), 'x')

@@ -7,6 +7,9 @@ a `numpy.random.Generator` that depends on the seed and on the place of the
 batch in the stream alone, so that a resumed run sees what it would have seen.
 Teacher and student get the same view (arXiv:2106.05237).
 
+The stage `size` is another thing: it makes images of one size from images of
+any, one by one, before there is a batch; see `haikd.data.sizes`.
+
 A config names augmentations as the keys of a dict, and ConfigDict sorts its
 keys; the order of application therefore belongs to the functions: by STAGES,
 and by name within a stage.
@@ -24,9 +27,10 @@ from haikd.data import foreign
 Examples = dict[str, np.ndarray]
 Augment = Callable[[Examples, np.random.Generator], Examples]
 
-STAGES = ('geometry', 'pixels', 'mix')
+SIZE = 'size'
+STAGES = (SIZE, 'geometry', 'pixels', 'mix')
 
-RESERVED = ('examples', 'rng', 'num_classes')
+RESERVED = ('examples', 'image', 'rng', 'num_classes', 'size')
 
 
 class Entry(NamedTuple):
@@ -78,6 +82,33 @@ def register_augmentation(name: Optional[str] = None,
   return decorate
 
 
+def look_up(field: str, name: str,
+            options: Any) -> tuple[Entry, dict[str, Any]]:
+  """Returns a registered augmentation, and its options if it takes them.
+
+  Args:
+    field: where the config names it, for messages.
+    name: of the augmentation.
+    options: what the config says.
+
+  Returns:
+    The entry, and the options as a dict.
+
+  Raises:
+    ConfigError: an unknown augmentation or option, or a value of another type
+      than the augmentation's annotation.
+  """
+  if not isinstance(options, Mapping):
+    raise checks.ConfigError(
+        f'{field}: options must be a dict; got {options!r}. Write '
+        f'{name}={{}} for the defaults.')
+  entry = augmentations[name]
+  options = dict(options)
+  checks.check_options(field, entry.function, options, reserved=RESERVED)
+  foreign.check_types(field, entry.function, options)
+  return entry, options
+
+
 def build_augment(
     augment: Mapping[str, Mapping[str, Any]],
     num_classes: Optional[int],
@@ -91,8 +122,8 @@ def build_augment(
     where: the field of the config that names them, for messages.
 
   Returns:
-    A function `(examples, rng) -> examples`; what an augmentation raises, it
-    raises as a DataError.
+    A function `(examples, rng) -> examples`, of all stages but `size`; what an
+    augmentation raises, it raises as a DataError.
 
   Raises:
     ConfigError: an unknown augmentation or option, or a value of another type
@@ -100,15 +131,9 @@ def build_augment(
   """
   steps = []
   for name, options in augment.items():
-    field = f'{where}.{name}'
-    if not isinstance(options, Mapping):
-      raise checks.ConfigError(
-          f'{field}: options must be a dict; got {options!r}. Write '
-          f'{name}={{}} for the defaults.')
-    entry = augmentations[name]
-    options = dict(options)
-    checks.check_options(field, entry.function, options, reserved=RESERVED)
-    foreign.check_types(field, entry.function, options)
+    entry, options = look_up(f'{where}.{name}', name, options)
+    if entry.stage == SIZE:
+      continue
     if 'num_classes' in checks.option_names(entry.function):
       options['num_classes'] = num_classes
     steps.append((STAGES.index(entry.stage), name, entry.function, options))

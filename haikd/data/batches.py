@@ -15,6 +15,7 @@ from haikd import base
 from haikd.data import augment as augment_lib
 from haikd.data import reader as reader_lib
 from haikd.data import scale as scale_lib
+from haikd.data import sizes as sizes_lib
 from haikd.data import tokens
 
 # Beside the seed, what a stream of random numbers is for.
@@ -33,9 +34,11 @@ class Training:
 
   def __init__(self, reader: reader_lib.Reader,
                augment: augment_lib.Augment, *, batch_size: int, seed: int,
-               scale: scale_lib.Scale, process_index: int, process_count: int):
+               scale: scale_lib.Scale, process_index: int, process_count: int,
+               sizes: Optional[sizes_lib.Sizes] = None):
     self._reader = reader
     self._augment = augment
+    self._sizes = sizes
     self._batch_size = batch_size
     self._seed = seed
     self._scale = scale
@@ -64,7 +67,10 @@ class Training:
 
   def batch(self, indices: np.ndarray, rng: np.random.Generator) -> base.Batch:
     """Returns a batch of the given examples."""
-    examples = _to_float(self._reader.gather(indices))
+    fit = None
+    if self._sizes is not None:
+      fit = functools.partial(self._sizes.training, rng=rng)
+    examples = _to_float(self._reader.gather(indices, fit=fit))
     examples = self._augment(examples, rng)
     return _to_batch(examples, np.ones(len(indices), bool), self._scale)
 
@@ -83,8 +89,10 @@ class Evaluation:
   """
 
   def __init__(self, reader: reader_lib.Reader, *, batch_size: int, shards: int,
-               scale: scale_lib.Scale, process_index: int, process_count: int):
+               scale: scale_lib.Scale, process_index: int, process_count: int,
+               sizes: Optional[sizes_lib.Sizes] = None):
     self._reader = reader
+    self._fit = None if sizes is None else sizes.evaluation
     self._scale = scale
     unit = math.lcm(shards, process_count)  # Divides every batch.
     self._count = math.ceil(len(reader) / _round_up(batch_size, unit))
@@ -99,7 +107,7 @@ class Evaluation:
     start = number * self._batch_size + self._process_index * self._share
     indices = np.arange(start, start + self._share)
     last = len(self._reader) - 1
-    columns = self._reader.gather(np.minimum(indices, last))
+    columns = self._reader.gather(np.minimum(indices, last), fit=self._fit)
     return _to_batch(_to_float(columns), indices <= last, self._scale)
 
 

@@ -14,6 +14,7 @@ from haikd.data import augment as augment_lib
 from haikd.data import batches
 from haikd.data import reader as reader_lib
 from haikd.data import scale as scale_lib
+from haikd.data import sizes as sizes_lib
 from haikd.data import source
 
 _READ_THREADS = 4  # That read ahead, where a split is not in memory.
@@ -35,25 +36,6 @@ class BatchIterator(Protocol):
     """Goes to a place in the stream."""
 
 
-class Splits:
-  """The splits of one data set, each opened once and decoded once.
-
-  Args:
-    **dataset: as for `source.open_source`, but for the split.
-  """
-
-  def __init__(self, **dataset: Any):
-    self.dataset = dataset
-    self._readers: dict[str, reader_lib.Reader] = {}
-
-  def __getitem__(self, split: str) -> reader_lib.Reader:
-    """Returns the reader of a split, which is opened if need be."""
-    if split not in self._readers:
-      self._readers[split] = reader_lib.Reader(
-          source.open_source(split=split, **self.dataset), split)
-    return self._readers[split]
-
-
 class Data:
   """The batches of one data set; made by `build_data`.
 
@@ -67,10 +49,12 @@ class Data:
       one example.
   """
 
-  def __init__(self, *, splits: Splits, train: str, held_out: tuple[str, ...],
-               augment: Mapping[str, Any], augment_field: str, batch_size: int,
-               eval_batch_size: int, shards: int, seed: int, prefetch: int,
-               scale: scale_lib.Scale, process_index: int, process_count: int):
+  def __init__(self, *, splits: reader_lib.Splits, train: str,
+               held_out: tuple[str, ...], augment: Mapping[str, Any],
+               augment_field: str, batch_size: int, eval_batch_size: int,
+               shards: int, seed: int, prefetch: int,
+               scale: scale_lib.Scale, sizes: Optional[sizes_lib.Sizes],
+               process_index: int, process_count: int):
     self.splits = splits
     self._train = train
     self._held_out = held_out
@@ -80,8 +64,12 @@ class Data:
     self._evaluation = dict(batch_size=eval_batch_size, shards=shards)
     self._seed = seed
     self._prefetch = prefetch
+    self._sizes = sizes
     self._common = dict(
-        scale=scale, process_index=process_index, process_count=process_count)
+        scale=scale,
+        sizes=sizes,
+        process_index=process_index,
+        process_count=process_count)
 
   @property
   def num_classes(self) -> Optional[int]:
@@ -99,7 +87,18 @@ class Data:
   @functools.cached_property
   def spec(self) -> base.Batch:
     """The shapes and dtypes of the global training batch."""
-    example = self._training().batch(
+    return self.spec_of(self.splits[self._train])
+
+  def spec_of(self, reader: reader_lib.Reader) -> base.Batch:
+    """Returns what the global training batch of a split would be like.
+
+    Args:
+      reader: of one example or more.
+
+    Returns:
+      A Batch of `jax.ShapeDtypeStruct`.
+    """
+    example = self._training(reader).batch(
         np.zeros(1, int), np.random.default_rng(self._seed))
     return jax.tree.map(
         lambda array: jax.ShapeDtypeStruct(
@@ -120,9 +119,9 @@ class Data:
       reader = self.splits[split]
       if split == self._train:
         self._check_size(reader)
-      reader.load()
+      self._load(reader)
       if split == self._train:
-        self._training()[0]
+        self._training(reader)[0]
       if split in self._held_out:
         self._numbered(split)[0]
 
@@ -140,8 +139,8 @@ class Data:
     """
     reader = self.splits[self._train]
     self._check_size(reader)
-    reader.load()
-    return iter(self._stream(self._training(), reader))
+    self._load(reader)
+    return iter(self._stream(self._training(reader), reader))
 
   def evaluation(self, split: str) -> Iterable[base.Batch]:
     """Returns this process's share of a split, every example exactly once.
@@ -157,7 +156,7 @@ class Data:
       DataError: an unknown or empty split, or examples that cannot be used.
     """
     reader = self.splits[split]
-    reader.load()
+    self._load(reader)
     return self._stream(self._numbered(split), reader)
 
   def _check_size(self, reader):
@@ -168,12 +167,15 @@ class Data:
           f'config.batch_size to {len(reader)} or less, or train on another '
           'split.')
 
+  def _load(self, reader):
+    if self._sizes is None:  # Else images get their size each time anew.
+      reader.load()
+
   def _numbered(self, split):
     return batches.Evaluation(
         self.splits[split], **self._evaluation, **self._common)
 
-  def _training(self):
-    reader = self.splits[self._train]
+  def _training(self, reader):
     return batches.Training(
         reader,
         augment_lib.build_augment(
@@ -236,7 +238,8 @@ def build_data(config: ml_collections.ConfigDict,
   augment = data.augment.to_dict()
   # Refuse now what cannot work.
   augment_lib.build_augment(augment, None, where=augment_field)
-  splits = Splits(
+  sizes = sizes_lib.build_sizes(augment, data.image_size, where=augment_field)
+  splits = reader_lib.Splits(
       name=data.name,
       options=data.options.to_dict(),
       source_dir=data.source_dir,
@@ -255,5 +258,44 @@ def build_data(config: ml_collections.ConfigDict,
       seed=config.seed,
       prefetch=data.prefetch,
       scale=scale_lib.build_scale(data.mean, data.std),
+      sizes=sizes,
       process_index=process_index,
       process_count=process_count)
+
+
+def describe(
+    config: ml_collections.ConfigDict
+) -> tuple[base.Batch, Optional[int]]:
+  """Says what a training batch is like, without the data if that can be.
+
+  Args:
+    config: a config made from `haikd.config.base()`.
+
+  Returns:
+    The global training batch as `jax.ShapeDtypeStruct`, and the number of
+    classes V or None. One example is read of a data set that was registered
+    without a `spec`.
+
+  Raises:
+    ConfigError: a config that cannot work, or images of different sizes that
+      nothing makes one.
+    DataError: a data set that has to be read and cannot be.
+  """
+  data = build_data(config, process_index=0, process_count=1)
+  described = source.describe(**data.splits.dataset)
+  if described is None:
+    return data.spec, data.num_classes
+  columns = {}
+  for key, column in described.columns.items():
+    shape = column.shape
+    if key == 'image':
+      shape = tuple(config.data.image_size if n is None else n for n in shape)
+    if None in shape:
+      raise checks.ConfigError(
+          f'pipeline.describe: {key} must have one size in all examples of '
+          f'{config.data.name!r}; got shape={shape}. Set config.data.image_size'
+          ' for images, or leave it out with config.data.options.features.')
+    columns[key] = np.zeros((1, *shape), column.dtype)
+  example = source.Arrays(columns, num_classes=described.num_classes)
+  reader = reader_lib.Reader(example, config.data.train)
+  return data.spec_of(reader), described.num_classes

@@ -10,6 +10,7 @@ import io
 import sys
 from typing import Any, Optional
 
+import jax
 import numpy as np
 
 from haikd import checks
@@ -59,19 +60,7 @@ def named(name: str, data_dir: Optional[str] = None) -> Callable[..., Prepared]:
     ConfigError: a name that neither haikd nor tfds knows.
     DataError: a data set that is not prepared.
   """
-  import tensorflow_datasets as tfds
-  try:
-    builder = tfds.builder(name, data_dir=data_dir)
-  except tfds.core.DatasetNotFoundError as err:
-    raise checks.ConfigError(
-        'prepared.named: config.data.name must be a registered data set or one '
-        f'of tfds; got {name!r}. '
-        f'{checks.suggest(name, registry.datasets.names())} A plugin that '
-        'brings it belongs in config.plugins.') from err
-  except (ValueError, AssertionError) as err:
-    raise checks.ConfigError(
-        'prepared.named: config.data.name must name a data set as tfds does, '
-        f'name/config:version; got {name!r} ({checks.one_line(err)}).') from err
+  builder = _builder(name, data_dir)
   if not is_prepared(builder):
     raise checks.DataError(
         f'prepared.named: {name!r} must be prepared in data_dir; got '
@@ -82,6 +71,34 @@ def named(name: str, data_dir: Optional[str] = None) -> Callable[..., Prepared]:
   def tfds_data_set(split, *, data_dir=None, features=()):
     del data_dir  # The builder has it.
     return open_split(builder, split, features)
+
+  return tfds_data_set
+
+
+def described(name: str, data_dir: Optional[str] = None) -> Callable:
+  """Returns the function that says what examples of a data set are like.
+
+  Args:
+    name: what tfds calls it.
+    data_dir: the folder of prepared files, which need not be there.
+
+  Returns:
+    A function with the options of that which `named` returns. It returns
+    `{key: shape and dtype}`, with None for sizes that differ from example to
+    example, and the number of classes or None.
+
+  Raises:
+    ConfigError: a name that neither haikd nor tfds knows.
+  """
+  features_of = _builder(name, data_dir).info.features
+
+  def tfds_data_set(*, features=()):
+    wanted = _wanted(features_of, features)
+    columns = {
+        key: jax.ShapeDtypeStruct(features_of[key].shape,
+                                  features_of[key].np_dtype) for key in wanted
+    }
+    return columns, _num_classes(features_of, wanted)
 
   return tfds_data_set
 
@@ -108,14 +125,7 @@ def open_split(builder: Any,
     ConfigError: an unknown feature.
     DataError: an unknown split, or a file format without access by index.
   """
-  numeric = [key for key, feature in builder.info.features.items()
-             if _is_numeric(feature)]
-  for feature in features:
-    if feature not in numeric:
-      raise checks.ConfigError(
-          'config.data.options: features must name features that hold numbers; '
-          f'got {feature!r}. {checks.suggest(feature, numeric)}')
-  wanted = features or numeric
+  wanted = _wanted(builder.info.features, features)
   try:
     source = builder.as_data_source(split=split)
   except NotImplementedError as err:
@@ -128,8 +138,7 @@ def open_split(builder: Any,
         f'prepared.open_split: split must be one that {builder.name!r} has; '
         f'got split={split!r}. {checks.suggest(split, builder.info.splits)}'
     ) from err
-  label = builder.info.features['label'] if 'label' in wanted else None
-  return Prepared(source, wanted, getattr(label, 'num_classes', None))
+  return Prepared(source, wanted, _num_classes(builder.info.features, wanted))
 
 
 def prepare(make_builder: Callable[[], Any]) -> Any:
@@ -175,6 +184,38 @@ def _quiet():
     progress.callback(tfds.enable_progress_bar)
   with progress, contextlib.redirect_stdout(io.StringIO()):
     yield
+
+
+def _builder(name, data_dir):
+  import tensorflow_datasets as tfds
+  try:
+    return tfds.builder(name, data_dir=data_dir)
+  except tfds.core.DatasetNotFoundError as err:
+    raise checks.ConfigError(
+        'prepared.named: config.data.name must be a registered data set or one '
+        f'of tfds; got {name!r}. '
+        f'{checks.suggest(name, registry.datasets.names())} A plugin that '
+        'brings it belongs in config.plugins.') from err
+  except (ValueError, AssertionError) as err:
+    raise checks.ConfigError(
+        'prepared.named: config.data.name must name a data set as tfds does, '
+        f'name/config:version; got {name!r} ({checks.one_line(err)}).') from err
+
+
+def _wanted(known, chosen):
+  """Returns which features to read: those chosen, or all that are numbers."""
+  numeric = [key for key, feature in known.items() if _is_numeric(feature)]
+  for feature in chosen:
+    if feature not in numeric:
+      raise checks.ConfigError(
+          'config.data.options: features must name features that hold numbers; '
+          f'got {feature!r}. {checks.suggest(feature, numeric)}')
+  return tuple(chosen) or tuple(numeric)
+
+
+def _num_classes(features, wanted):
+  label = features['label'] if 'label' in wanted else None
+  return getattr(label, 'num_classes', None)
 
 
 def _is_numeric(feature):

@@ -4,7 +4,7 @@ A split that is small enough is decoded once and kept; batches are then gathered
 from one array a key, which is a hundred times faster than example by example.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Optional
 
 import numpy as np
@@ -20,6 +20,7 @@ _CHUNK = 1024  # Examples that are decoded at a time.
 TARGETS = ('label', 'mask', 'target_mask')  # The keys that are no inputs.
 
 Columns = dict[str, np.ndarray]
+Fit = Callable[[np.ndarray], np.ndarray]
 
 
 class Reader:
@@ -68,12 +69,14 @@ class Reader:
 
   def gather(self,
              indices: Sequence[int],
-             like: Optional[Columns] = None) -> Columns:
+             like: Optional[Columns] = None,
+             fit: Optional[Fit] = None) -> Columns:
     """Reads some examples.
 
     Args:
       indices: their places in the split.
       like: columns whose keys, shapes and dtypes they must have.
+      fit: makes images of one size, one by one; such a split is not kept.
 
     Returns:
       `{key: [len(indices), ...]}`.
@@ -84,7 +87,7 @@ class Reader:
     if self._columns is not None:
       return {key: value[indices] for key, value in self._columns.items()}
     indices = [int(i) for i in indices]
-    columns = self._stack(self._read(indices), indices, like)
+    columns = self._stack(self._read(indices), indices, like, fit)
     self._check(columns, indices)
     return columns
 
@@ -104,7 +107,8 @@ class Reader:
         'readable')
 
   def _stack(self, examples: Sequence[Mapping[str, Any]],
-             indices: Sequence[int], like: Optional[Columns]) -> Columns:
+             indices: Sequence[int], like: Optional[Columns],
+             fit: Optional[Fit]) -> Columns:
     """Stacks examples, refusing one that is not like the first."""
     for index, example in zip(indices, examples):
       if not isinstance(example, Mapping):
@@ -113,6 +117,9 @@ class Reader:
     examples = [{key: np.asarray(value)
                  for key, value in example.items()}
                 for example in examples]
+    if fit is not None:
+      for index, example in zip(indices, examples):
+        self._fit(index, example, fit)
     first = _form(examples[0]) if like is None else {
         key: (value.shape[1:], value.dtype) for key, value in like.items()}
     for index, example in zip(indices, examples):
@@ -123,6 +130,15 @@ class Reader:
             'Pad what is ragged and give a mask.')
     return {key: np.stack([example[key] for example in examples])
             for key in first}
+
+  def _fit(self, index, example, fit):
+    if 'image' not in example:
+      raise self._bad(
+          index, 'hold an image, since config.data.image_size is set',
+          f'the keys {sorted(example)}', 'Set it to None.')
+    with foreign.calling(f'reader.Reader: the image of example {index} of '
+                         f'split {self.split!r} must have a size to change'):
+      example['image'] = fit(example['image'])
 
   def _check(self, columns: Columns, indices: Sequence[int]) -> None:
     """Raises DataError for values that no training could use."""
@@ -182,6 +198,25 @@ class Reader:
     return checks.DataError(
         f'reader.Reader: example {index} of split {self.split!r} must {rule}; '
         f'got {value}. {remedy}')
+
+
+class Splits:
+  """The splits of one data set, each opened once and decoded once.
+
+  Args:
+    **dataset: as for `source_lib.open_source`, but for the split.
+  """
+
+  def __init__(self, **dataset: Any):
+    self.dataset = dataset
+    self._readers: dict[str, Reader] = {}
+
+  def __getitem__(self, split: str) -> Reader:
+    """Returns the reader of a split, which is opened if need be."""
+    if split not in self._readers:
+      self._readers[split] = Reader(
+          source_lib.open_source(split=split, **self.dataset), split)
+    return self._readers[split]
 
 
 def _form(example):

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 import inspect
 import re
-from typing import Any, Optional, Protocol
+from typing import Any, NamedTuple, Optional, Protocol
 
+import jax
 import numpy as np
 
 from haikd import checks
@@ -45,6 +46,19 @@ class Source(Protocol):
 
   def __getitem__(self, index: int) -> Mapping[str, Any]:
     """Returns an example."""
+
+
+class Spec(NamedTuple):
+  """What an example of a data set is like, said without reading one.
+
+  Attributes:
+    columns: `{key: shape and dtype}` of one example. The height and width of
+      `image` may be None, where they differ from example to example.
+    num_classes: V, or None.
+  """
+
+  columns: Mapping[str, jax.ShapeDtypeStruct]
+  num_classes: Optional[int]
 
 
 class Part:
@@ -127,9 +141,7 @@ def open_source(name: str,
     function = prepared.named(name, data_dir)
   options = dict(options or {})
   folders = dict(source_dir=source_dir, data_dir=data_dir)
-  checks.check_options(
-      'config.data.options', function, options, reserved=RESERVED)
-  foreign.check_types('config.data.options', function, options)
+  _check_options(function, options)
   whole, part = _parse_split(split)
   folders = _accepted(name, function, folders)
   with foreign.calling(f'source.open_source: data set {name!r} must open split '
@@ -149,12 +161,52 @@ def open_source(name: str,
   return source
 
 
+def describe(name: str,
+             *,
+             options: Optional[Mapping[str, Any]] = None,
+             source_dir: Optional[str] = None,
+             data_dir: Optional[str] = None) -> Optional[Spec]:
+  """Says what the examples of a data set are like; its files may be elsewhere.
+
+  Args:
+    name: a registered data set, or one of tfds.
+    options: keyword options of the data set.
+    source_dir: the folder of its raw files; not looked into.
+    data_dir: the folder of prepared files, which need not be there.
+
+  Returns:
+    A Spec; None if whoever registered the data set gave none.
+
+  Raises:
+    ConfigError: an unknown name, or options that it does not take.
+    DataError: what else the data set's own description raises.
+  """
+  del source_dir
+  options = dict(options or {})
+  if name in registry.datasets.names():
+    function, spec, _ = registry.datasets[name]
+    if spec is None:
+      return None
+  else:
+    function = spec = prepared.described(name, data_dir)
+  _check_options(function, options)
+  with foreign.calling(f'source.describe: data set {name!r} must say what an '
+                       'example is like'):
+    return Spec(*spec(**options))
+
+
 def check_split(where: str, split: str, known: tuple[str, ...]) -> None:
   """Raises DataError unless `split` is one of `known`."""
   if split not in known:
     raise checks.DataError(
         f'{where}: split must be one the data set has; got split={split!r}. '
         f'{checks.suggest(split, known)}')
+
+
+def _check_options(function, options):
+  where = 'config.data.options'
+  checks.check_options(where, function, options, reserved=RESERVED)
+  foreign.check_types(where, function, options)
 
 
 def _parse_split(split):

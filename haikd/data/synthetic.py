@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from haikd import checks
@@ -13,7 +14,18 @@ _SPLITS = ('train', 'validation', 'test')
 _KINDS = ('images', 'tokens')
 
 
-@registry.register_dataset()
+def _spec(*, kind='images', size=256, num_classes=10, shape=(8, 8, 1),
+          length=16, vocabulary=32):
+  _check(kind, size, num_classes, length, vocabulary)
+  if kind == 'tokens':
+    return source.Spec(tokens_lib.columns(length), vocabulary)
+  columns = dict(
+      image=jax.ShapeDtypeStruct(tuple(shape), np.uint8),
+      label=jax.ShapeDtypeStruct((), np.int32))
+  return source.Spec(columns, num_classes)
+
+
+@registry.register_dataset(spec=_spec)
 def synthetic(split: str,
               *,
               kind: str = 'images',
@@ -42,16 +54,7 @@ def synthetic(split: str,
     DataError: an unknown split.
   """
   source.check_split('synthetic.synthetic', split, _SPLITS)
-  if kind not in _KINDS:
-    raise checks.ConfigError(
-        f'synthetic.synthetic: kind must be known; got kind={kind!r}. '
-        f'{checks.suggest(kind, _KINDS)}')
-  for name, value, least in (('size', size, 0), ('num_classes', num_classes, 1),
-                             ('length', length, 2),
-                             ('vocabulary', vocabulary, 2)):
-    if value < least:
-      raise checks.ConfigError(f'synthetic.synthetic: {name} must be at least '
-                               f'{least}; got {name}={value}.')
+  _check(kind, size, num_classes, length, vocabulary)
   random = np.random.RandomState(_SPLITS.index(split))
   if kind == 'tokens':
     return _tokens(random, size, length, vocabulary)
@@ -62,6 +65,19 @@ def synthetic(split: str,
   images = (prototypes[labels] + noise).astype(np.uint8)
   return source.Arrays(
       dict(image=images, label=labels), num_classes=num_classes)
+
+
+def _check(kind, size, num_classes, length, vocabulary):
+  if kind not in _KINDS:
+    raise checks.ConfigError(
+        f'synthetic.synthetic: kind must be known; got kind={kind!r}. '
+        f'{checks.suggest(kind, _KINDS)}')
+  for name, value, least in (('size', size, 0), ('num_classes', num_classes, 1),
+                             ('length', length, 2),
+                             ('vocabulary', vocabulary, 2)):
+    if value < least:
+      raise checks.ConfigError(f'synthetic.synthetic: {name} must be at least '
+                               f'{least}; got {name}={value}.')
 
 
 def _tokens(random, size, length, vocabulary):

@@ -2,6 +2,7 @@
 
 from typing import Optional
 
+import jax
 import numpy as np
 
 UNLABELLED = -100  # The label of what has none.
@@ -35,3 +36,19 @@ def next_token(
   labels = np.full(tokens.shape, UNLABELLED, np.int32)
   labels[..., :-1] = tokens[..., 1:]
   return np.where(target_mask, labels, np.int32(UNLABELLED)), target_mask
+
+
+def columns(length: int) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns what a sequence with its mask and labels is like.
+
+  Args:
+    length: N.
+
+  Returns:
+    The shapes, `[N]`, and dtypes of `tokens`, `mask`, `label` and
+    `target_mask`.
+  """
+  dtypes = dict(tokens=np.int32, mask=np.bool_, label=np.int32,
+                target_mask=np.bool_)
+  return {key: jax.ShapeDtypeStruct((length,), dtype)
+          for key, dtype in dtypes.items()}

@@ -1,6 +1,7 @@
 """The model zoo: plain Haiku functions, registered by name."""
 
 from haikd.models import convnet
+from haikd.models import llama
 from haikd.models import mlp
 from haikd.models import resnet
 from haikd.models import vit

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 import functools
-from typing import Any
+from typing import Any, Optional
 
 import haiku as hk
 import jax
@@ -29,17 +29,19 @@ class Linear(hk.Module):
   on CPU, and restored in the output.
   """
 
-  def __init__(self, size: int, name: str):
+  def __init__(self, size: int, name: str, *, with_bias: bool = True):
     super().__init__(name=name)
     self.size = size
+    self.with_bias = with_bias
 
   def __call__(self, inputs: jax.Array) -> jax.Array:
     """Maps `[..., D]` to `[..., size]`."""
     width = inputs.shape[-1]
     init = hk.initializers.TruncatedNormal(1 / np.sqrt(width))
     kernel = hk.get_parameter('w', (width, self.size), inputs.dtype, init)
-    bias = hk.get_parameter('b', (self.size,), inputs.dtype, jnp.zeros)
-    outputs = jnp.dot(inputs.reshape(-1, width), kernel) + bias
+    outputs = jnp.dot(inputs.reshape(-1, width), kernel)
+    if self.with_bias:
+      outputs += hk.get_parameter('b', (self.size,), inputs.dtype, jnp.zeros)
     return outputs.reshape(*inputs.shape[:-1], self.size)
 
 
@@ -90,6 +92,24 @@ def check_fraction(where: str, **fractions: float) -> None:
                                f'1; got {name}={value!r}.')
 
 
+def check_above_zero(where: str, **numbers: float) -> None:
+  """Raises ConfigError unless every option is a number above 0."""
+  for name, value in numbers.items():
+    if not checks.is_number(value) or value <= 0:
+      raise checks.ConfigError(f'{where}: {name} must be a number above 0; got '
+                               f'{name}={value!r}.')
+
+
+def check_divides(where: str, **sizes: int) -> None:
+  """Raises ConfigError unless the first of two sizes divides the second."""
+  (name, divisor), (whole, size) = sizes.items()
+  if size % divisor:
+    below = max(size // divisor, 1) * divisor
+    raise checks.ConfigError(
+        f'{where}: {name} must divide {whole}; got {name}={divisor}, '
+        f'{whole}={size}. It divides {below} and {below + divisor}.')
+
+
 def check_real(where: str, inputs: jax.Array) -> None:
   """Raises TypeError unless the inputs are floating point."""
   if not checks.is_real(inputs):
@@ -104,6 +124,40 @@ def check_images(where: str, inputs: jax.Array) -> None:
     raise ValueError(f'{where}: inputs must be images [B, h, w, C]; got '
                      f'inputs.shape={inputs.shape}. Add the axis of channels '
                      'to grey images, as in `images[..., None]`.')
+
+
+def check_tokens(where: str, tokens: jax.Array) -> None:
+  """Raises unless the inputs are integer tokens `[B, N]`."""
+  if not jnp.issubdtype(tokens.dtype, jnp.integer):
+    raise TypeError(f'{where}: tokens must be integers; got tokens.dtype='
+                    f'{tokens.dtype}. Choose a data set of tokens.')
+  if tokens.ndim != 2:
+    raise ValueError(f'{where}: tokens must be of shape [B, N]; got '
+                     f'tokens.shape={tokens.shape}. Choose a data set of '
+                     'tokens.')
+
+
+def position_mask(where: str, mask: Optional[jax.Array],
+                  tokens: jax.Array) -> jax.Array:
+  """Returns the mask of positions, `[B, N]`, of one for positions or rows.
+
+  Args:
+    where: the model, for messages.
+    mask: bool, `[B, N]` or `[B]`, or None where every position is real.
+    tokens: `[B, N]`.
+
+  Returns:
+    bool, `[B, N]`.
+
+  Raises:
+    TypeError: the mask is not boolean.
+    ValueError: its shape does not begin that of `tokens`.
+  """
+  if mask is None:
+    return jnp.ones(tokens.shape, bool)
+  checks.check_mask(where, mask)
+  checks.check_leading(where, 'tokens', tokens, mask)
+  return jnp.broadcast_to(mask.reshape(len(mask), -1), tokens.shape)
 
 
 def _is_size(value: Any) -> bool:

@@ -105,7 +105,18 @@ class Block(hk.Module):
     return middle + branch('norm_mlp', mlp, middle)
 
 
-@registry.register_model(taps=dict(features='block*', attention='attn/maps'))
+@registry.register_model(
+    taps=dict(features='block*', attention='attn/maps'),
+    tensor={
+        # Whole heads and hidden units lie together; what comes back from them
+        # is summed over the axis, its bias added once.
+        'attn/query/*': -1,
+        'attn/key/*': -1,
+        'attn/value/*': -1,
+        'attn/output/w': -2,
+        'mlp/up/*': -1,
+        'mlp/down/w': -2,
+    })
 def vit(inputs: jax.Array,
         *,
         is_training: bool,

@@ -351,3 +351,43 @@ def test_teacher_and_student_see_one_view():
   batch = next(build(config).train())
   assert batch.inputs.ndim == 4 and batch.labels.shape == (8, 4)
   np.testing.assert_allclose(batch.labels.sum(-1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize('data', [
+    {}, dict(augment=AUGMENT),
+    dict(options=dict(num_classes=3, shape=(5, 4, 3))),
+    dict(options=dict(kind='tokens', length=5, vocabulary=7)),
+    dict(image_size=6),
+])
+def test_description_is_that_of_the_data_and_reads_none(data, monkeypatch):
+  config = make_config(**data)
+  built = build(config)
+  expected = built.spec, built.num_classes
+  monkeypatch.setattr(source, 'open_source', None)
+  assert pipeline.describe(config) == expected
+
+
+def test_data_without_a_description_is_described_by_its_first_example(listed):
+  spec, num_classes = pipeline.describe(listed_config())
+  assert spec.inputs.shape == (8, 1) and spec.labels.shape == (8,)
+  assert num_classes == 3 and listed.reads == 1
+
+
+@pytest.mark.parametrize('augment, labels', [
+    (dict(random_resized_crop={}, flip={}), (8,)),
+    (dict(random_resized_crop={}, mixup={}), (8, 1000)),
+])
+def test_imagenet_is_described_without_being_there(tmp_path, augment, labels):
+  config = make_config(name='imagenet2012', options={}, image_size=224,
+                       augment=augment, data_dir=str(tmp_path))
+  spec, num_classes = pipeline.describe(config)
+  assert num_classes == 1000 and spec.labels.shape == labels
+  assert spec.inputs == jax.ShapeDtypeStruct((8, 224, 224, 3), np.float32)
+  assert not list(tmp_path.iterdir())
+
+
+def test_images_of_free_size_are_refused_without_an_image_size(tmp_path):
+  config = make_config(name='imagenet2012', options={}, data_dir=str(tmp_path))
+  with pytest.raises(checks.ConfigError, match=(
+      r'image must have one size .*\(None, None, 3\). Set config.data.image_')):
+    pipeline.describe(config)

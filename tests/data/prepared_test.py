@@ -133,3 +133,12 @@ def test_disk_that_cannot_be_written_is_explained(tmp_path):
   with pytest.raises(checks.DataError,
                      match='a folder that can be written.*disk full'):
     prepared.prepare(lambda: Builder(tmp_path, OSError('disk full')))
+
+
+def test_description_is_that_of_the_examples(data_dir):
+  columns, num_classes = prepared.described('mixed', data_dir)()
+  example = prepared.named('mixed', data_dir)('train')[0]
+  assert num_classes == 4 and columns.keys() == example.keys()
+  assert columns['x'].shape == (2,) and columns['label'].shape == ()
+  columns, num_classes = prepared.described('mixed', data_dir)(features=('x',))
+  assert columns.keys() == {'x'} and num_classes is None

@@ -1,5 +1,6 @@
 """From a config's name to a data set, and what a user may register."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -164,3 +165,35 @@ def test_part_of_a_split_holds_its_examples(part, expected):
 def test_part_that_is_no_slice_is_refused(split):
   with pytest.raises(checks.DataError, match='a part such as'):
     source.open_source('digits', split)
+
+
+def test_description_comes_from_the_options():
+
+  def spec(*, size=3):
+    return source.Spec(dict(x=jax.ShapeDtypeStruct((size,), np.float32)), 2)
+
+  @registry.register_dataset(spec=spec)
+  def my_data(split, *, source_dir=None, size=3):
+    raise AssertionError('The data is not to be opened.')
+
+  described = source.describe(
+      'my_data', options=dict(size=5), source_dir='nowhere')
+  assert described.columns['x'].shape == (5,) and described.num_classes == 2
+  with pytest.raises(checks.ConfigError, match="Did you mean 'size'"):
+    source.describe('my_data', options=dict(sise=5))
+
+
+def test_data_set_may_have_no_description(mine):
+  assert source.describe('my_data') is None
+
+
+def test_what_a_description_raises_is_one_line():
+  registry.register_dataset('bad', spec=lambda: 1 / 0)(lambda split: None)
+  with pytest.raises(checks.DataError, match=(
+      "source.describe: data set 'bad' must say .* got ZeroDivisionError")):
+    source.describe('bad')
+
+
+def test_description_of_an_unknown_name_is_refused(tmp_path):
+  with pytest.raises(checks.ConfigError, match='must be a registered data set'):
+    source.describe('no_such_data', data_dir=str(tmp_path))

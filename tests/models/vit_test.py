@@ -1,5 +1,6 @@
 """Tests of vit."""
 
+import fnmatch
 import functools
 import math
 
@@ -220,3 +221,16 @@ def test_linear_maps_of_attention_keep_the_axis_of_positions():
 def test_options_that_cannot_be_are_refused(options, text):
   with pytest.raises(checks.ConfigError, match=text):
     transformed(**options).init(jax.random.key(0), images())
+
+
+@pytest.mark.parametrize('scan', (False, True))
+def test_tensor_axes_fit_the_parameters(scan):
+  """Each glob finds parameters, and its axis is that of heads or units."""
+  shapes = jax.eval_shape(
+      transformed(mlp_ratio=4.0, scan=scan).init, jax.random.key(0), images())
+  flat = {f'{path}/{name}': leaf.shape
+          for path, leaves in shapes.items() for name, leaf in leaves.items()}
+  for glob, axis in registry.models['vit'].tensor.items():
+    found = [shape[axis] for name, shape in flat.items()
+             if fnmatch.fnmatch(name, f'*/{glob}')]
+    assert set(found) == {32 if 'mlp' in glob else 8}, glob

@@ -1,0 +1,346 @@
+"""Tests of llama."""
+
+import math
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import haikd
+from haikd import base
+from haikd import checks
+from haikd import registry
+from haikd.models import llama
+
+V, D, DEPTH, H, G, K = 11, 12, 3, 4, 2, 6
+SMALL = dict(num_classes=V, width=D, depth=DEPTH, heads=H, key_value_heads=G,
+             head_size=K, hidden=10, rope_base=100.0)
+STACK = '__layer_stack_no_per_layer/block/'
+
+TOKENS = np.random.default_rng(0).integers(0, V, (4, 5))
+# Whole, padded on the right, padded on the left, on both sides.
+MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [0, 0, 1, 1, 1],
+                 [0, 1, 1, 1, 0]], bool)
+
+
+def transformed(**options):
+  options = dict(is_training=False) | SMALL | options
+  return hk.transform(
+      lambda tokens, mask: llama.llama(tokens, mask=mask, **options))
+
+
+def logits(params, tokens=TOKENS, mask=MASK, **options):
+  output = transformed(**options).apply(params, None, tokens, mask)
+  return output.materialise()
+
+
+def random_params(**options):
+  """Returns parameters of which none is 0 or 1."""
+  shapes = jax.eval_shape(
+      transformed(**options).init, jax.random.key(0), TOKENS, MASK)
+  generator = np.random.default_rng(0)
+  return jax.tree.map(
+      lambda x: jnp.asarray(generator.normal(0.1, 0.4, x.shape), x.dtype),
+      shapes)
+
+
+def stack(params):
+  """Returns the parameters of the looped network from the unrolled one's."""
+  stacked = {}
+  for path, leaves in params.items():
+    first, _, rest = path.partition('/')
+    if first == 'block_0':
+      blocks = [params[f'block_{i}/{rest}'] for i in range(DEPTH)]
+      stacked[STACK + rest] = jax.tree.map(lambda *xs: jnp.stack(xs), *blocks)
+    elif not first.startswith('block_'):
+      stacked[path] = leaves
+  return stacked
+
+
+def norm(params, x, epsilon=1e-5):
+  return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + epsilon) * (
+      params['scale'])
+
+
+def rotated(x, place, rope_base=100.0):
+  """Rotates one head, `[K]`, as K/2 complex numbers (x_i, x_{i + K/2})."""
+  size = len(x) // 2
+  turn = np.exp(1j * place * rope_base**(-np.arange(size) / size))
+  turned = (x[:size] + 1j * x[size:]) * turn
+  return np.concatenate([turned.real, turned.imag])
+
+
+def reference(params, tokens, mask, *, heads=H, groups=G):
+  """Returns logits, maps and features, position by position, in float64.
+
+  The real tokens of a row are its positions 0, 1, 2 and so on. A position that
+  has nothing to look at takes nothing from attention.
+  """
+  params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+  table = params['embed']['embeddings']
+  kernel = params['logits']['w'] if 'logits' in params else table.T
+  out = dict(logits=[], maps=[], features=[])
+  for row, real in zip(tokens, mask):
+    places = [max(sum(real[:i + 1]) - 1, 0) for i in range(len(row))]
+    x = table[row]
+    for i in range(DEPTH):
+      at = lambda name: params[f'block_{i}/{name}']  # noqa: B023
+      y = norm(at('norm_attn'), x)
+      query, key, value = (
+          (y @ at(f'attn/{name}')['w']).reshape(len(row), count, -1)
+          for name, count in (('query', heads), ('key', groups),
+                              ('value', groups)))
+      maps = np.zeros((heads, len(row), len(row)))
+      mixed = np.zeros((len(row), heads, query.shape[-1]))
+      for head in range(heads):
+        group = head * groups // heads
+        for n in range(len(row)):
+          seen = [m for m in range(n + 1) if real[m]]
+          scores = np.array([
+              rotated(query[n, head], places[n])
+              @ rotated(key[m, group], places[m]) for m in seen])
+          weights = np.exp(scores / math.sqrt(query.shape[-1]))
+          maps[head, n, seen] = weights / weights.sum() if seen else 0
+          mixed[n, head] = maps[head, n] @ value[:, group]
+      x = x + mixed.reshape(len(row), -1) @ at('attn/output')['w']
+      y = norm(at('norm_mlp'), x)
+      gate = y @ at('mlp/gate')['w']
+      hidden = gate / (1 + np.exp(-gate)) * (y @ at('mlp/up')['w'])
+      x = x + hidden @ at('mlp/down')['w']
+      out['maps'].append(maps)
+      out['features'].append(x)
+    out['logits'].append(norm(params['norm'], x) @ kernel)
+  by_layer = lambda values: np.swapaxes(
+      np.reshape(values, (len(tokens), DEPTH, *values[0].shape)), 0, 1)
+  return (np.stack(out['logits']), by_layer(out['maps']),
+          by_layer(out['features']))
+
+
+@pytest.mark.parametrize('tied', (False, True))
+@pytest.mark.parametrize('scan', (False, True))
+def test_logits_equal_numpy(tied, scan):
+  params = random_params(tied=tied)
+  assert ('logits' in params) != tied
+  expected, _, _ = reference(params, TOKENS, MASK)
+  function = jax.jit(lambda p: logits(p, tied=tied, scan=scan))
+  found = function(stack(params) if scan else params)
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_logits_agree_in_eager_and_jit():
+  params = random_params()
+  np.testing.assert_allclose(
+      logits(params), jax.jit(logits)(params), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('heads, groups', [(4, 4), (4, 1)])
+def test_other_groups_of_heads_equal_numpy(heads, groups):
+  options = dict(heads=heads, key_value_heads=groups)
+  params = random_params(**options)
+  expected, _, _ = reference(params, TOKENS, MASK, heads=heads, groups=groups)
+  found = jax.jit(lambda p: logits(p, **options))(params)
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('scan', (False, True))
+def test_default_taps_equal_numpy(scan):
+  params = random_params()
+  _, maps, features = reference(params, TOKENS, MASK)
+  net = hk.transform(haikd.capture(
+      lambda: llama.llama(jnp.asarray(TOKENS), mask=jnp.asarray(MASK),
+                          is_training=False, scan=scan, **SMALL),
+      registry.models['llama'].taps))
+  params = stack(params) if scan else params
+  _, captured = jax.jit(lambda p: net.apply(p, None))(params)
+  assert len(captured['attention']) == len(captured['features']) == DEPTH
+  for i in range(DEPTH):
+    query_key = captured['attention'][i]
+    assert isinstance(query_key, base.QueryKey)
+    np.testing.assert_allclose(query_key.materialise(), maps[i], atol=1e-4)
+    np.testing.assert_allclose(
+        captured['features'][i], features[i], rtol=1e-4, atol=1e-4)
+
+
+def test_more_than_twelve_blocks_are_looped_over():
+  for depth, looped in ((12, False), (13, True)):
+    params = jax.eval_shape(
+        transformed(depth=depth).init, jax.random.key(0), TOKENS, MASK)
+    assert (f'{STACK}mlp/up' in params) == looped
+
+
+def test_a_later_token_changes_no_earlier_logits():
+  params, function = random_params(), jax.jit(logits)
+  before = function(params)
+  for place in range(1, 5):
+    tokens = TOKENS.copy()
+    tokens[:, place] = (tokens[:, place] + 1) % V
+    after = function(params, tokens)
+    np.testing.assert_array_equal(after[:, :place], before[:, :place])
+    assert not np.allclose(after[0, place:], before[0, place:])
+
+
+def test_what_stands_in_padding_does_not_matter():
+  params, function = random_params(), jax.jit(logits)
+  spoilt = function(params, np.where(MASK, TOKENS, V - 1 - TOKENS))
+  np.testing.assert_array_equal(spoilt[MASK], function(params)[MASK])
+
+
+def test_a_sequence_gives_the_same_wherever_it_stands():
+  """Rows 1, 2 and 3 hold three real tokens at the places 0, 2 and 1."""
+  tokens = np.zeros_like(TOKENS)
+  tokens[MASK] = np.concatenate([TOKENS[0], *[[3, 1, 4]] * 3])
+  found = jax.jit(logits)(random_params(), tokens)[1:][MASK[1:]]
+  first, *others = found.reshape(3, 3, V)
+  for other in others:
+    np.testing.assert_allclose(other, first, rtol=1e-4, atol=1e-4)
+
+
+def test_no_mask_and_a_mask_of_rows_mean_whole_rows():
+  params, function = random_params(), jax.jit(logits)
+  whole = function(params, TOKENS, np.ones((4, 5), bool))
+  np.testing.assert_array_equal(function(params, TOKENS, None), whole)
+  rows = function(params, TOKENS, np.array([True, False, True, True]))
+  real = np.array([0, 2, 3])
+  np.testing.assert_array_equal(rows[real], whole[real])
+
+
+@pytest.mark.parametrize('scan', (False, True))
+def test_rows_of_padding_give_finite_values_and_gradients(scan):
+  mask = MASK.copy()
+  mask[1:3] = False
+  params = random_params()
+  params = stack(params) if scan else params
+
+  def loss(params):
+    return jnp.sum(jnp.sin(logits(params, mask=mask, scan=scan)))
+
+  value, grads = jax.jit(jax.value_and_grad(loss))(params)
+  assert np.isfinite(value)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
+    assert np.all(np.isfinite(leaf)), path
+    assert np.any(leaf != 0), path
+
+
+def test_rotation_equals_a_value_by_hand():
+  """Base 100 and K = 4: position 3 turns (1, 0) by 3 and (0, 1) by 3/10.
+
+  (1 + 0i) e^(3i) is cos 3 + i sin 3, and (0 + 1i) e^(0.3i) is
+  -sin 0.3 + i cos 0.3; real parts come first.
+  """
+  mask = np.array([[False, True, True, True, True]])
+  head = np.broadcast_to(np.float32([1, 0, 0, 1]), (1, 5, 1, 4))
+  found = llama.rotate(head, llama.angles(mask, 4, 100.0))
+  expected = [-0.9899925, -0.2955202, 0.1411200, 0.9553365]
+  np.testing.assert_allclose(found[0, 4, 0], expected, atol=1e-6)
+  # The first real position, and padding before it, are not turned.
+  np.testing.assert_array_equal(found[0, :2, 0], head[0, :2, 0])
+
+
+@pytest.mark.parametrize('scan', (False, True))
+def test_bfloat16_follows_float32(scan):
+  """An error of 2^-8, a few times over, of the largest logit."""
+  params = random_params()
+  expected = logits(params)
+  params = stack(params) if scan else params
+  half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+  output = jax.jit(
+      transformed(scan=scan).apply)(half, None, TOKENS, MASK)
+  assert output.hidden.dtype == output.kernel.dtype == jnp.bfloat16
+  error = np.abs(output.materialise() - expected)
+  assert np.max(error) < 0.03 * np.max(np.abs(expected))
+
+
+def test_modules_return_the_dtype_of_the_embedding():
+  dtypes = {}
+
+  def interceptor(call, args, kwargs, context):
+    out = call(*args, **kwargs)
+    name = context.module.name
+    if context.method_name == '__call__' and not name.startswith('norm'):
+      dtypes[context.module.module_name] = out
+    return out
+
+  def run(params):
+    with hk.intercept_methods(interceptor):
+      return transformed().apply(params, None, TOKENS, MASK)
+
+  half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), random_params())
+  jax.eval_shape(run, half)
+  found = {leaf.dtype for name, out in dtypes.items()
+           for leaf in jax.tree.leaves(out) if leaf.dtype != bool}
+  assert len(dtypes) > 9 * DEPTH and found == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_only_training_is_random_and_only_with_dropout():
+  params = random_params()
+  for is_training, dropout in ((True, 0.5), (True, 0.0), (False, 0.5)):
+    net = transformed(is_training=is_training, dropout=dropout, scan=True)
+    apply = jax.jit(net.apply)
+    one, two = (apply(stack(params), jax.random.key(i), TOKENS, MASK).hidden
+                for i in (1, 2))
+    assert np.array_equal(one, two) != (is_training and dropout > 0)
+
+
+def test_stacked_blocks_start_out_different():
+  params = jax.jit(transformed(scan=True).init)(
+      jax.random.key(0), TOKENS, MASK)
+  kernel = params[f'{STACK}mlp/up']['w']
+  assert kernel.shape == (DEPTH, D, 10)
+  assert not np.array_equal(kernel[0], kernel[1])
+
+
+def test_hidden_units_are_eight_thirds_of_the_width():
+  """8/3 of 96 is 256, and of 97 is 258.7, which is rounded up to 320."""
+  for width, hidden in ((96, 256), (97, 320)):
+    params = jax.eval_shape(
+        transformed(width=width, hidden=None).init, jax.random.key(0), TOKENS,
+        MASK)
+    assert params['block_0/mlp/up']['w'].shape == (width, hidden)
+
+
+def test_tensor_axes_fit_the_parameters():
+  """Each glob finds parameters, and its axis is one of heads, units or so."""
+  shapes = jax.eval_shape(
+      transformed(scan=True).init, jax.random.key(0), TOKENS, MASK)
+  sizes = {'embed/embeddings': D, 'attn/query/w': H * K, 'attn/key/w': G * K,
+           'attn/value/w': G * K, 'attn/output/w': H * K, 'mlp/gate/w': 10,
+           'mlp/up/w': 10, 'mlp/down/w': 10, 'logits/w': V}
+  flat = {f'{path}/{name}': leaf.shape
+          for path, leaves in shapes.items() for name, leaf in leaves.items()}
+  axes = registry.models['llama'].tensor
+  assert set(axes) == set(sizes)
+  for glob, axis in axes.items():
+    shape, = (shape for name, shape in flat.items() if name.endswith(glob))
+    assert shape[axis] == sizes[glob]
+
+
+@pytest.mark.parametrize('options, text', [
+    (dict(num_classes=0), 'num_classes must be a positive integer'),
+    (dict(depth=0), 'models.llama: depth must be a positive .* got depth=0'),
+    (dict(width=13, head_size=None),
+     'heads must divide width; got heads=4, width=13. It divides 12 and 16'),
+    (dict(key_value_heads=3), 'key_value_heads must divide heads; got '
+     'key_value_heads=3, heads=4. It divides 3 and 6'),
+    (dict(head_size=3), 'head_size must be even, .* got head_size=3'),
+    (dict(hidden=0), 'hidden must be a positive integer; got hidden=0'),
+    (dict(dropout=1.0), 'dropout must be at least 0 .* got dropout=1.0'),
+    (dict(rope_base=0), 'rope_base must be a number above 0; got rope_base=0'),
+    (dict(epsilon=-1), 'epsilon must be a number above 0; got epsilon=-1'),
+])
+def test_options_that_cannot_be_are_refused(options, text):
+  with pytest.raises(checks.ConfigError, match=text):
+    jax.eval_shape(transformed(**options).init, jax.random.key(0), TOKENS, MASK)
+
+
+@pytest.mark.parametrize('tokens, mask, error, text', [
+    (np.ones((2, 3), np.float32), None, TypeError, 'tokens must be integers'),
+    (np.ones((2, 3, 4), int), None, ValueError, r'must be of shape \[B, N\]'),
+    (np.ones((2, 3), int), np.ones((2, 3)), TypeError, 'mask must be boolean'),
+    (np.ones((2, 3), int), np.ones((2, 4), bool), ValueError,
+     'mask must have the leading axes of tokens'),
+])
+def test_inputs_that_cannot_be_are_refused(tokens, mask, error, text):
+  with pytest.raises(error, match=text):
+    jax.eval_shape(transformed().init, jax.random.key(0), tokens, mask)
