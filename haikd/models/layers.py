@@ -21,6 +21,8 @@ ACTIVATIONS = dict(
     tanh=jnp.tanh,
 )
 
+_SCAN_ABOVE = 12  # Blocks.
+
 
 class Linear(hk.Module):
   """A linear map of the last axis; parameters as those of `hk.Linear`.
@@ -43,6 +45,16 @@ class Linear(hk.Module):
     if self.with_bias:
       outputs += hk.get_parameter('b', (self.size,), inputs.dtype, jnp.zeros)
     return outputs.reshape(*inputs.shape[:-1], self.size)
+
+
+def scans(depth: int, scan: Optional[bool]) -> bool:
+  """Returns whether a stack of so many blocks is compiled once and looped over.
+
+  Args:
+    depth: the number of blocks.
+    scan: what the user says; None for so above 12 blocks.
+  """
+  return depth > _SCAN_ABOVE if scan is None else scan
 
 
 def dropout(inputs: jax.Array, rate: float, is_training: bool) -> jax.Array:

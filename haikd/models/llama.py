@@ -12,8 +12,6 @@ from haikd import registry
 from haikd import tapping
 from haikd.models import layers
 
-_SCAN_ABOVE = 12  # Blocks; more are compiled once and looped over.
-
 Rotation = tuple[jax.Array, jax.Array]  # Cosine and sine, `[B, N, K/2]`.
 
 
@@ -244,7 +242,7 @@ def llama(tokens: jax.Array,
 
   embed = Embed(num_classes, width)
   positions = layers.dropout(embed(tokens), dropout, is_training)
-  if depth > _SCAN_ABOVE if scan is None else scan:
+  if layers.scans(depth, scan):
     stack = hk.layer_stack(depth)
     positions = stack(lambda positions: block(positions, 'block'))(positions)
   else:

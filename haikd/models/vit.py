@@ -1,6 +1,7 @@
 """A vision transformer."""
 
 from collections.abc import Callable
+from typing import Optional
 
 import haiku as hk
 import jax
@@ -129,8 +130,7 @@ def vit(inputs: jax.Array,
         activation: str = 'gelu',
         pool: str = 'token',
         dropout: float = 0.0,
-        scan: bool = False,
-        remat: bool = False) -> jax.Array:
+        scan: Optional[bool] = None) -> jax.Array:
   """A vision transformer with the norm before each branch.
 
   The defaults are DeiT-Ti. Each block is a module `block_i` with output
@@ -152,9 +152,8 @@ def vit(inputs: jax.Array,
       the mean over positions, where there is no class token.
     dropout: rate, in training, on the embedding and at the end of each branch.
     scan: whether to compile one block and loop over it. The blocks' parameters
-      are then stacked, `[depth, ...]`, under the one name `block`.
-    remat: whether to recompute each block in the backward pass, so that only
-      what passes between blocks is kept.
+      are then stacked, `[depth, ...]`, under the one name `block`. None for so
+      above 12 blocks.
 
   Returns:
     Logits, `[B, V]` in the dtype of `inputs`. Examples do not interact.
@@ -189,12 +188,11 @@ def vit(inputs: jax.Array,
 
   def block(positions, name):
     module = Block(heads, hidden, function, dropout, name)
-    call = lambda positions: module(positions, is_training)
-    return hk.remat(call)(positions) if remat else call(positions)
+    return module(positions, is_training)
 
   positions = Embed(patch_size, width, pool)(inputs)
   positions = layers.dropout(positions, dropout, is_training)
-  if scan:
+  if layers.scans(depth, scan):
     stack = hk.layer_stack(depth)
     positions = stack(lambda positions: block(positions, 'block'))(positions)
   else:

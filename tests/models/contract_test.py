@@ -30,7 +30,7 @@ MODELS = [
     ('resnet', RESNET | dict(bottleneck=True, small_images=True), True),
     ('resnet', RESNET | dict(preactivation=True), True),
     ('vit', VIT, False),
-    ('vit', VIT | dict(dropout=0.5, scan=True, remat=True), False),
+    ('vit', VIT | dict(dropout=0.5, scan=True), False),
 ]
 
 # One of each model: eager computation compiles every operation by itself.

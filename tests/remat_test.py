@@ -1,0 +1,128 @@
+"""What a network keeps for its backward pass."""
+
+import haiku as hk
+import jax
+import jax.ad_checkpoint
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from haikd import remat
+
+
+class Block(hk.Module):
+  """A linear layer and a sine, which takes more than arrays."""
+
+  def __call__(self, x, scale, kind='sin', mask=None):
+    x = hk.Linear(4)(x) * (1 if mask is None else mask)
+    return jnp.sin(scale * x) if kind == 'sin' else x
+
+
+def forward(x, policy, glob='block_*', kind='sin'):
+  with remat.rematerialised(glob, policy):
+    for i in range(3):
+      x = Block(name=f'block_{i}')(x, 2, kind=kind, mask=jnp.ones(4))
+  return x
+
+
+def saved(policy, glob='block_*'):
+  """Returns how many sines are computed for value and gradient."""
+  net = hk.without_apply_rng(
+      hk.transform(lambda x: forward(x, policy, glob)))
+  x = jnp.ones((2, 4))
+  params = net.init(jax.random.key(0), x)
+  jaxpr = jax.make_jaxpr(jax.grad(lambda p: net.apply(p, x).sum()))(params)
+  text = str(jaxpr)
+  return text.count('dot_general'), text.count('= sin ')
+
+
+def test_parameters_are_those_without_it():
+  shapes = [
+      jax.tree.map(
+          jnp.shape,
+          hk.transform(lambda x, policy=policy: forward(x, policy)).init(
+              jax.random.key(0), jnp.ones((2, 4))))
+      for policy in ('none', 'full')
+  ]
+  assert shapes[0] == shapes[1]
+
+
+def test_full_computes_products_again_and_dots_does_not():
+  # Three products forward; backward three for the kernels, two for the inputs.
+  assert saved('none') == (8, 3)
+  # The last block needs its product again for the cosine, as the others do.
+  assert saved('full')[0] == 8 + 3
+  assert saved('dots')[0] == 8
+  assert saved('gathers')[0] == 8
+
+
+def test_modules_outside_the_glob_keep_what_they_have():
+  assert saved('full', 'block_1')[0] == 8 + 1
+  assert saved('full', 'nothing') == saved('none')
+
+
+@pytest.mark.parametrize('policy', ('none', 'gathers', 'dots', 'full'))
+def test_gradient_is_the_same(policy):
+  x = jax.random.normal(jax.random.key(1), (2, 4))
+  loss = lambda policy: lambda params: jnp.sum(
+      hk.without_apply_rng(hk.transform(lambda x: forward(x, policy))).apply(
+          params, x)**2)
+  params = hk.transform(lambda x: forward(x, 'none')).init(
+      jax.random.key(0), x)
+  expected = jax.grad(loss('none'))(params)
+  jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+      jax.jit(jax.grad(loss(policy)))(params), expected)
+
+
+def test_modules_inside_one_another_are_wrapped_once(monkeypatch):
+  calls = []
+  real = hk.remat
+  monkeypatch.setattr(
+      remat.hk, 'remat',
+      lambda *args, **kwargs: calls.append(1) or real(*args, **kwargs))
+
+  class Outer(hk.Module):
+
+    def __call__(self, x):
+      return Block(name='block_inner')(x, 2)
+
+  def nested(x):
+    with remat.rematerialised('block_*', 'full'):
+      return Outer(name='block_outer')(x)
+
+  net = hk.without_apply_rng(hk.transform(nested))
+  params = net.init(jax.random.key(0), jnp.ones((2, 4)))
+  assert not calls  # Initialising needs no backward pass.
+  net.apply(params, jnp.ones((2, 4)))
+  assert len(calls) == 1
+
+
+def test_gathers_are_made_again_and_nothing_else_is():
+  mesh = jax.make_mesh((8,), ('x',), axis_types=(jax.sharding.AxisType.Auto,))
+  spec = jax.sharding.PartitionSpec('x')
+
+  class Gathering(hk.Module):
+
+    def __call__(self, x):
+      w = hk.get_parameter('w', (1, 8), init=jnp.ones)
+      w = jax.lax.all_gather(w, 'x', axis=0, tiled=True)
+      return jnp.sin(x @ w)
+
+  def count(policy):
+
+    def network(x):
+      with remat.rematerialised('block', policy):
+        return Gathering(name='block')(x)
+
+    net = hk.without_apply_rng(hk.transform(network))
+    params = {'block': {'w': jnp.ones((8, 8))}}
+    step = jax.shard_map(
+        jax.grad(lambda p, x: net.apply(p, x).sum(), argnums=(0, 1)),
+        mesh=mesh, in_specs=(spec, spec), out_specs=(spec, spec))
+    text = str(jax.make_jaxpr(step)(params, jnp.ones((16, 8))))
+    return text.count('= all_gather['), text.count('dot_general')
+
+  assert count('none') == (1, 3)
+  assert count('gathers') == (2, 3)
+  assert count('full') == (2, 4)
