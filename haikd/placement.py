@@ -202,16 +202,22 @@ def check_rules(title: str, mesh: Mesh, params: base.ArrayTree,
         "in {'mlp/up/w': -1, 'mlp/down/w': -2}.")
 
 
-def manual_axes(mesh: Mesh) -> frozenset[str]:
-  """Returns the axes that `shard_map` takes over: `tensor` is left to XLA.
+def manual_axes(mesh: Mesh) -> tuple[str, ...]:
+  """Returns the axes that `shard_map` takes over; `tensor` is left to XLA.
 
-  An axis of one device is none to leave: XLA on CPU cannot compile sums in
-  bfloat16 beside one.
+  Where `tensor` is 1, XLA is left none, since on CPU it cannot compile a sum in
+  bfloat16 beside an axis of its own; where it is not, XLA gets the other axes
+  of one device too, over which it can compile no sum at all.
 
   Args:
     mesh: the devices.
+
+  Returns:
+    Some of AXES; none where all devices are along `tensor`.
   """
-  return frozenset(AXES if mesh.shape[TENSOR] == 1 else BATCH_AXES)
+  if mesh.shape[TENSOR] == 1:
+    return AXES
+  return tuple(axis for axis in BATCH_AXES if mesh.shape[axis] > 1)
 
 
 def manual_spec(sharding: jax.sharding.NamedSharding) -> PartitionSpec:

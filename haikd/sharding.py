@@ -1,6 +1,6 @@
 """Bringing arrays onto the mesh, and the collectives that the step needs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import functools
 from typing import Any, TypeVar
 
@@ -16,7 +16,6 @@ from haikd import placement
 T = TypeVar('T')
 
 _FSDP = placement.FSDP
-_BATCH_AXES = placement.BATCH_AXES
 
 
 def replicate(mesh: jax.sharding.Mesh, tree: T) -> T:
@@ -64,9 +63,42 @@ def shard_batch(mesh: jax.sharding.Mesh, batch: base.Batch) -> base.Batch:
   return jax.tree.map(put, batch)
 
 
+def over_shards(function: Callable, mesh: jax.sharding.Mesh, in_specs: Any,
+                out_specs: Any) -> Callable:
+  """Returns a function that runs on every device, on its part of the arrays.
+
+  Args:
+    function: of the device's own arrays; `tensor` is left to XLA.
+    mesh: the devices.
+    in_specs: PartitionSpecs of the arguments, save for `tensor`.
+    out_specs: likewise of the results.
+
+  Returns:
+    A function of global arrays.
+  """
+  axes = placement.manual_axes(mesh)
+  if not axes:
+    return function
+  trim = lambda spec: jax.sharding.PartitionSpec(*(
+      tuple(a for a in entry if a in axes) if isinstance(entry, tuple) else
+      entry for entry in spec))
+  return jax.shard_map(
+      function,
+      mesh=mesh,
+      axis_names=set(axes),
+      in_specs=jax.tree.map(trim, in_specs),
+      out_specs=jax.tree.map(trim, out_specs))
+
+
+def batch_axes() -> tuple[str, ...]:
+  """Returns the axes that the batch is split over, inside `over_shards`."""
+  manual = jax.sharding.get_abstract_mesh().manual_axes
+  return tuple(axis for axis in placement.BATCH_AXES if axis in manual)
+
+
 def gather_parameter(value: jax.Array, shape: Sequence[int],
                      dtype: Any) -> jax.Array:
-  """Makes a parameter whole where it is used, inside `shard_map`.
+  """Makes a parameter whole where it is used, inside `over_shards`.
 
   It travels in the dtype that it is used in, which halves the traffic of
   bfloat16; its gradient is summed on the way back and travels in float32, for
@@ -105,7 +137,7 @@ _gather.defvjp(_gather_forward, _gather_backward)
 
 
 def vary(tree: T) -> T:
-  """Marks arrays as different on each batch shard, inside `shard_map`.
+  """Marks arrays as different on each batch shard, inside `over_shards`.
 
   A gradient with respect to what varies stays on its device. Were it taken with
   respect to the replicated array, it would be reduced in every microbatch.
@@ -119,19 +151,20 @@ def vary(tree: T) -> T:
 
   def mark(x):
     varying = jax.typeof(x).manual_axis_type.varying
-    axes = tuple(a for a in _BATCH_AXES if a not in varying)
+    axes = tuple(a for a in batch_axes() if a not in varying)
     return lax.pcast(x, axes, to='varying') if axes else x
 
   return jax.tree.map(mark, tree)
 
 
 def sum_over_batch(tree: T) -> T:
-  """Adds up over the batch shards, inside `shard_map`."""
-  return lax.psum(tree, _BATCH_AXES)
+  """Adds up over the batch shards, inside `over_shards`."""
+  axes = batch_axes()
+  return lax.psum(tree, axes) if axes else tree
 
 
 def sum_gradient(gradient: T, specs: base.ArrayTree) -> T:
-  """Adds a gradient up over the batch shards, inside `shard_map`.
+  """Adds a gradient up over the batch shards, inside `over_shards`.
 
   Args:
     gradient: of parameters that `vary`.
@@ -143,14 +176,14 @@ def sum_gradient(gradient: T, specs: base.ArrayTree) -> T:
   """
 
   def add(x, spec):
-    axes = tuple(a for a in _BATCH_AXES if a not in spec)
+    axes = tuple(a for a in batch_axes() if a not in spec)
     return lax.psum(x, axes) if axes else x
 
   return jax.tree.map(add, gradient, specs)
 
 
 def agree_over_batch(tree: T) -> T:
-  """Brings network state to one value, inside `shard_map`.
+  """Brings network state to one value, inside `over_shards`.
 
   Statistics that were computed per shard are averaged; of integers and PRNG
   keys, which are the same on all shards as a rule, the largest is taken.
@@ -161,24 +194,29 @@ def agree_over_batch(tree: T) -> T:
   Returns:
     Arrays that do not.
   """
+  axes = batch_axes()
 
   def agree(x):
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-      data = lax.pmax(jax.random.key_data(x), _BATCH_AXES)
+      data = lax.pmax(jax.random.key_data(x), axes)
       return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
     if checks.is_real(x):
-      return lax.pmean(x, _BATCH_AXES)
-    return lax.pmax(x, _BATCH_AXES)
+      return lax.pmean(x, axes)
+    return lax.pmax(x, axes)
 
-  return jax.tree.map(agree, tree)
+  return jax.tree.map(agree, tree) if axes else tree
 
 
 def gather_over_batch(tree: T) -> T:
-  """Concatenates the shards along the leading axis, inside `shard_map`."""
+  """Concatenates the shards along the leading axis, inside `over_shards`."""
+  axes = batch_axes()
+  if not axes:
+    return tree
   return jax.tree.map(
-      lambda x: lax.all_gather(x, _BATCH_AXES, axis=0, tiled=True), tree)
+      lambda x: lax.all_gather(x, axes, axis=0, tiled=True), tree)
 
 
 def shard_index() -> jax.Array:
-  """Returns the number of this batch shard, inside `shard_map`."""
-  return lax.axis_index(_BATCH_AXES)
+  """Returns the number of this batch shard, inside `over_shards`."""
+  axes = batch_axes()
+  return lax.axis_index(axes) if axes else jnp.int32(0)

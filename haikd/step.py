@@ -80,14 +80,14 @@ def build_gradient(objective: objective_lib.Objective, mesh: jax.sharding.Mesh,
     arrays all, that returns the gradient of the scaled loss with respect to
     `params`, the new state of the student, and the sums of all terms.
   """
-  context = objective_lib.Context(
-      batch_axes=placement.BATCH_AXES,
-      gather=sharding.gather_over_batch,
-      gather_parameter=_gather(mesh))
   param_specs, frozen_specs = jax.tree.map(placement.manual_spec,
                                            (params, frozen))
 
   def local(params, net_state, frozen, loss_scale, step, batch):
+    context = objective_lib.Context(
+        batch_axes=sharding.batch_axes(),
+        gather=sharding.gather_over_batch,
+        gather_parameter=_gather(mesh))
     # What varies from device to device has a gradient that stays on it.
     params, net_state = sharding.vary((params, net_state))
     parts = jax.tree.map(
@@ -134,10 +134,9 @@ def build_gradient(objective: objective_lib.Objective, mesh: jax.sharding.Mesh,
             sharding.sum_over_batch(sums))
 
   whole = placement.REPLICATED
-  return jax.shard_map(
+  return sharding.over_shards(
       local,
-      mesh=mesh,
-      axis_names=placement.manual_axes(mesh),
+      mesh,
       in_specs=(param_specs, whole, frozen_specs, whole, whole,
                 placement.BATCH_SPEC),
       out_specs=(param_specs, whole, whole))
@@ -292,9 +291,8 @@ def build_eval_step(network: network_lib.Network,
 
   specs = jax.tree.map(placement.manual_spec, (own, frozen))
   return jax.jit(
-      jax.shard_map(
+      sharding.over_shards(
           local,
-          mesh=mesh,
-          axis_names=placement.manual_axes(mesh),
+          mesh,
           in_specs=(*specs, placement.BATCH_SPEC),
           out_specs=placement.REPLICATED))

@@ -114,8 +114,8 @@ def test_everything_is_checked_before_anything_is_trained(
 
 
 @pytest.mark.parametrize('norms, match', [
-    (0, 'a surplus state/batch_norm'),
-    (2, 'no state/batch_norm'),
+    (0, 'a surplus net_state/batch_norm'),
+    (2, 'no net_state/batch_norm'),
 ])
 def test_start_must_have_the_state_of_the_student(tmp_path, monkeypatch, norms,
                                                   match):
@@ -200,9 +200,9 @@ def test_only_the_teacher_needs_an_evaluation_of_its_own(tmp_path, monkeypatch):
   built = []
   original = step.build_eval_step
 
-  def record(network, teacher, mesh):
+  def record(network, teacher, *args):
     built.append((network.title, teacher and teacher.title))
-    return original(network, teacher, mesh)
+    return original(network, teacher, *args)
 
   monkeypatch.setattr(step, 'build_eval_step', record)
   results = job.train(make_config(baseline=True), tmp_path)
