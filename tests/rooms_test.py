@@ -12,6 +12,7 @@ ROOT = pathlib.Path(haikd.__file__).parent
 # From the ground up; a room stands in the first line that it fits.
 TIERS = (
     ('base', 'checks'),
+    ('paths',),
     ('validation', 'registry', 'masking', 'tapping', 'files'),
     ('config',),
     ('losses', 'models', 'data'),
