@@ -2,12 +2,12 @@
 
 A checkpoint holds the leaves of a `TrainState` by name, so that it can be read
 in part, on any number of devices, and by a run that has another optimizer. It
-lies in `<workdir>/checkpoints/<step>` once it is complete, and in a temporary
-folder before.
+lies in `<workdir>/checkpoints/<step>` once it is complete, and before in a
+temporary folder; in a bucket it lies there from the start, and is complete with
+its `commit_success.txt`.
 """
 
 from collections.abc import Mapping
-import pathlib
 from typing import Any, Optional
 
 import jax
@@ -18,6 +18,7 @@ import haikd
 from haikd import base
 from haikd import checks
 from haikd import files
+from haikd import paths
 from haikd import stored
 
 FOLDER = 'checkpoints'
@@ -29,13 +30,13 @@ class Checkpointer:
   """Saves a run and brings it back; use it in a `with` statement.
 
   Args:
-    workdir: a local folder, or one that all processes mount. Made if it is not
-      there; what a killed run left unfinished in it is removed.
+    workdir: a folder that all processes see, made if it is not there; what a
+      killed run left unfinished in it is removed.
     keep: how many checkpoints to keep, the newest ones.
   """
 
   def __init__(self, workdir: files.Path, *, keep: int):
-    self._folder = pathlib.Path(workdir).absolute() / FOLDER
+    self._folder = paths.absolute(workdir) / FOLDER
     with stored.writing(_SAVE, self._folder):
       self._manager = ocp.CheckpointManager(
           self._folder,
@@ -236,7 +237,7 @@ def check_teacher(where: str, saved: Mapping[str, Any], identity: str) -> None:
 
 
 def _find(path):
-  path = pathlib.Path(path).absolute()
+  path = paths.absolute(path)
   return stored.find(path / FOLDER) or stored.find(path)
 
 

@@ -1,18 +1,17 @@
-"""JSON on disk that a kill at any moment leaves whole."""
+"""JSON, on disk or in a bucket, that a kill at any moment leaves whole."""
 
 from collections.abc import Mapping
 import json
 import math
-import os
-import pathlib
-from typing import Any, Union
+from typing import Any
 
 import ml_collections
 import numpy as np
 
 from haikd import checks
+from haikd import paths
 
-Path = Union[str, os.PathLike]
+Path = paths.Path
 
 
 def to_json(value: Any) -> Any:
@@ -57,19 +56,8 @@ def encode(value: Any, **options) -> str:
 
 
 def replace(path: Path, text: str) -> None:
-  """Writes a file in one piece: it has the old content or the new one.
-
-  Args:
-    path: where; its folder is there.
-    text: the new content.
-  """
-  path = pathlib.Path(path)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-  with open(temporary, 'w', encoding='utf-8') as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
+  """Writes a text, as `paths.replace` does bytes."""
+  paths.replace(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -90,7 +78,7 @@ def read_json(path: Path) -> Any:
     DataError: the file cannot be read or is not JSON.
   """
   try:
-    return json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+    return json.loads(paths.read(path))
   except (OSError, ValueError) as err:
     raise checks.DataError(
         f'files.read_json: path must hold JSON; got path={path} '
@@ -112,11 +100,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     DataError: a line before the last is not a JSON object, or the file cannot
       be read.
   """
-  path = pathlib.Path(path)
-  if not path.exists():
-    return []
   try:
-    lines = path.read_bytes().split(b'\n')
+    lines = paths.read(path).split(b'\n')
+  except FileNotFoundError:
+    return []
   except OSError as err:
     raise checks.DataError(
         f'files.read_rows: path must be readable; got path={path} '

@@ -1,6 +1,5 @@
 """The whole job: a teacher, the student alone, the student, and the table."""
 
-import pathlib
 from typing import NamedTuple
 
 import jax
@@ -12,6 +11,7 @@ from haikd import config as config_lib
 from haikd import evaluate as evaluate_lib
 from haikd import fingerprint
 from haikd import network as network_lib
+from haikd import paths
 from haikd import placement
 from haikd import program as program_lib
 from haikd import report
@@ -41,12 +41,13 @@ class _Part(NamedTuple):
   title: str
 
 
-def train(config: config_lib.ConfigDict, workdir: pathlib.Path) -> Results:
+def train(config: config_lib.ConfigDict, workdir: paths.Path) -> Results:
   """Trains what is missing, then evaluates, prints and writes the results.
 
   Args:
     config: a config made from `haikd.config.base()`.
-    workdir: holds everything of this run; a run found there goes on.
+    workdir: a folder, or gs://bucket/…, that holds everything of this run; a
+      run found there goes on.
 
   Returns:
     What `result.json` holds: by `teacher`, `student_alone` and `student` the
@@ -58,6 +59,7 @@ def train(config: config_lib.ConfigDict, workdir: pathlib.Path) -> Results:
       of them is checked before anything is trained.
     DivergedError: a loss that is not finite.
   """
+  workdir = paths.as_path(workdir)
   mesh = placement.build_mesh(config.mesh)
   student, alone, teacher = _build_parts(config, mesh)
   parts = [part for part in (teacher, alone, student) if part]
@@ -83,7 +85,7 @@ def train(config: config_lib.ConfigDict, workdir: pathlib.Path) -> Results:
   return results
 
 
-def evaluate(config: config_lib.ConfigDict, workdir: pathlib.Path) -> Results:
+def evaluate(config: config_lib.ConfigDict, workdir: paths.Path) -> Results:
   """Evaluates what a run has trained so far, without training.
 
   Args:
@@ -98,6 +100,7 @@ def evaluate(config: config_lib.ConfigDict, workdir: pathlib.Path) -> Results:
     DataError: the run has no checkpoint of its teacher, or of another than the
       student learned from, or other files that cannot be used.
   """
+  workdir = paths.as_path(workdir)
   mesh = placement.build_mesh(config.mesh)
   student = _build(config, mesh)
   workdir_lib.claim(workdir, config, free=_FREE_FIELDS, create=False)

@@ -37,6 +37,7 @@ from ml_collections.config_flags import config_path
 from haikd import checks
 from haikd import config as config_lib
 from haikd import job
+from haikd import paths
 from haikd import registry
 from haikd import repeats
 
@@ -102,7 +103,7 @@ def _define_flags():
   flags.DEFINE_string(
       'workdir',
       None,
-      'Folder of the run; runs/<config> by default.',
+      'Folder of the run, on disk or gs://bucket/…; runs/<config> by default.',
       flag_values=values)
   flags.DEFINE_enum(
       'mode', 'train', sorted(_MODES), 'What to do.', flag_values=values)
@@ -260,7 +261,7 @@ def _wants_debug(values, argv):
 
 def _workdir(values):
   if values.workdir:
-    return pathlib.Path(values.workdir)
+    return paths.as_path(values.workdir)
   path, _, variant = values.config.partition(':')
   name = pathlib.Path(path).stem
   return pathlib.Path('runs') / (f'{name}-{variant}' if variant else name)
@@ -270,6 +271,8 @@ def _quiet():
   """Keeps what the libraries tell their own developers from the user."""
   absl_logging.set_verbosity(absl_logging.ERROR)
   logging.getLogger('jax').setLevel(logging.ERROR)
+  # Its errors are raised as well.
+  logging.getLogger('gcsfs').setLevel(logging.CRITICAL)
 
 
 def _use_compilation_cache():

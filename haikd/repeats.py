@@ -1,7 +1,6 @@
 """The same job over several seeds, and how sure its result is."""
 
 import math
-import pathlib
 import statistics
 from typing import Optional
 
@@ -12,6 +11,7 @@ from haikd import config as config_lib
 from haikd import console
 from haikd import files
 from haikd import job
+from haikd import paths
 
 SUMMARY_FILE = 'summary.json'
 GAIN = 'gain'
@@ -26,7 +26,7 @@ _ROWS = (('teacher', 'teacher'), ('student_alone', 'student alone'),
 Summary = dict[str, dict[str, dict[str, float]]]
 
 
-def train(config: config_lib.ConfigDict, workdir: pathlib.Path,
+def train(config: config_lib.ConfigDict, workdir: paths.Path,
           seeds: int) -> Summary:
   """Runs a job with the seeds `config.seed`, `config.seed + 1` and so on.
 
@@ -45,6 +45,7 @@ def train(config: config_lib.ConfigDict, workdir: pathlib.Path,
   Raises:
     ConfigError, DataError, DivergedError: as `job.train`.
   """
+  workdir = paths.as_path(workdir)
   results = []
   for seed in range(config.seed, config.seed + seeds):
     own = config.copy_and_resolve_references()

@@ -1,10 +1,11 @@
 """Curves of a run, drawn from its rows."""
 
-import os
+import io
 import pathlib
 from typing import Any, Optional
 
 from haikd import files
+from haikd import paths
 
 FILE = 'curves.png'
 
@@ -22,7 +23,7 @@ _SCORES = (('accuracy', 'accuracy'),
 Rows = list[dict[str, Any]]
 
 
-def plot_run(workdir: files.Path) -> Optional[pathlib.Path]:
+def plot_run(workdir: files.Path) -> Optional[pathlib.PurePath]:
   """Draws the losses of a run and the scores of all its networks.
 
   Needs matplotlib, from `haikd[report]`; without it, one line says so.
@@ -38,7 +39,7 @@ def plot_run(workdir: files.Path) -> Optional[pathlib.Path]:
   Raises:
     DataError: a file of rows that cannot be read.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = paths.as_path(workdir)
   rows = {
       name: files.read_rows(workdir / folder / 'metrics.jsonl')
       for name, folder, _ in _RUNS
@@ -55,9 +56,9 @@ def plot_run(workdir: files.Path) -> Optional[pathlib.Path]:
   _draw_losses(losses, rows['student distilled'])
   _draw_scores(scores, rows, _teacher_score(workdir))
   path = workdir / FILE
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-  drawing.savefig(temporary, format='png')
-  os.replace(temporary, path)
+  content = io.BytesIO()
+  drawing.savefig(content, format='png')
+  paths.replace(path, content.getvalue())
   return path
 
 
@@ -109,7 +110,7 @@ def _draw_scores(axes, rows, teacher):
 def _teacher_score(workdir):
   """Returns the final scores of the teacher, if they are known."""
   path = workdir / 'result.json'
-  return files.read_json(path).get('teacher', {}) if path.exists() else {}
+  return files.read_json(path).get('teacher', {}) if paths.exists(path) else {}
 
 
 def _mark(curve):

@@ -13,8 +13,10 @@ import orbax.checkpoint as ocp
 
 from haikd import base
 from haikd import checks
+from haikd import paths
 
 STATE, METADATA = 'state', 'metadata'  # The items of a checkpoint.
+_COMMITTED = 'commit_success.txt'  # What Orbax writes last.
 
 _SHOWN = 3  # Of the differences between two trees.
 
@@ -66,27 +68,27 @@ def nest(leaves: Leaves, skip: int) -> base.ArrayTree:
   return tree
 
 
-def find(folder: pathlib.Path) -> Optional[pathlib.Path]:
+def find(folder: pathlib.PurePath) -> Optional[pathlib.PurePath]:
   """Returns the newest complete checkpoint of a folder, or that it is itself.
 
   Args:
     folder: with checkpoints in it, named by their steps, or one of them.
 
   Returns:
-    The folder of a checkpoint, or None. What is not complete has other names.
+    The folder of a checkpoint, or None.
+
+  Raises:
+    DataError: it is in a bucket that cannot be reached.
   """
-  if folder.name.isdigit() and (folder / STATE).is_dir():
+  if folder.name.isdigit() and _is_complete(folder):
     return folder
-  if not folder.is_dir():
-    return None
-  found = [
-      path for path in folder.iterdir()
-      if path.name.isdigit() and (path / STATE).is_dir()
-  ]
-  return max(found, key=lambda path: int(path.name), default=None)
+  steps = [name for name in paths.names(folder) if name.isdigit()]
+  newest_first = sorted(steps, key=int, reverse=True)
+  folders = (folder / name for name in newest_first)
+  return next(filter(_is_complete, folders), None)
 
 
-def read_shapes(where: str, folder: pathlib.Path) -> Leaves:
+def read_shapes(where: str, folder: pathlib.PurePath) -> Leaves:
   """Returns the `jax.ShapeDtypeStruct`s of a checkpoint's leaves by name."""
   with _reading(where, folder), ocp.PyTreeCheckpointer() as checkpointer:
     metadata = checkpointer.metadata(folder / STATE).item_metadata
@@ -99,7 +101,7 @@ def read_shapes(where: str, folder: pathlib.Path) -> Leaves:
 
 
 def read_leaves(where: str,
-                folder: pathlib.Path,
+                folder: pathlib.PurePath,
                 wanted: Leaves,
                 *,
                 as_numpy: bool = False) -> Leaves:
@@ -128,7 +130,7 @@ def read_leaves(where: str,
             item=wanted, restore_args=how, partial_restore=True))
 
 
-def read_extra(where: str, folder: pathlib.Path) -> dict[str, Any]:
+def read_extra(where: str, folder: pathlib.PurePath) -> dict[str, Any]:
   """Returns what was saved beside the leaves: `iterator` and `metadata`."""
   handler = ocp.JsonCheckpointHandler()
   with _reading(where, folder), ocp.Checkpointer(handler) as checkpointer:
@@ -174,8 +176,18 @@ def first(parts: list[str]) -> str:
   return ', '.join(parts[:_SHOWN]) + (f' and {more} more' if more > 0 else '')
 
 
+def _is_complete(folder):
+  """Returns whether all of a checkpoint is there, in the folder of a step.
+
+  On disk the folder gets its name when it is complete; in a bucket, where
+  nothing can be renamed, it gets one more object.
+  """
+  found = paths.names(folder)
+  return STATE in found and (not paths.is_remote(folder) or _COMMITTED in found)
+
+
 @contextlib.contextmanager
-def writing(where: str, folder: pathlib.Path):
+def writing(where: str, folder: pathlib.PurePath):
   """Makes an error inside a DataError that says what cannot be written."""
   with _quiet():
     try:

@@ -1,6 +1,5 @@
 """Training, from resuming to the last checkpoint. Reads top to bottom."""
 
-import pathlib
 import time
 from typing import NamedTuple, Optional
 
@@ -12,6 +11,7 @@ from haikd import checkpoint
 from haikd import checks
 from haikd import config as config_lib
 from haikd import evaluate
+from haikd import paths
 from haikd import program as program_lib
 from haikd import sharding
 from haikd import writer as writer_lib
@@ -44,7 +44,7 @@ class Trained(NamedTuple):
 
 def train(config: config_lib.ConfigDict, program: program_lib.Program,
           data: pipeline.Data, teacher: Optional[Teacher],
-          workdir: pathlib.Path, title: str) -> Trained:
+          workdir: paths.Path, title: str) -> Trained:
   """Trains `config.student`, or goes on where it stopped.
 
   Args:
@@ -117,6 +117,7 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
       if saving:
         if not program.is_finite(state):
           raise diverged(step, 'parameters that are not finite')
+        writer.flush()
         checkpointer.save(step, state, iterator.get_state(),
                           dict(teacher=identity, seconds=clock.seconds(),
                                config=config))

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator
 import contextlib
 import errno
-import pathlib
 
 import jax
 import ml_collections
@@ -11,6 +10,7 @@ import ml_collections
 from haikd import checkpoint
 from haikd import checks
 from haikd import files
+from haikd import paths
 from haikd import stored
 
 try:
@@ -36,7 +36,9 @@ def lock(workdir: files.Path) -> Iterator[None]:
 
   The operating system lets go of it when the process ends, however it ends.
   The first process of a run speaks for all of them. Where the filesystem has no
-  locks, nothing is locked.
+  locks, nothing is locked. Nor is a bucket, where a lock would outlive a run
+  that is killed and keep it from being started again: there it is up to you to
+  start one run at a time in a workdir. Of two, the checkpoints would be mixed.
 
   Args:
     workdir: made if it is not there.
@@ -44,13 +46,13 @@ def lock(workdir: files.Path) -> Iterator[None]:
   Raises:
     DataError: another run is at work there, or it cannot be written.
   """
-  if jax.process_index() or fcntl is None:
+  if jax.process_index() or fcntl is None or paths.is_remote(workdir):
     yield
     return
   with contextlib.ExitStack() as stack:
     with _writing(workdir):
-      pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
-      path = pathlib.Path(workdir) / LOCK_FILE
+      paths.make_folder(workdir)
+      path = paths.as_path(workdir) / LOCK_FILE
       file = stack.enter_context(open(path, 'w', encoding='utf-8'))
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -84,7 +86,7 @@ def claim(workdir: files.Path,
     ConfigError: a field of the config holds what JSON cannot.
     DataError: the workdir belongs to another config, or cannot be used.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = paths.as_path(workdir)
   path = workdir / CONFIG_FILE
   try:
     config = files.to_json(config)
@@ -92,7 +94,7 @@ def claim(workdir: files.Path,
     raise checks.ConfigError(
         f'workdir.claim: config must hold what JSON can; got '
         f'{checks.one_line(err)} Use names in place of objects.') from err
-  if path.exists() and (not create or _has_checkpoint(workdir)):
+  if paths.exists(path) and (not create or _has_checkpoint(workdir)):
     _check_owner(path, config, tuple(free))
   elif not create:
     raise checks.DataError(
@@ -100,7 +102,7 @@ def claim(workdir: files.Path,
         'Train first, or correct --workdir.')
   elif jax.process_index() == 0:
     with _writing(workdir):
-      workdir.mkdir(parents=True, exist_ok=True)
+      paths.make_folder(workdir)
       files.write_json(path, config)
 
 

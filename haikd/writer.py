@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 import os
-import pathlib
 import re
 import time
 from typing import Any, Optional
@@ -15,6 +14,7 @@ from tensorboard.summary.writer import event_file_writer
 from haikd import checks
 from haikd import console as console_lib
 from haikd import files
+from haikd import paths
 
 Metrics = Mapping[str, float]
 Results = Mapping[str, Mapping[str, Any]]
@@ -36,9 +36,13 @@ _COLUMNS = (('parameters', 'parameters', '{:,.0f}'),
 class Writer:
   """Writes metrics to everything that was opened; see `open_writer`."""
 
-  def __init__(self, rows: Optional['_Rows'], events: Optional['_Events'],
-               console: Any):
-    self._rows, self._events, self._console = rows, events, console
+  def __init__(self, staging: Optional[paths.Staging] = None,
+               console: Any = None):
+    self._staging, self._console = staging, console
+    if staging:
+      self._events = _Events(staging.folder)
+      self._sinks = (_Rows(staging.folder / METRICS_FILE), self._events,
+                     console)
 
   def __enter__(self) -> 'Writer':
     return self
@@ -55,13 +59,13 @@ class Writer:
       step: the step that training goes on from, 0 for a new run. Later rows
         and a half-written last line are dropped.
     """
-    if self._rows:
-      for sink in (self._rows, self._events, self._console):
+    if self._staging:
+      for sink in self._sinks:
         sink.truncate(step)
 
   def progress(self, step: int) -> None:
     """Moves the progress bar, if there is one; cheap enough for every step."""
-    if self._rows:
+    if self._staging:
       self._console.progress(step)
 
   def write(self, step: int, split: str, metrics: Metrics) -> None:
@@ -73,15 +77,22 @@ class Writer:
       metrics: numbers by name, such as `loss/kl` or `examples_per_second`.
     """
     metrics = {name: float(value) for name, value in metrics.items()}
-    if self._rows:
-      for sink in (self._rows, self._events, self._console):
+    if self._staging:
+      for sink in self._sinks:
         sink.write(int(step), split, metrics)
+      self._staging.flush_if_due()
+
+  def flush(self) -> None:
+    """Writes out what is pending; call it before a checkpoint is saved."""
+    if self._staging:
+      self._staging.flush()
 
   def close(self) -> None:
     """Writes out what is pending and takes the progress bar away."""
-    if self._rows:
+    if self._staging:
       self._console.close()
       self._events.close()
+      self._staging.close()
 
 
 def open_writer(workdir: files.Path,
@@ -96,10 +107,11 @@ def open_writer(workdir: files.Path,
   the metrics; a value that is not finite is one of the strings 'NaN',
   'Infinity' and '-Infinity', which `float` reads. TensorBoard's event files
   have the tags `<split>/<metric>`. The console shows a progress bar if it is a
-  terminal, else one plain line a row.
+  terminal, else one plain line a row. On disk there is each row at once, in a
+  bucket with the next upload; see `paths.Staging`.
 
   Args:
-    workdir: a local folder, made if it is not there.
+    workdir: made if it is not there.
     total_steps: length of the run.
     title: what the console calls the run.
     enabled: False on all processes but the first, which write nothing.
@@ -109,11 +121,9 @@ def open_writer(workdir: files.Path,
     A Writer.
   """
   if not enabled:
-    return Writer(None, None, None)
-  workdir = pathlib.Path(workdir)
-  workdir.mkdir(parents=True, exist_ok=True)
+    return Writer()
   return Writer(
-      _Rows(workdir / METRICS_FILE), _Events(workdir),
+      paths.Staging(workdir, known=(METRICS_FILE,)),
       console_lib.open_console(title, total_steps, console))
 
 
@@ -130,7 +140,7 @@ def write_results(workdir: files.Path,
       class) and `seconds`.
     name: of the file.
   """
-  files.write_json(pathlib.Path(workdir) / name, results)
+  files.write_json(paths.as_path(workdir) / name, results)
 
 
 def evaluation_file(split: str) -> str:

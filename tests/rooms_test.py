@@ -12,8 +12,8 @@ ROOT = pathlib.Path(haikd.__file__).parent
 # From the ground up; a room stands in the first line that it fits.
 TIERS = (
     ('base', 'checks'),
-    ('validation', 'registry', 'masking', 'tapping', 'files',
-     'names'),
+    ('paths',),
+    ('validation', 'registry', 'masking', 'tapping', 'files', 'names'),
     ('config',),
     ('losses', 'models', 'data'),
     ('capture', 'align', 'precision', 'optimizer', 'metrics', 'console',

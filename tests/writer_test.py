@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing import event_accumulator
 from haikd import checks
 from haikd import console as console_lib
 from haikd import files
+from haikd import paths
 from haikd import writer
 
 
@@ -98,7 +99,7 @@ def test_truncating_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
   def fail(*unused):
     raise OSError('disk full')
 
-  monkeypatch.setattr(files.os, 'replace', fail)
+  monkeypatch.setattr(paths.os, 'replace', fail)
   with pytest.raises(OSError, match='disk full'):
     write(tmp_path, truncate=1)
   assert [row['step'] for row in rows(tmp_path)] == [1, 2, 3]

