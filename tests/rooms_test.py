@@ -22,7 +22,7 @@ TIERS = (
     ('step',),
     ('program', 'evaluate', 'stored', 'report'),
     ('checkpoint', 'writer'),
-    ('trainer', 'workdir'),
+    ('trainer', 'workdir', 'plan'),
     ('job',),
     ('repeats',),
     ('launch',),
