@@ -20,7 +20,7 @@ class Chip(NamedTuple):
   Attributes:
     name: what it is called in `--topology`.
     flops: bfloat16 operations a second.
-    memory: bytes of high-bandwidth memory.
+    memory: bytes that a program may use.
     memory_rate: bytes a second between memory and chip.
     link_rate: bytes a second over one link to another chip, one way.
     ring: how long a side of a slice has to be a multiple of to be closed into a
@@ -38,21 +38,22 @@ class Chip(NamedTuple):
   network_rate: Optional[float]
 
 
-# TPUs: Google Cloud documentation, "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e",
-# "TPU7x", tables of key specifications (a TPU is sold with so many GiB, said as
-# GB); links, rings and network: "How to Scale Your Model", chapter "How to
-# Think About TPUs", tables "TPU specs" and below. v3: "The Design Process for
-# Google's Training Chips: TPUv2 and TPUv3", IEEE Micro 2021, table of chips.
+# TPUs: Google Cloud documentation, "TPU v5e", "TPU v5p", "TPU v6e", "TPU7x",
+# tables of key specifications; links, rings and network: "How to Scale Your
+# Model", chapter "How to Think About TPUs", tables "TPU specs" and below. v3:
+# "The Design Process for Google's Training Chips: TPUv2 and TPUv3", IEEE Micro
+# 2021, table of chips. Memory is what the compiler of libtpu 0.0.52 leaves to a
+# program, as it says itself where a step needs more. There is no v4: that
+# compiler offers its cores one by one, where JAX makes meshes of whole chips.
 # GPUs: NVIDIA data sheets "A100 Tensor Core GPU", "H100 Tensor Core GPU" (SXM,
 # dense), "H200 Tensor Core GPU"; network: "DGX A100" (eight 200 Gbit/s ports
 # for eight GPUs), "DGX H100" and "DGX H200" (eight of 400 Gbit/s).
 _CHIPS = (
-    Chip('v3', 123e12, 32 * GIB, 900e9, 82e9, 4, 3.125e9),
-    Chip('v4', 275e12, 32 * GIB, 1228e9, 45e9, 4, 6.25e9),
-    Chip('v5e', 197e12, 16 * GIB, 819e9, 45e9, 16, 3.125e9),
-    Chip('v5p', 459e12, 95 * GIB, 2765e9, 90e9, 4, 6.25e9),
-    Chip('v6e', 918e12, 32 * GIB, 1640e9, 90e9, 16, 12.5e9),
-    Chip('tpu7x', 2307e12, 192 * GIB, 7380e9, 90e9, 4, 12.5e9),
+    Chip('v3', 123e12, 30.96 * GIB, 900e9, 82e9, 4, 3.125e9),
+    Chip('v5e', 197e12, 15.75 * GIB, 819e9, 45e9, 16, 3.125e9),
+    Chip('v5p', 459e12, 95.73 * GIB, 2765e9, 90e9, 4, 6.25e9),
+    Chip('v6e', 918e12, 31.24 * GIB, 1640e9, 90e9, 16, 12.5e9),
+    Chip('tpu7x', 2307e12, 189.48 * GIB, 7380e9, 90e9, 4, 12.5e9),
     Chip('a100-40gb', 312e12, 40e9, 1555e9, 300e9, 0, 25e9),
     Chip('a100-80gb', 312e12, 80e9, 2039e9, 300e9, 0, 25e9),
     Chip('h100', 989e12, 80e9, 3350e9, 450e9, 0, 50e9),
@@ -121,6 +122,20 @@ def _wrong(name, rule, remedy='See --help.'):
       f'plan.parse_topology: --topology must {rule}; got {name!r}. {remedy}')
 
 
+def reserve(topologies: Sequence[Topology]) -> None:
+  """Makes the CPU as many devices as needed, if JAX has not begun to use it.
+
+  Args:
+    topologies: all that devices will be looked for.
+  """
+  counts = [x.shape[0] for x in topologies if x.chip == 'cpu']
+  if counts:
+    try:
+      jax.config.update('jax_num_cpu_devices', max(counts))
+    except RuntimeError:
+      pass  # There are devices already; `find_devices` says if too few.
+
+
 def find_devices(topology: Topology) -> list[Any]:
   """Returns the devices of a topology; those of TPUs can only compile.
 
@@ -137,11 +152,6 @@ def find_devices(topology: Topology) -> list[Any]:
   if topology.chip in TPUS:
     return _tpu_devices(topology)
   count = math.prod(topology.shape)
-  if topology.chip == 'cpu':
-    try:
-      jax.config.update('jax_num_cpu_devices', count)
-    except RuntimeError:
-      pass  # Devices are there already; their number is checked below.
   try:
     devices = jax.devices(topology.chip)
   except RuntimeError as err:

@@ -48,6 +48,7 @@ def plan(config: config_lib.ConfigDict,
   """
   asked = [chips.parse_topology(name) for name in topologies]
   compiling.prepare()
+  chips.reserve(asked)
   estimates, error = [], None
   for topology in asked:
     with compiling.quiet(debug):
