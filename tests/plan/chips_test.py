@@ -1,4 +1,4 @@
-"""Chips: names of topologies, devices that are here, and what half a chip is."""
+"""Chips: names of topologies, devices that are here, and half of a chip."""
 
 import types
 
