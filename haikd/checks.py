@@ -33,6 +33,11 @@ class DivergedError(ArithmeticError):
   exit_code = 4
 
 
+class DoesNotFitError(MemoryError):
+  """A step that needs more memory than a chip has; exit code 5."""
+  exit_code = 5
+
+
 def one_line(error: BaseException) -> str:
   """Returns an error's message on a single line."""
   # A KeyError shows its message as Python would write it, in quotes.

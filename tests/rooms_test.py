@@ -26,7 +26,7 @@ TIERS = (
     ('step',),
     ('program', 'evaluate', 'stored', 'report'),
     ('checkpoint', 'fingerprint', 'writer'),
-    ('trainer', 'workdir'),
+    ('trainer', 'workdir', 'plan'),
     ('job',),
     ('repeats',),
     ('launch',),

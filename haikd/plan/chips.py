@@ -1,0 +1,225 @@
+"""What chips can do, as published, and the topologies they come in."""
+
+from collections.abc import Sequence
+import importlib
+import math
+import os
+import re
+from typing import Any, NamedTuple, Optional
+
+import jax
+
+from haikd import checks
+
+GIB = 2**30
+
+
+class Chip(NamedTuple):
+  """Published peaks of a chip; None where nothing is published.
+
+  Attributes:
+    name: what it is called in `--topology`.
+    flops: bfloat16 operations a second.
+    memory: bytes that a program may use.
+    memory_rate: bytes a second between memory and chip.
+    link_rate: bytes a second over one link to another chip, one way.
+    ring: how long a side of a slice has to be a multiple of to be closed into a
+      ring, over which a chip sends both ways; 0 where a switch joins all chips.
+    network_rate: bytes a second that a chip has of the data-centre network,
+      which joins slices (or, of GPUs, hosts).
+  """
+
+  name: str
+  flops: Optional[float]
+  memory: Optional[float]
+  memory_rate: Optional[float]
+  link_rate: Optional[float]
+  ring: int
+  network_rate: Optional[float]
+
+
+# TPUs: Google Cloud documentation, "TPU v5e", "TPU v5p", "TPU v6e", "TPU7x",
+# tables of key specifications; links, rings and network: "How to Scale Your
+# Model", chapter "How to Think About TPUs", tables "TPU specs" and below. v3:
+# "The Design Process for Google's Training Chips: TPUv2 and TPUv3", IEEE Micro
+# 2021, table of chips. Memory is what the compiler of libtpu 0.0.52 leaves to a
+# program, as it says itself where a step needs more. There is no v4: that
+# compiler offers its cores one by one, where JAX makes meshes of whole chips.
+# GPUs: NVIDIA data sheets "A100 Tensor Core GPU", "H100 Tensor Core GPU" (SXM,
+# dense), "H200 Tensor Core GPU"; network: "DGX A100" (eight 200 Gbit/s ports
+# for eight GPUs), "DGX H100" and "DGX H200" (eight of 400 Gbit/s).
+_CHIPS = (
+    Chip('v3', 123e12, 30.96 * GIB, 900e9, 82e9, 4, 3.125e9),
+    Chip('v5e', 197e12, 15.75 * GIB, 819e9, 45e9, 16, 3.125e9),
+    Chip('v5p', 459e12, 95.73 * GIB, 2765e9, 90e9, 4, 6.25e9),
+    Chip('v6e', 918e12, 31.24 * GIB, 1640e9, 90e9, 16, 12.5e9),
+    Chip('tpu7x', 2307e12, 189.48 * GIB, 7380e9, 90e9, 4, 12.5e9),
+    Chip('a100-40gb', 312e12, 40e9, 1555e9, 300e9, 0, 25e9),
+    Chip('a100-80gb', 312e12, 80e9, 2039e9, 300e9, 0, 25e9),
+    Chip('h100', 989e12, 80e9, 3350e9, 450e9, 0, 50e9),
+    Chip('h200', 989e12, 141e9, 4800e9, 450e9, 0, 50e9),
+)
+CHIPS = {chip.name: chip for chip in _CHIPS}
+TPUS = tuple(chip.name for chip in _CHIPS if chip.ring)
+
+# What `device_kind` of a GPU that is here contains.
+_GPU_KINDS = (('A100', '40GB', 'a100-40gb'), ('A100', '80GB', 'a100-80gb'),
+              ('H100', '', 'h100'), ('H200', '', 'h200'))
+_FORM = re.compile(r'(?:(\d+)\*)?([a-z]\w*)(?::(\d+(?:x\d+)*))?')
+
+
+class Topology(NamedTuple):
+  """What `--topology` names. Made by `parse_topology`.
+
+  Attributes:
+    name: as it was written.
+    chip: a key of CHIPS, 'cpu' or 'gpu'.
+    shape: chips along each side of a slice; () for all that are here.
+    slices: how many slices.
+  """
+
+  name: str
+  chip: str
+  shape: tuple[int, ...]
+  slices: int
+
+
+def parse_topology(name: str) -> Topology:
+  """Reads the name of a topology.
+
+  Args:
+    name: `v5e:16x16`, `v5p:8x8x8`, `2*v5e:16x16` for two slices, `cpu:8`, or
+      `gpu` for the GPUs of this machine.
+
+  Returns:
+    A Topology.
+
+  Raises:
+    ConfigError: a name of another form, or an unknown chip.
+  """
+  match = _FORM.fullmatch(name.strip().lower())
+  if not match:
+    raise _wrong(name, 'look like v5e:16x16, 2*v5e:16x16, cpu:8 or gpu')
+  slices, chip, sides = match.groups()
+  if chip not in (*TPUS, 'cpu', 'gpu'):
+    raise _wrong(name, 'begin with a known chip',
+                 checks.suggest(chip, (*TPUS, 'cpu', 'gpu')))
+  shape = tuple(int(side) for side in (sides or '').split('x') if side)
+  number = int(slices or 1)
+  sizes = {'cpu': (1,), 'gpu': (0,), 'v5e': (2,), 'v6e': (2,), 'v3': (2,)}
+  if len(shape) not in sizes.get(chip, (3,)) or 0 in (*shape, number):
+    written = {'cpu': 'cpu:8', 'gpu': 'gpu'}.get(
+        chip, chip + (':4x4' if sizes.get(chip) else ':4x4x4'))
+    raise _wrong(name, f'give the sides of a slice of {chip}',
+                 f'Write it as {written}.')
+  if number > 1 and chip not in TPUS:
+    raise _wrong(name, 'have several slices of TPUs only')
+  return Topology(name.strip(), chip, shape, number)
+
+
+def _wrong(name, rule, remedy='See --help.'):
+  return checks.ConfigError(
+      f'plan.parse_topology: --topology must {rule}; got {name!r}. {remedy}')
+
+
+def reserve(topologies: Sequence[Topology]) -> None:
+  """Makes the CPU as many devices as needed, if JAX has not begun to use it.
+
+  Args:
+    topologies: all that devices will be looked for.
+  """
+  counts = [x.shape[0] for x in topologies if x.chip == 'cpu']
+  if counts:
+    try:
+      jax.config.update('jax_num_cpu_devices', max(counts))
+    except RuntimeError:
+      pass  # There are devices already; `find_devices` says if too few.
+
+
+def find_devices(topology: Topology) -> list[Any]:
+  """Returns the devices of a topology; those of TPUs can only compile.
+
+  Args:
+    topology: which.
+
+  Returns:
+    As many devices as the topology has.
+
+  Raises:
+    ConfigError: no compiler for TPUs is installed, it refuses the shape, or
+      there are not so many devices here.
+  """
+  if topology.chip in TPUS:
+    return _tpu_devices(topology)
+  count = math.prod(topology.shape)
+  try:
+    devices = jax.devices(topology.chip)
+  except RuntimeError as err:
+    raise checks.ConfigError(
+        f'plan.find_devices: --topology must name devices of this machine or '
+        f'TPUs; got {topology.name!r} ({checks.one_line(err)}). Plan on a '
+        'machine that has them.') from err
+  if topology.shape and len(devices) < count:
+    raise checks.ConfigError(
+        f'plan.find_devices: --topology must ask for at most {len(devices)} '
+        f'devices here; got {topology.name!r}. Set XLA_FLAGS='
+        f'--xla_force_host_platform_device_count={count}.')
+  return devices[:count] if topology.shape else devices
+
+
+def _tpu_devices(topology):
+  from jax.experimental import topologies
+  options = {'num_slices': topology.slices} if topology.slices > 1 else {}
+  sides = 'x'.join(map(str, topology.shape))
+  try:
+    importlib.import_module('libtpu')  # Else jax says it less well.
+    return list(
+        topologies.get_topology_desc(
+            platform='tpu', topology_name=f'{topology.chip}:{sides}',
+            **options).devices)
+  except ImportError as err:
+    raise checks.ConfigError(
+        'plan.find_devices: --topology must have its compiler installed; got '
+        f'{topology.name!r} without libtpu. '
+        "pip install 'haikd[plan]'.") from err
+  except Exception as err:  # The plugin raises many; it says what it knows.
+    raise checks.ConfigError(
+        'plan.find_devices: --topology must be one that the TPU compiler knows;'
+        f' got {topology.name!r} ({checks.one_line(err)}). Give the sides of a '
+        'slice that is sold.') from err
+
+
+def chip_of(topology: Topology, devices: Sequence[Any]) -> Chip:
+  """Returns what one device of a topology can do.
+
+  Args:
+    topology: which.
+    devices: its devices.
+
+  Returns:
+    The chip; of the older TPUs, whose devices are half a chip, half of it. A
+    CPU, and a GPU that is not known, have no peaks, save the memory they have.
+  """
+  if topology.chip in TPUS:
+    cores = len({device.core_on_chip for device in devices})
+    chip = CHIPS[topology.chip]
+    return chip._replace(
+        **{name: getattr(chip, name) / cores for name in
+           ('flops', 'memory', 'memory_rate', 'link_rate', 'network_rate')})
+  kind = devices[0].device_kind
+  for model, size, name in _GPU_KINDS:
+    if model in kind and size in kind:
+      return CHIPS[name]
+  return Chip(topology.chip, None, _memory_here(devices), None, None, 0, None)
+
+
+def _memory_here(devices):
+  """Returns the bytes that one device may use, or None if it is not known."""
+  if devices[0].platform != 'cpu':
+    stats = devices[0].memory_stats() or {}
+    return stats.get('bytes_limit')
+  try:
+    total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  except (ValueError, OSError):
+    return None
+  return total / len(devices)  # They share one memory.

@@ -1,0 +1,241 @@
+"""Compiles a step ahead of time and reads off what it takes."""
+
+from collections.abc import Iterator
+import contextlib
+import os
+import pathlib
+import re
+import sys
+import tempfile
+import time
+from typing import Any, NamedTuple, Optional
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+from haikd.plan import counting
+from haikd.plan import schedule as schedule_lib
+
+# Read by libtpu as it is loaded. Several may be loaded at once where they only
+# compile. It looks for a TPU's host, in vain and aloud, unless told of one.
+_LIBTPU = {
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+    'TPU_SKIP_MDS_QUERY': '1',
+    'TPU_WORKER_HOSTNAMES': 'localhost',
+    'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
+    'TPU_MIN_LOG_LEVEL': '3',
+    'TPU_STDERR_LOG_LEVEL': '3',
+    'TF_CPP_MIN_LOG_LEVEL': '3',
+}
+# What the compiler says where memory does not suffice, in its two forms.
+_SHORT = (
+    re.compile(r'Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm'),
+    re.compile(r'\(([\d.]+[KMGT]?)\) exceeds available HBM '
+               r'\(([\d.]+[KMGT]?)\)'),
+)
+
+
+class Step(NamedTuple):
+  """A training step and what it is called with, none of it on a device.
+
+  Attributes:
+    train_step: made by `jax.jit`; of `(state, frozen, batch)`.
+    state: ShapeDtypeStructs with shardings, as are the next two.
+    frozen: of the teacher, or None.
+    batch: of the whole batch.
+    mesh: the mesh of all shardings.
+  """
+
+  train_step: Any
+  state: Any
+  frozen: Any
+  batch: Any
+  mesh: jax.sharding.Mesh
+
+
+class Memory(NamedTuple):
+  """Bytes of memory on each device.
+
+  Attributes:
+    arguments: state, teacher and batch, as they lie there.
+    results: what is not written over the arguments.
+    scratch: everything that is only there during the step.
+    code: of the program.
+  """
+
+  arguments: float
+  results: float
+  scratch: float
+  code: float
+
+  def peak(self) -> float:
+    """Returns the sum."""
+    return sum(self)
+
+
+class Compiled(NamedTuple):
+  """What was learnt from compiling a step. Made by `compile_step`.
+
+  Attributes:
+    memory: None if the compiler refused for lack of it.
+    missing: by how many bytes that was; 0 if it did not refuse.
+    available: bytes that a program may use, if the compiler said so.
+    counted: work and traffic as the step asks for them.
+    schedule: collectives as compiled, or None if the text of the program could
+      not be had.
+    seconds: taken to compile.
+  """
+
+  memory: Optional[Memory]
+  missing: float
+  available: Optional[float]
+  counted: counting.Counted
+  schedule: Optional[schedule_lib.Schedule]
+  seconds: float
+
+
+def prepare() -> None:
+  """Sets what the TPU compiler reads as it is loaded; what is set stays."""
+  for name, value in _LIBTPU.items():
+    os.environ.setdefault(name, value)
+
+
+@contextlib.contextmanager
+def quiet(debug: bool = False) -> Iterator[None]:
+  """Keeps what C++ writes to standard error from the user.
+
+  Args:
+    debug: let it through.
+
+  Yields:
+    Nothing.
+  """
+  if debug:
+    yield
+    return
+  sys.stderr.flush()
+  kept = os.dup(2)
+  try:
+    with open(os.devnull, 'w') as nowhere:
+      os.dup2(nowhere.fileno(), 2)
+    yield
+  finally:
+    os.dup2(kept, 2)
+    os.close(kept)
+
+
+def compile_step(step: Step, *, debug: bool = False) -> Compiled:
+  """Compiles a step for the devices of its mesh, which need not be here.
+
+  Args:
+    step: what to compile.
+    debug: show what the compiler writes to standard error.
+
+  Returns:
+    What was learnt.
+
+  Raises:
+    Exception: whatever tracing or compiling raises, save for lack of memory.
+  """
+  began = time.monotonic()
+  traced = step.train_step.trace(step.state, step.frozen, step.batch)
+  counted = counting.count(traced.jaxpr, step.mesh.size)
+  with quiet(debug), tempfile.TemporaryDirectory() as folder:
+    platform = step.mesh.devices.flat[0].platform
+    options = {}
+    if platform == 'tpu':  # Its program cannot always be turned into text.
+      options = {'xla_dump_to': folder, 'xla_dump_hlo_as_text': True}
+    try:
+      # A program from the cache would leave no text behind.
+      with _without_cache():
+        compiled = traced.lower().compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as err:
+      used = shortage(str(err))
+      if used is None:
+        raise
+      missing, available = used
+      return Compiled(None, missing, available, counted, None,
+                      time.monotonic() - began)
+    text = _dumped(folder) if options else compiled.as_text()
+  schedule = None
+  if text is not None:
+    schedule = schedule_lib.read(text, dict(step.mesh.shape))
+  return Compiled(
+      _memory(compiled.memory_analysis()), 0.0, None, counted, schedule,
+      time.monotonic() - began)
+
+
+def shortage(message: str) -> Optional[tuple[float, float]]:
+  """Reads how much memory the compiler misses.
+
+  Args:
+    message: of its error.
+
+  Returns:
+    Bytes missing and bytes available; None if that is not what it says.
+  """
+  for form in _SHORT:
+    if match := form.search(message):
+      used, available = map(_number, match.groups())
+      return used - available, available
+  return None
+
+
+def _number(text):
+  scale = {'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}.get(text[-1], 1)
+  return float(text.rstrip('KMGT')) * scale
+
+
+def _memory(stats):
+  return Memory(
+      arguments=stats.argument_size_in_bytes,
+      results=stats.output_size_in_bytes - stats.alias_size_in_bytes,
+      scratch=stats.temp_size_in_bytes,
+      code=stats.generated_code_size_in_bytes)
+
+
+@contextlib.contextmanager
+def _without_cache():
+  before = jax.config.jax_enable_compilation_cache
+  jax.config.update('jax_enable_compilation_cache', False)
+  compilation_cache.reset_cache()  # It looks at the flag only once.
+  try:
+    yield
+  finally:
+    jax.config.update('jax_enable_compilation_cache', before)
+    compilation_cache.reset_cache()
+
+
+def _dumped(folder):
+  """Returns the text of the largest program that the compiler wrote out."""
+  files = sorted(pathlib.Path(folder).glob('*after_optimizations.txt'),
+                 key=lambda path: path.stat().st_size)
+  return files[-1].read_text(errors='replace') if files else None
+
+
+def bytes_per_device(tree: Any) -> float:
+  """Returns the bytes that a device holds of a tree.
+
+  Args:
+    tree: ShapeDtypeStructs with shardings, PRNG keys among them.
+
+  Returns:
+    The sum over its leaves, without what the compiler adds for padding.
+  """
+  total = 0
+  for leaf in jax.tree.leaves(tree):
+    shape = leaf.shape
+    if getattr(leaf, 'sharding', None) is not None:
+      shape = leaf.sharding.shard_shape(shape)
+    size = 1
+    for side in shape:
+      size *= side
+    total += size * _item_size(leaf.dtype)
+  return total
+
+
+def _item_size(dtype):
+  if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+    return jax.eval_shape(
+        jax.random.key_data, jax.ShapeDtypeStruct((), dtype)).size * 4
+  return dtype.itemsize

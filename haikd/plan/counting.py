@@ -1,0 +1,232 @@
+"""What a step computes and sends, counted in its jaxpr.
+
+The jaxpr has what the compiler's own count lacks: how often every loop runs.
+Code whose result nobody uses is removed first, as the compiler will.
+"""
+
+from collections.abc import Iterator, Mapping
+import math
+from typing import Any, NamedTuple
+
+import jax
+from jax.interpreters import partial_eval
+import numpy as np
+
+# What each primitive is called here. A name with `_start` is the same thing.
+KINDS = {
+    'all_gather': 'all-gather',
+    'all_gather_invariant': 'all-gather',
+    'all_gather_reduced': 'all-gather',
+    'reduce_scatter': 'reduce-scatter',
+    'unreduced_reduce_scatter': 'reduce-scatter',
+    'psum': 'all-reduce',
+    'psum_invariant': 'all-reduce',
+    'unreduced_psum': 'all-reduce',
+    'pmax': 'all-reduce',
+    'pmin': 'all-reduce',
+    'all_to_all': 'all-to-all',
+    'ppermute': 'collective-permute',
+}
+
+
+class Traffic(NamedTuple):
+  """Collectives of one kind over the same axes, in one step of one device.
+
+  Attributes:
+    kind: all-gather, reduce-scatter, all-reduce, all-to-all or
+      collective-permute.
+    axes: mesh axes, in the order of the mesh.
+    count: how many are run.
+    payload: bytes: of the whole array that a gather makes or a scatter takes,
+      of what the others take.
+    wire: bytes that a device sends if the collective goes round a ring of `n`;
+      see `on_the_wire`.
+  """
+
+  kind: str
+  axes: tuple[str, ...]
+  count: float
+  payload: float
+  wire: float
+
+
+class Counted(NamedTuple):
+  """What one device does in one step.
+
+  Attributes:
+    flops: of matrix products and convolutions; other operations are not
+      counted.
+    bytes: what these read and write, each operand and result once.
+    traffic: the collectives that the step itself asks for, over manual axes;
+      the compiler adds those over automatic ones.
+    open_loops: loops whose length is not known before they run; their bodies
+      are counted once.
+  """
+
+  flops: float
+  bytes: float
+  traffic: tuple[Traffic, ...]
+  open_loops: int
+
+
+def on_the_wire(kind: str, payload: float, size: int) -> float:
+  """Returns the bytes that a device sends in a collective over `size` devices.
+
+  Args:
+    kind: of the collective.
+    payload: as in Traffic.
+    size: how many devices take part.
+
+  Returns:
+    (n - 1) / n of the payload for a gather, a scatter or an exchange, twice
+    that for an all-reduce, and the payload for a permutation.
+  """
+  if kind == 'collective-permute':
+    return payload
+  return (2 if kind == 'all-reduce' else 1) * payload * (size - 1) / size
+
+
+def total(traffic: Mapping[tuple, list]) -> tuple[Traffic, ...]:
+  """Returns `{(kind, axes): [count, payload, wire]}` as a tuple of Traffic."""
+  return tuple(
+      Traffic(kind, axes, *numbers)
+      for (kind, axes), numbers in sorted(traffic.items()))
+
+
+def count(jaxpr: Any, devices: int) -> Counted:
+  """Counts what a step does.
+
+  Inside `shard_map`, shapes are local along its manual axes. Along the others
+  they are whole, and work is taken to be split evenly over these axes, as the
+  compiler does with what `tensor` splits; outside, over all devices.
+
+  Args:
+    jaxpr: of the step, a ClosedJaxpr.
+    devices: how many run it.
+
+  Returns:
+    What one of them does.
+  """
+  live, _ = partial_eval.dce_jaxpr(
+      jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars), instantiate=True)
+  counter = _Counter()
+  counter.walk(live, 1.0, _Place({}, frozenset(), devices))
+  return Counted(counter.flops, counter.bytes, total(counter.traffic),
+                 counter.open_loops)
+
+
+class _Place(NamedTuple):
+  """Where an equation stands: sizes of mesh axes, which are manual, the rest.
+
+  `split` is the number of devices that share what the shapes there describe.
+  """
+
+  sizes: Mapping[str, int]
+  manual: frozenset
+  split: int
+
+
+class _Counter:
+  """Adds up over the equations of a jaxpr."""
+
+  def __init__(self):
+    self.flops, self.bytes, self.open_loops = 0.0, 0.0, 0
+    self.traffic: dict[tuple, list] = {}
+
+  def walk(self, jaxpr, times, place):
+    """Counts `times` runs of a jaxpr."""
+    for eqn in jaxpr.eqns:
+      name = eqn.primitive.name
+      if name in ('dot_general', 'conv_general_dilated'):
+        work = _dot_flops if name == 'dot_general' else _conv_flops
+        self.flops += times * work(eqn) / place.split
+        self.bytes += times / place.split * sum(
+            _bytes(v) for v in (*eqn.invars, *eqn.outvars))
+      elif name.removesuffix('_start') in KINDS:
+        self._collective(eqn, times, place)
+      elif name == 'scan':
+        self.walk(eqn.params['jaxpr'].jaxpr, times * eqn.params['length'],
+                  place)
+      elif name == 'cond':
+        self._dearest(eqn.params['branches'], times, place)
+      elif name == 'shard_map':
+        self.walk(eqn.params['jaxpr'], times, _enter(eqn, place))
+      else:
+        self.open_loops += name == 'while'
+        for inner in _inner(eqn.params):
+          self.walk(inner, times, place)
+
+  def _dearest(self, branches, times, place):
+    """Counts the branch with most to compute, then most to send."""
+    counters = []
+    for branch in branches:
+      counter = _Counter()
+      counter.walk(branch.jaxpr, times, place)
+      counters.append(counter)
+    most = max(
+        counters,
+        key=lambda x: (x.flops, sum(n[2] for n in x.traffic.values())))
+    self.flops += most.flops
+    self.bytes += most.bytes
+    self.open_loops += most.open_loops
+    for key, numbers in most.traffic.items():
+      self._add(key, *numbers)
+
+  def _collective(self, eqn, times, place):
+    kind = KINDS[eqn.primitive.name.removesuffix('_start')]
+    names = eqn.params.get('axis_name', eqn.params.get('axes'))
+    names = names if isinstance(names, (tuple, list)) else (names,)
+    axes = tuple(name for name in place.sizes if name in names)
+    groups = eqn.params.get('axis_index_groups')
+    size = len(groups[0]) if groups else math.prod(
+        place.sizes[name] for name in axes)
+    if size == 1:
+      return
+    whole = eqn.outvars if kind == 'all-gather' else eqn.invars
+    payload = sum(_bytes(v) for v in whole) / place.split
+    self._add((kind, axes), times, times * payload,
+              times * on_the_wire(kind, payload, size))
+
+  def _add(self, key, *numbers):
+    held = self.traffic.setdefault(key, [0.0] * len(numbers))
+    held[:] = [x + y for x, y in zip(held, numbers)]
+
+
+def _enter(eqn, place):
+  """Returns the place inside a `shard_map`."""
+  sizes = dict(eqn.params['mesh'].shape)
+  manual = place.manual | eqn.params['newly_manual_axes']
+  split = math.prod(n for name, n in sizes.items() if name not in manual)
+  return _Place(sizes, manual, split)
+
+
+def _inner(params: Mapping[str, Any]) -> Iterator[Any]:
+  """Yields the jaxprs among the parameters of an equation."""
+  for value in params.values():
+    for one in value if isinstance(value, (tuple, list)) else (value,):
+      one = getattr(one, 'jaxpr', one)
+      if hasattr(one, 'eqns'):
+        yield one
+
+
+def _bytes(variable):
+  aval = variable.aval
+  if jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended):
+    return 0  # A PRNG key.
+  return math.prod(aval.shape) * np.dtype(aval.dtype).itemsize
+
+
+def _dot_flops(eqn):
+  (contracted, _), _ = eqn.params['dimension_numbers']
+  lhs = eqn.invars[0].aval.shape
+  return 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(
+      lhs[axis] for axis in contracted)
+
+
+def _conv_flops(eqn):
+  spec = eqn.params['dimension_numbers'].rhs_spec
+  kernel = eqn.invars[1].aval.shape
+  inputs = kernel[spec[1]] * math.prod(kernel[axis] for axis in spec[2:])
+  # Zeros put between inputs are not multiplied by anybody who thinks twice.
+  holes = math.prod(eqn.params['lhs_dilation'])
+  return 2 * math.prod(eqn.outvars[0].aval.shape) * inputs / holes

@@ -1,0 +1,176 @@
+"""What a training run would take on chips that are not here: `--mode=plan`."""
+
+from collections.abc import Callable, Sequence
+import pathlib
+from typing import Any, Optional
+
+from haikd import config as config_lib
+from haikd import console
+from haikd import files
+from haikd.plan import chips
+from haikd.plan import compiling
+from haikd.plan import estimate as estimate_lib
+from haikd.plan import picture
+from haikd.plan import search
+
+FILE = 'plan.json'
+
+Build = Callable[[config_lib.ConfigDict, Sequence[Any]], compiling.Step]
+
+
+def plan(config: config_lib.ConfigDict,
+         topologies: Sequence[str],
+         workdir: files.Path,
+         *,
+         build: Build,
+         compiles: int = 6,
+         debug: bool = False) -> list[estimate_lib.Estimate]:
+  """Compiles the training step for each topology and says what it takes.
+
+  Prints a table, writes `plan.json` and draws `plan.png` in the workdir.
+
+  Args:
+    config: a validated config, its plugins imported.
+    topologies: names, as `chips.parse_topology` takes them.
+    workdir: where to write; its folder is made.
+    build: makes the step of a config for some devices.
+    compiles: how many further steps to compile at most, to find the largest
+      microbatch; 0 to look for none, nor for a remedy.
+    debug: show what the compiler writes to standard error.
+
+  Returns:
+    An estimate for each topology.
+
+  Raises:
+    ConfigError: an unknown topology, or a config that cannot work on it.
+    DoesNotFitError: a step needs more memory than there is. All topologies are
+      planned, shown and written before.
+  """
+  asked = [chips.parse_topology(name) for name in topologies]
+  compiling.prepare()
+  chips.reserve(asked)
+  estimates, error = [], None
+  for topology in asked:
+    with compiling.quiet(debug):
+      devices = chips.find_devices(topology)
+    attempt = _Attempt(topology, devices, build, debug)
+    found = attempt(config)
+    if search.fits(found):
+      if compiles:
+        found = found._replace(
+            largest_microbatch=search.largest_microbatch(
+                config, found, attempt, compiles=compiles))
+    else:
+      tried = search.remedies(config, found, attempt) if compiles else []
+      error = error or search.does_not_fit(found, tried)
+    estimates.append(found)
+  _show(estimates)
+  workdir = pathlib.Path(workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
+  files.write_json(workdir / FILE, [to_json(x) for x in estimates])
+  picture.plot_plans(workdir, estimates)
+  if error:
+    raise error
+  return estimates
+
+
+class _Attempt:
+  """Compiles the steps of configs for one topology, each once."""
+
+  def __init__(self, topology, devices, build, debug):
+    self._topology, self._devices = topology, devices
+    self._chip = chips.chip_of(topology, devices)
+    self._build, self._debug = build, debug
+    self._known: dict[str, estimate_lib.Estimate] = {}
+
+  def __call__(self, config):
+    key = config.to_json_best_effort(sort_keys=True)
+    if key not in self._known:
+      step = self._build(config, self._devices)
+      print(f'{self._topology.name}: compiling, batch size '
+            f'{config.batch_size} in {config.microbatches} microbatches',
+            flush=True)
+      self._known[key] = estimate_lib.estimate(
+          self._topology.name,
+          step,
+          compiling.compile_step(step, debug=self._debug),
+          self._chip,
+          microbatches=config.microbatches)
+    return self._known[key]
+
+
+def to_json(estimate: estimate_lib.Estimate) -> dict[str, Any]:
+  """Returns an estimate as it is written to `plan.json`."""
+  return {
+      **estimate._asdict(),
+      'margin': estimate.margin(),
+      'sent': [sent._asdict() for sent in estimate.sent],
+  }
+
+
+def rows(estimates: Sequence[estimate_lib.Estimate]) -> list[list[str]]:
+  """Returns the table of some estimates, a column for each.
+
+  Args:
+    estimates: of one config.
+
+  Returns:
+    Rows of text, the first cell of each a heading.
+  """
+  table = []
+
+  def add(heading, cell):
+    cells = [cell(x) for x in estimates]
+    if any(cells):
+      table.append([heading, *(text or '-' for text in cells)])
+
+  add('chips', lambda x: f'{x.devices}')
+  add('mesh', lambda x: ' x '.join(map(str, x.mesh.values())))
+  add('batch size', lambda x: f'{x.batch_size}')
+  add('microbatch', lambda x: f'{x.microbatch}')
+  add('largest that fits',
+      lambda x: x.largest_microbatch and f'{x.largest_microbatch}')
+  for name in ('parameters', 'optimizer', 'average', 'other', 'teacher',
+               'batch'):
+    add(f'{name}, GiB', lambda x: x.state[name] and _gib(x.state[name]))
+  add('during the step, GiB',
+      lambda x: x.memory and _gib(x.memory['results'] + x.memory['scratch']))
+  add('program, GiB', lambda x: x.memory and _gib(x.memory['code']))
+  add('needed, GiB', lambda x: _gib(x.peak))
+  add('there, GiB', lambda x: x.available and _gib(x.available))
+  add('left, GiB', lambda x: _known(x.margin(), _gib))
+  add('TFLOP', lambda x: f'{x.flops / 1e12:.4g}')
+  for axes in dict.fromkeys(s.axes for x in estimates for s in x.sent):
+    sent = [next((s for s in x.sent if s.axes == axes), None)
+            for x in estimates]
+    table.append([f'sent over {axes}, GiB',
+                  *(_gib(s.bytes) if s else '-' for s in sent)])
+    table.append(['  of it hidden',
+                  *(_known(s.hidden, _percent) if s else '-' for s in sent)])
+  for name in estimate_lib.BINDING:
+    add(f'{name}, ms', lambda x: _known(x.seconds[name], _ms))
+  add('a step takes at least, ms', lambda x: _known(x.bound, _ms))
+  add('bound by', lambda x: x.binds)
+  add('with what is not hidden, ms', lambda x: _known(x.exposed, _ms))
+  add('compiled in, s', lambda x: f'{x.compile_seconds:.0f}')
+  return table
+
+
+def _show(estimates):
+  console.table(rows(estimates), ['per chip', *(x.topology for x in estimates)])
+
+
+def _known(value: Optional[float], function: Callable[[float], str]) -> str:
+  return 'not known' if value is None else function(value)
+
+
+def _gib(size):
+  return f'{size / chips.GIB:.3g}'
+
+
+def _percent(part):
+  return f'{100 * part:.0f} %'
+
+
+def _ms(seconds):
+  return f'{1e3 * seconds:.4g}'

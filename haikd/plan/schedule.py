@@ -1,0 +1,242 @@
+"""What the compiler made of a step: its collectives, and what hides them."""
+
+from collections.abc import Iterator, Mapping
+import math
+import re
+from typing import NamedTuple, Optional
+
+import numpy as np
+
+from haikd.plan import counting
+from haikd.plan import hlo
+
+_KINDS = tuple(sorted(set(counting.KINDS.values())))
+# A fusion with this name is a reduce-scatter that is written as a reduction
+# with a slice; the compiler has one routine for both together.
+_FUSED_SCATTER = 'all-reduce-scatter'
+_CHAINED = 'async_collective_fusion_config'
+_PRODUCTS = ('dot', 'convolution')
+_KERNELS = ('tpu_custom_call', '__gpu$xla', 'cublas', 'cudnn', '__onednn')
+
+
+class Collective(NamedTuple):
+  """One collective of a compiled module.
+
+  Attributes:
+    kind: as in counting.Traffic.
+    axes: mesh axes that it goes over, () if its groups could not be read.
+    times: how often one step runs it.
+    payload: bytes, as in counting.Traffic, each time.
+    wire: bytes that a device sends, each time.
+    hidden: whether matrix products run while it is under way.
+  """
+
+  kind: str
+  axes: tuple[str, ...]
+  times: float
+  payload: float
+  wire: float
+  hidden: bool
+
+
+class Schedule(NamedTuple):
+  """What a compiled module sends. Made by `read`.
+
+  Attributes:
+    collectives: every one of them.
+    open_loops: loops whose length cannot be told; they are counted once.
+  """
+
+  collectives: tuple[Collective, ...]
+  open_loops: int
+
+  def traffic(self) -> tuple[counting.Traffic, ...]:
+    """Returns the sums by kind and axes."""
+    sums: dict[tuple, list] = {}
+    for one in self.collectives:
+      held = sums.setdefault((one.kind, one.axes), [0.0, 0.0, 0.0])
+      for i, number in enumerate((1.0, one.payload, one.wire)):
+        held[i] += one.times * number
+    return counting.total(sums)
+
+  def hidden(self, axes: Optional[tuple[str, ...]] = None) -> Optional[float]:
+    """Returns the part of the bytes sent that is hidden, None without any.
+
+    Args:
+      axes: count only collectives over these; all by default.
+
+    Returns:
+      A fraction.
+    """
+    chosen = [x for x in self.collectives if axes is None or x.axes == axes]
+    sent = sum(x.times * x.wire for x in chosen)
+    if not sent:
+      return None
+    return sum(x.times * x.wire for x in chosen if x.hidden) / sent
+
+
+def read(text: str, mesh: Mapping[str, int]) -> Schedule:
+  """Reads the collectives of a compiled module.
+
+  Three forms of an asynchronous collective are known: a pair of instructions
+  that start it and wait for it; the same around a computation that holds it;
+  and a chain of fusions on TPU, of which the first starts it, the last waits,
+  and those between do other work and move it on. One is called hidden if a
+  matrix product, a kernel or a loop is scheduled between its ends.
+
+  Args:
+    text: of the module, scheduled and optimised.
+    mesh: sizes of its axes, in order; programs number devices along it.
+
+  Returns:
+    A Schedule.
+  """
+  module = hlo.parse(text)
+  reader = _Reader(module, dict(mesh))
+  found = tuple(reader.walk(module.entry, 1.0))
+  return Schedule(found, reader.open_loops)
+
+
+class _Reader:
+  """Walks the computations of a module, from where it begins."""
+
+  def __init__(self, module, mesh):
+    self._module, self._mesh = module, mesh
+    self._devices = math.prod(mesh.values())
+    self._of_interest: dict[str, bool] = {}
+    self._works: dict[str, bool] = {}
+    self.open_loops = 0
+
+  def walk(self, name: str, times: float) -> Iterator[Collective]:
+    """Yields the collectives of a computation that runs `times` times."""
+    lines = self._module.computations[name]
+    chained = set()
+    for place, line in enumerate(lines):
+      kind = line.opcode.removesuffix('-start')
+      if line.opcode == 'while':
+        yield from self._loop(line, name, times)
+      elif kind in _KINDS:
+        hidden = line.opcode != kind and self._hides(lines, place)
+        yield self._collective(kind, line, name, times, hidden)
+      elif line.opcode == 'fusion':
+        yield from self._fusion(line, lines, times, chained)
+      elif line.opcode == 'async-start':
+        for called in self._called(line):
+          for one in self.walk(called, times):
+            yield one._replace(hidden=self._hides(lines, place))
+      else:
+        for called in self._called(line):
+          yield from self.walk(called, times)
+
+  def _loop(self, line, name, times):
+    trips = hlo.trip_count(self._module, line, name)
+    if not any(map(self._has_collectives, line.called('body'))):
+      return
+    if trips is None:
+      self.open_loops += 1
+      trips = 1
+    for body in line.called('body'):
+      yield from self.walk(body, times * trips)
+
+  def _fusion(self, line, lines, times, chained):
+    """Yields what a fusion starts; `chained` has the chains seen so far."""
+    for called in self._called(line):
+      for one in self._module.computations[called]:
+        if one.opcode not in _KINDS:
+          continue
+        hidden = False
+        if _CHAINED in one.attributes:
+          channel = _channel(one)
+          if channel in chained:
+            continue  # The same one, moved on or waited for.
+          chained.add(channel)
+          hidden = self._works_along(lines, channel)
+        scatter = called.startswith(_FUSED_SCATTER) and one.opcode == (
+            'all-reduce')
+        yield self._collective('reduce-scatter' if scatter else one.opcode, one,
+                               called, times, hidden)
+
+  def _works_along(self, lines, channel):
+    """Returns whether a fusion of a chain multiplies matrices as well."""
+    for line in lines:
+      for called in line.called('calls') if line.opcode == 'fusion' else ():
+        body = self._module.computations.get(called, ())
+        if (any(x.opcode in _KINDS and _CHAINED in x.attributes and
+                _channel(x) == channel for x in body) and
+            self._has_work(called)):
+          return True
+    return False
+
+  def _hides(self, lines, start):
+    """Returns whether work is scheduled between a start and its done."""
+    names = {lines[start].name}
+    for line in lines[start + 1:]:
+      if names & set(line.operands):
+        if line.opcode.endswith('-done'):
+          return False
+        if line.opcode.endswith('-update'):
+          names.add(line.name)
+      if self._is_work(line):
+        return True
+    return False
+
+  def _is_work(self, line):
+    if line.opcode in _PRODUCTS or line.opcode == 'while':
+      return True
+    if line.opcode == 'custom-call':
+      return any(kernel in line.attributes for kernel in _KERNELS)
+    return line.opcode in ('fusion', 'call') and any(
+        map(self._has_work, line.called('calls', 'to_apply')))
+
+  def _has_work(self, name):
+    if name not in self._works:
+      self._works[name] = False
+      self._works[name] = any(
+          map(self._is_work, self._module.computations.get(name, ())))
+    return self._works[name]
+
+  def _called(self, line):
+    """Returns the computations below a line that hold collectives."""
+    if line.opcode in ('reduce', 'scatter', 'sort', 'map', 'reduce-window'):
+      return []
+    return [x for x in line.called() if self._has_collectives(x)]
+
+  def _has_collectives(self, name):
+    if name not in self._of_interest:
+      self._of_interest[name] = False
+      self._of_interest[name] = any(
+          x.opcode.removesuffix('-start') in _KINDS or
+          any(map(self._has_collectives, x.called()))
+          for x in self._module.computations.get(name, ()))
+    return self._of_interest[name]
+
+  def _collective(self, kind, line, where, times, hidden):
+    shapes = {x.name: x.shape for x in self._module.computations[where]}
+    taken = sum(hlo.size(shapes[x]) for x in line.operands if x in shapes)
+    groups = hlo.device_groups(line.attributes, self._devices)
+    if kind == 'collective-permute':
+      width, axes = 2, self._axes_of(groups, any_pair=True)
+      taken = hlo.size(shapes[line.operands[0]])
+    else:
+      width = len(groups[0]) if groups else self._devices
+      axes = self._axes_of(groups)
+    payload = taken * width if kind == 'all-gather' else taken
+    wire = counting.on_the_wire(kind, payload, width)
+    return Collective(kind, axes, times, payload, wire, hidden)
+
+  def _axes_of(self, groups, any_pair=False):
+    """Returns the axes along which the devices of a group differ."""
+    if not groups:
+      return ()
+    axes = set()
+    for group in groups if any_pair else groups[:1]:
+      places = np.array(
+          np.unravel_index(np.array(group), tuple(self._mesh.values())))
+      differ = (places != places[:, :1]).any(axis=1)
+      axes |= {name for name, yes in zip(self._mesh, differ) if yes}
+    return tuple(name for name in self._mesh if name in axes)
+
+
+def _channel(line):
+  match = re.search(r'channel_id=(\d+)', line.attributes)
+  return match[1] if match else line.name

@@ -1,0 +1,92 @@
+"""Search: the largest that fits, and what helps where nothing does."""
+
+import pytest
+
+from haikd import checks
+from haikd import config as config_lib
+from haikd.plan import chips
+from haikd.plan import estimate as estimate_lib
+from haikd.plan import search
+
+
+def make(peak, available=100.0, **fields):
+  values = dict.fromkeys(estimate_lib.Estimate._fields)
+  values.update(topology='v5e:4x4', mesh=dict(replica=1, fsdp=16, tensor=1),
+                batch_size=64, microbatch=4, peak=peak, available=available)
+  return estimate_lib.Estimate(**{**values, **fields})
+
+
+@pytest.mark.parametrize('limit', [1, 2, 3, 4, 5, 7, 8, 13, 31])
+def test_largest_is_found(limit):
+  assert search.largest(lambda n: n <= limit, 1, compiles=20) == limit
+
+
+def test_compiles_are_bounded():
+  asked = []
+  found = search.largest(lambda n: asked.append(n) or True, 3, compiles=4)
+  assert (asked, found) == ([6, 12, 24, 48], 48)
+
+
+def test_microbatch_grows_with_the_batch_and_nothing_else():
+  config = config_lib.base()
+  config.batch_size, config.microbatches = 128, 2
+  seen = []
+
+  def attempt(changed):  # 16 shards; a byte for every example at a time.
+    seen.append((changed.batch_size, changed.microbatches))
+    return make(changed.batch_size / 32, available=10.0)
+
+  found = search.largest_microbatch(
+      config, make(4.0, available=10.0, batch_size=128), attempt)
+  assert found == 10
+  assert seen == [(256, 2), (512, 2), (384, 2), (320, 2), (352, 2)]
+  assert config.batch_size == 128
+
+
+def test_no_limit_no_search():
+  assert search.largest_microbatch(
+      config_lib.base(), make(4.0, available=None), None) is None
+
+
+def test_remedies_are_tried_one_at_a_time_and_sorted():
+  config = config_lib.base()
+  config.teacher.precision = 'bfloat16'
+
+  def attempt(changed):
+    if changed.microbatches > 1:
+      raise checks.ConfigError('the batch is too small')
+    return make(90 if changed.student.remat == 'full' else 95)
+
+  tried = search.remedies(config, make(120, mesh=dict(
+      replica=2, fsdp=8, tensor=1)), attempt)
+  assert [(x.flags, x.estimate.peak) for x in tried] == [
+      ('--config.student.remat=full', 90),
+      ('--config.mesh.replica=1 --config.mesh.fsdp=-1', 95),
+      ('--config.student.precision=bfloat16', 95)]
+  assert config.student.remat is None
+
+
+def test_microbatches_go_down_to_one_example():
+  config = config_lib.base()
+  config.microbatches = 2
+  tried = search.remedies(config, make(120), lambda _: make(100))
+  assert '--config.microbatches=8' in [x.flags for x in tried]
+
+
+GIB = chips.GIB
+
+
+@pytest.mark.parametrize('peaks, match', [
+    ((80, 90), r'5\.00 GiB missing\. --a=1 fits with 20\.00 GiB left\.$'),
+    ((102, 103), r'--a=1 helps most, and still misses 2\.00 GiB\. Add chips, '
+                 r'or several of: --a=2\.$'),
+    ((), r'v5e:4x4: 105\.00 GiB needed, 100\.00 GiB there, 5\.00 GiB missing\. '
+         r'Add chips\.$'),
+])
+def test_error_says_by_how_much_and_what_helps(peaks, match):
+  tried = [search.Remedy(f'--a={i}', make(peak * GIB, 100 * GIB))
+           for i, peak in enumerate(peaks, start=1)]
+  error = search.does_not_fit(make(105 * GIB, 100 * GIB), tried)
+  assert isinstance(error, checks.DoesNotFitError) and error.exit_code == 5
+  with pytest.raises(checks.DoesNotFitError, match=match):
+    raise error
