@@ -94,10 +94,16 @@ class Compiled(NamedTuple):
   seconds: float
 
 
-def prepare() -> None:
-  """Sets what the TPU compiler reads as it is loaded; what is set stays."""
+def prepare(*, platform: str = 'cpu') -> None:
+  """Sets what the TPU compiler reads as it is loaded; what is set stays.
+
+  Args:
+    platform: what JAX itself may use meanwhile. A TPU that is here is left
+      alone: what is set would mislead it about its host.
+  """
   for name, value in _LIBTPU.items():
     os.environ.setdefault(name, value)
+  jax.config.update('jax_platforms', platform)
 
 
 @contextlib.contextmanager

@@ -125,6 +125,16 @@ def test_without_peaks_there_are_no_bounds():
   assert found.seconds['network'] == 0.0
 
 
+@pytest.mark.parametrize('asked, made, known', [
+    (0, 2, 2), (3, 2, 3), (1, None, 1)])
+def test_loops_of_unknown_length_are_told(asked, made, known):
+  counted = counting.Counted(1.0, 1.0, (), asked)
+  made = None if made is None else schedule.Schedule((), made)
+  found = estimate_lib.estimate(
+      't', make_step(), compiled(schedule=made, counted=counted), CHIP)
+  assert found.open_loops == known
+
+
 def slices(sides, number=1):
   """Returns fake devices `[number, *sides]` with coordinates."""
   devices = np.empty((number, *sides), object)
