@@ -168,6 +168,14 @@ def test_rate_of_a_ring(devices, shape, axes, over, rate):
   assert estimate_lib.rate_over(mesh, axes, CHIP) == (over, rate)
 
 
+@pytest.mark.parametrize('shape, between', [
+    ((2, 32, 1), ('replica',)), ((4, 16, 1), ('replica',)),
+    ((1, 64, 1), ('fsdp',))])
+def test_axes_between_slices(shape, between):
+  mesh = mesh_of(slices((4, 8), 2), *shape)
+  assert compiling.between_slices(mesh) == between
+
+
 def test_gpus_of_one_host_use_links_and_others_the_network():
   devices = np.array([
       types.SimpleNamespace(process_index=i // 8) for i in range(16)])
