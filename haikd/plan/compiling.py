@@ -94,10 +94,16 @@ class Compiled(NamedTuple):
   seconds: float
 
 
-def prepare() -> None:
-  """Sets what the TPU compiler reads as it is loaded; what is set stays."""
+def prepare(*, platform: str = 'cpu') -> None:
+  """Sets what the TPU compiler reads as it is loaded; what is set stays.
+
+  Args:
+    platform: what JAX itself may use meanwhile. A TPU that is here is left
+      alone: what is set would mislead it about its host.
+  """
   for name, value in _LIBTPU.items():
     os.environ.setdefault(name, value)
+  jax.config.update('jax_platforms', platform)
 
 
 @contextlib.contextmanager
@@ -159,10 +165,24 @@ def compile_step(step: Step, *, debug: bool = False) -> Compiled:
     text = _dumped(folder) if options else compiled.as_text()
   schedule = None
   if text is not None:
-    schedule = schedule_lib.read(text, dict(step.mesh.shape))
+    schedule = schedule_lib.read(
+        text, dict(step.mesh.shape), between_slices(step.mesh))
   return Compiled(
       _memory(compiled.memory_analysis()), 0.0, None, counted, schedule,
       time.monotonic() - began)
+
+
+def between_slices(mesh: jax.sharding.Mesh) -> tuple[str, ...]:
+  """Returns the axes of a mesh that lead from one slice of TPUs to another."""
+  first = mesh.devices.flat[0]
+  axes = []
+  for place, name in enumerate(mesh.axis_names):
+    index = [0] * mesh.devices.ndim
+    index[place] = slice(None)
+    if any(getattr(device, 'slice_index', 0) != getattr(
+        first, 'slice_index', 0) for device in mesh.devices[tuple(index)]):
+      axes.append(name)
+  return tuple(axes)
 
 
 def shortage(message: str) -> Optional[tuple[float, float]]:

@@ -59,6 +59,8 @@ class Estimate(NamedTuple):
     binds: which that is.
     exposed: a bound that also adds what is sent while nothing is multiplied;
       None if that is not known.
+    open_loops: loops whose length is not known: what is in them counts once,
+      and all sums are too small.
     compile_seconds: what compiling took.
     largest_microbatch: that fits, or None if it was not looked for.
   """
@@ -79,6 +81,7 @@ class Estimate(NamedTuple):
   bound: Optional[float]
   binds: Optional[str]
   exposed: Optional[float]
+  open_loops: int
   compile_seconds: float
   largest_microbatch: Optional[int] = None
 
@@ -144,6 +147,8 @@ def estimate(topology: str, step: compiling.Step, compiled: compiling.Compiled,
       bound=bound,
       binds=binds,
       exposed=exposed,
+      open_loops=max(compiled.counted.open_loops,
+                     compiled.schedule.open_loops if compiled.schedule else 0),
       compile_seconds=compiled.seconds)
 
 

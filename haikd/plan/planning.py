@@ -47,7 +47,8 @@ def plan(config: config_lib.ConfigDict,
       planned, shown and written before.
   """
   asked = [chips.parse_topology(name) for name in topologies]
-  compiling.prepare()
+  on_gpu = any(topology.chip == 'gpu' for topology in asked)
+  compiling.prepare(platform='cuda,cpu' if on_gpu else 'cpu')
   chips.reserve(asked)
   estimates, error = [], None
   for topology in asked:
@@ -139,6 +140,7 @@ def rows(estimates: Sequence[estimate_lib.Estimate]) -> list[list[str]]:
   add('needed, GiB', lambda x: _gib(x.peak))
   add('there, GiB', lambda x: x.available and _gib(x.available))
   add('left, GiB', lambda x: _known(x.margin(), _gib))
+  add('loops of unknown length', lambda x: x.open_loops and f'{x.open_loops}')
   add('TFLOP', lambda x: f'{x.flops / 1e12:.4g}')
   for axes in dict.fromkeys(s.axes for x in estimates for s in x.sent):
     sent = [next((s for s in x.sent if s.axes == axes), None)

@@ -15,6 +15,8 @@ _KINDS = tuple(sorted(set(counting.KINDS.values())))
 # with a slice; the compiler has one routine for both together.
 _FUSED_SCATTER = 'all-reduce-scatter'
 _CHAINED = 'async_collective_fusion_config'
+_SENT = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+_MEETING = re.compile(r'_xla_host_transfer_rendezvous="([^"]*)"')
 _PRODUCTS = ('dot', 'convolution')
 _KERNELS = ('tpu_custom_call', '__gpu$xla', 'cublas', 'cudnn', '__onednn')
 
@@ -75,24 +77,28 @@ class Schedule(NamedTuple):
     return sum(x.times * x.wire for x in chosen if x.hidden) / sent
 
 
-def read(text: str, mesh: Mapping[str, int]) -> Schedule:
+def read(text: str, mesh: Mapping[str, int],
+         between: tuple[str, ...] = ()) -> Schedule:
   """Reads the collectives of a compiled module.
 
   Three forms of an asynchronous collective are known: a pair of instructions
   that start it and wait for it; the same around a computation that holds it;
   and a chain of fusions on TPU, of which the first starts it, the last waits,
   and those between do other work and move it on. One is called hidden if a
-  matrix product, a kernel or a loop is scheduled between its ends.
+  matrix product, a kernel or a loop is scheduled between its ends. Between
+  slices of TPUs, what is sent goes through the hosts, as a pair of `send` and
+  `recv` that says what it is part of.
 
   Args:
     text: of the module, scheduled and optimised.
     mesh: sizes of its axes, in order; programs number devices along it.
+    between: the axes that lead from slice to slice.
 
   Returns:
     A Schedule.
   """
   module = hlo.parse(text)
-  reader = _Reader(module, dict(mesh))
+  reader = _Reader(module, dict(mesh), between)
   found = tuple(reader.walk(module.entry, 1.0))
   return Schedule(found, reader.open_loops)
 
@@ -100,8 +106,8 @@ def read(text: str, mesh: Mapping[str, int]) -> Schedule:
 class _Reader:
   """Walks the computations of a module, from where it begins."""
 
-  def __init__(self, module, mesh):
-    self._module, self._mesh = module, mesh
+  def __init__(self, module, mesh, between):
+    self._module, self._mesh, self._between = module, mesh, between
     self._devices = math.prod(mesh.values())
     self._of_interest: dict[str, bool] = {}
     self._works: dict[str, bool] = {}
@@ -118,6 +124,8 @@ class _Reader:
       elif kind in _KINDS:
         hidden = line.opcode != kind and self._hides(lines, place)
         yield self._collective(kind, line, name, times, hidden)
+      elif _SENT.search(line.attributes) and line.opcode == 'send':
+        yield self._through_hosts(lines, place, times)
       elif line.opcode == 'fusion':
         yield from self._fusion(line, lines, times, chained)
       elif line.opcode == 'async-start':
@@ -155,6 +163,25 @@ class _Reader:
             'all-reduce')
         yield self._collective('reduce-scatter' if scatter else one.opcode, one,
                                called, times, hidden)
+
+  def _through_hosts(self, lines, place, times):
+    """Returns what a `send` to other slices is part of."""
+    sent = lines[place]
+    kind = _SENT.search(sent.attributes)[1].lower().replace('_', '-')
+    kind = kind if kind in _KINDS else 'collective-permute'
+    meeting = _MEETING.search(sent.attributes)[1]
+    ours = {x.name for x in lines if x.opcode == 'recv' and
+            f'rendezvous="{meeting}"' in x.attributes}
+    hidden = False
+    for line in lines[place + 1:]:
+      if line.opcode == 'recv-done' and ours & set(line.operands):
+        break
+      hidden = hidden or self._is_work(line)
+    width = math.prod(self._mesh[name] for name in self._between)
+    payload = hlo.size(sent.shape) - 4  # Without the word that goes along.
+    payload *= width if kind == 'all-gather' else 1
+    wire = counting.on_the_wire(kind, payload, max(width, 1))
+    return Collective(kind, self._between, times, payload, wire, hidden)
 
   def _works_along(self, lines, channel):
     """Returns whether a fusion of a chain multiplies matrices as well."""
@@ -206,6 +233,7 @@ class _Reader:
       self._of_interest[name] = False
       self._of_interest[name] = any(
           x.opcode.removesuffix('-start') in _KINDS or
+          _SENT.search(x.attributes) or
           any(map(self._has_collectives, x.called()))
           for x in self._module.computations.get(name, ()))
     return self._of_interest[name]

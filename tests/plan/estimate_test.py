@@ -125,6 +125,16 @@ def test_without_peaks_there_are_no_bounds():
   assert found.seconds['network'] == 0.0
 
 
+@pytest.mark.parametrize('asked, made, known', [
+    (0, 2, 2), (3, 2, 3), (1, None, 1)])
+def test_loops_of_unknown_length_are_told(asked, made, known):
+  counted = counting.Counted(1.0, 1.0, (), asked)
+  made = None if made is None else schedule.Schedule((), made)
+  found = estimate_lib.estimate(
+      't', make_step(), compiled(schedule=made, counted=counted), CHIP)
+  assert found.open_loops == known
+
+
 def slices(sides, number=1):
   """Returns fake devices `[number, *sides]` with coordinates."""
   devices = np.empty((number, *sides), object)
@@ -156,6 +166,14 @@ def mesh_of(devices, *shape):
 def test_rate_of_a_ring(devices, shape, axes, over, rate):
   mesh = mesh_of(devices, *shape)
   assert estimate_lib.rate_over(mesh, axes, CHIP) == (over, rate)
+
+
+@pytest.mark.parametrize('shape, between', [
+    ((2, 32, 1), ('replica',)), ((4, 16, 1), ('replica',)),
+    ((1, 64, 1), ('fsdp',))])
+def test_axes_between_slices(shape, between):
+  mesh = mesh_of(slices((4, 8), 2), *shape)
+  assert compiling.between_slices(mesh) == between
 
 
 def test_gpus_of_one_host_use_links_and_others_the_network():

@@ -151,6 +151,24 @@ def test_permutation_sends_what_it_holds():
       'collective-permute', ('fsdp',), 1, SHARD, SHARD, True)
 
 
+@pytest.mark.parametrize('lines, hidden', [((PRODUCT,), True), ((), False)])
+def test_what_goes_through_hosts_is_read(lines, hidden):
+  attributes = ('channel_id=4, is_host_transfer=true, frontend_attributes={'
+                '_xla_host_transfer_rendezvous="psum_0",'
+                '_xla_megascale_transfer_type="ALL_REDUCE"}')
+  text = entry(
+      '%t = token[] after-all()',
+      f'%s = (f32[2,5]{{1,0}}, u32[], token[]) send(%x, %t), {attributes}',
+      f'%r = (f32[2,5]{{1,0}}, u32[], token[]) recv(%t), {attributes}',
+      *lines,
+      '%e = (f32[2,5]{1,0}, token[]) recv-done(%r), channel_id=4',
+      PRODUCT.replace('%m', '%n'))
+  found = schedule.read(text, MESH, between=('replica',))
+  # Two slices: each sends half, and then the sum of the other half.
+  assert found.collectives == (
+      ('all-reduce', ('replica',), 1, SHARD, SHARD, hidden),)
+
+
 LOOP = """
     %body (t: (s32[], f32[2,5])) -> (s32[], f32[2,5]) {{
       %t = (s32[], f32[2,5]{{1,0}}) parameter(0)
