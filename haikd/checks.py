@@ -41,6 +41,11 @@ def one_line(error: BaseException) -> str:
   return ' '.join(message.split()) or type(error).__name__
 
 
+def describe(error: BaseException) -> str:
+  """Returns an error's type and message on a single line, no full stop."""
+  return f'{type(error).__name__}: {one_line(error)}'.rstrip('.')
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
   """Returns a remedy for an unknown name: the closest one, and all there are.
 

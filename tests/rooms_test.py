@@ -14,7 +14,7 @@ TIERS = (
     ('base', 'checks'),
     ('validation', 'registry', 'masking', 'tapping', 'files'),
     ('config',),
-    ('losses', 'models', 'data'),
+    ('losses', 'models', 'data', 'config_file'),
     ('capture', 'align', 'precision', 'optimizer', 'metrics', 'console'),
     ('network', 'terms'),
     ('pairing', 'sharding'),
