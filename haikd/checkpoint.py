@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 import haikd
 from haikd import base
 from haikd import checks
+from haikd import distributed
 from haikd import files
 from haikd import stored
 
@@ -46,8 +47,10 @@ class Checkpointer:
   def __enter__(self) -> 'Checkpointer':
     return self
 
-  def __exit__(self, *unused) -> None:
-    self.close()
+  def __exit__(self, kind, *unused) -> None:
+    # Closing waits for all processes; after an error not all may come.
+    if kind is None or not distributed.is_many():
+      self.close()
 
   def save(self, step: int, state: base.TrainState,
            iterator_state: Mapping[str, Any],
@@ -93,7 +96,7 @@ class Checkpointer:
       DataError: the checkpoint is of another network or optimizer, or it
         cannot be read.
     """
-    folder = stored.find(self._folder)
+    folder = _agree(lambda: stored.find(self._folder))
     if folder is None:
       return None
     wanted = stored.flatten(abstract_state)
@@ -258,7 +261,18 @@ def tree_hash(tree: base.ArrayTree) -> str:
 
 def _find(path):
   path = pathlib.Path(path).absolute()
-  return stored.find(path / FOLDER) or stored.find(path)
+  return _agree(lambda: stored.find(path / FOLDER) or stored.find(path))
+
+
+def _agree(find):
+  """Returns the folder that process 0 finds, or None."""
+
+  def search():
+    folder = find()
+    return folder and str(folder)
+
+  found = distributed.first(search)
+  return found and pathlib.Path(found)
 
 
 def _newest(where, path):

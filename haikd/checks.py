@@ -33,6 +33,16 @@ class DivergedError(ArithmeticError):
   exit_code = 4
 
 
+class LostProcessError(RuntimeError):
+  """Another process of the run that failed, is dead or hangs; exit code 6."""
+  exit_code = 6
+
+
+class StoppedError(RuntimeError):
+  """A run that SIGTERM has stopped, and that is saved; exit code 143."""
+  exit_code = 143
+
+
 def one_line(error: BaseException) -> str:
   """Returns an error's message on a single line."""
   # A KeyError shows its message as Python would write it, in quotes.

@@ -57,6 +57,7 @@ def train(config: config_lib.ConfigDict, workdir: pathlib.Path) -> Results:
     DataError: data, checkpoint or file that cannot be used. What can be known
       of them is checked before anything is trained.
     DivergedError: a loss that is not finite.
+    StoppedError: SIGTERM has come, and training was saved.
   """
   mesh = sharding.build_mesh()
   student, alone, teacher = _build_parts(config, mesh)

@@ -12,9 +12,14 @@ with `--config.some.field=value`, also one that an open field such as
 the file for a variant. A run that was interrupted goes on when it is started
 again.
 
+Many processes work as one run: on a TPU pod, GKE, Slurm and under Open MPI they
+find one another, elsewhere give each of them --coordinator=host:port
+--num_processes=N --process_id=I. The workdir must be a folder they share.
+
 Exit codes: 0 done; 1 a defect, or something unforeseen in your own code; 2
 wrong config, flag or plugin; 3 data, checkpoint or file that cannot be used; 4
-training diverged; 130 interrupted.
+training diverged; 6 another process of the run failed, is dead or hangs; 130
+interrupted; 143 stopped by SIGTERM and saved, so that a new start goes on.
 """
 
 import logging
@@ -31,10 +36,13 @@ import jax
 from haikd import checks
 from haikd import config as config_lib
 from haikd import config_file
+from haikd import distributed
 from haikd import job
 from haikd import registry
 from haikd import repeats
 
+_FORESEEN = (checks.ConfigError, checks.DataError, checks.DivergedError,
+             checks.LostProcessError)
 _MODES = {'train': job.train, 'eval': job.evaluate}
 
 
@@ -58,6 +66,8 @@ def main(argv: Optional[list[str]] = None) -> int:
       raise checks.ConfigError(
           f'launch.main: --seeds must be left out with --mode={values.mode}; '
           f'got --seeds={values.seeds}. Give the --workdir of one seed.')
+    distributed.initialize(values.coordinator, values.num_processes,
+                           values.process_id)
     config = config_file.load(values.config)
     config_file.override(config, overrides, known=tuple(values))
     _quiet()
@@ -68,23 +78,37 @@ def main(argv: Optional[list[str]] = None) -> int:
       repeats.train(config, _workdir(values), values.seeds)
     else:
       _MODES[values.mode](config, _workdir(values))
+    distributed.finish()
     return 0
-  except (checks.ConfigError, checks.DataError, checks.DivergedError) as err:
-    if _wants_debug(values, argv):
-      traceback.print_exc()
-    print(f'haikd: {checks.one_line(err)}', file=sys.stderr)
+  except checks.StoppedError as err:
+    distributed.finish()  # All processes stop at the same step.
+    print(f'haikd{distributed.label()}: {err}', file=sys.stderr)
     return err.exit_code
-  except KeyboardInterrupt:
-    print('haikd: interrupted; start it again to go on from the newest '
-          'checkpoint.', file=sys.stderr)
-    return 130
-  except Exception as err:  # Nobody foresaw it: still one line.
+  except (Exception, KeyboardInterrupt) as err:
+    # All has been foreseen but the last kind, and that still is one line.
     if _wants_debug(values, argv):
       traceback.print_exc()
-    else:
-      print(f'haikd: {checks.describe(err)}; run with --debug for the '
-            'traceback', file=sys.stderr)
-    return 1
+    err = distributed.explain(err)
+    print(f'haikd{distributed.label()}: {_line(err)}', file=sys.stderr)
+    code = _exit_code(err)
+    if distributed.is_many():
+      distributed.leave(code, checks.describe(err))
+    return code
+
+
+def _line(err):
+  """Returns what the user is told of an error."""
+  if isinstance(err, _FORESEEN):
+    return checks.one_line(err)
+  if isinstance(err, KeyboardInterrupt):
+    return 'interrupted; start it again to go on from the newest checkpoint.'
+  return f'{checks.describe(err)}; run with --debug for the traceback'
+
+
+def _exit_code(err):
+  if isinstance(err, _FORESEEN):
+    return err.exit_code
+  return 130 if isinstance(err, KeyboardInterrupt) else 1
 
 
 def _define_flags():
@@ -107,6 +131,23 @@ def _define_flags():
       'Train so many times, with seeds from config.seed on, and print means '
       'with 95 % intervals.',
       lower_bound=1,
+      flag_values=values)
+  flags.DEFINE_string(
+      'coordinator',
+      None,
+      'Of many processes: host:port of process 0.',
+      flag_values=values)
+  flags.DEFINE_integer(
+      'num_processes',
+      None,
+      'How many processes there are; 1 to look for no others.',
+      lower_bound=1,
+      flag_values=values)
+  flags.DEFINE_integer(
+      'process_id',
+      None,
+      'Which of them this is, from 0.',
+      lower_bound=0,
       flag_values=values)
   flags.DEFINE_bool(
       'debug', False, 'Show the traceback of an error.', flag_values=values)

@@ -11,6 +11,7 @@ from haikd import base
 from haikd import checkpoint
 from haikd import checks
 from haikd import config as config_lib
+from haikd import distributed
 from haikd import evaluate
 from haikd import program as program_lib
 from haikd import sharding
@@ -61,6 +62,7 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
   Raises:
     DataError: data or files that cannot be used.
     DivergedError: the loss is not finite.
+    StoppedError: SIGTERM has come, and the step it came in is saved.
   """
   frozen = teacher.frozen if teacher else None
   identity = teacher.identity if teacher else ''
@@ -102,7 +104,8 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
       if pending:
         log(*pending)
         pending = None
-      saving = _due(step, config.checkpoint_every, config.steps)
+      stopping = distributed.stop_requested()
+      saving = stopping or _due(step, config.checkpoint_every, config.steps)
       evaluating = _due(step, _evaluation_interval(config), config.steps)
       if saving or evaluating:
         log(step, metrics)
@@ -122,6 +125,11 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
                                config=config))
       if saving or evaluating:
         clock.mark(step)
+      if stopping:
+        checkpointer.wait()
+        raise checks.StoppedError(
+            f'trainer.train: stopped by SIGTERM at step {step} of {title}, '
+            'which is saved. Start it again to go on.')
   if first < config.steps:
     seconds = clock.seconds()
   return Trained(program_lib.trained_network(state), seconds)

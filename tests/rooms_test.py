@@ -12,8 +12,9 @@ ROOT = pathlib.Path(haikd.__file__).parent
 # From the ground up; a room stands in the first line that it fits.
 TIERS = (
     ('base', 'checks'),
-    ('validation', 'registry', 'masking', 'tapping', 'files'),
-    ('config',),
+    ('validation', 'registry', 'masking', 'tapping', 'files', 'cluster',
+     'watch'),
+    ('config', 'distributed'),
     ('losses', 'models', 'data', 'config_file'),
     ('capture', 'align', 'precision', 'optimizer', 'metrics', 'console'),
     ('network', 'terms'),

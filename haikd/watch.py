@@ -1,0 +1,159 @@
+"""Finds out that another process of the run has failed, is dead or hangs.
+
+Every process gives signs of life in the key-value store of JAX's coordinator,
+which process 0 hosts, and one that fails says so there. JAX's own heartbeats
+take twice as long, and end a process with a stack trace.
+"""
+
+from collections.abc import Callable
+import ctypes
+import itertools
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from typing import Any, Optional
+
+from haikd import checks
+
+LIMIT = 40  # Seconds without a sign of life, after which a process is lost.
+
+_INTERVAL = 1  # Seconds between two looks.
+_GRACE = 3  # Seconds that process 0 stays, for others to read why it ends.
+_FAILURE, _BEAT = 'haikd/failure', 'haikd/beat'
+
+
+class Watch:
+  """Two threads that end this process soon after another one is lost.
+
+  Whatever the main thread is at, compiling, waiting for a device or saving, it
+  ends with exit code 6 and one line.
+
+  Args:
+    client: of JAX's coordinator.
+    process_id: which process this is.
+    num_processes: how many there are.
+  """
+
+  def __init__(self, client: Any, process_id: int, num_processes: int):
+    self._client = client
+    self._id, self._count = process_id, num_processes
+    self._stopped = threading.Event()
+    self._unheard = 0  # Looks since process 0 last took a sign of life.
+    self._signs = {}  # By process: its last sign, and the looks since.
+    for work in (self._give_signs, self._look):
+      threading.Thread(target=work, daemon=True).start()
+
+  def stop(self) -> None:
+    """Ends the watch, for the run is over."""
+    self._stopped.set()
+
+  def failure(self) -> Optional[str]:
+    """Returns what was first said of a failure, or None."""
+    try:
+      return self._client.key_value_try_get(_FAILURE)
+    except Exception:  # Nothing was, or process 0 is gone.
+      return None
+
+  def leave(self, exit_code: int, why: str) -> None:
+    """Ends this process at once, and tells the others, which follow.
+
+    JAX's own way out would wait minutes for them.
+
+    Args:
+      exit_code: of this process.
+      why: what the others say of it. Only the first failure of a run counts.
+    """
+    self.stop()
+    try:
+      self._client.key_value_set(_FAILURE, why)
+    except Exception:  # Something has been said, or process 0 is gone.
+      pass
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if self._id == 0:
+      time.sleep(_GRACE)  # What the others have to read ends with it.
+    os._exit(exit_code)
+
+  def _give_signs(self):
+    for count in itertools.count():
+      try:
+        self._client.key_value_set(
+            f'{_BEAT}/{self._id}', str(count), allow_overwrite=True)
+        self._unheard = 0
+      except Exception:  # The other thread counts how long this goes on.
+        pass
+      if self._stopped.wait(2 * _INTERVAL):
+        return
+
+  def _look(self):
+    # Counts its own looks instead of the time that went by, so that a laptop
+    # which was asleep misses nobody.
+    while not self._stopped.wait(_INTERVAL):
+      failure = self.failure()
+      self._unheard += 1
+      if failure is None and self._id == 0:
+        failure = self._missing()
+      elif failure is None and self._unheard * _INTERVAL > LIMIT:
+        failure = _silent([0])
+      if failure and not self._stopped.is_set():
+        error = lost(failure)
+        print(f'haikd [{self._id}]: {error}', file=sys.stderr)
+        self.leave(error.exit_code, failure)
+
+  def _missing(self):
+    """Returns who has given no sign for too long, in words, or None."""
+    signs = dict(self._client.key_value_dir_get(_BEAT))
+    missing = []
+    for process in range(1, self._count):
+      sign = signs.get(f'{_BEAT}/{process}')
+      last, looks = self._signs.get(process, (None, 0))
+      looks = looks + 1 if sign == last else 0
+      self._signs[process] = sign, looks
+      if looks * _INTERVAL > LIMIT:
+        missing.append(process)
+    return _silent(missing) if missing else None
+
+
+def lost(what: str) -> checks.LostProcessError:
+  """Returns the error of a process that ends because of another."""
+  return checks.LostProcessError(
+      f'watch.Watch: all processes of a run must stay alive; got {what}. Start '
+      'all again to go on from the newest checkpoint.')
+
+
+def catch_abort(coordinator: str, process_id: int) -> Callable[[int], None]:
+  """Gives a name to the abort that follows when process 0 is gone.
+
+  JAX's client ends its process with SIGABRT in the moment in which its
+  connection breaks, on a thread where Python's own handlers are not called.
+
+  Args:
+    coordinator: `host:port` of process 0.
+    process_id: which process this is.
+
+  Returns:
+    The handler, which must be kept.
+  """
+  host, port = coordinator.rsplit(':', 1)
+  libc = ctypes.CDLL(None)
+
+  @ctypes.CFUNCTYPE(None, ctypes.c_int)
+  def handler(number):
+    try:
+      socket.create_connection((host.strip('[]'), int(port)), 3).close()
+    except OSError:
+      error = lost('process 0, which is gone')
+      os.write(2, f'haikd [{process_id}]: {error}\n'.encode())
+      os._exit(error.exit_code)
+    libc.signal(number, None)  # Some other abort: let it happen.
+
+  libc.signal(int(signal.SIGABRT), handler)
+  return handler
+
+
+def _silent(processes):
+  names = ', '.join(map(str, processes))
+  return f'no sign of life from process {names} for {LIMIT} seconds'
