@@ -160,6 +160,7 @@ def explain(error: BaseException) -> BaseException:
     return error
   failure = _run.watch.failure()
   if failure is None:
+    _run.watch.suspect()
     time.sleep(watch_lib.LIMIT + 10)  # Until the watch ends this process.
   return watch_lib.lost(failure) if failure else error
 

@@ -18,7 +18,9 @@ from typing import Any, Optional
 
 from haikd import checks
 
-LIMIT = 40  # Seconds without a sign of life, after which a process is lost.
+# Seconds without a sign of life, after which a process is lost; and where a
+# connection has broken, too.
+LIMIT, SHORT_LIMIT = 40, 10
 
 _INTERVAL = 1  # Seconds between two looks.
 _GRACE = 3  # Seconds that process 0 stays, for others to read why it ends.
@@ -40,6 +42,7 @@ class Watch:
   def __init__(self, client: Any, process_id: int, num_processes: int):
     self._client = client
     self._id, self._count = process_id, num_processes
+    self._limit = LIMIT
     self._stopped = threading.Event()
     self._unheard = 0  # Looks since process 0 last took a sign of life.
     self._signs = {}  # By process: its last sign, and the looks since.
@@ -49,6 +52,10 @@ class Watch:
   def stop(self) -> None:
     """Ends the watch, for the run is over."""
     self._stopped.set()
+
+  def suspect(self) -> None:
+    """Waits less long for signs, since some process must be lost."""
+    self._limit = SHORT_LIMIT
 
   def failure(self) -> Optional[str]:
     """Returns what was first said of a failure, or None."""
@@ -96,8 +103,8 @@ class Watch:
       self._unheard += 1
       if failure is None and self._id == 0:
         failure = self._missing()
-      elif failure is None and self._unheard * _INTERVAL > LIMIT:
-        failure = _silent([0])
+      elif failure is None and self._unheard * _INTERVAL > self._limit:
+        failure = _silent([0], self._limit)
       if failure and not self._stopped.is_set():
         error = lost(failure)
         print(f'haikd [{self._id}]: {error}', file=sys.stderr)
@@ -112,9 +119,9 @@ class Watch:
       last, looks = self._signs.get(process, (None, 0))
       looks = looks + 1 if sign == last else 0
       self._signs[process] = sign, looks
-      if looks * _INTERVAL > LIMIT:
+      if looks * _INTERVAL > self._limit:
         missing.append(process)
-    return _silent(missing) if missing else None
+    return _silent(missing, self._limit) if missing else None
 
 
 def lost(what: str) -> checks.LostProcessError:
@@ -154,6 +161,6 @@ def catch_abort(coordinator: str, process_id: int) -> Callable[[int], None]:
   return handler
 
 
-def _silent(processes):
+def _silent(processes, seconds):
   names = ', '.join(map(str, processes))
-  return f'no sign of life from process {names} for {LIMIT} seconds'
+  return f'no sign of life from process {names} for {seconds} seconds'

@@ -84,18 +84,18 @@ trap 'forward TERM' TERM
 code=0
 left=$count
 deadline=0
-declare -A ended=()
+ended=()
 while ((left > 0)); do
   for ((i = 0; i < count; i++)); do
-    if [[ -n ${ended[$i]:-} ]] || kill -0 "${pids[$i]}" 2>/dev/null; then
+    if [[ -n ${ended[i]:-} ]] || kill -0 "${pids[$i]}" 2>/dev/null; then
       continue
     fi
     wait "${pids[$i]}"
-    ended[$i]=$?
+    ended[i]=$?
     left=$((left - 1))
     if ((ended[i] != 0)); then
       if ((code == 0)); then
-        code=${ended[$i]}
+        code=${ended[i]}
         deadline=$((SECONDS + 90))
       fi
       if ((i > 0)); then
