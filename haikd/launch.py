@@ -85,12 +85,14 @@ def main(argv: Optional[list[str]] = None) -> int:
     print(f'haikd{distributed.label()}: {err}', file=sys.stderr)
     return err.exit_code
   except (Exception, KeyboardInterrupt) as err:
-    # All has been foreseen but the last kind, and that still is one line.
-    if _wants_debug(values, argv):
+    # Also what nobody foresaw is one line.
+    debug = _wants_debug(values, argv)
+    if debug:
       traceback.print_exc()
     err = distributed.explain(err)
-    print(f'haikd{distributed.label()}: {_line(err)}', file=sys.stderr)
     code = _exit_code(err)
+    if not debug or code != 1:  # Of a defect, the traceback says it all.
+      print(f'haikd{distributed.label()}: {_line(err)}', file=sys.stderr)
     if distributed.is_many():
       distributed.leave(code, checks.describe(err))
     return code

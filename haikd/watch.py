@@ -20,7 +20,7 @@ from haikd import checks
 
 # Seconds without a sign of life, after which a process is lost; and where a
 # connection has broken, too.
-LIMIT, SHORT_LIMIT = 40, 10
+LIMIT, SHORT_LIMIT = 30, 10
 
 _INTERVAL = 1  # Seconds between two looks.
 _GRACE = 3  # Seconds that process 0 stays, for others to read why it ends.
