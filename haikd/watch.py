@@ -22,7 +22,7 @@ from haikd import checks
 # connection has broken, too.
 LIMIT, SHORT_LIMIT = 30, 10
 
-_INTERVAL = 1  # Seconds between two looks.
+_INTERVAL = 1  # Seconds between two signs.
 _GRACE = 3  # Seconds that process 0 stays, for others to read why it ends.
 _FAILURE, _BEAT = 'haikd/failure', 'haikd/beat'
 
@@ -44,9 +44,9 @@ class Watch:
     self._id, self._count = process_id, num_processes
     self._limit = LIMIT
     self._stopped = threading.Event()
-    self._unheard = 0  # Looks since process 0 last took a sign of life.
-    self._signs = {}  # By process: its last sign, and the looks since.
-    for work in (self._give_signs, self._look):
+    self._unheard = 0  # Intervals since process 0 last answered.
+    self._signs = {}  # By process: its last sign, and the intervals since.
+    for work in (self._talk, self._wait):
       threading.Thread(target=work, daemon=True).start()
 
   def stop(self) -> None:
@@ -74,41 +74,53 @@ class Watch:
       why: what the others say of it. Only the first failure of a run counts.
     """
     self.stop()
-    try:
-      self._client.key_value_set(_FAILURE, why)
-    except Exception:  # Something has been said, or process 0 is gone.
-      pass
+    # Where process 0 hangs, this does too.
+    saying = threading.Thread(target=self._say, args=(why,), daemon=True)
+    saying.start()
+    saying.join(_GRACE)
     sys.stdout.flush()
     sys.stderr.flush()
     if self._id == 0:
       time.sleep(_GRACE)  # What the others have to read ends with it.
     os._exit(exit_code)
 
-  def _give_signs(self):
+  def _say(self, why):
+    try:
+      self._client.key_value_set(_FAILURE, why)
+    except Exception:  # Something has been said, or process 0 is gone.
+      pass
+
+  def _talk(self):
+    """Gives signs of life, and reads what the others have to say."""
     for count in itertools.count():
+      failure = self.failure()
       try:
         self._client.key_value_set(
             f'{_BEAT}/{self._id}', str(count), allow_overwrite=True)
+        if self._id == 0:
+          failure = failure or self._missing()
         self._unheard = 0
       except Exception:  # The other thread counts how long this goes on.
         pass
-      if self._stopped.wait(2 * _INTERVAL):
+      if failure:
+        self._end(failure)
+      if self._stopped.wait(_INTERVAL):
         return
 
-  def _look(self):
-    # Counts its own looks instead of the time that went by, so that a laptop
-    # which was asleep misses nobody.
+  def _wait(self):
+    """Notices when process 0 does not answer any more."""
+    # Counts its own intervals instead of the time that went by, so that a
+    # laptop which was asleep misses nobody.
     while not self._stopped.wait(_INTERVAL):
-      failure = self.failure()
       self._unheard += 1
-      if failure is None and self._id == 0:
-        failure = self._missing()
-      elif failure is None and self._unheard * _INTERVAL > self._limit:
-        failure = _silent([0], self._limit)
-      if failure and not self._stopped.is_set():
-        error = lost(failure)
-        print(f'haikd [{self._id}]: {error}', file=sys.stderr)
-        self.leave(error.exit_code, failure)
+      if self._unheard * _INTERVAL > self._limit:
+        self._end(_silent([0], self._limit))
+
+  def _end(self, failure):
+    if not self._stopped.is_set():
+      error = lost(failure)
+      print(f'haikd [{self._id}]: {error}', file=sys.stderr)
+      self.leave(error.exit_code, failure)
 
   def _missing(self):
     """Returns who has given no sign for too long, in words, or None."""
@@ -116,10 +128,10 @@ class Watch:
     missing = []
     for process in range(1, self._count):
       sign = signs.get(f'{_BEAT}/{process}')
-      last, looks = self._signs.get(process, (None, 0))
-      looks = looks + 1 if sign == last else 0
-      self._signs[process] = sign, looks
-      if looks * _INTERVAL > self._limit:
+      last, intervals = self._signs.get(process, (None, 0))
+      intervals = intervals + 1 if sign == last else 0
+      self._signs[process] = sign, intervals
+      if intervals * _INTERVAL > self._limit:
         missing.append(process)
     return _silent(missing, self._limit) if missing else None
 
