@@ -24,6 +24,7 @@ from haikd import watch as watch_lib
 
 T = TypeVar('T')
 
+_TIMEOUT = 300  # Seconds for all processes to come.
 _WEEK = 7 * 24 * 3600 * 1000  # Milliseconds; the watch ends a wait before.
 
 # What tells of a broken connection in the errors of Gloo, NCCL, gRPC, TPUs and
@@ -63,27 +64,41 @@ def initialize(coordinator: Optional[str] = None,
     process_id: which one this is.
 
   Raises:
-    ConfigError: some of the three are missing or wrong, or the others did not
-      come within five minutes.
+    ConfigError: some of the three are missing or wrong. If the others do not
+      come within five minutes, the process ends with exit code 6.
   """
   global _run
   cluster = cluster_lib.find(coordinator, num_processes, process_id)
   if cluster is None:
     _note_sigterm()
     return
+  number = cluster.process_id
+  handler = watch_lib.catch_abort(lambda: _blame(cluster), number)
   try:
     jax.distributed.initialize(
-        *cluster, cluster_detection_method='deactivate')
+        *cluster, cluster_detection_method='deactivate',
+        initialization_timeout=_TIMEOUT)
   except RuntimeError as err:
     raise checks.ConfigError(
+        'distributed.initialize: coordinator must be an address of process 0 '
+        f'with a free port; got {cluster.coordinator} '
+        f'({checks.one_line(err)}). Choose another port.') from err
+  watch = watch_lib.Watch(_client(), number, cluster.num_processes)
+  _run = _Run(cluster, watch, handler)
+
+
+def _blame(cluster):
+  """Returns what an abort of JAX's client is to be called, if it is one."""
+  if _run is None:
+    return checks.LostProcessError(
         f'distributed.initialize: all {cluster.num_processes} processes must '
-        'start within five minutes and reach coordinator='
-        f'{cluster.coordinator}; got {checks.one_line(err)}. Start each with '
-        'a process_id of its own.') from err
-  _run = _Run(
-      cluster,
-      watch_lib.Watch(_client(), cluster.process_id, cluster.num_processes),
-      watch_lib.catch_abort(cluster.coordinator, cluster.process_id))
+        f'start within {_TIMEOUT} seconds and reach process 0; got '
+        f'coordinator={cluster.coordinator}, '
+        f'process_id={cluster.process_id}. Start each with a process_id of its '
+        'own, and look for what ended the others.')
+  if not watch_lib.answers(cluster.coordinator):
+    return watch_lib.lost('process 0, which is gone')
+  return None
 
 
 def is_many() -> bool:

@@ -143,34 +143,43 @@ def lost(what: str) -> checks.LostProcessError:
       'all again to go on from the newest checkpoint.')
 
 
-def catch_abort(coordinator: str, process_id: int) -> Callable[[int], None]:
-  """Gives a name to the abort that follows when process 0 is gone.
+def catch_abort(explain: Callable[[], Optional[checks.LostProcessError]],
+                process_id: int) -> Callable[[int], None]:
+  """Gives a name to the abort that JAX's client ends a process with.
 
-  JAX's client ends its process with SIGABRT in the moment in which its
-  connection breaks, on a thread where Python's own handlers are not called.
+  It does so in the moment in which its connection to process 0 breaks, or when
+  not all processes have come, on a thread where Python's own handlers of
+  SIGABRT are not called.
 
   Args:
-    coordinator: `host:port` of process 0.
+    explain: returns what to end with; None to let the abort happen.
     process_id: which process this is.
 
   Returns:
     The handler, which must be kept.
   """
-  host, port = coordinator.rsplit(':', 1)
   libc = ctypes.CDLL(None)
 
   @ctypes.CFUNCTYPE(None, ctypes.c_int)
   def handler(number):
-    try:
-      socket.create_connection((host.strip('[]'), int(port)), 3).close()
-    except OSError:
-      error = lost('process 0, which is gone')
+    error = explain()
+    if error:
       os.write(2, f'haikd [{process_id}]: {error}\n'.encode())
       os._exit(error.exit_code)
-    libc.signal(number, None)  # Some other abort: let it happen.
+    libc.signal(number, None)
 
   libc.signal(int(signal.SIGABRT), handler)
   return handler
+
+
+def answers(address: str) -> bool:
+  """Returns whether somebody listens at `host:port`."""
+  host, port = address.rsplit(':', 1)
+  try:
+    socket.create_connection((host.strip('[]'), int(port)), 3).close()
+  except OSError:
+    return False
+  return True
 
 
 def _silent(processes, seconds):
