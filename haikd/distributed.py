@@ -5,7 +5,8 @@ coordinator, which needs no device. With one process, everything here is as
 cheap as not being there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import itertools
 import json
 import re
@@ -55,8 +56,8 @@ def initialize(coordinator: Optional[str] = None,
   """Joins the other processes of this run, if there are any.
 
   Call it before anything touches a device. A single process connects to
-  nothing. From then on SIGTERM asks for a stop, see `stop_requested`, and the
-  loss of a process ends all of them, see `watch.Watch`.
+  nothing. From then on the loss of a process ends all of them, see
+  `watch.Watch`.
 
   Args:
     coordinator: as for `cluster.find`, like the others.
@@ -70,7 +71,6 @@ def initialize(coordinator: Optional[str] = None,
   global _run
   cluster = cluster_lib.find(coordinator, num_processes, process_id)
   if cluster is None:
-    _note_sigterm()
     return
   number = cluster.process_id
   handler = watch_lib.catch_abort(lambda: _blame(cluster), number)
@@ -147,12 +147,38 @@ def first(function: Callable[[], T]) -> T:
   return value
 
 
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+  """Makes SIGTERM a request to stop, in a `with` statement.
+
+  A second one ends the process. Of many processes, each listens from
+  `initialize` on.
+  """
+  global _terminated
+  _terminated = False
+  main = threading.main_thread()
+  if _run or threading.current_thread() is not main:
+    yield
+    return
+
+  def note(*unused):
+    global _terminated
+    _terminated = True
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+  before = signal.signal(signal.SIGTERM, note)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
 def stop_requested() -> bool:
   """Returns whether to save and stop here, since SIGTERM has come.
 
   Slurm, GKE and TPU maintenance send it before they take a machine away. Of
   many processes, all hear of it that one has got it, and all get True at the
-  same step. Call it on all processes, once a step.
+  same step. Call it on all processes, once a step, inside of `stoppable`.
   """
   if _run:
     return multihost_utils.reached_preemption_sync_point(next(_looks))
@@ -211,17 +237,3 @@ def _foreign(error):
       words.append(str(error))
     error = error.__cause__
   return ' '.join(words)
-
-
-def _note_sigterm():
-  """Makes SIGTERM a request for a stop; a second one ends the process."""
-  global _terminated
-  _terminated = False
-
-  def note(*unused):
-    global _terminated
-    _terminated = True
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-  if threading.current_thread() is threading.main_thread():
-    signal.signal(signal.SIGTERM, note)

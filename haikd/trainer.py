@@ -67,7 +67,8 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
   frozen = teacher.frozen if teacher else None
   identity = teacher.identity if teacher else ''
   iterator = data.train()
-  with (checkpoint.Checkpointer(workdir, keep=config.keep_checkpoints) as
+  with (distributed.stoppable(),
+        checkpoint.Checkpointer(workdir, keep=config.keep_checkpoints) as
         checkpointer, writer_lib.open_writer(
             workdir, total_steps=config.steps, title=title,
             enabled=jax.process_index() == 0) as writer):
