@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 import haikd
 from haikd import base
 from haikd import checks
+from haikd import distributed
 from haikd import files
 from haikd import paths
 from haikd import stored
@@ -46,8 +47,10 @@ class Checkpointer:
   def __enter__(self) -> 'Checkpointer':
     return self
 
-  def __exit__(self, *unused) -> None:
-    self.close()
+  def __exit__(self, kind, *unused) -> None:
+    # Closing waits for all processes; after an error not all may come.
+    if kind is None or not distributed.is_many():
+      self.close()
 
   def save(self, step: int, state: base.TrainState,
            iterator_state: Mapping[str, Any],
@@ -93,7 +96,7 @@ class Checkpointer:
       DataError: the checkpoint is of another network or optimizer, or it
         cannot be read.
     """
-    folder = stored.find(self._folder)
+    folder = _agree(lambda: stored.find(self._folder))
     if folder is None:
       return None
     wanted = stored.flatten(abstract_state)
@@ -238,7 +241,18 @@ def check_teacher(where: str, saved: Mapping[str, Any], identity: str) -> None:
 
 def _find(path):
   path = paths.absolute(path)
-  return stored.find(path / FOLDER) or stored.find(path)
+  return _agree(lambda: stored.find(path / FOLDER) or stored.find(path))
+
+
+def _agree(find):
+  """Returns the folder that process 0 finds, or None."""
+
+  def search():
+    folder = find()
+    return folder and str(folder)
+
+  found = distributed.first(search)
+  return found and paths.as_path(found)
 
 
 def _newest(where, path):

@@ -38,12 +38,27 @@ class DoesNotFitError(MemoryError):
   exit_code = 5
 
 
+class LostProcessError(RuntimeError):
+  """Another process of the run that failed, is dead or hangs; exit code 6."""
+  exit_code = 6
+
+
+class StoppedError(RuntimeError):
+  """A run that SIGTERM has stopped, and that is saved; exit code 143."""
+  exit_code = 143
+
+
 def one_line(error: BaseException) -> str:
   """Returns an error's message on a single line."""
   # A KeyError shows its message as Python would write it, in quotes.
   quoted = isinstance(error, KeyError) and len(error.args) == 1
   message = str(error.args[0] if quoted else error)
   return ' '.join(message.split()) or type(error).__name__
+
+
+def describe(error: BaseException) -> str:
+  """Returns an error's type and message on a single line, no full stop."""
+  return f'{type(error).__name__}: {one_line(error)}'.rstrip('.')
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -58,6 +58,7 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path) -> Results:
     DataError: data, checkpoint or file that cannot be used. What can be known
       of them is checked before anything is trained.
     DivergedError: a loss that is not finite.
+    StoppedError: SIGTERM has come, and training was saved.
   """
   workdir = paths.as_path(workdir)
   mesh = placement.build_mesh(config.mesh)

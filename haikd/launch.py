@@ -12,18 +12,19 @@ with `--config.some.field=value`, also one that an open field such as
 the file for a variant. A run that was interrupted goes on when it is started
 again.
 
+Many processes work as one run: on a TPU pod, GKE, Slurm and under Open MPI they
+find one another, elsewhere give each of them --coordinator=host:port
+--num_processes=N --process_id=I. The workdir must be a folder they share.
+
 Exit codes: 0 done; 1 a defect, or something unforeseen in your own code; 2
 wrong config, flag or plugin; 3 data, checkpoint or file that cannot be used; 4
-training diverged; 130 interrupted.
+training diverged; 6 another process of the run failed, is dead or hangs; 130
+interrupted; 143 stopped by SIGTERM and saved, so that a new start goes on.
 """
 
-import importlib.machinery
-import importlib.util
-import inspect
 import logging
 import os
 import pathlib
-import re
 import sys
 import traceback
 from typing import Optional
@@ -31,16 +32,18 @@ from typing import Optional
 from absl import flags
 from absl import logging as absl_logging
 import jax
-from ml_collections import config_flags
-from ml_collections.config_flags import config_path
 
 from haikd import checks
 from haikd import config as config_lib
+from haikd import config_file
+from haikd import distributed
 from haikd import job
 from haikd import paths
 from haikd import registry
 from haikd import repeats
 
+_FORESEEN = (checks.ConfigError, checks.DataError, checks.DivergedError,
+             checks.LostProcessError)
 _MODES = {'train': job.train, 'eval': job.evaluate}
 
 
@@ -64,8 +67,10 @@ def main(argv: Optional[list[str]] = None) -> int:
       raise checks.ConfigError(
           f'launch.main: --seeds must be left out with --mode={values.mode}; '
           f'got --seeds={values.seeds}. Give the --workdir of one seed.')
-    config = _load_config(values.config)
-    _override(config, overrides, known=tuple(values))
+    distributed.initialize(values.coordinator, values.num_processes,
+                           values.process_id)
+    config = config_file.load(values.config)
+    config_file.override(config, overrides, known=tuple(values))
     _quiet()
     _use_compilation_cache()
     config_lib.validate(config)
@@ -74,23 +79,39 @@ def main(argv: Optional[list[str]] = None) -> int:
       repeats.train(config, _workdir(values), values.seeds)
     else:
       _MODES[values.mode](config, _workdir(values))
+    distributed.finish()
     return 0
-  except (checks.ConfigError, checks.DataError, checks.DivergedError) as err:
-    if _wants_debug(values, argv):
-      traceback.print_exc()
-    print(f'haikd: {checks.one_line(err)}', file=sys.stderr)
+  except checks.StoppedError as err:
+    distributed.finish()  # All processes stop at the same step.
+    print(f'haikd{distributed.label()}: {err}', file=sys.stderr)
     return err.exit_code
-  except KeyboardInterrupt:
-    print('haikd: interrupted; start it again to go on from the newest '
-          'checkpoint.', file=sys.stderr)
-    return 130
-  except Exception as err:  # Nobody foresaw it: still one line.
-    if _wants_debug(values, argv):
+  except (Exception, KeyboardInterrupt) as err:
+    # Also what nobody foresaw is one line.
+    debug = _wants_debug(values, argv)
+    if debug:
       traceback.print_exc()
-    else:
-      print(f'haikd: {_describe(err)}; run with --debug for the traceback',
-            file=sys.stderr)
-    return 1
+    err = distributed.explain(err)
+    code = _exit_code(err)
+    if not debug or code != 1:  # Of a defect, the traceback says it all.
+      print(f'haikd{distributed.label()}: {_line(err)}', file=sys.stderr)
+    if distributed.is_many():
+      distributed.leave(code, checks.describe(err))
+    return code
+
+
+def _line(err):
+  """Returns what the user is told of an error."""
+  if isinstance(err, _FORESEEN):
+    return checks.one_line(err)
+  if isinstance(err, KeyboardInterrupt):
+    return 'interrupted; start it again to go on from the newest checkpoint.'
+  return f'{checks.describe(err)}; run with --debug for the traceback'
+
+
+def _exit_code(err):
+  if isinstance(err, _FORESEEN):
+    return err.exit_code
+  return 130 if isinstance(err, KeyboardInterrupt) else 1
 
 
 def _define_flags():
@@ -114,6 +135,23 @@ def _define_flags():
       'with 95 % intervals.',
       lower_bound=1,
       flag_values=values)
+  flags.DEFINE_string(
+      'coordinator',
+      None,
+      'Of many processes: host:port of process 0.',
+      flag_values=values)
+  flags.DEFINE_integer(
+      'num_processes',
+      None,
+      'How many processes there are; 1 to look for no others.',
+      lower_bound=1,
+      flag_values=values)
+  flags.DEFINE_integer(
+      'process_id',
+      None,
+      'Which of them this is, from 0.',
+      lower_bound=0,
+      flag_values=values)
   flags.DEFINE_bool(
       'debug', False, 'Show the traceback of an error.', flag_values=values)
   flags.DEFINE_bool('help', False, 'Show this help.', flag_values=values)
@@ -126,133 +164,7 @@ def _parse(values, argv):
   try:
     return values(argv, known_only=True)
   except flags.Error as err:
-    raise _wrong_flag(err) from err
-
-
-def _load_config(flag):
-  """Returns what `get_config` of a config file returns."""
-  if not flag:
-    raise checks.ConfigError(
-        f'launch.main: --config must name a config file; got {flag!r}. See '
-        '--help.')
-  path, colon, variant = flag.partition(':')
-  if not os.access(path, os.R_OK) or not os.path.isfile(path):
-    raise checks.ConfigError(
-        f'launch.main: --config must name a file that can be read; got {path!r}'
-        '. Give its path from the current folder.')
-  # A config may import, and name as plugins, what lies beside it.
-  sys.path.insert(0, str(pathlib.Path(path).resolve().parent))
-  try:
-    get_config = _import_file(path).get_config
-    config = _call(get_config, path, (variant,) if colon else ())
-  except checks.ConfigError:
-    raise
-  except Exception as err:  # A config file is a program.
-    lines = [frame.lineno for frame in traceback.extract_tb(err.__traceback__)
-             if frame.filename == path]
-    place = f' (line {lines[-1]})' if lines else ''
-    raise checks.ConfigError(
-        f'launch.main: --config must name a file that gives a config; got '
-        f'{path!r}: {_describe(err)}{place}. Run with --debug for the '
-        'traceback.') from err
-  if not isinstance(config, config_lib.ConfigDict):
-    raise checks.ConfigError(
-        f'launch.main: get_config of {path!r} must return a ConfigDict; got '
-        f'{type(config).__name__}. Start it from haikd.config.base(), and end '
-        'it with `return config`.')
-  return config
-
-
-def _import_file(path):
-  loader = importlib.machinery.SourceFileLoader('config_file', path)
-  module = importlib.util.module_from_spec(
-      importlib.util.spec_from_loader(loader.name, loader))
-  sys.modules[loader.name] = module  # Dataclasses look for their module there.
-  loader.exec_module(module)
-  if not callable(getattr(module, 'get_config', None)):
-    raise checks.ConfigError(
-        f'launch.main: {path!r} must have a function get_config; got none. '
-        "Write `def get_config(variant=''):` and return a config from it.")
-  return module
-
-
-def _call(get_config, path, variant):
-  signature = inspect.signature(get_config)
-  try:
-    signature.bind(*variant)
-  except TypeError as err:
-    asked = f'the variant {variant[0]!r}' if variant else 'no variant'
-    raise checks.ConfigError(
-        f'launch.main: get_config of {path!r} must take what stands behind the '
-        f'colon of --config; got {asked} for get_config{signature}. Write '
-        "`def get_config(variant=''):`, and end it with "
-        '`return config_lib.variant(config, variant)`.') from err
-  return get_config(*variant)
-
-
-def _override(config, argv, known):
-  """Sets what `--config.field=value` says, and refuses any other argument."""
-  config.unlock()
-  values = flags.FlagValues()
-  values.set_gnu_getopt(True)
-  try:
-    for arg in argv[1:]:
-      if match := re.match(r'--?(?:no)?config\.([^=]+)', arg):
-        _make_room(config, match[1])
-    config_flags.DEFINE_config_dict(
-        'config',
-        config,
-        flag_values=values,
-        lock_config=False,
-        accept_new_attributes=True,
-        sys_argv=argv)
-    surplus = values(argv)[1:]
-  except checks.ConfigError:
-    raise
-  except flags.UnrecognizedFlagError as err:
-    raise checks.ConfigError(
-        f'launch.main: --{err.flagname} must be a flag there is; got '
-        f'{err.flagname!r}. {checks.suggest(err.flagname, known)}') from err
-  except Exception as err:  # absl and ml_collections raise many.
-    raise _wrong_flag(err) from err
-  if surplus:
-    raise checks.ConfigError(
-        f'launch.main: argument must be a flag; got {surplus[0]!r}. Write '
-        '--flag=value, and see --help.')
-  config.lock()
-
-
-def _make_room(config, path):
-  """Adds what an override names, if it lies in an open field of the config."""
-  holder, place = config, ''
-  open_fields = tuple(f'.{field}.' for field in config_lib.OPEN_FIELDS)
-  *parents, last = names = config_path.split(path)
-  for depth, name in enumerate(names):
-    if not isinstance(holder, config_lib.ConfigDict):
-      raise checks.ConfigError(
-          f'launch.main: config{place} must be a dict to have a field {name!r};'
-          f' got {holder!r}. Override it as a whole.')
-    if name not in holder:
-      if not f'{place}.'.startswith(open_fields):
-        raise checks.ConfigError(
-            f'launch.main: config{place}.{name} must be a field of the base '
-            f'config. {checks.suggest(str(name), holder)}')
-      if depth == len(parents):
-        return  # Its type will be that of the value.
-      holder[name] = config_lib.ConfigDict()
-    holder, place = holder[name], f'{place}.{name}'
-  if names[0] == 'losses' and len(names) == 3 and last in ('weight', 'layers'):
-    del config.losses[names[1]][last]  # These may change their type.
-
-
-def _wrong_flag(err):
-  text = checks.one_line(err).removeprefix('flag ').rstrip('.')
-  return checks.ConfigError(
-      f'launch.main: every flag must be valid; got {text}. See --help.')
-
-
-def _describe(err):
-  return f'{type(err).__name__}: {checks.one_line(err)}'.rstrip('.')
+    raise config_file.wrong_flag(err) from err
 
 
 def _wants_debug(values, argv):

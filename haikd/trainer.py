@@ -10,6 +10,7 @@ from haikd import base
 from haikd import checkpoint
 from haikd import checks
 from haikd import config as config_lib
+from haikd import distributed
 from haikd import evaluate
 from haikd import paths
 from haikd import program as program_lib
@@ -61,11 +62,13 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
   Raises:
     DataError: data or files that cannot be used.
     DivergedError: the loss is not finite.
+    StoppedError: SIGTERM has come, and the step it came in is saved.
   """
   frozen = teacher.frozen if teacher else None
   identity = teacher.identity if teacher else ''
   iterator = data.train()
-  with (checkpoint.Checkpointer(workdir, keep=config.keep_checkpoints) as
+  with (distributed.stoppable(),
+        checkpoint.Checkpointer(workdir, keep=config.keep_checkpoints) as
         checkpointer, writer_lib.open_writer(
             workdir, total_steps=config.steps, title=title,
             enabled=jax.process_index() == 0) as writer):
@@ -102,7 +105,8 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
       if pending:
         log(*pending)
         pending = None
-      saving = _due(step, config.checkpoint_every, config.steps)
+      stopping = distributed.stop_requested()
+      saving = stopping or _due(step, config.checkpoint_every, config.steps)
       evaluating = _due(step, _evaluation_interval(config), config.steps)
       if saving or evaluating:
         log(step, metrics)
@@ -123,6 +127,11 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
                                config=config))
       if saving or evaluating:
         clock.mark(step)
+      if stopping:
+        checkpointer.wait()
+        raise checks.StoppedError(
+            f'trainer.train: stopped by SIGTERM at step {step} of {title}, '
+            'which is saved. Start it again to go on.')
   if first < config.steps:
     seconds = clock.seconds()
   return Trained(program_lib.trained_network(state), seconds)

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator
 import contextlib
 import errno
 
-import jax
 import ml_collections
 
 from haikd import checkpoint
 from haikd import checks
+from haikd import distributed
 from haikd import files
 from haikd import paths
 from haikd import stored
@@ -46,23 +46,9 @@ def lock(workdir: files.Path) -> Iterator[None]:
   Raises:
     DataError: another run is at work there, or it cannot be written.
   """
-  if jax.process_index() or fcntl is None or paths.is_remote(workdir):
-    yield
-    return
   with contextlib.ExitStack() as stack:
-    with _writing(workdir):
-      paths.make_folder(workdir)
-      path = paths.as_path(workdir) / LOCK_FILE
-      file = stack.enter_context(open(path, 'w', encoding='utf-8'))
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as err:
-      if err.errno not in _NO_LOCKS:
-        raise checks.DataError(
-            'workdir.lock: workdir must be used by one run at a time; got '
-            f'workdir={workdir}, where another is at work '
-            f'({checks.one_line(err)}). Wait until it is done, or choose '
-            'another --workdir.') from err
+    if fcntl is not None and not paths.is_remote(workdir):
+      distributed.first(lambda: _acquire(stack, workdir))
     yield
 
 
@@ -87,20 +73,41 @@ def claim(workdir: files.Path,
     DataError: the workdir belongs to another config, or cannot be used.
   """
   workdir = paths.as_path(workdir)
-  path = workdir / CONFIG_FILE
   try:
     config = files.to_json(config)
   except TypeError as err:
     raise checks.ConfigError(
         f'workdir.claim: config must hold what JSON can; got '
         f'{checks.one_line(err)} Use names in place of objects.') from err
+  distributed.first(lambda: _claim(workdir, config, tuple(free), create))
+
+
+def _acquire(stack, workdir):
+  """Locks a workdir until a stack of contexts is left."""
+  with _writing(workdir):
+    paths.make_folder(workdir)
+    path = paths.as_path(workdir) / LOCK_FILE
+    file = stack.enter_context(open(path, 'w', encoding='utf-8'))
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as err:
+    if err.errno not in _NO_LOCKS:
+      raise checks.DataError(
+          'workdir.lock: workdir must be used by one run at a time; got '
+          f'workdir={workdir}, where another is at work '
+          f'({checks.one_line(err)}). Wait until it is done, or choose '
+          'another --workdir.') from err
+
+
+def _claim(workdir, config, free, create):
+  path = workdir / CONFIG_FILE
   if paths.exists(path) and (not create or _has_checkpoint(workdir)):
-    _check_owner(path, config, tuple(free))
+    _check_owner(path, config, free)
   elif not create:
     raise checks.DataError(
         f'workdir.claim: workdir must be that of a run; got no {path}. '
         'Train first, or correct --workdir.')
-  elif jax.process_index() == 0:
+  else:
     with _writing(workdir):
       paths.make_folder(workdir)
       files.write_json(path, config)

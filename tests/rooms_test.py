@@ -13,9 +13,10 @@ ROOT = pathlib.Path(haikd.__file__).parent
 TIERS = (
     ('base', 'checks'),
     ('paths',),
-    ('validation', 'registry', 'masking', 'tapping', 'files', 'names'),
-    ('config',),
-    ('losses', 'models', 'data'),
+    ('validation', 'registry', 'masking', 'tapping', 'files', 'names',
+     'cluster', 'watch'),
+    ('config', 'distributed'),
+    ('losses', 'models', 'data', 'config_file'),
     ('capture', 'align', 'precision', 'optimizer', 'metrics', 'console',
      'remat'),
     ('network', 'placement'),
