@@ -4,6 +4,7 @@
   python -m haikd.launch --config=configs/x.py --config.steps=500 --workdir=DIR
   python -m haikd.launch --config=configs/x.py --mode=eval
   python -m haikd.launch --config=configs/x.py --seeds=10
+  python -m haikd.launch --config=configs/x.py --mode=plan --topology=v5e:16x16
 
 A config file has a function `get_config()` that starts from
 `haikd.config.base()`, which documents every field. Any field can be overridden
@@ -18,8 +19,9 @@ find one another, elsewhere give each of them --coordinator=host:port
 
 Exit codes: 0 done; 1 a defect, or something unforeseen in your own code; 2
 wrong config, flag or plugin; 3 data, checkpoint or file that cannot be used; 4
-training diverged; 6 another process of the run failed, is dead or hangs; 130
-interrupted; 143 stopped by SIGTERM and saved, so that a new start goes on.
+training diverged; 5 the planned step does not fit; 6 another process of the run
+failed, is dead or hangs; 130 interrupted; 143 stopped by SIGTERM and saved, so
+that a new start goes on.
 """
 
 import logging
@@ -43,8 +45,8 @@ from haikd import registry
 from haikd import repeats
 
 _FORESEEN = (checks.ConfigError, checks.DataError, checks.DivergedError,
-             checks.LostProcessError)
-_MODES = {'train': job.train, 'eval': job.evaluate}
+             checks.DoesNotFitError, checks.LostProcessError)
+_MODES = ('train', 'eval', 'plan')
 
 
 def main(argv: Optional[list[str]] = None) -> int:
@@ -67,18 +69,20 @@ def main(argv: Optional[list[str]] = None) -> int:
       raise checks.ConfigError(
           f'launch.main: --seeds must be left out with --mode={values.mode}; '
           f'got --seeds={values.seeds}. Give the --workdir of one seed.')
-    distributed.initialize(values.coordinator, values.num_processes,
-                           values.process_id)
+    if values.topology and values.mode != 'plan':
+      raise checks.ConfigError(
+          'launch.main: --topology must be left out unless --mode=plan; got '
+          f'--mode={values.mode}. A run takes the devices that it finds.')
+    if values.mode != 'plan':
+      distributed.initialize(values.coordinator, values.num_processes,
+                             values.process_id)
     config = config_file.load(values.config)
     config_file.override(config, overrides, known=tuple(values))
     _quiet()
     _use_compilation_cache()
     config_lib.validate(config)
     registry.load_plugins(config.plugins)
-    if values.seeds > 1:
-      repeats.train(config, _workdir(values), values.seeds)
-    else:
-      _MODES[values.mode](config, _workdir(values))
+    _run(config, values)
     distributed.finish()
     return 0
   except checks.StoppedError as err:
@@ -97,6 +101,19 @@ def main(argv: Optional[list[str]] = None) -> int:
     if distributed.is_many():
       distributed.leave(code, checks.describe(err))
     return code
+
+
+def _run(config, values):
+  workdir = _workdir(values)
+  if values.mode == 'plan':
+    from haikd import plan  # Not what every run has to wait for.
+    plan.plan(config, values.topology or ['cpu:8'], workdir, debug=values.debug)
+  elif values.mode == 'eval':
+    job.evaluate(config, workdir)
+  elif values.seeds > 1:
+    repeats.train(config, workdir, values.seeds)
+  else:
+    job.train(config, workdir)
 
 
 def _line(err):
@@ -127,7 +144,13 @@ def _define_flags():
       'Folder of the run, on disk or gs://bucket/…; runs/<config> by default.',
       flag_values=values)
   flags.DEFINE_enum(
-      'mode', 'train', sorted(_MODES), 'What to do.', flag_values=values)
+      'mode', 'train', _MODES, 'What to do.', flag_values=values)
+  flags.DEFINE_list(
+      'topology',
+      None,
+      'What to plan for, such as v5e:16x16,v5p:8x8x8,2*v5e:16x16,cpu:8,gpu; '
+      'the first three need `pip install haikd[plan]`, and no TPU.',
+      flag_values=values)
   flags.DEFINE_integer(
       'seeds',
       1,

@@ -1,9 +1,9 @@
 """The mesh, and which part of every array lies on which device of it.
 
 A batch is split over `replica` and `fsdp`. Parameters, and what goes with them,
-are split over `fsdp` along their largest axis that divides, and over `tensor`
-along the axis that a rule of the model or of the config names; over `replica`
-they are copied.
+are split over `fsdp` along their first axis that divides, so that parts lie end
+to end in the whole, and over `tensor` along the axis that a rule of the model
+or of the config names; over `replica` they are copied.
 """
 
 from collections.abc import Mapping, Sequence
@@ -255,11 +255,9 @@ def _spec(mesh, name, shape, rules):
       shape[first:], axis, mesh.shape[TENSOR]):
     spec[axis if axis < 0 else first + axis] = TENSOR
   free = [i for i in range(first, len(shape))
-          if spec[i] is None and shape[i] % mesh.shape[FSDP] == 0]
+          if spec[i] is None and shape[i] and shape[i] % mesh.shape[FSDP] == 0]
   if mesh.shape[FSDP] > 1 and free:
-    largest = max(free, key=lambda i: shape[i])
-    if shape[largest]:
-      spec[largest] = FSDP
+    spec[free[0]] = FSDP
   return PartitionSpec(*spec)
 
 

@@ -1,8 +1,8 @@
 """Bringing arrays onto the mesh, and the collectives that the step needs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import functools
-from typing import Any, TypeVar
+from typing import Any, Optional, TypeVar
 
 import jax
 from jax import lax
@@ -14,6 +14,7 @@ from haikd import checks
 from haikd import placement
 
 T = TypeVar('T')
+Groups = tuple[tuple[int, ...], ...]  # Of places along an axis.
 
 _FSDP = placement.FSDP
 
@@ -96,41 +97,84 @@ def batch_axes() -> tuple[str, ...]:
   return tuple(axis for axis in placement.BATCH_AXES if axis in manual)
 
 
-def gather_parameter(value: jax.Array, shape: Sequence[int],
-                     dtype: Any) -> jax.Array:
-  """Makes a parameter whole where it is used, inside `over_shards`.
+def build_gather(mesh: jax.sharding.Mesh) -> Optional[Callable]:
+  """Returns what makes a parameter whole where it is used.
 
-  It travels in the dtype that it is used in, which halves the traffic of
-  bfloat16; its gradient is summed on the way back and travels in float32, for
+  A parameter travels in the dtype that it is used in, which halves the traffic
+  of bfloat16. Its gradient is summed on the way back and travels in float32:
   what a sum over 256 devices loses in bfloat16 is not noise any more.
 
   Args:
-    value: the device's part of the parameter.
-    shape: of the whole one. An axis that differs is gathered over `fsdp`.
-    dtype: what to return it in.
+    mesh: the devices.
 
   Returns:
-    The whole parameter, save for what `tensor` splits.
+    A function of `(value, shape, dtype)` for use inside `over_shards`: the
+    device's part of a parameter, the shape of the whole one (save for what
+    `tensor` splits), of which an axis that differs is gathered over `fsdp`, and
+    the dtype to return it in. None where every device has whole parameters.
   """
-  axes = [i for i, whole in enumerate(shape) if value.shape[i] != whole]
-  if not axes:
-    return value.astype(dtype)
-  return _gather(value, axes[0], dtype)
+  if mesh.shape[_FSDP] == 1:
+    return None
+  groups = scatter_groups(mesh)
+
+  def gather(value, shape, dtype):
+    axes = [i for i, whole in enumerate(shape) if value.shape[i] != whole]
+    if not axes:
+      return value.astype(dtype)
+    return _gather(value, axes[0], dtype, groups)
+
+  return gather
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gather(value, axis, dtype):
+def scatter_groups(mesh: jax.sharding.Mesh) -> tuple[Groups, ...]:
+  """Returns over which groups of devices a gradient is scattered, in turn.
+
+  Where `fsdp` takes all chips of a TPU, its compiler makes of every
+  reduce-scatter an all-reduce of twice the traffic, of which it then keeps a
+  part. Two in turn, over rows and over columns, it leaves as they are; they
+  send as much as one.
+
+  Args:
+    mesh: the devices.
+
+  Returns:
+    For each scatter the groups, by their places on `fsdp`; none for a single
+    scatter over all of them.
+  """
+  size = mesh.shape[_FSDP]
+  rows = max(n for n in range(1, int(size**0.5) + 1) if size % n == 0)
+  if (mesh.devices.flat[0].platform != 'tpu' or size < mesh.devices.size or
+      rows == 1):
+    return ()
+  return two_turns(size, rows)
+
+
+def two_turns(size: int, rows: int) -> tuple[Groups, ...]:
+  """Returns the groups of a scatter over columns, then over rows of a grid."""
+  grid = np.arange(size).reshape(rows, -1)
+  return tuple(
+      tuple(map(tuple, lines.tolist())) for lines in (grid.T, grid))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gather(value, axis, dtype, groups):
+  del groups  # Of the way back.
   return lax.all_gather(value.astype(dtype), _FSDP, axis=axis, tiled=True)
 
 
-def _gather_forward(value, axis, dtype):
-  return _gather(value, axis, dtype), jnp.zeros((), value.dtype)
+def _gather_forward(value, axis, dtype, groups):
+  return _gather(value, axis, dtype, groups), jnp.zeros((), value.dtype)
 
 
-def _gather_backward(axis, dtype, like, gradient):
-  gradient = lax.psum_scatter(
-      gradient.astype(jnp.float32), _FSDP, scatter_dimension=axis, tiled=True)
-  return (gradient.astype(like.dtype),)
+def _gather_backward(axis, dtype, groups, like, gradient):
+  del dtype
+  # The first axis: of any other the compiler makes an all-reduce again.
+  gradient = jnp.moveaxis(gradient.astype(jnp.float32), axis, 0)
+  for turn in groups or (None,):
+    gradient = lax.psum_scatter(
+        gradient, _FSDP, scatter_dimension=0, tiled=True,
+        axis_index_groups=turn)
+  return (jnp.moveaxis(gradient, 0, axis).astype(like.dtype),)
 
 
 _gather.defvjp(_gather_forward, _gather_backward)

@@ -80,6 +80,7 @@ def build_gradient(objective: objective_lib.Objective, mesh: jax.sharding.Mesh,
     arrays all, that returns the gradient of the scaled loss with respect to
     `params`, the new state of the student, and the sums of all terms.
   """
+  gather_parameter = sharding.build_gather(mesh)
   param_specs, frozen_specs = jax.tree.map(placement.manual_spec,
                                            (params, frozen))
 
@@ -87,7 +88,7 @@ def build_gradient(objective: objective_lib.Objective, mesh: jax.sharding.Mesh,
     context = objective_lib.Context(
         batch_axes=sharding.batch_axes(),
         gather=sharding.gather_over_batch,
-        gather_parameter=_gather(mesh))
+        gather_parameter=gather_parameter)
     # What varies from device to device has a gradient that stays on it.
     params, net_state = sharding.vary((params, net_state))
     parts = jax.tree.map(
@@ -140,13 +141,6 @@ def build_gradient(objective: objective_lib.Objective, mesh: jax.sharding.Mesh,
       in_specs=(param_specs, whole, frozen_specs, whole, whole,
                 placement.BATCH_SPEC),
       out_specs=(param_specs, whole, whole))
-
-
-def _gather(mesh):
-  """Returns what makes a parameter whole, or None where it always is."""
-  if mesh.shape[placement.FSDP] == 1:
-    return None
-  return sharding.gather_parameter
 
 
 def _scan(function, carry, parts):
@@ -266,6 +260,7 @@ def build_eval_step(network: network_lib.Network,
     `(own, frozen, batch) -> {metric: LossSum}` over the whole batch, with `own`
     and `frozen` the parameters and state of the network and of the teacher.
   """
+  gather = sharding.build_gather(mesh)
 
   def logits(network, frozen, batch):
     output, _ = network.apply(
@@ -274,7 +269,7 @@ def build_eval_step(network: network_lib.Network,
         None,
         batch,
         is_training=False,
-        gather=_gather(mesh))
+        gather=gather)
     if isinstance(output.logits, base.LinearLogits):
       return output.logits.materialise()
     return output.logits.astype(jnp.float32)

@@ -1,11 +1,12 @@
 """Draws plans: memory of a chip, and the time of a step against chips."""
 
 from collections.abc import Sequence
-import os
+import io
 import pathlib
 from typing import Optional
 
 from haikd import files
+from haikd import paths
 from haikd.plan import chips
 from haikd.plan import estimate as estimate_lib
 
@@ -21,7 +22,7 @@ _TIMES = (('compute', '#1f6fb4'), ('memory', '#2e9e6b'),
 
 def plot_plans(
     workdir: files.Path, estimates: Sequence[estimate_lib.Estimate]
-) -> Optional[pathlib.Path]:
+) -> Optional[pathlib.PurePath]:
   """Draws what plans found.
 
   Needs matplotlib, from `haikd[report]`; without it, one line says so.
@@ -43,10 +44,10 @@ def plot_plans(
   memory, time = drawing.subplots(1, 2)
   _draw_memory(memory, estimates)
   _draw_times(time, estimates)
-  path = pathlib.Path(workdir) / FILE
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-  drawing.savefig(temporary, format='png')
-  os.replace(temporary, path)
+  path = paths.as_path(workdir) / FILE
+  content = io.BytesIO()
+  drawing.savefig(content, format='png')
+  paths.replace(path, content.getvalue())
   return path
 
 

@@ -1,12 +1,17 @@
 """What a training run would take on chips that are not here: `--mode=plan`."""
 
 from collections.abc import Callable, Sequence
-import pathlib
 from typing import Any, Optional
+
+import jax
 
 from haikd import config as config_lib
 from haikd import console
 from haikd import files
+from haikd import paths
+from haikd import placement
+from haikd import program as program_lib
+from haikd.data import pipeline
 from haikd.plan import chips
 from haikd.plan import compiling
 from haikd.plan import estimate as estimate_lib
@@ -22,7 +27,7 @@ def plan(config: config_lib.ConfigDict,
          topologies: Sequence[str],
          workdir: files.Path,
          *,
-         build: Build,
+         build: Optional[Build] = None,
          compiles: int = 6,
          debug: bool = False) -> list[estimate_lib.Estimate]:
   """Compiles the training step for each topology and says what it takes.
@@ -33,7 +38,7 @@ def plan(config: config_lib.ConfigDict,
     config: a validated config, its plugins imported.
     topologies: names, as `chips.parse_topology` takes them.
     workdir: where to write; its folder is made.
-    build: makes the step of a config for some devices.
+    build: makes the step of a config for some devices; `build_step` by default.
     compiles: how many further steps to compile at most, to find the largest
       microbatch; 0 to look for none, nor for a remedy.
     debug: show what the compiler writes to standard error.
@@ -46,6 +51,7 @@ def plan(config: config_lib.ConfigDict,
     DoesNotFitError: a step needs more memory than there is. All topologies are
       planned, shown and written before.
   """
+  build = build or build_step
   asked = [chips.parse_topology(name) for name in topologies]
   on_gpu = any(topology.chip == 'gpu' for topology in asked)
   compiling.prepare(platform='cuda,cpu' if on_gpu else 'cpu')
@@ -66,13 +72,36 @@ def plan(config: config_lib.ConfigDict,
       error = error or search.does_not_fit(found, tried)
     estimates.append(found)
   _show(estimates)
-  workdir = pathlib.Path(workdir)
-  workdir.mkdir(parents=True, exist_ok=True)
+  workdir = paths.as_path(workdir)
+  paths.make_folder(workdir)
   files.write_json(workdir / FILE, [to_json(x) for x in estimates])
   picture.plot_plans(workdir, estimates)
   if error:
     raise error
   return estimates
+
+
+def build_step(config: config_lib.ConfigDict,
+               devices: Sequence[Any]) -> compiling.Step:
+  """Returns the training step of the student, with nothing allocated.
+
+  Args:
+    config: a validated config, its plugins imported.
+    devices: to run it on; they need not be here.
+
+  Raises:
+    ConfigError: the config cannot work on them.
+    DataError: the data set does not say what an example looks like, and cannot
+      be read.
+  """
+  mesh = placement.build_mesh(config.mesh, devices)
+  spec, num_classes = pipeline.describe(config)
+  program = program_lib.build_program(
+      config, spec=spec, num_classes=num_classes, mesh=mesh, has_teacher=True)
+  split = jax.sharding.NamedSharding(mesh, placement.BATCH_SPEC)
+  batch = placement.abstract(spec, jax.tree.map(lambda _: split, spec))
+  return compiling.Step(program.train_step, program.abstract_state,
+                        program.abstract_frozen, batch, mesh)
 
 
 class _Attempt:

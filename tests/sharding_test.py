@@ -1,0 +1,118 @@
+"""Parameters come to where they are used, and their gradients go back."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from haikd import base
+from haikd import config as config_lib
+from haikd import placement
+from haikd import sharding
+
+P = jax.sharding.PartitionSpec
+
+
+def make_mesh(replica=1, fsdp=8, tensor=1):
+  config = config_lib.base()
+  config.mesh = dict(replica=replica, fsdp=fsdp, tensor=tensor)
+  return placement.build_mesh(config.mesh)
+
+
+@pytest.mark.parametrize('axis', (0, 1))
+@pytest.mark.parametrize('dtype', ('float32', 'bfloat16'))
+@pytest.mark.parametrize('rows', (None, 2, 4))
+def test_gather_is_the_whole_and_its_gradient_is_the_sum(
+    axis, dtype, rows, monkeypatch):
+  mesh = make_mesh()
+  if rows:
+    monkeypatch.setattr(sharding, 'scatter_groups',
+                        lambda mesh: sharding.two_turns(8, rows))
+  gather = sharding.build_gather(mesh)
+  rng = np.random.RandomState(0)
+  # Small integers: exact in bfloat16, as is their sum.
+  whole = rng.randint(-4, 5, (16, 24)).astype(np.float32)
+  cotangents = rng.randint(-4, 5, (8, 16, 24)).astype(np.float32)
+  spec = P(*(placement.FSDP if i == axis else None for i in range(2)))
+
+  def run(part, cotangent):
+    part = sharding.vary(part)
+    value, back = jax.vjp(
+        lambda part: gather(part, whole.shape, jnp.dtype(dtype)), part)
+    gradient, = back(cotangent[0].astype(value.dtype))
+    return value[None], sharding.sum_gradient(gradient, spec)
+
+  values, gradient = jax.jit(
+      sharding.over_shards(
+          run, mesh, in_specs=(spec, P(placement.BATCH_AXES)),
+          out_specs=(P(placement.BATCH_AXES), spec)))(whole, cotangents)
+  assert values.dtype == dtype and gradient.dtype == jnp.float32
+  for value in values:  # One of each device.
+    np.testing.assert_array_equal(np.float32(value), whole)
+  np.testing.assert_array_equal(gradient, cotangents.sum(0))
+
+
+def test_gradient_in_bfloat16_is_summed_in_float32():
+  mesh = make_mesh()
+  gather = sharding.build_gather(mesh)
+  # In bfloat16 256 + 1 is 256: the sum would stay where it begins.
+  cotangents = np.ones((8, 8), np.float32)
+  cotangents[0] = 256
+
+  def run(part, cotangent):
+    _, back = jax.vjp(
+        lambda part: gather(part, (8,), jnp.bfloat16), sharding.vary(part))
+    gradient, = back(cotangent[0].astype(jnp.bfloat16))
+    return sharding.sum_gradient(gradient, P('fsdp'))
+
+  gradient = jax.jit(
+      sharding.over_shards(
+          run, mesh, in_specs=(P('fsdp'), P(placement.BATCH_AXES)),
+          out_specs=P('fsdp')))(np.zeros(8, np.float32), cotangents)
+  np.testing.assert_array_equal(gradient, np.full(8, 263))
+
+
+def test_whole_parameters_are_cast_and_not_gathered():
+  gather = sharding.build_gather(make_mesh())
+  text = str(jax.make_jaxpr(
+      lambda x: gather(x, (3,), jnp.bfloat16))(jnp.ones(3)))
+  assert 'all_gather' not in text and 'bf16[3]' in text
+  assert sharding.build_gather(make_mesh(replica=8, fsdp=1)) is None
+
+
+def test_two_turns_are_columns_and_rows():
+  # Places 0 to 5 in two rows: 0 1 2 above 3 4 5.
+  assert sharding.two_turns(6, 2) == (((0, 3), (1, 4), (2, 5)),
+                                      ((0, 1, 2), (3, 4, 5)))
+
+
+def test_one_scatter_is_enough_off_tpus():
+  assert sharding.scatter_groups(make_mesh()) == ()
+
+
+def test_gradient_of_what_is_whole_is_summed_over_all_shards():
+  mesh = make_mesh(replica=2, fsdp=4)
+
+  def run(x):
+    number = sharding.shard_index().astype(jnp.float32)
+    part = sharding.vary(x[:2] * 0 + number)
+    return sharding.sum_gradient([part, part], [P(), P('fsdp')])
+
+  whole, split = jax.jit(
+      sharding.over_shards(
+          run, mesh, in_specs=P(), out_specs=[P(), P('fsdp')]))(np.ones(2))
+  np.testing.assert_array_equal(whole, [28, 28])  # 0 + 1 + … + 7.
+  # Of shard f: replica 0 has f, replica 1 has 4 + f.
+  np.testing.assert_array_equal(split, [4, 4, 6, 6, 8, 8, 10, 10])
+
+
+@pytest.mark.parametrize('mesh', ((8, 1, 1), (2, 2, 2), (1, 1, 8)))
+def test_batch_is_split_over_replica_and_fsdp(mesh):
+  mesh = make_mesh(*mesh)
+  batch = base.Batch(
+      inputs=np.arange(16.0).reshape(8, 2), mask=np.ones(8, bool))
+  placed = sharding.shard_batch(mesh, batch)
+  np.testing.assert_array_equal(placed.inputs, batch.inputs)
+  shards = placement.batch_shards(mesh)
+  assert {s.data.shape for s in placed.inputs.addressable_shards} == {
+      (8 // shards, 2)}
