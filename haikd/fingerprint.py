@@ -28,20 +28,26 @@ def tree_hash(tree: base.ArrayTree) -> str:
     SHA-256, in hex, of 64 bits an array.
   """
   digest = hashlib.sha256()
-  sums = {name: _sums(leaf) for name, leaf in stored.flatten(tree).items()}
-  for name, (leaf, value) in sorted(sums.items()):
-    digest.update(f'{name} {leaf} {np.asarray(value)}\n'.encode())
+  for name, leaf in sorted(stored.flatten(tree).items()):
+    # One after another: many sums at once, each over all devices, can wait for
+    # each other for ever where there are fewer cores than devices.
+    digest.update(f'{name} {_form(leaf)} {np.asarray(_sums(leaf))}\n'.encode())
   return digest.hexdigest()
 
 
+def _form(leaf):
+  leaf = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+  return f'{leaf.dtype} {leaf.shape}'
+
+
 def _sums(leaf):
-  leaf = leaf if isinstance(leaf, jax.Array) else np.ascontiguousarray(leaf)
-  form = f'{leaf.dtype} {leaf.shape}'
-  if isinstance(leaf, np.ndarray) and leaf.dtype.itemsize > 4:
-    leaf = leaf[..., None].view(np.uint32)  # JAX would round it to 32 bits.
-  if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+  if not isinstance(leaf, jax.Array):
+    leaf = np.ascontiguousarray(leaf)
+    if leaf.dtype.itemsize > 4:
+      leaf = leaf[..., None].view(np.uint32)  # JAX would round it to 32 bits.
+  elif jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
     leaf = jax.random.key_data(leaf)
-  return form, _mixed_sums(leaf)
+  return _mixed_sums(leaf)
 
 
 @jax.jit

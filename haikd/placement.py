@@ -1,9 +1,9 @@
 """The mesh, and which part of every array lies on which device of it.
 
 A batch is split over `replica` and `fsdp`. Parameters, and what goes with them,
-are split over `fsdp` along their first axis that divides, so that parts lie end
-to end in the whole, and over `tensor` along the axis that a rule of the model
-or of the config names; over `replica` they are copied.
+are split over `fsdp` along their largest axis that divides, and over `tensor`
+along the axis that a rule of the model or of the config names; over `replica`
+they are copied.
 """
 
 from collections.abc import Mapping, Sequence
@@ -257,7 +257,7 @@ def _spec(mesh, name, shape, rules):
   free = [i for i in range(first, len(shape))
           if spec[i] is None and shape[i] and shape[i] % mesh.shape[FSDP] == 0]
   if mesh.shape[FSDP] > 1 and free:
-    spec[free[0]] = FSDP
+    spec[max(free, key=lambda i: shape[i])] = FSDP
   return PartitionSpec(*spec)
 
 

@@ -15,6 +15,7 @@ _KINDS = tuple(sorted(set(counting.KINDS.values())))
 # with a slice; the compiler has one routine for both together.
 _FUSED_SCATTER = 'all-reduce-scatter'
 _CHAINED = 'async_collective_fusion_config'
+_CHAIN_START, _CHAIN_DONE = 'AsyncCollectiveStart', 'AsyncCollectiveDone'
 _SENT = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _MEETING = re.compile(r'_xla_host_transfer_rendezvous="([^"]*)"')
 _PRODUCTS = ('dot', 'convolution')
@@ -116,7 +117,6 @@ class _Reader:
   def walk(self, name: str, times: float) -> Iterator[Collective]:
     """Yields the collectives of a computation that runs `times` times."""
     lines = self._module.computations[name]
-    chained = set()
     for place, line in enumerate(lines):
       kind = line.opcode.removesuffix('-start')
       if line.opcode == 'while':
@@ -127,7 +127,7 @@ class _Reader:
       elif _SENT.search(line.attributes) and line.opcode == 'send':
         yield self._through_hosts(lines, place, times)
       elif line.opcode == 'fusion':
-        yield from self._fusion(line, lines, times, chained)
+        yield from self._fusion(lines, place, times)
       elif line.opcode == 'async-start':
         for called in self._called(line):
           for one in self.walk(called, times):
@@ -146,19 +146,22 @@ class _Reader:
     for body in line.called('body'):
       yield from self.walk(body, times * trips)
 
-  def _fusion(self, line, lines, times, chained):
-    """Yields what a fusion starts; `chained` has the chains seen so far."""
-    for called in self._called(line):
-      for one in self._module.computations[called]:
+  def _fusion(self, lines, place, times):
+    """Yields what a fusion starts.
+
+    A collective that goes on beside products is a chain of fusions, each of
+    which repeats it; only the first has AsyncCollectiveStart in it.
+    """
+    for called in self._called(lines[place]):
+      body = self._module.computations[called]
+      for one in body:
         if one.opcode not in _KINDS:
           continue
         hidden = False
         if _CHAINED in one.attributes:
-          channel = _channel(one)
-          if channel in chained:
-            continue  # The same one, moved on or waited for.
-          chained.add(channel)
-          hidden = self._works_along(lines, channel)
+          if not any(_CHAIN_START in x.attributes for x in body):
+            continue
+          hidden = self._works_along(lines, place)
         scatter = called.startswith(_FUSED_SCATTER) and one.opcode == (
             'all-reduce')
         yield self._collective('reduce-scatter' if scatter else one.opcode, one,
@@ -183,15 +186,23 @@ class _Reader:
     wire = counting.on_the_wire(kind, payload, max(width, 1))
     return Collective(kind, self._between, times, payload, wire, hidden)
 
-  def _works_along(self, lines, channel):
-    """Returns whether a fusion of a chain multiplies matrices as well."""
-    for line in lines:
-      for called in line.called('calls') if line.opcode == 'fusion' else ():
-        body = self._module.computations.get(called, ())
-        if (any(x.opcode in _KINDS and _CHAINED in x.attributes and
-                _channel(x) == channel for x in body) and
-            self._has_work(called)):
-          return True
+  def _works_along(self, lines, start):
+    """Returns whether a fusion of the chain from here multiplies matrices."""
+    names = {lines[start].name}
+    for line in lines[start:]:
+      if line is not lines[start] and not names & set(line.operands):
+        continue
+      if line.opcode == 'get-tuple-element':
+        names.add(line.name)
+      if line.opcode == 'fusion':
+        for called in line.called('calls'):
+          body = self._module.computations.get(called, ())
+          if any(x.opcode in _KINDS and _CHAINED in x.attributes for x in body):
+            if self._has_work(called):
+              return True
+            names.add(line.name)
+          if any(_CHAIN_DONE in x.attributes for x in body):
+            return False
     return False
 
   def _hides(self, lines, start):
@@ -263,8 +274,3 @@ class _Reader:
       differ = (places != places[:, :1]).any(axis=1)
       axes |= {name for name, yes in zip(self._mesh, differ) if yes}
     return tuple(name for name in self._mesh if name in axes)
-
-
-def _channel(line):
-  match = re.search(r'channel_id=(\d+)', line.attributes)
-  return match[1] if match else line.name
