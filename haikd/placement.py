@@ -74,19 +74,36 @@ def build_mesh(shape: Mapping[str, int],
     raise checks.ConfigError(
         f'placement.build_mesh: config.mesh must use all {len(devices)} devices'
         f'; got {written}. Let one of them be -1, which takes the rest.')
+  return Mesh(
+      grid_of(devices, sizes),
+      AXES,
+      axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+
+
+def grid_of(devices: Sequence[Any], sizes: Sequence[int]) -> np.ndarray:
+  """Lays devices out as `build_mesh` says.
+
+  Args:
+    devices: as many as the sizes multiply to.
+    sizes: of `replica`, `fsdp` and `tensor`.
+
+  Returns:
+    An array of devices.
+
+  Raises:
+    ConfigError: `replica` cannot go over the slices.
+  """
   slices = len({getattr(device, 'slice_index', 0) for device in devices})
   if sizes[0] % slices:
     raise checks.ConfigError(
         'placement.build_mesh: config.mesh.replica must be a multiple of the '
-        f'{slices} slices; got {written}. Parameters are not split over the '
-        'network between slices.')
+        f'{slices} slices; got replica={sizes[0]}. Parameters are not split '
+        'over the network between slices.')
   if slices > 1:
-    grid = mesh_utils.create_hybrid_device_mesh(
+    return mesh_utils.create_hybrid_device_mesh(
         (sizes[0] // slices, *sizes[1:]), (slices, 1, 1), devices)
-  else:
-    grid = mesh_utils.create_device_mesh(
-        sizes, devices, allow_split_physical_axes=True)
-  return Mesh(grid, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+  return mesh_utils.create_device_mesh(
+      sizes, devices, allow_split_physical_axes=True)
 
 
 def batch_shards(mesh: Mesh) -> int:
@@ -188,11 +205,12 @@ def check_rules(title: str, mesh: Mesh, params: base.ArrayTree,
       if axis is None:
         continue
       if not _divides(leaf.shape, axis, size):
+        short = '/'.join(names.parts(f'{module}/{name}')[-2:])
         raise checks.ConfigError(
             f'placement.check_rules: axis {axis} of {module}/{name} of the '
             f'{title} must be divisible by config.mesh.tensor={size}; got '
             f'shape={tuple(leaf.shape)}. Choose another size, or set '
-            f"config.{title}.placement['{name}'] to another axis or None.")
+            f"config.{title}.placement['{short}'] to another axis or None.")
       split = True
   if not split:
     raise checks.ConfigError(
@@ -236,13 +254,6 @@ def abstract(tree: base.ArrayTree, shardings: base.ArrayTree) -> base.ArrayTree:
 def shardings_of(tree: base.ArrayTree) -> base.ArrayTree:
   """Returns the shardings of arrays or ShapeDtypeStructs."""
   return jax.tree.map(lambda x: x.sharding, tree)
-
-
-def bytes_per_device(tree: base.ArrayTree) -> int:
-  """Returns what a device holds of arrays (or of what they will be)."""
-  return sum(
-      math.prod(x.sharding.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize
-      for x in jax.tree.leaves(tree))
 
 
 def _spec(mesh, name, shape, rules):

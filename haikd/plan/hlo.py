@@ -167,8 +167,9 @@ def device_groups(attributes: str,
   """Reads which devices take part in a collective together.
 
   Args:
-    attributes: of the collective, with `replica_groups` as lists or as an iota
-      (`[4,2]<=[2,4]T(1,0)`), or with `source_target_pairs`.
+    attributes: of the collective, with `replica_groups` as lists, as an iota
+      (`[4,2]<=[2,4]T(1,0)`) or as axes of a mesh (`mesh['a'=2,'b'=4] {'b'}`),
+      or with `source_target_pairs`.
     devices: how many there are.
 
   Returns:
@@ -184,6 +185,15 @@ def device_groups(attributes: str,
     ids = np.arange(math.prod(sides)).reshape(sides)
     ids = ids.transpose(order) if order else ids
     return [tuple(row) for row in ids.reshape(shape).tolist()]
+  named = re.search(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}', attributes)
+  if named:
+    sides = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", named[1])}
+    along = re.findall(r"'(\w+)'", named[2])
+    order = [name for name in sides if name not in along] + along
+    ids = np.arange(math.prod(sides.values())).reshape(tuple(sides.values()))
+    ids = ids.transpose([list(sides).index(name) for name in order])
+    width = math.prod(sides[name] for name in along)
+    return [tuple(row) for row in ids.reshape(-1, width).tolist()]
   lists = re.search(r'(?:replica_groups|source_target_pairs)='
                     r'\{((?:\{[\d,]*\},?)*)\}', attributes)
   if not lists:

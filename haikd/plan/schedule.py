@@ -123,7 +123,11 @@ class _Reader:
         yield from self._loop(line, name, times)
       elif kind in _KINDS:
         hidden = line.opcode != kind and self._hides(lines, place)
-        yield self._collective(kind, line, name, times, hidden)
+        one = self._collective(kind, line, name, times, hidden)
+        if kind == 'all-reduce' and all(map(_is_update, line.operands)):
+          # Small arrays are gathered as the sum of what is 0 but for one part.
+          one = one._replace(kind='all-gather')
+        yield one
       elif _SENT.search(line.attributes) and line.opcode == 'send':
         yield self._through_hosts(lines, place, times)
       elif line.opcode == 'fusion':
@@ -274,3 +278,7 @@ class _Reader:
       differ = (places != places[:, :1]).any(axis=1)
       axes |= {name for name, yes in zip(self._mesh, differ) if yes}
     return tuple(name for name in self._mesh if name in axes)
+
+
+def _is_update(operand):
+  return operand.lstrip('%').startswith('dynamic-update-slice')

@@ -92,7 +92,7 @@ def test_wrapped_pair_and_its_update(between, hidden):
   assert found == ('all-gather', ('fsdp',), 1, WHOLE, WHOLE * 3 / 4, hidden)
 
 
-def chain(name, work):
+def chain(name, work, mark=''):
   dot = ('%dot = f32[8,8]{1,0} convolution(%b, %b), dim_labels=bf_io->bf'
          if work else '%dot = f32[8,5]{1,0} copy(%b)')
   return f"""
@@ -100,21 +100,54 @@ def chain(name, work):
       %a = f32[2,5]{{1,0}} parameter(0)
       %b = f32[8,5]{{1,0}} parameter(1)
       {dot}
-      ROOT %ag = f32[8,5]{{1,0}} all-gather(%a), channel_id=7, {GATHER}, \
+      %ag = f32[8,5]{{1,0}} all-gather(%a), channel_id=7, {GATHER}, \
 backend_config={{"async_collective_fusion_config":{{"flag_start":"-1"}}}}
+      ROOT %c = f32[8,5]{{1,0}} custom-call(%ag), custom_call_target="{mark}"
     }}
   """
 
 
+def bodies(work):
+  return (chain('start_body', False, 'AsyncCollectiveStart') +
+          chain('step_body', work) +
+          chain('done_body', False, 'AsyncCollectiveDone'))
+
+
+def link(name, *operands):
+  body = name.rstrip('2')
+  return (f'%{name} = f32[8,5]{{1,0}} fusion({", ".join(operands)}), '
+          f'kind=kCustom, calls=%{body}_body')
+
+
 @pytest.mark.parametrize('work', [True, False])
 def test_chain_of_fusions_is_one_collective(work):
-  call = '%{0} = f32[8,5]{{1,0}} fusion(%x, %p), kind=kCustom, calls=%{0}_body'
   text = entry(
-      *(call.format(name) for name in ('start', 'step', 'done')),
-      above=chain('start_body', False) + chain('step_body', work) +
-      chain('done_body', False))
+      link('start', '%x', '%p'),
+      '%part = f32[8,5]{1,0} get-tuple-element(%start), index=0',
+      link('step', '%part', '%p'), link('done', '%step', '%p'),
+      above=bodies(work))
   [found] = read(text).collectives
   assert found == ('all-gather', ('fsdp',), 1, WHOLE, WHOLE * 3 / 4, work)
+
+
+def test_chains_through_one_channel_are_several_collectives():
+  # The product belongs to the second alone.
+  text = entry(
+      link('start', '%x', '%p'), link('done', '%start', '%p'),
+      link('start2', '%x', '%p'), link('step2', '%start2', '%p'),
+      link('done2', '%step2', '%p'), above=bodies(True))
+  assert [x.hidden for x in read(text).collectives] == [False, True]
+
+
+def test_sum_of_parts_beside_zeros_is_a_gather():
+  text = entry(
+      '%dynamic-update-slice.1 = f32[8,5]{1,0} dynamic-update-slice(%z, %x, '
+      '%i, %i)',
+      f'%r = f32[8,5]{{1,0}} all-reduce(%dynamic-update-slice.1), '
+      f'replica_groups={ROWS}, to_apply=%add')
+  # On the wire it is the all-reduce that it is: twice a gather.
+  assert read(text).traffic() == (('all-gather', ('fsdp',), 1, WHOLE,
+                                   WHOLE * 3 / 2),)
 
 
 def test_reduction_fused_with_a_slice_is_a_scatter():
@@ -216,6 +249,9 @@ def test_loop_runs_its_length(limit, direction, attribute, times, open_loops):
     ('replica_groups=[1,4]<=[4]', [(0, 1, 2, 3)]),
     ('replica_groups={}, to_apply=%add', [(0, 1, 2, 3)]),
     ('source_target_pairs={{0,1},{1,0}}', [(0, 1), (1, 0)]),
+    ("replica_groups=mesh['a'=2,'b'=2] {'b'}, x=1", [(0, 1), (2, 3)]),
+    ("replica_groups=mesh['a'=2,'b'=2] {'a'}", [(0, 2), (1, 3)]),
+    ("replica_groups=mesh['a'=4] {'a'}", [(0, 1, 2, 3)]),
     ('replica_groups=@somewhere', None),
 ])
 def test_groups_are_read(attributes, groups):
