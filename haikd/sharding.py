@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import functools
+import math
 from typing import Any, Optional, TypeVar
 
 import jax
@@ -17,6 +18,7 @@ T = TypeVar('T')
 Groups = tuple[tuple[int, ...], ...]  # Of places along an axis.
 
 _FSDP = placement.FSDP
+_LANES, _TILE = 128, 1024  # Of a TPU: numbers in a row, and in a tile.
 
 
 def replicate(mesh: jax.sharding.Mesh, tree: T) -> T:
@@ -115,38 +117,36 @@ def build_gather(mesh: jax.sharding.Mesh) -> Optional[Callable]:
   """
   if mesh.shape[_FSDP] == 1:
     return None
-  groups = scatter_groups(mesh)
+  turns = turns_of(mesh)
 
   def gather(value, shape, dtype):
     axes = [i for i, whole in enumerate(shape) if value.shape[i] != whole]
     if not axes:
       return value.astype(dtype)
-    return _gather(value, axes[0], dtype, groups)
+    return _gather(value, axes[0], dtype, turns)
 
   return gather
 
 
-def scatter_groups(mesh: jax.sharding.Mesh) -> tuple[Groups, ...]:
+def turns_of(mesh: jax.sharding.Mesh) -> tuple[Optional[Groups], ...]:
   """Returns over which groups of devices a gradient is scattered, in turn.
 
-  Where `fsdp` takes all chips of a TPU, its compiler makes of every
-  reduce-scatter an all-reduce of twice the traffic, of which it then keeps a
-  part. Two in turn, over rows and over columns, it leaves as they are; they
-  send as much as one.
+  Where `fsdp` takes all chips of a TPU, its compiler makes an all-reduce of
+  every reduce-scatter, and of small all-gathers too, which sends twice as much.
+  Two in turn, over rows and over columns, it leaves as they are; they send as
+  much as one.
 
   Args:
     mesh: the devices.
 
   Returns:
-    For each scatter the groups, by their places on `fsdp`; none for a single
-    scatter over all of them.
+    The groups of each scatter, by their places on `fsdp`; None for all of them.
+    Gathers go over the same, the last one first.
   """
   size = mesh.shape[_FSDP]
   rows = max(n for n in range(1, int(size**0.5) + 1) if size % n == 0)
-  if (mesh.devices.flat[0].platform != 'tpu' or size < mesh.devices.size or
-      rows == 1):
-    return ()
-  return two_turns(size, rows)
+  alone = size == mesh.devices.size and mesh.devices.flat[0].platform == 'tpu'
+  return two_turns(size, rows) if alone and rows > 1 else (None,)
 
 
 def two_turns(size: int, rows: int) -> tuple[Groups, ...]:
@@ -157,23 +157,32 @@ def two_turns(size: int, rows: int) -> tuple[Groups, ...]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _gather(value, axis, dtype, groups):
-  del groups  # Of the way back.
-  return lax.all_gather(value.astype(dtype), _FSDP, axis=axis, tiled=True)
+def _gather(value, axis, dtype, turns):
+  value = value.astype(dtype)
+  for groups in reversed(turns):
+    value = lax.all_gather(
+        value, _FSDP, axis=axis, tiled=True, axis_index_groups=groups)
+  return value
 
 
-def _gather_forward(value, axis, dtype, groups):
-  return _gather(value, axis, dtype, groups), jnp.zeros((), value.dtype)
+def _gather_forward(value, axis, dtype, turns):
+  return _gather(value, axis, dtype, turns), jnp.zeros((), value.dtype)
 
 
-def _gather_backward(axis, dtype, groups, like, gradient):
+def _gather_backward(axis, dtype, turns, like, gradient):
   del dtype
-  # The first axis: of any other the compiler makes an all-reduce again.
+  # Along the first axis, and in tiles that are full: of any other scatter, a
+  # TPU's compiler makes an all-reduce again.
   gradient = jnp.moveaxis(gradient.astype(jnp.float32), axis, 0)
-  for turn in groups or (None,):
+  rest = gradient.shape[1:]
+  odd = math.prod(rest) % _TILE and math.prod(rest) % _LANES == 0
+  if odd and math.prod(rest) > _TILE:
+    gradient = gradient.reshape(gradient.shape[0], -1, _LANES)
+  for groups in turns:
     gradient = lax.psum_scatter(
         gradient, _FSDP, scatter_dimension=0, tiled=True,
-        axis_index_groups=turn)
+        axis_index_groups=groups)
+  gradient = gradient.reshape(gradient.shape[0], *rest)
   return (jnp.moveaxis(gradient, 0, axis).astype(like.dtype),)
 
 

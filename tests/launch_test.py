@@ -90,7 +90,7 @@ def seen(fresh, monkeypatch):
 
   def call(*args):
     seen = []
-    monkeypatch.setitem(launch._MODES, 'train', lambda c, _: seen.append(c))
+    monkeypatch.setattr(launch.job, 'train', lambda c, _: seen.append(c))
     assert launch.main(['launch', *map(str, args)]) == 0
     return seen[0]
 
@@ -184,7 +184,7 @@ def test_interrupt_says_how_to_go_on(run, monkeypatch):
   def interrupted(*unused):
     raise KeyboardInterrupt
 
-  monkeypatch.setitem(launch._MODES, 'train', interrupted)
+  monkeypatch.setattr(launch.job, 'train', interrupted)
   code, _, err = run()
   assert code == 130
   assert 'start it again' in err
@@ -199,7 +199,7 @@ def test_debug_shows_the_traceback(run, monkeypatch, flag, shown, error, code):
   def broken(*unused):
     raise error
 
-  monkeypatch.setitem(launch._MODES, 'train', broken)
+  monkeypatch.setattr(launch.job, 'train', broken)
   got, _, err = run(flag)
   assert got == code
   assert ('Traceback' in err and 'in broken' in err) == shown

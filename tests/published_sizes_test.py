@@ -91,7 +91,7 @@ def test_configs_are_valid_and_can_be_built(name, variant):
 
 
 @pytest.mark.parametrize('name, shape, num_classes', [
-    (C4, (256, 4096), 128_256), (IMAGENET, (4096, 224, 224, 3), 1000)])
+    (C4, (512, 2048), 128_256), (IMAGENET, (4096, 224, 224, 3), 1000)])
 def test_batches_are_described_without_the_data(
     name, shape, num_classes):
   spec, found = pipeline.describe(load(name))

@@ -22,17 +22,18 @@ def make_mesh(replica=1, fsdp=8, tensor=1):
 @pytest.mark.parametrize('axis', (0, 1))
 @pytest.mark.parametrize('dtype', ('float32', 'bfloat16'))
 @pytest.mark.parametrize('rows', (None, 2, 4))
+@pytest.mark.parametrize('shape', ((16, 24), (8, 1152)))
 def test_gather_is_the_whole_and_its_gradient_is_the_sum(
-    axis, dtype, rows, monkeypatch):
+    axis, dtype, rows, shape, monkeypatch):
   mesh = make_mesh()
   if rows:
-    monkeypatch.setattr(sharding, 'scatter_groups',
+    monkeypatch.setattr(sharding, 'turns_of',
                         lambda mesh: sharding.two_turns(8, rows))
   gather = sharding.build_gather(mesh)
   rng = np.random.RandomState(0)
   # Small integers: exact in bfloat16, as is their sum.
-  whole = rng.randint(-4, 5, (16, 24)).astype(np.float32)
-  cotangents = rng.randint(-4, 5, (8, 16, 24)).astype(np.float32)
+  whole = rng.randint(-4, 5, shape).astype(np.float32)
+  cotangents = rng.randint(-4, 5, (8, *shape)).astype(np.float32)
   spec = P(*(placement.FSDP if i == axis else None for i in range(2)))
 
   def run(part, cotangent):
@@ -87,7 +88,7 @@ def test_two_turns_are_columns_and_rows():
 
 
 def test_one_scatter_is_enough_off_tpus():
-  assert sharding.scatter_groups(make_mesh()) == ()
+  assert sharding.turns_of(make_mesh()) == (None,)
 
 
 def test_gradient_of_what_is_whole_is_summed_over_all_shards():

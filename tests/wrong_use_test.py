@@ -54,8 +54,8 @@ def assert_refused(outcome, code, match):
     (['--config.losses.x.loss=feature_matching',
       '--config.student.taps.features=blok_*'], 2, "got 'blok_*'"),
     (['--config.teacher.options.num_classes=5'], 2, '2 classes apart'),
-    (['--config.batch_size=12'], 2, 'divisible by devices x microbatches'),
-    (['--config.microbatches=3'], 2, 'divisible by devices x microbatches'),
+    (['--config.batch_size=12'], 2, 'divisible by replica x fsdp x'),
+    (['--config.microbatches=3'], 2, 'divisible by replica x fsdp x'),
     (['--config.teacher.train.steps=0'], 2, 'config.teacher must have weights'),
     (['--config.optimizer.name=adamm'], 2, "Did you mean 'adam"),
     (['--config.teacher.train.optimizer.name=adamm'], 2,
@@ -197,7 +197,7 @@ def test_only_a_defect_ends_with_1(run, monkeypatch):
   def defective(*unused):
     raise RuntimeError('this\nis a defect.')
 
-  monkeypatch.setitem(launch._MODES, 'train', defective)
+  monkeypatch.setattr(launch.job, 'train', defective)
   code, _, err = run()
   assert code == 1
   assert err == ('haikd: RuntimeError: this is a defect; run with --debug for '
