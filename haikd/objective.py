@@ -112,6 +112,8 @@ class Objective(NamedTuple):
     student, teacher, net_state = self._outputs(params.student, net_state,
                                                 frozen, batch, rng, context,
                                                 is_training)
+    if any(term.entry.on == terms_lib.LOGITS for term in self.terms):
+      student = pairing.with_logits(student, batch)
     sums = {}
     for term in self.terms:
       weights = params.align.get(term.name, {})

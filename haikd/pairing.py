@@ -50,6 +50,12 @@ def pairs(term: terms.Term, layers: Layers, student: network.Output,
   return found
 
 
+def with_logits(output: network.Output, batch: base.Batch) -> network.Output:
+  """Returns an output whose logits are computed, once for all terms."""
+  mask = target_mask(batch, output.logits)
+  return output._replace(logits=masking.materialise(output.logits, mask))
+
+
 def target_mask(batch: base.Batch, logits: base.Logits) -> jax.Array:
   """Returns where logits count: bool, the leading axes of the logits."""
   mask = batch.mask if batch.target_mask is None else batch.target_mask

@@ -9,6 +9,7 @@ import numpy as np
 from haikd import base
 from haikd.plan import chips
 from haikd.plan import compiling
+from haikd.plan import counting
 
 # What may bind a step; also the order in which they are shown.
 COMPUTE, MEMORY, LINKS, NETWORK = BINDING = ('compute', 'memory', 'links',
@@ -52,7 +53,8 @@ class Estimate(NamedTuple):
     available: bytes there are, or None if unknown.
     flops: of matrix products.
     bytes: that these and the update move between memory and chip.
-    sent: by axes.
+    sent: by axes, as compiled; as written, where no text could be had.
+    asked: the collectives as the step is written: over `replica` and `fsdp`.
     seconds: `{what: at least so long}` for each of BINDING, None without
       published peaks.
     bound: the longest of them: no step is faster.
@@ -77,6 +79,7 @@ class Estimate(NamedTuple):
   flops: float
   bytes: float
   sent: tuple[Sent, ...]
+  asked: tuple[counting.Traffic, ...]
   seconds: Mapping[str, Optional[float]]
   bound: Optional[float]
   binds: Optional[str]
@@ -143,6 +146,7 @@ def estimate(topology: str, step: compiling.Step, compiled: compiling.Compiled,
       flops=compiled.counted.flops,
       bytes=moved,
       sent=sent,
+      asked=compiled.counted.traffic,
       seconds=seconds,
       bound=bound,
       binds=binds,

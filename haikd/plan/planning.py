@@ -135,6 +135,7 @@ def to_json(estimate: estimate_lib.Estimate) -> dict[str, Any]:
       **estimate._asdict(),
       'margin': estimate.margin(),
       'sent': [sent._asdict() for sent in estimate.sent],
+      'asked': [one._asdict() for one in estimate.asked],
   }
 
 
@@ -176,6 +177,11 @@ def rows(estimates: Sequence[estimate_lib.Estimate]) -> list[list[str]]:
             for x in estimates]
     table.append([f'sent over {axes}, GiB',
                   *(_gib(s.bytes) if s else '-' for s in sent)])
+    for kind in dict.fromkeys(kind for s in sent if s for kind in s.kinds):
+      kinds = [(s.kinds if s else {}).get(kind) for s in sent]
+      table.append([f'  {kind}', *(
+          f'{number[0]:,.0f} x, {_gib(number[1])}' if number else '-'
+          for number in kinds)])
     table.append(['  of it hidden',
                   *(_known(s.hidden, _percent) if s else '-' for s in sent)])
   for name in estimate_lib.BINDING:
