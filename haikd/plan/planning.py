@@ -28,7 +28,7 @@ def plan(config: config_lib.ConfigDict,
          workdir: files.Path,
          *,
          build: Optional[Build] = None,
-         compiles: int = 6,
+         compiles: int = 4,
          debug: bool = False) -> list[estimate_lib.Estimate]:
   """Compiles the training step for each topology and says what it takes.
 

@@ -12,6 +12,8 @@ from haikd.plan import chips
 from haikd.plan import estimate as estimate_lib
 
 ConfigDict = config_lib.ConfigDict
+
+_LEAP = 64  # How many times as large a number to ask about at most.
 Try = Callable[[ConfigDict], estimate_lib.Estimate]
 
 
@@ -33,37 +35,41 @@ def fits(estimate: estimate_lib.Estimate) -> bool:
   return margin is None or margin >= 0
 
 
-def largest(holds: Callable[[int], bool], start: int, *,
-            compiles: int) -> int:
-  """Returns the largest number that holds, given that `start` does.
+def largest(size: Callable[[int], float], room: float, start: int, *,
+            tries: int) -> int:
+  """Returns the largest number whose size has room, given that `start` has.
 
-  It is doubled as long as it holds, then halved into the gap.
+  Sizes grow about linearly: a line through the last two that are known, one on
+  either side of the room where there is one, says what to ask about next.
 
   Args:
-    holds: whether a number does; if one does, so do all below.
-    start: one that does.
-    compiles: how often to ask at most.
+    size: what a number takes; it grows with the number.
+    room: what there is.
+    start: a number that has room.
+    tries: how often to ask at most, beside `start`.
 
   Returns:
-    The largest that was asked about, or `start`.
+    The largest that was found to have room.
   """
-  below, above = start, None
-  for _ in range(compiles):
-    if above is None:
-      asked = 2 * below
-    elif above - below > 1:
-      asked = (below + above) // 2
-    else:
+  known = {start: size(start)}
+  for _ in range(tries):
+    below = max(n for n, taken in known.items() if taken <= room)
+    above = min((n for n in known if n > below), default=None)
+    if above == below + 1:
       break
-    if holds(asked):
-      below = asked
-    else:
-      above = asked
-  return below
+    guess = 2 * below
+    if len(known) > 1:
+      other = above or max(n for n in known if n < below)
+      slope = (known[other] - known[below]) / (other - below)
+      if slope > 0:
+        guess = below + int((room - known[below]) / slope)
+    guess = min(max(guess, below + 1), above - 1 if above else _LEAP * below)
+    known[guess] = size(guess)
+  return max(n for n, taken in known.items() if taken <= room)
 
 
 def largest_microbatch(config: ConfigDict, estimate: estimate_lib.Estimate,
-                       attempt: Try, *, compiles: int = 6) -> Optional[int]:
+                       attempt: Try, *, compiles: int) -> Optional[int]:
   """Looks for the largest microbatch that fits, by compiling others.
 
   Args:
@@ -80,12 +86,15 @@ def largest_microbatch(config: ConfigDict, estimate: estimate_lib.Estimate,
     return None
   shards = estimate.batch_size // (estimate.microbatch * config.microbatches)
 
-  def holds(microbatch):
+  def size(microbatch):
+    if microbatch == estimate.microbatch:
+      return estimate.peak
     changed = _copy(config)
     changed.batch_size = microbatch * shards * config.microbatches
-    return fits(attempt(changed))
+    return attempt(changed).peak
 
-  return largest(holds, estimate.microbatch, compiles=compiles)
+  return largest(
+      size, estimate.available, estimate.microbatch, tries=compiles)
 
 
 def remedies(config: ConfigDict, estimate: estimate_lib.Estimate,

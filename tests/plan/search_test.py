@@ -16,15 +16,33 @@ def make(peak, available=100.0, **fields):
   return estimate_lib.Estimate(**{**values, **fields})
 
 
-@pytest.mark.parametrize('limit', [1, 2, 3, 4, 5, 7, 8, 13, 31])
-def test_largest_is_found(limit):
-  assert search.largest(lambda n: n <= limit, 1, compiles=20) == limit
+@pytest.mark.parametrize('limit', [1, 2, 3, 4, 5, 7, 8, 13, 31, 100])
+@pytest.mark.parametrize('size', [lambda n: 3 + n, lambda n: n**1.5,
+                                  lambda n: n**0.5])
+def test_largest_is_found(limit, size):
+  assert search.largest(size, size(limit + 0.5), 1, tries=40) == limit
 
 
-def test_compiles_are_bounded():
+def test_line_is_followed():
   asked = []
-  found = search.largest(lambda n: asked.append(n) or True, 3, compiles=4)
-  assert (asked, found) == ([6, 12, 24, 48], 48)
+  size = lambda n: asked.append(n) or 10 + 2 * n
+  # 10 + 2 * 45 is 100: one more to learn the slope, one to go there, one to
+  # see that it is the last.
+  assert search.largest(size, 100, 4, tries=9) == 45
+  assert asked == [4, 8, 45, 46]
+
+
+def test_tries_are_bounded():
+  asked = []
+  found = search.largest(lambda n: asked.append(n) or 0, 1, 3, tries=3)
+  assert (asked, found) == ([3, 6, 12, 24], 24)
+
+
+def test_one_refusal_is_between_what_is_known():
+  asked = []
+  size = lambda n: asked.append(n) or (n if n < 7 else 100)
+  assert search.largest(size, 10, 2, tries=9) == 6
+  assert asked[:3] == [2, 4, 10]
 
 
 def test_microbatch_grows_with_the_batch_and_nothing_else():
@@ -37,15 +55,15 @@ def test_microbatch_grows_with_the_batch_and_nothing_else():
     return make(changed.batch_size / 32, available=10.0)
 
   found = search.largest_microbatch(
-      config, make(4.0, available=10.0, batch_size=128), attempt)
+      config, make(4.0, available=10.0, batch_size=128), attempt, compiles=6)
   assert found == 10
-  assert seen == [(256, 2), (512, 2), (384, 2), (320, 2), (352, 2)]
+  assert seen == [(256, 2), (320, 2), (352, 2)]
   assert config.batch_size == 128
 
 
 def test_no_limit_no_search():
   assert search.largest_microbatch(
-      config_lib.base(), make(4.0, available=None), None) is None
+      config_lib.base(), make(4.0, available=None), None, compiles=1) is None
 
 
 def test_remedies_are_tried_one_at_a_time_and_sorted():
