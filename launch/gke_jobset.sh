@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Runs haikd on TPU slices of a GKE cluster, as a JobSet.
 #
-#   IMAGE=… BUCKET=… launch/gke_jobset.sh NAME -- --config=configs/x.py --workdir=/runs/x
+#   IMAGE=… BUCKET=… launch/gke_jobset.sh NAME -- --config=configs/x.py --workdir=gs://my-bucket/x
 #
-# Fills in launch/gke_jobset.yaml and hands it to kubectl. The bucket is mounted
-# as /runs in all pods: the workdir belongs below it. What fails or is pre-empted
-# starts again and goes on from the newest checkpoint.
+# Fills in launch/gke_jobset.yaml and hands it to kubectl. The workdir is in a
+# bucket; the bucket is also mounted as /bucket in all pods, for data that is read
+# as files. What fails or is pre-empted starts again and goes on from the newest
+# checkpoint.
 #
-#   IMAGE=...              with haikd and jax[tpu] installed, and the configs in
-#                          its working directory.
+#   IMAGE=...              with haikd[gcs] and jax[tpu] installed, and the configs
+#                          in its working directory.
 #   BUCKET=...             of Cloud Storage, without gs://.
 #   ACCELERATOR=...        tpu-v5-lite-podslice by default.
 #   TOPOLOGY=4x4           of a slice.

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Runs haikd on all workers of a Cloud TPU pod slice.
 #
-#   launch/tpu_pod.sh NAME ZONE -- --config=configs/x.py --workdir=/mnt/runs/x
+#   launch/tpu_pod.sh NAME ZONE -- --config=configs/x.py --workdir=gs://my-bucket/x
 #
 # Copies this checkout to every worker, installs it there and starts it on all
-# of them at once; they find one another. The workdir must be a folder that all
-# workers mount, such as Filestore or a bucket through gcsfuse. Exits as the run
-# does; started again, it goes on from the newest checkpoint.
+# of them at once; they find one another. The workdir is in a bucket, or a folder
+# that all workers mount, such as Filestore. Exits as the run does; started again,
+# it goes on from the newest checkpoint.
 #
 #   PROJECT=ID    the project; that of gcloud's configuration by default.
 #   CREATE=v5litepod-16
@@ -15,7 +15,7 @@
 #                 gcloud compute tpus tpu-vm versions list --zone=ZONE
 #   SPOT=1        makes it as spot capacity.
 #   MOUNT='...'   a command for each worker before the run, such as
-#                 'sudo mount 10.0.0.2:/share /mnt/runs'.
+#                 'gcsfuse --implicit-dirs my-bucket bucket'.
 #   DRY_RUN=1     prints what would be run.
 set -euo pipefail
 
@@ -57,6 +57,6 @@ run tar -czf "$archive" --exclude=.git --exclude=runs --exclude=.venv \
   --exclude=__pycache__ -C "$root" .
 run "${tpu[@]}" scp "$archive" "$name:haikd.tar.gz" "${where[@]}" --worker=all
 everywhere "mkdir -p haikd && tar -xzf haikd.tar.gz -C haikd &&\
- python3 -m venv .haikd && .haikd/bin/pip install -q -e haikd 'jax[tpu]'"
+ python3 -m venv .haikd && .haikd/bin/pip install -q -e 'haikd[gcs]' 'jax[tpu]'"
 [[ -n ${MOUNT:-} ]] && everywhere "$MOUNT"
 everywhere "cd haikd && exec ../.haikd/bin/python -m haikd.launch$(printf ' %q' "$@")"
