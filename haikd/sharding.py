@@ -131,10 +131,10 @@ def build_gather(mesh: jax.sharding.Mesh) -> Optional[Callable]:
 def turns_of(mesh: jax.sharding.Mesh) -> tuple[Optional[Groups], ...]:
   """Returns over which groups of devices a gradient is scattered, in turn.
 
-  Where `fsdp` takes all chips of a TPU, its compiler makes an all-reduce of
-  every reduce-scatter, and of small all-gathers too, which sends twice as much.
-  Two in turn, over rows and over columns, it leaves as they are; they send as
-  much as one.
+  Where `fsdp` takes all chips of a TPU slice, its compiler makes an all-reduce
+  of every reduce-scatter, and of small all-gathers too, which sends twice as
+  much; where there are replicas, of some. Two in turn, over rows and over
+  columns, it leaves as they are; they send as much as one.
 
   Args:
     mesh: the devices.
@@ -145,8 +145,10 @@ def turns_of(mesh: jax.sharding.Mesh) -> tuple[Optional[Groups], ...]:
   """
   size = mesh.shape[_FSDP]
   rows = max(n for n in range(1, int(size**0.5) + 1) if size % n == 0)
-  alone = size == mesh.devices.size and mesh.devices.flat[0].platform == 'tpu'
-  return two_turns(size, rows) if alone and rows > 1 else (None,)
+  on_tpu = mesh.devices.flat[0].platform == 'tpu'
+  if not on_tpu or rows == 1 or mesh.shape[placement.TENSOR] > 1:
+    return (None,)
+  return two_turns(size, rows)
 
 
 def two_turns(size: int, rows: int) -> tuple[Groups, ...]:
