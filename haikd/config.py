@@ -40,7 +40,8 @@ def network() -> ConfigDict:
           # gathers, dots or full; None for gathers where parameters are split.
           remat_modules=config_dict.placeholder(str),  # Which these are: a glob
           # over module names; None for the model's own.
-          placement={},  # {glob over parameters: axis to split over tensor}.
+          placement={},  # {glob over parameters: axis to split over tensor};
+          # as a flag --config.student.placement['mlp/up/w']=-1.
       ))
 
 

@@ -144,6 +144,11 @@ def _make_room(config, path):
   """Adds what an override names, if it lies in an open field of the config."""
   holder, place = config, ''
   open_fields = tuple(f'.{field}.' for field in config_lib.OPEN_FIELDS)
+  if '/' in path and '[' not in path:
+    group, _, key = path.partition('placement.')
+    raise checks.ConfigError(
+        f'launch.main: config.{path} must have a name with a slash in brackets;'
+        f" got none. Write --config.{group}placement['{key}']=….")
   *parents, last = names = config_path.split(path)
   for depth, name in enumerate(names):
     if not isinstance(holder, config_lib.ConfigDict):

@@ -23,10 +23,10 @@ from haikd.data import pipeline
 Results = dict[str, dict[str, float]]  # By network, then by metric.
 
 # What may differ between two starts of one run: where and how often it reads
-# and writes, not what it computes.
+# and writes, and how the work is laid out, not what is minimised.
 _FREE_FIELDS = ('log_every', 'checkpoint_every', 'keep_checkpoints', 'baseline',
                 'evaluation', 'data.source_dir', 'data.data_dir',
-                'data.prefetch', 'mesh', 'student.remat',
+                'data.prefetch', 'mesh', 'microbatches', 'student.remat',
                 'student.remat_modules', 'student.placement', 'teacher.remat',
                 'teacher.remat_modules', 'teacher.placement')
 
@@ -62,6 +62,7 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path) -> Results:
   """
   workdir = paths.as_path(workdir)
   mesh = placement.build_mesh(config.mesh)
+  placement.check_batch_size(mesh, config.batch_size, config.microbatches)
   student, alone, teacher = _build_parts(config, mesh)
   parts = [part for part in (teacher, alone, student) if part]
   for part in parts:
@@ -77,6 +78,7 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path) -> Results:
       trained = _train(teacher, None, workdir)
     ready = _freeze(student, trained.network)
     results = dict(teacher=_evaluate_teacher(student, trained, ready))
+    del trained  # What the teacher was trained in is larger than what is used.
     if alone:
       results['student_alone'] = _evaluate(
           student, _train(alone, None, workdir), ready)

@@ -43,12 +43,14 @@ class Network(NamedTuple):
       `gather(part, shape, dtype)` makes whole a parameter of which the device
       has a part, where it is used.
     tensor: `{glob over parameters: axis}` of what is split over `tensor`.
+    placement: those of its globs that stand in the config.
   """
 
   title: str
   init: Callable[..., tuple[Any, Any]]
   apply: Callable[..., tuple[Output, Any]]
   tensor: dict[str, Any]
+  placement: tuple[str, ...]
 
 
 def build_network(config: config_lib.ConfigDict,
@@ -87,7 +89,7 @@ def build_network(config: config_lib.ConfigDict,
   # Those of the config come first, and in place of the model's own.
   rules = {**config.placement, **entry.tensor, **config.placement}
   policy = precision.policy(config.precision)
-  blocks = config.remat_modules or entry.taps.get('features', '')
+  blocks = config.remat_modules or entry.taps.get('features')
 
   def forward(batch, is_training, batch_axes, gather):
     extra = {'mask': batch.mask} if 'mask' in names else {}
@@ -96,10 +98,12 @@ def build_network(config: config_lib.ConfigDict,
       stack.enter_context(precision.synchronised_batch_norm(batch_axes))
       if gather is not None:
         stack.enter_context(gathered(gather, policy.compute_dtype))
-      if is_training:
-        kept = config.remat or ('none' if gather is None else 'gathers')
-        stack.enter_context(remat.rematerialised(blocks, kept))
-      return model(batch.inputs, is_training=is_training, **extra, **options)
+      call = lambda inputs: model(
+          inputs, is_training=is_training, **extra, **options)
+      if not is_training or hk.running_init():
+        return call(batch.inputs)
+      kept = config.remat or ('none' if gather is None else 'gathers')
+      return remat.rematerialised(call, blocks, kept, where)(batch.inputs)
 
   network = hk.transform_with_state(capture(forward, taps))
 
@@ -117,7 +121,7 @@ def build_network(config: config_lib.ConfigDict,
                                             is_training, batch_axes, gather)
     return Output(logits, values), state
 
-  return Network(title, init, apply, rules)
+  return Network(title, init, apply, rules, tuple(config.placement))
 
 
 def gathered(gather: Callable, dtype: Any) -> contextlib.AbstractContextManager:

@@ -6,7 +6,7 @@ along the axis that a rule of the model or of the config names; over `replica`
 they are copied.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import math
 from typing import Any, NamedTuple, Optional
 
@@ -51,7 +51,8 @@ def build_mesh(shape: Mapping[str, int],
 
   Devices that are neighbours in the network become neighbours in `tensor`
   first and then in `fsdp`. If they are of several slices of TPUs, `replica`
-  goes over the slices, so that only gradients cross the network between them.
+  has to go over the slices, so that only gradients cross the network between
+  them; over machines of GPUs it goes if it can.
 
   Args:
     shape: `config.mesh`: the sizes of `replica`, `fsdp` and `tensor`; one of
@@ -94,12 +95,13 @@ def grid_of(devices: Sequence[Any], sizes: Sequence[int]) -> np.ndarray:
     ConfigError: `replica` cannot go over the slices.
   """
   slices = len({getattr(device, 'slice_index', 0) for device in devices})
-  if sizes[0] % slices:
+  divides = sizes[0] % slices == 0
+  if devices[0].platform == 'tpu' and not divides:
     raise checks.ConfigError(
         'placement.build_mesh: config.mesh.replica must be a multiple of the '
         f'{slices} slices; got replica={sizes[0]}. Parameters are not split '
         'over the network between slices.')
-  if slices > 1:
+  if slices > 1 and divides:
     return mesh_utils.create_hybrid_device_mesh(
         (sizes[0] // slices, *sizes[1:]), (slices, 1, 1), devices)
   return mesh_utils.create_device_mesh(
@@ -182,8 +184,8 @@ def place(mesh: Mesh, tree: base.ArrayTree, rules: Rules) -> base.ArrayTree:
   return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-def check_rules(title: str, mesh: Mesh, params: base.ArrayTree,
-                rules: Rules) -> None:
+def check_rules(title: str, mesh: Mesh, params: base.ArrayTree, rules: Rules,
+                written: Iterable[str] = ()) -> bool:
   """Refuses rules for `tensor` that the parameters of a network cannot keep.
 
   Args:
@@ -191,33 +193,37 @@ def check_rules(title: str, mesh: Mesh, params: base.ArrayTree,
     mesh: the devices.
     params: Haiku parameters, or their shapes.
     rules: as for `place`.
+    written: those of them that stand in the config.
+
+  Returns:
+    Whether `tensor` splits anything.
 
   Raises:
-    ConfigError: an axis that there is not or that does not divide, or, where
-      `tensor` is more than 1, no parameter that it splits.
+    ConfigError: an axis that there is not or that does not divide, or a glob in
+      the config that matches nothing.
   """
+  found = {f'{module}/{name}': leaf for module, parameters in params.items()
+           for name, leaf in parameters.items()}
+  for glob in written:
+    if not any(names.matches(glob, names.parts(name)) for name in found):
+      known = {'/'.join(names.parts(name)[-2:]) for name in found}
+      raise checks.ConfigError(
+          f'placement.check_rules: config.{title}.placement must match '
+          f'parameters; got {glob!r}. {checks.suggest(glob, known)}')
   size, split = mesh.shape[TENSOR], False
-  if size == 1:
-    return
-  for module, parameters in params.items():
-    for name, leaf in parameters.items():
-      axis = _tensor_axis(f'{module}/{name}', rules)
-      if axis is None:
-        continue
-      if not _divides(leaf.shape, axis, size):
-        short = '/'.join(names.parts(f'{module}/{name}')[-2:])
-        raise checks.ConfigError(
-            f'placement.check_rules: axis {axis} of {module}/{name} of the '
-            f'{title} must be divisible by config.mesh.tensor={size}; got '
-            f'shape={tuple(leaf.shape)}. Choose another size, or set '
-            f"config.{title}.placement['{short}'] to another axis or None.")
-      split = True
-  if not split:
-    raise checks.ConfigError(
-        f'placement.check_rules: config.{title}.placement must split some '
-        f'parameter over config.mesh.tensor={size}; got none that matches '
-        f'{sorted(rules) or "no rule"}. Say which axis of which parameters, as '
-        "in {'mlp/up/w': -1, 'mlp/down/w': -2}.")
+  for name, leaf in found.items():
+    axis, shape = _tensor_axis(name, rules), leaf.shape[_stacked(name, leaf):]
+    if axis is None or size == 1:
+      continue
+    if not _divides(shape, axis, size):
+      short = '/'.join(names.parts(name)[-2:])
+      raise checks.ConfigError(
+          f'placement.check_rules: axis {axis} of {name} of the {title} must '
+          f'be divisible by config.mesh.tensor={size}; got shape='
+          f'{tuple(shape)}. Choose another size, or set '
+          f"config.{title}.placement['{short}'] to another axis or None.")
+    split = True
+  return split
 
 
 def manual_axes(mesh: Mesh) -> tuple[str, ...]:
@@ -259,7 +265,7 @@ def shardings_of(tree: base.ArrayTree) -> base.ArrayTree:
 def _spec(mesh, name, shape, rules):
   # Haiku loops over the leading axis of what is inside a layer_stack, so that
   # a shard of it would be a layer, which no device could do without.
-  first = min(name.count(f'__{_STACK}'), len(shape))
+  first = _stacked(name, shape)
   spec = [None] * len(shape)
   axis = _tensor_axis(name, rules)
   if mesh.shape[TENSOR] > 1 and axis is not None and _divides(
@@ -270,6 +276,12 @@ def _spec(mesh, name, shape, rules):
   if mesh.shape[FSDP] > 1 and free:
     spec[max(free, key=lambda i: shape[i])] = FSDP
   return PartitionSpec(*spec)
+
+
+def _stacked(name, array):
+  """Returns how many leading axes are loops over layers."""
+  rank = len(getattr(array, 'shape', array))
+  return min(name.count(f'__{_STACK}'), rank)
 
 
 def _tensor_axis(name, rules):

@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import jmp
 
 from haikd import base
+from haikd import checks
 from haikd import config as config_lib
+from haikd import evaluate
 from haikd import network as network_lib
 from haikd import objective as objective_lib
 from haikd import optimizer as optimizer_lib
@@ -74,9 +76,9 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
     A Program.
 
   Raises:
-    ConfigError: the config cannot work.
+    ConfigError: the config cannot work on this mesh. Whether the batch
+      divides, `placement.check_batch_size` says: to evaluate, it need not.
   """
-  placement.check_batch_size(mesh, config.batch_size, config.microbatches)
   objective = objective_lib.build_objective(
       config, spec=spec, num_classes=num_classes, has_teacher=has_teacher)
   optimizer = optimizer_lib.build_optimizer(
@@ -98,8 +100,17 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
         loss_scale=precision.initial_loss_scale(config.student.precision),
         with_ema=ema_decay > 0)
 
+  # One who trains in microbatches has no room to evaluate more at once.
+  rows = None
+  if config.microbatches > 1:
+    rows = max(config.batch_size // config.microbatches //
+               placement.batch_shards(mesh), 1)
   state = _abstract_state(init, objective.student, mesh)
   own = trained_network(state)
+  networks = [(objective.student, own.params)]
+  if has_teacher:
+    networks.append((objective.teacher, frozen.params))
+  _check_rules(mesh, networks)
   layout = placement.shardings_of(
       dict(state=state, frozen=frozen, own=own))
   return Program(
@@ -117,10 +128,11 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
           microbatches=config.microbatches,
           ema_decay=ema_decay,
           seed=config.seed),
-      eval_step=step_lib.build_eval_step(objective.student, objective.teacher,
-                                         mesh, layout['own'], layout['frozen']),
-      teacher_eval_step=step_lib.build_eval_step(
-          objective.teacher, None, mesh, layout['frozen'], None)
+      eval_step=evaluate.build_eval_step(
+          objective.student, objective.teacher, mesh, layout['own'],
+          layout['frozen'], rows=rows),
+      teacher_eval_step=evaluate.build_eval_step(
+          objective.teacher, None, mesh, layout['frozen'], None, rows=rows)
       if has_teacher else None,
       is_finite=jax.jit(
           lambda state: jmp.all_finite((state.params, state.ema)),
@@ -128,11 +140,24 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
       mesh=mesh)
 
 
+def _check_rules(mesh, networks):
+  """Refuses a `tensor` that splits neither network, or that one cannot keep."""
+  split = [
+      placement.check_rules(network.title, mesh, params, network.tensor,
+                            network.placement) for network, params in networks]
+  size = mesh.shape[placement.TENSOR]
+  if size > 1 and not any(split):
+    raise checks.ConfigError(
+        'program.build_program: config.mesh.tensor must split some parameter; '
+        f'got tensor={size}, and no rule of a model or of the config. Set it '
+        "to 1, or config.student.placement to rules such as {'mlp/up/w': -1, "
+        "'mlp/down/w': -2}.")
+
+
 def _abstract_state(init, student: network_lib.Network, mesh):
   """Returns what `init` makes, with the place of each array."""
   state = jax.eval_shape(init, jax.random.key(0))
   own, rules = state.params.student, student.tensor
-  placement.check_rules(student.title, mesh, own, rules)
   place = lambda tree, rules: placement.place(mesh, tree, rules)
   everywhere = jax.tree.map(
       lambda _: jax.sharding.NamedSharding(mesh, placement.REPLICATED), state)
@@ -147,7 +172,6 @@ def _abstract_frozen(config, teacher: network_lib.Network, spec, mesh):
   """Returns the teacher's parameters and state, with their places."""
   params, net_state = jax.eval_shape(
       teacher.init, jax.random.key(0), _one_example(spec, abstract=True))
-  placement.check_rules(teacher.title, mesh, params, teacher.tensor)
   policy = precision.policy(config.teacher.precision)
   params = jax.eval_shape(policy.cast_to_compute, params)
   everywhere = jax.tree.map(

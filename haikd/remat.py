@@ -11,36 +11,49 @@ A method interceptor wraps the modules of a glob, blocks as a rule, in
   full     nothing but what passes between blocks.
 """
 
-import contextlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Optional
 
 import haiku as hk
 import jax
 
+from haikd import checks
 from haikd import names
 
 
-@contextlib.contextmanager
-def rematerialised(glob: str, policy: str):
+def rematerialised(function: Callable, glob: Optional[str], policy: str,
+                   where: str) -> Callable:
   """Makes the modules of a glob keep only what a policy says.
 
-  Of modules inside one another the outermost counts. Modules that are called
-  while parameters are initialised are left alone.
+  Of modules inside one another the outermost counts.
 
   Args:
-    glob: over module names, see `names.matches`.
+    function: a Haiku function of arrays, to be called inside a transform.
+    glob: over module names, see `names.matches`; None to take the function as a
+      whole.
     policy: one of `validation.REMATS`.
+    where: the part of the config that names them, for messages.
 
-  Yields:
-    None; enter it inside the function that is transformed.
+  Returns:
+    A function that computes the same.
+
+  Raises:
+    ConfigError: when it is called: the glob matches no module.
   """
-  inside = False
+  if policy == 'none':
+    return function
+  kept = _POLICIES[policy]
+  if glob is None:
+    return hk.remat(function, policy=kept)
+  seen, inside, matched = {}, False, False
 
   def keep_less(next_method, args, kwargs, context):
-    nonlocal inside
-    wanted = (not inside and context.method_name == '__call__' and
-              names.matches(glob, names.parts(context.module.module_name)))
-    if not wanted or hk.running_init():
+    nonlocal inside, matched
+    if context.method_name != '__call__':
+      return next_method(*args, **kwargs)
+    name = names.parts(context.module.module_name)
+    seen['/'.join(name)] = True
+    if inside or not names.matches(glob, name):
       return next_method(*args, **kwargs)
     leaves, structure = jax.tree.flatten((args, kwargs))
     arrays = {i: x for i, x in enumerate(leaves) if isinstance(x, jax.Array)}
@@ -50,17 +63,22 @@ def rematerialised(glob: str, policy: str):
       args, kwargs = structure.unflatten(merged)
       return next_method(*args, **kwargs)
 
-    inside = True
+    inside = matched = True
     try:
-      return hk.remat(call, policy=_POLICIES[policy])(arrays)
+      return hk.remat(call, policy=kept)(arrays)
     finally:
       inside = False
 
-  if policy == 'none':
-    yield
-  else:
+  def keeping_less(*args):
     with hk.intercept_methods(keep_less):
-      yield
+      outputs = function(*args)
+    if not matched:
+      raise checks.ConfigError(
+          f'remat.rematerialised: {where}.remat_modules must match a module '
+          f'that is called; got {glob!r}. {checks.suggest(glob, seen)}')
+    return outputs
+
+  return keeping_less
 
 
 def _is_no_gather(primitive: Any, *unused, **also_unused) -> bool:

@@ -1,4 +1,4 @@
-"""The training step and the evaluation step.
+"""The training step.
 
 Gradients of `sum w total / C` are accumulated over microbatches on each device
 and reduced once. `C` has to be known first; it depends on masks alone, so that
@@ -15,11 +15,8 @@ import jmp
 import optax
 
 from haikd import base
-from haikd import metrics as metrics_lib
-from haikd import network as network_lib
 from haikd import objective as objective_lib
 from haikd import optimizer as optimizer_lib
-from haikd import pairing
 from haikd import placement
 from haikd import precision
 from haikd import sharding
@@ -115,7 +112,7 @@ def build_gradient(objective: objective_lib.Objective, mesh: jax.sharding.Mesh,
           for c, x in zip(coefficients[name], layers))
       return loss_scale.scale(value), (sums, net_state)
 
-    _, counts = _scan(lambda carry, part: (carry, count(part)), (), parts)
+    _, counts = scan_parts(lambda carry, part: (carry, count(part)), (), parts)
     counts = sharding.sum_over_batch(
         jax.tree.map(lambda x: jnp.sum(x, axis=0), counts))
     coefficients = objective.coefficients(counts, step)
@@ -128,7 +125,8 @@ def build_gradient(objective: objective_lib.Objective, mesh: jax.sharding.Mesh,
       return (gradient, sharding.vary(net_state)), sharding.vary(sums)
 
     zeros = sharding.vary(jax.tree.map(jnp.zeros_like, params))
-    (gradient, net_state), sums = _scan(accumulate, (zeros, net_state), parts)
+    (gradient, net_state), sums = scan_parts(
+        accumulate, (zeros, net_state), parts)
     sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
     gradient = sharding.sum_gradient(gradient, param_specs)
     return (gradient, sharding.agree_over_batch(net_state),
@@ -143,7 +141,8 @@ def build_gradient(objective: objective_lib.Objective, mesh: jax.sharding.Mesh,
       out_specs=(param_specs, whole, whole))
 
 
-def _scan(function, carry, parts):
+def scan_parts(function: Callable, carry: Any,
+               parts: base.ArrayTree) -> tuple[Any, Any]:
   """Is `lax.scan`, without a loop where there is only one part.
 
   XLA does not remove a loop that runs once, and on CPU a convolution inside a
@@ -241,53 +240,3 @@ def build_train_step(objective: objective_lib.Objective,
       step,
       out_shardings=(state, everywhere),
       donate_argnums=() if on_cpu else 0)
-
-
-def build_eval_step(network: network_lib.Network,
-                    teacher: Optional[network_lib.Network],
-                    mesh: jax.sharding.Mesh, own: base.Frozen,
-                    frozen: Optional[base.Frozen]) -> Callable:
-  """Builds the compiled evaluation step.
-
-  Args:
-    network: what is evaluated.
-    teacher: what it is compared with, or None.
-    mesh: where it runs.
-    own: NamedShardings of the network.
-    frozen: NamedShardings of the teacher, or None.
-
-  Returns:
-    `(own, frozen, batch) -> {metric: LossSum}` over the whole batch, with `own`
-    and `frozen` the parameters and state of the network and of the teacher.
-  """
-  gather = sharding.build_gather(mesh)
-
-  def logits(network, frozen, batch):
-    output, _ = network.apply(
-        frozen.params,
-        frozen.state,
-        None,
-        batch,
-        is_training=False,
-        gather=gather)
-    if isinstance(output.logits, base.LinearLogits):
-      return output.logits.materialise()
-    return output.logits.astype(jnp.float32)
-
-  def local(own, frozen, batch):
-    student = logits(network, own, batch)
-    target = logits(teacher, frozen, batch) if teacher is not None else None
-    sums = metrics_lib.classification(
-        student,
-        target,
-        mask=pairing.target_mask(batch, student),
-        labels=batch.labels)
-    return sharding.sum_over_batch(sharding.vary(sums))
-
-  specs = jax.tree.map(placement.manual_spec, (own, frozen))
-  return jax.jit(
-      sharding.over_shards(
-          local,
-          mesh,
-          in_specs=(*specs, placement.BATCH_SPEC),
-          out_specs=placement.REPLICATED))

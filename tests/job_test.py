@@ -13,10 +13,10 @@ from haikd import base
 from haikd import checkpoint
 from haikd import checks
 from haikd import config as config_lib
+from haikd import evaluate
 from haikd import job
 from haikd import placement
 from haikd import registry
-from haikd import step
 from haikd import trainer
 from haikd import workdir
 from haikd.data import source
@@ -198,13 +198,13 @@ def test_evaluation_refuses_a_teacher_of_another_architecture(tmp_path):
 
 def test_only_the_teacher_needs_an_evaluation_of_its_own(tmp_path, monkeypatch):
   built = []
-  original = step.build_eval_step
+  original = evaluate.build_eval_step
 
-  def record(network, teacher, *args):
+  def record(network, teacher, *args, **options):
     built.append((network.title, teacher and teacher.title))
-    return original(network, teacher, *args)
+    return original(network, teacher, *args, **options)
 
-  monkeypatch.setattr(step, 'build_eval_step', record)
+  monkeypatch.setattr(evaluate, 'build_eval_step', record)
   results = job.train(make_config(baseline=True), tmp_path)
   # Three programs to train with, and the teacher, which runs once a batch.
   assert sorted(built, key=str) == [

@@ -50,17 +50,23 @@ def test_mesh_that_does_not_use_all_devices_is_refused(asked):
     placement.build_mesh(shape_of(*asked))
 
 
-def test_replica_goes_over_slices():
-  # Two slices, as a TPU describes itself; eight chips in a row each.
+@pytest.mark.parametrize('platform', ('tpu', 'gpu'))
+def test_replica_goes_over_slices(platform):
+  # Two slices of TPUs, or machines of GPUs, of four each.
   devices = [
       types.SimpleNamespace(
-          id=i, platform='gpu', device_kind='x', slice_index=i // 4,
+          id=i, platform=platform, device_kind='x', slice_index=i // 4,
           process_index=i // 4) for i in range(8)]
-  grid = placement.grid_of(devices, (2, 4, 1))
-  assert [[d.slice_index for d in row.ravel()] for row in grid] == [
-      [0] * 4, [1] * 4]
-  with pytest.raises(checks.ConfigError, match='multiple of the 2 slices'):
-    placement.grid_of(devices, (1, 8, 1))
+  if platform == 'tpu':
+    with pytest.raises(checks.ConfigError, match='multiple of the 2 slices'):
+      placement.grid_of(devices, (1, 8, 1))
+  else:
+    grid = placement.grid_of(devices, (2, 4, 1))
+    assert [[d.slice_index for d in row.ravel()] for row in grid] == [
+        [0] * 4, [1] * 4]
+    # Parameters may be split over machines.
+    grid = placement.grid_of(devices, (1, 8, 1))
+    assert [d.id for d in grid.ravel()] == list(range(8))
 
 
 def test_largest_axis_that_divides_is_split():
@@ -112,17 +118,33 @@ def test_moments_lie_as_their_parameters():
     ({'up/w': 1}, r'axis 1 of mlp/up/w of the student must be divisible by '
      r"config.mesh.tensor=4; got shape=\(8, 6\).*placement\['up/w'\]"),
     ({'up/w': 2}, 'axis 2 of mlp/up/w'),
-    ({'down/w': 0}, r"must split some parameter .* none that matches "
-     r"\['down/w'\]"),
+    ({'down/w': 0}, "placement must match parameters; got 'down/w'. .*"
+     'Known: up/w'),
 ))
 def test_rules_that_cannot_be_kept_are_refused(rules, match):
   mesh = placement.build_mesh(shape_of(fsdp=2, tensor=4))
   params = {'mlp/up': structs(w=(8, 6))}
   with pytest.raises(checks.ConfigError, match=match):
-    placement.check_rules('student', mesh, params, rules)
-  placement.check_rules('student', mesh, params, {'up/w': 0})
+    placement.check_rules('student', mesh, params, rules, written=rules)
+  assert placement.check_rules('student', mesh, params, {'up/w': 0})
+  assert not placement.check_rules('student', mesh, params, {'down/w': 0})
   whole = placement.build_mesh(shape_of(fsdp=8))
-  placement.check_rules('student', whole, params, rules)  # Nothing to keep.
+  assert not placement.check_rules('student', whole, params, {'up/w': 1})
+
+
+@pytest.mark.parametrize('axis, fits', ((0, True), (-2, True), (1, False),
+                                        (-3, False)))
+def test_rules_do_not_see_the_axis_of_a_loop(axis, fits):
+  mesh = placement.build_mesh(shape_of(fsdp=4, tensor=2))
+  name = '__layer_stack_no_per_layer/mlp/down'
+  params = {name: structs(w=(3, 32, 15))}
+  rules = {'mlp/down/w': axis}
+  if fits:
+    assert placement.check_rules('student', mesh, params, rules)
+    assert specs(mesh, params, rules)[name]['w'] == P(None, 'tensor', None)
+  else:
+    with pytest.raises(checks.ConfigError, match='axis'):
+      placement.check_rules('student', mesh, params, rules)
 
 
 @pytest.mark.parametrize('sizes, axes', (

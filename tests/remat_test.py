@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from haikd import checks
 from haikd import remat
 
 
@@ -19,10 +20,15 @@ class Block(hk.Module):
 
 
 def forward(x, policy, glob='block_*', kind='sin'):
-  with remat.rematerialised(glob, policy):
+
+  def network(x):
     for i in range(3):
       x = Block(name=f'block_{i}')(x, 2, kind=kind, mask=jnp.ones(4))
-  return x
+    return x
+
+  if hk.running_init():
+    return network(x)
+  return remat.rematerialised(network, glob, policy, 'config.student')(x)
 
 
 def saved(policy, glob='block_*'):
@@ -36,17 +42,6 @@ def saved(policy, glob='block_*'):
   return text.count('dot_general'), text.count('= sin ')
 
 
-def test_parameters_are_those_without_it():
-  shapes = [
-      jax.tree.map(
-          jnp.shape,
-          hk.transform(lambda x, policy=policy: forward(x, policy)).init(
-              jax.random.key(0), jnp.ones((2, 4))))
-      for policy in ('none', 'full')
-  ]
-  assert shapes[0] == shapes[1]
-
-
 def test_full_computes_products_again_and_dots_does_not():
   # Three products forward; backward three for the kernels, two for the inputs.
   assert saved('none') == (8, 3)
@@ -58,7 +53,18 @@ def test_full_computes_products_again_and_dots_does_not():
 
 def test_modules_outside_the_glob_keep_what_they_have():
   assert saved('full', 'block_1')[0] == 8 + 1
-  assert saved('full', 'nothing') == saved('none')
+
+
+def test_function_is_taken_as_a_whole_without_a_glob():
+  assert saved('full', None)[0] == 8 + 3
+
+
+def test_glob_that_matches_nothing_is_refused():
+  assert saved('none', 'blok_*') == saved('none')
+  with pytest.raises(checks.ConfigError,
+                     match=r"config.student.remat_modules must match .* got "
+                     r"'blok_\*'. Did you mean 'block_"):
+    saved('full', 'blok_*')
 
 
 @pytest.mark.parametrize('policy', ('none', 'gathers', 'dots', 'full'))
@@ -88,12 +94,12 @@ def test_modules_inside_one_another_are_wrapped_once(monkeypatch):
       return Block(name='block_inner')(x, 2)
 
   def nested(x):
-    with remat.rematerialised('block_*', 'full'):
-      return Outer(name='block_outer')(x)
+    network = lambda x: Outer(name='block_outer')(x)
+    return remat.rematerialised(network, 'block_*', 'full', 'here')(x)
 
   net = hk.without_apply_rng(hk.transform(nested))
-  params = net.init(jax.random.key(0), jnp.ones((2, 4)))
-  assert not calls  # Initialising needs no backward pass.
+  params = {'block_outer/block_inner/linear': dict(
+      w=jnp.ones((4, 4)), b=jnp.ones(4))}
   net.apply(params, jnp.ones((2, 4)))
   assert len(calls) == 1
 
@@ -112,8 +118,8 @@ def test_gathers_are_made_again_and_nothing_else_is():
   def count(policy):
 
     def network(x):
-      with remat.rematerialised('block', policy):
-        return Gathering(name='block')(x)
+      gathering = lambda x: Gathering(name='block')(x)
+      return remat.rematerialised(gathering, 'block', policy, 'here')(x)
 
     net = hk.without_apply_rng(hk.transform(network))
     params = {'block': {'w': jnp.ones((8, 8))}}

@@ -6,6 +6,7 @@ from typing import Any, Optional
 import numpy as np
 
 from haikd import checks
+from haikd import paths
 from haikd import registry
 from haikd.data import source
 from haikd.data import tokens as tokens_lib
@@ -87,6 +88,11 @@ def tokens(split: str,
     raise checks.DataError(
         'token_files.tokens: source_dir must be the folder of the files of '
         'token ids; got source_dir=None. Set config.data.source_dir.')
+  if paths.is_remote(source_dir):
+    raise checks.DataError(
+        'token_files.tokens: source_dir must be a local folder, since files '
+        f'are mapped into memory; got source_dir={source_dir!r}. Mount the '
+        'bucket, or copy it to the disk of every machine.')
   path = pathlib.Path(source_dir, f'{split}.npy')
   ids = _open(path)
   if ids.ndim != 1 or ids.dtype.kind not in 'iu':

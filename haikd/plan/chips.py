@@ -208,8 +208,10 @@ def chip_of(topology: Topology, devices: Sequence[Any]) -> Chip:
            ('flops', 'memory', 'memory_rate', 'link_rate', 'network_rate')})
   kind = devices[0].device_kind
   for model, size, name in _GPU_KINDS:
-    if model in kind and size in kind:
-      return CHIPS[name]
+    if re.search(rf'\b{model}\b', kind) and size in kind:
+      # JAX takes three quarters of it, unless it is told otherwise.
+      here = _memory_here(devices)
+      return CHIPS[name]._replace(memory=here or CHIPS[name].memory)
   return Chip(topology.chip, None, _memory_here(devices), None, None, 0, None)
 
 

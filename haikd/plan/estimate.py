@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from haikd import base
+from haikd import placement
 from haikd.plan import chips
 from haikd.plan import compiling
 from haikd.plan import counting
@@ -132,7 +133,7 @@ def estimate(topology: str, step: compiling.Step, compiled: compiling.Compiled,
           max(seconds[COMPUTE], seconds[MEMORY]) +
           sum((1 - x.hidden) * x.seconds for x in sent))
   batch_size = jax.tree.leaves(step.batch)[0].shape[0]
-  shards = batch_shards(step)
+  shards = placement.batch_shards(step.mesh)
   return Estimate(
       topology=topology,
       devices=step.mesh.size,
@@ -154,12 +155,6 @@ def estimate(topology: str, step: compiling.Step, compiled: compiling.Compiled,
       open_loops=max(compiled.counted.open_loops,
                      compiled.schedule.open_loops if compiled.schedule else 0),
       compile_seconds=compiled.seconds)
-
-
-def batch_shards(step: compiling.Step) -> int:
-  """Returns into how many shards the batch of a step is split."""
-  first = jax.tree.leaves(step.batch)[0]
-  return first.shape[0] // first.sharding.shard_shape(first.shape)[0]
 
 
 def categories(step: compiling.Step) -> dict[str, float]:

@@ -5,6 +5,7 @@ from typing import Any, Optional
 
 import jax
 
+from haikd import checks
 from haikd import config as config_lib
 from haikd import console
 from haikd import files
@@ -52,15 +53,25 @@ def plan(config: config_lib.ConfigDict,
       planned, shown and written before.
   """
   build = build or build_step
+  workdir = paths.as_path(workdir)
+  try:
+    paths.make_folder(workdir)
+  except OSError as err:
+    raise checks.DataError(
+        f'plan.plan: workdir must be a folder to write to; got {workdir} '
+        f'({checks.one_line(err)}). Choose another --workdir.') from err
   asked = [chips.parse_topology(name) for name in topologies]
   on_gpu = any(topology.chip == 'gpu' for topology in asked)
   compiling.prepare(platform='cuda,cpu' if on_gpu else 'cpu')
   chips.reserve(asked)
-  estimates, error = [], None
+  attempts = []
   for topology in asked:
     with compiling.quiet(debug):
       devices = chips.find_devices(topology)
-    attempt = _Attempt(topology, devices, build, debug)
+    attempts.append(_Attempt(topology, devices, build, debug))
+    attempts[-1].build(config)  # What cannot work is found before compiling.
+  estimates, error = [], None
+  for attempt in attempts:
     found = attempt(config)
     if search.fits(found):
       if compiles:
@@ -72,8 +83,6 @@ def plan(config: config_lib.ConfigDict,
       error = error or search.does_not_fit(found, tried)
     estimates.append(found)
   _show(estimates)
-  workdir = paths.as_path(workdir)
-  paths.make_folder(workdir)
   files.write_json(workdir / FILE, [to_json(x) for x in estimates])
   picture.plot_plans(workdir, estimates)
   if error:
@@ -95,6 +104,7 @@ def build_step(config: config_lib.ConfigDict,
       be read.
   """
   mesh = placement.build_mesh(config.mesh, devices)
+  placement.check_batch_size(mesh, config.batch_size, config.microbatches)
   spec, num_classes = pipeline.describe(config)
   program = program_lib.build_program(
       config, spec=spec, num_classes=num_classes, mesh=mesh, has_teacher=True)
@@ -113,10 +123,14 @@ class _Attempt:
     self._build, self._debug = build, debug
     self._known: dict[str, estimate_lib.Estimate] = {}
 
+  def build(self, config):
+    """Returns the step of a config."""
+    return self._build(config, self._devices)
+
   def __call__(self, config):
     key = config.to_json_best_effort(sort_keys=True)
     if key not in self._known:
-      step = self._build(config, self._devices)
+      step = self.build(config)
       print(f'{self._topology.name}: compiling, batch size '
             f'{config.batch_size} in {config.microbatches} microbatches',
             flush=True)

@@ -78,9 +78,21 @@ def test_cpu_has_no_peaks_and_a_share_of_the_memory():
     ('NVIDIA H200', 'h200'),
 ])
 def test_gpu_is_known_by_its_kind(kind, name):
-  devices = [types.SimpleNamespace(device_kind=kind, platform='gpu')]
+  stats = {}
+  devices = [types.SimpleNamespace(
+      device_kind=kind, platform='gpu', memory_stats=lambda: stats)]
   topology = chips.parse_topology('gpu')
   assert chips.chip_of(topology, devices) == chips.CHIPS[name]
+  stats['bytes_limit'] = 6e10  # What JAX takes of it.
+  assert chips.chip_of(topology, devices) == chips.CHIPS[name]._replace(
+      memory=6e10)
+
+
+def test_part_of_a_name_is_not_the_gpu():
+  devices = [types.SimpleNamespace(
+      device_kind='NVIDIA GH200 480GB', platform='gpu', memory_stats=dict)]
+  chip = chips.chip_of(chips.parse_topology('gpu'), devices)
+  assert (chip.name, chip.memory) == ('gpu', None)
 
 
 def test_missing_compiler_is_one_line_with_the_remedy(monkeypatch):
