@@ -40,7 +40,7 @@ def plot_plans(
   except ImportError:
     print(f"For {FILE}, install matplotlib: pip install 'haikd[report]'.")
     return None
-  drawing = figure.Figure(figsize=(11, 4.2), dpi=150, layout='constrained')
+  drawing = figure.Figure(figsize=(11, 4.8), dpi=150, layout='constrained')
   memory, time = drawing.subplots(1, 2)
   _draw_memory(memory, estimates)
   _draw_times(time, estimates)
@@ -71,6 +71,7 @@ def _draw_memory(axes, estimates):
     if x.available is not None:
       axes.hlines(x.available / chips.GIB, i - 0.4, i + 0.4, color='#c2485b',
                   lw=2, label=None if i else 'there is')
+  axes.set_xticks(range(len(names)), names, fontsize=8)
   _dress(axes, 'Memory of a chip', '', 'GiB')
 
 
@@ -87,6 +88,9 @@ def _draw_times(axes, estimates):
   if known:
     axes.plot(chips_, [1e3 * x.bound for x in known], color='#222222', lw=2,
               label='a step, at least')
+    if all(x.exposed is not None for x in known):
+      axes.plot(chips_, [1e3 * x.exposed for x in known], color='#222222',
+                lw=1.4, ls='--', label='with what is not hidden')
     axes.set_xscale('log', base=2)
     axes.set_xticks(chips_, [str(n) for n in chips_])
     axes.set_ylim(bottom=0)
@@ -100,4 +104,5 @@ def _dress(axes, title, xlabel, ylabel):
   axes.spines[['top', 'right']].set_visible(False)
   axes.grid(alpha=0.25, lw=0.6, axis='y')
   if axes.has_data():
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc='upper center', ncols=4,
+                bbox_to_anchor=(0.5, -0.12 if not xlabel else -0.16))
