@@ -17,9 +17,10 @@ from haikd.data import source
 OPTIONS = dict(size=50, shape=(4, 4, 1), num_classes=3)
 
 
-def build(devices, batch_size):
+def build(devices, batch_size, microbatches=1):
   config = config_lib.base()
   config.batch_size = 24
+  config.microbatches = microbatches
   config.data.name = 'synthetic'
   config.data.options = OPTIONS
   config.evaluation.batch_size = batch_size
@@ -44,10 +45,10 @@ def place(own, program):
           program.abstract_state)))
 
 
-@pytest.mark.parametrize('devices, batch_size', ((1, 50), (1, 7), (3, 16),
-                                                 (8, 16), (8, 1)))
-def test_metrics_are_those_of_all_examples(devices, batch_size):
-  program, data, own, frozen = build(devices, batch_size)
+@pytest.mark.parametrize('devices, batch_size, microbatches', (
+    (1, 50, 1), (1, 7, 1), (3, 16, 1), (8, 16, 1), (8, 1, 1), (2, 16, 4)))
+def test_metrics_are_those_of_all_examples(devices, batch_size, microbatches):
+  program, data, own, frozen = build(devices, batch_size, microbatches)
   got = evaluate.evaluate(
       program.eval_step, place(own, program), program.freeze(frozen),
       data.evaluation('validation'),
@@ -90,6 +91,18 @@ def test_batches_are_fetched_behind_those_under_way(monkeypatch):
                             program.mesh)
   assert ahead == [2] * 5 + [1, 0]  # Neither 0, nor more batches in memory.
   assert means == dict(examples=50 / 7)
+
+
+def test_who_trains_in_microbatches_evaluates_in_them():
+  # 24 examples over 2 devices in 4 parts are 3 each; 13 go one by one then.
+  program, data, own, frozen = build(2, 28, microbatches=4)
+  batch, = list(data.evaluation('train'))[:1]
+  assert len(batch.mask) == 26  # 50 in two batches, even for two devices.
+  text = str(jax.make_jaxpr(program.eval_step)(own, frozen, batch))
+  assert 'f32[1,16]' in text and 'f32[13,16]' not in text
+  whole, *_ = build(2, 28)
+  text = str(jax.make_jaxpr(whole.eval_step)(own, frozen, batch))
+  assert 'f32[13,16]' in text
 
 
 def test_empty_split_is_refused():

@@ -112,6 +112,15 @@ def test_plan_prints_and_writes(config, tmp_path, capsys):
   assert matplotlib.image.imread(run / picture.FILE).ndim == 3
 
 
+def test_what_cannot_work_is_found_before_compiling(config, tmp_path, capsys):
+  with pytest.raises(checks.ConfigError, match='does not divide'):
+    planning.plan(config, ['cpu:8', 'cpu:3'], tmp_path, build=build)
+  (tmp_path / 'file').touch()
+  with pytest.raises(checks.DataError, match='folder to write to; got'):
+    planning.plan(config, ['cpu:8'], tmp_path / 'file' / 'x', build=build)
+  assert 'compiling' not in capsys.readouterr().out
+
+
 def test_largest_microbatch_is_found_within_memory(config, memory, tmp_path,
                                                    capsys):
   config.microbatches, limit = 1, 2**21
