@@ -56,6 +56,33 @@ def test_full_computes_products_again_and_dots_does_not():
   assert saved('gathers')[0] == 8
 
 
+def test_dots_keeps_no_product_of_two_activations():
+
+  class Scores(hk.Module):
+
+    def __call__(self, x):
+      x = hk.Linear(4)(x)
+      return jnp.sin(jnp.einsum('bnd,bmd->bnm', x, x))
+
+  def count(policy):
+
+    def network(x):
+      with remat.rematerialised('scores', policy):
+        return Scores()(x)
+
+    net = hk.without_apply_rng(hk.transform(network))
+    x = jnp.ones((2, 3, 4))
+    params = net.init(jax.random.key(0), x)
+    return str(jax.make_jaxpr(jax.grad(
+        lambda p: net.apply(p, x).sum()))(params)).count('dot_general')
+
+  # Backward one product for the kernel and two for the scores, whose cosine
+  # needs them again.
+  assert count('none') == 2 + 3
+  assert count('dots') == 2 + 3 + 1
+  assert count('full') == 2 + 3 + 2
+
+
 def test_modules_outside_the_glob_keep_what_they_have():
   assert saved('full', 'block_1')[0] == 8 + 1
   assert saved('full', 'nothing') == saved('none')

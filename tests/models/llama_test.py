@@ -283,6 +283,20 @@ def test_only_training_is_random_and_only_with_dropout():
     assert np.array_equal(one, two) != (is_training and dropout > 0)
 
 
+def test_embedding_and_logits_start_out_small():
+  """Normal, 0.02 and 1 / sqrt(64) wide, and cut off at twice that.
+
+  What is left of a normal distribution then has 0.8796 times the deviation.
+  """
+  options = SMALL | dict(num_classes=1000, width=64, depth=1)
+  params = jax.jit(transformed(**options).init)(
+      jax.random.key(0), TOKENS, MASK)
+  for values, deviation in ((params['embed']['embeddings'], 0.02),
+                            (params['logits']['w'], 1 / 8)):
+    assert np.std(values) == pytest.approx(0.8796 * deviation, rel=0.02)
+    assert 1.9 * deviation < np.max(np.abs(values)) <= 2 * deviation
+
+
 def test_stacked_blocks_start_out_different():
   params = jax.jit(transformed(scan=True).init)(
       jax.random.key(0), TOKENS, MASK)
