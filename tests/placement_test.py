@@ -73,6 +73,20 @@ def test_largest_axis_that_divides_is_split():
       e=P(None, None), f=P(), g=P(None, 'fsdp'))
 
 
+@pytest.mark.parametrize('sizes, rules, spec', (
+    # An axis of one device splits nothing, and need not be named.
+    ((8, 1, 1), {'m/w': -1}, P(None, None)),
+    ((4, 1, 2), {'m/w': -1}, P(None, 'tensor')),
+    ((1, 8, 1), {'m/w': -1}, P(None, 'fsdp')),
+    # Axes that there are not are passed over.
+    ((1, 4, 2), {'m/w': 2}, P(None, 'fsdp')),
+    ((1, 4, 2), {'m/w': -3}, P(None, 'fsdp')),
+))
+def test_only_what_can_be_split_is(sizes, rules, spec):
+  mesh = placement.build_mesh(shape_of(*sizes))
+  assert specs(mesh, {'m': structs(w=(8, 16))}, rules)['m'] == dict(w=spec)
+
+
 def test_axis_of_a_loop_over_layers_is_not_split():
   mesh = placement.build_mesh(shape_of(fsdp=4, tensor=2))
   name = '__layer_stack_no_per_layer/block/mlp/up'
@@ -112,6 +126,7 @@ def test_moments_lie_as_their_parameters():
     ({'up/w': 1}, r'axis 1 of mlp/up/w of the student must be divisible by '
      r"config.mesh.tensor=4; got shape=\(8, 6\).*placement\['up/w'\]"),
     ({'up/w': 2}, 'axis 2 of mlp/up/w'),
+    ({'up/w': -3}, 'axis -3 of mlp/up/w'),
     ({'down/w': 0}, r"must split some parameter .* none that matches "
      r"\['down/w'\]"),
 ))
@@ -194,18 +209,23 @@ def vit_program(**fields):
 
 
 def test_each_network_is_split_by_its_own_rules():
-  # Those of the config come before those of the model, which names mlp/up/*.
-  program = vit_program(**{'student.placement': {'mlp/up/w': -2},
-                           'teacher.placement': {'mlp/*/w': None}})
+  # Those of the config come before those of the model, which are mlp/up/*: -1
+  # and mlp/down/w: -2.
+  program = vit_program(**{
+      'student.placement': {'mlp/up/w': -2, 'mlp/down/w': -1},
+      'teacher.placement': {'mlp/*/w': None}})
   state, frozen = program.abstract_state, program.abstract_frozen
   adam, = (x for x in jax.tree.leaves(
       state.opt_state, is_leaf=lambda x: hasattr(x, 'mu')) if hasattr(x, 'mu'))
   find = lambda params: tuple(
       params[f'block_0/{name}']['w'].sharding.spec
-      for name in ('mlp/up', 'attn/query'))  # [16, 32] and [16, 16].
+      for name in ('mlp/up', 'mlp/down', 'attn/query'))
+  # [16, 32], [32, 16] and [16, 16].
   for params in state.params.student, state.ema, adam.mu.student:
-    assert find(params) == (P('tensor', 'fsdp'), P('fsdp', 'tensor'))
-  assert find(frozen.params) == (P(None, 'fsdp'), P('fsdp', 'tensor'))
+    assert find(params) == (
+        P('tensor', 'fsdp'), P('fsdp', 'tensor'), P('fsdp', 'tensor'))
+  assert find(frozen.params) == (
+      P(None, 'fsdp'), P('fsdp', None), P('fsdp', 'tensor'))
 
 
 def test_teacher_lies_in_its_compute_dtype_and_student_in_float32():
