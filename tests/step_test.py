@@ -325,6 +325,7 @@ def test_schedules_and_running_mean_are_those_of_the_step():
   batch = image_batch()
   program, frozen = build(config, batch, 1)
   first = program.init(jax.random.key(0))
+  jax.tree.map(np.testing.assert_array_equal, first.ema, first.params.student)
   placed = sharding.shard_batch(program.mesh, batch)
   norms = []
   for number, kept in enumerate((1 / 10, 2 / 11, 3 / 12)):
@@ -354,10 +355,10 @@ def test_dropout_differs_between_shards_microbatches_and_steps():
   half = jax.tree.map(lambda x: x[:16], ragged_batch())
   twice = jax.tree.map(lambda x: np.concatenate([x, x]), half)
 
-  def run(batch, devices, microbatches, step=0):
+  def run(batch, devices, microbatches, step=0, seed=0):
     program, frozen = build(config, batch, devices)
     state = program.init(jax.random.key(0))
-    function = gradient_of(program, microbatches=microbatches, seed=0)
+    function = gradient_of(program, microbatches=microbatches, seed=seed)
     grads, _, _ = jax.jit(function)(
         state.params, state.net_state, frozen, state.loss_scale,
         jnp.int32(step), sharding.shard_batch(program.mesh, batch))
@@ -368,6 +369,7 @@ def test_dropout_differs_between_shards_microbatches_and_steps():
   assert np.array_equal(one, run(half, 1, 1))
   assert not np.allclose(one, run(twice, 2, 1), atol=1e-4)
   assert not np.allclose(one, run(half, 1, 1, step=1), atol=1e-4)
+  assert not np.allclose(one, run(half, 1, 1, seed=1), atol=1e-4)
   parts = run(twice, 1, 2)
   assert not np.allclose(parts, run(half, 1, 1), atol=1e-4)
   assert not np.allclose(parts, run(twice, 2, 1), atol=1e-4)
