@@ -388,6 +388,32 @@ def test_load_like_checks_parameters_and_state(tmp_path):
                            expected._replace(state=net_state))
 
 
+@pytest.mark.parametrize('ema', (False, True))
+def test_load_like_takes_the_running_mean_where_one_was_kept(tmp_path, ema):
+  state = make_state(ema=ema)
+  save(tmp_path, (7, state))
+  expected = abstract(base.Frozen(state.params.student, state.net_state))
+  found = checkpoint.load_like('config.teacher.init', tmp_path, expected)
+  assert_same_bits(found.params, state.ema if ema else state.params.student)
+  assert_same_bits(found.state, state.net_state)
+
+
+def test_load_like_gives_the_dtypes_and_places_asked_for(tmp_path):
+  state = make_state()
+  save(tmp_path, (7, state))
+  mesh = jax.make_mesh((4,), ('x',),
+                       axis_types=(jax.sharding.AxisType.Auto,))
+  place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('x'))
+  expected = abstract(base.Frozen(state.params.student, state.net_state))
+  expected.params['net/~/linear.0']['w'] = jax.ShapeDtypeStruct(
+      (4, 3), jnp.bfloat16, sharding=place)
+  found = checkpoint.load_like('config.teacher.init', tmp_path, expected)
+  kernel = found.params['net/~/linear.0']['w']
+  assert kernel.dtype == jnp.bfloat16 and kernel.sharding == place
+  assert_same_bits(
+      kernel, state.ema['net/~/linear.0']['w'].astype(jnp.bfloat16))
+
+
 def test_check_teacher_compares_hashes():
   checkpoint.check_teacher('here', dict(teacher='abc'), 'abc')
   with pytest.raises(

@@ -75,6 +75,11 @@ def test_slurm_tasks(monkeypatch, changes, gpus):
       'node07:61441', 4, int(variables['SLURM_PROCID']), gpus)
 
 
+def test_port_may_be_chosen(monkeypatch):
+  set_all(monkeypatch, {**SLURM, 'JAX_COORDINATOR_PORT': '1234'})
+  assert cluster.find().coordinator == 'node07:1234'
+
+
 @pytest.mark.parametrize('changes', [
     dict(SLURM_NTASKS='1'),  # srun with one task.
     dict(SLURM_STEP_NODELIST=None),  # Within salloc or sbatch, without srun.
@@ -96,6 +101,19 @@ def test_pod_that_is_in_no_job_is_alone(monkeypatch):
   assert cluster.find() is None
 
 
+def test_what_has_to_be_asked_for_is_not_tried(monkeypatch):
+
+  class Mpi4py:
+    opt_in_only_method = True
+
+    @classmethod
+    def is_env_present(cls):
+      return pytest.fail('it was tried')
+
+  monkeypatch.setattr(cluster.clusters.ClusterEnv, '_cluster_types', [Mpi4py])
+  assert cluster.find() is None
+
+
 def test_cluster_that_cannot_be_read_is_an_error(monkeypatch):
   set_all(monkeypatch, {**SLURM, 'SLURM_NTASKS': 'four'})
   with pytest.raises(checks.ConfigError, match='--num_processes=1 for this one'
@@ -109,6 +127,7 @@ def test_cluster_that_cannot_be_read_is_an_error(monkeypatch):
     (('host:1', 2, None), 'must be given together; .* process_id=None'),
     (('host', 2, 0), 'coordinator must be host:port'),
     (('host:1', 2, 2), 'process_id must be from 0 to num_processes - 1'),
+    (('host:1', 2, -1), 'process_id must be from 0 .* process_id=-1'),
 ])
 def test_wrong_arguments_are_refused(given, rule):
   with pytest.raises(checks.ConfigError, match=rule):

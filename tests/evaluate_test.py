@@ -11,20 +11,25 @@ from haikd import config as config_lib
 from haikd import evaluate
 from haikd import placement
 from haikd import program as program_lib
+from haikd import sharding
 from haikd.data import pipeline
 from haikd.data import source
 
 OPTIONS = dict(size=50, shape=(4, 4, 1), num_classes=3)
 
 
-def build(devices, batch_size, microbatches=1):
+MLP = dict(model='mlp', options=dict(hidden=(4,)))
+CONVNET = dict(model='convnet', options=dict(channels=(4,), dropout=0.5))
+
+
+def build(devices, batch_size, student=None, microbatches=1):
   config = config_lib.base()
   config.batch_size = 24
   config.microbatches = microbatches
   config.data.name = 'synthetic'
   config.data.options = OPTIONS
   config.evaluation.batch_size = batch_size
-  config.student.options = dict(hidden=(4,))
+  config.student.update(student or MLP)
   config.teacher.options = dict(hidden=(8,))
   mesh = placement.build_mesh(config.mesh, jax.devices()[:devices])
   data = pipeline.build_data(config, shards=devices)
@@ -45,10 +50,12 @@ def place(own, program):
           program.abstract_state)))
 
 
-@pytest.mark.parametrize('devices, batch_size, microbatches', (
-    (1, 50, 1), (1, 7, 1), (3, 16, 1), (8, 16, 1), (8, 1, 1), (2, 16, 4)))
-def test_metrics_are_those_of_all_examples(devices, batch_size, microbatches):
-  program, data, own, frozen = build(devices, batch_size, microbatches)
+@pytest.mark.parametrize('devices, batch_size, student, microbatches', (
+    (1, 50, MLP, 1), (1, 7, MLP, 1), (3, 16, MLP, 1), (8, 16, MLP, 1),
+    (8, 1, MLP, 1), (1, 50, CONVNET, 1), (2, 16, MLP, 4)))
+def test_metrics_are_those_of_all_examples(devices, batch_size, student,
+                                           microbatches):
+  program, data, own, frozen = build(devices, batch_size, student, microbatches)
   got = evaluate.evaluate(
       program.eval_step, place(own, program), program.freeze(frozen),
       data.evaluation('validation'),
@@ -72,6 +79,41 @@ def test_metrics_are_those_of_all_examples(devices, batch_size, microbatches):
   assert set(got) == set(expected)
   for name, value in expected.items():
     np.testing.assert_allclose(got[name], value, rtol=1e-5, err_msg=name)
+
+
+def test_each_example_is_evaluated_on_one_device():
+  program, data, own, frozen = build(8, 16)
+  *_, last = data.evaluation('validation')
+  sums = program.eval_step(
+      place(own, program), program.freeze(frozen),
+      sharding.shard_batch(program.mesh, last))
+  # Of 50 examples, two are left; were they on all devices, it would be 16.
+  assert {float(x.count) for x in sums.values()} == {2}
+
+
+def test_only_positions_with_a_target_count():
+  rng = np.random.RandomState(0)
+  mask = np.arange(6) < rng.randint(1, 7, 16)[:, None]
+  targets = mask & np.roll(mask, -1, axis=1) & (np.arange(6) < 5)
+  assert 0 < targets.sum() < mask.sum()
+  batch = base.Batch(
+      inputs=rng.randint(0, 5, (16, 6)).astype(np.int32), mask=mask,
+      labels=np.zeros((16, 6), np.int32), target_mask=targets)
+  config = config_lib.base()
+  config.batch_size = 16
+  for network in config.student, config.teacher:
+    network.model = 'llama'
+    network.options = dict(width=8, depth=1, heads=2, hidden=8)
+  program = program_lib.build_program(
+      config, num_classes=5, has_teacher=True,
+      spec=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+                        batch),
+      mesh=placement.build_mesh(config.mesh, jax.devices()[:1]))
+  own, frozen = (base.Frozen(*network.init(jax.random.key(0), batch))
+                 for network in (program.objective.student,
+                                 program.objective.teacher))
+  sums = program.eval_step(own, program.freeze(frozen), batch)
+  assert {float(x.count) for x in sums.values()} == {targets.sum()}
 
 
 def test_batches_are_fetched_behind_those_under_way(monkeypatch):

@@ -1,6 +1,7 @@
 """A hash of arrays that does not know how they are spread."""
 
 import collections
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -49,3 +50,23 @@ def test_zeros_of_two_orders_of_axes_differ():
   one = np.zeros((4, 4), np.float32)
   one[1, 2] = 1
   assert fingerprint.tree_hash([one]) != fingerprint.tree_hash([one.T.copy()])
+
+
+@pytest.mark.parametrize('dtype', ('float32', 'float64'))
+def test_any_two_numbers_that_change_places_tell(dtype):
+  array = np.arange(24, dtype=dtype).reshape(2, 3, 4)
+  hashes = {fingerprint.tree_hash([array])}
+  pairs = list(itertools.combinations(range(24), 2))
+  for i, j in pairs:
+    other = array.ravel().copy()
+    other[[i, j]] = other[[j, i]]
+    hashes.add(fingerprint.tree_hash([other.reshape(array.shape)]))
+  assert len(hashes) == 1 + len(pairs)
+
+
+def test_keys_are_told_by_their_data():
+  keys = [jax.random.key(0), jax.random.key(1), jax.random.split(
+      jax.random.key(0)), jax.random.key(0, impl='rbg')]
+  assert len({fingerprint.tree_hash([key]) for key in keys}) == 4
+  assert fingerprint.tree_hash([jax.random.key(0)]) == fingerprint.tree_hash(
+      [jax.random.key(0)])

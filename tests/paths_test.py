@@ -81,6 +81,13 @@ def test_both_slashes_of_a_bucket_survive():
   assert path.name == 'teacher' and str(path.parent) == 'gs://bucket/run'
 
 
+def test_nothing_lies_in_a_file_or_in_what_is_not_there(tmp_path):
+  (tmp_path / 'file').write_text('x')
+  assert paths.names(tmp_path) == ['file']
+  assert not paths.names(tmp_path / 'file')
+  assert not paths.names(tmp_path / 'none')
+
+
 def test_a_local_path_is_pathlibs():
   assert paths.as_path('runs/x') == pathlib.Path('runs/x')
   assert paths.absolute('x') == pathlib.Path.cwd() / 'x'
@@ -182,6 +189,23 @@ def test_staging_uploads_what_has_changed_when_it_is_due(bucket, clock):
   assert bucket.objects['gs://b/run/grows'] == b'12'
 
 
+def test_staging_sees_a_file_of_the_same_size_that_has_changed(bucket):
+  staging = paths.Staging('gs://b/run')
+  path, other = staging.folder / 'file', staging.folder / 'other'
+  path.write_text('1')
+  staging.flush()
+  path.write_text('2')
+  os.utime(path, ns=(5, 5))
+  staging.flush()
+  assert bucket.objects == {'gs://b/run/file': b'2'}
+  other.write_text('3')  # In its place comes one that is as old.
+  os.utime(other, ns=(5, 5))
+  os.replace(other, path)
+  staging.flush()
+  assert bucket.objects == {'gs://b/run/file': b'3'}
+  staging.close()
+
+
 def test_staging_takes_a_twentieth_of_the_time(bucket, clock, monkeypatch):
   write = bucket.write_bytes
 
@@ -212,6 +236,21 @@ def test_staging_goes_on_with_what_is_there_and_cleans_up(bucket):
   staging.close()
   assert not staging.folder.exists()
   assert bucket.objects == {'gs://b/run/known': b'12', 'gs://b/run/other': b'x'}
+
+
+def test_staging_uploads_nothing_that_is_there(bucket):
+  bucket.objects['gs://b/run/known'] = b'1'
+  paths.Staging('gs://b/run', known=('known',)).close()
+  assert not bucket.writes
+
+
+def test_staging_cleans_up_where_nothing_can_be_uploaded(bucket):
+  staging = paths.Staging('gs://b/run')
+  (staging.folder / 'file').write_text('1')
+  bucket.failure = RuntimeError('no route to host')
+  with pytest.raises(checks.DataError, match='no route to host'):
+    staging.close()
+  assert not staging.folder.exists()
 
 
 def steps(bucket):

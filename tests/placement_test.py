@@ -79,6 +79,20 @@ def test_largest_axis_that_divides_is_split():
       e=P(None, None), f=P(), g=P(None, 'fsdp'))
 
 
+@pytest.mark.parametrize('sizes, rules, spec', (
+    # An axis of one device splits nothing, and need not be named.
+    ((8, 1, 1), {'m/w': -1}, P(None, None)),
+    ((4, 1, 2), {'m/w': -1}, P(None, 'tensor')),
+    ((1, 8, 1), {'m/w': -1}, P(None, 'fsdp')),
+    # Axes that there are not are passed over.
+    ((1, 4, 2), {'m/w': 2}, P(None, 'fsdp')),
+    ((1, 4, 2), {'m/w': -3}, P(None, 'fsdp')),
+))
+def test_only_what_can_be_split_is(sizes, rules, spec):
+  mesh = placement.build_mesh(shape_of(*sizes))
+  assert specs(mesh, {'m': structs(w=(8, 16))}, rules)['m'] == dict(w=spec)
+
+
 def test_axis_of_a_loop_over_layers_is_not_split():
   mesh = placement.build_mesh(shape_of(fsdp=4, tensor=2))
   name = '__layer_stack_no_per_layer/block/mlp/up'
@@ -120,6 +134,7 @@ def test_moments_lie_as_their_parameters():
     ({'up/w': 2}, 'axis 2 of mlp/up/w'),
     ({'down/w': 0}, "placement must match parameters; got 'down/w'. .*"
      'Known: up/w'),
+    ({'up/w': -3}, 'axis -3 of mlp/up/w'),
 ))
 def test_rules_that_cannot_be_kept_are_refused(rules, match):
   mesh = placement.build_mesh(shape_of(fsdp=2, tensor=4))
@@ -181,10 +196,74 @@ def test_processes_share_the_batch(sizes, processes, shares, monkeypatch):
     assert placement.batch_share(mesh) == share
 
 
-def test_processes_that_share_by_halves_are_refused(monkeypatch):
-  mesh = fake_mesh((1, 2, 3), (0, 0, 1, 1, 2, 2), monkeypatch, 0)
+@pytest.mark.parametrize('sizes, processes', (
+    ((1, 2, 3), (0, 0, 1, 1, 2, 2)),
+    # Each has two shards, and each of these in common with another one.
+    ((1, 3, 2), (0, 1, 1, 2, 2, 0)),
+    # No shard in common, and not as many.
+    ((1, 3, 1), (0, 0, 1)),
+))
+def test_processes_that_share_by_halves_are_refused(sizes, processes,
+                                                    monkeypatch):
+  mesh = fake_mesh(sizes, processes, monkeypatch, 0)
   with pytest.raises(checks.ConfigError, match='tensor must divide the dev'):
     placement.batch_share(mesh)
+
+
+def vit_program(**fields):
+  """Returns the functions of a run of two ViTs on 2 x 4 devices."""
+  config = config_lib.base()
+  config.batch_size = 16
+  config.mesh = shape_of(fsdp=2, tensor=4)
+  config.optimizer.ema_decay = 0.9
+  for network in config.student, config.teacher:
+    network.model = 'vit'
+    network.options = dict(
+        patch_size=4, width=16, depth=1, heads=4, mlp_ratio=2.0)
+  config.update_from_flattened_dict(fields)
+  batch = base.Batch(
+      inputs=jax.ShapeDtypeStruct((16, 8, 8, 1), jnp.float32),
+      mask=jax.ShapeDtypeStruct((16,), bool),
+      labels=jax.ShapeDtypeStruct((16,), jnp.int32))
+  return program_lib.build_program(
+      config, spec=batch, num_classes=16, has_teacher=True,
+      mesh=placement.build_mesh(config.mesh))
+
+
+def test_each_network_is_split_by_its_own_rules():
+  # Those of the config come before those of the model, which are mlp/up/*: -1
+  # and mlp/down/w: -2.
+  program = vit_program(**{
+      'student.placement': {'mlp/up/w': -2, 'mlp/down/w': -1},
+      'teacher.placement': {'mlp/*/w': None}})
+  state, frozen = program.abstract_state, program.abstract_frozen
+  adam, = (x for x in jax.tree.leaves(
+      state.opt_state, is_leaf=lambda x: hasattr(x, 'mu')) if hasattr(x, 'mu'))
+  find = lambda params: tuple(
+      params[f'block_0/{name}']['w'].sharding.spec
+      for name in ('mlp/up', 'mlp/down', 'attn/query'))
+  # [16, 32], [32, 16] and [16, 16].
+  for params in state.params.student, state.ema, adam.mu.student:
+    assert find(params) == (
+        P('tensor', 'fsdp'), P('fsdp', 'tensor'), P('fsdp', 'tensor'))
+  assert find(frozen.params) == (
+      P(None, 'fsdp'), P('fsdp', None), P('fsdp', 'tensor'))
+
+
+def test_teacher_lies_in_its_compute_dtype_and_student_in_float32():
+  program = vit_program(**{'teacher.precision': 'bfloat16',
+                           'student.precision': 'bfloat16'})
+  dtypes = lambda tree: {x.dtype for x in jax.tree.leaves(tree)}
+  assert dtypes(program.abstract_frozen.params) == {jnp.dtype('bfloat16')}
+  assert dtypes(program.abstract_state.params) == {jnp.dtype('float32')}
+
+
+@pytest.mark.parametrize('network', ('student', 'teacher'))
+def test_program_refuses_rules_that_a_network_cannot_keep(network):
+  options = f'{network}.options.width', f'{network}.options.heads'
+  with pytest.raises(checks.ConfigError,
+                     match=f'b of the {network} must be divisible by config.m'):
+    vit_program(**dict(zip(options, (18, 2))))
 
 
 def test_no_device_holds_more_than_its_part():

@@ -51,6 +51,33 @@ def test_full_computes_products_again_and_dots_does_not():
   assert saved('gathers')[0] == 8
 
 
+def test_dots_keeps_no_product_of_two_activations():
+
+  class Scores(hk.Module):
+
+    def __call__(self, x):
+      x = hk.Linear(4)(x)
+      return jnp.sin(jnp.einsum('bnd,bmd->bnm', x, x))
+
+  def count(policy):
+
+    def network(x):
+      scores = lambda x: Scores()(x)
+      return remat.rematerialised(scores, 'scores', policy, 'here')(x)
+
+    net = hk.without_apply_rng(hk.transform(network))
+    x = jnp.ones((2, 3, 4))
+    params = {'scores/linear': dict(w=jnp.ones((4, 4)), b=jnp.ones(4))}
+    return str(jax.make_jaxpr(jax.grad(
+        lambda p: net.apply(p, x).sum()))(params)).count('dot_general')
+
+  # Backward one product for the kernel and two for the scores, whose cosine
+  # needs them again.
+  assert count('none') == 2 + 3
+  assert count('dots') == 2 + 3 + 1
+  assert count('full') == 2 + 3 + 2
+
+
 def test_modules_outside_the_glob_keep_what_they_have():
   assert saved('full', 'block_1')[0] == 8 + 1
 

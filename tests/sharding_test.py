@@ -1,5 +1,8 @@
 """Parameters come to where they are used, and their gradients go back."""
 
+import re
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,6 +92,41 @@ def test_two_turns_are_columns_and_rows():
 
 def test_one_scatter_is_enough_off_tpus():
   assert sharding.turns_of(make_mesh()) == (None,)
+
+
+@pytest.mark.parametrize('fsdp, tensor, rows', (
+    (16, 1, 4), (12, 1, 3), (512, 1, 16), (7, 1, None), (8, 2, None)))
+def test_tpus_scatter_over_a_grid_that_is_nearly_square(fsdp, tensor, rows):
+  # One scatter where there is no grid, or where XLA has an axis of its own.
+  tpus = np.array([types.SimpleNamespace(platform='tpu')] * fsdp * tensor)
+  mesh = types.SimpleNamespace(
+      shape=dict(fsdp=fsdp, tensor=tensor), devices=tpus)
+  assert sharding.turns_of(mesh) == (
+      sharding.two_turns(fsdp, rows) if rows else (None,))
+
+
+@pytest.mark.parametrize('shape, axis, scattered', (
+    ((16, 1152), 0, (2, 9, 128)),  # 9 rows of a TPU are no whole tiles.
+    ((1152, 16), 1, (2, 9, 128)),
+    ((16, 3, 384), 0, (2, 9, 128)),
+    ((16, 2048), 0, (2, 2048)),  # These are two tiles,
+    ((16, 384), 0, (2, 384)),  # these less than one,
+    ((16, 1100), 0, (2, 1100)),  # and these no whole rows.
+))
+def test_gradient_is_scattered_along_its_first_axis_in_full_tiles(
+    shape, axis, scattered):
+  mesh = make_mesh()
+  gather = sharding.build_gather(mesh)
+  spec = P(*(placement.FSDP if i == axis else None for i in range(len(shape))))
+
+  def run(part):
+    loss = lambda part: jnp.sum(gather(part, shape, jnp.float32)**2)
+    return sharding.sum_gradient(jax.grad(loss)(sharding.vary(part)), spec)
+
+  step = sharding.over_shards(run, mesh, in_specs=spec, out_specs=spec)
+  text = str(jax.make_jaxpr(step)(jnp.ones(shape)))
+  found, = re.findall(r':f32\[([\d,]+)\]\S* = reduce_scatter', text)
+  assert found == ','.join(map(str, scattered))
 
 
 def test_gradient_of_what_is_whole_is_summed_over_all_shards():

@@ -303,16 +303,62 @@ def test_step_learns_and_compiles_once():
   assert 0 < max(jax.tree.leaves(moved)) < 0.2
 
 
+def image_batch():
+  rng = np.random.RandomState(0)
+  return base.Batch(
+      inputs=rng.randn(BATCH, 6).astype(np.float32), mask=np.ones(BATCH, bool),
+      labels=rng.randint(0, CLASSES, BATCH).astype(np.int32))
+
+
+def test_schedules_and_running_mean_are_those_of_the_step():
+  config = config_lib.base()
+  config.batch_size = BATCH
+  config.student.options = config.teacher.options = dict(hidden=(5,))
+  config.optimizer.update(dict(
+      name='sgd', learning_rate=0.4, warmup_steps=3, schedule='constant',
+      ema_decay=0.9))
+  # The same twice, the second time with the weights 0, 1 and 2.
+  config.distillation.alpha = 1.0
+  config.losses.more = dict(
+      loss='kl_divergence', options=dict(temperature=2.0),
+      weight=dict(kind='linear', start=0.0, end=3.0, steps=3))
+  batch = image_batch()
+  program, frozen = build(config, batch, 1)
+  first = program.init(jax.random.key(0))
+  jax.tree.map(np.testing.assert_array_equal, first.ema, first.params.student)
+  placed = sharding.shard_batch(program.mesh, batch)
+  norms = []
+  for number, kept in enumerate((1 / 10, 2 / 11, 3 / 12)):
+    state = sharding.put_like(
+        first._replace(step=jnp.int32(number)), program.abstract_state)
+    state, metrics = program.train_step(state, frozen, placed)
+    assert 'weight/kl_divergence' not in metrics
+    np.testing.assert_allclose(metrics['weight/more'], number, rtol=1e-6)
+    np.testing.assert_allclose(
+        metrics['learning_rate'], 0.1 * (number + 1), rtol=1e-6)
+    np.testing.assert_allclose(
+        metrics['loss'], (1 + number) * metrics['loss/more'], rtol=1e-6)
+    norms.append(float(metrics['grad_norm']))
+    # The mean begins as the parameters; those after the step come to it.
+    expected = jax.tree.map(
+        lambda old, new: kept * old + (1 - kept) * new,  # noqa: B023
+        first.ema, state.params.student)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        state.ema, expected)
+  np.testing.assert_allclose(norms, norms[0] * np.array([1, 2, 3]), rtol=1e-5)
+
+
 def test_dropout_differs_between_shards_microbatches_and_steps():
   config = ragged_config()
   config.student.options.dropout = 0.5
   half = jax.tree.map(lambda x: x[:16], ragged_batch())
   twice = jax.tree.map(lambda x: np.concatenate([x, x]), half)
 
-  def run(batch, devices, microbatches, step=0):
+  def run(batch, devices, microbatches, step=0, seed=0):
     program, frozen = build(config, batch, devices)
     state = program.init(jax.random.key(0))
-    function = gradient_of(program, microbatches=microbatches, seed=0)
+    function = gradient_of(program, microbatches=microbatches, seed=seed)
     grads, _, _ = jax.jit(function)(
         state.params, state.net_state, frozen, state.loss_scale,
         jnp.int32(step), sharding.shard_batch(program.mesh, batch))
@@ -323,6 +369,7 @@ def test_dropout_differs_between_shards_microbatches_and_steps():
   assert np.array_equal(one, run(half, 1, 1))
   assert not np.allclose(one, run(twice, 2, 1), atol=1e-4)
   assert not np.allclose(one, run(half, 1, 1, step=1), atol=1e-4)
+  assert not np.allclose(one, run(half, 1, 1, seed=1), atol=1e-4)
   parts = run(twice, 1, 2)
   assert not np.allclose(parts, run(half, 1, 1), atol=1e-4)
   assert not np.allclose(parts, run(twice, 2, 1), atol=1e-4)
@@ -419,6 +466,32 @@ def test_overflow_skips_the_update_and_halves_the_scale():
                jax.device_get(after.opt_state))
   np.testing.assert_allclose(float(metrics['loss_scale']), 0.5e30, rtol=1e-6)
   assert int(after.step) == 1
+
+
+def test_overflow_leaves_running_means_as_they_are():
+  batch = image_batch()
+  config = config_lib.base()
+  config.batch_size = BATCH
+  config.student.model = config.teacher.model = 'batch_normed'
+  config.student.options = config.teacher.options = dict(width=5)
+  config.student.precision = 'float16'
+  config.optimizer.ema_decay = 0.9
+  program, frozen = build(config, batch, 1)
+  state = program.init(jax.random.key(0))
+  placed = sharding.shard_batch(program.mesh, batch)
+  usual = state.loss_scale
+  immense = jax.tree.map(
+      lambda x: jnp.full_like(x, 1e30) if x.dtype == jnp.float32 else x, usual)
+  for scale, kept in ((immense, True), (usual, False)):
+    state = state._replace(loss_scale=scale)
+    before = jax.device_get(state)
+    state, _ = program.train_step(state, frozen, placed)
+    # Those of the parameters, and those of BatchNorm.
+    for old, new in ((before.ema, state.ema),
+                     (before.net_state, state.net_state)):
+      same = jax.tree.map(
+          lambda x, y: np.array_equal(x, y), old, jax.device_get(new))
+      assert all(jax.tree.leaves(same)) == kept
 
 
 @pytest.mark.parametrize('batch_size, nearest', ((30, '24 or 32'), (4, '8')))

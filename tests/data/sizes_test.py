@@ -86,6 +86,50 @@ def test_area_is_uniform_where_every_window_fits():
   np.testing.assert_allclose(quarter, 0.4, atol=0.03)
 
 
+@pytest.fixture
+def cut(monkeypatch):
+  """Returns a function that gives random windows as they are cut."""
+
+  def boxes(count, height, width, **options):
+    seen = []
+    monkeypatch.setattr(
+        sizes, '_resize', lambda image, *box: seen.append(box[:4]))
+    generator = rng()
+    image = np.zeros((height, width, 1), np.uint8)
+    for _ in range(count):
+      sizes.random_resized_crop(image, generator, size=2, **options)
+    return np.array(seen).T
+
+  return boxes
+
+
+def test_proportions_are_uniform_in_their_logarithm(cut):
+  _, _, rows, columns = cut(8000, 1000, 1000, ratio=2.0)
+  # Below 0.45 of the area every window fits: sqrt(0.45 x 2) < 1.
+  shape = np.log2(columns / rows)[rows * columns < 450_000]
+  assert len(shape) > 2000
+  np.testing.assert_allclose(
+      np.quantile(shape, (0, 0.25, 0.5, 0.75, 1)), (-1, -0.5, 0, 0.5, 1),
+      atol=0.05)
+
+
+def test_windows_lie_anywhere_inside_the_image(cut):
+  top, left, rows, columns = cut(4000, 5, 7, smallest=0.2)
+  for start, size, side in ((top, rows, 5), (left, columns, 7)):
+    # Of two less than the side, there are three places, all as likely.
+    places = start[size == side - 2]
+    counts = np.bincount(places)
+    assert len(counts) == 3 and len(places) > 300
+    np.testing.assert_allclose(counts / len(places), 1 / 3, atol=0.08)
+    assert (start >= 0).all() and (start + size <= side).all()
+
+
+def test_no_window_is_empty(cut):
+  # 0.08 to 0.25 of a pixel would be rounded to no row and no column.
+  _, _, rows, columns = cut(200, 1, 1)
+  assert (rows == 1).all() and (columns == 1).all()
+
+
 def test_an_image_too_narrow_for_any_window_gives_its_centre():
   """A window of 0.34 · 60 · 6 at ratio 2 is 7.8 wide at least: none fits.
 

@@ -88,6 +88,7 @@ def test_missing_folder_says_which_field_to_set():
 @pytest.mark.parametrize('array, text', [
     (np.zeros((2, 3), int), r'along one axis; got shape=\(2, 3\), dtype=int64'),
     (np.zeros(8), r'must hold integers .* got shape=\(8,\), dtype=float64'),
+    (np.zeros(8, bool), 'must hold integers .* dtype=bool'),
     (np.zeros(3, int), 'must hold a row or more; got 3 tokens, length=4'),
     (np.array([None] * 9), 'must be an array that NumPy can map'),
 ])

@@ -59,7 +59,7 @@ def stack(params):
   return stacked
 
 
-def norm(params, x, epsilon=1e-5):
+def norm(params, x, epsilon):
   return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + epsilon) * (
       params['scale'])
 
@@ -72,7 +72,7 @@ def rotated(x, place, rope_base=100.0):
   return np.concatenate([turned.real, turned.imag])
 
 
-def reference(params, tokens, mask, *, heads=H, groups=G):
+def reference(params, tokens, mask, *, heads=H, groups=G, epsilon=1e-5):
   """Returns logits, maps and features, position by position, in float64.
 
   The real tokens of a row are its positions 0, 1, 2 and so on. A position that
@@ -87,7 +87,7 @@ def reference(params, tokens, mask, *, heads=H, groups=G):
     x = table[row]
     for i in range(DEPTH):
       at = lambda name: params[f'block_{i}/{name}']  # noqa: B023
-      y = norm(at('norm_attn'), x)
+      y = norm(at('norm_attn'), x, epsilon)
       query, key, value = (
           (y @ at(f'attn/{name}')['w']).reshape(len(row), count, -1)
           for name, count in (('query', heads), ('key', groups),
@@ -105,13 +105,13 @@ def reference(params, tokens, mask, *, heads=H, groups=G):
           maps[head, n, seen] = weights / weights.sum() if seen else 0
           mixed[n, head] = maps[head, n] @ value[:, group]
       x = x + mixed.reshape(len(row), -1) @ at('attn/output')['w']
-      y = norm(at('norm_mlp'), x)
+      y = norm(at('norm_mlp'), x, epsilon)
       gate = y @ at('mlp/gate')['w']
       hidden = gate / (1 + np.exp(-gate)) * (y @ at('mlp/up')['w'])
       x = x + hidden @ at('mlp/down')['w']
       out['maps'].append(maps)
       out['features'].append(x)
-    out['logits'].append(norm(params['norm'], x) @ kernel)
+    out['logits'].append(norm(params['norm'], x, epsilon) @ kernel)
   by_layer = lambda values: np.swapaxes(
       np.reshape(values, (len(tokens), DEPTH, *values[0].shape)), 0, 1)
   return (np.stack(out['logits']), by_layer(out['maps']),
@@ -141,6 +141,13 @@ def test_other_groups_of_heads_equal_numpy(heads, groups):
   params = random_params(**options)
   expected, _, _ = reference(params, TOKENS, MASK, heads=heads, groups=groups)
   found = jax.jit(lambda p: logits(p, **options))(params)
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_epsilon_is_added_to_the_mean_square():
+  params = random_params()
+  expected, _, _ = reference(params, TOKENS, MASK, epsilon=0.3)
+  found = jax.jit(lambda p: logits(p, epsilon=0.3))(params)
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -281,6 +288,51 @@ def test_only_training_is_random_and_only_with_dropout():
     one, two = (apply(stack(params), jax.random.key(i), TOKENS, MASK).hidden
                 for i in (1, 2))
     assert np.array_equal(one, two) != (is_training and dropout > 0)
+
+
+def test_dropout_is_on_the_embedding_and_at_the_end_of_each_branch(monkeypatch):
+  # Whatever takes its place does what it does to the last kernel before it.
+  monkeypatch.setattr(llama.layers, 'dropout', lambda x, *unused: 2 * x)
+  params = random_params()
+  found = logits(params)
+  monkeypatch.undo()
+  doubled = {
+      path: jax.tree.map(lambda x: 2 * x, leaves) if path.endswith(
+          ('embed', 'attn/output', 'mlp/down')) else leaves
+      for path, leaves in params.items()}
+  np.testing.assert_allclose(found, logits(doubled), rtol=1e-4, atol=1e-4)
+
+
+def test_norms_are_computed_in_float32():
+  dtypes = []
+
+  def interceptor(call, args, kwargs, context):
+    if isinstance(context.module, hk.RMSNorm) and (
+        context.method_name == '__call__'):
+      dtypes.append(args[0].dtype)
+    return call(*args, **kwargs)
+
+  def run(params):
+    with hk.intercept_methods(interceptor):
+      return transformed().apply(params, None, TOKENS, MASK)
+
+  half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), random_params())
+  jax.eval_shape(run, half)
+  assert dtypes == [jnp.float32] * (2 * DEPTH + 1)
+
+
+def test_embedding_and_logits_start_out_small():
+  """Normal, 0.02 and 1 / sqrt(64) wide, and cut off at twice that.
+
+  What is left of a normal distribution then has 0.8796 times the deviation.
+  """
+  options = SMALL | dict(num_classes=1000, width=64, depth=1)
+  params = jax.jit(transformed(**options).init)(
+      jax.random.key(0), TOKENS, MASK)
+  for values, deviation in ((params['embed']['embeddings'], 0.02),
+                            (params['logits']['w'], 1 / 8)):
+    assert np.std(values) == pytest.approx(0.8796 * deviation, rel=0.02)
+    assert 1.9 * deviation < np.max(np.abs(values)) <= 2 * deviation
 
 
 def test_stacked_blocks_start_out_different():

@@ -3,6 +3,7 @@
 import types
 
 import jax
+from jax.experimental import topologies
 import pytest
 
 from haikd import checks
@@ -59,9 +60,36 @@ def test_device_that_is_half_a_chip_has_half_of_everything():
   devices = [types.SimpleNamespace(core_on_chip=i % 2) for i in range(8)]
   half = chips.chip_of(chips.parse_topology('tpu7x:2x2x1'), devices)
   whole = chips.CHIPS['tpu7x']
-  assert half.flops == whole.flops / 2
-  assert half.memory == whole.memory / 2
-  assert half.link_rate == whole.link_rate / 2
+  for name in ('flops', 'memory', 'memory_rate', 'link_rate', 'network_rate'):
+    assert getattr(half, name) == getattr(whole, name) / 2
+
+
+def test_most_devices_of_all_topologies_are_reserved(monkeypatch):
+  updates = {}
+  monkeypatch.setattr(chips.jax.config, 'update', updates.__setitem__)
+  chips.reserve([chips.parse_topology(name)
+                 for name in ('cpu:2', 'cpu:6', 'cpu:3', 'v5e:4x4')])
+  assert updates == dict(jax_num_cpu_devices=6)
+  chips.reserve([chips.parse_topology('v5e:8x8')])
+  assert updates == dict(jax_num_cpu_devices=6)
+
+
+@pytest.mark.parametrize('name, asked', [
+    ('v5e:4x8', dict(platform='tpu', topology_name='v5e:4x8')),
+    ('2*v5e:4x8', dict(platform='tpu', topology_name='v5e:4x8',
+                       num_slices=2)),
+])
+def test_compiler_is_asked_for_all_slices(monkeypatch, name, asked):
+  seen = []
+
+  def describe(**options):
+    seen.append(options)
+    return types.SimpleNamespace(devices=('device',))
+
+  monkeypatch.setattr(chips.importlib, 'import_module', lambda name: None)
+  monkeypatch.setattr(topologies, 'get_topology_desc', describe)
+  assert chips.find_devices(chips.parse_topology(name)) == ['device']
+  assert seen == [asked]
 
 
 def test_cpu_has_no_peaks_and_a_share_of_the_memory():

@@ -91,6 +91,17 @@ def test_dearest_branch_counts():
   assert count(step, (7, 7), (7, 7)).flops == 2 * 2 * 7**3
 
 
+def test_all_of_the_dearest_branch_counts():
+  def step(x, w):
+    looped = lambda x: lax.while_loop(
+        lambda x: x.sum() < 9, lambda x: x @ w @ w, x)
+    return lax.cond(x.sum() > 0, looped, lambda x: x @ w, x)
+
+  counted = count(step, (7, 7), (7, 7))
+  assert counted.flops == 2 * 2 * 7**3 and counted.open_loops == 1
+  assert counted.bytes == 2 * 4 * 3 * 7 * 7
+
+
 @pytest.mark.parametrize('wrap', [jax.jit, jax.remat, lambda f: f])
 def test_calls_are_entered(wrap):
   assert count(wrap(lambda x, w: x @ w), (3, 5), (5, 7)).flops == 2 * 3 * 5 * 7
@@ -178,6 +189,42 @@ class TestTraffic:
     held = 2 * 5 * 4
     assert counted.traffic == (
         ('all-reduce', ('replica', 'fsdp'), 1, held, 2 * held * 7 / 8),)
+
+  @pytest.mark.parametrize('swap', [False, True])
+  def test_of_branches_that_compute_alike_the_one_that_sends_more_counts(
+      self, swap):
+    def local(x):  # [2, 5] on each of 4 devices.
+      branches = [lambda x: lax.psum(x, 'fsdp'),
+                  lambda x: x + lax.psum(x[:1], 'fsdp')]
+      return lax.cond(x.sum() > 0, *(branches[::-1] if swap else branches), x)
+
+    counted = self.run(make_mesh(2, 4, 1), local, (8, 5), P('fsdp'), P('fsdp'))
+    held = 2 * 5 * 4
+    assert counted.traffic == (
+        ('all-reduce', ('fsdp',), 1, held, 2 * held * 3 / 4),)
+
+  def test_groups_are_smaller_than_their_axis(self):
+    def local(x):  # [2, 5] on each of 8 devices, gathered over 4.
+      groups = [[0, 2, 4, 6], [1, 3, 5, 7]]
+      return lax.all_gather(x, 'fsdp', axis_index_groups=groups, tiled=True)
+
+    counted = self.run(make_mesh(1, 8, 1), local, (16, 5), P('fsdp'), P('fsdp'))
+    whole = 8 * 5 * 4
+    assert counted.traffic == (
+        ('all-gather', ('fsdp',), 1, whole, whole * 3 / 4),)
+
+  def test_axes_taken_over_one_by_one_are_all_manual(self):
+    def inner(x, w):  # [3, 5] and [5, 6] on each of 8 devices.
+      return x @ w
+
+    def local(x):
+      return jax.shard_map(
+          inner, in_specs=(P(), P(None, 'tensor')), out_specs=P(None, 'tensor'),
+          axis_names={'tensor'}, check_vma=False)(x, jnp.ones((5, 12)))
+
+    counted = self.run(make_mesh(1, 4, 2), local, (12, 5), P('fsdp'), P('fsdp'),
+                       manual=('replica', 'fsdp'))
+    assert counted.flops == 2 * 3 * 5 * 6
 
   def test_permutation_and_exchange(self):
     def local(x):

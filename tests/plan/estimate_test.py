@@ -36,7 +36,8 @@ def make_step(mesh_shape=(2, 4, 1)):
       opt_state=(array((8, 6), 'fsdp'), array((8, 6), 'fsdp')),
       loss_scale=(),
       ema={'w': array((8, 6), 'fsdp')})
-  frozen = base.Frozen({'w': array((8, 6), None, dtype=jnp.bfloat16)}, {})
+  frozen = base.Frozen({'w': array((8, 6), None, dtype=jnp.bfloat16)},
+                       {'mean': array((6,))})
   batch = base.Batch(array((32, 5), ('replica', 'fsdp')),
                      array((32,), ('replica', 'fsdp'), dtype=jnp.bool_))
   return compiling.Step(None, state, frozen, batch, mesh)
@@ -54,7 +55,7 @@ def test_state_is_sorted_by_what_it_is_for():
   shard = 8 * 6 * 4 / 4
   assert estimate_lib.categories(make_step()) == dict(
       parameters=shard, optimizer=2 * shard, average=shard, other=4 + 6 * 4,
-      teacher=8 * 6 * 2, batch=4 * (5 * 4 + 1))
+      teacher=8 * 6 * 2 + 6 * 4, batch=4 * (5 * 4 + 1))
 
 
 def test_key_counts_its_words():
@@ -98,6 +99,30 @@ def test_bounds():
   assert (found.bound, found.binds) == (25.0, 'links')
   # 30 of 45 bytes are hidden: 15 + 30 are sent while nothing is multiplied.
   assert found.exposed == pytest.approx(max(25.0, 10.0 + 45 / 3))
+
+
+def test_axes_have_their_own_part_that_is_hidden():
+  found = estimate_lib.estimate(
+      't', make_step(), compiled(schedule=sending(True)), CHIP)
+  assert {x.axes: x.hidden for x in found.sent} == {
+      'fsdp': 30 / 45, 'replica': 0}
+
+
+def test_what_is_sent_comes_on_top_of_memory_where_that_is_slower():
+  counted = counting.Counted(1000.0, 5000.0, (), 0)
+  found = estimate_lib.estimate(
+      't', make_step(), compiled(counted=counted, schedule=sending(False)),
+      CHIP)
+  memory = (5000 + 2 * 4 * 48) / 50
+  assert (found.bound, found.binds) == (memory, 'memory')
+  assert found.exposed == pytest.approx(memory + 75 / 3)
+
+
+def test_what_is_hidden_takes_its_time_all_the_same():
+  sent = schedule.Collective('all-gather', ('fsdp',), 1.0, 80.0, 60.0, True)
+  found = estimate_lib.estimate(
+      't', make_step(), compiled(schedule=schedule.Schedule((sent,), 0)), CHIP)
+  assert found.bound == found.exposed == 60 / 3 > found.seconds['compute']
 
 
 def test_what_is_not_hidden_adds_up():
@@ -166,6 +191,15 @@ def mesh_of(devices, *shape):
 def test_rate_of_a_ring(devices, shape, axes, over, rate):
   mesh = mesh_of(devices, *shape)
   assert estimate_lib.rate_over(mesh, axes, CHIP) == (over, rate)
+
+
+def test_devices_of_one_chip_use_its_memory():
+  devices = np.array([types.SimpleNamespace(coords=(i // 2, 0, 0))
+                      for i in range(8)])
+  mesh = mesh_of(devices, 1, 4, 2)
+  assert estimate_lib.rate_over(mesh, ('tensor',), CHIP) == ('links', 50)
+  # Four chips are a ring of two links each.
+  assert estimate_lib.rate_over(mesh, ('fsdp',), CHIP) == ('links', 2 * 3)
 
 
 @pytest.mark.parametrize('shape, between', [

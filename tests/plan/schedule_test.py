@@ -49,6 +49,7 @@ GATHER = (f'replica_groups={ROWS}, dimensions={{0}}, '
 START = ('%g = (f32[2,5]{1,0}, f32[8,5]{1,0}) all-gather-start(%x), '
          f'channel_id=1, {GATHER}')
 DONE = '%d = f32[8,5]{1,0} all-gather-done(%g)'
+CALL = '%k = f32[8,8]{1,0} custom-call(%p, %q), custom_call_target='
 
 
 def read(text):
@@ -67,6 +68,10 @@ def test_gather_that_waits_is_not_hidden():
     ((START, DONE, PRODUCT), False),
     ((PRODUCT, START, DONE), False),
     ((START, '%c = f32[8,5]{1,0} copy(%p)', DONE), False),
+    ((START, CALL + '"tpu_custom_call"', DONE), True),
+    ((START, CALL + '"Sharding"', DONE), False),
+    ((START, '%l = (s32[], f32[8,5]{1,0}) while(%t), condition=%c, body=%b',
+      DONE), True),
 ])
 def test_pair_hides_behind_what_is_scheduled_between(lines, hidden):
   [found] = read(entry(*lines)).collectives
@@ -130,11 +135,12 @@ def test_chain_of_fusions_is_one_collective(work):
   assert found == ('all-gather', ('fsdp',), 1, WHOLE, WHOLE * 3 / 4, work)
 
 
-def test_chains_through_one_channel_are_several_collectives():
-  # The product belongs to the second alone.
+@pytest.mark.parametrize('taken', ['%x', '%done'])
+def test_chains_through_one_channel_are_several_collectives(taken):
+  # The product belongs to the second alone, even if it goes on with the first.
   text = entry(
       link('start', '%x', '%p'), link('done', '%start', '%p'),
-      link('start2', '%x', '%p'), link('step2', '%start2', '%p'),
+      link('start2', taken, '%p'), link('step2', '%start2', '%p'),
       link('done2', '%step2', '%p'), above=bodies(True))
   assert [x.hidden for x in read(text).collectives] == [False, True]
 
@@ -172,16 +178,21 @@ def test_reduction_of_several_arrays_takes_them_all():
   assert found.wire == (WHOLE + SHARD) * 2 * 7 / 8
 
 
-def test_permutation_sends_what_it_holds():
+@pytest.mark.parametrize('pairs, axes', [
+    ('{{0,1},{1,2},{2,3},{3,0}}', ('fsdp',)),
+    ('{{0,4},{4,0}}', ('replica',)),
+    ('{{0,1},{1,2},{2,3},{3,4}}', ('replica', 'fsdp')),
+])
+def test_permutation_sends_what_it_holds(pairs, axes):
   text = entry(
       '%c = (f32[2,5]{1,0}, f32[2,5]{1,0}, u32[], u32[]) '
       'collective-permute-start(%x), channel_id=3, '
-      'source_target_pairs={{0,1},{1,2},{2,3},{3,0}}',
+      f'source_target_pairs={pairs}',
       PRODUCT,
       '%d = f32[2,5]{1,0} collective-permute-done(%c)')
   [found] = read(text).collectives
   assert found == (
-      'collective-permute', ('fsdp',), 1, SHARD, SHARD, True)
+      'collective-permute', axes, 1, SHARD, SHARD, True)
 
 
 @pytest.mark.parametrize('lines, hidden', [((PRODUCT,), True), ((), False)])
@@ -200,6 +211,21 @@ def test_what_goes_through_hosts_is_read(lines, hidden):
   # Two slices: each sends half, and then the sum of the other half.
   assert found.collectives == (
       ('all-reduce', ('replica',), 1, SHARD, SHARD, hidden),)
+
+
+@pytest.mark.parametrize('name, kind, payload', [
+    # Of two slices, each has half of what is gathered.
+    ('ALL_GATHER', 'all-gather', 2 * SHARD),
+    ('ONE_TO_ONE', 'collective-permute', SHARD),
+])
+def test_kinds_that_go_through_hosts(name, kind, payload):
+  text = entry(
+      '%s = (f32[2,5]{1,0}, u32[], token[]) send(%x, %t), channel_id=4, '
+      'frontend_attributes={_xla_host_transfer_rendezvous="a",'
+      f'_xla_megascale_transfer_type="{name}"}}')
+  found = schedule.read(text, MESH, between=('replica',))
+  assert found.collectives == (
+      (kind, ('replica',), 1, payload, SHARD, False),)
 
 
 LOOP = """
@@ -240,6 +266,39 @@ def test_loop_runs_its_length(limit, direction, attribute, times, open_loops):
   assert found.open_loops == open_loops
   assert found.traffic() == (('all-gather', ('fsdp',), times, times * WHOLE,
                               times * WHOLE * 3 / 4),)
+
+
+@pytest.mark.parametrize('last, times', [(14, 11), (3, 0), (2, 0)])
+def test_limit_may_be_carried_through_a_loop(last, times):
+  above = LOOP.format(limit='get-tuple-element(%t), index=2', direction='LT')
+  text = entry(
+      '%three = s32[] constant(3)',
+      f'%last = s32[] constant({last})', '%limit = s32[] copy(%last)',
+      '%begin = (s32[], f32[2,5]{1,0}, s32[]) tuple(%three, %x, %limit)',
+      '%loop = (s32[], f32[2,5]{1,0}, s32[]) while(%begin), condition=%more, '
+      'body=%body', above=above)
+  found = read(text)
+  assert found.open_loops == 0
+  assert sum(x.times for x in found.collectives) == times
+
+
+def test_loop_in_a_loop_runs_as_often_as_both():
+  outer = """
+    %outer (t: (s32[], f32[2,5])) -> (s32[], f32[2,5]) {
+      %t = (s32[], f32[2,5]{1,0}) parameter(0)
+      %start = s32[] constant(3)
+      %count = s32[] copy(%start)
+      %v = f32[2,5]{1,0} get-tuple-element(%t), index=1
+      %u = (s32[], f32[2,5]{1,0}) tuple(%count, %v)
+      ROOT %w = (s32[], f32[2,5]{1,0}) while(%u), condition=%more, body=%body
+    }
+  """
+  inner = LOOP.format(limit='constant(14)', direction='LT')
+  text = entry('%loop = (s32[], f32[2,5]{1,0}) while(%t), condition=%known, '
+               'body=%outer, backend_config={"known_trip_count":{"n":"5"}}',
+               above=inner + outer)
+  assert read(text).traffic() == (('all-gather', ('fsdp',), 55, 55 * WHOLE,
+                                   55 * WHOLE * 3 / 4),)
 
 
 @pytest.mark.parametrize('attributes, groups', [
