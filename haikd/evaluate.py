@@ -113,13 +113,13 @@ def build_eval_step(network: network_lib.Network,
     return sharding.sum_over_batch(
         jax.tree.map(lambda x: jnp.sum(x, axis=0), found))
 
-  specs = jax.tree.map(placement.manual_spec, (own, frozen))
+  specs = jax.tree.map(lambda x: x.spec, (own, frozen))
   return jax.jit(
       sharding.over_shards(
           local,
           mesh,
           in_specs=(*specs, placement.BATCH_SPEC),
-          out_specs=placement.REPLICATED))
+          out_specs=placement.whole(mesh).spec))
 
 
 def _add(sums, results):

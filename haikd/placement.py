@@ -24,7 +24,6 @@ BATCH_AXES = (REPLICA, FSDP)  # The batch is split over these.
 Mesh = jax.sharding.Mesh
 PartitionSpec = jax.sharding.PartitionSpec
 BATCH_SPEC = PartitionSpec(BATCH_AXES)
-REPLICATED = PartitionSpec()
 
 # {glob over '<module>/<parameter>': axis to split over `tensor`, or None}.
 Rules = Mapping[str, Optional[int]]
@@ -244,10 +243,9 @@ def manual_axes(mesh: Mesh) -> tuple[str, ...]:
   return tuple(axis for axis in BATCH_AXES if mesh.shape[axis] > 1)
 
 
-def manual_spec(sharding: jax.sharding.NamedSharding) -> PartitionSpec:
-  """Returns what `shard_map` has to know of a sharding: all but `tensor`."""
-  return PartitionSpec(*(None if axis == TENSOR else axis
-                         for axis in sharding.spec))
+def whole(mesh: Mesh) -> jax.sharding.NamedSharding:
+  """Returns the sharding of what every device has a whole copy of."""
+  return jax.sharding.NamedSharding(mesh, PartitionSpec())
 
 
 def abstract(tree: base.ArrayTree, shardings: base.ArrayTree) -> base.ArrayTree:

@@ -51,10 +51,11 @@ class Program(NamedTuple):
 
   def freeze(self, network: base.Frozen) -> base.Frozen:
     """Returns the teacher as it is used: in its compute dtype, on the mesh."""
-    return jax.tree.map(
-        lambda x, like: jax.device_put(
-            jnp.asarray(x, like.dtype), like.sharding), network,
-        self.abstract_frozen)
+    like = self.abstract_frozen
+    network = jax.tree.map(
+        lambda x, y: x if x.dtype == y.dtype else x.astype(y.dtype), network,
+        like)
+    return jax.device_put(network, placement.shardings_of(like))
 
 
 def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
@@ -136,7 +137,7 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
       if has_teacher else None,
       is_finite=jax.jit(
           lambda state: jmp.all_finite((state.params, state.ema)),
-          out_shardings=jax.sharding.NamedSharding(mesh, placement.REPLICATED)),
+          out_shardings=placement.whole(mesh)),
       mesh=mesh)
 
 
@@ -159,9 +160,7 @@ def _abstract_state(init, student: network_lib.Network, mesh):
   state = jax.eval_shape(init, jax.random.key(0))
   own, rules = state.params.student, student.tensor
   place = lambda tree, rules: placement.place(mesh, tree, rules)
-  everywhere = jax.tree.map(
-      lambda _: jax.sharding.NamedSharding(mesh, placement.REPLICATED), state)
-  layout = everywhere._replace(
+  layout = jax.tree.map(lambda _: placement.whole(mesh), state)._replace(
       params=base.Params(place(own, rules), place(state.params.align, {})),
       opt_state=place(state.opt_state, rules),
       ema=place(state.ema, rules))
@@ -174,13 +173,10 @@ def _abstract_frozen(config, teacher: network_lib.Network, spec, mesh):
       teacher.init, jax.random.key(0), _one_example(spec, abstract=True))
   policy = precision.policy(config.teacher.precision)
   params = jax.eval_shape(policy.cast_to_compute, params)
-  everywhere = jax.tree.map(
-      lambda _: jax.sharding.NamedSharding(mesh, placement.REPLICATED),
-      net_state)
-  return placement.abstract(
-      base.Frozen(params, net_state),
-      base.Frozen(
-          placement.place(mesh, params, teacher.tensor), everywhere))
+  layout = base.Frozen(
+      placement.place(mesh, params, teacher.tensor),
+      jax.tree.map(lambda _: placement.whole(mesh), net_state))
+  return placement.abstract(base.Frozen(params, net_state), layout)
 
 
 def trained_network(state: base.TrainState) -> base.Frozen:

@@ -21,17 +21,6 @@ _FSDP = placement.FSDP
 _LANES, _TILE = 128, 1024  # Of a TPU: numbers in a row, and in a tile.
 
 
-def replicate(mesh: jax.sharding.Mesh, tree: T) -> T:
-  """Puts a whole copy of every array on every device."""
-  return jax.device_put(
-      tree, jax.sharding.NamedSharding(mesh, placement.REPLICATED))
-
-
-def put_like(tree: T, abstract: base.ArrayTree) -> T:
-  """Puts arrays where others of the same structure lie, or will lie."""
-  return jax.device_put(tree, placement.shardings_of(abstract))
-
-
 def shard_batch(mesh: jax.sharding.Mesh, batch: base.Batch) -> base.Batch:
   """Splits a batch over the devices.
 
@@ -73,7 +62,7 @@ def over_shards(function: Callable, mesh: jax.sharding.Mesh, in_specs: Any,
   Args:
     function: of the device's own arrays; `tensor` is left to XLA.
     mesh: the devices.
-    in_specs: PartitionSpecs of the arguments, save for `tensor`.
+    in_specs: PartitionSpecs of the arguments.
     out_specs: likewise of the results.
 
   Returns:
@@ -82,15 +71,18 @@ def over_shards(function: Callable, mesh: jax.sharding.Mesh, in_specs: Any,
   axes = placement.manual_axes(mesh)
   if not axes:
     return function
-  trim = lambda spec: jax.sharding.PartitionSpec(*(
-      tuple(a for a in entry if a in axes) if isinstance(entry, tuple) else
-      entry for entry in spec))
+
+  def manual(spec):
+    entries = (x if isinstance(x, tuple) else (x,) for x in spec)
+    return jax.sharding.PartitionSpec(*(
+        tuple(axis for axis in entry if axis in axes) for entry in entries))
+
   return jax.shard_map(
       function,
       mesh=mesh,
       axis_names=set(axes),
-      in_specs=jax.tree.map(trim, in_specs),
-      out_specs=jax.tree.map(trim, out_specs))
+      in_specs=jax.tree.map(manual, in_specs),
+      out_specs=jax.tree.map(manual, out_specs))
 
 
 def batch_axes() -> tuple[str, ...]:

@@ -61,7 +61,7 @@ class Watch:
     """Returns what was first said of a failure, or None."""
     try:
       return self._client.key_value_try_get(_FAILURE)
-    except Exception:  # Nothing was, or process 0 is gone.
+    except RuntimeError:  # Nothing was, or process 0 is gone.
       return None
 
   def leave(self, exit_code: int, why: str) -> None:
@@ -87,7 +87,7 @@ class Watch:
   def _say(self, why):
     try:
       self._client.key_value_set(_FAILURE, why)
-    except Exception:  # Something has been said, or process 0 is gone.
+    except RuntimeError:  # Something has been said, or process 0 is gone.
       pass
 
   def _talk(self):
@@ -100,7 +100,7 @@ class Watch:
         if self._id == 0:
           failure = failure or self._missing()
         self._unheard = 0
-      except Exception:  # The other thread counts how long this goes on.
+      except RuntimeError:  # The other thread counts how long this goes on.
         pass
       if failure:
         self._end(failure)

@@ -1,5 +1,6 @@
 """The whole job: what is checked first, what is shared, what is written."""
 
+import gc
 import json
 import shutil
 
@@ -254,3 +255,19 @@ def test_distillation_needs_no_labels(tmp_path):
   config.data.options.labels = False
   results = job.train(config, tmp_path / 'second')
   assert 'accuracy' not in results['student'] and results['student']['kl'] > 0
+
+
+def test_teacher_is_kept_in_its_compute_dtype_alone(tmp_path, monkeypatch):
+  original, found = trainer.train, set()
+
+  def train(config, *args):
+    if args[-1] == 'student':
+      gc.collect()
+      found.update(
+          str(x.dtype) for x in jax.live_arrays() if x.shape == (4, 23))
+    return original(config, *args)
+
+  monkeypatch.setattr(trainer, 'train', train)
+  job.train(make_config(**{'teacher.precision': 'bfloat16',
+                           'teacher.options': dict(hidden=(23,))}), tmp_path)
+  assert found == {'bfloat16'}

@@ -103,7 +103,7 @@ def gradient(program, config, params, frozen, batch):
       placement.shardings_of(program.abstract_frozen),
       microbatches=config.microbatches,
       seed=0)
-  params = sharding.put_like(params, state.params)
+  params = jax.device_put(params, placement.shardings_of(state.params))
   grads, _, sums = jax.jit(function)(
       params, {}, program.freeze(frozen), jmp.NoOpLossScale(), np.int32(0),
       sharding.shard_batch(program.mesh, batch))

@@ -335,8 +335,9 @@ def test_schedules_and_running_mean_are_those_of_the_step():
   placed = sharding.shard_batch(program.mesh, batch)
   norms = []
   for number, kept in enumerate((1 / 10, 2 / 11, 3 / 12)):
-    state = sharding.put_like(
-        first._replace(step=jnp.int32(number)), program.abstract_state)
+    state = jax.device_put(
+        first._replace(step=jnp.int32(number)),
+        placement.shardings_of(program.abstract_state))
     state, metrics = program.train_step(state, frozen, placed)
     assert 'weight/kl_divergence' not in metrics
     np.testing.assert_allclose(metrics['weight/more'], number, rtol=1e-6)

@@ -6,9 +6,9 @@ from haikd.data import sizes
 from haikd.data import synthetic
 from haikd.data import token_files
 from haikd.data.augment import register_augmentation
+from haikd.data.description import describe
 from haikd.data.pipeline import build_data
 from haikd.data.pipeline import Data
-from haikd.data.pipeline import describe
 from haikd.data.source import Arrays
 from haikd.data.source import Source
 from haikd.data.source import Spec

@@ -15,7 +15,6 @@ from haikd.data import batches
 from haikd.data import reader as reader_lib
 from haikd.data import scale as scale_lib
 from haikd.data import sizes as sizes_lib
-from haikd.data import source
 
 _READ_THREADS = 4  # That read ahead, where a split is not in memory.
 
@@ -261,41 +260,3 @@ def build_data(config: ml_collections.ConfigDict,
       sizes=sizes,
       process_index=process_index,
       process_count=process_count)
-
-
-def describe(
-    config: ml_collections.ConfigDict
-) -> tuple[base.Batch, Optional[int]]:
-  """Says what a training batch is like, without the data if that can be.
-
-  Args:
-    config: a config made from `haikd.config.base()`.
-
-  Returns:
-    The global training batch as `jax.ShapeDtypeStruct`, and the number of
-    classes V or None. One example is read of a data set that was registered
-    without a `spec`.
-
-  Raises:
-    ConfigError: a config that cannot work, or images of different sizes that
-      nothing makes one.
-    DataError: a data set that has to be read and cannot be.
-  """
-  data = build_data(config, process_index=0, process_count=1)
-  described = source.describe(**data.splits.dataset)
-  if described is None:
-    return data.spec, data.num_classes
-  columns = {}
-  for key, column in described.columns.items():
-    shape = column.shape
-    if key == 'image':
-      shape = tuple(config.data.image_size if n is None else n for n in shape)
-    if None in shape:
-      raise checks.ConfigError(
-          f'pipeline.describe: {key} must have one size in all examples of '
-          f'{config.data.name!r}; got shape={shape}. Set config.data.image_size'
-          ' for images, or leave it out with config.data.options.features.')
-    columns[key] = np.zeros((1, *shape), column.dtype)
-  example = source.Arrays(columns, num_classes=described.num_classes)
-  reader = reader_lib.Reader(example, config.data.train)
-  return data.spec_of(reader), described.num_classes

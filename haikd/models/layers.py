@@ -47,14 +47,26 @@ class Linear(hk.Module):
     return outputs.reshape(*inputs.shape[:-1], self.size)
 
 
-def scans(depth: int, scan: Optional[bool]) -> bool:
-  """Returns whether a stack of so many blocks is compiled once and looped over.
+def run_blocks(block: Callable[[jax.Array, str], jax.Array], depth: int,
+               inputs: jax.Array, scan: Optional[bool]) -> jax.Array:
+  """Runs blocks of one kind, one after the other.
 
   Args:
-    depth: the number of blocks.
-    scan: what the user says; None for so above 12 blocks.
+    block: of its inputs and its name: `block_0` and so on, or where it is
+      looped over, `block` for all of them.
+    depth: how many there are.
+    inputs: of the first.
+    scan: whether to compile one and loop over it; None for so above 12.
+
+  Returns:
+    What the last one returns.
   """
-  return depth > _SCAN_ABOVE if scan is None else scan
+  if depth > _SCAN_ABOVE if scan is None else scan:
+    return hk.layer_stack(depth)(lambda x: block(x, 'block'))(inputs)
+  outputs = inputs
+  for i in range(depth):
+    outputs = block(outputs, f'block_{i}')
+  return outputs
 
 
 def dropout(inputs: jax.Array, rate: float, is_training: bool) -> jax.Array:

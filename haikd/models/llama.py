@@ -242,12 +242,7 @@ def llama(tokens: jax.Array,
 
   embed = Embed(num_classes, width)
   positions = layers.dropout(embed(tokens), dropout, is_training)
-  if layers.scans(depth, scan):
-    stack = hk.layer_stack(depth)
-    positions = stack(lambda positions: block(positions, 'block'))(positions)
-  else:
-    for i in range(depth):
-      positions = block(positions, f'block_{i}')
+  positions = layers.run_blocks(block, depth, positions, scan)
   positions = _norm(positions, epsilon, 'norm')
   if tied:
     return base.LinearLogits(positions, embed.embeddings.T)

@@ -192,12 +192,7 @@ def vit(inputs: jax.Array,
 
   positions = Embed(patch_size, width, pool)(inputs)
   positions = layers.dropout(positions, dropout, is_training)
-  if layers.scans(depth, scan):
-    stack = hk.layer_stack(depth)
-    positions = stack(lambda positions: block(positions, 'block'))(positions)
-  else:
-    for i in range(depth):
-      positions = block(positions, f'block_{i}')
+  positions = layers.run_blocks(block, depth, positions, scan)
   positions = _norm('norm')(positions)
   if pool == 'token':
     pooled = positions[:, 0]

@@ -182,7 +182,7 @@ def _tpu_devices(topology):
         'plan.find_devices: --topology must have its compiler installed; got '
         f'{topology.name!r} without libtpu. '
         "pip install 'haikd[plan]'.") from err
-  except Exception as err:  # The plugin raises many; it says what it knows.
+  except (RuntimeError, ValueError) as err:
     raise checks.ConfigError(
         'plan.find_devices: --topology must be one that the TPU compiler knows;'
         f' got {topology.name!r} ({checks.one_line(err)}). Give the sides of a '

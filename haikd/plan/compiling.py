@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import contextlib
+import math
 import os
 import pathlib
 import re
@@ -247,10 +248,7 @@ def bytes_per_device(tree: Any) -> float:
     shape = leaf.shape
     if getattr(leaf, 'sharding', None) is not None:
       shape = leaf.sharding.shard_shape(shape)
-    size = 1
-    for side in shape:
-      size *= side
-    total += size * _item_size(leaf.dtype)
+    total += math.prod(shape) * _item_size(leaf.dtype)
   return total
 
 

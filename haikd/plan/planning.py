@@ -12,7 +12,7 @@ from haikd import files
 from haikd import paths
 from haikd import placement
 from haikd import program as program_lib
-from haikd.data import pipeline
+from haikd.data import description
 from haikd.plan import chips
 from haikd.plan import compiling
 from haikd.plan import estimate as estimate_lib
@@ -105,7 +105,7 @@ def build_step(config: config_lib.ConfigDict,
   """
   mesh = placement.build_mesh(config.mesh, devices)
   placement.check_batch_size(mesh, config.batch_size, config.microbatches)
-  spec, num_classes = pipeline.describe(config)
+  spec, num_classes = description.describe(config)
   program = program_lib.build_program(
       config, spec=spec, num_classes=num_classes, mesh=mesh, has_teacher=True)
   split = jax.sharding.NamedSharding(mesh, placement.BATCH_SPEC)

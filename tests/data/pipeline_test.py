@@ -10,6 +10,7 @@ import pytest
 from haikd import checks
 from haikd import config as config_lib
 from haikd import registry
+from haikd.data import description
 from haikd.data import pipeline
 from haikd.data import reader
 from haikd.data import source
@@ -364,11 +365,11 @@ def test_description_is_that_of_the_data_and_reads_none(data, monkeypatch):
   built = build(config)
   expected = built.spec, built.num_classes
   monkeypatch.setattr(source, 'open_source', None)
-  assert pipeline.describe(config) == expected
+  assert description.describe(config) == expected
 
 
 def test_data_without_a_description_is_described_by_its_first_example(listed):
-  spec, num_classes = pipeline.describe(listed_config())
+  spec, num_classes = description.describe(listed_config())
   assert spec.inputs.shape == (8, 1) and spec.labels.shape == (8,)
   assert num_classes == 3 and listed.reads == 1
 
@@ -380,7 +381,7 @@ def test_data_without_a_description_is_described_by_its_first_example(listed):
 def test_imagenet_is_described_without_being_there(tmp_path, augment, labels):
   config = make_config(name='imagenet2012', options={}, image_size=224,
                        augment=augment, data_dir=str(tmp_path))
-  spec, num_classes = pipeline.describe(config)
+  spec, num_classes = description.describe(config)
   assert num_classes == 1000 and spec.labels.shape == labels
   assert spec.inputs == jax.ShapeDtypeStruct((8, 224, 224, 3), np.float32)
   assert not list(tmp_path.iterdir())
@@ -390,4 +391,4 @@ def test_images_of_free_size_are_refused_without_an_image_size(tmp_path):
   config = make_config(name='imagenet2012', options={}, data_dir=str(tmp_path))
   with pytest.raises(checks.ConfigError, match=(
       r'image must have one size .*\(None, None, 3\). Set config.data.image_')):
-    pipeline.describe(config)
+    description.describe(config)

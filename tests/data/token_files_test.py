@@ -5,6 +5,7 @@ import pytest
 
 from haikd import checks
 from haikd import config as config_lib
+from haikd.data import description
 from haikd.data import pipeline
 from haikd.data import reader
 from haikd.data import source
@@ -125,7 +126,7 @@ def test_description_is_that_of_the_data(tmp_path):
   config = config_lib.base()
   config.batch_size = 3
   config.data.name, config.data.options = 'tokens', OPTIONS
-  described, num_classes = pipeline.describe(config)  # There is no file yet.
+  described, num_classes = description.describe(config)  # There is no file yet.
   save(tmp_path, np.arange(40) % 12)
   config.data.source_dir = str(tmp_path)
   data = pipeline.build_data(config)
