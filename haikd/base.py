@@ -92,7 +92,18 @@ class QueryKey(NamedTuple):
     return jax.nn.softmax(scores, axis=-1, where=self.mask)
 
 
+class Embedding(NamedTuple):
+  """What an encoder gives in place of logits: a vector for each text.
+
+  Attributes:
+    vectors: `[B, D]`, or `[B, S, D]` for S texts an example, floating.
+  """
+
+  vectors: Array
+
+
 Logits = Union[Array, LinearLogits]
+Output = Union[Logits, Embedding]
 Taps = Mapping[str, tuple[Any, ...]]  # What was captured, in call order.
 
 
@@ -189,8 +200,10 @@ class Model(Protocol):
   """`register_model` takes any Haiku function of this form."""
 
   def __call__(self, inputs: ArrayTree, *, is_training: bool,
-               **options) -> Logits:
-    """Returns logits `[B, V]` or `[B, N, V]`; runs inside a Haiku transform.
+               **options) -> Output:
+    """Returns logits `[B, V]` or `[B, N, V]`, or an Embedding.
+
+    It runs inside a Haiku transform.
 
     A model that masks padding itself takes `mask`, and one that wants the
     number of classes of the data takes `num_classes`.

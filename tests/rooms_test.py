@@ -16,7 +16,7 @@ TIERS = (
     ('validation', 'registry', 'masking', 'tapping', 'files', 'names',
      'cluster', 'watch'),
     ('config', 'distributed'),
-    ('losses', 'models', 'data', 'config_file'),
+    ('losses', 'models', 'data', 'interop', 'config_file'),
     ('capture', 'align', 'precision', 'optimizer', 'metrics', 'console',
      'remat'),
     ('network', 'placement'),

@@ -1,0 +1,1 @@
+"""Networks of others: their configs and tensors, in and out."""
