@@ -35,7 +35,10 @@ def network() -> ConfigDict:
           options={},  # Its keyword options.
           taps={},  # {kind: glob over module names}; {} for the model's own.
           precision='float32',  # What it computes in: or bfloat16, float16.
-          init=config_dict.placeholder(str),  # A workdir to take weights from.
+          init=config_dict.placeholder(str),  # Weights to start from: a
+          # workdir, hf:<folder> or gguf:<file>.
+          init_layers=_any(),  # Of these, which layers to take, such as
+          # (0, 2, 4); None for all, one to one.
           remat=config_dict.placeholder(str),  # What blocks recompute: none,
           # gathers, dots or full; None for gathers where parameters are split.
           remat_modules=config_dict.placeholder(str),  # Which these are: a glob

@@ -5,6 +5,7 @@
   python -m haikd.launch --config=configs/x.py --mode=eval
   python -m haikd.launch --config=configs/x.py --seeds=10
   python -m haikd.launch --config=configs/x.py --mode=plan --topology=v5e:16x16
+  python -m haikd.launch --config=configs/x.py --mode=export --format=hf
 
 A config file has a function `get_config()` that starts from
 `haikd.config.base()`, which documents every field. Any field can be overridden
@@ -39,6 +40,7 @@ from haikd import checks
 from haikd import config as config_lib
 from haikd import config_file
 from haikd import distributed
+from haikd import exporting
 from haikd import job
 from haikd import paths
 from haikd import registry
@@ -46,7 +48,7 @@ from haikd import repeats
 
 _FORESEEN = (checks.ConfigError, checks.DataError, checks.DivergedError,
              checks.DoesNotFitError, checks.LostProcessError)
-_MODES = ('train', 'eval', 'plan')
+_MODES = ('train', 'eval', 'plan', 'export')
 
 
 def main(argv: Optional[list[str]] = None) -> int:
@@ -73,6 +75,10 @@ def main(argv: Optional[list[str]] = None) -> int:
       raise checks.ConfigError(
           'launch.main: --topology must be left out unless --mode=plan; got '
           f'--mode={values.mode}. A run takes the devices that it finds.')
+    if values.output and values.mode != 'export':
+      raise checks.ConfigError(
+          'launch.main: --output must be left out unless --mode=export; got '
+          f'--mode={values.mode}. A run writes to its --workdir.')
     if values.mode != 'plan':
       distributed.initialize(values.coordinator, values.num_processes,
                              values.process_id)
@@ -110,6 +116,8 @@ def _run(config, values):
     plan.plan(config, values.topology or ['cpu:8'], workdir, debug=values.debug)
   elif values.mode == 'eval':
     job.evaluate(config, workdir)
+  elif values.mode == 'export':
+    print(exporting.export(config, workdir, values.output))
   elif values.seeds > 1:
     repeats.train(config, workdir, values.seeds)
   else:
@@ -150,6 +158,17 @@ def _define_flags():
       None,
       'What to plan for, such as v5e:16x16,v5p:8x8x8,2*v5e:16x16,cpu:8,gpu; '
       'the first three need `pip install haikd[plan]`, and no TPU.',
+      flag_values=values)
+  flags.DEFINE_enum(
+      'format',
+      'hf',
+      exporting.FORMATS,
+      'What to export as: hf, a folder that transformers loads.',
+      flag_values=values)
+  flags.DEFINE_string(
+      'output',
+      None,
+      'Folder to export to; export below the workdir by default.',
       flag_values=values)
   flags.DEFINE_integer(
       'seeds',

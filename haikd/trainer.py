@@ -13,6 +13,7 @@ from haikd import config as config_lib
 from haikd import distributed
 from haikd import evaluate
 from haikd import paths
+from haikd import pretrained
 from haikd import program as program_lib
 from haikd import sharding
 from haikd import writer as writer_lib
@@ -75,7 +76,7 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
     state, seconds = _resume(program, checkpointer, iterator, identity)
     if state is None:
       state = program.init(jax.random.key(config.seed))
-      state = _warm_start(state, config, program)
+      state = _warm_start(state, config, program, data)
     first = int(state.step)
     writer.truncate(first)
     clock = _Clock(first, seconds)
@@ -192,15 +193,14 @@ def _resume(program, checkpointer, iterator, identity):
   return state, metadata['seconds']
 
 
-def _warm_start(state, config, program):
+def _warm_start(state, config, program, data):
   """Returns the state with the weights of `config.student.init`, if any."""
-  path = config.student.init
-  if not path:
+  if not config.student.init:
     return state
   expected = program.abstract_state
-  params, net_state = checkpoint.load_like(
-      'config.student.init', path,
-      base.Frozen(expected.params.student, expected.net_state))
+  params, net_state = pretrained.load(
+      config, 'student',
+      base.Frozen(expected.params.student, expected.net_state), data)
   return state._replace(
       params=state.params._replace(student=params),
       net_state=net_state,

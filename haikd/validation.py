@@ -40,6 +40,10 @@ _RULES = (
     ('be None or a positive int',
      lambda x: x is None or type(x) is int and x > 0,
      ('evaluation.every', 'data.image_size')),
+    ('be None, or a tuple of layers from 0',
+     lambda x: x is None or isinstance(x, (tuple, list)) and len(x) > 0 and all(
+         type(layer) is int and layer >= 0 for layer in x),
+     ('student.init_layers', 'teacher.init_layers')),
     ('be None, a tuple or a name', lambda x: _is_selection(x),
      ('distillation.attention_match_layers',
       'distillation.feature_match_layers')),

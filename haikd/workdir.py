@@ -24,6 +24,14 @@ LOCK_FILE = '.lock'
 # Below the workdir of a student, what else is trained with it.
 TEACHER, BASELINE = 'teacher', 'baseline'
 
+# What may differ between two starts of one run: where and how often it reads
+# and writes, and how the work is laid out, not what is minimised.
+FREE_FIELDS = ('log_every', 'checkpoint_every', 'keep_checkpoints', 'baseline',
+               'evaluation', 'data.source_dir', 'data.data_dir',
+               'data.prefetch', 'mesh', 'microbatches', 'student.remat',
+               'student.remat_modules', 'student.placement', 'teacher.remat',
+               'teacher.remat_modules', 'teacher.placement')
+
 _ABSENT = 'nothing'
 # What flock answers where a filesystem has no locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP,
@@ -55,7 +63,7 @@ def lock(workdir: files.Path) -> Iterator[None]:
 def claim(workdir: files.Path,
           config: ml_collections.ConfigDict,
           *,
-          free: Iterable[str] = (),
+          free: Iterable[str] = FREE_FIELDS,
           create: bool = True) -> None:
   """Makes a workdir the home of a config, or checks that it is.
 

@@ -27,8 +27,10 @@ TIERS = (
     ('step',),
     ('evaluate', 'stored', 'report'),
     ('program', 'checkpoint', 'fingerprint', 'writer'),
-    ('trainer', 'workdir', 'plan'),
-    ('job',),
+    ('pretrained', 'workdir'),
+    ('trainer', 'plan'),
+    ('parts',),
+    ('job', 'exporting'),
     ('repeats',),
     ('launch',),
 )

@@ -11,6 +11,7 @@ from haikd import console
 from haikd import files
 from haikd import paths
 from haikd import placement
+from haikd import pretrained
 from haikd import program as program_lib
 from haikd.data import description
 from haikd.plan import chips
@@ -103,6 +104,7 @@ def build_step(config: config_lib.ConfigDict,
     DataError: the data set does not say what an example looks like, and cannot
       be read.
   """
+  config = pretrained.resolve(config)
   mesh = placement.build_mesh(config.mesh, devices)
   placement.check_batch_size(mesh, config.batch_size, config.microbatches)
   spec, num_classes = description.describe(config)

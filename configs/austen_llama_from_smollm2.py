@@ -1,0 +1,51 @@
+"""Jane Austen: a Llama of 10 million parameters learns from SmolLM2 135M.
+
+  python configs/data/austen.py
+  python -m haikd.launch --config=configs/austen_llama_from_smollm2.py
+
+The vocabulary is pruned to the pieces that the training novels use, for both
+networks: over them the teacher's distribution is renormalised exactly. The
+student begins with the teacher's embeddings, two of its thirty layers and half
+of their hidden units. It is held out Persuasion, which neither it nor the same
+student trained alone on the same tokens has seen.
+"""
+
+import pathlib
+
+from haikd import checks
+from haikd import config as config_lib
+
+_TEACHER = pathlib.Path('data/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf')
+
+
+def get_config(variant=''):
+  if not _TEACHER.is_file():
+    raise checks.ConfigError(
+        f'austen_llama_from_smollm2: {_TEACHER} must be the teacher; got no '
+        'such file. Run `python configs/data/austen.py` first.')
+  config = config_lib.base()
+  config.baseline = True
+  config.steps = 400
+  config.batch_size = 4
+  config.log_every = 20
+  config.data.name = 'text'
+  config.data.source_dir = 'data/austen'
+  config.data.options = dict(length=256, prune=True)
+  config.evaluation.split = 'validation[:32]'
+  config.evaluation.final = 'test'
+  config.evaluation.batch_size = 4
+
+  config.teacher.init = f'gguf:{_TEACHER}'
+  config.student.init = f'gguf:{_TEACHER}'
+  config.student.init_layers = (0, 29)
+  config.student.options = dict(hidden=768)
+
+  config.distillation.temperature = 1.0
+  config.distillation.alpha = 0.9
+
+  config.optimizer.learning_rate = 1e-3
+  config.optimizer.warmup_steps = 20
+  config.optimizer.weight_decay = 0.1
+  config.optimizer.clip_norm = 1.0
+  config.optimizer.options = dict(b2=0.95)
+  return config_lib.variant(config, variant)

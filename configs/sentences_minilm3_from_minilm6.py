@@ -1,0 +1,50 @@
+"""Sentence embeddings: three layers of MiniLM learn from all six.
+
+  python configs/data/sentences.py
+  python -m haikd.launch --config=configs/sentences_minilm3_from_minilm6.py
+
+The teacher is all-MiniLM-L6-v2. The student begins as its layers 0, 2 and 4
+with its embeddings and learns, from glosses of WordNet and without any label,
+the teacher's vectors and which texts of a batch it finds alike. The test split
+is Lee's 1,225 pairs of news texts: Spearman's correlation of the cosine with
+how similar people find them, for the teacher, the student as it begins (which
+is the teacher with half of its layers cut out) and the student as it ends.
+"""
+
+import pathlib
+
+from haikd import checks
+from haikd import config as config_lib
+
+_TEACHER = pathlib.Path('data/minilm')
+
+
+def get_config(variant=''):
+  if not _TEACHER.is_dir():
+    raise checks.ConfigError(
+        f'sentences_minilm3_from_minilm6: {_TEACHER} must hold the teacher; got'
+        ' no such folder. Run `python configs/data/sentences.py` first.')
+  config = config_lib.base()
+  config.steps = 1500
+  config.batch_size = 64
+  config.data.name = 'sentences'
+  config.data.source_dir = 'data/sentences'
+  config.data.options = dict(length=128)
+  config.evaluation.batch_size = 64
+
+  config.teacher.init = f'hf:{_TEACHER}'
+  config.student.init = f'hf:{_TEACHER}'
+  config.student.init_layers = (0, 2, 4)
+
+  config.distillation.alpha = 0.0  # There are no logits.
+  config.losses.vectors = dict(loss='embedding_cosine', weight=1.0)
+  config.losses.similarities = dict(
+      loss='similarity_distribution',
+      weight=0.1,
+      options=dict(temperature=0.05))
+
+  config.optimizer.learning_rate = 3e-4
+  config.optimizer.warmup_steps = 100
+  config.optimizer.weight_decay = 0.01
+  config.optimizer.clip_norm = 1.0
+  return config_lib.variant(config, variant)

@@ -1,0 +1,159 @@
+"""Networks that start from weights: a workdir, or a model of another library.
+
+`config.teacher.init` and `config.student.init` name them: the workdir of a run,
+`hf:<folder>` as Hugging Face's transformers writes it, or `gguf:<file>`. The
+latter two say themselves what the network is like.
+"""
+
+from typing import Any, Optional
+
+import numpy as np
+
+from haikd import base
+from haikd import checkpoint
+from haikd import checks
+from haikd import config as config_lib
+from haikd import interop
+from haikd import registry
+from haikd.data import pipeline
+
+_NETWORKS = ('teacher', 'student')
+
+
+def resolve(config: config_lib.ConfigDict) -> config_lib.ConfigDict:
+  """Fills in what pretrained networks say of themselves.
+
+  Of a network whose `init` is `hf:` or `gguf:`, the model and its options are
+  read from there; options in the config come on top, so that a student may be
+  shallower or narrower than what it starts from. A data set that takes a
+  tokenizer, and is given none, gets that of the teacher or else the student,
+  and at least as many classes as the network has.
+
+  Args:
+    config: a validated config, its plugins imported.
+
+  Returns:
+    A config of its own. Resolving it again changes nothing.
+
+  Raises:
+    ConfigError: the config names another model, or `init_layers` cannot be.
+    DataError: what `init` names cannot be read, or is not supported.
+  """
+  config = config.copy_and_resolve_references()
+  for title in _NETWORKS:
+    _check_layers(title, config[title])
+    if is_foreign(config[title].init):
+      _resolve_network(title, config)
+  return config
+
+
+def with_vocabulary(config: config_lib.ConfigDict,
+                    text: Any) -> config_lib.ConfigDict:
+  """Gives pretrained encoders the size of a pruned vocabulary.
+
+  Decoders have as many classes as the data; an encoder's classes are others
+  than its tokens.
+
+  Args:
+    config: what `resolve` returns.
+    text: of the data, a `data.source.TextInfo` or None.
+
+  Returns:
+    The config, or a changed copy.
+  """
+  if text is None or text.kept_ids is None:
+    return config
+  config = config.copy_and_resolve_references()
+  for title in _NETWORKS:
+    function = registry.models[config[title].model].function
+    if 'vocabulary' in checks.option_names(function):
+      with config.unlocked():
+        config[title].options.vocabulary = len(text.kept_ids)
+  return config
+
+
+def load(config: config_lib.ConfigDict, title: str, expected: base.Frozen,
+         data: pipeline.Data) -> base.Frozen:
+  """Reads the weights that a network starts from.
+
+  Args:
+    config: what `resolve` returns.
+    title: 'teacher' or 'student'.
+    expected: its parameters and state as `jax.ShapeDtypeStruct`s, with the
+      dtypes and shardings that they are to have.
+    data: whose vocabulary may be a part of that of the weights.
+
+  Returns:
+    Parameters and state.
+
+  Raises:
+    DataError: they are not there, cannot be read, or are of another network.
+  """
+  field, network = f'config.{title}.init', config[title]
+  if not is_foreign(network.init):
+    return checkpoint.load_like(field, network.init, expected)
+  return interop.load(
+      field,
+      network.init,
+      expected,
+      options=network.options.to_dict(),
+      layers=network.init_layers,
+      kept_ids=_kept_ids(data))
+
+
+def seconds(init: str) -> float:
+  """Returns how long weights were trained for; 0 where nobody says."""
+  return 0.0 if is_foreign(init) else checkpoint.metadata(init)['seconds']
+
+
+def is_foreign(init: Optional[str]) -> bool:
+  """Returns whether weights are another library's."""
+  return init is not None and init.startswith(interop.SCHEMES)
+
+
+def _resolve_network(title, config):
+  network = config[title]
+  found = interop.describe(network.init)
+  if network.model not in (found.model, config_lib.network().model):
+    raise checks.ConfigError(
+        f'pretrained.resolve: config.{title}.model must be left out, or be '
+        f'that of {network.init}; got {network.model!r} where it is '
+        f'{found.model!r}. Leave it out.')
+  options = dict(found.options)
+  if network.init_layers is not None:
+    options['depth'] = len(network.init_layers)
+  options.update(network.options.to_dict())
+  _resolve_data(config, found, options)
+  network.model = found.model
+  with config.unlocked():
+    network.options = options
+
+
+def _resolve_data(config, found, options):
+  """Gives the data a tokenizer and classes, and takes these from options."""
+  name = config.data.name
+  if name not in registry.datasets.names():
+    return
+  takes = checks.option_names(registry.datasets[name].function)
+  with config.unlocked():
+    fields = config.data.options
+    if 'tokenizer' in takes and found.tokenizer:
+      fields.setdefault('tokenizer', found.tokenizer)
+    if 'vocabulary' in takes and 'num_classes' in options:
+      # What is pruned, or counted by the tokenizer, the data knows best.
+      classes = options.pop('num_classes')
+      if not fields.get('prune'):
+        fields.setdefault('vocabulary', classes)
+
+
+def _check_layers(title, network):
+  layers = network.init_layers
+  if layers is not None and not is_foreign(network.init):
+    raise checks.ConfigError(
+        f'pretrained.resolve: config.{title}.init_layers must be None unless '
+        f'init begins with {" or ".join(interop.SCHEMES)}; got {layers}, init='
+        f'{network.init!r}. A workdir is loaded as it is.')
+
+
+def _kept_ids(data) -> Optional[np.ndarray]:
+  return None if data.text is None else data.text.kept_ids
