@@ -6,6 +6,7 @@ What is expected was written by make_encoder_goldens.py with PyTorch.
 import functools
 import importlib.util
 import json
+import os
 import pathlib
 
 import haiku as hk
@@ -21,6 +22,7 @@ from haikd import models  # noqa: F401  Registers the zoo.
 from haikd import registry
 from haikd.interop import fields as fields_lib
 from haikd.interop.families import bert
+from haikd.interop.families import pooling
 from haikd.interop.families import vit
 
 HERE = pathlib.Path(__file__).parent
@@ -172,3 +174,39 @@ def test_other_weights_give_the_same_as_transformers(case, tmp_path):
   else:
     for side in ('left', 'right'):
       check_text(folder, side)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    'HAIKD_MINILM' not in os.environ,
+    reason='HAIKD_MINILM names no folder of all-MiniLM-L6-v2')
+@pytest.mark.parametrize('length', (24, 60))
+def test_minilm_gives_the_cosines_of_its_own_code(length):
+  """Rows of any length, and the sentences of a pair, give the same."""
+  import tokenizers
+  expected = json.loads((GOLDEN / 'minilm.json').read_text())
+  folder = pathlib.Path(os.environ['HAIKD_MINILM'])
+  values = json.loads((folder / 'config.json').read_text())
+  options = bert.read_config(fields_lib.Fields('config.json', values))
+  options.update(pooling.read_pooling(folder))
+  params = parameters(
+      'minilm', options, safetensors.load_file(folder / 'model.safetensors'))
+  tokenizer = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
+  tokenizer.no_truncation()
+  tokenizer.enable_padding(length=length)
+  rows = tokenizer.encode_batch(expected['sentences'])
+  mask = np.array([row.attention_mask for row in rows], bool)
+  assert mask.sum(1).tolist() == expected['lengths']
+  tokens = np.array([row.ids for row in rows])
+  # Each with the first.
+  pairs = np.stack([tokens[:1].repeat(5, 0), tokens], axis=1)
+  masks = np.stack([mask[:1].repeat(5, 0), mask], axis=1)
+  net = hk.transform(lambda inputs, mask: registry.models['bert'].function(
+      inputs, mask=mask, is_training=False, **options).vectors)
+  run = jax.jit(net.apply)
+  vectors = run(params, None, tokens, mask)
+  paired = run(params, None, pairs, masks)
+  cosines = np.array(expected['cosines'])
+  np.testing.assert_allclose(vectors @ vectors.T, cosines, atol=1e-5)
+  np.testing.assert_allclose(
+      np.sum(paired[:, 0] * paired[:, 1], axis=-1), cosines[0], atol=1e-5)

@@ -7,8 +7,13 @@ Run it where PyTorch and transformers are installed:
 Each case is a folder in `golden/` with `config.json`, `model.safetensors` and
 `expected.npz`: the inputs, and in float32 every hidden state, every attention
 map and the outputs, for rows padded on the left and on the right.
+
+With HAIKD_MINILM naming the folder of all-MiniLM-L6-v2 it also writes
+`golden/minilm.json`, sentences and the cosines of their embeddings.
 """
 
+import json
+import os
 import pathlib
 
 import numpy as np
@@ -28,6 +33,14 @@ _DISTILBERT = dict(
     dim=16, n_layers=2, n_heads=4, hidden_dim=24, vocab_size=40,
     max_position_embeddings=12)
 _IMAGES = dict(**_SIZES, image_size=8, patch_size=4, num_channels=3)
+
+SENTENCES = (
+    'A man is eating food.',
+    'A man is eating a piece of bread.',
+    'Two women are playing the violin on a stage in front of many people.',
+    'The stock market fell by three percent on Monday, its worst day since '
+    'March.',
+    'Bread')
 
 # {case: (class, fields of its config)}
 TEXT = dict(
@@ -140,6 +153,26 @@ def _inside(prefix, outputs):
   }
 
 
+def make_cosines(folder: str, path: pathlib.Path) -> None:
+  """Writes the cosines of some sentences by a sentence encoder's weights."""
+  tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+  model = transformers.AutoModel.from_pretrained(
+      folder, dtype=torch.float32).eval()
+  batch = tokenizer(list(SENTENCES), padding=True, return_tensors='pt')
+  with torch.no_grad():
+    hidden = model(**batch).last_hidden_state
+  weights = batch['attention_mask'][..., None]
+  mean = (hidden * weights).sum(1) / weights.sum(1)
+  vectors = torch.nn.functional.normalize(mean).double()
+  content = dict(
+      sentences=SENTENCES,
+      lengths=batch['attention_mask'].sum(1).tolist(),
+      cosines=(vectors @ vectors.T).tolist())
+  path.write_text(json.dumps(content, indent=1) + '\n')
+
+
 if __name__ == '__main__':
   for name in (*TEXT, *IMAGES):
     make(name, GOLDEN / name)
+  if 'HAIKD_MINILM' in os.environ:
+    make_cosines(os.environ['HAIKD_MINILM'], GOLDEN / 'minilm.json')
