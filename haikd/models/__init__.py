@@ -1,5 +1,6 @@
 """The model zoo: plain Haiku functions, registered by name."""
 
+from haikd.models import bert
 from haikd.models import convnet
 from haikd.models import llama
 from haikd.models import mlp

@@ -99,6 +99,14 @@ def check_positive(where: str, **sizes: Any) -> None:
                                f'got {name}={value!r}.')
 
 
+def check_at_least_zero(where: str, **sizes: Any) -> None:
+  """Raises ConfigError unless every option is an integer that is at least 0."""
+  for name, value in sizes.items():
+    if not _is_size(value) and (value != 0 or isinstance(value, bool)):
+      raise checks.ConfigError(f'{where}: {name} must be an integer that is at '
+                               f'least 0; got {name}={value!r}.')
+
+
 def check_sizes(where: str, name: str, sizes: Sequence[int]) -> None:
   """Raises ConfigError unless an option holds one positive integer or more."""
   is_sequence = isinstance(sizes, (tuple, list))
@@ -168,10 +176,10 @@ def position_mask(where: str, mask: Optional[jax.Array],
   Args:
     where: the model, for messages.
     mask: bool, `[B, N]` or `[B]`, or None where every position is real.
-    tokens: `[B, N]`.
+    tokens: `[B, N]`, or with more axes before the last.
 
   Returns:
-    bool, `[B, N]`.
+    bool, shaped as tokens.
 
   Raises:
     TypeError: the mask is not boolean.
@@ -181,7 +189,8 @@ def position_mask(where: str, mask: Optional[jax.Array],
     return jnp.ones(tokens.shape, bool)
   checks.check_mask(where, mask)
   checks.check_leading(where, 'tokens', tokens, mask)
-  return jnp.broadcast_to(mask.reshape(len(mask), -1), tokens.shape)
+  missing = tuple(range(mask.ndim, tokens.ndim))
+  return jnp.broadcast_to(jnp.expand_dims(mask, missing), tokens.shape)
 
 
 def _is_size(value: Any) -> bool:
