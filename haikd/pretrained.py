@@ -42,7 +42,7 @@ def resolve(config: config_lib.ConfigDict) -> config_lib.ConfigDict:
   config = config.copy_and_resolve_references()
   for title in _NETWORKS:
     _check_layers(title, config[title])
-    if is_foreign(config[title].init):
+    if interop.is_pretrained(config[title].init):
       _resolve_network(title, config)
   return config
 
@@ -90,7 +90,7 @@ def load(config: config_lib.ConfigDict, title: str, expected: base.Frozen,
     DataError: they are not there, cannot be read, or are of another network.
   """
   field, network = f'config.{title}.init', config[title]
-  if not is_foreign(network.init):
+  if not interop.is_pretrained(network.init):
     return checkpoint.load_like(field, network.init, expected)
   return interop.load(
       field,
@@ -103,12 +103,7 @@ def load(config: config_lib.ConfigDict, title: str, expected: base.Frozen,
 
 def seconds(init: str) -> float:
   """Returns how long weights were trained for; 0 where nobody says."""
-  return 0.0 if is_foreign(init) else checkpoint.metadata(init)['seconds']
-
-
-def is_foreign(init: Optional[str]) -> bool:
-  """Returns whether weights are another library's."""
-  return init is not None and init.startswith(interop.SCHEMES)
+  return 0.0 if interop.is_pretrained(init) else checkpoint.metadata(init)['seconds']
 
 
 def _resolve_network(title, config):
@@ -148,11 +143,11 @@ def _resolve_data(config, found, options):
 
 def _check_layers(title, network):
   layers = network.init_layers
-  if layers is not None and not is_foreign(network.init):
+  if layers is not None and not interop.is_pretrained(network.init):
     raise checks.ConfigError(
         f'pretrained.resolve: config.{title}.init_layers must be None unless '
-        f'init begins with {" or ".join(interop.SCHEMES)}; got {layers}, init='
-        f'{network.init!r}. A workdir is loaded as it is.')
+        f'init begins with hf: or gguf:; got {layers}, init={network.init!r}. '
+        'A workdir is loaded as it is.')
 
 
 def _kept_ids(data) -> Optional[np.ndarray]:

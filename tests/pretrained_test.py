@@ -1,0 +1,120 @@
+"""What a config becomes when a network says itself what it is."""
+
+import types
+
+import numpy as np
+import pytest
+
+import haikd
+from haikd import checks
+from haikd import config as config_lib
+from haikd import interop
+from haikd import pretrained
+from haikd import registry
+
+FOUND = interop.Pretrained(
+    'llama', dict(width=8, depth=6, heads=2, num_classes=50), 50, 'folder')
+
+
+@pytest.fixture(autouse=True)
+def described(monkeypatch):
+  monkeypatch.setattr(interop, 'describe', lambda init: FOUND)
+  with registry.datasets.temporary():
+
+    @haikd.register_dataset()
+    def texts(split, *, tokenizer=None, vocabulary=None, prune=False):
+      raise NotImplementedError  # Is not opened.
+
+    yield
+
+
+def make_config(**data):
+  config = config_lib.base()
+  config.data.name = 'texts'
+  config.data.options = data
+  config.teacher.init = 'hf:teacher'
+  return config
+
+
+def test_model_and_options_are_those_of_the_weights():
+  config = make_config()
+  found = pretrained.resolve(config)
+  assert found.teacher.model == 'llama'
+  assert found.teacher.options.to_dict() == dict(width=8, depth=6, heads=2)
+  assert found.student == config.student
+  assert config.teacher.options.to_dict() == {}
+
+
+def test_data_get_the_tokenizer_and_the_classes_of_the_teacher():
+  found = pretrained.resolve(make_config())
+  assert found.data.options.to_dict() == dict(tokenizer='folder', vocabulary=50)
+
+
+def test_what_the_config_says_of_the_data_stands():
+  options = dict(tokenizer='mine', vocabulary=60)
+  found = pretrained.resolve(make_config(**options))
+  assert found.data.options.to_dict() == options
+
+
+def test_a_pruned_vocabulary_is_counted_by_the_data():
+  found = pretrained.resolve(make_config(prune=True))
+  assert found.data.options.to_dict() == dict(tokenizer='folder', prune=True)
+  assert 'num_classes' not in found.teacher.options
+
+
+def test_classes_stay_with_the_network_where_data_take_none():
+  config = make_config()
+  config.data.name, config.data.options = 'digits', {}
+  found = pretrained.resolve(config)
+  assert found.teacher.options.num_classes == 50
+  assert found.data.options.to_dict() == {}
+
+
+def test_a_student_has_as_many_blocks_as_it_inherits_and_its_own_options():
+  config = make_config()
+  config.student.init = 'hf:teacher'
+  config.student.init_layers = (0, 2, 4)
+  config.student.options = dict(width=4)
+  found = pretrained.resolve(config).student.options.to_dict()
+  assert found == dict(width=4, depth=3, heads=2)
+
+
+def test_resolving_twice_changes_nothing():
+  config = make_config()
+  config.student.init, config.student.init_layers = 'hf:x', (1, 5)
+  once = pretrained.resolve(config)
+  assert pretrained.resolve(once) == once
+
+
+def test_another_model_is_refused():
+  config = make_config()
+  config.teacher.model = 'vit'
+  with pytest.raises(checks.ConfigError, match="got 'vit' where it is 'llama'"):
+    pretrained.resolve(config)
+
+
+def test_layers_of_a_workdir_are_refused():
+  config = make_config()
+  config.student.init, config.student.init_layers = 'runs/x', (0,)
+  with pytest.raises(checks.ConfigError, match='student.init_layers must be'):
+    pretrained.resolve(config)
+
+
+@pytest.mark.parametrize('layers', [(), (-1,), (0.5,), 3, ('a',)])
+def test_layers_that_cannot_be_are_refused(layers):
+  config = make_config()
+  config.student.init_layers = layers
+  with pytest.raises(checks.ConfigError, match='student.init_layers must be'):
+    config_lib.validate(config)
+
+
+def test_encoders_get_the_size_of_a_pruned_vocabulary():
+  config = make_config()
+  config.teacher.model, config.student.model = 'bert', 'llama'
+  text = types.SimpleNamespace(tokenizer='x', kept_ids=np.arange(7))
+  found = pretrained.with_vocabulary(config, text)
+  assert found.teacher.options.vocabulary == 7
+  assert 'vocabulary' not in found.student.options
+  whole = types.SimpleNamespace(tokenizer='x', kept_ids=None)
+  for same in (None, whole):
+    assert pretrained.with_vocabulary(config, same) is config
