@@ -55,8 +55,8 @@ class Gguf:
       raise
     except Exception as err:  # gguf raises whatever a wrong offset leads to.
       raise checks.DataError(
-          f'interop.read: {path} must be a whole GGUF file; got one that cannot '
-          f'be read ({checks.describe(err)}). Fetch it again.') from err
+          f'interop.read: {path} must be a whole GGUF file; got one that '
+          f'cannot be read ({checks.describe(err)}). Fetch it again.') from err
     self.metadata: Mapping[str, Any] = found[0]
     self._entries: Mapping[str, _Entry] = found[1]
     self.shapes = {

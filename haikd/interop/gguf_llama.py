@@ -146,9 +146,9 @@ def _scaling(file, fields, base, head_size):
   if kind == 'yarn' and length:
     return dict(kind='yarn', factor=factor, original_length=length)
   raise checks.DataError(
-      f'interop.describe: rope.scaling.type of {file.path} must be none, linear '
-      f'or yarn; got {kind!r}, original_context_length={length}. Take its '
-      'safetensors.')
+      f'interop.describe: rope.scaling.type of {file.path} must be none, '
+      f'linear or yarn; got {kind!r}, original_context_length={length}. Take '
+      'its safetensors.')
 
 
 def _llama3(file, base, head_size):

@@ -56,7 +56,8 @@ def load(field: str,
   match = matching.Matching(
       field, init, source, expected.params, options=options, layers=layers,
       kept_ids=None if kept_ids is None else np.asarray(kept_ids))
-  total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(expected.params))
+  leaves = jax.tree.leaves(expected.params)
+  total = sum(math.prod(leaf.shape) for leaf in leaves)
   with _Progress(field, total) as progress:
 
     def open_part(found, number, leaf):

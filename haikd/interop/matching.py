@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import fnmatch
 from typing import Any, NamedTuple, Optional
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -129,7 +128,8 @@ class Matching:
     fits = found is not None and len(found) == len(shape)
     for axis, size in enumerate(shape if fits else ()):
       if rule.vocabulary is not None and axis == rule.vocabulary % len(shape):
-        fits &= size == (found[axis] if self._kept is None else len(self._kept))
+        kept = self._kept
+        fits &= size == (found[axis] if kept is None else len(kept))
       else:
         fits &= size == found[axis] or (found[axis], size) in self._smaller
     if fits:
@@ -143,7 +143,8 @@ class Matching:
       address = addresses.of(module, name)
       rule = self._rules.get((address.module, name))
       if (address.module, name) == ('block/mlp/up', 'w') and rule:
-        like = self._source.reader.shapes.get(rule.tensor.replace('{layer}', '0'))
+        tensor = rule.tensor.replace('{layer}', '0')
+        like = self._source.reader.shapes.get(tensor)
         found = like and _loaded_shape(rule, like)
         if found and leaf.shape[-1] < found[-1]:
           self._smaller.add((found[-1], leaf.shape[-1]))

@@ -118,8 +118,8 @@ def family_of(model: str) -> ModuleType:
 def _open_folder(folder):
   if not folder.is_dir():
     raise checks.DataError(
-        f'interop.describe: init must name a folder; got {folder}. Give the one '
-        'that holds config.json and the weights.')
+        f'interop.describe: init must name a folder; got {folder}. Give the '
+        'one that holds config.json and the weights.')
   content = files.read_json(folder / 'config.json')
   if not isinstance(content, dict):
     raise checks.DataError(
@@ -135,8 +135,9 @@ def _open_folder(folder):
   found = fields.Fields(str(folder / 'config.json'), content)
   options = family.read_config(found)
   found.done()
-  if hasattr(family, 'read_pooling') and options.get('head') == 'embedding':
-    options.update(family.read_pooling(folder))
+  if options.get('head') == 'embedding':
+    from haikd.interop.families import pooling
+    options.update(pooling.read_pooling(folder))
   reader = tensors.Safetensors(folder)
   rules_of = functools.partial(_rules, family, reader)
   has_tokenizer = any((folder / name).exists() for name in _TOKENIZERS)
