@@ -1,0 +1,66 @@
+"""Which block of which module a parameter belongs to, by its name."""
+
+import re
+from typing import NamedTuple, Optional
+
+from haikd import base
+from haikd import names
+
+_BLOCK = re.compile(r'block_(\d+)')
+_STACK = '__layer_stack'
+
+
+class Address(NamedTuple):
+  """Where a parameter stands, as a `rules.Rule` calls it.
+
+  Attributes:
+    module: such as 'block/attn/query', whatever the number of the block.
+    name: of the parameter in its module, such as 'w'.
+    block: the number of its block; None outside of blocks and in a stack.
+    stacked: whether it is of all blocks, along its leading axis.
+  """
+
+  module: str
+  name: str
+  block: Optional[int] = None
+  stacked: bool = False
+
+  @property
+  def title(self) -> str:
+    """The name in messages."""
+    block = self.module if self.block is None else self.module.replace(
+        'block', f'block_{self.block}', 1)
+    return f'{block}/{self.name}'
+
+
+def of(module: str, name: str) -> Address:
+  """Returns the address of a Haiku parameter.
+
+  Args:
+    module: the name of its module, such as 'block_3/attn/query' or
+      '__layer_stack_no_per_layer/block/attn/query'.
+    name: of the parameter.
+  """
+  first, *others = names.parts(module)
+  if first.startswith(_STACK):
+    return Address('/'.join(others), name, stacked=True)
+  if match := _BLOCK.fullmatch(first):
+    return Address('/'.join(('block', *others)), name, int(match[1]))
+  return Address('/'.join((first, *others)), name)
+
+
+def depth(params: base.ArrayTree) -> int:
+  """Returns the number of blocks of a network.
+
+  Args:
+    params: Haiku parameters, or their shapes.
+  """
+  found = 0
+  for module, parameters in params.items():
+    for name, leaf in parameters.items():
+      address = of(module, name)
+      if address.stacked:
+        found = max(found, leaf.shape[0])
+      elif address.block is not None:
+        found = max(found, address.block + 1)
+  return found

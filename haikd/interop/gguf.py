@@ -1,0 +1,131 @@
+"""The tensors and metadata of a GGUF file, decoded as they are read."""
+
+from collections.abc import Mapping
+import functools
+import importlib.util
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from haikd import checks
+
+_ROWS = 2**22  # Numbers that are decoded at once, about.
+
+
+class _Entry(NamedTuple):
+  """Where the bytes of a tensor are, and what they mean."""
+
+  offset: int
+  stored: tuple[int, ...]  # The axes of the bytes.
+  dtype: np.dtype  # Of what is stored.
+  kind: Any  # A gguf.GGMLQuantizationType.
+  shape: tuple[int, ...]
+
+
+class Gguf:
+  """The tensors of a GGUF file, mapped where they are plain numbers.
+
+  Args:
+    path: the file.
+
+  Attributes:
+    path: the file.
+    shapes: `{name: ShapeDtypeStruct}`; what is quantised is said to be float32.
+    metadata: `{key: value}`, save for those of the tokenizer.
+
+  Raises:
+    DataError: the file cannot be read, or is quantised in a way that cannot be
+      decoded; or the gguf package is not installed.
+  """
+
+  def __init__(self, path: pathlib.Path):
+    if importlib.util.find_spec('gguf') is None:
+      raise checks.DataError(
+          'interop.read: gguf must be installed to read GGUF files; got none. '
+          "Run `pip install 'haikd[text]'`.")
+    self.path = str(path)
+    try:
+      stat = os.stat(path)
+      found = _open(self.path, stat.st_size, stat.st_mtime_ns)
+    except checks.DataError:
+      raise
+    except Exception as err:  # gguf raises whatever a wrong offset leads to.
+      raise checks.DataError(
+          f'interop.read: {path} must be a whole GGUF file; got one that '
+          f'cannot be read ({checks.describe(err)}). Fetch it again.') from err
+    self.metadata: Mapping[str, Any] = found[0]
+    self._entries: Mapping[str, _Entry] = found[1]
+    self.shapes = {
+        name: jax.ShapeDtypeStruct(
+            entry.shape,
+            np.float32 if entry.dtype == np.uint8 else entry.dtype)
+        for name, entry in self._entries.items()
+    }
+
+  def read(self, name: str, dtype: np.dtype) -> np.ndarray:
+    """Returns a tensor: mapped, or if it is quantised, decoded.
+
+    Args:
+      name: of the tensor.
+      dtype: to decode to; rows are decoded in float32 and cast one block after
+        another.
+    """
+    entry = self._entries[name]
+    stored = np.memmap(
+        self.path, entry.dtype, 'r', entry.offset, entry.stored)
+    if entry.dtype != np.uint8:
+      return stored
+    import gguf
+    values = np.empty(entry.shape, dtype)
+    rows = stored.reshape(-1, stored.shape[-1])
+    decoded = values.reshape(-1, values.shape[-1])
+    step = max(1, _ROWS // decoded.shape[-1])
+    for i in range(0, len(rows), step):
+      decoded[i:i + step] = gguf.dequantize(rows[i:i + step], entry.kind)
+    return values
+
+
+@functools.lru_cache(maxsize=1)
+def _open(path, *version):
+  """Returns metadata and entries; gguf takes seconds for a large vocabulary.
+
+  What gguf itself returns is not kept: it holds every token as an array.
+  """
+  del version
+  import gguf
+  reader = gguf.GGUFReader(path)
+  if reader.byte_order != 'I':
+    raise ValueError('its bytes are in the order of other machines')
+  metadata = {
+      name: field.contents()
+      for name, field in reader.fields.items()
+      if not name.startswith('tokenizer.')
+  }
+  entries = {}
+  for tensor in reader.tensors:
+    shape = tuple(map(int, reversed(tensor.shape)))
+    dtype = tensor.data.dtype
+    stored = tensor.data.shape
+    if tensor.tensor_type == gguf.GGMLQuantizationType.BF16:
+      dtype, stored = np.dtype(jnp.bfloat16), shape
+    entries[tensor.name] = _Entry(tensor.data_offset, stored, dtype,
+                                  tensor.tensor_type, shape)
+  for kind in {e.kind for e in entries.values() if e.dtype == np.uint8}:
+    _check_decodes(path, kind)
+  return metadata, entries
+
+
+def _check_decodes(path, kind):
+  import gguf
+  size = gguf.GGML_QUANT_SIZES[kind][1]
+  try:
+    gguf.dequantize(np.zeros((1, size), np.uint8), kind)
+  except NotImplementedError as err:
+    raise checks.DataError(
+        f'interop.read: {path} must be quantised in a way that gguf decodes; '
+        f'got {kind.name}. Take another file of the model, such as Q8_0.'
+    ) from err

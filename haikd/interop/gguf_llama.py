@@ -1,0 +1,175 @@
+"""What the metadata of a GGUF file means, and what its tensors are called."""
+
+from collections.abc import Collection, Mapping
+import math
+from typing import Any
+
+import numpy as np
+
+from haikd import checks
+from haikd.interop import fields as fields_lib
+from haikd.interop import gguf
+from haikd.interop import rules
+
+MODEL = 'llama'
+ARCHITECTURES = ('llama', 'qwen2', 'qwen3')
+
+_FACTORS = 'rope_freqs.weight'  # What llama3's scaling divides frequencies by.
+
+
+def read_metadata(file: gguf.Gguf) -> dict[str, Any]:
+  """Returns the options of the model `llama` that a file was made for.
+
+  Args:
+    file: an open file.
+
+  Raises:
+    DataError: its architecture, or something that its metadata says, is not
+      supported.
+  """
+  kind = file.metadata.get('general.architecture')
+  if kind not in ARCHITECTURES:
+    raise checks.DataError(
+        f'interop.describe: architecture of {file.path} must be one of '
+        f'{", ".join(ARCHITECTURES)}; got {kind!r}. Take its safetensors.')
+  fields = fields_lib.Fields(
+      file.path, {
+          name.removeprefix(f'{kind}.'): value
+          for name, value in file.metadata.items()
+          if name.startswith(f'{kind}.')
+      })
+  # The length it was trained for limits nothing; the size of the vocabulary is
+  # seen from the tensors.
+  fields.ignore(('context_length', 'vocab_size'))
+  names = file.shapes
+  width = fields.take('embedding_length')
+  heads = fields.take('attention.head_count')
+  head_size = fields.take('attention.key_length', width // heads)
+  fields.expect('attention.value_length', head_size)
+  fields.expect('rope.dimension_count', head_size)
+  base = fields.take('rope.freq_base', 10000.0)
+  options = dict(
+      width=width,
+      depth=fields.take('block_count'),
+      heads=heads,
+      key_value_heads=fields.take('attention.head_count_kv', heads),
+      head_size=head_size,
+      hidden=fields.take('feed_forward_length'),
+      rope_base=base,
+      rope_scaling=_scaling(file, fields, base, head_size),
+      window=fields.take('attention.sliding_window', None) or None,
+      qk_norm='blk.0.attn_q_norm.weight' in names,
+      qkv_bias='blk.0.attn_q.bias' in names,
+      output_bias='blk.0.attn_output.bias' in names,
+      mlp_bias='blk.0.ffn_up.bias' in names,
+      epsilon=fields.take('attention.layer_norm_rms_epsilon'),
+      tied='output.weight' not in names)
+  fields.done()
+  return options
+
+
+def tensors(kind: str, options: Mapping[str, Any],
+            names: Collection[str]) -> rules.Tensors:
+  """Returns where the parameters of the model `llama` are found.
+
+  Args:
+    kind: the architecture that the file names.
+    options: of the model.
+    names: of the tensors there are.
+  """
+  query = key = rules.TRANSPOSED
+  if kind == 'llama':  # The others are stored as Hugging Face has them.
+    query, key = (_interleaved(options[name]) for name in
+                  ('heads', 'key_value_heads'))
+
+  def linear(module, tensor, bias, layout=rules.TRANSPOSED):
+    parameters = ('w', 'weight'), ('b', 'bias')
+    return [
+        rules.Rule(f'block/{module}', name, f'blk.{{layer}}.{tensor}.{kind}',
+                   layout) for name, kind in parameters[:1 + bias]
+    ]
+
+  biases = options['qkv_bias']
+  found = [
+      rules.Rule('embed', 'embeddings', 'token_embd.weight', vocabulary=0),
+      *rules.norm('block/norm_attn', 'blk.{layer}.attn_norm', offset=False),
+      *linear('attn/query', 'attn_q', biases, query),
+      *linear('attn/key', 'attn_k', biases, key),
+      *linear('attn/value', 'attn_v', biases),
+      *linear('attn/output', 'attn_output', options['output_bias']),
+      *rules.norm('block/norm_mlp', 'blk.{layer}.ffn_norm', offset=False),
+      *linear('mlp/gate', 'ffn_gate', options['mlp_bias']),
+      *linear('mlp/up', 'ffn_up', options['mlp_bias']),
+      *linear('mlp/down', 'ffn_down', options['mlp_bias']),
+      *rules.norm('norm', 'output_norm', offset=False),
+  ]
+  if options['qk_norm']:
+    for name, tensor in (('norm_query', 'attn_q_norm'),
+                         ('norm_key', 'attn_k_norm')):
+      found.append(rules.Rule(f'block/attn/{name}', 'scale',
+                              f'blk.{{layer}}.{tensor}.weight'))
+  if not options['tied']:
+    output = 'output' if 'output.weight' in names else 'token_embd'
+    found.append(rules.Rule('logits', 'w', f'{output}.weight',
+                            rules.TRANSPOSED, vocabulary=1))
+  return rules.Tensors(tuple(found), ignored=(_FACTORS,))
+
+
+def _interleaved(heads):
+  """Returns the layout of a map to queries or keys, as llama.cpp rotates them.
+
+  There the two numbers that are rotated together lie side by side; here the
+  first halves of all come before the second.
+  """
+
+  def swap(values, *sizes):
+    shape = heads, *sizes, *values.shape[1:]
+    return values.reshape(shape).swapaxes(1, 2).reshape(values.shape)
+
+  return rules.Layout(
+      load=lambda x: swap(x, len(x) // heads // 2, 2).T,
+      store=lambda x: swap(x.T, 2, x.shape[-1] // heads // 2))
+
+
+def _scaling(file, fields, base, head_size):
+  """Returns the option `rope_scaling`."""
+  kind = fields.take('rope.scaling.type', 'none')
+  factor = fields.take('rope.scaling.factor', 1.0)
+  length = fields.take('rope.scaling.original_context_length', None)
+  fields.ignore(('rope.scaling.finetuned',))
+  if _FACTORS in file.shapes:
+    return _llama3(file, base, head_size)
+  if kind == 'none':
+    return None
+  if kind == 'linear':
+    return dict(kind='linear', factor=factor)
+  if kind == 'yarn' and length:
+    return dict(kind='yarn', factor=factor, original_length=length)
+  raise checks.DataError(
+      f'interop.describe: rope.scaling.type of {file.path} must be none, '
+      f'linear or yarn; got {kind!r}, original_context_length={length}. Take '
+      'its safetensors.')
+
+
+def _llama3(file, base, head_size):
+  """Returns the numbers of llama3's scaling, of which the file has the result.
+
+  All of Meta's models have the same but for the factor, the largest of what the
+  frequencies are divided by. Others are told by their results.
+  """
+  found = file.read(_FACTORS, np.dtype(np.float32))
+  scaling = dict(
+      kind='llama3',
+      factor=float(found.max()),
+      low_freq_factor=1.0,
+      high_freq_factor=4.0,
+      original_length=8192)
+  turns = 8192 / (2 * math.pi) * base**-(np.arange(0, head_size, 2) / head_size)
+  share = np.clip((turns - 1) / 3, 0, 1)  # How much stays as it was.
+  expected = 1 / (share + (1 - share) / scaling['factor'])
+  if found.shape != expected.shape or not np.allclose(found, expected, 1e-3):
+    raise checks.DataError(
+        f'interop.describe: {_FACTORS} of {file.path} must be what llama3 has '
+        f'with low_freq_factor=1, high_freq_factor=4 and 8192 positions; got '
+        'others. Take its safetensors.')
+  return scaling

@@ -1,0 +1,105 @@
+"""Tensors written as safetensors files, one after another."""
+
+from collections.abc import Callable, Sequence
+import contextlib
+import json
+import math
+import os
+import pathlib
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from haikd import checks
+from haikd import files
+from haikd.interop import tensors
+
+_SHARD = 5 * 10**9  # Bytes of a file at most; a larger tensor has its own.
+_PRODUCER = 'haikd'
+_NAMES = {dtype: name for name, dtype in tensors.DTYPES.items()}
+
+
+class Tensor(NamedTuple):
+  """A tensor that is to be written.
+
+  Attributes:
+    name: in the file.
+    like: its shape and dtype.
+    read: gives its values, when they are needed.
+  """
+
+  name: str
+  like: jax.ShapeDtypeStruct
+  read: Callable[[], np.ndarray]
+
+  @property
+  def size(self) -> int:
+    """In bytes."""
+    return math.prod(self.like.shape) * self.like.dtype.itemsize
+
+
+def write(folder: pathlib.Path, planned: Sequence[Tensor], *,
+          limit: int = _SHARD) -> None:
+  """Writes tensors to one file, or to shards and their index.
+
+  Args:
+    folder: where to.
+    planned: what, in the order of the files.
+    limit: bytes of a file at most; a larger tensor has one of its own.
+
+  Raises:
+    OSError: a file cannot be written.
+  """
+  shards, size = [[]], 0
+  for tensor in planned:
+    if shards[-1] and size + tensor.size > limit:
+      shards.append([])
+      size = 0
+    shards[-1].append(tensor)
+    size += tensor.size
+  if len(shards) == 1:
+    _write_file(folder / tensors.WEIGHTS, shards[0])
+    return
+  places = {}
+  for number, shard in enumerate(shards, start=1):
+    name = f'model-{number:05}-of-{len(shards):05}.safetensors'
+    _write_file(folder / name, shard)
+    places.update({tensor.name: name for tensor in shard})
+  total = sum(tensor.size for tensor in planned)
+  files.write_json(
+      folder / tensors.INDEX,
+      dict(metadata=dict(total_size=total, producer=_PRODUCER),
+           weight_map=places))
+
+
+def is_ours(folder: pathlib.Path) -> bool:
+  """Returns whether what lies in a folder was written by `write`."""
+  with contextlib.suppress(checks.DataError, AttributeError):
+    if (folder / tensors.WEIGHTS).exists():
+      header, _ = tensors.read_header(folder / tensors.WEIGHTS)
+      metadata = header.get(tensors.METADATA, {})
+    else:
+      metadata = files.read_json(folder / tensors.INDEX).get('metadata', {})
+    return metadata.get('producer') == _PRODUCER
+  return False
+
+
+def _write_file(path, shard):
+  header = {tensors.METADATA: dict(format='pt', producer=_PRODUCER)}
+  position = 0
+  for tensor in shard:
+    header[tensor.name] = dict(
+        dtype=_NAMES[tensor.like.dtype],
+        shape=list(tensor.like.shape),
+        data_offsets=[position, position + tensor.size])
+    position += tensor.size
+  content = json.dumps(header).encode()
+  content += b' ' * (-len(content) % 8)
+  with open(path, 'wb') as file:
+    file.write(len(content).to_bytes(8, 'little') + content)
+    for tensor in shard:
+      values = np.ascontiguousarray(tensor.read())
+      file.write(values.reshape(-1).view(np.uint8).data)
+    file.flush()
+    os.fsync(file.fileno())
