@@ -10,8 +10,8 @@ from haikd import checks
 # have it. ByteLevel, which comes last, splits no further.
 _GPT2 = (r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+"
          r'|\s+(?!\S)|\s+')
-_LLAMA = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}"
-          r'| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+')
+_LLAMA = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+"
+          r'|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+')
 _PRE = {
     'gpt-2': dict(splits=(_GPT2,)),
     'smollm': dict(splits=(r'\p{N}', _GPT2)),
@@ -22,10 +22,10 @@ _PRE = {
     'qwen2': dict(splits=(_LLAMA.format(digits=r'\p{N}'),), nfc=True),
 }
 
-_CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # Values of tokenizer.ggml.token_type
+_CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # In tokenizer.ggml.token_type.
 
-_KEYS = dict(bos='bos', eos='eos', pad='padding', unk='unknown', sep='seperator',
-             cls='cls', mask='mask')  # As GGUF spells them.
+_KEYS = dict(bos='bos', eos='eos', pad='padding', unk='unknown', cls='cls',
+             sep='seperator', mask='mask')  # As GGUF spells them.
 
 Definition = dict[str, Any]
 
@@ -100,7 +100,8 @@ def _fields(path):
       if name.startswith('tokenizer.ggml.')
   }
   if 'tokenizer.chat_template' in reader.fields:
-    fields['chat_template'] = reader.fields['tokenizer.chat_template'].contents()
+    template = reader.fields['tokenizer.chat_template']
+    fields['chat_template'] = template.contents()
   return fields
 
 
