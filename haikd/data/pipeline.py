@@ -15,6 +15,7 @@ from haikd.data import batches
 from haikd.data import reader as reader_lib
 from haikd.data import scale as scale_lib
 from haikd.data import sizes as sizes_lib
+from haikd.data import source as source_lib
 
 _READ_THREADS = 4  # That read ahead, where a split is not in memory.
 
@@ -43,6 +44,7 @@ class Data:
   Attributes:
     splits: the splits of its data set, which another Data may share.
     num_classes: V; None for a data set that does not say.
+    text: how texts became numbers; None for a data set of something else.
     sizes: `{split: number of examples}` of the splits that the config names.
     spec: a Batch of `jax.ShapeDtypeStruct`, the global training batch; reads
       one example.
@@ -74,6 +76,11 @@ class Data:
   def num_classes(self) -> Optional[int]:
     """The number of classes or the size of the vocabulary."""
     return self.splits[self._train].num_classes
+
+  @property
+  def text(self) -> Optional[source_lib.TextInfo]:
+    """The tokenizer of the texts, and what was kept of it."""
+    return self.splits[self._train].text
 
   @property
   def sizes(self) -> dict[str, int]:

@@ -60,13 +60,7 @@ def named(name: str, data_dir: Optional[str] = None) -> Callable[..., Prepared]:
     ConfigError: a name that neither haikd nor tfds knows.
     DataError: a data set that is not prepared.
   """
-  builder = _builder(name, data_dir)
-  if not is_prepared(builder):
-    raise checks.DataError(
-        f'prepared.named: {name!r} must be prepared in data_dir; got '
-        f'data_dir={str(builder.data_dir)!r}, where it is not. Run '
-        f'`tfds.builder({name!r}, data_dir=…).download_and_prepare('
-        f'file_format={FILE_FORMAT!r})` once.')
+  builder = _ready(name, data_dir)
 
   def tfds_data_set(split, *, data_dir=None, features=()):
     del data_dir  # The builder has it.
@@ -126,8 +120,50 @@ def open_split(builder: Any,
     DataError: an unknown split, or a file format without access by index.
   """
   wanted = _wanted(builder.info.features, features)
+  source = _data_source(builder, split)
+  return Prepared(source, wanted, _num_classes(builder.info.features, wanted))
+
+
+def open_whole(name: str, split: str,
+               data_dir: Optional[str] = None) -> tuple[Any, dict[str, Any]]:
+  """Opens a split with all its features, those that are no numbers too.
+
+  Args:
+    name: what tfds calls the data set.
+    split: one of its splits.
+    data_dir: the folder of prepared files; None for that of tfds.
+
+  Returns:
+    Examples by index, as tfds gives them, and what tells them from others, as
+    something JSON can hold.
+
+  Raises:
+    ConfigError: a name that tfds does not know.
+    DataError: a data set that is not prepared, an unknown split, or a file
+      format without access by index.
+  """
+  builder = _ready(name, data_dir)
+  source = _data_source(builder, split)
+  info = builder.info.splits[split]
+  return source, dict(name=builder.info.full_name, split=split,
+                      sizes=list(info.shard_lengths), bytes=info.num_bytes)
+
+
+def _ready(name, data_dir):
+  """Returns a builder of what is prepared."""
+  builder = _builder(name, data_dir)
+  if not is_prepared(builder):
+    raise checks.DataError(
+        f'prepared.named: {name!r} must be prepared in data_dir; got '
+        f'data_dir={str(builder.data_dir)!r}, where it is not. Run '
+        f'`tfds.builder({name!r}, data_dir=…).download_and_prepare('
+        f'file_format={FILE_FORMAT!r})` once.')
+  return builder
+
+
+def _data_source(builder, split):
   try:
-    source = builder.as_data_source(split=split)
+    return builder.as_data_source(split=split)
   except NotImplementedError as err:
     raise checks.DataError(
         f'prepared.open_split: {builder.name!r} must be prepared as '
@@ -138,7 +174,6 @@ def open_split(builder: Any,
         f'prepared.open_split: split must be one that {builder.name!r} has; '
         f'got split={split!r}. {checks.suggest(split, builder.info.splits)}'
     ) from err
-  return Prepared(source, wanted, _num_classes(builder.info.features, wanted))
 
 
 def prepare(make_builder: Callable[[], Any]) -> Any:

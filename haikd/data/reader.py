@@ -29,11 +29,13 @@ class Reader:
   Attributes:
     split: its name, for messages.
     num_classes: V, or None.
+    text: how its texts became numbers, or None.
   """
 
   def __init__(self, source: source_lib.Source, split: str):
     self.split = split
     self.num_classes = source.num_classes
+    self.text = source_lib.text_info(source)
     self._source = source
     self._columns: Optional[Columns] = None
 
@@ -171,6 +173,8 @@ class Reader:
 
   def _check_labels(self, label, indices):
     if self.num_classes is None:
+      if label.dtype.kind == 'f' and label.ndim == 1:
+        return  # A number for each example.
       raise self._bad(indices[0], 'have no label unless num_classes is known',
                       'num_classes=None', 'Give the Source a num_classes.')
     if label.dtype.kind == 'f':

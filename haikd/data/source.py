@@ -24,7 +24,9 @@ class Source(Protocol):
   have a meaning, all of them optional:
 
     label: an integer or `[N]` integers below `num_classes`, -100 for none, or
-      probabilities with a trailing axis V. Already aligned to the logits.
+      probabilities with a trailing axis V. Already aligned to the logits. A
+      floating-point number where there are no classes: what is to be measured
+      against, such as how alike two sentences are.
     mask: bool `[N]`, true where a position is real.
     target_mask: bool `[N]`, true where a position's logits count.
     image: `[height, width, channels]`. uint8 is divided by 255; then come
@@ -37,6 +39,7 @@ class Source(Protocol):
   Attributes:
     num_classes: V, the number of classes or the size of the vocabulary; None
       if there are no labels to say so.
+    text: a TextInfo, if examples are made of text; may be left out.
   """
 
   num_classes: Optional[int]
@@ -46,6 +49,19 @@ class Source(Protocol):
 
   def __getitem__(self, index: int) -> Mapping[str, Any]:
     """Returns an example."""
+
+
+class TextInfo(NamedTuple):
+  """How the texts of a data set became numbers.
+
+  Attributes:
+    tokenizer: the folder of the tokenizer, with `tokenizer.json`.
+    kept_ids: int32 `[V]`, for each of its ids that of the tokenizer it was
+      pruned from; None if it is whole.
+  """
+
+  tokenizer: str
+  kept_ids: Optional[np.ndarray] = None
 
 
 class Spec(NamedTuple):
@@ -66,6 +82,7 @@ class Part:
 
   Attributes:
     num_classes: those of the whole.
+    text: likewise.
 
   Args:
     source: the whole.
@@ -76,6 +93,7 @@ class Part:
     self._source = source
     self._indices = indices
     self.num_classes = source.num_classes
+    self.text = text_info(source)
 
   def __len__(self) -> int:
     return len(self._indices)
@@ -108,6 +126,11 @@ class Arrays:
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     return {key: value[index] for key, value in self.columns.items()}
+
+
+def text_info(source: Source) -> Optional[TextInfo]:
+  """Returns how the texts of a Source became numbers, None if it has none."""
+  return getattr(source, 'text', None)
 
 
 def open_source(name: str,
@@ -175,7 +198,8 @@ def describe(name: str,
     data_dir: the folder of prepared files, which need not be there.
 
   Returns:
-    A Spec; None if whoever registered the data set gave none.
+    A Spec; None if whoever registered the data set gave none, or if with these
+    options only the data can say.
 
   Raises:
     ConfigError: an unknown name, or options that it does not take.
@@ -192,7 +216,8 @@ def describe(name: str,
   _check_options(function, options)
   with foreign.calling(f'source.describe: data set {name!r} must say what an '
                        'example is like'):
-    return Spec(*spec(**options))
+    described = spec(**options)
+    return None if described is None else Spec(*described)
 
 
 def check_split(where: str, split: str, known: tuple[str, ...]) -> None:

@@ -12,6 +12,7 @@ def next_token(
     tokens: np.ndarray,
     mask: np.ndarray,
     completion: Optional[np.ndarray] = None,
+    segments: Optional[np.ndarray] = None,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Aligns labels to logits: position i predicts token i + 1.
 
@@ -25,6 +26,8 @@ def next_token(
     mask: `[..., N]` bool, true where a token is real.
     completion: `[..., N]` bool, true where a token is to be learned; None for
       every real one.
+    segments: `[..., N]` integers, which document of its row a token belongs to;
+      the last of one predicts nothing of the next. None where a row is one.
 
   Returns:
     `labels`, `[..., N]` int32 with -100 where a position does not count, and
@@ -33,6 +36,8 @@ def next_token(
   wanted = mask if completion is None else mask & completion
   target_mask = np.zeros_like(mask)
   target_mask[..., :-1] = mask[..., :-1] & wanted[..., 1:]
+  if segments is not None:
+    target_mask[..., :-1] &= segments[..., :-1] == segments[..., 1:]
   labels = np.full(tokens.shape, UNLABELLED, np.int32)
   labels[..., :-1] = tokens[..., 1:]
   return np.where(target_mask, labels, np.int32(UNLABELLED)), target_mask
