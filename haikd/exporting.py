@@ -117,7 +117,7 @@ def _results(workdir):
 
 
 def _table(results: dict[str, dict[str, Any]]) -> list[str]:
-  """Returns results as rows of Markdown; `seconds` and what is missing apart."""
+  """Returns results as rows of Markdown, without `seconds`."""
   names = list(dict.fromkeys(
       name for row in results.values() for name in row if name != 'seconds'))
   lines = ['| | ' + ' | '.join(name.replace('_', ' ') for name in names) + ' |',

@@ -103,7 +103,9 @@ def load(config: config_lib.ConfigDict, title: str, expected: base.Frozen,
 
 def seconds(init: str) -> float:
   """Returns how long weights were trained for; 0 where nobody says."""
-  return 0.0 if interop.is_pretrained(init) else checkpoint.metadata(init)['seconds']
+  if interop.is_pretrained(init):
+    return 0.0
+  return checkpoint.metadata(init)['seconds']
 
 
 def _resolve_network(title, config):
@@ -130,15 +132,16 @@ def _resolve_data(config, found, options):
   if name not in registry.datasets.names():
     return
   takes = checks.option_names(registry.datasets[name].function)
+  known = {}
+  if 'tokenizer' in takes and found.tokenizer:
+    known['tokenizer'] = found.tokenizer
+  if 'vocabulary' in takes and 'num_classes' in options:
+    # How many are left of a pruned vocabulary, the data knows.
+    classes = options.pop('num_classes')
+    if not config.data.options.get('prune'):
+      known['vocabulary'] = classes
   with config.unlocked():
-    fields = config.data.options
-    if 'tokenizer' in takes and found.tokenizer:
-      fields.setdefault('tokenizer', found.tokenizer)
-    if 'vocabulary' in takes and 'num_classes' in options:
-      # What is pruned, or counted by the tokenizer, the data knows best.
-      classes = options.pop('num_classes')
-      if not fields.get('prune'):
-        fields.setdefault('vocabulary', classes)
+    config.data.options = {**known, **config.data.options.to_dict()}
 
 
 def _check_layers(title, network):

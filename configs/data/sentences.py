@@ -1,4 +1,4 @@
-"""WordNet's glosses, judged pairs of texts and a sentence encoder, into `data/`.
+"""WordNet's glosses, judged pairs of texts and an encoder, into `data/`.
 
   python configs/data/sentences.py
 
@@ -8,9 +8,9 @@ need not be installed). Writes
   data/minilm/: all-MiniLM-L6-v2, 87 MiB;
   data/sentences/train.jsonl, validation.jsonl: glosses of WordNet 3.0, some of
     them strung together, so that there are long texts too;
-  data/sentences/test.jsonl: the 1,225 pairs of the 50 news texts of Lee, Pincombe
-    and Welsh (2005), with the mean judgement of how similar they are, as gensim
-    carries them.
+  data/sentences/test.jsonl: the 1,225 pairs of the 50 news texts of Lee,
+    Pincombe and Welsh (2005), with the mean judgement of how similar they are,
+    as gensim carries them.
 """
 
 import itertools
