@@ -14,6 +14,7 @@ from haikd import checkpoint
 from haikd import checks
 from haikd import config as config_lib
 from haikd import interop
+from haikd import models  # noqa: F401  Registers the zoo.
 from haikd import registry
 from haikd.data import pipeline
 
