@@ -2,6 +2,7 @@
 
 from haikd.models import bert
 from haikd.models import convnet
+from haikd.models import gpt2
 from haikd.models import llama
 from haikd.models import mlp
 from haikd.models import resnet
