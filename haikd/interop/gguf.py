@@ -29,13 +29,13 @@ class _Entry(NamedTuple):
 class Gguf:
   """The tensors of a GGUF file, mapped where they are plain numbers.
 
-  Args:
-    path: the file.
-
   Attributes:
     path: the file.
     shapes: `{name: ShapeDtypeStruct}`; what is quantised is said to be float32.
     metadata: `{key: value}`, save for those of the tokenizer.
+
+  Args:
+    path: the file.
 
   Raises:
     DataError: the file cannot be read, or is quantised in a way that cannot be

@@ -39,6 +39,9 @@ class Match(NamedTuple):
 class Matching:
   """What a network takes from pretrained weights, checked as a whole.
 
+  Attributes:
+    matches: by module and name of the parameter.
+
   Args:
     field: of the config that names the weights, for messages.
     init: the weights, likewise.
@@ -47,9 +50,6 @@ class Matching:
     options: of the network that is to have them.
     layers: which block of the source each block takes; None for its own.
     kept_ids: which tokens of the source the network has; None for all.
-
-  Attributes:
-    matches: by module and name of the parameter.
 
   Raises:
     ConfigError: `layers`, heads or tokens that cannot be taken.
@@ -65,12 +65,14 @@ class Matching:
     both = {**own, **options}
     self._blocks = _take_blocks(field, init, own, expected, layers)
     _check_heads(field, own, both)
-    _check_ids(field, source.pretrained.vocabulary, kept_ids)
+    vocabulary = source.pretrained.vocabulary
+    _check_ids(field, vocabulary, kept_ids)
     # Which parameters there are, the network's own options say; how they lie,
     # those of the source.
     found = source.tensors(
         {**both, **{name: own[name] for name in _SIZES if name in own}})
     self._rules = {(rule.module, rule.name): rule for rule in found.rules}
+    self._check_vocabulary(field, init, vocabulary, expected)
     problems = []
     self.matches: dict[tuple[str, str], Match] = {}
     self._smaller = _smaller(own, both)
@@ -99,6 +101,21 @@ class Matching:
     if rule.vocabulary is None or self._kept is None:
       return placing.View(view)
     return placing.View(view, self._kept, rule.vocabulary % view.ndim)
+
+  def _check_vocabulary(self, field, init, vocabulary, expected):
+    wanted = vocabulary if self._kept is None else len(self._kept)
+    for module, name, leaf in _leaves(expected):
+      rule = self._rules.get((addresses.of(module, name).module, name))
+      if rule is None or rule.vocabulary is None:
+        continue
+      size = leaf.shape[rule.vocabulary]
+      if size != wanted:
+        kept = '' if self._kept is None else f', of which {wanted} are kept'
+        raise checks.ConfigError(
+            f'interop.load: the vocabulary of a network with {field} must be '
+            f'that of {init}, {vocabulary} tokens{kept}; got {size}. Use its '
+            'own tokenizer, with the option vocabulary of the data set where '
+            'the network has room for more tokens, or prune both.')
 
   def _match(self, module, name, leaf, problems):
     address = addresses.of(module, name)

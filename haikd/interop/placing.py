@@ -14,7 +14,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-_BLOCK = 16 * 2**20  # Bytes that are read at once, about.
+_BLOCK = 4 * 2**20  # Bytes that are read at once, about.
 
 Bounds = tuple[tuple[int, int], ...]  # First and last plus 1 along each axis.
 

@@ -61,12 +61,12 @@ class Safetensors:
   Only headers are read. What `read` returns is a view of the file, of which the
   system loads what is used and drops what it needs room for.
 
-  Args:
-    folder: with `model.safetensors` or `model.safetensors.index.json`.
-
   Attributes:
     path: the folder.
     shapes: `{name: ShapeDtypeStruct}`.
+
+  Args:
+    folder: with `model.safetensors` or `model.safetensors.index.json`.
 
   Raises:
     DataError: there are none, or a file is missing or broken.

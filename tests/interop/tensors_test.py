@@ -1,0 +1,133 @@
+"""Files are written by the safetensors library, or broken by hand."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors
+
+from haikd import checks
+from haikd.interop import tensors
+
+A = np.arange(6, dtype=np.float32).reshape(2, 3)
+B = np.arange(4, dtype=np.float16)
+
+
+def raw(folder, header, data):
+  """Writes a file by hand."""
+  content = json.dumps(header).encode() if isinstance(header, dict) else header
+  (folder / tensors.WEIGHTS).write_bytes(
+      len(content).to_bytes(8, 'little') + content + data)
+
+
+def entry(begin, end, shape=(2,), dtype='F32'):
+  return dict(dtype=dtype, shape=list(shape), data_offsets=[begin, end])
+
+
+def shards(folder, weight_map, **files):
+  for name, content in files.items():
+    safetensors.save_file(content, folder / f'{name}.safetensors')
+  (folder / tensors.INDEX).write_text(json.dumps(dict(weight_map=weight_map)))
+
+
+@pytest.mark.parametrize('dtype', (
+    'float64', 'float32', 'float16', 'bfloat16', 'int64', 'int8', 'uint8',
+    'bool'))
+def test_numbers_are_those_that_the_library_wrote(tmp_path, dtype):
+  values = A.astype(jnp.dtype(dtype))
+  safetensors.save_file(dict(a=values, scalar=values[1, 2:].reshape(())),
+                        tmp_path / tensors.WEIGHTS)
+  reader = tensors.Safetensors(tmp_path)
+  assert reader.shapes['a'].shape == (2, 3)
+  assert reader.shapes['a'].dtype == dtype
+  found = reader.read('a', np.float32)
+  assert found.dtype == dtype
+  np.testing.assert_array_equal(found, values)
+  assert reader.read('scalar', np.float32).shape == ()
+
+
+def test_tensor_is_mapped_and_cannot_be_written(tmp_path):
+  safetensors.save_file(dict(a=A), tmp_path / tensors.WEIGHTS)
+  found = tensors.Safetensors(tmp_path).read('a', np.float32)
+  assert isinstance(found, np.memmap) and not found.flags.writeable
+
+
+def test_empty_tensor_is_no_trouble(tmp_path):
+  safetensors.save_file(dict(a=A[:0]), tmp_path / tensors.WEIGHTS)
+  reader = tensors.Safetensors(tmp_path)
+  assert reader.read('a', np.float32).shape == (0, 3)
+
+
+def test_shards_are_read_as_one(tmp_path):
+  shards(tmp_path, dict(a='x.safetensors', b='y.safetensors'),
+         x=dict(a=A), y=dict(b=B))
+  reader = tensors.Safetensors(tmp_path)
+  np.testing.assert_array_equal(reader.read('a', np.float32), A)
+  np.testing.assert_array_equal(reader.read('b', np.float32), B)
+  assert set(reader.shapes) == {'a', 'b'}
+
+
+@pytest.mark.parametrize('weight_map, match', (
+    (dict(a='x.safetensors', c='y.safetensors'), 'y.safetensors.* is missing'),
+    (dict(a='x.safetensors', c='x.safetensors'), 'does not hold c'),
+    (dict(a='../x.safetensors'), 'files elsewhere'),
+    (dict(a=3), 'TypeError'),
+    ([], 'AttributeError'),
+))
+def test_broken_index_is_refused(tmp_path, weight_map, match):
+  shards(tmp_path, weight_map, x=dict(a=A))
+  with pytest.raises(checks.DataError, match=match):
+    tensors.Safetensors(tmp_path)
+
+
+def test_tensor_in_two_shards_is_refused(tmp_path):
+  shards(tmp_path, dict(a='x.safetensors', b='y.safetensors'),
+         x=dict(a=A), y=dict(a=A, b=B))
+  with pytest.raises(checks.DataError, match='a is in another file too'):
+    tensors.Safetensors(tmp_path)
+
+
+@pytest.mark.parametrize('header, data, match', (
+    (b'{', b'', 'whole safetensors file'),
+    (b'[]', b'', 'cut short'),
+    (dict(a=entry(0, 8)), b'0' * 7, '7 bytes of data instead of 8'),
+    (dict(a=entry(0, 8)), b'0' * 9, '9 bytes of data instead of 8'),
+    (dict(a=entry(0, 8), b=entry(4, 12)), b'0' * 12, 'b overlaps another'),
+    (dict(a=entry(0, 8), b=entry(12, 20)), b'0' * 20, 'b leaves a gap'),
+    (dict(a=entry(0, 8, (3,))), b'0' * 8, r'8 bytes for float32\[3\]'),
+    (dict(a=entry(0, 8, (-1, -2))), b'0' * 8, r'float32\[-1, -2\]'),
+    (dict(a=entry(0, 8, dtype='Q4')), b'0' * 8, 'Q4.* not known'),
+    (dict(a=[]), b'', 'not known'),
+))
+def test_broken_file_is_refused(tmp_path, header, data, match):
+  raw(tmp_path, header, data)
+  with pytest.raises(checks.DataError, match=match) as error:
+    tensors.Safetensors(tmp_path)
+  assert tensors.WEIGHTS in str(error.value)
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('size', (0, 4, 8, 20, 10**9))
+def test_truncated_header_is_refused(tmp_path, size):
+  path = tmp_path / tensors.WEIGHTS
+  safetensors.save_file(dict(a=A), path)
+  content = path.read_bytes()
+  if size == 10**9:  # A length that no header has.
+    content, size = size.to_bytes(8, 'little') + content[8:], len(content)
+  path.write_bytes(content[:size])
+  with pytest.raises(checks.DataError, match='whole safetensors file'):
+    tensors.Safetensors(tmp_path)
+
+
+def test_pickles_are_never_opened(tmp_path):
+  (tmp_path / 'pytorch_model.bin').write_bytes(b'cos\nsystem\n')
+  with pytest.raises(checks.DataError,
+                     match='pytorch_model.bin may run any code.*convert it'):
+    tensors.Safetensors(tmp_path)
+
+
+def test_folder_without_weights_says_what_it_holds(tmp_path):
+  (tmp_path / 'adapter.safetensors').write_bytes(b'')
+  with pytest.raises(checks.DataError, match='got adapter.safetensors'):
+    tensors.Safetensors(tmp_path)
