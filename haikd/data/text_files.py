@@ -1,6 +1,7 @@
 """Texts as they lie in files: plain, JSON lines, parquet, or a set of tfds."""
 
 from collections.abc import Iterator, Mapping
+import contextlib
 import hashlib
 import json
 import pathlib
@@ -10,6 +11,7 @@ from haikd import checks
 from haikd import files
 from haikd import paths
 from haikd.data import prepared
+from haikd.data import text_tokenizers
 
 DOCUMENTS = ('file', 'paragraph', 'line')
 
@@ -36,9 +38,11 @@ class Corpus(Protocol):
   """The records of one split.
 
   Attributes:
-    digest: a hash of their content.
+    split: its name.
+    digest: a hash of their content, and of how it is read.
   """
 
+  split: str
   digest: str
 
   def records(self) -> Iterator[Record]:
@@ -94,8 +98,8 @@ def find(where: Where, split: str, cache: pathlib.Path) -> Corpus:
     raise checks.DataError(
         'text_files.find: source_dir must be a local folder; got '
         f'source_dir={where.source_dir!r}. Mount the bucket, or copy it.')
-  return _Files(_files_of(pathlib.Path(where.source_dir).expanduser(), split),
-                where, cache)
+  inside = _files_of(pathlib.Path(where.source_dir).expanduser(), split)
+  return _Files(split, inside, where, cache)
 
 
 def text_of(record: Record, field: str) -> str:
@@ -161,21 +165,24 @@ def _files_of(folder, split):
 class _Files:
   """A Corpus of files."""
 
-  def __init__(self, inside: list[pathlib.Path], where: Where,
+  def __init__(self, split: str, inside: list[pathlib.Path], where: Where,
                cache: pathlib.Path):
+    self.split = split
     self._files = inside
     self._where = where
     digest = hashlib.sha256()
     for path in inside:
-      digest.update(f'{path.suffix} {_digest(path, cache)}\n'.encode())
+      how = where.documents if path.suffix == '.txt' else ''
+      digest.update(f'{path.suffix} {how} {_digest(path, cache)}\n'.encode())
     self.digest = digest.hexdigest()
 
   def records(self) -> Iterator[Record]:
     sizes = [path.stat().st_size for path in self._files]
     before, whole = 0, max(sum(sizes), 1)
     for path, size in zip(self._files, sizes):
-      for values, place, done in self._read(path, size):
-        yield Record(values, place, (before + done) / whole)
+      with _reading(path):
+        for values, place, done in self._read(path, size):
+          yield Record(values, place, (before + done) / whole)
       before += size
 
   def _read(self, path, size):
@@ -212,14 +219,15 @@ class _Tfds:
   """A Corpus that tfds has prepared."""
 
   def __init__(self, name: str, split: str, data_dir: Optional[str]):
-    self._name, self._split = name, split
+    self.split = split
+    self._name = name
     self._source, stamp = prepared.open_whole(name, split, data_dir)
     self.digest = hashlib.sha256(files.encode(stamp).encode()).hexdigest()
 
   def records(self) -> Iterator[Record]:
     size = len(self._source)
     for i in range(size):
-      place = f'example {i} of split {self._split!r} of {self._name!r}'
+      place = f'example {i} of split {self.split!r} of {self._name!r}'
       yield Record(self._source[i], place, (i + 1) / size)
 
 
@@ -256,7 +264,7 @@ def _parquet(path, size):
           yield (values, f'row {number} of {str(path)!r}',
                  size * (number + 1) / rows)
           number += 1
-  except (pyarrow.ArrowException, OSError) as err:
+  except pyarrow.ArrowException as err:
     raise checks.DataError(
         f'text_files.find: {str(path)!r} must be a parquet file; got '
         f'{checks.one_line(err)}. Fetch it again.') from err
@@ -290,8 +298,19 @@ def _digest(path, cache):
     return kept.read_text()
   except FileNotFoundError:
     pass
-  with open(path, 'rb') as file:
+  with _reading(path), open(path, 'rb') as file:
     digest = hashlib.file_digest(file, 'sha256').hexdigest()
-  cache.mkdir(parents=True, exist_ok=True)
-  files.replace(kept, digest)
+  with text_tokenizers.writing(cache):
+    cache.mkdir(parents=True, exist_ok=True)
+    files.replace(kept, digest)
   return digest
+
+
+@contextlib.contextmanager
+def _reading(path):
+  try:
+    yield
+  except OSError as err:
+    raise checks.DataError(
+        f'text_files.find: {str(path)!r} must be readable; got '
+        f'{checks.describe(err)}.') from err
