@@ -3,6 +3,7 @@
 from haikd.data import completions
 from haikd.data import datasets
 from haikd.data import images
+from haikd.data import labelled_sentences
 from haikd.data import sentences
 from haikd.data import sizes
 from haikd.data import synthetic
