@@ -1,7 +1,10 @@
 """Data: builders, augmentation, and the pipeline that makes batches."""
 
+from haikd.data import completions
 from haikd.data import datasets
 from haikd.data import images
+from haikd.data import labelled_sentences
+from haikd.data import sentences
 from haikd.data import sizes
 from haikd.data import synthetic
 from haikd.data import text

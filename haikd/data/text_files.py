@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 import hashlib
-import json
 import pathlib
 from typing import Any, NamedTuple, Optional, Protocol
 
@@ -10,10 +9,8 @@ from haikd import checks
 from haikd import files
 from haikd import paths
 from haikd.data import prepared
+from haikd.data import text_lines
 
-DOCUMENTS = ('file', 'paragraph', 'line')
-
-_SUFFIXES = ('.txt', '.jsonl', '.parquet')
 _HOW = ('A split is a file <split>.txt, <split>.jsonl or <split>.parquet, or a '
         'folder <split> of such files.')
 
@@ -36,9 +33,11 @@ class Corpus(Protocol):
   """The records of one split.
 
   Attributes:
-    digest: a hash of their content.
+    split: its name.
+    digest: a hash of their content, and of how it is read.
   """
 
+  split: str
   digest: str
 
   def records(self) -> Iterator[Record]:
@@ -52,7 +51,7 @@ class Where(NamedTuple):
     source_dir: the folder of its files, or None.
     data_dir: the folder of prepared files, or None for that of tfds.
     tfds: what tfds calls it, or None.
-    documents: what a document is in a `.txt` file, one of DOCUMENTS.
+    documents: what a document is in a `.txt` file, one of text_lines.DOCUMENTS.
     field: what the text of a `.txt` file is called.
   """
 
@@ -79,10 +78,11 @@ def find(where: Where, split: str, cache: pathlib.Path) -> Corpus:
       option out of its range.
     DataError: an unknown split.
   """
-  if where.documents not in DOCUMENTS:
+  if where.documents not in text_lines.DOCUMENTS:
     raise checks.ConfigError(
-        'text_files.find: documents must be what a .txt file holds many of; got'
-        f' {where.documents!r}. {checks.suggest(where.documents, DOCUMENTS)}')
+        'text_files.find: documents must say what a .txt file holds; got '
+        f'documents={where.documents!r}. '
+        f'{checks.suggest(where.documents, text_lines.DOCUMENTS)}')
   if (where.source_dir is None) == (where.tfds is None):
     raise checks.ConfigError(
         'text_files.find: either config.data.source_dir must be a folder of '
@@ -94,8 +94,8 @@ def find(where: Where, split: str, cache: pathlib.Path) -> Corpus:
     raise checks.DataError(
         'text_files.find: source_dir must be a local folder; got '
         f'source_dir={where.source_dir!r}. Mount the bucket, or copy it.')
-  return _Files(_files_of(pathlib.Path(where.source_dir).expanduser(), split),
-                where, cache)
+  inside = _files_of(pathlib.Path(where.source_dir).expanduser(), split)
+  return _Files(split, inside, where, cache)
 
 
 def text_of(record: Record, field: str) -> str:
@@ -110,7 +110,7 @@ def text_of(record: Record, field: str) -> str:
   """
   value = value_of(record, field)
   if isinstance(value, bytes):
-    value = _decode(value, record.place)
+    value = text_lines.decode(value, record.place)
   if not isinstance(value, str):
     raise checks.DataError(
         f'text_files.text_of: {record.place} must have a text in {field!r}; got'
@@ -131,13 +131,13 @@ def value_of(record: Record, field: str) -> Any:
 
 def _files_of(folder, split):
   """Returns the files of a split, in their order."""
-  found = [path for suffix in _SUFFIXES
+  found = [path for suffix in text_lines.SUFFIXES
            if (path := folder / f'{split}{suffix}').is_file()]
   if (folder / split).is_dir():
     found.append(folder / split)
   if not found:
     known = {path.stem for path in folder.glob('*')
-             if path.suffix in _SUFFIXES or path.is_dir()}
+             if path.suffix in text_lines.SUFFIXES or path.is_dir()}
     raise checks.DataError(
         f'text_files.find: a split must be a file or folder; got {split!r} in '
         f'{str(folder)!r}, where it is not. {checks.suggest(split, known)} '
@@ -150,7 +150,7 @@ def _files_of(folder, split):
   if found[0].is_file():
     return found
   inside = sorted(path for path in found[0].iterdir()
-                  if path.suffix in _SUFFIXES)
+                  if path.suffix in text_lines.SUFFIXES)
   if not inside:
     raise checks.DataError(
         f'text_files.find: a split must have files; got {str(found[0])!r}, '
@@ -161,137 +161,39 @@ def _files_of(folder, split):
 class _Files:
   """A Corpus of files."""
 
-  def __init__(self, inside: list[pathlib.Path], where: Where,
+  def __init__(self, split: str, inside: list[pathlib.Path], where: Where,
                cache: pathlib.Path):
+    self.split = split
     self._files = inside
     self._where = where
     digest = hashlib.sha256()
     for path in inside:
-      digest.update(f'{path.suffix} {_digest(path, cache)}\n'.encode())
+      how = where.documents if path.suffix == '.txt' else ''
+      content = text_lines.digest(path, cache)
+      digest.update(f'{path.suffix} {how} {content}\n'.encode())
     self.digest = digest.hexdigest()
 
   def records(self) -> Iterator[Record]:
     sizes = [path.stat().st_size for path in self._files]
     before, whole = 0, max(sum(sizes), 1)
     for path, size in zip(self._files, sizes):
-      for values, place, done in self._read(path, size):
+      for values, place, done in text_lines.read(
+          path, documents=self._where.documents, field=self._where.field):
         yield Record(values, place, (before + done) / whole)
       before += size
-
-  def _read(self, path, size):
-    """Yields the values of a record, its place, and how many bytes are read."""
-    if path.suffix == '.parquet':
-      yield from _parquet(path, size)
-    elif path.suffix == '.jsonl':
-      yield from _json_lines(path)
-    else:
-      for text, place, done in self._plain(path):
-        yield {self._where.field: text}, place, done
-
-  def _plain(self, path):
-    if self._where.documents == 'file':
-      content = path.read_bytes()
-      yield _decode(content, str(path)), str(path), len(content)
-      return
-    block, start = [], 1
-    for number, line, done in _lines(path):
-      if line.strip() and self._where.documents == 'line':
-        yield line.strip(), f'line {number} of {str(path)!r}', done
-      elif line.strip():
-        if not block:
-          start = number
-        block.append(line)
-      elif block:
-        yield '\n'.join(block), f'line {start} of {str(path)!r}', done
-        block = []
-    if block:
-      yield '\n'.join(block), f'line {start} of {str(path)!r}', done
 
 
 class _Tfds:
   """A Corpus that tfds has prepared."""
 
   def __init__(self, name: str, split: str, data_dir: Optional[str]):
-    self._name, self._split = name, split
+    self.split = split
+    self._name = name
     self._source, stamp = prepared.open_whole(name, split, data_dir)
     self.digest = hashlib.sha256(files.encode(stamp).encode()).hexdigest()
 
   def records(self) -> Iterator[Record]:
     size = len(self._source)
     for i in range(size):
-      place = f'example {i} of split {self._split!r} of {self._name!r}'
+      place = f'example {i} of split {self.split!r} of {self._name!r}'
       yield Record(self._source[i], place, (i + 1) / size)
-
-
-def _json_lines(path):
-  for number, line, done in _lines(path):
-    if not line.strip():
-      continue
-    place = f'line {number} of {str(path)!r}'
-    try:
-      values = json.loads(line)
-      if not isinstance(values, dict):
-        raise ValueError('not an object')
-    except ValueError as err:
-      raise checks.DataError(
-          f'text_files.find: {place} must be a JSON object; got '
-          f'{checks.one_line(err)}. Remove or mend the line.') from err
-    yield values, place, done
-
-
-def _parquet(path, size):
-  try:
-    import pyarrow
-    from pyarrow import parquet
-  except ImportError as err:
-    raise checks.DataError(
-        'text_files.find: pyarrow must be installed for parquet files; got '
-        f"{checks.one_line(err)}. Run `pip install 'haikd[text]'`.") from err
-  number = 0
-  try:
-    with parquet.ParquetFile(path) as file:
-      rows = file.metadata.num_rows
-      for batch in file.iter_batches(batch_size=1024):
-        for values in batch.to_pylist():
-          yield (values, f'row {number} of {str(path)!r}',
-                 size * (number + 1) / rows)
-          number += 1
-  except (pyarrow.ArrowException, OSError) as err:
-    raise checks.DataError(
-        f'text_files.find: {str(path)!r} must be a parquet file; got '
-        f'{checks.one_line(err)}. Fetch it again.') from err
-
-
-def _lines(path):
-  """Yields (number, line without its end, bytes read)."""
-  done = 0
-  with open(path, 'rb') as file:
-    for number, line in enumerate(file, start=1):
-      done += len(line)
-      text = _decode(line, f'line {number} of {str(path)!r}')
-      yield number, text.rstrip('\r\n'), done
-
-
-def _decode(content, place):
-  try:
-    return content.decode('utf-8').removeprefix('\ufeff')
-  except UnicodeDecodeError as err:
-    raise checks.DataError(
-        f'text_files.find: {place} must be UTF-8; got {checks.one_line(err)}. '
-        'Convert it, as with `iconv -t UTF-8`.') from err
-
-
-def _digest(path, cache):
-  """Returns a hash of a file's content; kept until the file is changed."""
-  stat = path.stat()
-  stamp = f'{path.absolute()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}'
-  kept = cache / hashlib.sha256(stamp.encode()).hexdigest()
-  try:
-    return kept.read_text()
-  except FileNotFoundError:
-    pass
-  with open(path, 'rb') as file:
-    digest = hashlib.file_digest(file, 'sha256').hexdigest()
-  cache.mkdir(parents=True, exist_ok=True)
-  files.replace(kept, digest)
-  return digest

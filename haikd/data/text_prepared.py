@@ -9,30 +9,30 @@ the files of the other by the same.
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
-import functools
 import hashlib
 import itertools
 import os
 import pathlib
 import sys
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, Protocol
 
 import numpy as np
 
 from haikd import checks
 from haikd import files
-from haikd import paths
 from haikd import tokenizer as tokenizer_lib
 from haikd.data import pruning
 from haikd.data import source
 from haikd.data import text_files
+from haikd.data import text_tokenizers
 
 VERSION = 1  # Of what rows look like; another one prepares everything anew.
 SHARD_CHARACTERS = 2**23  # Of text, in a shard.
 BATCH_CHARACTERS = 2**18  # Of text, tokenised at a time.
 
 _INFO = 'info.json'
-_KEPT = 'kept_ids.npy'
+
+Tokenizer = tokenizer_lib.Tokenizer
 
 
 class Recipe(NamedTuple):
@@ -51,6 +51,16 @@ class Recipe(NamedTuple):
   dtype: np.dtype
   rows: Callable[[Iterator[list[text_files.Record]], Counter],
                  Iterator[np.ndarray]]
+
+
+class Made(Protocol):
+  """How the records of a split become rows, and rows examples."""
+
+  def recipe(self) -> Recipe:
+    """Returns how records become rows."""
+
+  def expand(self, rows: np.ndarray) -> Mapping[str, np.ndarray]:
+    """Returns the columns of examples, from `[B]` rows."""
 
 
 class Rows:
@@ -88,85 +98,66 @@ class Rows:
             for i in range(len(indices))]
 
 
-def root(data_dir: Optional[str]) -> pathlib.Path:
-  """Returns the folder of all that is prepared here.
+def open_rows(make: Callable[[Tokenizer, text_files.Corpus], Made],
+              tokenizer: str,
+              where: text_files.Where,
+              split: str,
+              *,
+              prune: bool = False,
+              classes: Callable[[Tokenizer], Optional[int]]) -> Rows:
+  """Opens a split, and prepares it unless that has been done.
 
   Args:
-    data_dir: where prepared files lie; None for where tfds has them.
-
-  Raises:
-    DataError: it is in a bucket.
-  """
-  if data_dir is None:
-    from tensorflow_datasets.core import constants
-    data_dir = constants.DATA_DIR
-  if paths.is_remote(data_dir):
-    raise checks.DataError(
-        'text_prepared.root: data_dir must be a local folder for texts; got '
-        f'data_dir={data_dir!r}. Set config.data.data_dir to one that all '
-        'processes see, or to one on each machine.')
-  return pathlib.Path(data_dir).expanduser() / 'haikd_text'
-
-
-def load_tokenizer(path: str) -> tokenizer_lib.Tokenizer:
-  """Loads a tokenizer, once for all splits of a run."""
-  file = pathlib.Path(path.removeprefix(tokenizer_lib.GGUF)).expanduser()
-  stamps = [(p.stat().st_size, p.stat().st_mtime_ns)
-            for p in (file, *sorted(file.glob('*.json'))) if p.exists()]
-  return _load_tokenizer(path, tuple(stamps))
-
-
-@functools.lru_cache(maxsize=2)
-def _load_tokenizer(path, stamps):
-  del stamps  # They make a changed file a new argument.
-  return tokenizer_lib.load(path)
-
-
-def keep_tokenizer(
-    tokenizer: tokenizer_lib.Tokenizer, data_dir: Optional[str],
-    kept_ids: Optional[np.ndarray] = None) -> source.TextInfo:
-  """Writes a tokenizer beside what is prepared with it.
-
-  Args:
-    tokenizer: maybe pruned.
-    data_dir: where prepared files lie, as for `root`.
-    kept_ids: which ids of the whole tokenizer its ids were; None if it is
-      whole.
-
-  Returns:
-    Where it is.
-
-  Raises:
-    DataError: it cannot be written.
-  """
-  key = hashlib.sha256(tokenizer.digest.encode())
-  if kept_ids is not None:
-    key.update(kept_ids.tobytes())
-  folder = root(data_dir) / 'tokenizers' / key.hexdigest()[:16]
-  if not (folder / 'tokenizer.json').exists():
-    with _writing(folder):
-      tokenizer.save(folder)
-  return source.TextInfo(str(folder), kept_ids)
-
-
-def prune(tokenizer: tokenizer_lib.Tokenizer, recipe: Recipe,
-          where: text_files.Where) -> tuple[tokenizer_lib.Tokenizer,
-                                            np.ndarray]:
-  """Returns a tokenizer of what the split 'train' is made of.
-
-  Args:
-    tokenizer: the whole one, which `recipe` uses.
-    recipe: rows with `tokens`.
+    make: how the records of a split become rows, with which tokenizer.
+    tokenizer: as for `haikd.tokenizer.load`.
     where: where the texts are.
+    split: 'train', 'validation' or what else there is.
+    prune: whether only those tokens are kept that the split 'train' uses.
+    classes: the number of classes there are then.
 
   Returns:
-    As `pruning.prune`.
+    A Source.
 
   Raises:
-    DataError: as `prepare`.
+    ConfigError: what `where` says cannot be.
+    DataError: a text or a tokenizer that cannot be used, a split that is not
+      there or has no rows, or a folder that cannot be written.
   """
-  folder = prepare(recipe, tokenizer, where, 'train')
-  kept = folder / _KEPT
+  loaded, kept_ids = text_tokenizers.load(tokenizer), None
+  if prune:
+    loaded, kept_ids = _prune(make, loaded, where)
+  corpus = find(where, split)
+  made = make(loaded, corpus)
+  folder = _prepare(made.recipe(), loaded, corpus, where.data_dir)
+  return Rows(folder, made.recipe().dtype, made.expand, classes(loaded),
+              text_tokenizers.keep(loaded, where.data_dir, kept_ids))
+
+
+def find(where: text_files.Where, split: str) -> text_files.Corpus:
+  """Returns one split, as `text_files.find` does."""
+  top = text_tokenizers.root(where.data_dir)
+  return text_files.find(where, split, top / 'digests')
+
+
+def first_record(corpus: text_files.Corpus) -> text_files.Record:
+  """Returns the first record of a split; raises DataError if it is empty."""
+  for record in corpus.records():
+    return record
+  raise _empty(corpus)
+
+
+def _empty(corpus):
+  return checks.DataError(
+      f'text_prepared.open_rows: split {corpus.split!r} must hold texts; got '
+      'none. Choose another split, or look at its files.')
+
+
+def _prune(make, tokenizer, where):
+  """Returns a tokenizer of what 'train' is made of, and the ids it keeps."""
+  corpus = find(where, 'train')
+  recipe = make(tokenizer, corpus).recipe()
+  folder = _prepare(recipe, tokenizer, corpus, where.data_dir)
+  kept = folder / 'kept_ids.npy'
   if not kept.exists():
     used = np.zeros(tokenizer.size, bool)
     rows = Rows(folder, recipe.dtype, _tokens_only, None, None)
@@ -175,11 +166,11 @@ def prune(tokenizer: tokenizer_lib.Tokenizer, recipe: Recipe,
       for row in rows.__getitems__(list(range(start, stop))):
         used[row['tokens']] = True
     _, kept_ids = pruning.prune(tokenizer, np.flatnonzero(used))
-    with _writing(folder):
-      temporary = folder / f'.{os.getpid()}.{_KEPT}'
+    with text_tokenizers.writing(folder):
+      temporary = folder / f'.{os.getpid()}.{kept.name}'
       np.save(temporary, kept_ids)
       os.replace(temporary, kept)
-  # What was kept holds all that it takes to come out the same again.
+  # All that was kept needs nothing else to be kept.
   return pruning.prune(tokenizer, np.load(kept))
 
 
@@ -187,41 +178,24 @@ def _tokens_only(rows):
   return dict(tokens=rows['tokens'])
 
 
-def prepare(recipe: Recipe, tokenizer: tokenizer_lib.Tokenizer,
-            where: text_files.Where, split: str) -> pathlib.Path:
-  """Makes the rows of a split unless that has been done.
+def _prepare(recipe, tokenizer, corpus, data_dir):
+  """Makes the rows of a split unless that has been done; returns the folder.
 
-  Args:
-    recipe: how.
-    tokenizer: the one that it uses.
-    where: where the texts are.
-    split: 'train', 'validation' or what else there is.
-
-  Returns:
-    The folder of the rows, whose name depends on the texts, the tokenizer and
-    the options, so that nothing stale is ever read.
-
-  Raises:
-    ConfigError: what `where` says cannot be.
-    DataError: a text that cannot be used, a split without rows, or a folder
-      that cannot be written.
+  Its name depends on the texts, the tokenizer and the options, so that nothing
+  stale is ever read.
   """
-  top = root(where.data_dir)
-  with _writing(top):
-    corpus = text_files.find(where, split, top / 'digests')
   key = dict(version=VERSION, texts=corpus.digest, tokenizer=tokenizer.digest,
-             options=recipe.options, documents=where.documents,
-             shard=SHARD_CHARACTERS)
+             options=recipe.options, shard=SHARD_CHARACTERS)
   digest = hashlib.sha256(files.encode(key, sort_keys=True).encode())
-  folder = top / recipe.name / digest.hexdigest()[:16]
+  folder = (text_tokenizers.root(data_dir) / recipe.name /
+            digest.hexdigest()[:16])
   if not (folder / _INFO).exists():
-    with _writing(folder), _progress(f'preparing {split}') as show:
+    with (text_tokenizers.writing(folder),
+          _progress(f'preparing {corpus.split}') as show):
       folder.mkdir(parents=True, exist_ok=True)
       _write_shards(folder, recipe, corpus, show)
   if not files.read_json(folder / _INFO)['rows']:
-    raise checks.DataError(
-        f'text_prepared.prepare: split {split!r} must hold texts; got none. '
-        'Choose another split, or look at its files.')
+    raise _empty(corpus)
   return folder
 
 
@@ -293,18 +267,6 @@ def _write_shard(path, recipe, batches):
       writer.close()
     temporary.unlink(missing_ok=True)
   return counts
-
-
-@contextlib.contextmanager
-def _writing(folder):
-  """Makes what goes wrong with the disk one line."""
-  try:
-    yield
-  except (OSError, RuntimeError) as err:  # array_record has the second.
-    raise checks.DataError(
-        'text_prepared.prepare: data_dir must be a folder that can be written, '
-        f'with room; got {str(folder)!r} ({checks.one_line(err)}). Set '
-        'config.data.data_dir.') from err
 
 
 @contextlib.contextmanager
