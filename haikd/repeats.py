@@ -98,6 +98,8 @@ def _metrics(row):
 
 
 def _interval(values):
+  if not all(map(math.isfinite, values)):
+    return dict(mean=math.nan, half_width=math.nan)
   n = len(values)
   quantile = float(scipy.stats.t.ppf(0.975, n - 1))
   return dict(

@@ -260,4 +260,4 @@ def test_training_brings_embeddings_together():
     for _ in range(40):
       state, _ = program.train_step(
           state, frozen, sharding.shard_batch(program.mesh, batch))
-  assert cosines[1] > max(cosines[0], 0.9)
+  assert cosines[0] < 0.2 and cosines[1] > 0.8

@@ -107,6 +107,24 @@ def test_each_example_is_evaluated_on_one_device():
   assert {float(x.count) for x in sums.values()} == {2}
 
 
+def test_network_that_is_compared_with_itself_runs_once():
+  program, data, _, frozen = build(1, 50)
+  teacher, calls = program.objective.teacher, []
+
+  def apply(*args, **options):
+    calls.append(1)
+    return teacher.apply(*args, **options)
+
+  counting = teacher._replace(apply=apply)
+  layout = placement.shardings_of(program.abstract_frozen)
+  step = evaluate.build_eval_step(counting, counting, program.mesh, layout,
+                                  None)
+  got = evaluate.evaluate(step, program.freeze(frozen), None,
+                          data.evaluation('validation'), program.mesh)
+  assert calls == [1]
+  assert (got['kl'], got['agreement']) == (0, 1)
+
+
 def test_only_positions_with_a_target_count():
   rng = np.random.RandomState(0)
   mask = np.arange(6) < rng.randint(1, 7, 16)[:, None]
