@@ -88,6 +88,11 @@ def is_real(array: jax.typing.ArrayLike) -> bool:
   return jnp.issubdtype(jnp.result_type(array), jnp.floating)
 
 
+def are_scores(labels: jax.typing.ArrayLike) -> bool:
+  """Returns whether labels are one number an example, and not classes."""
+  return len(labels.shape) == 1 and is_real(labels)
+
+
 def check_mask(where: str, mask: jax.Array) -> None:
   """Raises TypeError unless `mask` is boolean."""
   dtype = jnp.result_type(mask)
@@ -107,13 +112,24 @@ def check_leading(where: str, name: str, array: jax.Array,
                      "mask's extra axes, or mask examples only.")
 
 
-def check_same_shape(where: str, student: jax.Array,
-                     teacher: jax.Array) -> None:
-  """Raises ValueError unless both arrays have one shape."""
-  if jnp.shape(student) != jnp.shape(teacher):
-    raise ValueError(f'{where}: student and teacher must have the same shape; '
-                     f'got student.shape={jnp.shape(student)}, '
-                     f'teacher.shape={jnp.shape(teacher)}. Align them first.')
+def check_same_shape(where: str, student: jax.Array, teacher: jax.Array, *,
+                     any_width: bool = False) -> None:
+  """Raises ValueError unless both arrays have one shape.
+
+  Args:
+    where: the function that needs it.
+    student: any shape.
+    teacher: any shape.
+    any_width: whether the last axes may differ.
+  """
+  end = -1 if any_width else None
+  if jnp.shape(student)[:end] != jnp.shape(teacher)[:end]:
+    but = ', but for the last axis' if any_width else ''
+    raise ValueError(
+        f'{where}: student and teacher must have the same shape{but}; got '
+        f'student.shape={jnp.shape(student)}, teacher.shape='
+        f"{jnp.shape(teacher)}. Align them first: use align='pool' or, for "
+        "features, 'project'.")
 
 
 def option_names(function: Callable, *, reserved: Iterable[str] = ()) -> set:

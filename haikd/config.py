@@ -140,7 +140,8 @@ def term(**fields: Any) -> ConfigDict:
     **fields: any of these. `loss` is a registered loss; `weight` a number or a
       schedule `dict(kind='linear', start=0., end=1., steps=1000)`;
       `layers` what `haikd.align.pair_layers` takes; `align` a registered
-      aligner with `align_options`; `options` go to the loss.
+      aligner with `align_options`, or 'auto' for `pool`, and `none` where the
+      loss takes any width; `options` go to the loss.
 
   Returns:
     A ConfigDict with every field.
@@ -150,7 +151,7 @@ def term(**fields: Any) -> ConfigDict:
           loss=fields.pop('loss', ''),
           weight=fields.pop('weight', 1.0),
           layers=_any(fields.pop('layers', None)),
-          align=fields.pop('align', 'pool'),
+          align=fields.pop('align', 'auto'),
           align_options=fields.pop('align_options', {}),
           options=fields.pop('options', {}),
           **fields))

@@ -1,7 +1,8 @@
 """Evaluation in which every example counts exactly once.
 
 The last batch is padded and masked, sums and counts are added up over batches
-and devices, and the division comes at the end.
+and devices, and the division comes at the end. What is no sum, such as a
+correlation, is told from a row for every example.
 """
 
 import collections
@@ -10,6 +11,7 @@ from typing import Optional
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from haikd import base
 from haikd import checks
@@ -36,27 +38,25 @@ def evaluate(eval_step: Callable, own: base.Frozen,
     mesh: where to run.
 
   Returns:
-    The mean of each metric over the split; none where a network has nothing to
-    be compared with.
+    `{metric: value}` over the split, see `metrics`; none of those for which a
+    network has nothing to be compared with.
 
   Raises:
     DataError: the split is empty.
   """
-  sums, number = {}, 0
+  total = _Total()
   pending = collections.deque()
-  for number, batch in enumerate(batches, start=1):
+  for batch in batches:
     pending.append(eval_step(own, frozen, sharding.shard_batch(mesh, batch)))
     if len(pending) > _IN_FLIGHT:
-      _add(sums, pending.popleft())
+      total.add(pending.popleft())
   for results in pending:
-    _add(sums, results)
-  if not number:
+    total.add(results)
+  if not total.columns:
     raise checks.DataError('evaluate.evaluate: split must hold at least one '
                            'example; got none.')
-  return {
-      name: total / count if count else float('nan')
-      for name, (total, count) in sums.items()
-  }
+  columns = jax.tree.map(lambda *parts: np.concatenate(parts), *total.columns)
+  return metrics_lib.finish(total.sums, columns)
 
 
 def build_eval_step(network: network_lib.Network,
@@ -69,19 +69,21 @@ def build_eval_step(network: network_lib.Network,
 
   Args:
     network: what is evaluated.
-    teacher: what it is compared with, or None.
+    teacher: what it is compared with, or None; where it is `network` itself,
+      that runs only once.
     mesh: where it runs.
     own: NamedShardings of the network.
     frozen: NamedShardings of the teacher, or None.
     rows: how many examples a device works on at once at most; None for all.
 
   Returns:
-    `(own, frozen, batch) -> {metric: LossSum}` over the whole batch, with `own`
-    and `frozen` the parameters and state of the network and of the teacher.
+    `(own, frozen, batch) -> (sums, columns)` over the whole batch, for
+    `metrics.finish`, with `own` and `frozen` the parameters and state of the
+    network and of the teacher.
   """
   gather = sharding.build_gather(mesh)
 
-  def logits(network, frozen, batch):
+  def run(network, frozen, batch):
     output, _ = network.apply(
         frozen.params,
         frozen.state,
@@ -91,27 +93,31 @@ def build_eval_step(network: network_lib.Network,
         gather=gather)
     if isinstance(output.logits, base.LinearLogits):
       return output.logits.materialise()
-    return output.logits.astype(jnp.float32)
+    return jax.tree.map(lambda x: x.astype(jnp.float32), output.logits)
 
-  def sums(own, frozen, batch):
-    student = logits(network, own, batch)
-    target = logits(teacher, frozen, batch) if teacher is not None else None
-    found = metrics_lib.classification(
-        student,
-        target,
-        mask=pairing.target_mask(batch, student),
-        labels=batch.labels)
-    return sharding.vary(found)
+  def measure(own, frozen, batch):
+    output = run(network, own, batch)
+    if teacher is network:
+      target = output
+    else:
+      target = run(teacher, frozen, batch) if teacher is not None else None
+    return sharding.vary(
+        metrics_lib.measure(
+            output,
+            target,
+            mask=pairing.target_mask(batch, output),
+            labels=batch.labels))
 
   def local(own, frozen, batch):
     size = batch.mask.shape[0]
     count = next(n for n in range(1, size + 1)
                  if size % n == 0 and size // n <= (rows or size))
     parts = jax.tree.map(lambda x: x.reshape((count, -1) + x.shape[1:]), batch)
-    _, found = step_lib.scan_parts(
-        lambda carry, part: (carry, sums(own, frozen, part)), (), parts)
-    return sharding.sum_over_batch(
-        jax.tree.map(lambda x: jnp.sum(x, axis=0), found))
+    _, (sums, columns) = step_lib.scan_parts(
+        lambda carry, part: (carry, measure(own, frozen, part)), (), parts)
+    sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
+    columns = jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]), columns)
+    return sharding.sum_over_batch(sums), columns
 
   specs = jax.tree.map(lambda x: x.spec, (own, frozen))
   return jax.jit(
@@ -119,11 +125,28 @@ def build_eval_step(network: network_lib.Network,
           local,
           mesh,
           in_specs=(*specs, placement.BATCH_SPEC),
-          out_specs=placement.whole(mesh).spec))
+          out_specs=(placement.whole(mesh).spec, placement.BATCH_SPEC)),
+      # Columns leave each device with its own rows; every process wants all.
+      out_shardings=placement.whole(mesh))
 
 
-def _add(sums, results):
-  """Adds a batch, in Python's floats: float32 stops counting at 2^24."""
-  for name, value in jax.device_get(results).items():
-    total, count = sums.get(name, (0.0, 0.0))
-    sums[name] = (total + float(value.total), count + float(value.count))
+class _Total:
+  """What was measured so far.
+
+  Attributes:
+    sums: of all batches, in float64: float32 stops counting at 2^24.
+    columns: of each batch.
+  """
+
+  def __init__(self):
+    self.sums = None
+    self.columns = []
+
+  def add(self, results):
+    """Adds a batch."""
+    sums, columns = jax.device_get(results)
+    sums = jax.tree.map(np.float64, sums)
+    if self.sums is not None:
+      sums = jax.tree.map(np.add, self.sums, sums)
+    self.sums = sums
+    self.columns.append(columns)

@@ -29,8 +29,8 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path) -> Results:
 
   Returns:
     What `result.json` holds: by `teacher`, `student_start` (if it starts from
-    weights), `student_alone` and `student` the `parameters`, what evaluation
-    finds, such as `accuracy` and `kl`, and `seconds`.
+    weights), `student_alone` and `student` the `parameters`, the metrics of
+    `haikd.metrics` and the `seconds`.
 
   Raises:
     ConfigError: the config cannot work; raised before anything is trained.
@@ -120,10 +120,9 @@ def _freeze(part, network):
 
 
 def _evaluate_teacher(part, trained, teacher):
-  """Returns the teacher's row: it agrees with itself, so it runs once."""
+  """Returns the teacher's row, in which it is compared with itself."""
   eval_step = part.program.teacher_eval_step
-  scores = _scores(part, eval_step, teacher.frozen, None)
-  return _row(trained, {**scores, 'kl': 0.0, 'agreement': 1.0})
+  return _row(trained, _scores(part, eval_step, teacher.frozen, None))
 
 
 def _evaluate(part, trained, teacher):

@@ -22,11 +22,12 @@ class Output(NamedTuple):
   """What a network gives for a batch.
 
   Attributes:
-    logits: `[B, V]` or `[B, N, V]`, or LinearLogits.
+    logits: `[B, V]` or `[B, N, V]`, or LinearLogits; or, of an encoder, an
+      Embedding in place of them.
     taps: `{kind: values in call order}`.
   """
 
-  logits: base.Logits
+  logits: base.Output
   taps: base.Taps
 
 

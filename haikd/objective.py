@@ -223,8 +223,10 @@ def build_objective(config: config_lib.ConfigDict,
     ConfigError: anything that cannot work: names, options, layers out of range,
       taps that match nothing, shapes that do not agree.
   """
+  # Scores of texts are labels, but no classes to predict.
+  classes = spec.labels is not None and not checks.are_scores(spec.labels)
   terms = terms_lib.build_terms(
-      config, has_teacher=has_teacher, has_labels=spec.labels is not None)
+      config, has_teacher=has_teacher, has_labels=classes)
   kinds = lambda terms: sorted(
       {term.entry.on for term in terms} - {terms_lib.LOGITS})
   student = network_lib.build_network(

@@ -3,7 +3,8 @@
 Here, and only here, the teacher's gradient is stopped.
 """
 
-from typing import Optional
+import math
+from typing import Any, Optional
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +12,15 @@ import jax.numpy as jnp
 from haikd import base
 from haikd import checks
 from haikd import masking
-from haikd import network
+from haikd import network as network_lib
 from haikd import terms
 
+EMBEDDING = 'embedding'  # The tap that has a vector for each text.
 Layers = tuple[tuple[int, tuple[int, ...]], ...]  # Student, and teacher's.
 
 
-def pairs(term: terms.Term, layers: Layers, student: network.Output,
-          teacher: Optional[network.Output],
+def pairs(term: terms.Term, layers: Layers, student: network_lib.Output,
+          teacher: Optional[network_lib.Output],
           batch: base.Batch) -> list[base.Pair]:
   """Returns the pairs of a term, one for each layer that it compares.
 
@@ -35,52 +37,104 @@ def pairs(term: terms.Term, layers: Layers, student: network.Output,
   """
   kind = term.entry.on
   if kind == terms.LOGITS:
+    sides = dict(student=student)
+    if term.needs_teacher:
+      sides['teacher'] = teacher
+    for side, output in sides.items():
+      if isinstance(output.logits, base.Embedding):
+        raise checks.ConfigError(
+            f'pairing.pairs: a loss on logits must have logits; got an '
+            f'Embedding from config.{side}. Set config.distillation.alpha = 0,'
+            ' take data without classes as labels, and add losses on '
+            "'embedding' to config.losses.")
     mask = target_mask(batch, student.logits)
     logits = masking.materialise(student.logits, mask)
     if not term.needs_teacher:
       return [base.Pair(logits, None, mask)]
     return [base.Pair(logits, _target([teacher.logits], mask), mask)]
-  mask = batch.mask
   found = []
   for i, group in layers:
-    value, target = _materialise(kind, student.taps[kind][i], mask), None
+    value, target = _captured(student, kind, i), None
+    mask = tap_mask(batch.mask, value, kind)
+    value = _materialise(value, mask)
     if term.needs_teacher:
-      target = _target([teacher.taps[kind][j] for j in group], mask, kind)
+      target = _target([_captured(teacher, kind, j) for j in group], mask)
     found.append(base.Pair(value, target, mask))
   return found
 
 
-def with_logits(output: network.Output, batch: base.Batch) -> network.Output:
+def with_logits(output: network_lib.Output,
+                batch: base.Batch) -> network_lib.Output:
   """Returns an output whose logits are computed, once for all terms."""
   mask = target_mask(batch, output.logits)
   return output._replace(logits=masking.materialise(output.logits, mask))
 
 
-def target_mask(batch: base.Batch, logits: base.Logits) -> jax.Array:
-  """Returns where logits count: bool, the leading axes of the logits."""
+def target_mask(batch: base.Batch, logits: base.Output) -> jax.Array:
+  """Returns where logits, or vectors, count: bool, their leading axes."""
+  if isinstance(logits, base.Embedding):
+    return _reduced(batch.mask, logits.vectors.ndim - 1)
   mask = batch.mask if batch.target_mask is None else batch.target_mask
   if isinstance(logits, base.LinearLogits):
     logits = logits.hidden
-  surplus = tuple(range(logits.ndim - 1, mask.ndim))
+  return _reduced(mask, logits.ndim - 1)
+
+
+def tap_mask(mask: jax.Array, value: Any, kind: str) -> jax.Array:
+  """Returns where a captured value counts.
+
+  A vector for a whole text counts where the text has a position that does. Of
+  several texts an example, which a network has laid one after the other, each
+  has its own part of the mask.
+
+  Args:
+    mask: of the batch: bool, `[B]`, `[B, N]` or `[B, S, N]`.
+    value: what was captured.
+    kind: of the tap.
+
+  Returns:
+    A bool mask: `mask` itself, where its shape begins that of the value.
+  """
+  if isinstance(value, (base.QueryKey, base.LinearLogits)):
+    value = value[0]  # Query or hidden, which has the axes of the positions.
+  shape = jnp.shape(value)
+  texts = math.prod(mask.shape[:-1])
+  if shape[:1] == (texts,) != mask.shape[:1] and mask.ndim > 2:
+    mask = mask.reshape(texts, -1)
+  # By chance D may be N: of an embedding the rank alone decides.
+  if kind == EMBEDDING or shape[:mask.ndim] != mask.shape:
+    return _reduced(mask, len(shape) - 1)
+  return mask
+
+
+def _reduced(mask, rank):
+  """Returns where any of what stands behind the first axes counts."""
+  surplus = tuple(range(rank, mask.ndim))
   return mask.any(axis=surplus) if surplus else mask
 
 
-def _target(values, mask, kind=terms.LOGITS):
+def _target(values, mask):
   """Returns the mean of the teacher's layers as a constant."""
-  values = [_materialise(kind, value, mask) for value in values]
+  values = [_materialise(value, mask) for value in values]
   if len(values) > 1:
     values = [sum(x.astype(jnp.float32) for x in values) / len(values)]
   return jax.lax.stop_gradient(values[0])
 
 
-def _materialise(kind, value, mask):
+def _materialise(value, mask):
   if isinstance(value, base.QueryKey):
     # From the very arrays that the network computes its own maps from, so that
     # the compiler does it once. Cleaning them would save no gradient: what is
     # wrong with them has gone through the network's attention already.
     value = value.materialise()
-  value = masking.materialise(value, mask)
-  if not isinstance(value, jax.Array):
+  return masking.materialise(value, mask)
+
+
+def _captured(output, kind, index):
+  """Returns what a tap holds: an array, or maps not computed yet."""
+  value = output.taps[kind][index]
+  if not isinstance(
+      value, (jax.Array, base.QueryKey, base.LinearLogits)):
     raise checks.ConfigError(
         f'pairing.pairs: taps.{kind} must match modules that return one array; '
         f'got {type(value).__name__}. Narrow the glob, or offer the array with '

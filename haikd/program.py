@@ -32,9 +32,10 @@ class Program(NamedTuple):
     abstract_state: what `init` returns, as ShapeDtypeStructs with shardings.
     abstract_frozen: likewise the teacher, in its compute dtype, or None.
     train_step: `(state, frozen, batch) -> (state, metrics)`.
-    eval_step: `(own, frozen, batch) -> {metric: LossSum}` for the student.
-    teacher_eval_step: `(frozen, None, batch) -> {metric: LossSum}` for the
-      teacher, or None.
+    eval_step: `(own, frozen, batch) -> (sums, columns)` of the student; see
+      `evaluate`.
+    teacher_eval_step: `(frozen, None, batch) -> (sums, columns)` of the
+      teacher, compared with itself; None without one.
     is_finite: `state -> bool`, whether what is trained is finite.
     mesh: where they run.
   """
@@ -133,7 +134,8 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
           objective.student, objective.teacher, mesh, layout['own'],
           layout['frozen'], rows=rows),
       teacher_eval_step=evaluate.build_eval_step(
-          objective.teacher, None, mesh, layout['frozen'], None, rows=rows)
+          objective.teacher, objective.teacher, mesh, layout['frozen'], None,
+          rows=rows)
       if has_teacher else None,
       is_finite=jax.jit(
           lambda state: jmp.all_finite((state.params, state.ema)),

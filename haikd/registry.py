@@ -27,6 +27,7 @@ class LossEntry(NamedTuple):
     example: `{argument: shape}` for the contract test, or None.
     relational: whether it relates examples to one another, so that it has to
       see the batch of all devices at once.
+    any_width: whether student and teacher may differ in their last axis.
     module: the module that registered it.
   """
 
@@ -34,6 +35,7 @@ class LossEntry(NamedTuple):
   on: str
   example: Optional[dict[str, tuple[int, ...]]]
   relational: bool
+  any_width: bool
   module: str
 
 

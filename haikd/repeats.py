@@ -2,7 +2,6 @@
 
 import math
 import statistics
-from typing import Optional
 
 import jax
 import scipy.stats
@@ -11,17 +10,16 @@ from haikd import config as config_lib
 from haikd import console
 from haikd import files
 from haikd import job
+from haikd import metrics as metrics_lib
 from haikd import paths
 
 SUMMARY_FILE = 'summary.json'
 GAIN = 'gain'
 
-_METRICS = (('accuracy', 'accuracy', 100, '%'),
-            ('cross_entropy', 'cross-entropy', 1, ''),
-            ('kl', 'KL to teacher', 1, ''),
-            ('agreement', 'agreement', 100, '%'))
-_ROWS = (('teacher', 'teacher'), ('student_alone', 'student alone'),
-         ('student', 'student distilled'), (GAIN, 'distilled - alone'))
+_NO_METRICS = ('parameters', 'seconds')
+_ROWS = (('teacher', 'teacher'), ('student_start', 'student at start'),
+         ('student_alone', 'student alone'), ('student', 'student distilled'),
+         (GAIN, 'distilled - alone'))
 
 Summary = dict[str, dict[str, dict[str, float]]]
 
@@ -74,31 +72,34 @@ def summarise(results: list[job.Results]) -> Summary:
     mean ± half_width.
   """
   rows = {name: [result[name] for result in results] for name in results[0]}
-  metrics = [name for name, *_ in _METRICS if name in rows['student'][0]]
   if 'student_alone' in rows:
     rows[GAIN] = [{
-        metric: result['student'][metric] - result['student_alone'][metric]
-        for metric in metrics
-    } for result in results]
+        metric: run['student'][metric] - run['student_alone'][metric]
+        for metric in _metrics(run['student']) if metric in run['student_alone']
+    } for run in results]
   return {
-      name: {m: _interval([run[m] for run in runs]) for m in metrics}
+      name: {m: _interval([run[m] for run in runs]) for m in _metrics(runs[0])}
       for name, runs in rows.items()
   }
 
 
 def print_summary(summary: Summary, seeds: int) -> None:
   """Prints the means and intervals as a table."""
-  rows = []
-  for key, title in _ROWS:
-    if key in summary:
-      cells = [_cell(summary[key].get(m), scale, unit, signed=key == GAIN)
-               for m, _, scale, unit in _METRICS]
-      rows.append([title, *cells])
-  headings = [f'{seeds} seeds, 95 %', *(title for _, title, _, _ in _METRICS)]
-  console.table(rows, headings)
+  found = {metric for row in summary.values() for metric in row}
+  scores = [score for score in metrics_lib.SCORES if score.name in found]
+  rows = [[title, *(_cell(summary[key].get(score.name), score, key)
+                    for score in scores)]
+          for key, title in _ROWS if key in summary]
+  console.table(rows, [f'{seeds} seeds, 95 %', *(x.title for x in scores)])
+
+
+def _metrics(row):
+  return [name for name in row if name not in _NO_METRICS]
 
 
 def _interval(values):
+  if not all(map(math.isfinite, values)):
+    return dict(mean=math.nan, half_width=math.nan)
   n = len(values)
   quantile = float(scipy.stats.t.ppf(0.975, n - 1))
   return dict(
@@ -106,10 +107,8 @@ def _interval(values):
       half_width=quantile * statistics.stdev(values) / math.sqrt(n))
 
 
-def _cell(interval: Optional[dict[str, float]], scale, unit, *, signed):
+def _cell(interval, score, row):
   if interval is None:
     return '–'
-  mean, half = interval['mean'] * scale, interval['half_width'] * scale
-  digits = 2 if unit else 4
-  sign = '+' if signed else ''
-  return f'{mean:{sign}.{digits}f}{unit} ± {half:.{digits}f}'
+  mean = score.show(interval['mean'], sign='+' if row == GAIN else '')
+  return f'{mean} ± {score.show(interval["half_width"], unit=False)}'

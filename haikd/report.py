@@ -5,6 +5,7 @@ import pathlib
 from typing import Any, Optional
 
 from haikd import files
+from haikd import metrics
 from haikd import paths
 
 FILE = 'curves.png'
@@ -14,11 +15,6 @@ _RUNS = (('teacher', 'teacher', '#8a8a8a'),
          ('student alone', 'baseline', '#d9822b'),
          ('student distilled', '.', '#1f6fb4'))
 _TERMS = ('#1f6fb4', '#2e9e6b', '#d9822b', '#8e5bb5', '#c2485b', '#4aa8b8')
-# What is drawn of an evaluation: the first that there is.
-_SCORES = (('accuracy', 'accuracy'),
-           ('agreement', 'agreement with the teacher'),
-           ('cross_entropy', 'cross-entropy (nats)'),
-           ('kl', 'KL to the teacher (nats)'))
 
 Rows = list[dict[str, Any]]
 
@@ -92,8 +88,8 @@ def _draw_scores(axes, rows, teacher):
   }
   every = [row for these in evaluations.values() for row in these]
   score, title = next(
-      (pair for pair in _SCORES if any(pair[0] in row for row in every)),
-      _SCORES[0])
+      (pair for pair in metrics.CURVES if any(pair[0] in row for row in every)),
+      ('', ''))
   for name, _, color in _RUNS:
     curve = [(row['step'], float(row[score]))
              for row in evaluations[name] if score in row]

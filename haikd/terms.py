@@ -17,6 +17,7 @@ from haikd import network
 from haikd import registry
 
 LOGITS = 'logits'
+AUTO = 'auto'
 _SCHEDULES = ('linear', 'cosine')
 
 
@@ -117,7 +118,10 @@ def _build_term(name, fields):
       loss,
       fields.options,
       reserved=('student', 'teacher', 'mask', 'labels'))
-  aligner = registry.aligners[fields.align].function
+  name_of_aligner = fields.align
+  if fields.align == AUTO:
+    name_of_aligner = 'none' if entry.any_width else 'pool'
+  aligner = registry.aligners[name_of_aligner].function
   checks.check_options(
       f'{where}.align_options',
       aligner,

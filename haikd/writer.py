@@ -14,6 +14,7 @@ from tensorboard.summary.writer import event_file_writer
 from haikd import checks
 from haikd import console as console_lib
 from haikd import files
+from haikd import metrics as metrics_lib
 from haikd import paths
 
 Metrics = Mapping[str, float]
@@ -23,14 +24,12 @@ METRICS_FILE = 'metrics.jsonl'
 RESULT_FILE = 'result.json'
 MISSING = '–'
 
-_ROWS = (('teacher', 'teacher'), ('student_alone', 'student alone'),
-         ('student', 'student distilled'))
-_COLUMNS = (('parameters', 'parameters', '{:,.0f}'),
-            ('accuracy', 'accuracy', '{:.2%}'),
-            ('cross_entropy', 'cross-entropy', '{:.4f}'),
-            ('kl', 'KL to teacher', '{:.4f}'),
-            ('agreement', 'agreement', '{:.2%}'),
-            ('seconds', 'seconds', '{:.1f}'))
+_START = 'student_start'  # With the weights that it inherits, if it does.
+_ROWS = (('teacher', 'teacher'), (_START, 'student at start'),
+         ('student_alone', 'student alone'), ('student', 'student distilled'))
+_COLUMNS = (('parameters', 'parameters', '{:,.0f}'.format),
+            *((x.name, x.title, x.show) for x in metrics_lib.SCORES),
+            ('seconds', 'seconds', '{:.1f}'.format))
 
 
 class Writer:
@@ -134,10 +133,9 @@ def write_results(workdir: files.Path,
 
   Args:
     workdir: the run's folder.
-    results: `{'teacher': {...}, 'student_alone': {...}, 'student': {...}}`, of
-      each network `parameters`, `accuracy`, `cross_entropy` (nats), `kl` (to
-      the teacher at a temperature of 1, nats), `agreement` (of the most likely
-      class) and `seconds`.
+    results: `{'teacher': {...}, 'student_start': {...}, 'student_alone': {...},
+      'student': {...}}`, of each network `parameters`, what evaluation gave
+      (see `haikd.metrics`) and `seconds`.
     name: of the file.
   """
   files.write_json(paths.as_path(workdir) / name, results)
@@ -163,18 +161,23 @@ def print_table(results: Results,
   """Prints results under the name of their split, a network a row.
 
   Args:
-    results: as for `write_results`. What is missing is shown as a dash.
+    results: as for `write_results`. What is missing is shown as a dash, a
+      metric that no network has not at all.
     split: what they were evaluated on.
     console: where to print; standard output by default.
   """
+  found = {field for values in results.values() for field in values}
+  columns = [column for column in _COLUMNS if column[0] in found]
   rows = []
   for key, name in _ROWS:
+    if key == _START and key not in results:
+      continue
     values = results.get(key, {})
     rows.append([name] + [
-        MISSING if values.get(field) is None else form.format(values[field])
-        for field, _, form in _COLUMNS
+        MISSING if values.get(field) is None else show(values[field])
+        for field, _, show in columns
     ])
-  titles = [split, *(title for _, title, _ in _COLUMNS)]
+  titles = [split, *(title for _, title, _ in columns)]
   console_lib.table(rows, titles, console=console)
 
 

@@ -56,7 +56,7 @@ def test_term_fills_in_what_is_not_given():
   term = config_lib.term(loss='x', layers=(0, 1))
   assert set(term) == {'loss', 'weight', 'layers', 'align', 'options',
                        'align_options'}
-  assert (term.weight, term.align, term.layers) == (1.0, 'pool', (0, 1))
+  assert (term.weight, term.align, term.layers) == (1.0, 'auto', (0, 1))
 
 
 @pytest.mark.parametrize('field, value, match', (

@@ -76,19 +76,53 @@ def test_metrics_are_those_of_all_examples(devices, batch_size, student,
       cross_entropy=-log(student)[np.arange(len(labels)), labels].mean(),
       kl=kl.mean(),
       agreement=(student.argmax(-1) == teacher.argmax(-1)).mean())
+  expected['f1'] = macro_f1(student.argmax(-1), labels)
   assert set(got) == set(expected)
   for name, value in expected.items():
     np.testing.assert_allclose(got[name], value, rtol=1e-5, err_msg=name)
 
 
+def macro_f1(predicted, true):
+  """Precision and recall of each of the three classes, one against all."""
+  scores = []
+  for c in range(3):
+    hits = np.sum((predicted == c) & (true == c))
+    if np.any(predicted == c) or np.any(true == c):
+      precision = hits / max(np.sum(predicted == c), 1)
+      recall = hits / max(np.sum(true == c), 1)
+      both = precision + recall
+      scores.append(2 * precision * recall / both if both else 0.0)
+  return np.mean(scores)
+
+
 def test_each_example_is_evaluated_on_one_device():
   program, data, own, frozen = build(8, 16)
   *_, last = data.evaluation('validation')
-  sums = program.eval_step(
+  (sums,) = program.eval_step(
       place(own, program), program.freeze(frozen),
-      sharding.shard_batch(program.mesh, last))
+      sharding.shard_batch(program.mesh, last))[0].values()
+  counts = sums.pop('f1')
+  assert counts.true.sum() == counts.predicted.sum() == 2
   # Of 50 examples, two are left; were they on all devices, it would be 16.
   assert {float(x.count) for x in sums.values()} == {2}
+
+
+def test_network_that_is_compared_with_itself_runs_once():
+  program, data, _, frozen = build(1, 50)
+  teacher, calls = program.objective.teacher, []
+
+  def apply(*args, **options):
+    calls.append(1)
+    return teacher.apply(*args, **options)
+
+  counting = teacher._replace(apply=apply)
+  layout = placement.shardings_of(program.abstract_frozen)
+  step = evaluate.build_eval_step(counting, counting, program.mesh, layout,
+                                  None)
+  got = evaluate.evaluate(step, program.freeze(frozen), None,
+                          data.evaluation('validation'), program.mesh)
+  assert calls == [1]
+  assert (got['kl'], got['agreement']) == (0, 1)
 
 
 def test_only_positions_with_a_target_count():
@@ -112,7 +146,7 @@ def test_only_positions_with_a_target_count():
   own, frozen = (base.Frozen(*network.init(jax.random.key(0), batch))
                  for network in (program.objective.student,
                                  program.objective.teacher))
-  sums = program.eval_step(own, program.freeze(frozen), batch)
+  (sums,) = program.eval_step(own, program.freeze(frozen), batch)[0].values()
   assert {float(x.count) for x in sums.values()} == {targets.sum()}
 
 
@@ -122,10 +156,12 @@ def test_batches_are_fetched_behind_those_under_way(monkeypatch):
 
   def step(own, frozen, batch):
     started.append(batch.mask.sum())
-    return dict(examples=base.LossSum(started[-1], 1.0), number=len(started))
+    return (dict(tokens=dict(examples=base.LossSum(started[-1], 1.0))),
+            dict(tokens={}), len(started))
 
   def fetch(results):
-    ahead.append(len(started) - results.pop('number'))
+    *results, number = results
+    ahead.append(len(started) - number)
     return results
 
   monkeypatch.setattr(evaluate.jax, 'device_get', fetch)

@@ -207,10 +207,10 @@ def test_only_the_teacher_needs_an_evaluation_of_its_own(tmp_path, monkeypatch):
 
   monkeypatch.setattr(evaluate, 'build_eval_step', record)
   results = job.train(make_config(baseline=True), tmp_path)
-  # Three programs to train with, and the teacher, which runs once a batch.
+  # Three programs to train with, and the teacher, compared with itself.
   assert sorted(built, key=str) == [
       ('student', 'teacher'), ('student', None), ('student', None),
-      ('teacher', None)]
+      ('teacher', 'teacher')]
   assert (results['teacher']['kl'], results['teacher']['agreement']) == (0, 1)
 
 

@@ -1,6 +1,7 @@
 """Means and intervals over seeds."""
 
 import json
+import re
 
 import numpy as np
 
@@ -26,6 +27,47 @@ def test_gain_is_paired_and_has_students_interval():
   np.testing.assert_allclose(gain['half_width'], 0.02484138, rtol=1e-6)
   np.testing.assert_allclose(summary['student_alone']['accuracy']['mean'], 0.8)
   assert summary['gain']['kl'] == dict(mean=0, half_width=0)
+
+
+def test_every_metric_has_a_gain():
+  def run(start, alone, distilled):
+    row = lambda x, **more: dict(
+        parameters=1, perplexity=x, f1=x / 100, **more, seconds=1.0)
+    return dict(
+        teacher=row(10.0), student_start=row(start, kl=3.0),
+        student_alone=row(alone), student=row(distilled, kl=1.0))
+
+  summary = repeats.summarise([run(90.0, 30.0, 20.0), run(90.0, 32.0, 24.0)])
+  np.testing.assert_allclose(summary['gain']['perplexity']['mean'], -9)
+  np.testing.assert_allclose(summary['gain']['f1']['mean'], -0.09)
+  assert 'kl' not in summary['gain']  # The student alone has none.
+  assert set(summary['student']) == {'perplexity', 'f1', 'kl'}
+  np.testing.assert_allclose(
+      summary['student_start']['perplexity']['mean'], 90)
+
+
+def test_table_has_the_metrics_that_are_there(capsys):
+  cell = lambda mean, half: dict(mean=mean, half_width=half)
+  repeats.print_summary({
+      'student_start': dict(spearman=cell(0.5, 0.0)),
+      'student': dict(spearman=cell(0.75, 0.125), accuracy=cell(0.5, 0.0125),
+                      f1=cell(0.5, 0.5)),
+      'gain': dict(spearman=cell(0.25, 0.125), accuracy=cell(0.0, 0.0)),
+  }, seeds=3)
+  lines = capsys.readouterr().out.splitlines()
+  assert [re.split(r'  +', line.strip()) for line in lines] == [
+      ['3 seeds, 95 %', 'accuracy', 'Spearman'],
+      ['student at start', '–', '0.5000 ± 0.0000'],
+      ['student distilled', '50.00% ± 1.25', '0.7500 ± 0.1250'],
+      ['distilled - alone', '+0.00% ± 0.00', '+0.2500 ± 0.1250'],
+  ]
+
+
+def test_what_is_undefined_stays_so():
+  summary = repeats.summarise([
+      dict(student=dict(spearman=wrong, kl=1.0)) for wrong in (np.nan, 0.5)])
+  assert np.isnan(list(summary['student']['spearman'].values())).all()
+  assert summary['student']['kl'] == dict(mean=1, half_width=0)
 
 
 def test_without_a_baseline_there_is_no_gain():

@@ -99,6 +99,16 @@ def test_without_accuracy_another_score_is_drawn(tmp_path, drawn):
   assert drawn[1] == {'student distilled': ([1], [0.75])}
 
 
+@pytest.mark.parametrize('scores, value', (
+    (dict(accuracy=0.5, cross_entropy=3.0, kl=2.0, perplexity=20.1), 20.1),
+    (dict(cosine=0.9, pearson=0.7, spearman=0.8), 0.8),
+    (dict(cosine=0.9), 0.9)))
+def test_what_says_most_is_drawn(tmp_path, drawn, scores, value):
+  write(tmp_path, [evaluation(1, **scores)])
+  report.plot_run(tmp_path)
+  assert drawn[1] == {'student distilled': ([1], [value])}
+
+
 def test_nothing_to_draw_is_no_error(tmp_path):
   assert report.plot_run(tmp_path) is None
   assert not list(tmp_path.iterdir())

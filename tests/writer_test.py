@@ -242,6 +242,36 @@ def test_the_plain_table_is_aligned_and_shows_dashes():
   assert len({len(line) for line in lines}) == 1
 
 
+def cells(results):
+  console = plain()
+  writer.print_table(results, console=console)
+  return [re.split(r'  +', line.strip())
+          for line in console.file.getvalue().splitlines()]
+
+
+def test_columns_are_those_that_some_network_has_in_a_fixed_order():
+  language = dict(parameters=9, top5_agreement=0.5, agreement=0.25, kl=0.125,
+                  perplexity=12.345, cross_entropy=2.5, accuracy=0.75, f1=0.5)
+  heading, _, _, student = cells(dict(student=language))
+  assert heading == ['parameters', 'accuracy', 'cross-entropy', 'perplexity',
+                     'KL to teacher', 'agreement', 'top-5 agreement']
+  assert student == ['student distilled', '9', '75.00%', '2.5000', '12.35',
+                     '0.1250', '25.00%', '50.00%']
+  heading, teacher, *_, student = cells(dict(
+      teacher=dict(cosine=1.0, spearman=0.5), student=dict(pearson=-0.25)))
+  assert heading == ['cosine to teacher', 'Spearman', 'Pearson']
+  assert teacher == ['teacher', '1.0000', '0.5000', '–']
+  assert student == ['student distilled', '–', '–', '-0.2500']
+
+
+def test_a_student_that_inherits_has_a_row_for_its_start():
+  row = dict(kl=1.0)
+  assert [line[0] for line in cells(dict(student_start=row, student=row))] == [
+      'KL to teacher', 'teacher', 'student at start', 'student alone',
+      'student distilled']
+  assert len(cells(dict(student=row))) == 4
+
+
 def test_a_terminal_gets_a_drawn_table():
   console = terminal()
   writer.print_table(RESULTS, console=console)

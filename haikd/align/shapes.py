@@ -47,7 +47,7 @@ def pool(student: jax.Array, teacher: jax.Array, *, mask: jax.Array,
   """
   where = 'align.pool'
   if on == 'logits':
-    _check_same(where, student, teacher, on)
+    _check_same_logits(where, student, teacher)
     return base.Pair(student, teacher, mask)
   _check_comparable(where, student, teacher)
   if on != 'attention':
@@ -129,23 +129,26 @@ def project(student: jax.Array, teacher: jax.Array, *, mask: jax.Array,
 @registry.register_aligner()
 def none(student: jax.Array, teacher: jax.Array, *, mask: jax.Array,
          on: str) -> base.Pair:
-  """Leaves both sides as they are; their shapes must agree.
+  """Leaves both sides as they are; a loss demands that their shapes agree.
+
+  Some take any width, such as `similarity_distribution`.
 
   Additive over `B`.
 
   Args:
     student: any shape.
-    teacher: like `student`.
+    teacher: any shape; of logits, like `student`.
     mask: bool, true where a position counts.
-    on: what the arrays are; used in the error's advice alone.
+    on: what the arrays are.
 
   Returns:
     A Pair of the arguments.
 
   Raises:
-    ConfigError: the shapes differ.
+    ConfigError: logits whose shapes differ.
   """
-  _check_same('align.none', student, teacher, on)
+  if on == 'logits':
+    _check_same_logits('align.none', student, teacher)
   return base.Pair(student, teacher, mask)
 
 
@@ -200,15 +203,11 @@ def _check_comparable(where, student, teacher):
         'layers of one kind, or register an aligner that reshapes them.')
 
 
-def _check_same(where, student, teacher, on):
+def _check_same_logits(where, student, teacher):
   """Raises ConfigError unless the shapes agree."""
   if student.shape == teacher.shape:
     return
   got = f'student.shape={student.shape}, teacher.shape={teacher.shape}'
-  if on != 'logits':
-    raise checks.ConfigError(
-        f'{where}: student and teacher must have the same shape; got {got}. '
-        "Use align='pool' or, for features, 'project'.")
   if student.shape[:-1] != teacher.shape[:-1]:
     raise checks.ConfigError(
         f'{where}: student and teacher must have logits at the same positions; '

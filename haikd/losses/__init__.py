@@ -2,6 +2,10 @@
 
 from haikd.losses.attention import attention_transfer
 from haikd.losses.divergences import kl_divergence
+from haikd.losses.embeddings import embedding_cosine
+from haikd.losses.embeddings import embedding_matching
+from haikd.losses.embeddings import similarity_distribution
+from haikd.losses.features import feature_cosine
 from haikd.losses.features import feature_matching
 from haikd.losses.labels import cross_entropy
 from haikd.losses.register import get_loss

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from haikd import base
 from haikd import masking
+from haikd.losses import cosines
 from haikd.losses import register
 
 
@@ -16,8 +17,7 @@ def attention_transfer(student: jax.Array, teacher: jax.Array, *,
 
   It transfers where each query looks, and not how sharply: a row times a
   constant is the same row. The distance 1 - cos is 0 for equal rows and 1 for
-  rows that share no key; half the squared difference of the unit vectors, as it
-  is computed here, is the same number without its rounding below 0.
+  rows that share no key.
 
   Additive over `B`: the sums of two halves of a batch add up to its own.
 
@@ -39,17 +39,5 @@ def attention_transfer(student: jax.Array, teacher: jax.Array, *,
     Zagoruyko and Komodakis, Paying More Attention to Attention,
     arXiv:1612.03928, equation 2, squared and row by row.
   """
-  student, student_looks = _unit_rows(student)
-  teacher, teacher_looks = _unit_rows(teacher)
-  distance = 0.5 * jnp.sum(jnp.square(student - teacher), axis=-1)
-  distance = jnp.where(student_looks & teacher_looks, distance, 0.0)
+  distance = cosines.distance(student, teacher)
   return masking.masked_mean(jnp.swapaxes(distance, 1, 2), mask)
-
-
-def _unit_rows(maps: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Returns rows of length 1, and which rows have a length at all."""
-  squares = jnp.sum(jnp.square(maps), axis=-1)
-  looks = squares > 0.0
-  # The root has no derivative at 0.
-  length = jnp.sqrt(jnp.where(looks, squares, 1.0))
-  return maps / length[..., None], looks

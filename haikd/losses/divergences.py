@@ -47,11 +47,11 @@ def kl_divergence(student: jax.Array,
   if isinstance(temperature, (int, float)) and not temperature > 0:
     raise ValueError('losses.kl_divergence: temperature must be positive; got '
                      f'temperature={temperature}. 1 leaves logits as they are.')
-  rows = _kl_rows(student / temperature, teacher / temperature)
+  rows = kl_rows(student / temperature, teacher / temperature)
   return masking.masked_mean(temperature**2 * rows, mask)
 
 
-def _kl_rows(student: jax.Array, teacher: jax.Array) -> jax.Array:
+def kl_rows(student: jax.Array, teacher: jax.Array) -> jax.Array:
   """Returns KL(teacher || student) of each row of logits.
 
   Each class gives p log(p/q) + q - p. What is added sums to 0, but makes every

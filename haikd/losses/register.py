@@ -19,6 +19,7 @@ def register_loss(name: Optional[str] = None,
                   on: str,
                   example: Optional[dict[str, tuple[int, ...]]] = None,
                   relational: bool = False,
+                  any_width: bool = False,
                   replace: bool = False) -> Callable[[Callable], Callable]:
   """Registers a function `(student, teacher, *, mask, **options) -> LossSum`.
 
@@ -36,6 +37,9 @@ def register_loss(name: Optional[str] = None,
       has the student's shape.
     relational: whether examples are related to one another; the step then
       gathers the batch over all devices before it calls the loss.
+    any_width: whether the last axes of student and teacher may differ, as they
+      may where each is compared with itself first. Such a loss gets its inputs
+      unaligned unless a config says otherwise.
     replace: whether it may take the place of another of that name.
 
   Returns:
@@ -46,8 +50,8 @@ def register_loss(name: Optional[str] = None,
   def decorate(function: Callable) -> Callable:
     title = name or function.__name__
     _check_parameters(function)
-    guarded = _guard(function, f'losses.{title}', on)
-    entry = registry.LossEntry(guarded, on, example, relational,
+    guarded = _guard(function, f'losses.{title}', on, any_width)
+    entry = registry.LossEntry(guarded, on, example, relational, any_width,
                                function.__module__)
     registry.losses.add(title, entry, replace=replace)
     return guarded
@@ -92,7 +96,8 @@ def loss_names() -> tuple[str, ...]:
   return registry.losses.names()
 
 
-def _guard(function: Callable, where: str, on: str) -> Callable:
+def _guard(function: Callable, where: str, on: str,
+           any_width: bool) -> Callable:
   parameters = inspect.signature(function).parameters
   takes_labels = 'labels' in parameters
   needs_teacher = parameters['teacher'].default is inspect.Parameter.empty
@@ -106,7 +111,7 @@ def _guard(function: Callable, where: str, on: str) -> Callable:
                       'a loss without one, make `teacher=None` the default.')
     if teacher is not None:
       teacher = _prepare(where, 'teacher', teacher, mask, on)
-      checks.check_same_shape(where, student, teacher)
+      checks.check_same_shape(where, student, teacher, any_width=any_width)
     if takes_labels:
       options['labels'] = labels
     result = function(student, teacher, mask=mask, **options)

@@ -194,12 +194,21 @@ def test_logits_must_have_the_same_positions():
     align.pool(random(2, 3, 5), random(2, 4, 5), mask=BOTH, on='logits')
 
 
-def test_none_wants_equal_shapes():
-  with pytest.raises(
-      checks.ConfigError,
-      match=r"same shape; got student\.shape=\(2, 3\), teacher\.shape=\(2, 4\)"
-      ".*align='pool'"):
-    align.none(random(2, 3), random(2, 4), mask=BOTH, on='features')
+def test_none_leaves_shapes_to_the_loss():
+  student, teacher = random(2, 3), random(2, 4)
+  pair = align.none(student, teacher, mask=BOTH, on='embedding')
+  assert (pair.student is student, pair.teacher is teacher) == (True, True)
+
+
+@pytest.mark.parametrize('aligner, shape', [
+    (align.pool, (2, 2, 4)), (align.project, (2, 2, 8))])
+def test_embeddings_of_pairs_come_to_one_width(aligner, shape):
+  mask = jnp.array([[True, True], [True, False]])
+  run = hk.transform(lambda *args: aligner(*args, mask=mask, on='embedding'))
+  given = random(2, 2, 4), random(2, 2, 8)
+  pair = run.apply(run.init(jax.random.key(0), *given), None, *given)
+  assert pair.student.shape == pair.teacher.shape == shape
+  np.testing.assert_array_equal(pair.mask, mask)
 
 
 @pytest.mark.parametrize('shapes', [((2, 3), (2, 3, 4)), ((2, 3), (4, 3))])

@@ -41,7 +41,7 @@ def test_registered_under_a_name_that_is_given():
       example=dict(student=(2, 5), mask=(2,)),
       relational=True)(difference)
   entry = registry.losses['vendor/difference']
-  assert entry[1:] == ('block_3', dict(student=(2, 5), mask=(2,)), True,
+  assert entry[1:] == ('block_3', dict(student=(2, 5), mask=(2,)), True, False,
                        difference.__module__)
 
 

@@ -1,0 +1,7 @@
+"""What evaluation reports: one file for each kind of output of a network."""
+
+from haikd.metrics.families import finish
+from haikd.metrics.families import measure
+from haikd.metrics.table import CURVES
+from haikd.metrics.table import Score
+from haikd.metrics.table import SCORES

@@ -1,0 +1,93 @@
+"""Which metrics there are of what a network returns.
+
+A family measures on the device, batch by batch, and finishes on the host, when
+all batches have been measured. What it measures is sums, which add up over
+batches and devices, and columns, of which every example has a row.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Optional
+
+import jax
+
+from haikd import base
+from haikd import checks
+from haikd.metrics import classes
+from haikd.metrics import embeddings
+from haikd.metrics import tokens
+
+# By family: sums are pytrees of arrays, columns pytrees of arrays [B, ...].
+Measured = tuple[dict[str, Any], dict[str, Any]]
+
+
+class Family(NamedTuple):
+  """The metrics of one kind of output.
+
+  Attributes:
+    measure: `(output, target, *, mask, labels) -> (sums, columns)`; see
+      `measure`.
+    finish: `(sums, columns) -> {metric: float}`, of the whole split, NumPy.
+  """
+
+  measure: Callable[..., tuple[Any, Any]]
+  finish: Callable[[Any, Any], dict[str, float]]
+
+
+FAMILIES = {
+    name: Family(room.measure, room.finish)
+    for name, room in (('classes', classes), ('tokens', tokens),
+                       ('embeddings', embeddings))
+}
+
+
+def measure(output: base.Output,
+            target: Optional[base.Output],
+            *,
+            mask: jax.Array,
+            labels: Optional[jax.Array] = None) -> Measured:
+  """Compares what a network returned with labels and with a teacher's.
+
+  Sums are additive over `B`.
+
+  Args:
+    output: logits `[B, V]` or `[B, N, V]` float32, or an Embedding.
+    target: the teacher's, or None. One of another kind is not compared with.
+    mask: bool, the leading axes of what was returned, true where it counts.
+    labels: as in `Batch`, or None.
+
+  Returns:
+    `{family: sums}` and `{family: columns}`, for `finish`.
+  """
+  name = _family(output)
+  if target is not None and _family(target) != name:
+    target = None
+  # Scores say nothing of logits.
+  if labels is not None and name != 'embeddings' and checks.are_scores(labels):
+    labels = None
+  sums, columns = FAMILIES[name].measure(
+      output, target, mask=mask, labels=labels)
+  return {name: sums}, {name: columns}
+
+
+def finish(sums: dict[str, Any], columns: dict[str,
+                                               Any]) -> dict[str, float]:
+  """Returns the metrics of a split.
+
+  Args:
+    sums: as from `measure`, added up over all batches.
+    columns: as from `measure`, the rows of all batches together; NumPy.
+
+  Returns:
+    `{metric: value}`, NaN where there is nothing to tell it from.
+  """
+  found = {}
+  for name, family in FAMILIES.items():
+    if name in sums:
+      found.update(family.finish(sums[name], columns[name]))
+  return found
+
+
+def _family(output):
+  if isinstance(output, base.Embedding):
+    return 'embeddings'
+  return 'classes' if output.ndim == 2 else 'tokens'

@@ -1,0 +1,71 @@
+"""Metrics that are means over examples or positions."""
+
+from collections.abc import Mapping
+from typing import Optional
+
+import jax
+import jax.numpy as jnp
+
+from haikd import base
+from haikd import checks
+from haikd import losses
+from haikd import masking
+
+
+def of_logits(logits: jax.Array, target: Optional[jax.Array], *,
+              mask: jax.Array,
+              labels: Optional[jax.Array]) -> dict[str, base.LossSum]:
+  """Compares logits with labels and with a teacher's.
+
+  Additive over `B`.
+
+  Args:
+    logits: `[..., V]` floating.
+    target: the same shape, or None.
+    mask: bool, `[...]`, true where a position counts.
+    labels: integers shaped like `mask`, -100 where there is none, or
+      probabilities shaped like `logits`, whose largest counts as the class; or
+      None.
+
+  Returns:
+    LossSums: with labels `accuracy` and `cross_entropy` (nats); with a teacher
+    `kl` (nats, at a temperature of 1) and `agreement` of the most likely class.
+  """
+  sums = {}
+  best = jnp.argmax(logits, axis=-1)
+  if labels is not None:
+    truth, labelled = true_classes(labels, mask)
+    hits = (best == truth).astype(jnp.float32)
+    sums['accuracy'] = masking.masked_mean(hits, labelled)
+    sums['cross_entropy'] = losses.cross_entropy(
+        logits, mask=mask, labels=labels)
+  if target is not None:
+    sums['kl'] = losses.kl_divergence(
+        logits, target, mask=mask, temperature=1.0)
+    same = (best == jnp.argmax(target, axis=-1)).astype(jnp.float32)
+    sums['agreement'] = masking.masked_mean(same, mask)
+  return sums
+
+
+def true_classes(labels: jax.Array,
+                 mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns the class of each position, and where there is one that counts.
+
+  Args:
+    labels: integers shaped like `mask`, -100 where there is none, or
+      probabilities with a trailing axis, whose largest counts as the class.
+    mask: bool, true where a position counts.
+
+  Returns:
+    Integers and bool, both shaped like `mask`.
+  """
+  truth = jnp.argmax(labels, -1) if checks.is_real(labels) else labels
+  return truth, mask & (truth >= 0)
+
+
+def finish(sums: Mapping[str, base.LossSum]) -> dict[str, float]:
+  """Returns the means; NaN of nothing."""
+  return {
+      name: float(total / count) if count else float('nan')
+      for name, (total, count) in sums.items()
+  }

@@ -1,0 +1,51 @@
+"""How metrics are shown: in what order, under what name, how exactly."""
+
+from typing import NamedTuple
+
+
+class Score(NamedTuple):
+  """How a metric is shown.
+
+  Attributes:
+    name: of the metric.
+    title: of its column in a table.
+    digits: how many stand behind the point.
+    percent: whether it is a share, which is shown in percent.
+  """
+
+  name: str
+  title: str
+  digits: int = 4
+  percent: bool = False
+
+  def show(self, value: float, *, sign: str = '', unit: bool = True) -> str:
+    """Returns a value as text.
+
+    Args:
+      value: of the metric.
+      sign: '+' to show the sign of a positive value, too.
+      unit: whether to write the per cent sign.
+    """
+    value *= 100 if self.percent else 1
+    end = '%' if self.percent and unit else ''
+    return f'{value:{sign}.{self.digits}f}{end}'
+
+
+SCORES = (Score('accuracy', 'accuracy', 2, True),
+          Score('cross_entropy', 'cross-entropy'),
+          Score('perplexity', 'perplexity', 2),
+          Score('kl', 'KL to teacher'),
+          Score('agreement', 'agreement', 2, True),
+          Score('top5_agreement', 'top-5 agreement', 2, True),
+          Score('cosine', 'cosine to teacher'),
+          Score('spearman', 'Spearman'),
+          Score('pearson', 'Pearson'))
+
+# What is drawn of an evaluation: the first that there is.
+CURVES = (('perplexity', 'perplexity'),
+          ('spearman', "Spearman's correlation"),
+          ('accuracy', 'accuracy'),
+          ('agreement', 'agreement with the teacher'),
+          ('cosine', "cosine to the teacher's"),
+          ('cross_entropy', 'cross-entropy (nats)'),
+          ('kl', 'KL to the teacher (nats)'))

@@ -1,0 +1,66 @@
+"""What evaluation reports of language models, by hand."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from haikd import base
+from haikd import metrics
+
+
+def measure(*args, **options):
+  sums, columns = metrics.measure(*args, **options)
+  assert columns == dict(tokens={})
+  return sums['tokens']
+
+
+def finish(sums):
+  sums = jax.tree.map(np.float64, sums)
+  return metrics.finish(dict(tokens=sums), dict(tokens={}))
+
+
+def test_perplexity_is_over_all_positions_that_count():
+  # Probabilities 1/2, 1/4 and 1/4 of the labels: the perplexity is the
+  # geometric mean of 2, 4 and 4.
+  logits = jnp.log(jnp.array([[[1 / 2, 1 / 4, 1 / 4]] * 2] * 2))
+  mask = jnp.array([[True, True], [True, False]])
+  labels = jnp.array([[0, 1], [2, 0]])
+  found = finish(measure(logits, None, mask=mask, labels=labels))
+  np.testing.assert_allclose(found['perplexity'], 32**(1 / 3), rtol=1e-6)
+  np.testing.assert_allclose(found['cross_entropy'], math.log(32) / 3,
+                             rtol=1e-6)
+  np.testing.assert_allclose(found['accuracy'], 1 / 3)
+  assert set(found) == {'perplexity', 'cross_entropy', 'accuracy'}
+
+
+@pytest.mark.parametrize('nats, count, expected', (
+    (2000.0, 2.0, np.inf), (0.0, 0.0, np.nan), (0.0, 5.0, 1.0)))
+def test_perplexity_at_its_ends(nats, count, expected):
+  found = finish(dict(cross_entropy=base.LossSum(nats, count)))
+  np.testing.assert_equal(found['perplexity'], expected)
+
+
+def test_top5_agreement_by_hand():
+  # The teacher's five are 0 to 4 and 3 to 7, the student's always 0 to 4.
+  student = jnp.broadcast_to(-jnp.arange(9.0), (1, 3, 9))
+  teacher = jnp.stack([
+      jnp.array([1.0, 2, 3, 4, 5, 0, 0, 0, -1]),
+      jnp.array([0.0, 0, 0, 5, 4, 3, 2, 1, -1]),
+      jnp.full(9, jnp.nan)
+  ])[None]
+  mask = jnp.array([[True, True, False]])
+  sums = measure(student, teacher, mask=mask)
+  # All five, and 3 and 4.
+  np.testing.assert_allclose(sums['top5_agreement'], (1 + 2 / 5, 2), rtol=1e-6)
+  # Neither most likely token, 4 nor 3, is the student's 0.
+  np.testing.assert_allclose(sums['agreement'], (0, 2))
+  assert set(sums) == {'kl', 'agreement', 'top5_agreement'}
+
+
+def test_vocabularies_may_have_less_than_five():
+  logits = jnp.array([[[0.0, 1.0, 2.0]]])
+  sums = measure(logits, logits, mask=jnp.ones((1, 1), bool))
+  np.testing.assert_allclose(sums['top5_agreement'], (1, 1))
