@@ -51,6 +51,12 @@ def test_chapters_begin_after_the_title_page_and_keep_paragraphs(script):
   assert found == ['One two.\n\nThree', 'Four']
 
 
+def test_the_tenth_and_twentieth_of_twenty_chapters_are_held_out(script):
+  found = script('austen').split_up([str(i) for i in range(1, 42)])
+  assert found['validation'] == ['10', '30'] and found['test'] == ['20', '40']
+  assert len(found['train']) == 37
+
+
 def test_another_database_is_refused(script):
   data = serialised([])
   wrong = struct.pack('>i', 4) + zlib.compress(b'A\n' + data)

