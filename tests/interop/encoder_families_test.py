@@ -132,7 +132,7 @@ def test_patches_are_read_row_by_row_with_channels_last():
 
 @pytest.mark.parametrize('case, changes, text', [
     ('bert', dict(architectures=['BertForQuestionAnswering']),
-     r"architectures of config.json must be one of BertModel, .* got \['BertFo"),
+     r"architectures of config.json must be one of BertModel, .* got \['BertF"),
     ('bert', dict(architectures=['RobertaModel']), 'must be one of BertModel'),
     ('bert', dict(position_embedding_type='relative_key'),
      "got position_embedding_type='relative_key', which is not supported"),
@@ -169,7 +169,7 @@ def test_bert_trained_on_pairs_is_read_for_its_tokens():
     (bert, dict(types=0, position_offset=2), 'position_offset must be 0; got '
      'position_offset=2, which no network of this kind there can have'),
     (bert, dict(types=0, epsilon=1e-5), 'epsilon must be 1e-12; got'),
-    (bert, dict(activation='elu'), "activation must be .*; got activation='elu"),
+    (bert, dict(activation='elu'), "activation must be .* got activation='elu"),
     (bert, dict(head='classification', num_classes=2, pooler_activation='relu'),
      "pooler_activation must be 'tanh'; got pooler_activation='relu'"),
     (bert, dict(head='classification', num_classes=2, pooler_activation=None),
@@ -202,8 +202,10 @@ def modules(*kinds, path='sentence_transformers.models.'):
 
 @pytest.mark.parametrize('config, pool', [
     (dict(word_embedding_dimension=16, pooling_mode_cls_token=False,
-          pooling_mode_mean_tokens=True, pooling_mode_max_tokens=False), 'mean'),
-    (dict(pooling_mode_cls_token=True, pooling_mode_mean_tokens=False), 'token'),
+          pooling_mode_mean_tokens=True, pooling_mode_max_tokens=False),
+     'mean'),
+    (dict(pooling_mode_cls_token=True, pooling_mode_mean_tokens=False),
+     'token'),
     (dict(embedding_dimension=16, pooling_mode='cls'), 'token'),
     (dict(embedding_dimension=16, pooling_mode=['mean']), 'mean'),
 ])
