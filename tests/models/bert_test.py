@@ -12,6 +12,7 @@ import haikd
 from haikd import base
 from haikd import checks
 from haikd import registry
+from haikd import remat
 from haikd.models import bert
 
 V, D, DEPTH, H, HIDDEN, PLACES, OFFSET = 11, 12, 2, 4, 10, 8, 2
@@ -318,6 +319,25 @@ def test_modules_return_the_dtype_of_the_tables():
   found = {leaf.dtype for out in dtypes.values()
            for leaf in jax.tree.leaves(out) if leaf.dtype != bool}
   assert len(dtypes) > 7 * DEPTH and found == {jnp.dtype(jnp.bfloat16)}
+
+
+@pytest.mark.parametrize('scan', (False, True))
+def test_blocks_can_be_computed_again_in_the_backward_pass(scan):
+  params = random_params()
+  params = stack(params) if scan else params
+
+  def loss(params, policy):
+    net = hk.transform(lambda: remat.rematerialised(
+        lambda inputs: bert.bert(
+            inputs, mask=MASK, is_training=True, scan=scan, **SMALL).vectors,
+        registry.models['bert'].taps['features'], policy, 'config')(INPUTS))
+    return jnp.sum(jnp.sin(net.apply(params, jax.random.key(0))))
+
+  once, again = (
+      jax.jit(jax.grad(loss), static_argnums=1)(params, policy)
+      for policy in ('none', 'full'))
+  jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), again, once)
 
 
 def test_only_training_is_random_and_only_with_dropout():
