@@ -87,8 +87,8 @@ def export(folder: paths.Path, *, model: str, options: Mapping[str, Any],
   family = source_lib.family_of(model)
   config = {**family.write_config(options)}
   planned, vocabulary = _plan(family.tensors(options, ()), params)
-  if vocabulary:
-    config.setdefault('vocab_size', vocabulary)
+  if vocabulary:  # The options may tell of one that was pruned.
+    config['vocab_size'] = vocabulary
   config['torch_dtype'] = planned[0].like.dtype.name
   extra = {}
   if options.get('head') == 'embedding':

@@ -21,8 +21,9 @@ QUERY, KEY = (WIDTH, WIDTH), (KEYS * WIDTH // HEADS, WIDTH)
 Kind = gguf_package.GGMLQuantizationType
 
 OPTIONS = dict(
-    width=WIDTH, depth=DEPTH, heads=HEADS, key_value_heads=KEYS, head_size=16,
+    num_classes=VOCABULARY, width=WIDTH, depth=DEPTH, heads=HEADS, key_value_heads=KEYS, head_size=16,
     hidden=HIDDEN, rope_base=1e5, rope_scaling=None, window=None,
+    window_layers=None, activation='silu',
     qk_norm=False, qkv_bias=False, output_bias=False, mlp_bias=False,
     epsilon=float(np.float32(1e-5)), tied=True)
 
@@ -291,3 +292,11 @@ def test_missing_tensor_is_named(tmp_path):
   with pytest.raises(checks.DataError, match='no blk.1.ffn_up.weight, a surplus'
                      ' blk.0.extra.weight'):
     load(init)
+
+
+def test_file_without_a_table_is_refused(tmp_path):
+  made = make_tensors()
+  del made['token_embd.weight']
+  init = write(tmp_path / 'x.gguf', made)
+  with pytest.raises(checks.DataError, match='must hold token_embd.weight'):
+    interop.describe(init)
