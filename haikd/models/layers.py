@@ -22,6 +22,7 @@ ACTIVATIONS = dict(
 )
 
 _SCAN_ABOVE = 12  # Blocks.
+_STACK = '__layer_stack_no_per_layer'
 
 
 class Linear(hk.Module):
@@ -47,25 +48,29 @@ class Linear(hk.Module):
     return outputs.reshape(*inputs.shape[:-1], self.size)
 
 
-def run_blocks(block: Callable[[jax.Array, str], jax.Array], depth: int,
-               inputs: jax.Array, scan: Optional[bool]) -> jax.Array:
+def run_blocks(block: Callable[..., jax.Array], depth: int, inputs: jax.Array,
+               scan: Optional[bool], *each: np.ndarray) -> jax.Array:
   """Runs blocks of one kind, one after the other.
 
   Args:
-    block: of its inputs and its name: `block_0` and so on, or where it is
-      looped over, `block` for all of them.
+    block: of its inputs, its name and its part of each of `each`. The name is
+      `block_0` and so on, or where it is looped over, `block` for all of them.
     depth: how many there are.
     inputs: of the first.
     scan: whether to compile one and loop over it; None for so above 12.
+    *each: arrays, `[depth, ...]`, of what differs from block to block.
 
   Returns:
     What the last one returns.
   """
   if depth > _SCAN_ABOVE if scan is None else scan:
-    return hk.layer_stack(depth)(lambda x: block(x, 'block'))(inputs)
+    # Of the same name whether or not blocks differ, so that weights fit both.
+    stack = hk.layer_stack(depth, with_per_layer_inputs=True, name=_STACK)
+    loop = stack(lambda x, *parts: (block(x, 'block', *parts), None))
+    return loop(inputs, *map(jnp.asarray, each))[0]
   outputs = inputs
   for i in range(depth):
-    outputs = block(outputs, f'block_{i}')
+    outputs = block(outputs, f'block_{i}', *(values[i] for values in each))
   return outputs
 
 
@@ -97,6 +102,14 @@ def check_positive(where: str, **sizes: Any) -> None:
     if not _is_size(value):
       raise checks.ConfigError(f'{where}: {name} must be a positive integer; '
                                f'got {name}={value!r}.')
+
+
+def check_at_least_zero(where: str, **sizes: Any) -> None:
+  """Raises ConfigError unless every option is an integer that is at least 0."""
+  for name, value in sizes.items():
+    if not _is_size(value) and (value != 0 or isinstance(value, bool)):
+      raise checks.ConfigError(f'{where}: {name} must be an integer that is at '
+                               f'least 0; got {name}={value!r}.')
 
 
 def check_sizes(where: str, name: str, sizes: Sequence[int]) -> None:
@@ -168,10 +181,10 @@ def position_mask(where: str, mask: Optional[jax.Array],
   Args:
     where: the model, for messages.
     mask: bool, `[B, N]` or `[B]`, or None where every position is real.
-    tokens: `[B, N]`.
+    tokens: `[B, N]`, or with more axes before the last.
 
   Returns:
-    bool, `[B, N]`.
+    bool, shaped as tokens.
 
   Raises:
     TypeError: the mask is not boolean.
@@ -181,7 +194,8 @@ def position_mask(where: str, mask: Optional[jax.Array],
     return jnp.ones(tokens.shape, bool)
   checks.check_mask(where, mask)
   checks.check_leading(where, 'tokens', tokens, mask)
-  return jnp.broadcast_to(mask.reshape(len(mask), -1), tokens.shape)
+  missing = tuple(range(mask.ndim, tokens.ndim))
+  return jnp.broadcast_to(jnp.expand_dims(mask, missing), tokens.shape)
 
 
 def _is_size(value: Any) -> bool:

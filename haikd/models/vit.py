@@ -19,14 +19,14 @@ POOLS = ('token', 'mean')
 class Embed(hk.Module):
   """Cuts images into patches and makes positions of them."""
 
-  def __init__(self, patch_size: int, width: int, pool: str):
+  def __init__(self, patch_size: int, width: int, tokens: tuple[str, ...]):
     super().__init__(name='embed')
     self.patch_size = patch_size
     self.width = width
-    self.pool = pool
+    self.tokens = tokens
 
   def __call__(self, images: jax.Array) -> jax.Array:
-    """Maps `[B, h, w, C]` to `[B, N, D]`, the class token, if any, first."""
+    """Maps `[B, h, w, C]` to `[B, N, D]`, the learned tokens, if any, first."""
     batch, height, width, channels = images.shape
     size = self.patch_size
     rows, columns = height // size, width // size
@@ -36,10 +36,12 @@ class Embed(hk.Module):
     outputs = layers.Linear(self.width, name='patches')(patches)
     init = hk.initializers.TruncatedNormal(0.02)
     dtype = outputs.dtype
-    if self.pool == 'token':
-      token = hk.get_parameter('token', (1, 1, self.width), dtype, init)
-      token = jnp.broadcast_to(token, (batch, 1, self.width))
-      outputs = jnp.concatenate([token, outputs], axis=1)
+    tokens = [
+        jnp.broadcast_to(
+            hk.get_parameter(name, (1, 1, self.width), dtype, init),
+            (batch, 1, self.width)) for name in self.tokens
+    ]
+    outputs = jnp.concatenate([*tokens, outputs], axis=1)
     return outputs + hk.get_parameter('positions', outputs.shape[1:], dtype,
                                       init)
 
@@ -47,23 +49,37 @@ class Embed(hk.Module):
 class Attention(hk.Module):
   """Multi-head self-attention; offers its maps as the tap `maps`."""
 
-  def __init__(self, heads: int, name: str = 'attn'):
+  def __init__(self, heads: int, *, qkv_bias: bool = True, name: str = 'attn'):
     super().__init__(name=name)
     self.heads = heads
+    self.qkv_bias = qkv_bias
 
-  def __call__(self, inputs: jax.Array) -> jax.Array:
-    """Maps `[B, N, D]` to `[B, N, D]`."""
+  def __call__(self,
+               inputs: jax.Array,
+               looks: Optional[jax.Array] = None) -> jax.Array:
+    """Maps `[B, N, D]` to `[B, N, D]`.
+
+    Args:
+      inputs: `[B, N, D]` floating.
+      looks: bool, broadcastable to `[B, H, N, N]`, true where a query may look
+        at a key; None for everywhere.
+
+    Returns:
+      `[B, N, D]` in the dtype of `inputs`.
+    """
     width = inputs.shape[-1]
 
     def heads(name):
-      outputs = layers.Linear(width, name=name)(inputs)
+      linear = layers.Linear(width, name, with_bias=self.qkv_bias)
+      outputs = linear(inputs)
       return outputs.reshape(*inputs.shape[:-1], self.heads, -1)
 
     query, key, value = heads('query'), heads('key'), heads('value')
     query *= query.shape[-1]**-0.5
     # In float32, whatever comes in. `jax.nn.dot_product_attention` would do,
     # but does not compile for float16 on CPU.
-    maps = tapping.tap('maps', base.QueryKey(query, key)).materialise()
+    maps = tapping.tap('maps', base.QueryKey(query, key, looks))
+    maps = maps.materialise()
     outputs = jnp.einsum('bhnm,bmhk->bnhk', maps.astype(value.dtype), value)
     return layers.Linear(width, name='output')(outputs.reshape(inputs.shape))
 
@@ -86,22 +102,25 @@ class Mlp(hk.Module):
 class Block(hk.Module):
   """Attention and MLP, each behind a norm and beside a shortcut."""
 
-  def __init__(self, heads: int, hidden: int, activation: Callable,
-               dropout: float, name: str):
+  def __init__(self, heads: int, qkv_bias: bool, hidden: int,
+               activation: Callable, epsilon: float, dropout: float, name: str):
     super().__init__(name=name)
     self.heads = heads
+    self.qkv_bias = qkv_bias
     self.hidden = hidden
     self.activation = activation
+    self.epsilon = epsilon
     self.dropout = dropout
 
   def __call__(self, inputs: jax.Array, is_training: bool) -> jax.Array:
     """Maps `[B, N, D]` to `[B, N, D]`."""
 
     def branch(norm, module, positions):
-      outputs = module(_norm(norm)(positions))
+      outputs = module(_norm(norm, self.epsilon)(positions))
       return layers.dropout(outputs, self.dropout, is_training)
 
-    middle = inputs + branch('norm_attn', Attention(self.heads), inputs)
+    attention = Attention(self.heads, qkv_bias=self.qkv_bias)
+    middle = inputs + branch('norm_attn', attention, inputs)
     mlp = Mlp(self.hidden, self.activation)
     return middle + branch('norm_mlp', mlp, middle)
 
@@ -122,13 +141,19 @@ def vit(inputs: jax.Array,
         *,
         is_training: bool,
         num_classes: int,
+        image_size: Optional[int] = None,
+        channels: Optional[int] = None,
         patch_size: int = 16,
         width: int = 192,
         depth: int = 12,
         heads: int = 3,
         mlp_ratio: float = 4.0,
         activation: str = 'gelu',
+        epsilon: float = 1e-6,
+        qkv_bias: bool = True,
         pool: str = 'token',
+        distilled: bool = False,
+        distillation_head: bool = False,
         dropout: float = 0.0,
         scan: Optional[bool] = None) -> jax.Array:
   """A vision transformer with the norm before each branch.
@@ -136,20 +161,29 @@ def vit(inputs: jax.Array,
   The defaults are DeiT-Ti. Each block is a module `block_i` with output
   `[B, N, D]`. Inside, `attn` offers its maps, `[B, H, N, N]`, as `maps`, and
   its linear maps `query`, `key`, `value` and `output` are modules too. N counts
-  the patches, row by row, after the class token where there is one.
+  the patches, row by row, after the class token and the distillation token
+  where there are such.
 
   Args:
     inputs: images, `[B, h, w, C]` floating.
     is_training: whether dropout is active, which takes a random key.
     num_classes: V.
+    image_size: height and width that images must have; None for whatever comes
+      first.
+    channels: C that images must have; None for whatever comes first.
     patch_size: height and width of a patch in pixels; divides h and w.
     width: D.
     depth: the number of blocks.
     heads: H, which divides D.
     mlp_ratio: hidden units of a block's MLP per feature.
     activation: a name from `layers.ACTIVATIONS`, for the MLP.
+    epsilon: added to the variance in a norm.
+    qkv_bias: whether the linear maps to query, key and value have biases.
     pool: what the logits are read from: 'token', the class token, or 'mean',
       the mean over positions, where there is no class token.
+    distilled: whether a distillation token stands after the class token.
+    distillation_head: whether the distillation token has logits of its own, so
+      that those returned are the mean of the two.
     dropout: rate, in training, on the embedding and at the end of each branch.
     scan: whether to compile one block and loop over it. The blocks' parameters
       are then stacked, `[depth, ...]`, under the one name `block`. None for so
@@ -165,11 +199,13 @@ def vit(inputs: jax.Array,
 
   References:
     ViT: Dosovitskiy et al., arXiv:2010.11929, equations 1 to 4.
-    DeiT: Touvron et al., arXiv:2012.12877, table 1.
+    DeiT: Touvron et al., arXiv:2012.12877, table 1; the distillation token,
+    section 4.
   """
   where = 'models.vit'
   layers.check_images(where, inputs)
-  hidden = int(mlp_ratio * width)
+  # A quotient of integers, times one of them, may fall short of the other.
+  hidden = int(round(mlp_ratio * width, 6))
   layers.check_positive(
       where,
       num_classes=num_classes,
@@ -179,7 +215,10 @@ def vit(inputs: jax.Array,
       heads=heads)
   layers.check_choice(where, 'pool', pool, POOLS)
   layers.check_fraction(where, dropout=dropout)
+  layers.check_above_zero(where, epsilon=epsilon)
   _check_divides(where, inputs.shape, patch_size, width, heads)
+  _check_images(where, inputs.shape, image_size, channels)
+  _check_tokens(where, pool, distilled, distillation_head)
   if hidden < 1:
     raise checks.ConfigError(
         f'{where}: mlp_ratio must give a hidden unit or more; got mlp_ratio='
@@ -187,22 +226,49 @@ def vit(inputs: jax.Array,
   function = layers.activation(where, activation)
 
   def block(positions, name):
-    module = Block(heads, hidden, function, dropout, name)
+    module = Block(heads, qkv_bias, hidden, function, epsilon, dropout, name)
     return module(positions, is_training)
 
-  positions = Embed(patch_size, width, pool)(inputs)
+  tokens = ('token', 'distillation_token')[:(pool == 'token') + distilled]
+  positions = Embed(patch_size, width, tokens)(inputs)
   positions = layers.dropout(positions, dropout, is_training)
   positions = layers.run_blocks(block, depth, positions, scan)
-  positions = _norm('norm')(positions)
-  if pool == 'token':
-    pooled = positions[:, 0]
-  else:
+  positions = _norm('norm', epsilon)(positions)
+  if pool == 'mean':
     pooled = jnp.mean(positions, axis=1)
-  return layers.Linear(num_classes, name='logits')(pooled)
+  else:
+    pooled = positions[:, 0]
+  logits = layers.Linear(num_classes, name='logits')(pooled)
+  if distillation_head:
+    second = layers.Linear(num_classes, name='distillation_logits')
+    logits = (logits + second(positions[:, 1])) / 2
+  return logits
 
 
-def _norm(name: str) -> hk.LayerNorm:
-  return hk.LayerNorm(-1, True, True, eps=1e-6, name=name)
+def _norm(name: str, epsilon: float) -> hk.LayerNorm:
+  return hk.LayerNorm(-1, True, True, eps=epsilon, name=name)
+
+
+def _check_images(where: str, shape: tuple[int, ...], size: Optional[int],
+                  channels: Optional[int]) -> None:
+  wanted = (size or shape[1], size or shape[2], channels or shape[3])
+  if shape[1:] != wanted:
+    raise checks.ConfigError(
+        f'{where}: images must be {wanted[0]} x {wanted[1]} x {wanted[2]}, as '
+        f'image_size and channels say; got {shape[1]} x {shape[2]} x '
+        f'{shape[3]}. Resize the images, or choose another network.')
+
+
+def _check_tokens(where: str, pool: str, distilled: bool,
+                  distillation_head: bool) -> None:
+  if distilled and pool != 'token':
+    raise checks.ConfigError(
+        f"{where}: pool must be 'token' beside a distillation token; got "
+        f'pool={pool!r}, distilled=True.')
+  if distillation_head and not distilled:
+    raise checks.ConfigError(
+        f'{where}: distilled must be True for distillation_head; got '
+        'distilled=False, distillation_head=True.')
 
 
 def _check_divides(where: str, shape: tuple[int, ...], patch_size: int,

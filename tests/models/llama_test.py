@@ -1,5 +1,6 @@
 """Tests of llama."""
 
+import fnmatch
 import math
 
 import haiku as hk
@@ -13,6 +14,8 @@ from haikd import base
 from haikd import checks
 from haikd import registry
 from haikd.models import llama
+from haikd.models import rotary
+from haikd.models import sequences
 
 V, D, DEPTH, H, G, K = 11, 12, 3, 4, 2, 6
 SMALL = dict(num_classes=V, width=D, depth=DEPTH, heads=H, key_value_heads=G,
@@ -237,8 +240,9 @@ def test_rotation_equals_a_value_by_hand():
   -sin 0.3 + i cos 0.3; real parts come first.
   """
   mask = np.array([[False, True, True, True, True]])
+  rows = sequences.read('test', np.zeros((1, 5), int), mask)
   head = np.broadcast_to(np.float32([1, 0, 0, 1]), (1, 5, 1, 4))
-  found = llama.rotate(head, llama.angles(mask, 4, 100.0))
+  found = rotary.rotate(head, rotary.angles(rows, 4, 100.0))
   expected = [-0.9899925, -0.2955202, 0.1411200, 0.9553365]
   np.testing.assert_allclose(found[0, 4, 0], expected, atol=1e-6)
   # The first real position, and padding before it, are not turned.
@@ -355,17 +359,20 @@ def test_hidden_units_are_eight_thirds_of_the_width():
 def test_tensor_axes_fit_the_parameters():
   """Each glob finds parameters, and its axis is one of heads, units or so."""
   shapes = jax.eval_shape(
-      transformed(scan=True).init, jax.random.key(0), TOKENS, MASK)
-  sizes = {'embed/embeddings': D, 'attn/query/w': H * K, 'attn/key/w': G * K,
-           'attn/value/w': G * K, 'attn/output/w': H * K, 'mlp/gate/w': 10,
-           'mlp/up/w': 10, 'mlp/down/w': 10, 'logits/w': V}
+      transformed(scan=True, qkv_bias=True, mlp_bias=True).init,
+      jax.random.key(0), TOKENS, MASK)
+  sizes = {'embed/embeddings': D, 'attn/query/*': H * K, 'attn/key/*': G * K,
+           'attn/value/*': G * K, 'attn/output/w': H * K, 'mlp/gate/*': 10,
+           'mlp/up/*': 10, 'mlp/down/w': 10, 'logits/w': V}
   flat = {f'{path}/{name}': leaf.shape
           for path, leaves in shapes.items() for name, leaf in leaves.items()}
   axes = registry.models['llama'].tensor
   assert set(axes) == set(sizes)
   for glob, axis in axes.items():
-    shape, = (shape for name, shape in flat.items() if name.endswith(glob))
-    assert shape[axis] == sizes[glob]
+    shapes = [shape for name, shape in flat.items()
+              if fnmatch.fnmatch(name, f'*{glob}')]
+    assert len(shapes) == 1 + glob.endswith('*')
+    assert {shape[axis] for shape in shapes} == {sizes[glob]}
 
 
 @pytest.mark.parametrize('options, text', [

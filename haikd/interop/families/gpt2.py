@@ -1,0 +1,140 @@
+"""GPT-2, DistilGPT-2 and their like."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from haikd import checks
+from haikd.interop import fields as fields_lib
+from haikd.interop import options as options_lib
+from haikd.interop import rules as rules_lib
+
+MODEL = 'gpt2'
+MODEL_TYPES = ('gpt2',)
+
+_WHERE = 'interop.write_config'
+_ARCHITECTURES = ('GPT2LMHeadModel', 'GPT2Model')
+_TOKENS = 'wte.weight'
+
+# What stands in their configs and changes no output at rest; attention in
+# float32 is what the model has anyway, and `n_ctx` is `n_positions` again.
+_AT_REST = (
+    'attn_pdrop', 'embd_pdrop', 'n_ctx', 'reorder_and_upcast_attn',
+    'resid_pdrop', 'summary_activation', 'summary_first_dropout',
+    'summary_proj_to_labels', 'summary_type', 'summary_use_proj')
+
+
+def read_config(fields: fields_lib.Fields) -> dict[str, Any]:
+  """Returns the options of `models.gpt2` that a config says.
+
+  Args:
+    fields: of `config.json`.
+
+  Returns:
+    Options.
+
+  Raises:
+    DataError: a field or an architecture that is not supported.
+  """
+  found = fields.take('architectures', None) or _ARCHITECTURES[:1]
+  if len(found) != 1 or found[0] not in _ARCHITECTURES:
+    raise checks.DataError(
+        f'interop.read: architectures of {fields.path} must be one of '
+        f'{", ".join(_ARCHITECTURES)}; got {found}, not supported.')
+  fields.expect('scale_attn_weights', True)
+  fields.expect('scale_attn_by_inverse_layer_idx', False)
+  fields.expect('add_cross_attention', False)
+  options = dict(
+      num_classes=fields.take('vocab_size'),
+      positions=fields.take('n_positions'),
+      width=fields.take('n_embd'),
+      depth=fields.take('n_layer'),
+      heads=fields.take('n_head'),
+      hidden=fields.take('n_inner', None),
+      activation=options_lib.read_activation(fields, 'activation_function'),
+      epsilon=fields.take('layer_norm_epsilon', 1e-5),
+      tied=fields.take('tie_word_embeddings', True))
+  fields.ignore(_AT_REST)
+  fields.done()
+  return options
+
+
+def tensors(options: Mapping[str, Any],
+            names: Iterable[str]) -> rules_lib.Tensors:
+  """Returns where each parameter is found.
+
+  Args:
+    options: of `models.gpt2`.
+    names: of the tensors there are; none to have those of a new file.
+
+  Returns:
+    The rules of all parameters.
+  """
+  options = options_lib.complete(MODEL, options)
+  # The network without its logits is saved without the prefix.
+  prefix = '' if _TOKENS in names else 'transformer.'
+  layer = prefix + 'h.{layer}.'
+  rules = [
+      rules_lib.Rule('embed', 'embeddings', prefix + _TOKENS, vocabulary=0),
+      rules_lib.Rule('embed', 'positions', f'{prefix}wpe.weight')
+  ]
+  for i, name in enumerate(('query', 'key', 'value')):
+    rules.extend(_linear(f'block/attn/{name}', f'{layer}attn.c_attn', i))
+  for module, tensor in (('attn/output', 'attn.c_proj'), ('mlp/up', 'mlp.c_fc'),
+                         ('mlp/down', 'mlp.c_proj')):
+    rules.extend(_linear(f'block/{module}', layer + tensor))
+  for module, tensor in (('norm_attn', 'ln_1'), ('norm_mlp', 'ln_2')):
+    rules.extend(rules_lib.norm(f'block/{module}', layer + tensor))
+  rules.extend(rules_lib.norm('norm', f'{prefix}ln_f'))
+  # Where one may look was a buffer once.
+  ignored = ['*.attn.bias', '*.attn.masked_bias']
+  if options['tied']:
+    ignored.append('lm_head.weight')
+  else:
+    rules.append(rules_lib.Rule('logits', 'w', 'lm_head.weight',
+                                rules_lib.TRANSPOSED, vocabulary=1))
+  return rules_lib.Tensors(tuple(rules), tuple(ignored))
+
+
+def write_config(options: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the fields of a config that say the same as options.
+
+  Args:
+    options: of `models.gpt2`.
+
+  Returns:
+    The fields of `config.json`; the size of the vocabulary is among them if
+    `num_classes` is among the options.
+
+  Raises:
+    ConfigError: an activation that transformers does not have.
+  """
+  options = options_lib.complete(MODEL, options)
+  dropout = options['dropout']
+  values = dict(
+      architectures=[_ARCHITECTURES[0]],
+      model_type=MODEL,
+      n_positions=options['positions'],
+      n_embd=options['width'],
+      n_layer=options['depth'],
+      n_head=options['heads'],
+      n_inner=options['hidden'],
+      activation_function=options_lib.write_activation(
+          _WHERE, options['activation']),
+      layer_norm_epsilon=options['epsilon'],
+      embd_pdrop=dropout,
+      resid_pdrop=dropout,
+      attn_pdrop=0.0,
+      tie_word_embeddings=options['tied'])
+  if 'num_classes' in options:
+    values['vocab_size'] = options['num_classes']
+  return values
+
+
+def _linear(module, tensor, part=None):
+  """Returns the rules of a map kept as `[in, out]`, or of a third of it."""
+  return [
+      rules_lib.Rule(
+          module, name, f'{tensor}.{kind}',
+          part=None if part is None else rules_lib.Part(axis, part, 3))
+      for name, kind, axis in (('w', 'weight', 1), ('b', 'bias', 0))
+  ]

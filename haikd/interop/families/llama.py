@@ -1,0 +1,233 @@
+"""Llama 2 and 3, SmolLM2, Mistral, Qwen 2 and 3."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from haikd import checks
+from haikd.interop import fields as fields_lib
+from haikd.interop import options as options_lib
+from haikd.interop import rope
+from haikd.interop import rules as rules_lib
+
+MODEL = 'llama'
+MODEL_TYPES = ('llama', 'mistral', 'qwen2', 'qwen3')
+
+_WHERE = 'interop.write_config'
+_CLASSES = dict(
+    llama='Llama', mistral='Mistral', qwen2='Qwen2', qwen3='Qwen3')
+_FULL, _SLIDING = 'full_attention', 'sliding_attention'
+
+_TOKENS = 'embed_tokens.weight'
+
+# Of one block: the parameter's module, its tensors and the option that says
+# whether there is a bias.
+_LINEAR = (
+    ('attn/query', 'self_attn.q_proj', 'qkv_bias'),
+    ('attn/key', 'self_attn.k_proj', 'qkv_bias'),
+    ('attn/value', 'self_attn.v_proj', 'qkv_bias'),
+    ('attn/output', 'self_attn.o_proj', 'output_bias'),
+    ('mlp/gate', 'mlp.gate_proj', 'mlp_bias'),
+    ('mlp/up', 'mlp.up_proj', 'mlp_bias'),
+    ('mlp/down', 'mlp.down_proj', 'mlp_bias'))
+_NORMS = (('norm_attn', 'input_layernorm'),
+          ('norm_mlp', 'post_attention_layernorm'))
+_QK_NORMS = (('attn/norm_query', 'self_attn.q_norm'),
+             ('attn/norm_key', 'self_attn.k_norm'))
+
+
+def read_config(fields: fields_lib.Fields) -> dict[str, Any]:
+  """Returns the options of `models.llama` that a config says.
+
+  Args:
+    fields: of `config.json`.
+
+  Returns:
+    Options.
+
+  Raises:
+    DataError: a field or an architecture that is not supported.
+  """
+  kind = fields.take('model_type')
+  _check_architecture(fields, kind)
+  width = fields.take('hidden_size')
+  heads = fields.take('num_attention_heads')
+  # Where it may be left out, it is as transformers has it.
+  head_size = fields.take('head_dim', 128 if kind == 'qwen3' else None)
+  head_size = head_size or width // heads
+  if kind == 'llama':
+    key_value_heads = fields.take('num_key_value_heads', None)
+  else:
+    key_value_heads = fields.take('num_key_value_heads')
+  depth = fields.take('num_hidden_layers')
+  options = dict(
+      num_classes=fields.take('vocab_size'),
+      width=width,
+      depth=depth,
+      heads=heads,
+      key_value_heads=key_value_heads or heads,
+      head_size=head_size,
+      hidden=fields.take('intermediate_size'),
+      activation=options_lib.read_activation(fields, 'hidden_act'),
+      epsilon=fields.take('rms_norm_eps', 1e-6),
+      tied=fields.take('tie_word_embeddings', False),
+      qk_norm=kind == 'qwen3',
+      mlp_bias=kind == 'llama' and fields.take('mlp_bias', False))
+  has_biases = (kind in ('llama', 'qwen3') and
+                fields.take('attention_bias', False))
+  options.update(
+      qkv_bias=kind == 'qwen2' or has_biases, output_bias=has_biases)
+  options.update(_read_window(fields, kind, depth))
+  options.update(rope.read(fields))
+  fields.ignore(('attention_dropout',))
+  fields.done()
+  return options
+
+
+def tensors(options: Mapping[str, Any],
+            names: Iterable[str]) -> rules_lib.Tensors:
+  """Returns where each parameter is found.
+
+  Args:
+    options: of `models.llama`.
+    names: of the tensors there are; none to have those of a new file.
+
+  Returns:
+    The rules of all parameters.
+  """
+  options = options_lib.complete(MODEL, options)
+  # The network without its logits is saved without the prefix.
+  prefix = '' if _TOKENS in names else 'model.'
+  layer = prefix + 'layers.{layer}.'
+  rules = [
+      rules_lib.Rule('embed', 'embeddings', prefix + _TOKENS, vocabulary=0)
+  ]
+  for module, tensor, bias in _LINEAR:
+    rules.extend(rules_lib.linear(
+        f'block/{module}', layer + tensor, bias=options[bias]))
+  for module, tensor in _NORMS + (_QK_NORMS if options['qk_norm'] else ()):
+    rules.extend(rules_lib.norm(
+        f'block/{module}', layer + tensor, offset=False))
+  rules.extend(rules_lib.norm('norm', f'{prefix}norm', offset=False))
+  ignored = ['*.rotary_emb.inv_freq']
+  if options['tied']:
+    ignored.append('lm_head.weight')
+  else:
+    rules.append(rules_lib.Rule('logits', 'w', 'lm_head.weight',
+                                rules_lib.TRANSPOSED, vocabulary=1))
+  return rules_lib.Tensors(tuple(rules), tuple(ignored))
+
+
+def write_config(options: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the fields of a config that say the same as options.
+
+  Args:
+    options: of `models.llama`.
+
+  Returns:
+    The fields of `config.json`; the size of the vocabulary is among them if
+    `num_classes` is among the options.
+
+  Raises:
+    ConfigError: options that none of the model types has together.
+  """
+  options = options_lib.complete(MODEL, options)
+  width, heads = options['width'], options['heads']
+  kind = _kind(options)
+  values = dict(
+      architectures=[f'{_CLASSES[kind]}ForCausalLM'],
+      model_type=kind,
+      hidden_size=width,
+      num_hidden_layers=options['depth'],
+      num_attention_heads=heads,
+      num_key_value_heads=options['key_value_heads'] or heads,
+      head_dim=options['head_size'] or width // heads,
+      intermediate_size=options['hidden'] or -(-8 * width // (3 * 64)) * 64,
+      hidden_act=options_lib.write_activation(_WHERE, options['activation']),
+      rms_norm_eps=options['epsilon'],
+      tie_word_embeddings=options['tied'],
+      **rope.write(options['rope_base'], options['rope_scaling']))
+  if 'num_classes' in options:
+    values['vocab_size'] = options['num_classes']
+  if kind in ('llama', 'qwen3'):
+    values['attention_bias'] = options['qkv_bias']
+  if kind == 'llama':
+    values['mlp_bias'] = options['mlp_bias']
+  else:
+    values['sliding_window'] = options['window']
+  if kind in ('qwen2', 'qwen3'):
+    values.update(
+        use_sliding_window=options['window'] is not None,
+        layer_types=[_SLIDING if is_chosen else _FULL
+                     for is_chosen in _has_window(options)])
+  return values
+
+
+def _check_architecture(fields, kind):
+  known = _CLASSES[kind] + 'ForCausalLM', _CLASSES[kind] + 'Model'
+  found = fields.take('architectures', None) or known[:1]
+  if len(found) != 1 or found[0] not in known:
+    raise checks.DataError(
+        f'interop.read: architectures of {fields.path} must be one of '
+        f'{", ".join(known)}; got {found}, not supported.')
+
+
+def _read_window(fields, kind, depth):
+  """Returns the options of windows, as each model type has them."""
+  if kind == 'llama':
+    fields.expect('layer_types', [_FULL] * depth)
+    return {}
+  window = fields.take('sliding_window', 4096)
+  if kind == 'mistral':
+    fields.expect('layer_types', [_SLIDING if window else _FULL] * depth)
+    return dict(window=window)
+  if not fields.take('use_sliding_window', False):
+    window = None
+  first = fields.take('max_window_layers', 28)
+  types = fields.take('layer_types', None)
+  if types is None:
+    types = [_SLIDING if window and i >= first else _FULL for i in range(depth)]
+  if len(types) != depth or set(types) - {_FULL, _SLIDING} or (
+      window is None and _SLIDING in types):
+    raise checks.DataError(
+        f'interop.read: layer_types of {fields.path} must be {_FULL} or '
+        f'{_SLIDING} for each layer, and the former without a window; got '
+        f'{types}, not supported.')
+  chosen = tuple(i for i, name in enumerate(types) if name == _SLIDING)
+  if not chosen:
+    return {}
+  return dict(
+      window=window, window_layers=None if len(chosen) == depth else chosen)
+
+
+def _kind(options):
+  """Returns the model type that has a choice of options."""
+  has_window = set(_has_window(options))
+  biases = options['qkv_bias'], options['output_bias']
+  if options['qk_norm']:
+    kind, fits = 'qwen3', biases[0] == biases[1] and not options['mlp_bias']
+  elif biases == (True, False):
+    kind, fits = 'qwen2', not options['mlp_bias']
+  elif True in has_window or options['width'] % options['heads']:
+    # Llama has no window, and in transformers no such width.
+    kind = 'mistral'
+    fits = biases == (False, False) and len(has_window) == 1 and (
+        not options['mlp_bias'])
+  else:
+    kind, fits = 'llama', biases[0] == biases[1]
+  if not fits:
+    names = ('qk_norm', 'qkv_bias', 'output_bias', 'mlp_bias', 'window',
+             'window_layers', 'width', 'heads')
+    found = ', '.join(f'{name}={options[name]!r}' for name in names)
+    raise checks.ConfigError(
+        f'{_WHERE}: options must be those of one of {", ".join(MODEL_TYPES)}; '
+        f'got {found}. qwen3 has norms of queries and keys, and all biases of '
+        'attention or none; qwen2 those of query, key and value; mistral none '
+        'and one window for all blocks; llama no window.')
+  return kind
+
+
+def _has_window(options):
+  """Returns for each block whether it has a window."""
+  layers = options['window_layers']
+  return [options['window'] is not None and (layers is None or i in layers)
+          for i in range(options['depth'])]

@@ -1,0 +1,81 @@
+"""What the families share about options: defaults, activations and labels."""
+
+from collections.abc import Iterable, Mapping
+import inspect
+from typing import Any
+
+from haikd import checks
+from haikd import registry
+from haikd.interop import fields as fields_lib
+
+# A name of theirs for each of ours comes last, and is the one that is written.
+_ACTIVATIONS = dict(
+    gelu_fast='gelu_tanh',
+    gelu_new='gelu_tanh',
+    gelu_pytorch_tanh='gelu_tanh',
+    gelu='gelu',
+    relu='relu',
+    swish='silu',
+    silu='silu',
+    tanh='tanh')
+
+
+def complete(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns options with the defaults of those that are not there.
+
+  Args:
+    model: a registered model.
+    options: some of its options.
+  """
+  parameters = inspect.signature(registry.models[model].function).parameters
+  defaults = {name: parameter.default for name, parameter in parameters.items()
+              if parameter.default is not inspect.Parameter.empty}
+  return {**defaults, **options}
+
+
+def read_activation(fields: fields_lib.Fields, name: str) -> str:
+  """Takes the field of an activation and returns what the models call it.
+
+  Raises:
+    DataError: one that is not known.
+  """
+  value = fields.take(name)
+  fields.expect(name, *_ACTIVATIONS)
+  return _ACTIVATIONS[value]
+
+
+def write_activation(where: str, name: str) -> str:
+  """Returns what others call an activation of the models.
+
+  Raises:
+    ConfigError: they have none like it.
+  """
+  theirs = {ours: other for other, ours in _ACTIVATIONS.items()}
+  check_choice(where, 'activation', name, theirs)
+  return theirs[name]
+
+
+def check_choice(where: str, name: str, value: Any,
+                 legal: Iterable[Any]) -> None:
+  """Raises ConfigError unless an option has a value that can be exported."""
+  legal = tuple(legal)
+  if value not in legal:
+    raise checks.ConfigError(
+        f'{where}: {name} must be {" or ".join(map(repr, legal))}; got '
+        f'{name}={value!r}, which no network of this kind there can have.')
+
+
+def read_labels(fields: fields_lib.Fields) -> int:
+  """Takes the names of the classes and returns how many there are."""
+  labels = fields.take('id2label', None)
+  # What is not written there has its default, two.
+  count = fields.take('num_labels', None)
+  return len(labels) if labels else count or 2
+
+
+def write_labels(count: int) -> dict[str, Any]:
+  """Returns the fields that name as many classes by their numbers."""
+  labels = [f'LABEL_{i}' for i in range(count)]
+  return dict(
+      id2label={str(i): name for i, name in enumerate(labels)},
+      label2id={name: i for i, name in enumerate(labels)})

@@ -1,0 +1,159 @@
+"""The parts of a decoder of the Llama family."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Optional, Union
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+from haikd import base
+from haikd import tapping
+from haikd.models import layers
+from haikd.models import rotary
+from haikd.models import sequences
+
+
+class Embed(hk.Module):
+  """Looks tokens up in a table, `[V, D]`."""
+
+  def __init__(self, vocabulary: int, width: int):
+    super().__init__(name='embed')
+    self.vocabulary = vocabulary
+    self.width = width
+
+  @property
+  def embeddings(self) -> jax.Array:
+    """The table."""
+    return hk.get_parameter('embeddings', (self.vocabulary, self.width),
+                            init=hk.initializers.TruncatedNormal(0.02))
+
+  def __call__(self, tokens: jax.Array) -> jax.Array:
+    """Maps `[B, N]` to `[B, N, D]`."""
+    return self.embeddings[tokens]
+
+
+class Attention(hk.Module):
+  """Causal grouped-query attention; offers its maps as the tap `maps`.
+
+  Args:
+    heads: H.
+    key_value_heads: G.
+    head_size: K.
+    qk_norm: as in `llama.llama`, and the rest likewise.
+    qkv_bias: see there.
+    output_bias: see there.
+    epsilon: see there.
+    name: of the module.
+  """
+
+  def __init__(self, *, heads: int, key_value_heads: int, head_size: int,
+               qk_norm: bool, qkv_bias: bool, output_bias: bool, epsilon: float,
+               name: str = 'attn'):
+    super().__init__(name=name)
+    self.heads = heads
+    self.key_value_heads = key_value_heads
+    self.head_size = head_size
+    self.qk_norm = qk_norm
+    self.qkv_bias = qkv_bias
+    self.output_bias = output_bias
+    self.epsilon = epsilon
+
+  def __call__(self, inputs: jax.Array, rotation: rotary.Rotation,
+               looks: jax.Array) -> jax.Array:
+    """Maps `[B, N, D]` to `[B, N, D]`; `looks` is `[B, 1, N, N]`."""
+    batch, length, width = inputs.shape
+
+    def heads(name, count):
+      linear = layers.Linear(
+          count * self.head_size, name, with_bias=self.qkv_bias)
+      return linear(inputs).reshape(batch, length, count, self.head_size)
+
+    query = heads('query', self.heads)
+    key = heads('key', self.key_value_heads)
+    value = heads('value', self.key_value_heads)
+    if self.qk_norm:
+      query = norm(query, self.epsilon, 'norm_query')
+      key = norm(key, self.epsilon, 'norm_key')
+    query = rotary.rotate(query, rotation) * self.head_size**-0.5
+    key = rotary.rotate(key, rotation)
+    query_key = base.QueryKey(
+        query.astype(inputs.dtype), key.astype(inputs.dtype), looks)
+    maps = tapping.tap('maps', query_key).materialise().astype(value.dtype)
+    # Key head g serves the query heads from g H/G on, without being repeated.
+    maps = maps.reshape(batch, self.key_value_heads, -1, length, length)
+    outputs = jnp.einsum('bgrnm,bmgk->bngrk', maps, value)
+    linear = layers.Linear(width, 'output', with_bias=self.output_bias)
+    return linear(outputs.reshape(batch, length, -1))
+
+
+class Mlp(hk.Module):
+  """One linear map gates another, and a third leads back."""
+
+  def __init__(self, *, hidden: int, activation: Callable, bias: bool,
+               name: str = 'mlp'):
+    super().__init__(name=name)
+    self.hidden = hidden
+    self.activation = activation
+    self.bias = bias
+
+  def __call__(self, inputs: jax.Array) -> jax.Array:
+    """Maps `[B, N, D]` to `[B, N, D]`."""
+
+    def linear(size, name, inputs):
+      return layers.Linear(size, name, with_bias=self.bias)(inputs)
+
+    gate = self.activation(linear(self.hidden, 'gate', inputs))
+    outputs = gate * linear(self.hidden, 'up', inputs)
+    return linear(inputs.shape[-1], 'down', outputs)
+
+
+class Block(hk.Module):
+  """Attention and MLP, each behind a norm and beside a shortcut.
+
+  Its call takes nothing but arrays, so that it can be recomputed as it is.
+  """
+
+  def __init__(self, attention: Mapping[str, Any], mlp: Mapping[str, Any],
+               epsilon: float, dropout: float, is_training: bool, name: str):
+    super().__init__(name=name)
+    self.attention = attention
+    self.mlp = mlp
+    self.epsilon = epsilon
+    self.dropout = dropout
+    self.is_training = is_training
+
+  def __call__(self, inputs: jax.Array, rotation: rotary.Rotation,
+               sequence: sequences.Sequence,
+               window: Optional[Union[int, jax.Array]]) -> jax.Array:
+    """Maps `[B, N, D]` to `[B, N, D]`."""
+
+    def branch(name, module, positions, *more):
+      outputs = module(norm(positions, self.epsilon, name), *more)
+      return layers.dropout(outputs, self.dropout, self.is_training)
+
+    attention = Attention(epsilon=self.epsilon, **self.attention)
+    looks = sequence.looks(causal=True, window=window)
+    middle = inputs + branch('norm_attn', attention, inputs, rotation, looks)
+    return middle + branch('norm_mlp', Mlp(**self.mlp), middle)
+
+
+class Unembed(hk.Module):
+  """Makes logits of positions, which are not computed yet."""
+
+  def __init__(self, vocabulary: int):
+    super().__init__(name='logits')
+    self.vocabulary = vocabulary
+
+  def __call__(self, hidden: jax.Array) -> base.LinearLogits:
+    """Maps `[B, N, D]` to `[B, N, V]`."""
+    width = hidden.shape[-1]
+    init = hk.initializers.TruncatedNormal(width**-0.5)
+    kernel = hk.get_parameter('w', (width, self.vocabulary), hidden.dtype, init)
+    return base.LinearLogits(hidden, kernel)
+
+
+def norm(inputs: jax.Array, epsilon: float, name: str) -> jax.Array:
+  """Divides by the root mean square of the last axis, in float32."""
+  module = hk.RMSNorm(-1, eps=epsilon, name=name)
+  return module(inputs.astype(jnp.float32)).astype(inputs.dtype)

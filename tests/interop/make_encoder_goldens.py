@@ -1,0 +1,178 @@
+"""Writes tiny random encoders of transformers and what they compute.
+
+Run it where PyTorch and transformers are installed:
+
+  python tests/interop/make_encoder_goldens.py
+
+Each case is a folder in `golden/` with `config.json`, `model.safetensors` and
+`expected.npz`: the inputs, and in float32 every hidden state, every attention
+map and the outputs, for rows padded on the left and on the right.
+
+With HAIKD_MINILM naming the folder of all-MiniLM-L6-v2 it also writes
+`golden/minilm.json`, sentences and the cosines of their embeddings.
+"""
+
+import json
+import os
+import pathlib
+
+import numpy as np
+import torch
+import transformers
+
+GOLDEN = pathlib.Path(__file__).parent / 'golden'
+LENGTHS = (7, 3, 5)  # Of the texts; rows are as long as the longest.
+
+_SIZES = dict(
+    hidden_size=16, num_hidden_layers=2, num_attention_heads=4,
+    intermediate_size=24)
+_BERT = dict(
+    **_SIZES, vocab_size=40, max_position_embeddings=12, type_vocab_size=2)
+_ROBERTA = _BERT | dict(type_vocab_size=1, layer_norm_eps=1e-5)
+_DISTILBERT = dict(
+    dim=16, n_layers=2, n_heads=4, hidden_dim=24, vocab_size=40,
+    max_position_embeddings=12)
+_IMAGES = dict(**_SIZES, image_size=8, patch_size=4, num_channels=3)
+
+SENTENCES = (
+    'A man is eating food.',
+    'A man is eating a piece of bread.',
+    'Two women are playing the violin on a stage in front of many people.',
+    'The stock market fell by three percent on Monday, its worst day since '
+    'March.',
+    'Bread')
+
+# {case: (class, fields of its config)}
+TEXT = dict(
+    bert=('Bert', 'Model', _BERT),
+    bert_classification=('Bert', 'ForSequenceClassification',
+                         _BERT | dict(num_labels=3, hidden_act='gelu_new')),
+    bert_masked_lm=('Bert', 'ForMaskedLM', _BERT | dict(hidden_act='relu')),
+    roberta=('Roberta', 'Model', _ROBERTA),
+    roberta_classification=('Roberta', 'ForSequenceClassification',
+                            _ROBERTA | dict(num_labels=2)),
+    roberta_masked_lm=('Roberta', 'ForMaskedLM', _ROBERTA),
+    distilbert=('DistilBert', 'Model', _DISTILBERT),
+    distilbert_classification=('DistilBert', 'ForSequenceClassification',
+                               _DISTILBERT | dict(num_labels=4)),
+    distilbert_masked_lm=('DistilBert', 'ForMaskedLM', _DISTILBERT),
+)
+IMAGES = dict(
+    vit=('ViT', 'ForImageClassification', _IMAGES | dict(num_labels=3)),
+    vit_no_bias=('ViT', 'ForImageClassification', _IMAGES | dict(
+        num_labels=3, num_channels=1, qkv_bias=False, layer_norm_eps=1e-3)),
+    deit=('DeiT', 'ForImageClassification', _IMAGES | dict(num_labels=3)),
+    deit_teacher=('DeiT', 'ForImageClassificationWithTeacher',
+                  _IMAGES | dict(num_labels=3)),
+)
+
+
+def make(case: str, folder: pathlib.Path, seed: int = 0) -> None:
+  """Writes the folder of one case."""
+  family, ending, fields = (TEXT | IMAGES)[case]
+  config = getattr(transformers, f'{family}Config')(**fields)
+  config._attn_implementation = 'eager'
+  torch.manual_seed(seed)
+  model = getattr(transformers, family + ending)(config).eval()
+  with torch.no_grad():
+    for name, parameter in model.named_parameters():
+      parameter.normal_(0, 0.3)
+      if 'norm' in name.lower() and name.endswith('weight'):
+        parameter.add_(1)
+    compute = _text if case in TEXT else _images
+    expected = compute(model, np.random.default_rng(seed), family, ending)
+  model.save_pretrained(folder)
+  np.savez_compressed(folder / 'expected.npz', **expected)
+
+
+def _text(model, generator, family, ending):
+  rows = [generator.integers(2, 40, length) for length in LENGTHS]
+  types = [np.arange(length) >= length // 2 for length in LENGTHS]
+  has_types = family == 'Bert'
+  expected = {}
+
+  def run(tokens, types, mask):
+    places = np.maximum(np.cumsum(mask, 1) - 1, 0)
+    places += 2 if family == 'Roberta' else 0
+    inputs = dict(input_ids=tokens, attention_mask=mask, position_ids=places)
+    if has_types:
+      inputs['token_type_ids'] = types
+    inputs = {name: torch.tensor(value, dtype=torch.long)
+              for name, value in inputs.items()}
+    return model(
+        **inputs, output_hidden_states=True, output_attentions=True)
+
+  for side in ('left', 'right'):
+
+    def pad(row, side=side):
+      missing = (max(LENGTHS) - len(row), 0)
+      return np.pad(row, missing if side == 'left' else missing[::-1])
+
+    tokens = np.stack([pad(row) for row in rows])
+    kinds = np.stack([pad(row) for row in types])
+    mask = np.stack([pad(np.ones(n, int)) for n in LENGTHS])
+    outputs = run(tokens, kinds, mask)
+    expected[f'{side}/tokens'] = tokens.astype(np.int32)
+    expected[f'{side}/types'] = kinds.astype(np.int32)
+    expected[f'{side}/mask'] = mask.astype(bool)
+    expected.update(_inside(f'{side}/', outputs))
+    if ending == 'Model':
+      weights = torch.tensor(mask)[..., None]
+      mean = (outputs.last_hidden_state * weights).sum(1) / weights.sum(1)
+      expected[f'{side}/mean'] = mean.numpy()
+      expected[f'{side}/mean_normalised'] = (
+          torch.nn.functional.normalize(mean).numpy())
+    if ending == 'ForMaskedLM':
+      expected[f'{side}/logits'] = outputs.logits.numpy()
+  # Each text alone, since those heads read the first token of a row.
+  alone = [run(row[None], kind[None], np.ones((1, len(row)), int))
+           for row, kind in zip(rows, types)]
+  if ending == 'Model':
+    token = torch.cat([each.last_hidden_state[:, 0] for each in alone])
+    expected['token'] = token.numpy()
+    expected['token_normalised'] = torch.nn.functional.normalize(token).numpy()
+  if ending == 'ForSequenceClassification':
+    expected['logits'] = torch.cat([each.logits for each in alone]).numpy()
+  return expected
+
+
+def _images(model, generator, *_):
+  channels = model.config.num_channels
+  images = generator.normal(size=(2, 8, 8, channels)).astype(np.float32)
+  outputs = model(
+      torch.tensor(images.transpose(0, 3, 1, 2)), output_hidden_states=True,
+      output_attentions=True)
+  return dict(
+      images=images, logits=outputs.logits.numpy(), **_inside('', outputs))
+
+
+def _inside(prefix, outputs):
+  return {
+      f'{prefix}hidden': torch.stack(outputs.hidden_states).numpy(),
+      f'{prefix}maps': torch.stack(outputs.attentions).numpy(),
+  }
+
+
+def make_cosines(folder: str, path: pathlib.Path) -> None:
+  """Writes the cosines of some sentences by a sentence encoder's weights."""
+  tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+  model = transformers.AutoModel.from_pretrained(
+      folder, dtype=torch.float32).eval()
+  batch = tokenizer(list(SENTENCES), padding=True, return_tensors='pt')
+  with torch.no_grad():
+    hidden = model(**batch).last_hidden_state
+  weights = batch['attention_mask'][..., None]
+  mean = (hidden * weights).sum(1) / weights.sum(1)
+  vectors = torch.nn.functional.normalize(mean).double()
+  content = dict(
+      sentences=SENTENCES,
+      lengths=batch['attention_mask'].sum(1).tolist(),
+      cosines=(vectors @ vectors.T).tolist())
+  path.write_text(json.dumps(content, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+  for name in (*TEXT, *IMAGES):
+    make(name, GOLDEN / name)
+  if 'HAIKD_MINILM' in os.environ:
+    make_cosines(os.environ['HAIKD_MINILM'], GOLDEN / 'minilm.json')
