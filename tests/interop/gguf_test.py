@@ -21,9 +21,9 @@ QUERY, KEY = (WIDTH, WIDTH), (KEYS * WIDTH // HEADS, WIDTH)
 Kind = gguf_package.GGMLQuantizationType
 
 OPTIONS = dict(
-    num_classes=VOCABULARY, width=WIDTH, depth=DEPTH, heads=HEADS, key_value_heads=KEYS, head_size=16,
-    hidden=HIDDEN, rope_base=1e5, rope_scaling=None, window=None,
-    window_layers=None, activation='silu',
+    num_classes=VOCABULARY, width=WIDTH, depth=DEPTH, heads=HEADS,
+    key_value_heads=KEYS, head_size=16, hidden=HIDDEN, rope_base=1e5,
+    rope_scaling=None, window=None, window_layers=None, activation='silu',
     qk_norm=False, qkv_bias=False, output_bias=False, mlp_bias=False,
     epsilon=float(np.float32(1e-5)), tied=True)
 
