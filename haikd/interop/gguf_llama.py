@@ -130,11 +130,12 @@ def _interleaved(heads):
   """
 
   def swap(values, *sizes):
+    values = np.asarray(values)  # Whole, if it is quantised: one block's.
     shape = heads, *sizes, *values.shape[1:]
     return values.reshape(shape).swapaxes(1, 2).reshape(values.shape)
 
   return rules.Layout(
-      load=lambda x: swap(x, len(x) // heads // 2, 2).T,
+      load=lambda x: swap(x, x.shape[0] // heads // 2, 2).T,
       store=lambda x: swap(x.T, 2, x.shape[-1] // heads // 2))
 
 
