@@ -87,8 +87,8 @@ def export(folder: paths.Path, *, model: str, options: Mapping[str, Any],
   family = source_lib.family_of(model)
   config = {**family.write_config(options)}
   planned, vocabulary = _plan(family.tensors(options, ()), params)
-  if vocabulary:
-    config.setdefault('vocab_size', vocabulary)
+  if vocabulary:  # The options may tell of one that was pruned.
+    config['vocab_size'] = vocabulary
   config['torch_dtype'] = planned[0].like.dtype.name
   extra = {}
   if options.get('head') == 'embedding':
@@ -180,8 +180,11 @@ def _tokenizer_files(path) -> dict[str, pathlib.Path]:
   return found
 
 
-def _special_tokens(tokens) -> dict[str, int]:
-  """Returns the numbers of special tokens, where the files say them."""
+def _special_tokens(tokens) -> dict[str, Optional[int]]:
+  """Returns the numbers of special tokens, None where the files have none.
+
+  A config that leaves them out has those of its family's first tokenizer.
+  """
   if not {'tokenizer.json', 'tokenizer_config.json'} <= set(tokens):
     return {}
   said = files.read_json(tokens['tokenizer_config.json'])
@@ -191,8 +194,7 @@ def _special_tokens(tokens) -> dict[str, int]:
   for name in _SPECIAL:
     token = said.get(f'{name}_token')
     token = token.get('content') if isinstance(token, Mapping) else token
-    if token in numbers:
-      found[f'{name}_token_id'] = numbers[token]
+    found[f'{name}_token_id'] = numbers.get(token)
   return found
 
 

@@ -5,7 +5,7 @@ import functools
 import importlib.util
 import os
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Union
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ import numpy as np
 
 from haikd import checks
 
-_ROWS = 2**22  # Numbers that are decoded at once, about.
+_NUMBERS = 2**18  # That are decoded at once, about.
 
 
 class _Entry(NamedTuple):
@@ -66,26 +66,82 @@ class Gguf:
         for name, entry in self._entries.items()
     }
 
-  def read(self, name: str, dtype: np.dtype) -> np.ndarray:
-    """Returns a tensor: mapped, or if it is quantised, decoded.
+  def read(self, name: str, dtype: np.dtype) -> Union[np.ndarray, 'Quantised']:
+    """Returns a tensor: mapped, or if it is quantised, decoded when needed.
 
     Args:
       name: of the tensor.
-      dtype: to decode to; rows are decoded in float32 and cast one block after
-        another.
+      dtype: to decode to.
     """
     entry = self._entries[name]
     stored = np.memmap(
         self.path, entry.dtype, 'r', entry.offset, entry.stored)
     if entry.dtype != np.uint8:
       return stored
+    found = Quantised(stored, entry.kind, entry.shape, np.dtype(dtype))
+    return found if found.ndim == 2 else np.asarray(found)
+
+
+class Quantised:
+  """A quantised matrix, of which rows are decoded when they are asked for.
+
+  It can be turned and cut like an array; what is cut out of it is an array, and
+  so is what NumPy makes of the whole.
+
+  Attributes:
+    shape: of the matrix.
+    strides: such that rows are the slowest, whichever axis they lie along.
+
+  Args:
+    stored: the bytes of its rows.
+    kind: a `gguf.GGMLQuantizationType`.
+    shape: of the matrix, or of what else is stored.
+    dtype: to decode to.
+    turned: whether rows lie along the last axis.
+  """
+
+  def __init__(self, stored: np.ndarray, kind: Any, shape: tuple[int, ...],
+               dtype: np.dtype, turned: bool = False):
+    self._stored = stored
+    self._kind = kind
+    self._dtype = dtype
+    self._turned = turned
+    self._shape = shape
+    self.shape = shape[::-1] if turned else shape
+    self.strides = tuple(range(len(shape), 0, -1))[::-1 if turned else 1]
+
+  @property
+  def ndim(self) -> int:
+    """The number of axes."""
+    return len(self.shape)
+
+  @property
+  def T(self) -> 'Quantised':  # noqa: N802  As NumPy calls it.
+    """The matrix turned."""
+    return Quantised(self._stored, self._kind, self._shape, self._dtype,
+                     not self._turned)
+
+  def __getitem__(self, index) -> np.ndarray:
+    if self._turned:
+      return self.T[index[::-1]].T
+    rows, *others = index
+    return self._decode(self._stored[rows])[(slice(None), *others)]
+
+  def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    del copy  # What is decoded is always new.
+    values = self._decode(self._stored)
+    values = values.T if self._turned else values
+    return values if dtype is None else values.astype(dtype)
+
+  def _decode(self, stored):
+    """Returns rows, decoded to float32 and cast block by block."""
     import gguf
-    values = np.empty(entry.shape, dtype)
+    values = np.empty((*stored.shape[:-1], self._shape[-1]), self._dtype)
     rows = stored.reshape(-1, stored.shape[-1])
     decoded = values.reshape(-1, values.shape[-1])
-    step = max(1, _ROWS // decoded.shape[-1])
+    step = max(1, _NUMBERS // decoded.shape[-1])
     for i in range(0, len(rows), step):
-      decoded[i:i + step] = gguf.dequantize(rows[i:i + step], entry.kind)
+      decoded[i:i + step] = gguf.dequantize(rows[i:i + step], self._kind)
     return values
 
 

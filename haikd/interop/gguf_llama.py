@@ -42,6 +42,10 @@ def read_metadata(file: gguf.Gguf) -> dict[str, Any]:
   # seen from the tensors.
   fields.ignore(('context_length', 'vocab_size'))
   names = file.shapes
+  if 'token_embd.weight' not in names:
+    raise checks.DataError(
+        f'interop.describe: {file.path} must hold token_embd.weight; got '
+        f'{sorted(names)[:5]}. Take the file of a whole network.')
   width = fields.take('embedding_length')
   heads = fields.take('attention.head_count')
   head_size = fields.take('attention.key_length', width // heads)
@@ -49,6 +53,7 @@ def read_metadata(file: gguf.Gguf) -> dict[str, Any]:
   fields.expect('rope.dimension_count', head_size)
   base = fields.take('rope.freq_base', 10000.0)
   options = dict(
+      num_classes=names['token_embd.weight'].shape[0],
       width=width,
       depth=fields.take('block_count'),
       heads=heads,
@@ -58,10 +63,12 @@ def read_metadata(file: gguf.Gguf) -> dict[str, Any]:
       rope_base=base,
       rope_scaling=_scaling(file, fields, base, head_size),
       window=fields.take('attention.sliding_window', None) or None,
+      window_layers=None,
       qk_norm='blk.0.attn_q_norm.weight' in names,
       qkv_bias='blk.0.attn_q.bias' in names,
       output_bias='blk.0.attn_output.bias' in names,
       mlp_bias='blk.0.ffn_up.bias' in names,
+      activation='silu',
       epsilon=fields.take('attention.layer_norm_rms_epsilon'),
       tied='output.weight' not in names)
   fields.done()
@@ -123,11 +130,12 @@ def _interleaved(heads):
   """
 
   def swap(values, *sizes):
+    values = np.asarray(values)  # Whole, if it is quantised: one block's.
     shape = heads, *sizes, *values.shape[1:]
     return values.reshape(shape).swapaxes(1, 2).reshape(values.shape)
 
   return rules.Layout(
-      load=lambda x: swap(x, len(x) // heads // 2, 2).T,
+      load=lambda x: swap(x, x.shape[0] // heads // 2, 2).T,
       store=lambda x: swap(x.T, 2, x.shape[-1] // heads // 2))
 
 

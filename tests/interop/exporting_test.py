@@ -76,6 +76,13 @@ def test_config_says_the_vocabulary_and_card_is_the_readme(toy, tmp_path):
   assert (tmp_path / 'out' / 'README.md').read_text() == '# A toy\n'
 
 
+def test_vocabulary_is_that_of_the_parameters(toy, tmp_path):
+  params = dict(load(toy), embed=dict(embeddings=np.ones((3, 16), np.float32)))
+  export(toy, tmp_path / 'out', params)
+  config = json.loads((tmp_path / 'out' / 'config.json').read_text())
+  assert config['vocab_size'] == 3
+
+
 def test_file_is_as_pytorch_wants_it(toy, tmp_path):
   export(toy, tmp_path / 'out', load(toy))
   content = (tmp_path / 'out' / FILE).read_bytes()
@@ -141,7 +148,7 @@ def test_tokenizer_is_copied_and_its_special_tokens_told(toy, tmp_path):
   assert found['tokenizer.json'] == (source / 'tokenizer.json').read_bytes()
   config = json.loads(found['config.json'])
   assert (config['eos_token_id'], config['pad_token_id']) == (5, 3)
-  assert 'bos_token_id' not in config
+  assert config['bos_token_id'] is None
 
 
 def test_tokenizer_may_be_its_file(toy, tmp_path):

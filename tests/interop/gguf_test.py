@@ -15,14 +15,16 @@ from haikd import checks
 from haikd import interop
 from haikd.interop import gguf
 from haikd.interop import gguf_llama
+from haikd.interop import placing
 
 WIDTH, HEADS, KEYS, HIDDEN, DEPTH, VOCABULARY = 64, 4, 2, 96, 2, 40
 QUERY, KEY = (WIDTH, WIDTH), (KEYS * WIDTH // HEADS, WIDTH)
 Kind = gguf_package.GGMLQuantizationType
 
 OPTIONS = dict(
-    width=WIDTH, depth=DEPTH, heads=HEADS, key_value_heads=KEYS, head_size=16,
-    hidden=HIDDEN, rope_base=1e5, rope_scaling=None, window=None,
+    num_classes=VOCABULARY, width=WIDTH, depth=DEPTH, heads=HEADS,
+    key_value_heads=KEYS, head_size=16, hidden=HIDDEN, rope_base=1e5,
+    rope_scaling=None, window=None, window_layers=None, activation='silu',
     qk_norm=False, qkv_bias=False, output_bias=False, mlp_bias=False,
     epsilon=float(np.float32(1e-5)), tied=True)
 
@@ -170,7 +172,7 @@ def test_layouts_are_inverse_to_each_other():
     Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_1))
 @pytest.mark.parametrize('dtype', ('float32', 'bfloat16'))
 def test_what_is_quantised_is_decoded(tmp_path, monkeypatch, quantised, dtype):
-  monkeypatch.setattr(gguf, '_ROWS', 3 * WIDTH)  # 40 rows in 14 steps.
+  monkeypatch.setattr(gguf, '_NUMBERS', 3 * WIDTH)  # 40 rows in 14 steps.
   made = make_tensors()
   init = write(tmp_path / 'x.gguf', made, quantised=quantised)
   found = load(init, dtype)['embed']['embeddings']
@@ -182,9 +184,15 @@ def test_what_is_quantised_is_decoded(tmp_path, monkeypatch, quantised, dtype):
                              made['token_embd.weight'], atol=0.5)
 
 
-def test_narrower_network_takes_whole_heads(tmp_path):
+@pytest.mark.parametrize('quantised', (None, Kind.Q8_0))
+def test_narrower_network_takes_whole_heads(tmp_path, monkeypatch, quantised):
+  monkeypatch.setattr(placing, '_BLOCK', 512)  # Four rows, or less than one.
   made = make_tensors(tied=False)
-  init = write(tmp_path / 'x.gguf', made)
+  init = write(tmp_path / 'x.gguf', made, quantised=quantised)
+  if quantised:
+    decode = lambda x: gguf_package.dequantize(
+        gguf_package.quantize(x, quantised), quantised)
+    made = {name: decode(x) if x.ndim > 1 else x for name, x in made.items()}
   ids = np.array([5, 39])
   params = load(init, width=32, heads=2, key_value_heads=1, hidden=48,
                 tied=False, vocabulary=2, kept_ids=ids)
@@ -194,6 +202,10 @@ def test_narrower_network_takes_whole_heads(tmp_path):
                                 made['blk.0.attn_k.weight'][:16, :32].T)
   np.testing.assert_array_equal(params['logits']['w'],
                                 made['output.weight'][ids, :32].T)
+  np.testing.assert_array_equal(params['embed']['embeddings'],
+                                made['token_embd.weight'][ids, :32])
+  np.testing.assert_array_equal(params['block_1/mlp/down']['w'],
+                                made['blk.1.ffn_down.weight'][:32, :48].T)
 
 
 def test_other_groups_of_heads_are_refused(tmp_path):
@@ -291,3 +303,11 @@ def test_missing_tensor_is_named(tmp_path):
   with pytest.raises(checks.DataError, match='no blk.1.ffn_up.weight, a surplus'
                      ' blk.0.extra.weight'):
     load(init)
+
+
+def test_file_without_a_table_is_refused(tmp_path):
+  made = make_tensors()
+  del made['token_embd.weight']
+  init = write(tmp_path / 'x.gguf', made)
+  with pytest.raises(checks.DataError, match='must hold token_embd.weight'):
+    interop.describe(init)

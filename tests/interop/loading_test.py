@@ -1,6 +1,7 @@
 """Expected values are the tensors themselves, cut and turned in NumPy."""
 
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -224,8 +225,7 @@ def test_bar_is_shown_in_a_terminal_only(toy, monkeypatch, capsys):
 
 
 def memory(tmp_path, *args):
-  script = loading.__file__.replace('haikd/interop/loading.py',
-                                    'tests/interop/measure_memory.py')
+  script = pathlib.Path(__file__).with_name('measure_memory.py')
   out = subprocess.run([sys.executable, script, str(tmp_path), *args],
                        capture_output=True, text=True, check=True).stdout
   found = json.loads(out)

@@ -1,0 +1,125 @@
+"""Every family goes in and out again: tensors are the same before and after.
+
+What a network computes with them, the parity tests compare.
+"""
+
+import inspect
+import json
+import pathlib
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors
+
+from haikd import base
+from haikd import checks
+from haikd import interop
+from haikd import models  # noqa: F401  Registers the zoo.
+from haikd import registry
+from haikd.interop import source
+
+GOLDEN = pathlib.Path(__file__).parent / 'golden'
+CASES = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
+FILE = 'model.safetensors'
+
+
+def expect(model, options, **changes):
+  """Returns an abstract network, as Haiku itself makes it."""
+  options = {**options, **changes}
+  function = registry.models[model].function
+  if model == 'vit':
+    size = options['image_size']
+    inputs = jnp.zeros((1, size, size, options['channels']))
+  else:
+    inputs = jnp.zeros((1, 4), jnp.int32)
+  net = hk.transform(lambda x: function(x, is_training=False, **options))
+  place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  shapes = jax.eval_shape(net.init, jax.random.key(0), inputs)
+  return base.Frozen(jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+      shapes), {})
+
+
+def load(init, **changes):
+  found = interop.describe(init)
+  expected = expect(found.model, found.options, **changes)
+  network = interop.load('config.teacher.init', init, expected,
+                         options={**found.options, **changes})
+  return found, network.params
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_parameters_are_as_the_rules_say(case):
+  init = f'hf:{GOLDEN / case}'
+  found, params = load(init, scan=False)
+  tensors = safetensors.load_file(GOLDEN / case / FILE)
+  rules = source.family_of(found.model).tensors(found.options, tensors).rules
+  compared = 0
+  for rule in rules:
+    layers = found.options['depth'] if '{layer}' in rule.tensor else 1
+    for layer in range(layers):
+      values = tensors[rule.tensor.replace('{layer}', str(layer))]
+      if rule.part:
+        values = np.split(values, rule.part.count,
+                          rule.part.axis)[rule.part.index]
+      module = rule.module.replace('block', f'block_{layer}', 1)
+      np.testing.assert_array_equal(params[module][rule.name],
+                                    rule.layout.load(values))
+      compared += 1
+  assert compared == len(jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize('scan', (False, True))
+@pytest.mark.parametrize('case', CASES)
+def test_exported_and_loaded_again_nothing_has_changed(case, scan, tmp_path):
+  found, params = load(f'hf:{GOLDEN / case}', scan=scan)
+  folder = tmp_path / 'out'
+  interop.export(folder, model=found.model,
+                 options={**found.options, 'scan': scan}, params=params,
+                 tokenizer=None, card='')
+  again, same = load(f'hf:{folder}', scan=scan)
+  assert again == found
+  jax.tree.map(np.testing.assert_array_equal, params, same)
+  before = safetensors.load_file(GOLDEN / case / FILE)
+  after = safetensors.load_file(folder / FILE)
+  assert set(after) <= set(before)
+  for name, values in after.items():
+    np.testing.assert_array_equal(values, before[name], err_msg=name)
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_half_of_the_blocks_is_a_network_too(case, tmp_path):
+  init = f'hf:{GOLDEN / case}'
+  found = interop.describe(init)
+  options = {**found.options, 'depth': 1, 'scan': False}
+  if options.get('window_layers'):
+    options['window_layers'] = (0,)
+  last = found.options['depth'] - 1
+  network = interop.load(
+      'config.student.init', init, expect(found.model, options),
+      options=options, layers=(last,))
+  _, whole = load(init, scan=False)
+  np.testing.assert_array_equal(network.params['block_0/attn/query']['w'],
+                                whole[f'block_{last}/attn/query']['w'])
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_unknown_field_is_refused_by_name(case, tmp_path):
+  config = json.loads((GOLDEN / case / 'config.json').read_text())
+  config['logit_softcap'] = 30.0
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  with pytest.raises(checks.DataError, match="{'logit_softcap': 30.0}"):
+    interop.describe(f'hf:{tmp_path}')
+
+
+@pytest.mark.parametrize('model', ('bert', 'gpt2', 'llama', 'vit'))
+def test_options_are_those_of_the_model(model):
+  cases = [c for c in CASES if interop.describe(f'hf:{GOLDEN / c}').model ==
+           model]
+  taken = set(inspect.signature(registry.models[model].function).parameters)
+  assert cases
+  for case in cases:
+    assert set(interop.describe(f'hf:{GOLDEN / case}').options) <= taken
