@@ -79,7 +79,8 @@ def decode(content: bytes, place: str) -> str:
   except UnicodeDecodeError as err:
     raise checks.DataError(
         f'text_lines.decode: {place} must be UTF-8; got '
-        f'{checks.one_line(err)}. Convert it, as with `iconv -t UTF-8`.') from err
+        f'{checks.one_line(err)}. Convert it, as with `iconv -t UTF-8`.'
+    ) from err
 
 
 def _plain(path, documents):
