@@ -86,7 +86,8 @@ def decode(content: bytes, place: str) -> str:
 def _plain(path, documents):
   if documents == 'file':
     content = path.read_bytes()
-    yield decode(content, str(path)), str(path), len(content)
+    place = repr(str(path))
+    yield decode(content, place), place, len(content)
     return
   block, start = [], 1
   for number, line, done in _lines(path):

@@ -32,7 +32,8 @@ def open_rows(folder, tokenizer, *rows, **options):
 ])
 def test_completion_alone_is_learned(tmp_path, words, prompt, completion,
                                      tokens, label):
-  row, = open_rows(tmp_path, words, dict(prompt=prompt, completion=completion))
+  row = open_rows(tmp_path, words,
+                  dict(prompt=prompt, completion=completion))[0]
   assert row['tokens'].tolist() == tokens
   assert row['label'].tolist() == label
   assert row['target_mask'].tolist() == [x != -100 for x in label]
@@ -40,8 +41,8 @@ def test_completion_alone_is_learned(tmp_path, words, prompt, completion,
 
 
 def test_rows_may_be_padded_on_the_left(tmp_path, words):
-  row, = open_rows(tmp_path, words, dict(q='a', a='b'), padding='left',
-                   prompt='q', completion='a')
+  row = open_rows(tmp_path, words, dict(q='a', a='b'), padding='left',
+                  prompt='q', completion='a')[0]
   assert row['tokens'].tolist() == [0, 0, 0, 3, 4, 2]
   assert row['label'].tolist() == [-100, -100, -100, 4, 2, -100]
 
@@ -54,7 +55,7 @@ def test_rows_that_were_cut_are_counted(tmp_path, words):
 
 def test_special_tokens_stand_before_and_after_the_two(tmp_path, bert_words):
   # [CLS] and [SEP] are 2 and 3 there: none between prompt and completion.
-  row, = open_rows(tmp_path, bert_words, dict(prompt='a', completion='b'))
+  row = open_rows(tmp_path, bert_words, dict(prompt='a', completion='b'))[0]
   assert row['tokens'].tolist() == [2, 4, 5, 3, 0, 0]
 
 

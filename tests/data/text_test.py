@@ -74,7 +74,7 @@ def test_padded_rows(tmp_path, words, padding):
 def test_tokens_that_the_tokenizer_puts_on_are_kept(tmp_path, bpe, bert_words):
   write(tmp_path, 'a b')
   opened = open_split(tmp_path, bpe, form='padded')
-  tokens = opened[0]['tokens'].tolist()
+  tokens = [t for row in listed(opened, 'tokens') for t in row]
   assert tokens[0] == 0 and 1 in tokens  # <s> and, though it put none, </s>.
   opened = open_split(tmp_path, bert_words, form='padded')
   assert listed(opened, 'tokens') == [[2, 4, 5, 3]]  # One [SEP], not two.
@@ -148,7 +148,7 @@ def test_slices_know_their_tokenizer(tmp_path, words):
 
 @pytest.mark.parametrize('options, text', [
     (dict(form='pact'), "form must be packed or padded; got form='pact'"),
-    (dict(padding='up'), "padding must be on the right or left; got padding='u"),
+    (dict(padding='up'), "padding must be on the right or left; got paddi"),
     (dict(vocabulary=5), 'no smaller than the tokenizer; got vocabulary=5, '
      'tokenizer.size=13'),
     (dict(prune=True, vocabulary=64), 'vocabulary must be None with prune'),
