@@ -87,7 +87,8 @@ def test_what_is_saved_is_loaded_again(folder, tmp_path):
   # The package itself reads the file.
   plain = tokenizers.Tokenizer.from_file(
       str(tmp_path / 'new' / 'copy' / 'tokenizer.json'))
-  assert plain.encode('a b').ids == [2, 4, 5, 3]
+  assert plain.encode('a b a b').ids == [2, 4, 5, 4, 5, 3]  # Neither cut...
+  assert plain.encode('a').ids == [2, 4, 3]  # ... nor filled up.
 
 
 @pytest.mark.parametrize('change', [

@@ -179,6 +179,43 @@ def test_added_tokens_that_are_used_stay_and_are_numbered_anew():
   assert pruned.id_of('<last>') == len(kept_ids) - 1
 
 
+SINGLE = dict(single='[CLS] $A [SEP]',
+              special_tokens=[('[CLS]', 2), ('[SEP]', 4)])
+
+
+@pytest.mark.parametrize('processor', [
+    processors.TemplateProcessing(**SINGLE),
+    processors.BertProcessing(('[SEP]', 4), ('[CLS]', 2)),
+    processors.RobertaProcessing(('[SEP]', 4), ('[CLS]', 2)),
+    processors.Sequence([processors.ByteLevel(),
+                         processors.TemplateProcessing(**SINGLE)]),
+])
+def test_special_tokens_are_put_on_by_their_new_ids(processor):
+  words = ['a', '[UNK]', '[CLS]', 'b', '[SEP]', 'c']
+  made = tokenizers.Tokenizer(models.WordLevel(
+      {word: i for i, word in enumerate(words)}, unk_token='[UNK]'))
+  made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+  made.post_processor = processor
+  made.add_special_tokens(['[UNK]', '[CLS]', '[SEP]'])
+  pruned, kept_ids = pruning.prune(as_ours(made), [5])
+  assert kept_ids.tolist() == [1, 2, 4, 5]
+  assert pruned.encode_batch(['c a'])[0].ids.tolist() == [1, 3, 0, 2]
+  assert [(t['id'], t['content'])
+          for t in pruned.definition['added_tokens']] == [
+              (0, '[UNK]'), (1, '[CLS]'), (2, '[SEP]')]
+
+
+def test_tokens_that_are_only_put_on_stay():
+  made = tokenizers.Tokenizer(models.WordLevel(
+      {'a': 0, 'b': 1, 'end': 2}, unk_token='a'))
+  made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+  made.post_processor = processors.TemplateProcessing(
+      single='$A end', special_tokens=[('end', 2)])
+  pruned, kept_ids = pruning.prune(as_ours(made), [])
+  assert kept_ids.tolist() == [0, 2]
+  assert pruned.encode_batch(['a'])[0].ids.tolist() == [0, 1]
+
+
 def test_unknown_keeps_its_score():
   # The score of unk is the lowest of all pieces less 10: without the worst
   # piece, b (-3) + c (-9) would lose to unk (-11) + c.
