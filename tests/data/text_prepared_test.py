@@ -200,6 +200,11 @@ def test_tokenizer_is_kept_beside_the_data(where, words):
       words).digest
 
 
+def test_data_lies_where_that_of_tfds_does_unless_told():
+  assert text_tokenizers.root(None) == pathlib.Path(
+      os.environ['TFDS_DATA_DIR'], 'haikd_text')
+
+
 def test_counts_are_kept_shard_by_shard(where, words):
   open_rows(where, words)
   counts = Counter()
