@@ -59,12 +59,12 @@ class Encoded(NamedTuple):
 
   Attributes:
     ids: int32 `[N]`.
-    types: int32 `[N]`, 1 in the second text and 0 elsewhere, where the
-      tokenizer says so.
+    types: of two texts, int32 `[N]`, 1 in the second and 0 elsewhere, where the
+      tokenizer says so; None of one.
   """
 
   ids: np.ndarray
-  types: np.ndarray
+  types: Optional[np.ndarray] = None
 
 
 class Tokenizer:
@@ -135,10 +135,12 @@ class Tokenizer:
     else:
       self._tokenizer.enable_truncation(length)
     given = texts if pairs is None else list(zip(texts, pairs, strict=True))
-    return [
-        Encoded(np.array(e.ids, np.int32), np.array(e.type_ids, np.int32))
-        for e in self._tokenizer.encode_batch(given, add_special_tokens=special)
-    ]
+    encoded = self._tokenizer.encode_batch_fast(
+        given, add_special_tokens=special)
+    if pairs is None:
+      return [Encoded(np.array(e.ids, np.int32)) for e in encoded]
+    return [Encoded(np.array(e.ids, np.int32), np.array(e.type_ids, np.int32))
+            for e in encoded]
 
   def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
     """Returns the text that ids stand for.

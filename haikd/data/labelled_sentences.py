@@ -70,9 +70,9 @@ class _Labelled(NamedTuple):
     names = '' if isinstance(self.classes, int) else (
         f' ({", ".join(self.classes)})')
     raise checks.DataError(
-        f'{_WHERE}: {record.place} must have '
-        f'one of {count} classes{names} in {self.label!r}; got {value!r}. Set '
-        'config.data.options.classes, or mend the data.')
+        f'{_WHERE}: {record.place} must have one of {count} classes{names} in '
+        f'{self.label!r}; got {value!r}. Set config.data.options.classes, or '
+        'mend the data.')
 
   def expand(self, rows):
     columns = {key: rows[key] for key in rows.dtype.names}
@@ -182,9 +182,8 @@ def _find_classes(where: text_files.Where, field: str) -> Classes:
     names = sorted(x for x in found if isinstance(x, str))
     if names and len(names) < len(found):
       raise checks.DataError(
-          f'{_WHERE}: classes must all be names, or all be numbers; got'
-          f' both in {field!r} of split {corpus.split!r}. Mend the '
-          'data.')
+          f'{_WHERE}: classes must all be names, or all be numbers; got both '
+          f'in {field!r} of split {corpus.split!r}. Mend the data.')
     with text_tokenizers.writing(kept.parent):
       kept.parent.mkdir(parents=True, exist_ok=True)
       files.write_json(kept, names or max(found, default=0) + 1)

@@ -4,7 +4,10 @@ A text of the corpus is cut into the same pieces before and after. The argument,
 kind by kind: byte pair encoding applies the merge of the lowest rank until
 there is none left, and all that were applied lead to a piece that is kept, so
 they are kept, and are still the lowest; WordPiece takes the longest piece, and
-Unigram the best path, both of which are still there, with fewer rivals.
+Unigram the best path, both of which are still there, with fewer rivals. A word
+that WordPiece does not know stays unknown, since a character of it is neither a
+piece nor in one; this takes a vocabulary that has every character of its pieces
+as a piece, as all do that were trained.
 """
 
 from collections.abc import Iterable

@@ -16,12 +16,12 @@ class Encoded(NamedTuple):
 
   Attributes:
     tokens: int32 `[N]`.
-    types: int32 `[N]`, 1 in the second sentence of a pair.
+    types: of a pair, int32 `[N]`, 1 in its second sentence; None of a sentence.
     mask: bool `[N]`, true where a token is real.
   """
 
   tokens: np.ndarray
-  types: np.ndarray
+  types: Optional[np.ndarray]
   mask: np.ndarray
 
 
@@ -55,11 +55,11 @@ class Encoder(NamedTuple):
     for encoded in self.tokenizer.encode_batch(texts, pairs,
                                                length=self.length):
       counts['tokens'] += len(encoded.ids)
-      room = self.length - len(encoded.ids)
+      types, room = encoded.types, self.length - len(encoded.ids)
       sides = (room, 0) if self.padding == 'left' else (0, room)
       yield Encoded(
           np.pad(encoded.ids, sides, constant_values=pad),
-          np.pad(encoded.types, sides),
+          None if types is None else np.pad(types, sides),
           np.pad(np.ones(len(encoded.ids), bool), sides))
 
   def check(self, where: str) -> None:

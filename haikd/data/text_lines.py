@@ -79,13 +79,15 @@ def decode(content: bytes, place: str) -> str:
   except UnicodeDecodeError as err:
     raise checks.DataError(
         f'text_lines.decode: {place} must be UTF-8; got '
-        f'{checks.one_line(err)}. Convert it, as with `iconv -t UTF-8`.') from err
+        f'{checks.one_line(err)}. Convert it, as with `iconv -t UTF-8`.'
+    ) from err
 
 
 def _plain(path, documents):
   if documents == 'file':
     content = path.read_bytes()
-    yield decode(content, str(path)), str(path), len(content)
+    place = repr(str(path))
+    yield decode(content, place), place, len(content)
     return
   block, start = [], 1
   for number, line, done in _lines(path):

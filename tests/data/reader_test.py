@@ -175,3 +175,19 @@ def test_fields_that_mean_nothing_are_refused(example, message):
 def test_labels_need_a_number_of_classes():
   with pytest.raises(checks.DataError, match='unless num_classes is known'):
     reader.Reader(Listed(good(), num_classes=None), 'train').load()
+
+
+def test_a_number_for_each_example_needs_no_classes():
+  examples = [dict(x=i, label=np.float32(i / 2)) for i in range(3)]
+  data = reader.Reader(Listed(examples, num_classes=None), 'train')
+  assert data.gather([2, 1])['label'].tolist() == [1.0, 0.5]
+
+
+@pytest.mark.parametrize('label, text', [
+    (np.float32(np.nan), 'must have a finite label'),
+    (np.float32([1, 2]), 'unless num_classes is known'),
+])
+def test_other_numbers_need_classes(label, text):
+  with pytest.raises(checks.DataError, match=text):
+    reader.Reader(Listed([dict(x=1, label=label)], num_classes=None),
+                  'train').load()

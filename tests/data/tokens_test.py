@@ -33,3 +33,11 @@ def test_one_token_predicts_nothing():
   labels, target_mask = tokens.next_token(np.array([3]), np.array([True]))
   assert labels.tolist() == [-100]
   assert target_mask.tolist() == [False]
+
+
+def test_the_end_of_a_document_predicts_nothing_of_the_next():
+  segments = np.array([1, 1, 2, 2, 2, 0])
+  labels, target_mask = tokens.next_token(
+      np.array([5, 6, 7, 8, 9, 0]), segments > 0, segments=segments)
+  assert labels.tolist() == [6, -100, 8, 9, -100, -100]
+  assert target_mask.tolist() == [True, False, True, True, False, False]

@@ -1,0 +1,70 @@
+"""Tokenizers small enough to know by heart, and one that was trained."""
+
+import json
+
+import pytest
+import tokenizers
+from tokenizers import decoders
+from tokenizers import models
+from tokenizers import pre_tokenizers
+from tokenizers import processors
+from tokenizers import trainers
+
+LETTERS = 'abcdefghij'
+
+CORPUS = (
+    'the cat sat on the mat and the other cat did not sit there',
+    'a theory of the weather: whether it rains, or it does not!',
+    "it's 1234 o'clock, and the café is open\n\n  until late\t(23:59)",
+)
+
+
+def word_tokenizer(special):
+  """Returns one of single words: special tokens, then the letters a to j."""
+  words = [*special, *LETTERS]
+  made = tokenizers.Tokenizer(models.WordLevel(
+      {word: i for i, word in enumerate(words)}, unk_token=special[1]))
+  made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+  made.add_special_tokens(special)
+  return made
+
+
+def save(made, folder, **config):
+  folder.mkdir(parents=True, exist_ok=True)
+  made.save(str(folder / 'tokenizer.json'))
+  (folder / 'tokenizer_config.json').write_text(json.dumps(config))
+  return str(folder)
+
+
+@pytest.fixture
+def words(tmp_path):
+  """A folder: 0 pads, 1 is unknown, 2 ends a text, a is 3, j is 12."""
+  made = word_tokenizer(['<pad>', '<unk>', '</s>'])
+  return save(made, tmp_path / 'words', eos_token='</s>', pad_token='<pad>',
+              unk_token='<unk>')
+
+
+@pytest.fixture
+def bert_words(tmp_path):
+  """A folder: 0 pads, 1 is unknown, 2 is [CLS], 3 [SEP], a is 4, j is 13."""
+  made = word_tokenizer(['[PAD]', '[UNK]', '[CLS]', '[SEP]'])
+  made.post_processor = processors.TemplateProcessing(
+      single='[CLS] $A [SEP]', pair='[CLS] $A [SEP] $B:1 [SEP]:1',
+      special_tokens=[('[CLS]', 2), ('[SEP]', 3)])
+  made.enable_truncation(4)  # As some files have it; not to be kept to.
+  made.enable_padding(length=9)
+  return save(made, tmp_path / 'bert_words')
+
+
+@pytest.fixture
+def bpe(tmp_path):
+  """A folder: byte-level BPE, trained."""
+  made = tokenizers.Tokenizer(models.BPE())
+  made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  made.decoder = decoders.ByteLevel()
+  made.train_from_iterator(CORPUS, trainers.BpeTrainer(
+      vocab_size=360, special_tokens=['<s>', '</s>'], show_progress=False,
+      initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+  made.post_processor = processors.TemplateProcessing(
+      single='<s> $A', special_tokens=[('<s>', 0)])
+  return save(made, tmp_path / 'bpe', bos_token='<s>', eos_token='</s>')
