@@ -115,7 +115,8 @@ class Batch(NamedTuple):
     mask: bool, `[B]` or `[B, N]`, true where an example or position is real
       and not padding.
     labels: integer `[B]` or `[B, N]`, or probabilities with a trailing axis V,
-      or None. Already aligned to the logits; -100 marks what has no label.
+      or None. Already aligned to the logits; -100 marks what has no label. Or
+      floating `[B]`: scores, which are no classes.
     target_mask: bool, shaped like `mask`, true where a position's logits count
       in a loss on logits; None means wherever `mask` is true.
   """

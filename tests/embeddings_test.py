@@ -1,5 +1,12 @@
 """Encoders from end to end: terms on embeddings, split and whole, evaluated."""
 
+import ast
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -35,11 +42,15 @@ def encoder(tokens, *, is_training, mask, width):
   return base.Embedding(haikd.tap('embedding', vectors))
 
 
+def register():
+  registry.register_model(
+      taps=dict(embedding='embedding', features='hidden'))(encoder)
+
+
 @pytest.fixture(autouse=True)
 def models():
   with registry.models.temporary():
-    registry.register_model(
-        taps=dict(embedding='embedding', features='hidden'))(encoder)
+    register()
     yield
 
 
@@ -75,8 +86,8 @@ def build(config, batch, devices=1):
   program = program_lib.build_program(
       config, spec=spec_of(batch), num_classes=None, has_teacher=True,
       mesh=placement.build_mesh(config.mesh, jax.devices()[:devices]))
-  frozen = program.freeze(
-      base.Frozen(*program.objective.teacher.init(jax.random.key(7), batch)))
+  frozen = program.freeze(base.Frozen(*jax.device_get(
+      program.objective.teacher.init(jax.random.key(7), batch))))
   return program, frozen
 
 
@@ -193,13 +204,17 @@ def test_scores_are_no_classes_to_predict():
   assert [term.name for term in objective.terms] == ['x']
 
 
-@pytest.mark.parametrize('devices, microbatches', ((1, 1), (8, 1), (2, 4)))
-def test_every_pair_is_in_the_correlation_once(devices, microbatches):
+def pair_batches():
   rng = np.random.RandomState(3)
-  batches = [
+  return [
       make_batch(2, seed=seed, labels=rng.rand(BATCH).astype(np.float32))
       for seed in range(3)
   ]
+
+
+@pytest.mark.parametrize('devices, microbatches', ((1, 1), (8, 1), (2, 4)))
+def test_every_pair_is_in_the_correlation_once(devices, microbatches):
+  batches = pair_batches()
   config = make_config(**TERMS)
   config.microbatches = microbatches
   config.student.options = config.teacher.options
@@ -232,6 +247,56 @@ def test_every_pair_is_in_the_correlation_once(devices, microbatches):
   assert set(got) == set(expected)
   for name, value in expected.items():
     np.testing.assert_allclose(got[name], value, rtol=1e-5, err_msg=name)
+
+
+def evaluated(batches, devices, share=slice(None)):
+  """Returns the scores of an untrained student; of a process's share."""
+  config = make_config(**TERMS)
+  config.student.options = config.teacher.options
+  program, frozen = build(config, batches[0], devices)
+  own = program_lib.trained_network(program.init(jax.random.key(0)))
+  batches = [jax.tree.map(lambda x: x[share], batch) for batch in batches]
+  return evaluate_lib.evaluate(program.eval_step, own, frozen, batches,
+                               program.mesh)
+
+
+PROCESS = """
+import sys
+import jax
+import embeddings_test as tests
+
+number = int(sys.argv[1])
+jax.distributed.initialize(sys.argv[2], 2, number)
+tests.register()
+half = tests.BATCH // 2
+share = slice(number * half, (number + 1) * half)
+print(sorted(tests.evaluated(tests.pair_batches(), 4, share).items()))
+"""
+
+
+def test_two_processes_find_the_same_correlation():
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    address = f'localhost:{free.getsockname()[1]}'
+  flags = '--xla_force_host_platform_device_count=2'
+  folder = pathlib.Path(__file__).parent
+  paths = [str(folder), str(folder.parent), os.environ.get('PYTHONPATH', '')]
+  environment = dict(os.environ, XLA_FLAGS=flags,
+                     PYTHONPATH=os.pathsep.join(paths))
+  processes = [
+      subprocess.Popen([sys.executable, '-c', PROCESS, str(number), address],
+                       stdout=subprocess.PIPE, text=True, env=environment)
+      for number in range(2)
+  ]
+  try:
+    said = [process.communicate(timeout=120)[0] for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  # What stands before the last line is said by the collectives.
+  found = [dict(ast.literal_eval(text.splitlines()[-1])) for text in said]
+  assert found[0] == found[1]
+  assert found[0] == pytest.approx(evaluated(pair_batches(), 1), rel=1e-5)
 
 
 def test_teacher_is_at_a_cosine_of_one_to_itself():

@@ -26,13 +26,16 @@ def test_job_trains_and_reports_all_three(run, tmp_path):
   assert list(results) == ['teacher', 'student_alone', 'student']
   for row in results.values():
     assert set(row) == {'parameters', 'accuracy', 'cross_entropy',
-                        'kl', 'agreement', 'seconds'}
+                        'kl', 'agreement', 'f1', 'seconds'}
   # 16 x 8 + 8, 8 x 8 + 8 and 8 x 3 + 3; 16 x 4 + 4 and 4 x 3 + 3.
   assert results['teacher']['parameters'] == 136 + 72 + 27
   assert results['student']['parameters'] == 68 + 15
   assert results['teacher']['agreement'] == 1
   assert abs(results['teacher']['kl']) < 1e-6
-  assert 'student distilled' in out and 'teacher' in out
+  assert out.splitlines()[-4].split() == [
+      'test', 'parameters', 'accuracy', 'cross-entropy', 'KL', 'to', 'teacher',
+      'agreement', 'seconds']
+  assert out.splitlines()[-1].startswith('student distilled')
   own = [row for row in rows(tmp_path / 'run') if row['split'] == 'train']
   assert [row['step'] for row in own] == [2, 4, 6, 8]
   assert {'loss', 'loss/kl_divergence', 'loss/cross_entropy', 'grad_norm',

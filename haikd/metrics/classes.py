@@ -46,9 +46,9 @@ def measure(logits: jax.Array, target: Optional[jax.Array], *, mask: jax.Array,
   if labels is not None and size <= MOST_CLASSES:
     truth, labelled = means.true_classes(labels, mask)
     best = jnp.argmax(logits, axis=-1)
-    mark = lambda classes: (  # noqa: E731
-        labelled[:, None] & (classes[:, None] == jnp.arange(size)))
-    predicted, true = mark(best), mark(truth)
+    predicted, true = (
+        labelled[:, None] & (number[:, None] == jnp.arange(size))
+        for number in (best, truth))
     sums['f1'] = Counts(*(jnp.sum(x, axis=0, dtype=jnp.float32)
                           for x in (predicted & true, predicted, true)))
   return sums, {}
