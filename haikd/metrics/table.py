@@ -3,6 +3,9 @@
 from typing import NamedTuple
 
 
+_HUGE = 1e6  # What is larger is shown with three digits and an exponent.
+
+
 class Score(NamedTuple):
   """How a metric is shown.
 
@@ -27,6 +30,8 @@ class Score(NamedTuple):
       unit: whether to write the per cent sign.
     """
     value *= 100 if self.percent else 1
+    if abs(value) >= _HUGE:
+      return f'{value:{sign}.3g}'
     end = '%' if self.percent and unit else ''
     return f'{value:{sign}.{self.digits}f}{end}'
 
