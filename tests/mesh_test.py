@@ -28,7 +28,9 @@ MESHES = tuple(shape for shape in itertools.product((1, 2, 4, 8), repeat=3)
 MODELS = dict(
     vit=(dict(patch_size=4, width=16, depth=DEPTH, heads=8, mlp_ratio=2.0),
          dict(patch_size=4, width=24, depth=DEPTH, heads=8, mlp_ratio=2.0)),
-    llama=(dict(width=16, depth=DEPTH, heads=8, key_value_heads=4, hidden=32),
+    llama=(dict(width=16, depth=DEPTH, heads=8, key_value_heads=4, hidden=32,
+                qk_norm=True, qkv_bias=True, mlp_bias=True, window=3,
+                window_layers=(1,)),
            dict(width=32, depth=DEPTH, heads=8, hidden=64)))
 
 

@@ -34,7 +34,8 @@ MISTRAL = dict(
     transformers_version='4.34.0.dev0', use_cache=True, vocab_size=32000)
 QWEN2 = dict(
     architectures=['Qwen2ForCausalLM'], attention_dropout=0.0,
-    hidden_act='silu', hidden_size=64, intermediate_size=96, max_position_embeddings=32768,
+    hidden_act='silu', hidden_size=64, intermediate_size=96,
+    max_position_embeddings=32768,
     max_window_layers=2, model_type='qwen2', num_attention_heads=8,
     num_hidden_layers=4, num_key_value_heads=2, rms_norm_eps=1e-06,
     rope_theta=1000000.0, sliding_window=32768, tie_word_embeddings=True,
