@@ -154,6 +154,35 @@ def test_epsilon_is_added_to_the_mean_square():
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize('bias, modules', [
+    ('qkv_bias', ('attn/query', 'attn/key', 'attn/value')),
+    ('output_bias', ('attn/output',)),
+    ('mlp_bias', ('mlp/gate', 'mlp/up', 'mlp/down'))])
+def test_biases_are_where_they_are_asked_for(bias, modules):
+  params = jax.eval_shape(
+      transformed(**{bias: True}).init, jax.random.key(0), TOKENS, MASK)
+  found = {path for path, leaves in params.items() if 'b' in leaves}
+  assert found == {
+      f'block_{i}/{module}' for i in range(DEPTH) for module in modules}
+
+
+def test_norms_of_queries_and_keys_are_over_each_head():
+  """Scales of 0 for keys leave maps even, whatever the queries."""
+  params = random_params(qk_norm=True)
+  for i in range(DEPTH):
+    assert params[f'block_{i}/attn/norm_query']['scale'].shape == (K,)
+    params[f'block_{i}/attn/norm_key']['scale'] = jnp.zeros(K)
+  net = hk.transform(haikd.capture(
+      lambda: llama.llama(jnp.asarray(TOKENS), is_training=False, qk_norm=True,
+                          **SMALL), dict(maps='attn/maps')))
+  _, captured = jax.jit(lambda p: net.apply(p, None))(params)
+  even = np.tri(5) / np.arange(1, 6)[:, None]
+  for query_key in captured['maps']:
+    maps = query_key.materialise()
+    np.testing.assert_allclose(
+        maps, np.broadcast_to(even, maps.shape), rtol=1e-6)
+
+
 @pytest.mark.parametrize('scan', (False, True))
 def test_default_taps_equal_numpy(scan):
   params = random_params()
@@ -189,6 +218,27 @@ def test_a_later_token_changes_no_earlier_logits():
     after = function(params, tokens)
     np.testing.assert_array_equal(after[:, :place], before[:, :place])
     assert not np.allclose(after[0, place:], before[0, place:])
+
+
+@pytest.mark.parametrize('layers', (None, (0, 2)))
+@pytest.mark.parametrize('scan', (False, True))
+def test_a_window_hides_what_is_far_behind(layers, scan):
+  params = random_params()
+  params = stack(params) if scan else params
+  net = hk.transform(haikd.capture(
+      lambda: llama.llama(
+          jnp.asarray(TOKENS), mask=jnp.asarray(MASK), is_training=False,
+          window=2, window_layers=layers, scan=scan, **SMALL),
+      dict(maps='attn/maps')))
+  _, captured = jax.jit(lambda p: net.apply(p, None))(params)
+  place = np.arange(5)
+  causal = (place <= place[:, None]) & MASK[:, None]
+  near = causal & (place > place[:, None] - 2)
+  for i, query_key in enumerate(captured['maps']):
+    seen = near if layers is None or i in layers else causal
+    maps = query_key.materialise()
+    np.testing.assert_array_equal(
+        maps > 0, np.broadcast_to(seen[:, None], maps.shape))
 
 
 def test_what_stands_in_padding_does_not_matter():
@@ -387,6 +437,14 @@ def test_tensor_axes_fit_the_parameters():
     (dict(dropout=1.0), 'dropout must be at least 0 .* got dropout=1.0'),
     (dict(rope_base=0), 'rope_base must be a number above 0; got rope_base=0'),
     (dict(epsilon=-1), 'epsilon must be a number above 0; got epsilon=-1'),
+    (dict(activation='glu'), "activation must be a known name; got .*'glu'"),
+    (dict(rope_scaling=dict(kind='ntk')),
+     'models.llama: rope_scaling must be None or a dict whose kind is one of'),
+    (dict(window=0), 'window must be a positive integer; got window=0'),
+    (dict(window_layers=(1,)), 'window must be given with window_layers; got '
+     r'window=None, window_layers=\(1,\)'),
+    (dict(window=2, window_layers=(0, 3)), 'window_layers must be blocks, from '
+     r'0 to 2; got window_layers=\(0, 3\), depth=3'),
 ])
 def test_options_that_cannot_be_are_refused(options, text):
   with pytest.raises(checks.ConfigError, match=text):

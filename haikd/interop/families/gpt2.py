@@ -18,9 +18,10 @@ _TOKENS = 'wte.weight'
 # What stands in their configs and changes no output at rest; attention in
 # float32 is what the model has anyway, and `n_ctx` is `n_positions` again.
 _AT_REST = (
-    'attn_pdrop', 'embd_pdrop', 'n_ctx', 'reorder_and_upcast_attn',
-    'resid_pdrop', 'summary_activation', 'summary_first_dropout',
-    'summary_proj_to_labels', 'summary_type', 'summary_use_proj')
+    '_num_labels', 'attn_pdrop', 'embd_pdrop', 'n_ctx',
+    'predict_special_tokens', 'reorder_and_upcast_attn', 'resid_pdrop',
+    'summary_activation', 'summary_first_dropout', 'summary_proj_to_labels',
+    'summary_type', 'summary_use_proj')
 
 
 def read_config(fields: fields_lib.Fields) -> dict[str, Any]:

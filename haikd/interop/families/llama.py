@@ -78,7 +78,8 @@ def read_config(fields: fields_lib.Fields) -> dict[str, Any]:
       qkv_bias=kind == 'qwen2' or has_biases, output_bias=has_biases)
   options.update(_read_window(fields, kind, depth))
   options.update(rope.read(fields))
-  fields.ignore(('attention_dropout',))
+  fields.expect('rope_interleaved', False)
+  fields.ignore(('attention_dropout', 'is_llama_config'))
   fields.done()
   return options
 
