@@ -158,22 +158,48 @@ def test_images_give_the_same_in_a_loop_over_blocks():
   check_images(GOLDEN / 'deit', scan=True)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('case', TEXT + IMAGES)
-def test_other_weights_give_the_same_as_transformers(case, tmp_path):
+def goldens():
+  """Returns the module that writes goldens, or skips the test."""
   pytest.importorskip('torch')
   pytest.importorskip('transformers')
   path = HERE / 'make_encoder_goldens.py'
   spec = importlib.util.spec_from_file_location('make_encoder_goldens', path)
-  goldens = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(goldens)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('case', TEXT + IMAGES)
+def test_other_weights_give_the_same_as_transformers(case, tmp_path):
   folder = tmp_path / case
-  goldens.make(case, folder, seed=7)
+  goldens().make(case, folder, seed=7)
   if case in IMAGES:
     check_images(folder)
   else:
     for side in ('left', 'right'):
       check_text(folder, side)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('case', TEXT + IMAGES)
+def test_transformers_reads_what_is_written_from_options(case, tmp_path):
+  """Config and names come from options, values from the golden file."""
+  module = goldens()
+  options, theirs, expected = read(GOLDEN / case)
+  names = {
+      rule.tensor.format(layer=layer)
+      for rule in family(case).tensors(options, ()).rules
+      for layer in range(options['depth'])
+  }
+  safetensors.save_file({name: theirs[name] for name in names},
+                        tmp_path / 'model.safetensors', dict(format='pt'))
+  config = family(case).write_config(options)
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  found = module.compute(case, module.load(tmp_path))
+  assert set(found) == set(expected)
+  for name, value in found.items():
+    np.testing.assert_allclose(value, expected[name], atol=1e-6)
 
 
 @pytest.mark.slow

@@ -79,10 +79,26 @@ def make(case: str, folder: pathlib.Path, seed: int = 0) -> None:
       parameter.normal_(0, 0.3)
       if 'norm' in name.lower() and name.endswith('weight'):
         parameter.add_(1)
-    compute = _text if case in TEXT else _images
-    expected = compute(model, np.random.default_rng(seed), family, ending)
   model.save_pretrained(folder)
-  np.savez_compressed(folder / 'expected.npz', **expected)
+  np.savez_compressed(folder / 'expected.npz', **compute(case, model, seed))
+
+
+def load(folder: pathlib.Path) -> transformers.PreTrainedModel:
+  """Returns the network in a folder, of the class that its config names."""
+  config = transformers.AutoConfig.from_pretrained(folder)
+  return getattr(transformers, config.architectures[0]).from_pretrained(
+      folder, attn_implementation='eager').eval()
+
+
+def compute(case: str, model: transformers.PreTrainedModel,
+            seed: int = 0) -> dict[str, np.ndarray]:
+  """Returns inputs and what a network of some case makes of them."""
+  family, ending, _ = (TEXT | IMAGES)[case]
+  generator = np.random.default_rng(seed)
+  with torch.no_grad():
+    if case in IMAGES:
+      return _images(model, generator)
+    return _text(model, generator, family, ending)
 
 
 def _text(model, generator, family, ending):
@@ -136,7 +152,7 @@ def _text(model, generator, family, ending):
   return expected
 
 
-def _images(model, generator, *_):
+def _images(model, generator):
   channels = model.config.num_channels
   images = generator.normal(size=(2, 8, 8, channels)).astype(np.float32)
   outputs = model(

@@ -43,12 +43,12 @@ def stack(params, depth):
 
 
 def linear(params, x):
-  return x @ params['w'] + params['b']
+  return x @ params['w'] + params.get('b', 0)
 
 
-def norm(params, x):
+def norm(params, x, epsilon):
   centred = x - x.mean(-1, keepdims=True)
-  scaled = centred / np.sqrt(np.mean(centred**2, -1, keepdims=True) + 1e-6)
+  scaled = centred / np.sqrt(np.mean(centred**2, -1, keepdims=True) + epsilon)
   return scaled * params['scale'] + params['offset']
 
 
@@ -56,7 +56,7 @@ def gelu(x):
   return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
 
 
-def reference(params, images, *, depth=3, heads=2, size=2):
+def reference(params, images, *, depth=3, heads=2, size=2, epsilon=1e-6):
   """Returns logits, maps and features of one image at a time, in float64."""
   params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
   logits, maps, features = [], [], []
@@ -67,12 +67,14 @@ def reference(params, images, *, depth=3, heads=2, size=2):
         for column in range(0, image.shape[1], size)
     ]
     x = linear(params['embed/patches'], np.stack(patches))
-    if 'token' in params['embed']:
-      x = np.concatenate([params['embed']['token'][0], x])
+    tokens = [params['embed'][name][0]
+              for name in ('token', 'distillation_token')
+              if name in params['embed']]
+    x = np.concatenate([*tokens, x])
     x = x + params['embed']['positions']
     for i in range(depth):
       at = lambda name: params[f'block_{i}/{name}']  # noqa: B023
-      y = norm(at('norm_attn'), x)
+      y = norm(at('norm_attn'), x, epsilon)
       query, key, value = (
           np.split(linear(at(f'attn/{name}'), y), heads, axis=-1)
           for name in ('query', 'key', 'value'))
@@ -82,12 +84,15 @@ def reference(params, images, *, depth=3, heads=2, size=2):
         maps.append(scores / scores.sum(-1, keepdims=True))
         mixed.append(maps[-1] @ v)
       x = x + linear(at('attn/output'), np.concatenate(mixed, -1))
-      y = gelu(linear(at('mlp/up'), norm(at('norm_mlp'), x)))
+      y = gelu(linear(at('mlp/up'), norm(at('norm_mlp'), x, epsilon)))
       x = x + linear(at('mlp/down'), y)
       features.append(x)
-    x = norm(params['norm'], x)
+    x = norm(params['norm'], x, epsilon)
     pooled = x[0] if 'token' in params['embed'] else x.mean(0)
     logits.append(linear(params['logits'], pooled))
+    if 'distillation_logits' in params:
+      second = linear(params['distillation_logits'], x[1])
+      logits[-1] = (logits[-1] + second) / 2
   batch = len(images)
   maps = np.reshape(maps, (batch, depth, heads, *maps[0].shape))
   features = np.reshape(features, (batch, depth, *features[0].shape))
@@ -132,6 +137,38 @@ def test_logits_equal_numpy(pool, wrap):
   logits = wrap(transformed(pool=pool).apply)(params, None, images())
   expected, _, _ = reference(params, images())
   np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('options, count', [
+    (dict(), 0),
+    (dict(qkv_bias=False), -3 * 3 * 8),
+    (dict(distilled=True), 8 + 8),
+    (dict(distilled=True, distillation_head=True), 8 + 8 + 3 * (8 + 1)),
+])
+def test_logits_of_other_networks_equal_numpy(options, count):
+  """Beside the usual parameters they have `count` more, worked out by hand."""
+  usual, params = random_params(), random_params(**options)
+  size = hk.data_structures.tree_size
+  assert size(params) - size(usual) == count
+  logits = jax.jit(transformed(**options).apply)(params, None, images())
+  expected, _, _ = reference(params, images())
+  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_epsilon_is_added_to_the_variance():
+  params = random_params()
+  expected, _, _ = reference(params, images(), epsilon=0.3)
+  logits = jax.jit(transformed(epsilon=0.3).apply)(params, None, images())
+  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_ratio_of_hidden_units_to_width_gives_them_back():
+  """In floating point 15 / 22 x 22 is 14.99…."""
+  assert int(15 / 22 * 22) == 14
+  options = dict(width=22, mlp_ratio=15 / 22)
+  params = jax.eval_shape(
+      transformed(**options).init, jax.random.key(0), images())
+  assert params['block_0/mlp/up']['w'].shape == (22, 15)
 
 
 @pytest.mark.parametrize('scan', (False, True))
@@ -213,6 +250,12 @@ def test_linear_maps_of_attention_keep_the_axis_of_positions():
     (dict(depth=0), 'models.vit: depth must be a positive .* got depth=0'),
     (dict(pool='cls'), "pool must be a known name; got pool='cls'"),
     (dict(mlp_ratio=0.1), 'mlp_ratio must give .* got mlp_ratio=0.1, width=8'),
+    (dict(epsilon=0), 'models.vit: epsilon must be a number above 0'),
+    (dict(image_size=4), 'images must be 4 x 4 x 2, as image_size .* got 4 x '
+     '6 x 2'),
+    (dict(channels=3), 'images must be 4 x 6 x 3, .* got 4 x 6 x 2. Resize'),
+    (dict(pool='mean', distilled=True), "pool must be 'token' beside a dist"),
+    (dict(distillation_head=True), 'distilled must be True for distillation_'),
     (dict(dropout=-0.1), 'dropout must be at least 0 .* got dropout=-0.1'),
 ])
 def test_options_that_cannot_be_are_refused(options, text):

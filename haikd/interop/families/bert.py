@@ -110,7 +110,7 @@ def read_config(fields: fields_lib.Fields) -> dict[str, Any]:
         activation=options_lib.read_activation(fields, 'hidden_act'),
         epsilon=fields.take('layer_norm_eps', 1e-12))
   if kind == 'roberta':
-    options['position_offset'] = fields.take('pad_token_id', 1) + 1
+    options['position_offset'] = _read_offset(fields)
     if head == 'masked_lm':  # Its transform has this one, whatever it says.
       fields.expect('hidden_act', 'gelu')
   if head == 'classification':
@@ -237,6 +237,15 @@ def _read_head(fields, kind):
         f'interop.read: architectures of {fields.path} must be one of '
         f'{", ".join(known)}; got {architectures}, not supported.')
   return known[architectures[0]]
+
+
+def _read_offset(fields):
+  padding = fields.take('pad_token_id', 1)
+  if not isinstance(padding, int):
+    raise checks.DataError(
+        f'interop.read: pad_token_id of {fields.path} must be a number, as '
+        f'positions are counted from it; got pad_token_id={padding!r}.')
+  return padding + 1
 
 
 def _kind(options, names):

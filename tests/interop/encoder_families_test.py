@@ -1,0 +1,259 @@
+"""Tests of what the configs and tensors of encoders mean."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors
+
+from haikd import checks
+from haikd import models  # noqa: F401  Registers the zoo.
+from haikd.interop import fields as fields_lib
+from haikd.interop.families import bert
+from haikd.interop.families import pooling
+from haikd.interop.families import vit
+
+GOLDEN = pathlib.Path(__file__).parent / 'golden'
+IMAGES = ['vit', 'vit_no_bias', 'deit', 'deit_teacher']
+TEXT = [f'{kind}{head}' for kind in ('bert', 'roberta', 'distilbert')
+        for head in ('', '_classification', '_masked_lm')]
+
+
+def family(case):
+  return vit if case in IMAGES else bert
+
+
+def config(case, **changes):
+  return json.loads((GOLDEN / case / 'config.json').read_text()) | changes
+
+
+def read(case, **changes):
+  fields = fields_lib.Fields('config.json', config(case, **changes))
+  return family(case).read_config(fields)
+
+
+def tensors(case):
+  return safetensors.load_file(GOLDEN / case / 'model.safetensors')
+
+
+@pytest.mark.parametrize('case, expected', [
+    ('bert', dict(head='embedding', types=2, positions=12, vocabulary=40,
+                  width=16, depth=2, heads=4, hidden=24, activation='gelu',
+                  epsilon=1e-12)),
+    ('bert_classification', dict(
+        head='classification', num_classes=3, pooler_activation='tanh',
+        activation='gelu_tanh')),
+    ('bert_masked_lm', dict(head='masked_lm', activation='relu')),
+    ('roberta', dict(position_offset=2, types=1, epsilon=1e-5)),
+    ('roberta_classification', dict(num_classes=2, pooler_activation='tanh')),
+    ('distilbert', dict(types=0, width=16, depth=2, heads=4, hidden=24)),
+    ('distilbert_classification', dict(
+        num_classes=4, pooler_activation='relu')),
+    ('vit', dict(num_classes=3, image_size=8, channels=3, patch_size=4,
+                 width=16, mlp_ratio=1.5, epsilon=1e-12, qkv_bias=True,
+                 distilled=False, distillation_head=False)),
+    ('vit_no_bias', dict(channels=1, qkv_bias=False, epsilon=1e-3)),
+    ('deit', dict(distilled=True, distillation_head=False)),
+    ('deit_teacher', dict(distilled=True, distillation_head=True)),
+])
+def test_options_are_those_of_the_config(case, expected):
+  options = read(case)
+  assert {name: options[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize('case', TEXT + IMAGES)
+def test_options_written_are_read_again(case):
+  options = read(case)
+  written = family(case).write_config(options)
+  again = family(case).read_config(fields_lib.Fields('config.json', written))
+  assert again == options
+  assert written['architectures'] == config(case)['architectures']
+
+
+@pytest.mark.parametrize('case', TEXT + IMAGES)
+def test_new_files_have_the_names_and_values_of_theirs(case):
+  """Every tensor of theirs, but for a pooler that no vector comes from."""
+  theirs = tensors(case)
+  rules, _ = family(case).tensors(read(case), ())
+  stored = {}
+  for rule in rules:
+    for layer in range(2 if '{layer}' in rule.tensor else 1):
+      name = rule.tensor.format(layer=layer)
+      stored[name] = rule.layout.store(rule.layout.load(theirs[name]))
+  assert set(theirs) - set(stored) <= {'pooler.dense.weight',
+                                       'pooler.dense.bias'}
+  for name, value in stored.items():
+    np.testing.assert_array_equal(value, theirs[name])
+
+
+@pytest.mark.parametrize('prefix', ('', 'bert.', 'model.bert.'))
+def test_names_are_found_behind_any_prefix(prefix):
+  names = [prefix + name for name in tensors('bert')]
+  rules, _ = bert.tensors(read('bert'), names)
+  assert {rule.tensor.format(layer=0) for rule in rules} <= set(names)
+
+
+def test_names_of_old_files_are_found():
+  names = [name.replace('LayerNorm.weight', 'LayerNorm.gamma').replace(
+      'LayerNorm.bias', 'LayerNorm.beta') for name in tensors('bert_masked_lm')]
+  rules, _ = bert.tensors(read('bert_masked_lm'), names)
+  assert {rule.tensor.format(layer=0) for rule in rules} <= set(names)
+  norms = {rule.tensor: rule.name for rule in rules if 'LayerNorm' in
+           rule.tensor}
+  assert norms['bert.embeddings.LayerNorm.gamma'] == 'scale'
+  assert norms['bert.embeddings.LayerNorm.beta'] == 'offset'
+
+
+def test_vocabulary_is_marked_where_it_can_be_pruned():
+  theirs = tensors('roberta_masked_lm')
+  rules, _ = bert.tensors(read('roberta_masked_lm'), theirs)
+  found = {f'{rule.module}/{rule.name}': rule for rule in rules
+           if 40 in theirs[rule.tensor.format(layer=0)].shape}
+  assert {name: rule.vocabulary for name, rule in found.items()} == {
+      'embed/embeddings': 0, 'logits/b': 0}
+
+
+def test_patches_are_read_row_by_row_with_channels_last():
+  """A convolution of 2 x 2 pixels, 3 channels and 5 features, by loops."""
+  kernel = np.random.default_rng(0).normal(size=(5, 3, 2, 2))
+  rules, _ = vit.tensors(dict(patch_size=2), ())
+  layout = rules[0].layout
+  found = layout.load(kernel)
+  assert found.shape == (12, 5)
+  for row in range(2):
+    for column in range(2):
+      for channel in range(3):
+        np.testing.assert_array_equal(
+            found[(row * 2 + column) * 3 + channel],
+            kernel[:, channel, row, column])
+  np.testing.assert_array_equal(layout.store(found), kernel)
+
+
+@pytest.mark.parametrize('case, changes, text', [
+    ('bert', dict(architectures=['BertForQuestionAnswering']),
+     r"architectures of config.json must be one of BertModel, .* got \['BertF"),
+    ('bert', dict(architectures=['RobertaModel']), 'must be one of BertModel'),
+    ('bert', dict(position_embedding_type='relative_key'),
+     "got position_embedding_type='relative_key', which is not supported"),
+    ('bert', dict(is_decoder=True), 'got is_decoder=True'),
+    ('bert', dict(hidden_act='quick_gelu'), "got hidden_act='quick_gelu'"),
+    ('bert', dict(embedding_size=8), r"got \{'embedding_size': 8\}"),
+    ('bert_masked_lm', dict(tie_word_embeddings=False),
+     'got tie_word_embeddings=False'),
+    ('roberta_masked_lm', dict(hidden_act='relu'), "must be 'gelu'; got"),
+    ('roberta', dict(pad_token_id=None), 'pad_token_id .* must be a number'),
+    ('vit', dict(architectures=['ViTModel']),
+     'must be one of ViTForImageClassification; got ViTModel, which has no '
+     'logits .* Choose a network that was trained to classify'),
+    ('vit', dict(architectures=None), 'got none, which has no logits'),
+    ('deit', dict(architectures=['ViTForImageClassification']),
+     'must be one of DeiTForImageClassification, DeiT.*WithTeacher; got ViT'),
+    ('vit', dict(use_mean_pooling=True), "got {'use_mean_pooling': True}"),
+])
+def test_what_is_not_supported_is_refused_by_name(case, changes, text):
+  with pytest.raises(checks.DataError, match=text):
+    read(case, **changes)
+
+
+def test_bert_of_no_architecture_gives_vectors():
+  assert read('bert', architectures=None)['head'] == 'embedding'
+
+
+def test_bert_trained_on_pairs_is_read_for_its_tokens():
+  options = read('bert_masked_lm', architectures=['BertForPreTraining'])
+  assert options['head'] == 'masked_lm'
+
+
+@pytest.mark.parametrize('family, options, text', [
+    (bert, dict(types=0, position_offset=2), 'position_offset must be 0; got '
+     'position_offset=2, which no network of this kind there can have'),
+    (bert, dict(types=0, epsilon=1e-5), 'epsilon must be 1e-12; got'),
+    (bert, dict(activation='elu'), "activation must be .* got activation='elu"),
+    (bert, dict(head='classification', num_classes=2, pooler_activation='relu'),
+     "pooler_activation must be 'tanh'; got pooler_activation='relu'"),
+    (bert, dict(head='classification', num_classes=2, pooler_activation=None),
+     "pooler_activation must be 'tanh'; got pooler_activation=None"),
+    (bert, dict(head='classification'), 'num_classes must be among the opt'),
+    (bert, dict(head='masked_lm', position_offset=2, activation='relu'),
+     "activation must be 'gelu'; got activation='relu'"),
+    (vit, dict(num_classes=2, image_size=8), 'channels must be among'),
+    (vit, dict(num_classes=2, channels=1), 'image_size must be among .* got '
+     'image_size=None. Say it in the config'),
+    (vit, dict(num_classes=2, channels=1, image_size=8, pool='mean'),
+     "pool must be 'token'; got pool='mean'"),
+])
+def test_what_cannot_be_written_is_refused(family, options, text):
+  with pytest.raises(checks.ConfigError, match=text):
+    family.write_config(options)
+
+
+def write(folder, contents):
+  for name, content in contents.items():
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text(json.dumps(content))
+
+
+def modules(*kinds, path='sentence_transformers.models.'):
+  return [dict(idx=i, name=str(i), type=path + kind,
+               path='' if i == 0 else f'{i}_{kind}')
+          for i, kind in enumerate(kinds)]
+
+
+@pytest.mark.parametrize('config, pool', [
+    (dict(word_embedding_dimension=16, pooling_mode_cls_token=False,
+          pooling_mode_mean_tokens=True, pooling_mode_max_tokens=False),
+     'mean'),
+    (dict(pooling_mode_cls_token=True, pooling_mode_mean_tokens=False),
+     'token'),
+    (dict(embedding_dimension=16, pooling_mode='cls'), 'token'),
+    (dict(embedding_dimension=16, pooling_mode=['mean']), 'mean'),
+])
+@pytest.mark.parametrize('normalise', (False, True))
+def test_pooling_is_read(config, pool, normalise, tmp_path):
+  kinds = ['Transformer', 'Pooling', 'Normalize'][:2 + normalise]
+  write(tmp_path, {'modules.json': modules(*kinds),
+                   '1_Pooling/config.json': config})
+  assert pooling.read_pooling(tmp_path) == dict(pool=pool, normalise=normalise)
+
+
+def test_a_folder_that_says_nothing_has_the_mean_of_length_one(tmp_path):
+  assert pooling.read_pooling(tmp_path) == dict(pool='mean', normalise=True)
+
+
+@pytest.mark.parametrize('kinds, config, text', [
+    (('Transformer', 'Pooling', 'Dense'), dict(pooling_mode='mean'),
+     'the last or not; got Transformer, Pooling, Dense, not supported'),
+    (('Transformer',), {}, 'got Transformer, not supported'),
+    (('Transformer', 'Pooling'), dict(pooling_mode_max_tokens=True),
+     'must be mean or cls; got pooling_mode_max_tokens, not supported'),
+    (('Transformer', 'Pooling'), dict(
+        pooling_mode_cls_token=True, pooling_mode_mean_tokens=True),
+     'got pooling_mode_cls_token, pooling_mode_mean_tokens, not supported'),
+    (('Transformer', 'Pooling'), dict(pooling_mode='lasttoken'),
+     'got lasttoken, not supported'),
+    (('Transformer', 'Pooling'), {}, 'got none, not supported'),
+    (('Transformer', 'Pooling'), None, 'must hold JSON; got .*1_Pooling'),
+])
+def test_other_poolings_are_refused_by_name(kinds, config, text, tmp_path):
+  contents = {'modules.json': modules(*kinds)}
+  if config is not None:
+    contents['1_Pooling/config.json'] = config
+  write(tmp_path, contents)
+  with pytest.raises(checks.DataError, match=text):
+    pooling.read_pooling(tmp_path)
+
+
+@pytest.mark.parametrize('pool', ('mean', 'token'))
+@pytest.mark.parametrize('normalise', (False, True))
+def test_pooling_written_is_read_again(pool, normalise, tmp_path):
+  options = dict(pool=pool, normalise=normalise, width=16, positions=12,
+                 position_offset=2)
+  contents = pooling.write_pooling(options)
+  assert contents['sentence_bert_config.json']['max_seq_length'] == 10
+  write(tmp_path, contents)
+  assert pooling.read_pooling(tmp_path) == dict(pool=pool, normalise=normalise)
+
+
+def test_no_pooling_is_written_for_logits():
+  assert pooling.write_pooling(dict(head='masked_lm')) == {}
