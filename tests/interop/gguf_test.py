@@ -184,6 +184,33 @@ def test_what_is_quantised_is_decoded(tmp_path, monkeypatch, quantised, dtype):
                              made['token_embd.weight'], atol=0.5)
 
 
+def test_rows_are_decoded_when_they_are_needed(tmp_path, monkeypatch):
+  write(tmp_path / 'x.gguf', make_tensors(), quantised=Kind.Q8_0)
+  reader, rows = gguf.Gguf(tmp_path / 'x.gguf'), []
+  plain = gguf_package.dequantize
+  monkeypatch.setattr(
+      gguf_package, 'dequantize',
+      lambda x, kind: (rows.append(len(x)), plain(x, kind))[1])
+  tensor = reader.read('token_embd.weight', np.dtype(np.float32))
+  whole = np.asarray(tensor)
+  assert sum(rows) == VOCABULARY
+  np.testing.assert_array_equal(tensor[4:7, 3:9], whole[4:7, 3:9])
+  ids = np.array([30, 2])
+  np.testing.assert_array_equal(tensor.T[1:5, ids], whole.T[1:5, ids])
+  np.testing.assert_array_equal(np.asarray(tensor.T), whole.T)
+  assert sum(rows) == VOCABULARY + 3 + 2 + VOCABULARY
+
+
+@pytest.mark.parametrize('quantised', (Kind.F32, Kind.F16, Kind.BF16))
+def test_plain_numbers_are_mapped(tmp_path, quantised):
+  write(tmp_path / 'x.gguf', make_tensors(), quantised=quantised)
+  reader = gguf.Gguf(tmp_path / 'x.gguf')
+  found = reader.read('token_embd.weight', np.dtype(np.float32))
+  assert isinstance(found, np.memmap)
+  assert found.dtype == reader.shapes['token_embd.weight'].dtype
+  assert found.shape == (VOCABULARY, WIDTH)
+
+
 @pytest.mark.parametrize('quantised', (None, Kind.Q8_0))
 def test_narrower_network_takes_whole_heads(tmp_path, monkeypatch, quantised):
   monkeypatch.setattr(placing, '_BLOCK', 512)  # Four rows, or less than one.

@@ -127,6 +127,16 @@ def test_placement_changes_no_number(toy, monkeypatch, block, sizes, stacked):
   jax.tree.map(np.testing.assert_array_equal, found, plain)
 
 
+def test_stack_may_be_split_between_layers(toy):
+  mesh = placement.build_mesh(dict(replica=2, fsdp=4, tensor=1))
+  split = jax.sharding.NamedSharding(
+      mesh, jax.sharding.PartitionSpec(placement.FSDP))
+  params = load(toy, toy.expect(stacked=True, place=lambda shape: split))
+  np.testing.assert_array_equal(
+      params[f'{STACK}/attn/query']['w'],
+      np.stack([query(toy, i) for i in range(4)]))
+
+
 def test_device_reads_its_shard_and_no_more(toy, monkeypatch):
   read, plain = [], placing.View.read
   monkeypatch.setattr(
