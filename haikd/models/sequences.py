@@ -37,7 +37,8 @@ class Sequence(NamedTuple):
             window: Optional[Union[int, jax.Array]] = None) -> jax.Array:
     """Returns where a query may look at a key: bool, `[B, 1, N, N]`.
 
-    Keys are real and of the query's own document.
+    Keys are real and of the query's own document. Where all queries may look at
+    the same, it is `[B, 1, 1, N]`.
 
     Args:
       causal: whether a query looks at itself and what stands before it only.
