@@ -25,11 +25,14 @@ def get_config(variant=''):
         f'sentences_minilm3_from_minilm6: {_TEACHER} must hold the teacher; got'
         ' no such folder. Run `python configs/data/sentences.py` first.')
   config = config_lib.base()
-  config.steps = 1500
-  config.batch_size = 64
+  config.steps = 150
+  config.batch_size = 32
+  config.log_every = 10
   config.data.name = 'sentences'
   config.data.source_dir = 'data/sentences'
   config.data.options = dict(length=128)
+  config.evaluation.every = 50
+  config.evaluation.split = 'validation[:256]'
   config.evaluation.batch_size = 64
 
   config.teacher.init = f'hf:{_TEACHER}'
@@ -44,7 +47,7 @@ def get_config(variant=''):
       options=dict(temperature=0.05))
 
   config.optimizer.learning_rate = 3e-4
-  config.optimizer.warmup_steps = 100
+  config.optimizer.warmup_steps = 10
   config.optimizer.weight_decay = 0.01
   config.optimizer.clip_norm = 1.0
   return config_lib.variant(config, variant)
