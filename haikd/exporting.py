@@ -1,7 +1,8 @@
 """A trained student as others load it: `--mode=export`."""
 
-import inspect
 import json
+import pathlib
+import re
 from typing import Any, Optional
 
 import haikd
@@ -11,6 +12,7 @@ from haikd import checks
 from haikd import config as config_lib
 from haikd import files
 from haikd import interop
+from haikd import metrics
 from haikd import network as network_lib
 from haikd import parts
 from haikd import paths
@@ -23,12 +25,13 @@ from haikd import writer
 FORMATS = ('hf',)
 FOLDER = 'export'  # Below the workdir.
 
+# A path from the root, behind what says what it is the path of.
+_ABSOLUTE = re.compile(r'(?P<scheme>\w+:|)(?P<path>/.*)')
 _ROLES = dict(
     teacher='teacher',
     student_start='student before training',
     student_alone='student trained alone',
     student='**this model**')
-_PERCENT = ('accuracy', 'agreement', 'top5_agreement', 'f1')
 
 
 def export(config: config_lib.ConfigDict,
@@ -75,31 +78,27 @@ def export(config: config_lib.ConfigDict,
 
 
 def _options(part):
-  """Returns every option of the student, defaults included."""
+  """Returns the student's options; how many classes it has, the data says."""
   network = part.config.student
-  parameters = inspect.signature(
-      registry.models[network.model].function).parameters
-  names = checks.option_names(
-      registry.models[network.model].function,
-      reserved=('is_training', 'mask'))
-  options = {name: parameters[name].default for name in names
-             if parameters[name].default is not inspect.Parameter.empty}
+  options = network.options.to_dict()
+  names = checks.option_names(registry.models[network.model].function)
   if 'num_classes' in names:
-    options['num_classes'] = part.data.num_classes
-  return {**options, **network.options.to_dict()}
+    options.setdefault('num_classes', part.data.num_classes)
+  return options
 
 
 def _card(part: parts.Part, workdir: paths.Path, network: base.Frozen) -> str:
   """Returns the model card, in Markdown."""
   config = part.config
   size = network_lib.count_parameters(network.params)
-  teacher = config.teacher.init or f'a {config.teacher.model} of the same run'
+  teacher = _public(config.teacher.init) or (
+      f'{config.teacher.model} of the same run')
   results = _results(workdir)
   lines = [
       '---', 'library_name: transformers', 'tags:', '- distillation',
       '- haikd', '---', '', f'# {workdir.name}', '',
       f'A `{config.student.model}` of {size:,} parameters, distilled from '
-      f'`{_name(teacher)}` with haikd {haikd.__version__}.', '',
+      f'`{teacher}` with haikd {haikd.__version__}.', '',
       'It inherits the terms of its teacher\'s license and of its data.', ''
   ]
   if results:
@@ -107,7 +106,7 @@ def _card(part: parts.Part, workdir: paths.Path, network: base.Frozen) -> str:
               f'Measured on the split `{config.evaluation.final}` of the data '
               f'`{config.data.name}`.', '', *_table(results), '']
   lines += ['## Config', '', '```json',
-            json.dumps(files.to_json(config), indent=2), '```', '']
+            json.dumps(_public(files.to_json(config)), indent=2), '```', '']
   return '\n'.join(lines)
 
 
@@ -117,27 +116,30 @@ def _results(workdir):
 
 
 def _table(results: dict[str, dict[str, Any]]) -> list[str]:
-  """Returns results as rows of Markdown, without `seconds`."""
-  names = list(dict.fromkeys(
-      name for row in results.values() for name in row if name != 'seconds'))
-  lines = ['| | ' + ' | '.join(name.replace('_', ' ') for name in names) + ' |',
-           '| --- ' * (len(names) + 1) + '|']
+  """Returns results as rows of Markdown: what any of the networks has."""
+  scores = [score for score in metrics.SCORES
+            if any(score.name in row for row in results.values())]
+  titles = ['', 'parameters', *(score.title for score in scores)]
+  lines = [_row(titles), _row(['---'] * len(titles))]
   for role, title in _ROLES.items():
     if role in results:
-      cells = [_cell(name, results[role].get(name)) for name in names]
-      lines.append(f'| {title} | {" | ".join(cells)} |')
+      row = results[role]
+      lines.append(_row([title, f'{row["parameters"]:,.0f}'] + [
+          score.show(row[score.name]) if score.name in row else writer.MISSING
+          for score in scores]))
   return lines
 
 
-def _cell(name, value):
-  if value is None:
-    return writer.MISSING
-  value = float(value)
-  if name == 'parameters':
-    return f'{value:,.0f}'
-  return f'{value:.2%}' if name in _PERCENT else f'{value:.4f}'
+def _row(cells):
+  return f'| {" | ".join(cells)} |'
 
 
-def _name(init):
-  """Returns what is public of a path: its last part."""
-  return init.rstrip('/').rpartition('/')[-1]
+def _public(value: Any) -> Any:
+  """Returns a config in which no path tells of the machine it was made on."""
+  if isinstance(value, dict):
+    return {name: _public(inner) for name, inner in value.items()}
+  if isinstance(value, list):
+    return [_public(inner) for inner in value]
+  if isinstance(value, str) and (match := _ABSOLUTE.fullmatch(value)):
+    return match['scheme'] + pathlib.PurePath(match['path']).name
+  return value
