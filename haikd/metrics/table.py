@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-
 _HUGE = 1e6  # What is larger is shown with three digits and an exponent.
 
 
