@@ -25,7 +25,7 @@ def get_config(variant=''):
         f'sentences_minilm3_from_minilm6: {_TEACHER} must hold the teacher; got'
         ' no such folder. Run `python configs/data/sentences.py` first.')
   config = config_lib.base()
-  config.steps = 150
+  config.steps = 100
   config.batch_size = 32
   config.log_every = 10
   config.data.name = 'sentences'
