@@ -239,6 +239,27 @@ def check_teacher(where: str, saved: Mapping[str, Any], identity: str) -> None:
         'bring back the old teacher.')
 
 
+def check_vocabulary(where: str, saved: Mapping[str, Any],
+                     identity: str) -> None:
+  """Refuses a student whose tokens were others.
+
+  Args:
+    where: the function to name.
+    saved: the metadata of the student.
+    identity: that of the data's tokenizer, pruned or not; '' for none.
+
+  Raises:
+    DataError: they differ.
+  """
+  if saved['vocabulary'] != identity:
+    raise checks.DataError(
+        f'{where}: texts must give the vocabulary that training began with; '
+        f'got {identity or "none"}, and the checkpoint has '
+        f'{saved["vocabulary"] or "none"}. Bring back the tokenizer and, where '
+        'it is pruned, the texts of the split train, or choose another '
+        '--workdir.')
+
+
 def _find(path):
   path = paths.absolute(path)
   return _agree(lambda: stored.find(path / FOLDER) or stored.find(path))

@@ -125,7 +125,8 @@ def _table(results: dict[str, dict[str, Any]]) -> list[str]:
     if role in results:
       row = results[role]
       lines.append(_row([title, f'{row["parameters"]:,.0f}'] + [
-          score.show(row[score.name]) if score.name in row else writer.MISSING
+          score.show(float(row[score.name]))  # JSON has 'NaN' and such.
+          if score.name in row else writer.MISSING
           for score in scores]))
   return lines
 

@@ -87,16 +87,22 @@ def evaluate(config: config_lib.ConfigDict, workdir: paths.Path) -> Results:
   mesh = placement.build_mesh(config.mesh)
   student = parts.build(config, mesh)
   workdir_lib.claim(workdir, config, create=False)
+  saved = None
+  if checkpoint.has_checkpoint(workdir):
+    saved = checkpoint.metadata(workdir)
+    student.check_vocabulary('job.evaluate', saved)
   if config.teacher.init:
     trained = student.start('teacher')
   else:
     trained = student.trained('config.teacher.init',
                               workdir / workdir_lib.TEACHER, 'teacher')
   ready = _freeze(student, trained.network)
-  if checkpoint.has_checkpoint(workdir):
-    checkpoint.check_teacher('job.evaluate', checkpoint.metadata(workdir),
-                             ready.identity)
+  if saved:
+    checkpoint.check_teacher('job.evaluate', saved, ready.identity)
   results = dict(teacher=_evaluate_teacher(student, trained, ready))
+  if config.student.init:
+    results['student_start'] = _evaluate(student, student.start('student'),
+                                         ready)
   for name, folder in (('student_alone', workdir / workdir_lib.BASELINE),
                        ('student', workdir)):
     if checkpoint.has_checkpoint(folder):

@@ -99,7 +99,9 @@ def tap_mask(mask: jax.Array, value: Any, kind: str) -> jax.Array:
     value = value[0]  # Query or hidden, which has the axes of the positions.
   shape = jnp.shape(value)
   texts = math.prod(mask.shape[:-1])
-  if shape[:1] == (texts,) != mask.shape[:1] and mask.ndim > 2:
+  is_flat = shape[:1] == (texts,) and shape[:mask.ndim] != mask.shape
+  if mask.ndim > 2 and is_flat and (kind != EMBEDDING or
+                                    texts != mask.shape[0]):
     mask = mask.reshape(texts, -1)
   # By chance D may be N: of an embedding the rank alone decides.
   if kind == EMBEDDING or shape[:mask.ndim] != mask.shape:

@@ -1,6 +1,7 @@
 """The networks of a job, each with its data and what is compiled for it."""
 
-from typing import NamedTuple, Optional
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Optional
 
 import jax
 
@@ -12,6 +13,7 @@ from haikd import paths
 from haikd import placement
 from haikd import pretrained
 from haikd import program as program_lib
+from haikd import registry
 from haikd import trainer
 from haikd import workdir as workdir_lib
 from haikd.data import pipeline
@@ -54,10 +56,28 @@ class Part(NamedTuple):
       field: that names the workdir, for messages.
       path: the workdir.
       role: which network of this part it must be like.
+
+    Raises:
+      DataError: it is not there, of another network, or of other tokens.
     """
+    saved = checkpoint.metadata(path)
+    self.check_vocabulary('parts.trained', saved)
     return trainer.Trained(
         checkpoint.load_like(field, path, self.expected(role)),
-        checkpoint.metadata(path)['seconds'])
+        saved['seconds'])
+
+  def check_vocabulary(self, where: str, saved: Mapping[str, Any]) -> None:
+    """Refuses a network whose tokens are not those of the data.
+
+    Args:
+      where: the function to name.
+      saved: the metadata of its checkpoint.
+
+    Raises:
+      DataError: they differ.
+    """
+    text = self.data.text
+    checkpoint.check_vocabulary(where, saved, text.identity if text else '')
 
   def check_start(self, workdir: paths.Path) -> None:
     """Refuses weights to start from that the student cannot take."""
@@ -86,10 +106,11 @@ def build_all(
   student = build(config, mesh)
   alone = teacher = None
   if config.baseline:
-    if student.data.spec.labels is None and not config.losses:
+    if student.data.spec.labels is None and not _learns_alone(config):
       raise checks.ConfigError(
-          'job.train: data must have labels to train the student alone on; got '
-          'none. Set config.baseline=False.')
+          'job.train: data must have labels to train the student alone on, or '
+          'config.losses one that needs no teacher; got neither. Set '
+          'config.baseline=False.')
     alone = build(config, mesh, like=student.data, has_teacher=False,
                   folder=workdir_lib.BASELINE, title='student alone')
   if not config.teacher.init:
@@ -150,6 +171,12 @@ def build(config: config_lib.ConfigDict,
       has_teacher=has_teacher,
       optimizer_field=optimizer_field)
   return Part(config, program, data, folder, title)
+
+
+def _learns_alone(config):
+  """Returns whether some loss of the config looks at the student alone."""
+  return any(not registry.losses[term.loss].needs_teacher
+             for term in config.losses.values())
 
 
 def _teacher_config(config):

@@ -16,6 +16,7 @@ from haikd import config as config_lib
 from haikd import interop
 from haikd import models  # noqa: F401  Registers the zoo.
 from haikd import registry
+from haikd import tokenizer as tokenizer_lib
 from haikd.data import pipeline
 
 _NETWORKS = ('teacher', 'student')
@@ -41,19 +42,21 @@ def resolve(config: config_lib.ConfigDict) -> config_lib.ConfigDict:
     DataError: what `init` names cannot be read, or is not supported.
   """
   config = config.copy_and_resolve_references()
+  tokenizers = {}
   for title in _NETWORKS:
     _check_layers(title, config[title])
     if interop.is_pretrained(config[title].init):
-      _resolve_network(title, config)
+      tokenizers[title] = _resolve_network(title, config)
+  _check_tokenizers(tokenizers)
   return config
 
 
 def with_vocabulary(config: config_lib.ConfigDict,
                     text: Any) -> config_lib.ConfigDict:
-  """Gives pretrained encoders the size of a pruned vocabulary.
+  """Gives encoders a vocabulary that holds that of the data.
 
   Decoders have as many classes as the data; an encoder's classes are others
-  than its tokens.
+  than its tokens, and a token beyond its table would be taken for the last.
 
   Args:
     config: what `resolve` returns.
@@ -61,15 +64,28 @@ def with_vocabulary(config: config_lib.ConfigDict,
 
   Returns:
     The config, or a changed copy.
+
+  Raises:
+    ConfigError: an encoder has fewer tokens than the data.
   """
-  if text is None or text.kept_ids is None:
+  if text is None:
     return config
   config = config.copy_and_resolve_references()
   for title in _NETWORKS:
     function = registry.models[config[title].model].function
-    if 'vocabulary' in checks.option_names(function):
+    if 'vocabulary' not in checks.option_names(function):
+      continue
+    options = config[title].options
+    size = options.get('vocabulary')
+    if text.kept_ids is not None or size is None:
       with config.unlocked():
-        config[title].options.vocabulary = len(text.kept_ids)
+        options.vocabulary = text.size
+    elif size < text.size:
+      raise checks.ConfigError(
+          f'pretrained.with_vocabulary: config.{title}.options.vocabulary must '
+          f'be no smaller than that of the data; got {size}, and '
+          f'{text.size} of {text.tokenizer}. Give the data the tokenizer of '
+          'the network, or the network another vocabulary.')
   return config
 
 
@@ -125,6 +141,21 @@ def _resolve_network(title, config):
   network.model = found.model
   with config.unlocked():
     network.options = options
+  return found.tokenizer
+
+
+def _check_tokenizers(tokenizers):
+  """Refuses networks in which one number stands for two tokens."""
+  known = {title: path for title, path in tokenizers.items() if path}
+  if len(set(known.values())) < 2:
+    return
+  digests = {tokenizer_lib.load(path).digest for path in known.values()}
+  if len(digests) > 1:
+    raise checks.ConfigError(
+        'pretrained.resolve: teacher and student must have one tokenizer, '
+        'since their logits are compared token by token; got '
+        f'{known["teacher"]} and {known["student"]}, which differ. Choose a '
+        "student of the teacher's own family.")
 
 
 def _resolve_data(config, found, options):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import importlib
 import importlib.metadata
+import inspect
 from typing import Any, Generic, NamedTuple, Optional, TypeVar
 
 from haikd import checks
@@ -37,6 +38,12 @@ class LossEntry(NamedTuple):
   relational: bool
   any_width: bool
   module: str
+
+  @property
+  def needs_teacher(self) -> bool:
+    """Whether it compares with a teacher: no default stands in for one."""
+    teacher = inspect.signature(self.function).parameters['teacher']
+    return teacher.default is inspect.Parameter.empty
 
 
 class ModelEntry(NamedTuple):

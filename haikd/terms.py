@@ -142,7 +142,7 @@ def _build_term(name, fields):
       scheduled=not isinstance(fields.weight, (int, float)),
       layers=fields.layers,
       align=hk.transform(align),
-      needs_teacher=parameters['teacher'].default is inspect.Parameter.empty,
+      needs_teacher=entry.needs_teacher,
       takes_labels='labels' in parameters)
 
 

@@ -67,13 +67,15 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
   """
   frozen = teacher.frozen if teacher else None
   identity = teacher.identity if teacher else ''
+  vocabulary = data.text.identity if data.text else ''
   iterator = data.train()
   with (distributed.stoppable(),
         checkpoint.Checkpointer(workdir, keep=config.keep_checkpoints) as
         checkpointer, writer_lib.open_writer(
             workdir, total_steps=config.steps, title=title,
             enabled=jax.process_index() == 0) as writer):
-    state, seconds = _resume(program, checkpointer, iterator, identity)
+    state, seconds = _resume(program, checkpointer, iterator, identity,
+                             vocabulary)
     if state is None:
       state = program.init(jax.random.key(config.seed))
       state = _warm_start(state, config, program, data)
@@ -124,8 +126,8 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
           raise diverged(step, 'parameters that are not finite')
         writer.flush()
         checkpointer.save(step, state, iterator.get_state(),
-                          dict(teacher=identity, seconds=clock.seconds(),
-                               config=config))
+                          dict(teacher=identity, vocabulary=vocabulary,
+                               seconds=clock.seconds(), config=config))
       if saving or evaluating:
         clock.mark(step)
       if stopping:
@@ -182,12 +184,13 @@ def _not_finite(metrics):
   return None
 
 
-def _resume(program, checkpointer, iterator, identity):
+def _resume(program, checkpointer, iterator, identity, vocabulary):
   """Returns the newest state and the seconds it took, or (None, 0)."""
   restored = checkpointer.restore(program.abstract_state)
   if restored is None:
     return None, 0.0
   state, iterator_state, metadata = restored
+  checkpoint.check_vocabulary('trainer.train', metadata, vocabulary)
   checkpoint.check_teacher('trainer.train', metadata, identity)
   iterator.set_state(iterator_state)
   return state, metadata['seconds']

@@ -421,3 +421,10 @@ def test_check_teacher_compares_hashes():
       match='here: teacher must be the one .*; got none, and the checkpoint '
       'has abc. Choose another --workdir'):
     checkpoint.check_teacher('here', dict(teacher='abc'), '')
+
+
+def test_check_vocabulary_compares_tokenizers():
+  checkpoint.check_vocabulary('here', dict(vocabulary='abc'), 'abc')
+  with pytest.raises(checks.DataError, match='here: texts must give the .* got '
+                     'none, and the checkpoint has abc. Bring back'):
+    checkpoint.check_vocabulary('here', dict(vocabulary='abc'), '')

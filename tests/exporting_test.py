@@ -1,7 +1,9 @@
 """From another library's folder to a student, and out again."""
 
 import json
+import math
 import pathlib
+import re
 import shutil
 
 import jax
@@ -15,11 +17,13 @@ from haikd import checkpoint
 from haikd import checks
 from haikd import config as config_lib
 from haikd import exporting
+from haikd import files
 from haikd import job
 from haikd import parts
 from haikd import placement
 from haikd import pretrained
 from haikd import tokenizer as tokenizer_lib
+from haikd import writer
 
 GOLDEN = pathlib.Path(__file__).parent / 'interop' / 'golden' / 'smollm2'
 
@@ -149,6 +153,45 @@ def test_a_pruned_teacher_is_renormalised_exactly(folder):
   share /= share.sum(-1, keepdims=True)
   np.testing.assert_allclose(
       jax.nn.softmax(pruned)[real], share[real], rtol=1e-4, atol=1e-7)
+
+
+def test_evaluation_has_the_student_at_its_start_too(run):
+  config, workdir, results = run
+  found = job.evaluate(config, workdir)
+  assert list(found) == list(results)
+  for name, row in results.items():
+    for metric in ('perplexity', 'kl', 'parameters'):
+      assert found[name][metric] == pytest.approx(row[metric], rel=1e-6)
+
+
+@pytest.mark.parametrize('do', (exporting.export, job.evaluate, job.train))
+def test_a_student_of_other_tokens_is_refused(folder, tmp_path, do):
+  """As many words are left of other texts, but they are others."""
+  for split in ('train', 'validation', 'test'):
+    shutil.copy(folder / f'{split}.jsonl', tmp_path)
+  config = make_config(folder, prune=True)
+  config.baseline = False
+  config.data.source_dir = str(tmp_path)
+  job.train(config, tmp_path / 'run')
+  texts = (tmp_path / 'train.jsonl').read_text()
+  (tmp_path / 'train.jsonl').write_text(
+      re.sub(r'w(\d+)', lambda match: f'w{int(match[1]) + 9}', texts))
+  config.steps = 2
+  with pytest.raises(checks.DataError, match='texts must give the vocabulary'):
+    do(config, tmp_path / 'run')
+
+
+def test_a_score_that_is_no_number_is_in_the_card(run, tmp_path, monkeypatch):
+  config, workdir, results = run
+  broken = dict(results, student=dict(results['student'], perplexity=math.inf,
+                                      kl=math.nan))
+  writer.write_results(tmp_path, broken)
+  monkeypatch.setattr(exporting, '_results',
+                      lambda workdir: files.read_json(tmp_path / 'result.json'))
+  card = (exporting.export(config, workdir, tmp_path / 'out') /
+          'README.md').read_text()
+  row, = (line for line in card.splitlines() if '**this model**' in line)
+  assert ' inf ' in row and ' nan ' in row
 
 
 def test_only_a_trained_student_is_exported(folder, tmp_path):

@@ -11,6 +11,7 @@ from haikd import config as config_lib
 from haikd import interop
 from haikd import pretrained
 from haikd import registry
+from haikd.data import source
 
 FOUND = interop.Pretrained(
     'llama', dict(width=8, depth=6, heads=2, num_classes=50), 50, 'folder')
@@ -108,13 +109,50 @@ def test_layers_that_cannot_be_are_refused(layers):
     config_lib.validate(config)
 
 
+def text_info(size, kept=None):
+  return source.TextInfo('folder', size, kept)
+
+
 def test_encoders_get_the_size_of_a_pruned_vocabulary():
   config = make_config()
   config.teacher.model, config.student.model = 'bert', 'llama'
-  text = types.SimpleNamespace(tokenizer='x', kept_ids=np.arange(7))
-  found = pretrained.with_vocabulary(config, text)
+  config.teacher.options = dict(vocabulary=50)
+  found = pretrained.with_vocabulary(config, text_info(7, np.arange(7)))
   assert found.teacher.options.vocabulary == 7
   assert 'vocabulary' not in found.student.options
-  whole = types.SimpleNamespace(tokenizer='x', kept_ids=None)
-  for same in (None, whole):
-    assert pretrained.with_vocabulary(config, same) is config
+  assert pretrained.with_vocabulary(config, None) is config
+
+
+def test_encoders_have_the_vocabulary_of_the_data_unless_it_is_larger():
+  config = make_config()
+  config.teacher.model = config.student.model = 'bert'
+  config.teacher.options = dict(vocabulary=50)
+  found = pretrained.with_vocabulary(config, text_info(40))
+  assert found.teacher.options.vocabulary == 50
+  assert found.student.options.vocabulary == 40
+
+
+def test_an_encoder_with_fewer_tokens_than_the_data_is_refused():
+  config = make_config()
+  config.student.model = config.teacher.model = 'bert'
+  config.student.options = dict(vocabulary=30)
+  with pytest.raises(checks.ConfigError,
+                     match='student.options.vocabulary must be no smaller'):
+    pretrained.with_vocabulary(config, text_info(31))
+
+
+@pytest.mark.parametrize('digests, differ', [('ab', True), ('aa', False)])
+def test_networks_with_other_tokens_are_refused(monkeypatch, digests, differ):
+  paths = dict(zip(('hf:teacher', 'hf:student'), digests))
+  monkeypatch.setattr(interop, 'describe', lambda init: FOUND._replace(
+      tokenizer=init))
+  monkeypatch.setattr(
+      pretrained.tokenizer_lib, 'load',
+      lambda path: types.SimpleNamespace(digest=paths[path]))
+  config = make_config()
+  config.student.init = 'hf:student'
+  if not differ:
+    pretrained.resolve(config)
+    return
+  with pytest.raises(checks.ConfigError, match='must have one tokenizer'):
+    pretrained.resolve(config)

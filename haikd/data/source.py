@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import inspect
+import pathlib
 import re
 from typing import Any, NamedTuple, Optional, Protocol
 
@@ -56,12 +57,19 @@ class TextInfo(NamedTuple):
 
   Attributes:
     tokenizer: the folder of the tokenizer, with `tokenizer.json`.
+    size: V, the size of its vocabulary.
     kept_ids: int32 `[V]`, for each of its ids that of the tokenizer it was
       pruned from; None if it is whole.
   """
 
   tokenizer: str
+  size: int
   kept_ids: Optional[np.ndarray] = None
+
+  @property
+  def identity(self) -> str:
+    """What tells it from other tokenizers: the folder is called by a hash."""
+    return pathlib.PurePath(self.tokenizer).name
 
 
 class Spec(NamedTuple):

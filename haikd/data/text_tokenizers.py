@@ -82,7 +82,7 @@ def keep(tokenizer: Tokenizer, data_dir: Optional[str],
   if not (folder / 'tokenizer.json').exists():  # Which is written last.
     with writing(folder):
       tokenizer.save(folder)
-  return source.TextInfo(str(folder), kept_ids)
+  return source.TextInfo(str(folder), tokenizer.size, kept_ids)
 
 
 @contextlib.contextmanager
