@@ -29,7 +29,7 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path) -> Results:
 
   Returns:
     What `result.json` holds: by `teacher`, `student_start` (if it starts from
-    weights), `student_alone` and `student` the `parameters`, the metrics of
+    weights that are still there), `student_alone` and `student` the `parameters`, the metrics of
     `haikd.metrics` and the `seconds`.
 
   Raises:
@@ -55,7 +55,7 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path) -> Results:
     ready = _freeze(student, trained.network)
     results = dict(teacher=_evaluate_teacher(student, trained, ready))
     del trained  # What the teacher was trained in is larger than what is used.
-    if config.student.init:
+    if pretrained.is_there(config.student.init):
       results['student_start'] = _evaluate(student, student.start('student'),
                                            ready)
     if alone:
@@ -100,7 +100,7 @@ def evaluate(config: config_lib.ConfigDict, workdir: paths.Path) -> Results:
   if saved:
     checkpoint.check_teacher('job.evaluate', saved, ready.identity)
   results = dict(teacher=_evaluate_teacher(student, trained, ready))
-  if config.student.init:
+  if pretrained.is_there(config.student.init):
     results['student_start'] = _evaluate(student, student.start('student'),
                                          ready)
   for name, folder in (('student_alone', workdir / workdir_lib.BASELINE),

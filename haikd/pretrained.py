@@ -118,6 +118,15 @@ def load(config: config_lib.ConfigDict, title: str, expected: base.Frozen,
       kept_ids=_kept_ids(data))
 
 
+def is_there(init: Optional[str]) -> bool:
+  """Returns whether weights are named and can be read, once `resolve` has.
+
+  A run that has saved something does not need those that it started from.
+  """
+  return bool(init) and (interop.is_pretrained(init) or
+                         checkpoint.has_checkpoint(init))
+
+
 def seconds(init: str) -> float:
   """Returns how long weights were trained for; 0 where nobody says."""
   if interop.is_pretrained(init):

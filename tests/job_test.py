@@ -16,6 +16,7 @@ from haikd import checks
 from haikd import config as config_lib
 from haikd import evaluate
 from haikd import job
+from haikd import parts
 from haikd import placement
 from haikd import registry
 from haikd import trainer
@@ -135,7 +136,7 @@ def test_start_must_have_the_state_of_the_student(tmp_path, monkeypatch, norms,
 def test_missing_state_of_a_teacher_is_named(tmp_path, untrained):
   fields = {'teacher.model': 'normed', 'teacher.options': {},
             'teacher.init': str(tmp_path / 'saved')}
-  part = job._build(
+  part = parts.build(
       make_config(**fields), placement.build_mesh(config_lib.base().mesh))
   params, _ = part.program.objective.teacher.init(
       jax.random.key(0),
@@ -157,6 +158,7 @@ def test_start_is_not_needed_once_something_is_saved(tmp_path):
   shutil.rmtree(tmp_path / 'first')
   after = job.train(config, tmp_path / 'second')
   assert after['student']['kl'] == before['student']['kl']
+  assert 'student_start' in before and 'student_start' not in after
 
 
 def test_data_is_opened_once_for_all_networks(tmp_path):
@@ -240,7 +242,7 @@ def test_start_of_a_finished_job_adds_no_file(tmp_path):
 
 @pytest.mark.parametrize('fields, match', [
     ({}, 'data must have labels to train a teacher on; got none. Point'),
-    ({'baseline': True}, 'labels to train the student alone on; got none. Set'),
+    ({'baseline': True}, 'labels to train the student alone on, .* got neither. Set'),
 ])
 def test_labels_are_missed_where_they_are_needed(tmp_path, fields, match):
   config = make_config(**fields)
