@@ -1,6 +1,7 @@
 """Networks of others: their configs and tensors, in and out."""
 
 from haikd.interop.exporting import export
+from haikd.interop.loading import check
 from haikd.interop.loading import load
 from haikd.interop.source import describe
 from haikd.interop.source import is_pretrained

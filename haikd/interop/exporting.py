@@ -1,10 +1,11 @@
 """A network as a folder that transformers loads."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
-import os
+import functools
 import pathlib
 import shutil
+import tempfile
 from typing import Any, NamedTuple, Optional
 
 import jax
@@ -14,9 +15,12 @@ import numpy as np
 
 from haikd import base
 from haikd import checks
+from haikd import distributed
 from haikd import files
 from haikd import paths
 from haikd.interop import addresses
+from haikd.interop import images
+from haikd.interop import options as options_lib
 from haikd.interop import rules
 from haikd.interop import source as source_lib
 from haikd.interop import storing
@@ -25,6 +29,7 @@ _TOKENIZER = ('tokenizer.json', 'tokenizer_config.json',
               'special_tokens_map.json', 'added_tokens.json', 'vocab.txt',
               'vocab.json', 'merges.txt', 'chat_template.jinja')
 _SPECIAL = ('bos', 'eos', 'pad')  # Whose numbers a config has.
+_LENGTH = 2048  # Which transformers takes where a config has none.
 
 
 class _Piece(NamedTuple):
@@ -57,7 +62,9 @@ def _entry(stack, block):
 
 def export(folder: paths.Path, *, model: str, options: Mapping[str, Any],
            params: base.ArrayTree, tokenizer: Optional[paths.Path],
-           card: str) -> None:
+           card: str, classes: Optional[Sequence[str]] = None,
+           scale: Optional[images.Scale] = None,
+           length: Optional[int] = None) -> None:
   """Writes a network as a folder that transformers loads.
 
   Parameters are written as they are, tensor by tensor, so that the host never
@@ -72,6 +79,12 @@ def export(folder: paths.Path, *, model: str, options: Mapping[str, Any],
     params: its Haiku parameters.
     tokenizer: a folder with `tokenizer.json`, or that file; None for none.
     card: the model card, in Markdown.
+    classes: the names of the classes in the order of their numbers, which are
+      written where the network has as many; None for their numbers.
+    scale: the mean and the standard deviation of each channel of images, as
+      `interop.describe` returns them; None to say nothing of them.
+    length: of the texts that it was trained on, in tokens; None to write only
+      what the options say.
 
   Raises:
     ConfigError: transformers has no such network, or the folder holds
@@ -90,17 +103,24 @@ def export(folder: paths.Path, *, model: str, options: Mapping[str, Any],
   if vocabulary:  # The options may tell of one that was pruned.
     config['vocab_size'] = vocabulary
   config['torch_dtype'] = planned[0].like.dtype.name
+  if classes is not None and len(classes) == len(config.get('id2label', ())):
+    config.update(options_lib.write_labels(classes))
+  if length is not None and family.LENGTH is not None:
+    config.setdefault(family.LENGTH, max(length, _LENGTH))
   extra = {}
   if options.get('head') == 'embedding':
     from haikd.interop.families import pooling
     extra = pooling.write_pooling(options)
+  if scale is not None:
+    extra[images.FILE] = images.write_scale(scale, options)
+  # Before the first waits for what others gather, or they for it.
+  tokens, special = distributed.first(
+      functools.partial(_prepare, folder, tokenizer))
   if jax.process_index():  # It only helps to gather what is to be written.
     for tensor in planned:
       tensor.read()
     return
-  _check_folder(folder)
-  tokens = _tokenizer_files(tokenizer)
-  for name, number in _special_tokens(tokens).items():
+  for name, number in special.items():
     config.setdefault(name, number)
   with _appearing(folder) as temporary:
     files.write_json(temporary / 'config.json', config)
@@ -164,6 +184,14 @@ def _whole(name, pieces, problems):
   return storing.Tensor(name, jax.ShapeDtypeStruct(shape, dtype), read)
 
 
+def _prepare(folder, tokenizer):
+  """Checks what there is; returns files of the tokenizer and its numbers."""
+  _check_folder(folder)
+  tokens = _tokenizer_files(tokenizer)
+  special = _special_tokens(tokens)
+  return {name: str(path) for name, path in tokens.items()}, special
+
+
 def _tokenizer_files(path) -> dict[str, pathlib.Path]:
   """Returns the files of a tokenizer by their names."""
   if path is None:
@@ -213,10 +241,13 @@ def _check_folder(folder):
 def _appearing(folder) -> Iterator[pathlib.Path]:
   """Gives a folder to write in, which takes the other's place at the end."""
   folder = folder.absolute()
-  temporary = folder.with_name(f'.{folder.name}.{os.getpid()}')
-  old = folder.with_name(f'.{folder.name}.{os.getpid()}.old')
+  place = None
   try:
     folder.parent.mkdir(parents=True, exist_ok=True)
+    # It is open to no one else, so that the folder is made within.
+    place = pathlib.Path(
+        tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
+    temporary, old = place / 'new', place / 'old'
     temporary.mkdir()
     yield temporary
     if folder.exists():
@@ -232,5 +263,5 @@ def _appearing(folder) -> Iterator[pathlib.Path]:
         f'interop.export: folder must be writable; got {folder} '
         f'({checks.one_line(err)}). Make room, or choose another.') from err
   finally:
-    for left in (temporary, old):
-      shutil.rmtree(left, ignore_errors=True)
+    if place is not None:
+      shutil.rmtree(place, ignore_errors=True)

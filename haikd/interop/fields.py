@@ -6,7 +6,8 @@ knows, one by one, and the rest is refused by name.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+import numbers
+from typing import Any, Optional
 
 from haikd import checks
 
@@ -26,6 +27,17 @@ _IGNORED = frozenset((
 
 _MISSING = object()
 
+# What a field of a kind has to be, in words and as a test.
+_KINDS = {
+    int: ('a whole number above 0',
+          lambda x: _is_above_0(x) and isinstance(x, numbers.Integral)),
+    float: ('a number above 0', lambda x: _is_above_0(x)),
+    bool: ('true or false', lambda x: isinstance(x, bool)),
+    str: ('a string', lambda x: isinstance(x, str)),
+    list: ('a list', lambda x: isinstance(x, list)),
+    dict: ('an object', lambda x: isinstance(x, Mapping)),
+}
+
 
 class Fields:
   """A config of which every field has to be taken, ignored or at rest.
@@ -40,11 +52,20 @@ class Fields:
     self._values = dict(values)
     self._left = set(values) - _IGNORED
 
-  def take(self, name: str, default: Any = _MISSING) -> Any:
+  def take(self, name: str, default: Any = _MISSING, *,
+           kind: Optional[type] = None, null: bool = False) -> Any:
     """Returns a field; without a default it must be there.
 
+    Args:
+      name: of the field.
+      default: what it is where it is missing.
+      kind: int, which stands for sizes and hence for numbers above 0, float for
+        others above 0, bool, str, list or dict; None for anything.
+      null: whether a field of a kind may also be null, as it may be if that is
+        its default.
+
     Raises:
-      DataError: it is missing.
+      DataError: it is missing, or of another kind.
     """
     self._left.discard(name)
     value = self._values.get(name, default)
@@ -52,6 +73,13 @@ class Fields:
       raise checks.DataError(
           f'interop.read: {self.path} must have the field {name!r}; got '
           f'{sorted(self._values)}. Fetch the model again.')
+    if kind is None or value is None and (null or default is None):
+      return value
+    rule, is_legal = _KINDS[kind]
+    if not is_legal(value):
+      raise checks.DataError(
+          f'interop.read: {name} of {self.path} must be {rule}; got '
+          f'{name}={value!r}. Fetch the model again.')
     return value
 
   def expect(self, name: str, *values: Any) -> None:
@@ -81,3 +109,7 @@ class Fields:
       raise checks.DataError(
           f'interop.read: {self.path} must have known fields only; got '
           f'{unknown}, not supported. Nothing was loaded.')
+
+
+def _is_above_0(value):
+  return checks.is_number(value) and value > 0

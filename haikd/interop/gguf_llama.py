@@ -46,20 +46,20 @@ def read_metadata(file: gguf.Gguf) -> dict[str, Any]:
     raise checks.DataError(
         f'interop.describe: {file.path} must hold token_embd.weight; got '
         f'{sorted(names)[:5]}. Take the file of a whole network.')
-  width = fields.take('embedding_length')
-  heads = fields.take('attention.head_count')
-  head_size = fields.take('attention.key_length', width // heads)
+  width = fields.take('embedding_length', kind=int)
+  heads = fields.take('attention.head_count', kind=int)
+  head_size = fields.take('attention.key_length', width // heads, kind=int)
   fields.expect('attention.value_length', head_size)
   fields.expect('rope.dimension_count', head_size)
-  base = fields.take('rope.freq_base', 10000.0)
+  base = fields.take('rope.freq_base', 10000.0, kind=float)
   options = dict(
       num_classes=names['token_embd.weight'].shape[0],
       width=width,
-      depth=fields.take('block_count'),
+      depth=fields.take('block_count', kind=int),
       heads=heads,
-      key_value_heads=fields.take('attention.head_count_kv', heads),
+      key_value_heads=fields.take('attention.head_count_kv', heads, kind=int),
       head_size=head_size,
-      hidden=fields.take('feed_forward_length'),
+      hidden=fields.take('feed_forward_length', kind=int),
       rope_base=base,
       rope_scaling=_scaling(file, fields, base, head_size),
       window=fields.take('attention.sliding_window', None) or None,
@@ -69,7 +69,7 @@ def read_metadata(file: gguf.Gguf) -> dict[str, Any]:
       output_bias='blk.0.attn_output.bias' in names,
       mlp_bias='blk.0.ffn_up.bias' in names,
       activation='silu',
-      epsilon=fields.take('attention.layer_norm_rms_epsilon'),
+      epsilon=fields.take('attention.layer_norm_rms_epsilon', kind=float),
       tied='output.weight' not in names)
   fields.done()
   return options
@@ -141,9 +141,10 @@ def _interleaved(heads):
 
 def _scaling(file, fields, base, head_size):
   """Returns the option `rope_scaling`."""
-  kind = fields.take('rope.scaling.type', 'none')
-  factor = fields.take('rope.scaling.factor', 1.0)
-  length = fields.take('rope.scaling.original_context_length', None)
+  kind = fields.take('rope.scaling.type', 'none', kind=str)
+  factor = fields.take('rope.scaling.factor', 1.0, kind=float)
+  length = fields.take('rope.scaling.original_context_length', None,
+                       kind=int)
   fields.ignore(('rope.scaling.finetuned',))
   if _FACTORS in file.shapes:
     return _llama3(file, base, head_size)

@@ -52,10 +52,7 @@ def load(field: str,
     DataError: the weights cannot be read, or are missing, left over or of
       another shape.
   """
-  source = source_lib.open_source(init)
-  match = matching.Matching(
-      field, init, source, expected.params, options=options, layers=layers,
-      kept_ids=None if kept_ids is None else np.asarray(kept_ids))
+  match = _match(field, init, expected, options, layers, kept_ids)
   leaves = jax.tree.leaves(expected.params)
   total = sum(math.prod(leaf.shape) for leaf in leaves)
   with _Progress(field, total) as progress:
@@ -73,6 +70,30 @@ def load(field: str,
       params.setdefault(module, {})[name] = placing.fill(
           leaf, parts, stacked=found.address.stacked)
   return base.Frozen(params, expected.state)
+
+
+def check(field: str,
+          init: str,
+          expected: base.Frozen,
+          *,
+          options: Mapping[str, Any],
+          layers: Optional[Sequence[int]] = None,
+          kept_ids: Optional[np.ndarray] = None) -> None:
+  """Raises what `load` would before it reads a tensor; takes what it does.
+
+  Raises:
+    ConfigError: as `load`.
+    DataError: as `load`.
+  """
+  _match(field, init, expected, options, layers, kept_ids)
+
+
+def _match(field, init, expected, options, layers, kept_ids):
+  """Returns what each parameter takes, all of it checked."""
+  return matching.Matching(
+      field, init, source_lib.open_source(init), expected.params,
+      options=options, layers=layers,
+      kept_ids=None if kept_ids is None else np.asarray(kept_ids))
 
 
 class _Progress(contextlib.AbstractContextManager):

@@ -1,8 +1,8 @@
 """What the families share about options: defaults, activations and labels."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 import inspect
-from typing import Any
+from typing import Any, Optional, Union
 
 from haikd import checks
 from haikd import registry
@@ -39,7 +39,7 @@ def read_activation(fields: fields_lib.Fields, name: str) -> str:
   Raises:
     DataError: one that is not known.
   """
-  value = fields.take(name)
+  value = fields.take(name, kind=str)
   fields.expect(name, *_ACTIVATIONS)
   return _ACTIVATIONS[value]
 
@@ -67,15 +67,34 @@ def check_choice(where: str, name: str, value: Any,
 
 def read_labels(fields: fields_lib.Fields) -> int:
   """Takes the names of the classes and returns how many there are."""
-  labels = fields.take('id2label', None)
+  labels = fields.take('id2label', None, kind=dict)
   # What is not written there has its default, two.
-  count = fields.take('num_labels', None)
+  count = fields.take('num_labels', None, kind=int)
   return len(labels) if labels else count or 2
 
 
-def write_labels(count: int) -> dict[str, Any]:
-  """Returns the fields that name as many classes by their numbers."""
-  labels = [f'LABEL_{i}' for i in range(count)]
+def read_names(fields: fields_lib.Fields) -> Optional[tuple[str, ...]]:
+  """Takes the names of the classes and returns them in the order of their ids.
+
+  Returns:
+    The names, some of which may be the same; None where a config has none, or
+    only numbers.
+  """
+  labels = fields.take('id2label', None, kind=dict) or {}
+  names = {int(number): str(name) for number, name in labels.items()}
+  if not names or sorted(names) != list(range(len(labels))):
+    return None
+  found = [names[i] for i in range(len(names))]
+  return None if found == _placeholders(len(found)) else tuple(found)
+
+
+def write_labels(names: Union[int, Sequence[str]]) -> dict[str, Any]:
+  """Returns the fields that name classes; so many by their numbers."""
+  labels = _placeholders(names) if isinstance(names, int) else names
   return dict(
       id2label={str(i): name for i, name in enumerate(labels)},
       label2id={name: i for i, name in enumerate(labels)})
+
+
+def _placeholders(count):
+  return [f'LABEL_{i}' for i in range(count)]

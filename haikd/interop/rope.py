@@ -55,17 +55,17 @@ def read(fields: fields_lib.Fields) -> dict[str, Any]:
   """
   # The length that it was trained for in the end limits nothing by itself.
   fields.ignore(('max_position_embeddings',))
-  length = fields.take(_LENGTH, None)
-  base = fields.take('rope_theta', None)
+  length = fields.take(_LENGTH, None, kind=int)
+  base = fields.take('rope_theta', None, kind=float)
   fields.expect('partial_rotary_factor', 1.0)
   # Where both are written, transformers takes the older one too.
-  older = fields.take('rope_scaling', None)
-  newer = fields.take('rope_parameters', None)
+  older = fields.take('rope_scaling', None, kind=dict)
+  newer = fields.take('rope_parameters', None, kind=dict)
   values = fields_lib.Fields(
       f'rope_scaling of {fields.path}', older or newer or {})
-  old_kind = values.take('type', None)
-  kind = values.take('rope_type', None) or old_kind or 'default'
-  base = values.take('rope_theta', None) or base or _BASE
+  old_kind = values.take('type', None, kind=str)
+  kind = values.take('rope_type', None, kind=str) or old_kind or 'default'
+  base = values.take('rope_theta', None, kind=float) or base or _BASE
   values.expect('partial_rotary_factor', 1.0)
   if kind == 'default':
     scaling = None
@@ -118,7 +118,8 @@ def write(base: float, scaling: Optional[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _complete(fields, values, length, scaling):
   """Adds the numbers of a scaling that follow from others."""
-  kind, trained = scaling['kind'], fields.take('max_position_embeddings')
+  kind = scaling['kind']
+  trained = fields.take('max_position_embeddings', kind=int)
   if kind == 'dynamic':
     scaling['original_length'] = trained
     return

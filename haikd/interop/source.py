@@ -1,8 +1,10 @@
 """Where pretrained weights come from: a folder of Hugging Face, or GGUF."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+import contextlib
 import functools
 import importlib
+import os
 import pathlib
 from types import ModuleType
 from typing import Any, NamedTuple, Optional
@@ -13,6 +15,8 @@ from haikd import paths
 from haikd.interop import fields
 from haikd.interop import gguf
 from haikd.interop import gguf_llama
+from haikd.interop import images
+from haikd.interop import options as options_lib
 from haikd.interop import rules
 from haikd.interop import tensors
 
@@ -33,12 +37,18 @@ class Pretrained(NamedTuple):
     vocabulary: the number of tokens that it has a vector for; None for images.
     tokenizer: where its tokenizer is, as `haikd.tokenizer.load` takes it; None
       if there is none.
+    classes: their names in the order of their numbers; None if nobody says, or
+      the network does not classify.
+    scale: the mean and the standard deviation of each channel, by which images
+      from 0 to 1 are scaled; None if nobody says, or it takes no images.
   """
 
   model: str
   options: dict[str, Any]
   vocabulary: Optional[int]
   tokenizer: Optional[str]
+  classes: Optional[tuple[str, ...]] = None
+  scale: Optional[images.Scale] = None
 
 
 class Source(NamedTuple):
@@ -65,7 +75,7 @@ def describe(init: str) -> Pretrained:
 
   Args:
     init: `hf:<folder>`, which holds `config.json` and safetensors, or
-      `gguf:<file>`.
+      `gguf:<file>`. A `~` stands for the home folder.
 
   Raises:
     ConfigError: it is something else.
@@ -86,10 +96,8 @@ def open_source(init: str) -> Source:
     raise checks.ConfigError(
         'interop.describe: init must be local, since its weights are mapped '
         f'into memory; got init={init!r}. Copy it to this machine.')
-  path = pathlib.Path(place)
-  if f'{kind}:' == _GGUF:
-    return _open_gguf(init, path)
-  return _open_folder(path)
+  path = pathlib.Path(os.path.expanduser(place))
+  return _open_gguf(path) if f'{kind}:' == _GGUF else _open_folder(path)
 
 
 def families() -> list[ModuleType]:
@@ -127,37 +135,62 @@ def _open_folder(folder):
         f'got {type(content).__name__}. Fetch the model again.')
   kind = content.get('model_type')
   known = {name: family for family in families() for name in family.MODEL_TYPES}
-  if kind not in known:
+  if not isinstance(kind, str) or kind not in known:
     raise checks.DataError(
         f'interop.describe: model_type of {folder} must be one that is '
         f'supported; got {kind!r}. {checks.suggest(str(kind), known)}')
   family = known[kind]
   found = fields.Fields(str(folder / 'config.json'), content)
-  options = family.read_config(found)
-  found.done()
+  classes = scale = None
+  with _reading(folder / 'config.json'):
+    options = family.read_config(found)
+    found.done()
+    is_of_images = 'image_size' in options
+    if is_of_images or options.get('head') == 'classification':
+      classes = options_lib.read_names(found)
+  if is_of_images:
+    with _reading(folder / images.FILE):
+      scale = images.read_scale(folder, options['channels'])
   if options.get('head') == 'embedding':
     from haikd.interop.families import pooling
-    options.update(pooling.read_pooling(folder))
+    with _reading(folder / 'modules.json'):
+      options.update(pooling.read_pooling(folder))
   reader = tensors.Safetensors(folder)
   rules_of = functools.partial(_rules, family, reader)
   has_tokenizer = any((folder / name).exists() for name in _TOKENIZERS)
   return Source(
       Pretrained(family.MODEL, options, _vocabulary(rules_of(options), reader),
-                 str(folder) if has_tokenizer else None), reader, rules_of)
+                 str(folder) if has_tokenizer else None, classes, scale),
+      reader, rules_of)
 
 
-def _open_gguf(init, path):
+def _open_gguf(path):
   if not path.is_file():
     raise checks.DataError(
         f'interop.describe: init must name a file; got {path}.')
   reader = gguf.Gguf(path)
-  options = gguf_llama.read_metadata(reader)
+  with _reading(path):
+    options = gguf_llama.read_metadata(reader)
   kind = reader.metadata['general.architecture']
   rules_of = lambda options: gguf_llama.tensors(kind, options, reader.shapes)
   return Source(
       Pretrained(gguf_llama.MODEL, options,
-                 _vocabulary(rules_of(options), reader), init), reader,
-      rules_of)
+                 _vocabulary(rules_of(options), reader), f'{_GGUF}{path}'),
+      reader, rules_of)
+
+
+@contextlib.contextmanager
+def _reading(path: pathlib.Path) -> Iterator[None]:
+  """Makes a DataError that names a file of whatever a broken one leads to."""
+  try:
+    yield
+  except (checks.ConfigError, checks.DataError):
+    raise
+  except Exception as err:  # Whatever wrong types and values lead to.
+    raise checks.DataError(
+        f'interop.describe: {path} must be as networks of its kind have it; '
+        f'got one that cannot be understood ({checks.describe(err)}). Fetch '
+        'the model again.') from err
 
 
 def _rules(family: ModuleType, reader: tensors.Reader,

@@ -47,7 +47,7 @@ def tensors(options, names):
 
 
 FAMILY = types.SimpleNamespace(
-    MODEL='toy', MODEL_TYPES=('toy',), read_config=read_config,
+    MODEL='toy', MODEL_TYPES=('toy',), LENGTH=None, read_config=read_config,
     write_config=write_config, tensors=tensors)
 
 

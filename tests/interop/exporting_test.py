@@ -1,7 +1,10 @@
 """What is written is read again by the safetensors library."""
 
 import json
+import os
+import pathlib
 
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,11 +12,15 @@ import pytest
 from safetensors import numpy as safetensors
 
 from haikd import checks
+from haikd import distributed
 from haikd import interop
+from haikd import models  # noqa: F401  Registers the zoo.
 from haikd import placement
+from haikd import registry
 from haikd.interop import storing
 
 FILE = 'model.safetensors'
+GOLDEN = pathlib.Path(__file__).parent / 'golden'
 
 
 def load(toy, init=None, **options):
@@ -214,3 +221,126 @@ def test_other_parameters_are_refused(toy, tmp_path, change, match):
   with pytest.raises(checks.DataError, match=match):
     export(toy, tmp_path / 'out', params)
   assert not (tmp_path / 'out').exists()
+
+
+def export_golden(case, folder, changes=None, **more):
+  """Exports ones in the shapes of a network, and returns its config."""
+  found = interop.describe(f'hf:{GOLDEN / case}')
+  options = {**found.options, **(changes or {})}
+  function = registry.models[found.model].function
+  inputs = jnp.zeros((1, 4), jnp.int32)
+  if found.model == 'vit':
+    size = options['image_size']
+    inputs = jnp.zeros((1, size, size, options['channels']))
+  net = hk.transform(lambda x: function(x, is_training=False, **options))
+  shapes = jax.eval_shape(net.init, jax.random.key(0), inputs)
+  params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
+  interop.export(folder, model=found.model, options=options, params=params,
+                 tokenizer=None, card='', **more)
+  return json.loads((folder / 'config.json').read_text())
+
+
+@pytest.mark.parametrize('case', ('vit', 'bert_classification'))
+def test_classes_are_written_by_their_names(tmp_path, case):
+  names = ('crane', 'owl', 'crane')
+  config = export_golden(case, tmp_path / 'out', classes=names)
+  assert config['id2label'] == {'0': 'crane', '1': 'owl', '2': 'crane'}
+  assert set(config['label2id']) == {'crane', 'owl'}
+  assert config['label2id']['owl'] == 1
+  assert interop.describe(f'hf:{tmp_path / "out"}').classes == names
+
+
+@pytest.mark.parametrize('classes', (None, ('a', 'b')))
+def test_classes_that_do_not_fit_are_numbers(tmp_path, classes):
+  config = export_golden('vit', tmp_path / 'out', classes=classes)
+  assert config['label2id'] == dict(LABEL_0=0, LABEL_1=1, LABEL_2=2)
+
+
+def test_network_without_classes_gets_no_names(tmp_path):
+  config = export_golden('gpt2', tmp_path / 'out', classes=('a', 'b'))
+  assert 'id2label' not in config
+
+
+def test_scale_is_written_for_the_preprocessor(tmp_path):
+  scale = (0.5, 0.25, 0.0), (1.0, 0.5, 0.25)
+  export_golden('vit', tmp_path / 'out', scale=scale)
+  path = tmp_path / 'out' / 'preprocessor_config.json'
+  assert json.loads(path.read_text()) == dict(
+      image_processor_type='ViTImageProcessor', do_resize=True,
+      size=dict(height=8, width=8), do_rescale=True, rescale_factor=1 / 255,
+      do_normalize=True, image_mean=[0.5, 0.25, 0.0], image_std=[1, 0.5, 0.25])
+  assert interop.describe(f'hf:{tmp_path / "out"}').scale == scale
+
+
+def test_nothing_is_said_of_a_scale_that_is_not_known(tmp_path):
+  export_golden('vit', tmp_path / 'out')
+  assert not (tmp_path / 'out' / 'preprocessor_config.json').exists()
+
+
+@pytest.mark.parametrize('case, length, expected', (
+    ('llama', 8192, 8192),
+    ('llama', 100, 2048),
+    ('llama', None, None),
+    ('gpt2', 8192, None),
+    ('bert', 8192, 12),  # Its table of positions.
+    ('llama_yarn', 8192, 'as without'),  # Follows from its scaling.
+))
+def test_length_is_written_where_no_option_says_it(
+    tmp_path, case, length, expected):
+  config = export_golden(case, tmp_path / 'out', length=length)
+  if expected == 'as without':
+    without = export_golden(case, tmp_path / 'without')
+    expected = without['max_position_embeddings']
+    assert expected != 8192
+  assert config.get('max_position_embeddings') == expected
+
+
+def test_what_a_killed_export_left_is_in_no_ones_way(toy, tmp_path):
+  left = tmp_path / f'.out.{os.getpid()}'
+  left.mkdir()
+  (left / 'config.json').write_text('')
+  export(toy, tmp_path / 'out', load(toy))
+  assert (tmp_path / 'out' / FILE).exists()
+
+
+def test_folder_is_as_open_as_any_other(toy, tmp_path):
+  (tmp_path / 'other').mkdir()
+  export(toy, tmp_path / 'out', load(toy))
+  assert (tmp_path / 'out').stat().st_mode == (
+      tmp_path / 'other').stat().st_mode
+
+
+def test_others_hear_of_what_the_first_refuses(toy, tmp_path, monkeypatch):
+  """Before they gather: else they would wait for a process that is gone."""
+  def first(function):
+    del function
+    raise checks.ConfigError('the folder of process 0')
+
+  def read(*unused):
+    raise AssertionError('gathers')
+
+  params = load(toy)
+  monkeypatch.setattr(jax, 'process_index', lambda: 1)
+  monkeypatch.setattr(distributed, 'first', first)
+  monkeypatch.setattr(storing.Tensor, 'read', read)
+  with pytest.raises(checks.ConfigError, match='the folder of process 0'):
+    export(toy, tmp_path / 'out', params)
+
+
+@pytest.mark.parametrize('there', ('folder', 'tokenizer'))
+def test_first_decides_on_folder_and_tokenizer(toy, tmp_path, monkeypatch,
+                                               there):
+  heard = []
+
+  def first(function):
+    try:
+      return function()
+    except (checks.ConfigError, checks.DataError) as err:
+      heard.append(err)
+      raise
+
+  monkeypatch.setattr(distributed, 'first', first)
+  folder = toy.folder if there == 'folder' else tmp_path / 'out'
+  with pytest.raises((checks.ConfigError, checks.DataError), match=there):
+    export(toy, folder, load(toy), tokenizer=tmp_path / 'nowhere')
+  assert len(heard) == 1 and there in str(heard[0])

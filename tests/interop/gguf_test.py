@@ -338,3 +338,33 @@ def test_file_without_a_table_is_refused(tmp_path):
   init = write(tmp_path / 'x.gguf', made)
   with pytest.raises(checks.DataError, match='must hold token_embd.weight'):
     interop.describe(init)
+
+
+@pytest.mark.parametrize('value', (0, '4', [4, 4], 4.0))
+def test_number_of_heads_is_a_number(tmp_path, monkeypatch, value):
+  add = {int: 'add_uint32', str: 'add_string', list: 'add_array',
+         float: 'add_float32'}[type(value)]
+  monkeypatch.setattr(
+      gguf_package.GGUFWriter, 'add_head_count',
+      lambda self, unused: getattr(self, add)('llama.attention.head_count',
+                                              value))
+  init = write(tmp_path / 'x.gguf', make_tensors())
+  with pytest.raises(checks.DataError, match='head_count of .*x.gguf must be'):
+    interop.describe(init)
+
+
+def test_whatever_metadata_lead_to_names_the_file(tmp_path, monkeypatch):
+  def fail(unused):
+    raise TypeError('no such sum')
+
+  monkeypatch.setattr(gguf_llama, 'read_metadata', fail)
+  init = write(tmp_path / 'x.gguf', make_tensors())
+  with pytest.raises(checks.DataError, match='x.gguf must .*no such sum'):
+    interop.describe(init)
+
+
+def test_home_is_expanded_for_the_tokenizer_too(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  init = write(tmp_path / 'x.gguf', make_tensors())
+  assert interop.describe('gguf:~/x.gguf') == interop.describe(init)
+  assert interop.describe('gguf:~/x.gguf').tokenizer == init

@@ -209,6 +209,37 @@ def test_networks_that_are_no_part_are_refused(toy, options, cut, match):
     load(toy, toy.expect(**{**options, 'heads': 4}), options, **cut)
 
 
+def check(toy, expected, options, **cut):
+  interop.check(FIELD, toy.init, expected, options=dict(toy.options, **options),
+                **cut)
+
+
+def test_check_reads_no_tensor(toy, monkeypatch):
+  def read(*unused):
+    raise AssertionError('read')
+
+  monkeypatch.setattr(tensors_lib.Safetensors, 'read', read)
+  check(toy, toy.expect(), {})
+  check(toy, toy.expect(depth=2, vocabulary=3), dict(depth=2), layers=(3, 1),
+        kept_ids=[7, 0, 11])
+
+
+@pytest.mark.parametrize('shapes, options, cut, kind, match', (
+    (dict(depth=2), dict(depth=2), {}, checks.ConfigError, 'init_layers'),
+    ({}, {}, dict(kept_ids=[0, 12]), checks.ConfigError, 'kept_ids must be'),
+    (dict(head_size=8), dict(head_size=8), {}, checks.ConfigError,
+     'got head_size=8'),
+    (dict(hidden=25), dict(hidden=25), {}, checks.DataError,
+     'does not give block/'),
+))
+def test_check_refuses_what_load_does(toy, shapes, options, cut, kind, match):
+  with pytest.raises(kind, match=match) as checked:
+    check(toy, toy.expect(**shapes), options, **cut)
+  with pytest.raises(kind) as loaded:
+    load(toy, toy.expect(**shapes), options, **cut)
+  assert str(checked.value) == str(loaded.value)
+
+
 @pytest.mark.parametrize('larger', (dict(hidden=25), dict(width=20, heads=5)))
 def test_larger_networks_are_refused(toy, larger):
   with pytest.raises(checks.DataError, match='does not give block/'):

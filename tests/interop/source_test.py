@@ -1,12 +1,27 @@
 """What is pretrained, and what is refused by name."""
 
 import json
+import pathlib
+import shutil
 
 import pytest
 
 from haikd import checks
 from haikd import interop
+from haikd import models  # noqa: F401  Registers the zoo.
 from haikd.interop import source
+
+GOLDEN = pathlib.Path(__file__).parent / 'golden'
+SCALE = dict(image_mean=[0.5, 0.25, 0], image_std=[1, 0.5, 0.25])
+
+
+def copy(case, tmp_path, **changes):
+  """Copies a network, changes fields of its config, and returns its folder."""
+  folder = tmp_path / case
+  shutil.copytree(GOLDEN / case, folder)
+  config = json.loads((folder / 'config.json').read_text())
+  (folder / 'config.json').write_text(json.dumps({**config, **changes}))
+  return folder
 
 
 def test_folder_is_described(toy):
@@ -61,3 +76,113 @@ def test_unknown_field_is_refused_by_name(toy):
 def test_model_that_no_one_else_has_is_refused(toy):
   with pytest.raises(checks.ConfigError, match="model='toi'. Did you mean 't"):
     source.family_of('toi')
+
+
+@pytest.mark.parametrize('case, field, value', (
+    ('bert', 'num_attention_heads', 0),
+    ('bert', 'num_hidden_layers', '2'),
+    ('bert', 'num_hidden_layers', True),
+    ('bert', 'hidden_size', None),
+    ('bert', 'layer_norm_eps', 'small'),
+    ('bert_classification', 'id2label', [3]),
+    ('bert_classification', 'id2label', {'no': 'yes'}),
+    ('distilbert', 'n_heads', 2.0),
+    ('gpt2', 'n_embd', -8),
+    ('gpt2', 'architectures', 3),
+    ('llama', 'num_attention_heads', 0),
+    ('llama', 'num_key_value_heads', [1, 2]),
+    ('llama', 'rope_scaling', 'linear'),
+    ('llama', 'rope_theta', '1e4'),
+    ('qwen2', 'max_window_layers', 'all'),
+    ('vit', 'architectures', 3),
+    ('vit', 'architectures', [3]),
+    ('vit', 'hidden_size', 0),
+    ('vit', 'model_type', ['vit']),
+    ('vit', 'hidden_act', []),
+))
+def test_broken_field_is_refused_with_the_file(tmp_path, case, field, value):
+  changes = {field: value}
+  if case == 'qwen2':  # Where it counts.
+    changes.update(use_sliding_window=True, sliding_window=4, layer_types=None)
+  folder = copy(case, tmp_path, **changes)
+  with pytest.raises(checks.DataError, match=str(folder)):
+    interop.describe(f'hf:{folder}')
+
+
+@pytest.mark.parametrize('name, content', (
+    ('modules.json', [dict(path='')]),
+    ('modules.json', {}),
+    ('modules.json', [3]),
+    ('1_Pooling/config.json', []),
+    ('1_Pooling/config.json', dict(pooling_mode=3)),
+))
+def test_broken_pooling_is_refused_with_its_file(tmp_path, name, content):
+  folder = copy('bert', tmp_path)
+  modules = [dict(type='a.Transformer', path=''),
+             dict(type='a.Pooling', path='1_Pooling')]
+  (folder / '1_Pooling').mkdir()
+  (folder / 'modules.json').write_text(json.dumps(modules))
+  (folder / name).write_text(json.dumps(content))
+  with pytest.raises(checks.DataError, match=str(folder)):
+    interop.describe(f'hf:{folder}')
+
+
+@pytest.mark.parametrize('case, labels, expected', (
+    ('vit', {'2': 'owl', '0': 'crane', '1': 'crane'},
+     ('crane', 'crane', 'owl')),
+    ('deit', {'0': 'a', '1': 'b', '2': 'c'}, ('a', 'b', 'c')),
+    ('bert_classification', {'0': 'no', '1': 'maybe', '2': 'yes'},
+     ('no', 'maybe', 'yes')),
+    ('vit', {'0': 'LABEL_0', '1': 'LABEL_1', '2': 'LABEL_2'}, None),
+    ('vit', {'1': 'a', '2': 'b', '3': 'c'}, None),
+    ('bert_classification', None, None),
+    ('bert', {'0': 'no', '1': 'yes'}, None),
+    ('gpt2', {'0': 'no', '1': 'yes'}, None),
+))
+def test_classes_are_named_in_their_order(tmp_path, case, labels, expected):
+  folder = copy(case, tmp_path, id2label=labels)
+  assert interop.describe(f'hf:{folder}').classes == expected
+
+
+@pytest.mark.parametrize('content, expected', (
+    (SCALE, ((0.5, 0.25, 0.0), (1.0, 0.5, 0.25))),
+    (dict(SCALE, do_rescale=True, rescale_factor=0.00392156862745098),
+     ((0.5, 0.25, 0.0), (1.0, 0.5, 0.25))),
+    (dict(image_mean=0.5, image_std=0.5), ((0.5,) * 3, (0.5,) * 3)),
+    (dict(SCALE, do_normalize=False), ((0.0,) * 3, (1.0,) * 3)),
+    (None, None),
+))
+def test_scale_is_that_of_the_preprocessor(tmp_path, content, expected):
+  folder = copy('vit', tmp_path)
+  if content is not None:
+    (folder / 'preprocessor_config.json').write_text(json.dumps(content))
+  assert interop.describe(f'hf:{folder}').scale == expected
+
+
+@pytest.mark.parametrize('content, match', (
+    (dict(SCALE, rescale_factor=1 / 127.5), 'rescale_factor of .* be 1/255'),
+    (dict(SCALE, do_rescale=False), 'do_rescale of .*be True'),
+    (dict(SCALE, image_std=[1, 1, 0]), 'image_std of .* above 0'),
+    (dict(SCALE, image_mean=[1, 1]), 'image_mean of .* 3 channels'),
+    (dict(image_mean=[0, 0, 0]), "the field 'image_std'"),
+    ([], 'preprocessor_config.json must hold a JSON object'),
+))
+def test_scale_that_is_not_supported_is_refused(tmp_path, content, match):
+  folder = copy('vit', tmp_path)
+  (folder / 'preprocessor_config.json').write_text(json.dumps(content))
+  with pytest.raises(checks.DataError, match=match):
+    interop.describe(f'hf:{folder}')
+
+
+def test_texts_have_no_scale(tmp_path):
+  folder = copy('bert', tmp_path)
+  (folder / 'preprocessor_config.json').write_text(json.dumps(SCALE))
+  assert interop.describe(f'hf:{folder}').scale is None
+
+
+def test_home_is_expanded(toy, monkeypatch):
+  monkeypatch.setenv('HOME', str(toy.folder.parent))
+  (toy.folder / 'tokenizer.json').write_text('{}')
+  found = interop.describe('hf:~/toy')
+  assert found == interop.describe(toy.init)
+  assert found.tokenizer == str(toy.folder)

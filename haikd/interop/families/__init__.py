@@ -8,5 +8,6 @@ A family is a module with
   tensors(options, names) -> a `rules.Tensors`: where each parameter is found,
     given the names of the tensors there are;
   write_config(options) -> the fields of `config.json`, `architectures` and
-    `model_type` among them.
+    `model_type` among them;
+  LENGTH: the field for the longest text, where no option says it; or None.
 """

@@ -10,6 +10,7 @@ from haikd.interop import rules as rules_lib
 
 MODEL = 'bert'
 MODEL_TYPES = ('bert', 'roberta', 'distilbert')
+LENGTH = None
 
 _WHERE = 'interop.write_config'
 _CLASSES = dict(bert='Bert', roberta='Roberta', distilbert='DistilBert')
@@ -88,27 +89,27 @@ def read_config(fields: fields_lib.Fields) -> dict[str, Any]:
     fields.expect('tie_word_embeddings', True)
   fields.ignore(('tie_word_embeddings', *_AT_REST))
   options = dict(
-      vocabulary=fields.take('vocab_size'),
-      positions=fields.take('max_position_embeddings'),
+      vocabulary=fields.take('vocab_size', kind=int),
+      positions=fields.take('max_position_embeddings', kind=int),
       head=head)
   if kind == 'distilbert':
     options.update(
         types=0,
-        width=fields.take('dim'),
-        depth=fields.take('n_layers'),
-        heads=fields.take('n_heads'),
-        hidden=fields.take('hidden_dim'),
+        width=fields.take('dim', kind=int),
+        depth=fields.take('n_layers', kind=int),
+        heads=fields.take('n_heads', kind=int),
+        hidden=fields.take('hidden_dim', kind=int),
         activation=options_lib.read_activation(fields, 'activation'),
         epsilon=1e-12)
   else:
     options.update(
-        types=fields.take('type_vocab_size'),
-        width=fields.take('hidden_size'),
-        depth=fields.take('num_hidden_layers'),
-        heads=fields.take('num_attention_heads'),
-        hidden=fields.take('intermediate_size'),
+        types=fields.take('type_vocab_size', kind=int),
+        width=fields.take('hidden_size', kind=int),
+        depth=fields.take('num_hidden_layers', kind=int),
+        heads=fields.take('num_attention_heads', kind=int),
+        hidden=fields.take('intermediate_size', kind=int),
         activation=options_lib.read_activation(fields, 'hidden_act'),
-        epsilon=fields.take('layer_norm_eps', 1e-12))
+        epsilon=fields.take('layer_norm_eps', 1e-12, kind=float))
   if kind == 'roberta':
     options['position_offset'] = _read_offset(fields)
     if head == 'masked_lm':  # Its transform has this one, whatever it says.
@@ -227,8 +228,8 @@ def write_config(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_head(fields, kind):
-  architectures = fields.take('architectures', None) or [_CLASSES[kind] +
-                                                         'Model']
+  architectures = fields.take('architectures', None, kind=list) or [
+      f'{_CLASSES[kind]}Model']
   known = {_CLASSES[kind] + ending: head for head, ending in _ENDINGS.items()}
   # Trained on pairs of sentences too, whose head is not read.
   known['BertForPreTraining'] = 'masked_lm'

@@ -10,6 +10,7 @@ from haikd.interop import rules as rules_lib
 
 MODEL = 'gpt2'
 MODEL_TYPES = ('gpt2',)
+LENGTH = None
 
 _WHERE = 'interop.write_config'
 _ARCHITECTURES = ('GPT2LMHeadModel', 'GPT2Model')
@@ -36,7 +37,7 @@ def read_config(fields: fields_lib.Fields) -> dict[str, Any]:
   Raises:
     DataError: a field or an architecture that is not supported.
   """
-  found = fields.take('architectures', None) or _ARCHITECTURES[:1]
+  found = fields.take('architectures', None, kind=list) or _ARCHITECTURES[:1]
   if len(found) != 1 or found[0] not in _ARCHITECTURES:
     raise checks.DataError(
         f'interop.read: architectures of {fields.path} must be one of '
@@ -45,15 +46,15 @@ def read_config(fields: fields_lib.Fields) -> dict[str, Any]:
   fields.expect('scale_attn_by_inverse_layer_idx', False)
   fields.expect('add_cross_attention', False)
   options = dict(
-      num_classes=fields.take('vocab_size'),
-      positions=fields.take('n_positions'),
-      width=fields.take('n_embd'),
-      depth=fields.take('n_layer'),
-      heads=fields.take('n_head'),
-      hidden=fields.take('n_inner', None),
+      num_classes=fields.take('vocab_size', kind=int),
+      positions=fields.take('n_positions', kind=int),
+      width=fields.take('n_embd', kind=int),
+      depth=fields.take('n_layer', kind=int),
+      heads=fields.take('n_head', kind=int),
+      hidden=fields.take('n_inner', None, kind=int),
       activation=options_lib.read_activation(fields, 'activation_function'),
-      epsilon=fields.take('layer_norm_epsilon', 1e-5),
-      tied=fields.take('tie_word_embeddings', True))
+      epsilon=fields.take('layer_norm_epsilon', 1e-5, kind=float),
+      tied=fields.take('tie_word_embeddings', True, kind=bool))
   fields.ignore(_AT_REST)
   fields.done()
   return options

@@ -11,6 +11,7 @@ from haikd.interop import rules as rules_lib
 
 MODEL = 'llama'
 MODEL_TYPES = ('llama', 'mistral', 'qwen2', 'qwen3')
+LENGTH = 'max_position_embeddings'
 
 _WHERE = 'interop.write_config'
 _CLASSES = dict(
@@ -49,31 +50,32 @@ def read_config(fields: fields_lib.Fields) -> dict[str, Any]:
   """
   kind = fields.take('model_type')
   _check_architecture(fields, kind)
-  width = fields.take('hidden_size')
-  heads = fields.take('num_attention_heads')
+  width = fields.take('hidden_size', kind=int)
+  heads = fields.take('num_attention_heads', kind=int)
   # Where it may be left out, it is as transformers has it.
-  head_size = fields.take('head_dim', 128 if kind == 'qwen3' else None)
+  head_size = fields.take('head_dim', 128 if kind == 'qwen3' else None,
+                          kind=int, null=True)
   head_size = head_size or width // heads
   if kind == 'llama':
-    key_value_heads = fields.take('num_key_value_heads', None)
+    key_value_heads = fields.take('num_key_value_heads', None, kind=int)
   else:
-    key_value_heads = fields.take('num_key_value_heads')
-  depth = fields.take('num_hidden_layers')
+    key_value_heads = fields.take('num_key_value_heads', kind=int)
+  depth = fields.take('num_hidden_layers', kind=int)
   options = dict(
-      num_classes=fields.take('vocab_size'),
+      num_classes=fields.take('vocab_size', kind=int),
       width=width,
       depth=depth,
       heads=heads,
       key_value_heads=key_value_heads or heads,
       head_size=head_size,
-      hidden=fields.take('intermediate_size'),
+      hidden=fields.take('intermediate_size', kind=int),
       activation=options_lib.read_activation(fields, 'hidden_act'),
-      epsilon=fields.take('rms_norm_eps', 1e-6),
-      tied=fields.take('tie_word_embeddings', False),
+      epsilon=fields.take('rms_norm_eps', 1e-6, kind=float),
+      tied=fields.take('tie_word_embeddings', False, kind=bool),
       qk_norm=kind == 'qwen3',
-      mlp_bias=kind == 'llama' and fields.take('mlp_bias', False))
+      mlp_bias=kind == 'llama' and fields.take('mlp_bias', False, kind=bool))
   has_biases = (kind in ('llama', 'qwen3') and
-                fields.take('attention_bias', False))
+                fields.take('attention_bias', False, kind=bool))
   options.update(
       qkv_bias=kind == 'qwen2' or has_biases, output_bias=has_biases)
   options.update(_read_window(fields, kind, depth))
@@ -165,7 +167,7 @@ def write_config(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_architecture(fields, kind):
   known = _CLASSES[kind] + 'ForCausalLM', _CLASSES[kind] + 'Model'
-  found = fields.take('architectures', None) or known[:1]
+  found = fields.take('architectures', None, kind=list) or known[:1]
   if len(found) != 1 or found[0] not in known:
     raise checks.DataError(
         f'interop.read: architectures of {fields.path} must be one of '
@@ -177,14 +179,14 @@ def _read_window(fields, kind, depth):
   if kind == 'llama':
     fields.expect('layer_types', [_FULL] * depth)
     return {}
-  window = fields.take('sliding_window', 4096)
+  window = fields.take('sliding_window', 4096, kind=int, null=True)
   if kind == 'mistral':
     fields.expect('layer_types', [_SLIDING if window else _FULL] * depth)
     return dict(window=window)
-  if not fields.take('use_sliding_window', False):
+  if not fields.take('use_sliding_window', False, kind=bool):
     window = None
   first = fields.take('max_window_layers', 28)
-  types = fields.take('layer_types', None)
+  types = fields.take('layer_types', None, kind=list)
   if types is None:
     types = [_SLIDING if window and i >= first else _FULL for i in range(depth)]
   if len(types) != depth or set(types) - {_FULL, _SLIDING} or (

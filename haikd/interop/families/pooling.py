@@ -37,6 +37,12 @@ def read_pooling(folder: paths.Path) -> dict[str, Any]:
   if not paths.exists(path):
     return dict(pool='mean', normalise=True)
   modules = files.read_json(path)
+  if not isinstance(modules, list) or not all(
+      isinstance(module, dict) and {'type', 'path'} <= set(module)
+      for module in modules):
+    raise checks.DataError(
+        f'interop.read: {path} must be a list of modules, each with type and '
+        f'path; got {modules!r}. Fetch the model again.')
   kinds = [str(module['type']).rpartition('.')[2] for module in modules]
   legal = [_TRANSFORMER, _POOLING, _NORMALIZE]
   if kinds not in (legal[:2], legal):
@@ -45,6 +51,10 @@ def read_pooling(folder: paths.Path) -> dict[str, Any]:
         f'or not; got {", ".join(kinds) or "none"}, not supported.')
   path = folder / modules[1]['path'] / 'config.json'
   config = files.read_json(path)
+  if not isinstance(config, dict):
+    raise checks.DataError(
+        f'interop.read: {path} must hold a JSON object; got '
+        f'{type(config).__name__}. Fetch the model again.')
   modes = config.get('pooling_mode')
   if modes is None:
     modes = [name for name, value in config.items()

@@ -12,6 +12,7 @@ from haikd.interop import rules as rules_lib
 
 MODEL = 'vit'
 MODEL_TYPES = ('vit', 'deit')
+LENGTH = None
 
 _WHERE = 'interop.write_config'
 
@@ -49,19 +50,19 @@ def read_config(fields: fields_lib.Fields) -> dict[str, Any]:
   Raises:
     DataError: a field or an architecture that is not supported.
   """
-  width = fields.take('hidden_size')
+  width = fields.take('hidden_size', kind=int)
   options = dict(
       num_classes=options_lib.read_labels(fields),
-      image_size=fields.take('image_size'),
-      channels=fields.take('num_channels', 3),
-      patch_size=fields.take('patch_size'),
+      image_size=fields.take('image_size', kind=int),
+      channels=fields.take('num_channels', 3, kind=int),
+      patch_size=fields.take('patch_size', kind=int),
       width=width,
-      depth=fields.take('num_hidden_layers'),
-      heads=fields.take('num_attention_heads'),
-      mlp_ratio=fields.take('intermediate_size') / width,
+      depth=fields.take('num_hidden_layers', kind=int),
+      heads=fields.take('num_attention_heads', kind=int),
+      mlp_ratio=fields.take('intermediate_size', kind=int) / width,
       activation=options_lib.read_activation(fields, 'hidden_act'),
-      epsilon=fields.take('layer_norm_eps', 1e-12),
-      qkv_bias=fields.take('qkv_bias', True),
+      epsilon=fields.take('layer_norm_eps', 1e-12, kind=float),
+      qkv_bias=fields.take('qkv_bias', True, kind=bool),
       **_read_architecture(fields))
   # Of dropout, of the pooler and of masked images; no logits depend on them.
   fields.ignore(('attention_probs_dropout_prob', 'encoder_stride',
@@ -162,7 +163,7 @@ def write_config(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_architecture(fields):
   kind = fields.take('model_type')
-  architectures = fields.take('architectures', None) or ['none']
+  architectures = fields.take('architectures', None, kind=list) or ['none']
   known = {name: said for name, said in _ARCHITECTURES.items()
            if said['distilled'] == (kind == 'deit')}
   if len(architectures) != 1 or architectures[0] not in known:
