@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import time
 from typing import Union
+import uuid
 
 from haikd import checks
 
@@ -23,6 +24,7 @@ Path = Union[str, os.PathLike]
 _SCHEME = 'gs://'
 _SECONDS = 30  # Between two uploads of what is being written.
 _SHARE = 20  # One part in so many of the time is spent on them at most.
+_LEFTOVER = 86400  # Seconds: what is being written is not as old.
 
 
 def is_remote(path: Path) -> bool:
@@ -127,12 +129,38 @@ def replace(path: Path, content: bytes) -> None:
     except FileNotFoundError as err:
       raise _out_of_reach('paths.replace', path, err) from err
     return
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-  with open(temporary, 'wb') as file:
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
+  hidden = temporary(path)
+  try:
+    with open(hidden, 'wb') as file:
+      file.write(content)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(hidden, path)
+  finally:
+    hidden.unlink(missing_ok=True)
+
+
+def temporary(path: pathlib.Path) -> pathlib.Path:
+  """Returns a hidden name beside a local file, to write it under.
+
+  It is never the same twice: processes of two hosts or containers that share a
+  folder may well have the same number.
+  """
+  return path.with_name(f'.{path.name}.{uuid.uuid4().hex}')
+
+
+def remove_leftovers(folder: pathlib.Path) -> None:
+  """Removes what killed processes left under a name of `temporary`.
+
+  Args:
+    folder: a local one; it is done in the folders below, too. What was written
+      to within a day stays, and what cannot be removed.
+  """
+  for path in folder.rglob('.*'):
+    if re.fullmatch(r'\..+\.[0-9a-f]{32}', path.name):
+      with contextlib.suppress(OSError):  # It is gone, or somebody else's.
+        if time.time() - path.stat().st_mtime > _LEFTOVER:
+          path.unlink()
 
 
 class Staging:

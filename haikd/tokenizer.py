@@ -18,8 +18,9 @@ from haikd import tokenizer_gguf
 
 GGUF = 'gguf:'
 
-_FILE, _CONFIG, _MAP = ('tokenizer.json', 'tokenizer_config.json',
-                        'special_tokens_map.json')
+_FILE, _CONFIG, _MAP, _TEMPLATE = (
+    'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json',
+    'chat_template.jinja')
 
 # What special tokens are called where no file says which is which.
 _KNOWN = dict(
@@ -73,6 +74,7 @@ class Tokenizer:
   Attributes:
     definition: what `tokenizer.json` holds; not to be changed.
     config: what `tokenizer_config.json` holds; not to be changed.
+    template: what `chat_template.jinja` holds, which is only kept; or None.
     special: the ids of special tokens.
     size: the size of the vocabulary, one more than the largest id.
     digest: a hash of all that texts and ids depend on.
@@ -80,6 +82,7 @@ class Tokenizer:
   Args:
     definition: what `tokenizer.json` holds.
     config: what `tokenizer_config.json` holds.
+    template: what `chat_template.jinja` holds, or None.
     source: where they are from, for messages.
 
   Raises:
@@ -89,9 +92,10 @@ class Tokenizer:
 
   def __init__(self, definition: Mapping[str, Any],
                config: Optional[Mapping[str, Any]] = None, *,
-               source: str = 'tokenizer'):
+               template: Optional[str] = None, source: str = 'tokenizer'):
     self.definition = {**definition, 'truncation': None, 'padding': None}
     self.config = dict(config or {})
+    self.template = template
     text = json.dumps(self.definition, ensure_ascii=False)
     try:
       import tokenizers
@@ -160,6 +164,15 @@ class Tokenizer:
     """Returns the token with an id, None if there is no such id."""
     return self._tokenizer.id_to_token(int(index))
 
+  def canonical(self) -> dict[str, Any]:
+    """Returns the definition as the package writes it, with nothing left out.
+
+    What a file says in an older way, or does not say, is in it as the package
+    understands it.
+    """
+    self._tokenizer.no_truncation()
+    return json.loads(self._tokenizer.to_str())
+
   def save(self, folder: paths.Path) -> None:
     """Writes the files that `load` and transformers read.
 
@@ -177,6 +190,8 @@ class Tokenizer:
     }
     files.write_json(folder / _MAP, special)
     files.write_json(folder / _CONFIG, {**self.config, **special})
+    if self.template is not None:
+      files.replace(folder / _TEMPLATE, self.template)
     files.replace(folder / _FILE, files.encode(self.definition) + '\n')
 
   def _find_special(self):
@@ -224,7 +239,20 @@ def load(path: str) -> Tokenizer:
   config = _json_object(folder / _CONFIG)
   special = _json_object(folder / _MAP)
   return Tokenizer(
-      _json_object(path), {**special, **config}, source=repr(str(path)))
+      _json_object(path), {**special, **config},
+      template=_read_template(folder / _TEMPLATE), source=repr(str(path)))
+
+
+def _read_template(path):
+  """Returns what a file holds; None if it is not there."""
+  if not paths.exists(path):
+    return None
+  try:
+    return paths.read(path).decode()
+  except (OSError, UnicodeDecodeError) as err:
+    raise checks.DataError(
+        f'tokenizer.load: {str(path)!r} must be UTF-8; got '
+        f'{checks.one_line(err)}. Restore the file.') from err
 
 
 def _json_object(path):

@@ -128,6 +128,26 @@ def test_writing_to_no_bucket_is_an_error_of_the_data(bucket):
     paths.replace('gs://b/run/file', b'new')
 
 
+def test_temporary_names_are_hidden_and_never_the_same(tmp_path):
+  found = {paths.temporary(tmp_path / 'file') for _ in range(100)}
+  assert len(found) == 100
+  assert all(path.parent == tmp_path and path.name.startswith('.file.')
+             for path in found)
+
+
+def test_failed_replacement_leaves_the_old_content_alone(tmp_path, monkeypatch):
+  (tmp_path / 'file').write_bytes(b'old')
+
+  def full(number):
+    del number
+    raise OSError('no room')
+
+  monkeypatch.setattr(paths.os, 'fsync', full)
+  with pytest.raises(OSError, match='no room'):
+    paths.replace(tmp_path / 'file', b'new')
+  assert [p.read_bytes() for p in tmp_path.iterdir()] == [b'old']
+
+
 def test_what_is_there_and_what_is_not(bucket):
   paths.replace('gs://b/run/part/file', b'content')
   assert paths.names('gs://b/run') == ['part']

@@ -91,6 +91,12 @@ def test_what_is_saved_is_loaded_again(folder, tmp_path):
   assert plain.encode('a').ids == [2, 4, 3]  # ... nor filled up.
 
 
+def test_chat_template_has_to_be_text(folder):
+  (folder / 'chat_template.jinja').write_bytes(b'caf\xe9')
+  with pytest.raises(checks.DataError, match='chat_template.jinja.*be UTF-8'):
+    tokenizer.load(str(folder))
+
+
 @pytest.mark.parametrize('change', [
     lambda d: d['model']['vocab'].update(c=6),
     lambda d: d.update(post_processor=None),

@@ -114,7 +114,8 @@ def completions(split: str,
       split.
   """
   packing.check('completions.completions', length, padding)
-  where = text_files.Where(source_dir, data_dir, tfds, 'file', prompt)
+  where = text_files.Where(source_dir, data_dir, tfds, 'file', prompt,
+                           ((prompt, completion),))
 
   def make(loaded, corpus):
     del corpus

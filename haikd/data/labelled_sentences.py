@@ -41,14 +41,12 @@ class _Labelled(NamedTuple):
     return text_prepared.Recipe(
         'labelled_sentences',
         dict(self.encoder.options(), fields=self[1:]),
-        np.dtype(columns), self._rows)
+        np.dtype(columns), self._rows, self._uncut)
 
   def _rows(self, batches, counts):
     made = np.zeros((), self.recipe().dtype)
     for batch in batches:
-      texts, pairs = (
-          field and [text_files.text_of(record, field) for record in batch]
-          for field in (self.field, self.second))
+      texts, pairs = self._texts(batch)
       encoded = self.encoder.encode(texts, counts, pairs)
       for record, (tokens, types, mask) in zip(batch, encoded):
         made['tokens'], made['mask'] = tokens, mask
@@ -56,6 +54,16 @@ class _Labelled(NamedTuple):
         if self.types:
           made['types'] = types
         yield made
+
+  def _uncut(self, batches):
+    for batch in batches:
+      yield from self.encoder.uncut(*self._texts(batch))
+
+  def _texts(self, batch):
+    """Returns the first texts, and the second ones or None."""
+    return tuple(
+        field and [text_files.text_of(record, field) for record in batch]
+        for field in (self.field, self.second))
 
   def _class(self, record):
     value = text_files.value_of(record, self.label)
@@ -141,7 +149,8 @@ def labelled_sentences(split: str,
     DataError: files or a tokenizer that cannot be used, an unknown or empty
       split, or a class that is none of them.
   """
-  where = text_files.Where(source_dir, data_dir, tfds, 'file', field)
+  fields = (field, label) if second is None else (field, second, label)
+  where = text_files.Where(source_dir, data_dir, tfds, 'file', field, (fields,))
   if classes is None:
     classes = _find_classes(where, label)
 
@@ -174,6 +183,7 @@ def _count(classes):
 
 def _find_classes(where: text_files.Where, field: str) -> Classes:
   """Returns the classes of the split 'train'; read once and kept."""
+  where = where._replace(fields=((field,),))
   corpus = text_prepared.find(where, 'train')
   key = hashlib.sha256(f'{corpus.digest} {field}'.encode()).hexdigest()[:16]
   kept = text_tokenizers.root(where.data_dir) / 'classes' / f'{key}.json'

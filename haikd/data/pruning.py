@@ -44,9 +44,9 @@ def prune(
     DataError: an id that the tokenizer does not have, or a tokenizer of another
       kind.
   """
-  definition = tokenizer.definition
+  definition = tokenizer.canonical()
   model = definition['model']
-  kind = model.get('type')
+  kind = model['type']
   if kind not in _VOCABULARIES:
     raise checks.DataError(
         'pruning.prune: tokenizer must be one of '
@@ -59,7 +59,7 @@ def prune(
         f'pruning.prune: used_ids must be ids of the tokenizer; got '
         f'{unknown[0]}, size={tokenizer.size}. Use the tokenizer that made '
         'them.')
-  kept = used | _special(tokenizer) | _VOCABULARIES[kind](model)
+  kept = used | _special(tokenizer, definition) | _VOCABULARIES[kind](model)
   if kind == 'BPE':
     kept |= _parts(model, kept)
   kept_ids = np.array(sorted(kept), np.int32)
@@ -72,7 +72,7 @@ def prune(
        'post_processor': _renumber(definition['post_processor'], new_ids),
        'model': _prune_model(model, new_ids)},
       _renumber_config(tokenizer.config, new_ids),
-      source='the pruned tokenizer')
+      template=tokenizer.template, source='the pruned tokenizer')
   for new, old in enumerate(kept_ids):
     if pruned.token_of(new) != tokenizer.token_of(old):
       raise checks.DataError(
@@ -82,12 +82,12 @@ def prune(
   return pruned, kept_ids
 
 
-def _special(tokenizer):
+def _special(tokenizer, definition):
   """Returns the ids of special tokens, and those that processors put in."""
   ids = {i for i in tokenizer.special if i is not None}
-  ids |= {token['id'] for token in tokenizer.definition['added_tokens']
+  ids |= {token['id'] for token in definition['added_tokens']
           if token['special']}
-  _renumber(tokenizer.definition['post_processor'], _Seen(ids))
+  _renumber(definition['post_processor'], _Seen(ids))
   return ids
 
 
@@ -176,7 +176,7 @@ _VOCABULARIES = dict(BPE=_of_bpe, WordPiece=_of_word_piece, Unigram=_of_unigram,
 def _pairs(model):
   """Yields (left, right, merged) of every merge, as tokens."""
   prefix = model.get('continuing_subword_prefix') or ''
-  for merge in model['merges']:
+  for merge in model['merges']:  # Older releases of the package have strings.
     left, right = merge.split(' ') if isinstance(merge, str) else merge
     yield left, right, left + right.removeprefix(prefix)
 

@@ -62,6 +62,12 @@ class Encoder(NamedTuple):
           None if types is None else np.pad(types, sides),
           np.pad(np.ones(len(encoded.ids), bool), sides))
 
+  def uncut(self, texts: Sequence[str],
+            pairs: Optional[Sequence[str]] = None) -> Iterator[np.ndarray]:
+    """Yields the ids of each text, or pair of texts, however many there are."""
+    for encoded in self.tokenizer.encode_batch(texts, pairs):
+      yield encoded.ids
+
   def check(self, where: str) -> None:
     """Raises ConfigError for rows without room for a token."""
     special = self.tokenizer.encode_batch([''], [''])[0].ids

@@ -22,7 +22,8 @@ class _Sentences(NamedTuple):
     form = self.encoder.length,
     return text_prepared.Recipe(
         'sentences', dict(self.encoder.options(), fields=(self.field,)),
-        np.dtype([('tokens', '<i4', form), ('mask', '?', form)]), self._rows)
+        np.dtype([('tokens', '<i4', form), ('mask', '?', form)]), self._rows,
+        self._uncut)
 
   def _rows(self, batches, counts):
     made = np.zeros((), self.recipe().dtype)
@@ -31,6 +32,11 @@ class _Sentences(NamedTuple):
       for tokens, _, mask in self.encoder.encode(texts, counts):
         made['tokens'], made['mask'] = tokens, mask
         yield made
+
+  def _uncut(self, batches):
+    for batch in batches:
+      yield from self.encoder.uncut(
+          [text_files.text_of(record, self.field) for record in batch])
 
   def expand(self, rows):
     return dict(tokens=rows['tokens'], mask=rows['mask'])
@@ -49,7 +55,7 @@ class _Pairs(NamedTuple):
     return text_prepared.Recipe(
         'sentences', dict(self.encoder.options(), fields=self[1:]),
         np.dtype([('tokens', '<i4', form), ('mask', '?', form),
-                  ('label', '<f4')]), self._rows)
+                  ('label', '<f4')]), self._rows, self._uncut)
 
   def _rows(self, batches, counts):
     made = np.zeros((), self.recipe().dtype)
@@ -64,6 +70,12 @@ class _Pairs(NamedTuple):
         for i, (tokens, _, mask) in enumerate(pair):
           made['tokens'][i], made['mask'][i] = tokens, mask
         yield made
+
+  def _uncut(self, batches):
+    for batch in batches:
+      for field in (self.first, self.second):
+        yield from self.encoder.uncut(
+            [text_files.text_of(record, field) for record in batch])
 
   def _score(self, record):
     value = text_files.value_of(record, self.score)
@@ -122,7 +134,8 @@ def sentences(split: str,
     DataError: files or a tokenizer that cannot be used, or an unknown or empty
       split.
   """
-  where = text_files.Where(source_dir, data_dir, tfds, documents, field)
+  where = text_files.Where(source_dir, data_dir, tfds, documents, field,
+                           ((field,), (first, second, score)))
 
   def make(loaded, corpus):
     encoder = sentence_rows.Encoder(loaded, length, padding)

@@ -30,11 +30,12 @@ class _Documents(NamedTuple):
   def recipe(self):
     options = self._asdict() | dict(tokenizer=None)
     return text_prepared.Recipe(
-        'text', options, packing.row_dtype(self.length), self._rows)
+        'text', options, packing.row_dtype(self.length), self._rows,
+        self._encode)
 
   def _rows(self, batches, counts):
     pad = text_tokenizers.filler(self.tokenizer)
-    documents = self._encode(batches, counts)
+    documents = self._counted(batches, counts)
     if self.form == 'packed':
       yield from packing.pack(documents, self.length, pad=pad,
                               padding=self.padding)
@@ -43,14 +44,17 @@ class _Documents(NamedTuple):
       yield packing.row([piece], [np.ones_like(piece)], self.length, pad=pad,
                         padding=self.padding)
 
-  def _encode(self, batches, counts):
+  def _counted(self, batches, counts):
+    for ids in self._encode(batches):
+      counts['tokens'] += len(ids)
+      yield ids
+
+  def _encode(self, batches):
     end = text_tokenizers.ending(self.tokenizer)
     for batch in batches:
       texts = [text_files.text_of(record, self.field) for record in batch]
       for encoded in self.tokenizer.encode_batch([t for t in texts if t]):
-        ids = text_tokenizers.end_with(end, encoded.ids)
-        counts['tokens'] += len(ids)
-        yield ids
+        yield text_tokenizers.end_with(end, encoded.ids)
 
   def expand(self, rows):
     tokens, parts = rows['tokens'], rows['parts']
@@ -142,7 +146,8 @@ def text(split: str,
     raise checks.ConfigError(
         'text.text: vocabulary must be None with prune=True, which says what '
         f'is left of it; got vocabulary={vocabulary}.')
-  where = text_files.Where(source_dir, data_dir, tfds, documents, field)
+  where = text_files.Where(source_dir, data_dir, tfds, documents, field,
+                           ((field,),))
 
   def make(loaded, corpus):
     del corpus

@@ -53,6 +53,8 @@ class Where(NamedTuple):
     tfds: what tfds calls it, or None.
     documents: what a document is in a `.txt` file, one of text_lines.DOCUMENTS.
     field: what the text of a `.txt` file is called.
+    fields: which columns of a parquet file are read: the first of these groups
+      that it has as a whole, or all that it has.
   """
 
   source_dir: Optional[str]
@@ -60,6 +62,7 @@ class Where(NamedTuple):
   tfds: Optional[str]
   documents: str
   field: str
+  fields: tuple[tuple[str, ...], ...] = ()
 
 
 def find(where: Where, split: str, cache: pathlib.Path) -> Corpus:
@@ -178,7 +181,8 @@ class _Files:
     before, whole = 0, max(sum(sizes), 1)
     for path, size in zip(self._files, sizes):
       for values, place, done in text_lines.read(
-          path, documents=self._where.documents, field=self._where.field):
+          path, documents=self._where.documents, field=self._where.field,
+          fields=self._where.fields):
         yield Record(values, place, (before + done) / whole)
       before += size
 

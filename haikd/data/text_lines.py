@@ -15,14 +15,18 @@ DOCUMENTS = ('file', 'paragraph', 'line')  # What a .txt file holds.
 SUFFIXES = ('.txt', '.jsonl', '.parquet')
 
 
-def read(path: pathlib.Path, *, documents: str,
-         field: str) -> Iterator[tuple[dict[str, Any], str, float]]:
+def read(
+    path: pathlib.Path, *, documents: str, field: str,
+    fields: tuple[tuple[str, ...], ...] = ()
+) -> Iterator[tuple[dict[str, Any], str, float]]:
   """Reads what stands in a file.
 
   Args:
     path: of the file, with one of SUFFIXES.
     documents: what a document is in a `.txt` file, one of DOCUMENTS.
     field: what its text is called there.
+    fields: which columns of a parquet file are read: the first of these groups
+      that it has as a whole, or all that it has.
 
   Yields:
     `{field: value}` of a record, where it stands, and how many bytes are read
@@ -33,7 +37,7 @@ def read(path: pathlib.Path, *, documents: str,
   """
   with _reading(path):
     if path.suffix == '.parquet':
-      yield from _parquet(path)
+      yield from _parquet(path, fields)
     elif path.suffix == '.jsonl':
       yield from _json_lines(path)
     else:
@@ -119,7 +123,7 @@ def _json_lines(path):
     yield values, place, done
 
 
-def _parquet(path):
+def _parquet(path, fields):
   try:
     import pyarrow
     from pyarrow import parquet
@@ -131,7 +135,10 @@ def _parquet(path):
   try:
     with parquet.ParquetFile(path) as file:
       rows = file.metadata.num_rows
-      for batch in file.iter_batches(batch_size=1024):
+      there = file.schema_arrow.names
+      # Where none is there, a message is due that says what is.
+      used = next((group for group in fields if {*group} <= {*there}), there)
+      for batch in file.iter_batches(batch_size=1024, columns=list(used)):
         for values in batch.to_pylist():
           yield (values, f'row {number} of {str(path)!r}',
                  size * (number + 1) / rows)

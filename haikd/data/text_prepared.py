@@ -2,14 +2,15 @@
 
 Rows are written shard by shard, so that a preparation that is interrupted goes
 on with the shard it was at. A shard appears in one piece, and what is in it
-depends on the texts alone: where two processes prepare at once, one replaces
-the files of the other by the same.
+depends on the texts alone: where two processes prepare at once, both use what
+appeared first.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import hashlib
+import io
 import itertools
 import os
 import pathlib
@@ -20,6 +21,7 @@ import numpy as np
 
 from haikd import checks
 from haikd import files
+from haikd import paths
 from haikd import tokenizer as tokenizer_lib
 from haikd.data import pruning
 from haikd.data import source
@@ -44,6 +46,8 @@ class Recipe(NamedTuple):
     dtype: of a row.
     rows: from batches of records to rows; counts `tokens` in its second
       argument, and what else it has to say.
+    uncut: from batches of records to the ids of their texts before anything is
+      cut off, for pruning; None where nothing is pruned.
   """
 
   name: str
@@ -51,6 +55,8 @@ class Recipe(NamedTuple):
   dtype: np.dtype
   rows: Callable[[Iterator[list[text_files.Record]], Counter],
                  Iterator[np.ndarray]]
+  uncut: Optional[Callable[[Iterator[list[text_files.Record]]],
+                           Iterator[np.ndarray]]] = None
 
 
 class Made(Protocol):
@@ -156,43 +162,47 @@ def _prune(make, tokenizer, where):
   """Returns a tokenizer of what 'train' is made of, and the ids it keeps."""
   corpus = find(where, 'train')
   recipe = make(tokenizer, corpus).recipe()
-  folder = _prepare(recipe, tokenizer, corpus, where.data_dir)
-  kept = folder / 'kept_ids.npy'
+  kept = _folder(recipe, tokenizer, corpus, where.data_dir) / 'kept_ids.npy'
   if not kept.exists():
     used = np.zeros(tokenizer.size, bool)
-    rows = Rows(folder, recipe.dtype, _tokens_only, None, None)
-    for start in range(0, len(rows), 1024):
-      stop = min(start + 1024, len(rows))
-      for row in rows.__getitems__(list(range(start, stop))):
-        used[row['tokens']] = True
+    with _progress(f'counting {corpus.split}') as show:
+      records = corpus.records()
+      while batch := list(_batches(records, show, BATCH_CHARACTERS)):
+        for ids in recipe.uncut(iter(batch)):
+          used[ids] = True
+    if not used.any():
+      raise _empty(corpus)
     _, kept_ids = pruning.prune(tokenizer, np.flatnonzero(used))
-    with text_tokenizers.writing(folder):
-      temporary = folder / f'.{os.getpid()}.{kept.name}'
-      np.save(temporary, kept_ids)
-      os.replace(temporary, kept)
+    content = io.BytesIO()
+    np.save(content, kept_ids)
+    with text_tokenizers.writing(kept.parent):
+      kept.parent.mkdir(parents=True, exist_ok=True)
+      paths.replace(kept, content.getvalue())
   # All that was kept needs nothing else to be kept.
   return pruning.prune(tokenizer, np.load(kept))
 
 
-def _tokens_only(rows):
-  return dict(tokens=rows['tokens'])
+def _folder(recipe, tokenizer, corpus, data_dir):
+  """Returns where a split is prepared.
 
-
-def _prepare(recipe, tokenizer, corpus, data_dir):
-  """Makes the rows of a split unless that has been done; returns the folder.
-
-  Its name depends on the texts, the tokenizer and the options, so that nothing
+  The name depends on the texts, the tokenizer and the options, so that nothing
   stale is ever read.
   """
   key = dict(version=VERSION, texts=corpus.digest, tokenizer=tokenizer.digest,
              options=recipe.options, shard=SHARD_CHARACTERS)
   digest = hashlib.sha256(files.encode(key, sort_keys=True).encode())
-  folder = (text_tokenizers.root(data_dir) / recipe.name /
-            digest.hexdigest()[:16])
+  return (text_tokenizers.root(data_dir) / recipe.name /
+          digest.hexdigest()[:16])
+
+
+def _prepare(recipe, tokenizer, corpus, data_dir):
+  """Makes the rows of a split unless that has been done; returns the folder."""
+  folder = _folder(recipe, tokenizer, corpus, data_dir)
   if not (folder / _INFO).exists():
     with (text_tokenizers.writing(folder),
           _progress(f'preparing {corpus.split}') as show):
       folder.mkdir(parents=True, exist_ok=True)
+      paths.remove_leftovers(text_tokenizers.root(data_dir))
       _write_shards(folder, recipe, corpus, show)
   if not files.read_json(folder / _INFO)['rows']:
     raise _empty(corpus)
@@ -215,17 +225,16 @@ def _write_shards(folder, recipe, corpus, show):
       if first is None:
         break
       shard = _write_shard(
-          folder / name, recipe,
-          _batches(itertools.chain([first], records), show))
-      files.write_json(written, shard)
+          folder / name, written, recipe,
+          _batches(itertools.chain([first], records), show, SHARD_CHARACTERS))
     counts.update(shard)
     if shard['rows']:
       names.append(name)
   files.write_json(folder / _INFO, dict(counts, files=names))
 
 
-def _batches(records, show):
-  """Yields the records of one shard, a list at a time."""
+def _batches(records, show, limit):
+  """Yields records of so many characters, a list at a time."""
   batch, size, total = [], 0, 0
   for record in records:
     show(record.done)
@@ -236,14 +245,14 @@ def _batches(records, show):
       yield batch
       total += size
       batch, size = [], 0
-      if total >= SHARD_CHARACTERS:
+      if total >= limit:
         return
   if batch:
     yield batch
 
 
-def _write_shard(path, recipe, batches):
-  """Writes one shard, and returns what is in it."""
+def _write_shard(path, written, recipe, batches):
+  """Writes one shard, unless another has by then; returns what is in it."""
   from array_record.python import array_record_module
   counts = Counter(documents=0, tokens=0, rows=0)
 
@@ -252,7 +261,7 @@ def _write_shard(path, recipe, batches):
       counts['documents'] += len(batch)
       yield batch
 
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+  temporary = paths.temporary(path)
   # Records are read in any order: each is compressed by itself.
   writer = array_record_module.ArrayRecordWriter(str(temporary),
                                                  'group_size:1')
@@ -261,11 +270,14 @@ def _write_shard(path, recipe, batches):
       writer.write(row.tobytes())
       counts['rows'] += 1
     writer.close()
+    if written.exists():  # The other may be reading its file already.
+      return Counter(files.read_json(written))
     os.replace(temporary, path)
   finally:
     if writer.is_open():
       writer.close()
     temporary.unlink(missing_ok=True)
+  files.write_json(written, counts)
   return counts
 
 

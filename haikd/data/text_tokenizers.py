@@ -30,8 +30,9 @@ def load(path: str) -> Tokenizer:
     DataError: as `haikd.tokenizer.load`.
   """
   file = pathlib.Path(path.removeprefix(tokenizer_lib.GGUF)).expanduser()
-  stamps = [(p.stat().st_size, p.stat().st_mtime_ns)
-            for p in (file, *sorted(file.glob('*.json'))) if p.exists()]
+  inside = sorted([*file.glob('*.json'), *file.glob('*.jinja')])
+  stamps = [(p.name, p.stat().st_size, p.stat().st_mtime_ns)
+            for p in (file, *inside) if p.exists()]
   return _load(path, tuple(stamps))
 
 
@@ -77,8 +78,11 @@ def keep(tokenizer: Tokenizer, data_dir: Optional[str],
   Raises:
     DataError: it cannot be written.
   """
+  said = f'{tokenizer.digest} {tokenizer.config}'
+  if tokenizer.template is not None:
+    said += f' {tokenizer.template}'
   folder = root(data_dir) / 'tokenizers' / hashlib.sha256(
-      f'{tokenizer.digest} {tokenizer.config}'.encode()).hexdigest()[:16]
+      said.encode()).hexdigest()[:16]
   if not (folder / 'tokenizer.json').exists():  # Which is written last.
     with writing(folder):
       tokenizer.save(folder)

@@ -68,3 +68,14 @@ def bpe(tmp_path):
   made.post_processor = processors.TemplateProcessing(
       single='<s> $A', special_tokens=[('<s>', 0)])
   return save(made, tmp_path / 'bpe', bos_token='<s>', eos_token='</s>')
+
+
+@pytest.fixture
+def merging(tmp_path):
+  """A folder: BPE that cuts `xabc` into x, a, bc, and `ab` into ab."""
+  made = tokenizers.Tokenizer(models.BPE(
+      vocab={piece: i for i, piece in enumerate(
+          ['<pad>', 'a', 'b', 'c', 'x', 'bc', 'ab'])},
+      merges=[('b', 'c'), ('a', 'b')]))
+  made.add_special_tokens(['<pad>'])
+  return save(made, tmp_path / 'merging', pad_token='<pad>')

@@ -53,6 +53,17 @@ def test_classes_may_be_given(tmp_path, bert_words):
   assert opened.num_classes == 3 and labels(opened) == [0, 1]
 
 
+@pytest.mark.parametrize('row, options', [
+    (dict(text='a b c d', label=0), {}),
+    (dict(q='a b', p='c d', label=0), dict(field='q', second='p')),
+])
+def test_pruning_keeps_what_stands_beyond_the_cut(tmp_path, bert_words, row,
+                                                  options):
+  write(tmp_path, row)
+  opened = open_split(tmp_path, bert_words, length=5, prune=True, **options)
+  assert opened.text.kept_ids.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+
+
 def test_pairs_are_one_row_with_types(tmp_path, bert_words):
   write(tmp_path, dict(q='a', p='b c', label=0))
   row = open_split(tmp_path, bert_words, field='q', second='p')[0]

@@ -172,6 +172,27 @@ def test_merges_may_be_written_as_strings():
           pruned_for(whole, CORPUS)[0].definition)
 
 
+@pytest.mark.parametrize('make', ALL)
+@pytest.mark.parametrize('missing', [
+    ('post_processor',), ('added_tokens',), ('model', 'type'),
+    ('model', 'unk_id'), ('model', 'unk_token')])
+def test_what_a_file_may_leave_out_may_be_missing(make, missing):
+  definition = json.loads(json.dumps(make().definition))
+  inner = definition
+  for key in missing[:-1]:
+    inner = inner[key]
+  inner.pop(missing[-1], None)
+  try:
+    whole = tokenizer_lib.Tokenizer(definition)
+  except checks.DataError:
+    return  # The package asks for it.
+  pruned, kept_ids = pruned_for(whole, CORPUS)
+  assert pruned.size < whole.size
+  for before, after in zip(whole.encode_batch(CORPUS),
+                           pruned.encode_batch(CORPUS)):
+    assert before.ids.tolist() == kept_ids[after.ids].tolist()
+
+
 def test_added_tokens_that_are_used_stay_and_are_numbered_anew():
   whole = byte_level()
   pruned, kept_ids = pruned_for(whole, ['cat <tool>'])
@@ -224,6 +245,11 @@ def test_unknown_keeps_its_score():
   pruned, kept_ids = pruning.prune(whole, [1, 2])
   assert kept_ids.tolist() == [0, 1, 2, 3]
   assert pruned.definition['model']['unk_id'] == 0
+
+
+def test_chat_template_stays():
+  whole = tokenizer_lib.Tokenizer(byte_level().definition, template='{{ a }}')
+  assert pruned_for(whole, CORPUS)[0].template == '{{ a }}'
 
 
 def test_config_is_numbered_anew():

@@ -3,6 +3,8 @@
 import json
 
 import numpy as np
+import pyarrow
+from pyarrow import parquet
 import pytest
 
 from haikd import checks
@@ -91,6 +93,49 @@ def test_pruned_sentences_decode_to_the_same(tmp_path, bert_words):
   assert opened[0]['tokens'].tolist() == [2, 4, 5, 3, 0]
   pairs = open_split(tmp_path, bert_words, 'test', prune=True)
   assert pairs[0]['tokens'].tolist() == [[2, 1, 3, 0, 0], [2, 4, 3, 0, 0]]
+
+
+def test_pieces_beyond_the_cut_are_kept(tmp_path, merging):
+  # Without bc, which stands behind the cut, `xabc` would be x, ab, c.
+  write(tmp_path, 'train.jsonl', dict(text='xabc'), dict(text='ab'))
+  pruned = open_split(tmp_path, merging, length=2, prune=True)
+  kept_ids = pruned.text.kept_ids
+  assert kept_ids.tolist() == [0, 1, 2, 3, 4, 5, 6]
+  assert kept_ids[pruned[0]['tokens']].tolist() == [4, 1]  # x, a.
+
+
+def test_pieces_of_pairs_beyond_the_cut_are_kept(tmp_path, merging):
+  write(tmp_path, 'train.jsonl', pair('ab', 'xabc', 1.0))
+  pruned = open_split(tmp_path, merging, length=2, prune=True)
+  assert pruned.text.kept_ids[pruned[0]['tokens']].tolist() == [[6, 0], [4, 1]]
+
+
+def test_pruning_to_a_split_without_texts_is_refused(tmp_path, bert_words):
+  (tmp_path / 'files').mkdir()
+  (tmp_path / 'files' / 'train.txt').write_text('')
+  write(tmp_path, 'test.jsonl', dict(text='a'))
+  with pytest.raises(checks.DataError, match="split 'train' must hold texts"):
+    open_split(tmp_path, bert_words, 'test', prune=True)
+
+
+@pytest.mark.parametrize('row, read', [
+    (dict(text='a', other='b'), ['text']),
+    (pair('a', 'b', 0.5) | dict(other='c'), [*pair('a', 'b', 0.5)]),
+])
+def test_columns_of_parquet_that_are_not_used_are_not_read(
+    tmp_path, bert_words, monkeypatch, row, read):
+  (tmp_path / 'files').mkdir()
+  parquet.write_table(pyarrow.Table.from_pylist([row]),
+                      tmp_path / 'files' / 'train.parquet')
+  asked, inner = [], parquet.ParquetFile.iter_batches
+
+  def spy(self, *args, columns, **options):
+    asked.append(columns)
+    return inner(self, *args, columns=columns, **options)
+
+  monkeypatch.setattr(parquet.ParquetFile, 'iter_batches', spy)
+  assert len(open_split(tmp_path, bert_words)) == 1
+  assert asked == [read] * len(asked) != []
 
 
 @pytest.mark.parametrize('score', [None, 'high', float('nan'), True])

@@ -93,6 +93,21 @@ def test_json_lines_and_parquet_have_fields(tmp_path):
     assert [record.done for record in corpus.records()][-1] == 1
 
 
+@pytest.mark.parametrize('fields, expected', [
+    ((('text',),), ['text']),
+    ((('body',), ('n', 'text')), ['text', 'n']),  # The first that is there.
+    ((('body',),), ['text', 'n', 'more']),  # For the message.
+    ((), ['text', 'n', 'more']),
+])
+def test_only_the_columns_that_are_used_are_read(tmp_path, fields, expected):
+  row = dict(text='a', n=1, more=['b'])
+  parquet.write_table(pyarrow.Table.from_pylist([row]),
+                      tmp_path / 'train.parquet')
+  where = text_files.Where(str(tmp_path), None, None, 'file', 'text', fields)
+  record, = text_files.find(where, 'train', tmp_path / 'digests').records()
+  assert record.values == {key: row[key] for key in expected}
+
+
 def test_tfds_set_is_read(tmp_path):
   folder = str(tmp_path / 'data')
   prepared.prepare(lambda: Reviews(data_dir=folder, file_format='array_record'))

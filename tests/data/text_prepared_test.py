@@ -5,11 +5,13 @@ import json
 import os
 import pathlib
 import threading
+import time
 
 import numpy as np
 import pytest
 
 from haikd import checks
+from haikd import paths
 from haikd.data import packing
 from haikd.data import text_files
 from haikd.data import text_prepared
@@ -124,8 +126,9 @@ def test_whatever_rows_depend_on_prepares_anew(where, words, tmp_path, change):
   assert made.made > 0
 
 
-def test_two_that_prepare_at_once_do_no_harm(where, words, monkeypatch):
-  # Both are at the first shard before one of them goes on.
+def test_two_that_prepare_at_once_do_no_harm(where, words):
+  # Both are at the first shard before one of them goes on. Threads have one
+  # process id, as processes of two hosts or containers may have.
   barrier, rows = threading.Barrier(2, timeout=20), {}
 
   class Meeting(Counted):
@@ -134,8 +137,6 @@ def test_two_that_prepare_at_once_do_no_harm(where, words, monkeypatch):
       if not self.made:
         barrier.wait()
       yield from super()._rows(batches, counts)
-
-  monkeypatch.setattr(os, 'getpid', threading.get_ident)  # As two processes.
 
   def prepare(name):
     made = Meeting(text_tokenizers.load(words))
@@ -147,6 +148,41 @@ def test_two_that_prepare_at_once_do_no_harm(where, words, monkeypatch):
   for thread in threads:
     thread.join()
   assert rows == {0: list(range(3, 13)), 1: list(range(3, 13))}
+
+
+def test_shard_that_another_published_first_is_used(where, words):
+  seen = {}
+
+  class Overtaken(Counted):
+
+    def _rows(self, batches, counts):
+      yield from super()._rows(batches, counts)
+      if not seen:
+        open_rows(where, words)  # Another, from beginning to end.
+        seen.update((p.name, p.stat().st_ino)
+                    for p in folder_of(where).glob('*.array_record'))
+
+  made, opened = open_rows(where, words, Overtaken(text_tokenizers.load(words)))
+  assert made.made == 4  # The first shard; the others were there by then.
+  assert first_tokens(opened) == list(range(3, 13))
+  assert seen == {p.name: p.stat().st_ino
+                  for p in folder_of(where).glob('*.array_record')}
+  assert not list(folder_of(where).glob('.*'))
+
+
+def test_what_killed_processes_left_is_removed_after_a_day(where, words,
+                                                           tmp_path):
+  open_rows(where, words)
+  old, new = (paths.temporary(folder_of(where) / name) for name in 'ab')
+  others = folder_of(where) / '.nfs0001'
+  for path in (old, new, others):
+    path.touch()
+  for path in (old, others):
+    os.utime(path, (time.time() - 2 * 86400,) * 2)
+  open_rows(where, words)
+  assert old.exists()  # Nothing was prepared.
+  open_rows(where, words, length=5)
+  assert [p.exists() for p in (old, new, others)] == [False, True, True]
 
 
 def test_shard_without_rows_is_left_out(where, words):
@@ -198,6 +234,17 @@ def test_tokenizer_is_kept_beside_the_data(where, words):
       'eos_token'] == '</s>'
   assert text_tokenizers.load(str(folder)).digest == text_tokenizers.load(
       words).digest
+
+
+def test_chat_template_is_kept_beside_the_data(where, words):
+  _, plain = open_rows(where, words)
+  path = pathlib.Path(words, 'chat_template.jinja')
+  for template in ('{{ é }}\n', '{{ b }}'):  # Another one is not overlooked.
+    path.write_text(template)
+    _, opened = open_rows(where, words)
+    kept = pathlib.Path(opened.text.tokenizer, 'chat_template.jinja')
+    assert kept.read_text() == template
+  assert not pathlib.Path(plain.text.tokenizer, path.name).exists()
 
 
 def test_data_lies_where_that_of_tfds_does_unless_told():
