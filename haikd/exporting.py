@@ -5,6 +5,8 @@ import pathlib
 import re
 from typing import Any, Optional
 
+import numpy as np
+
 import haikd
 from haikd import base
 from haikd import checkpoint
@@ -66,14 +68,17 @@ def export(config: config_lib.ConfigDict,
         f'exporting.export: workdir must hold a trained student; got {workdir}.'
         ' Train it first, or correct --workdir.')
   trained = part.trained('--workdir', workdir, 'student')
-  text = part.data.text
+  text, data = part.data.text, part.config.data
   interop.export(
       output,
       model=part.config.student.model,
       options=_options(part),
       params=trained.network.params,
       tokenizer=None if text is None else text.tokenizer,
-      card=_card(part, workdir, trained.network))
+      card=_card(part, workdir, trained.network),
+      classes=data.options.get('classes'),
+      scale=_scale(part),
+      length=data.options.get('length'))
   return output
 
 
@@ -85,6 +90,16 @@ def _options(part):
   if 'num_classes' in names:
     options.setdefault('num_classes', part.data.num_classes)
   return options
+
+
+def _scale(part):
+  """Returns mean and deviation of each channel of images, or None."""
+  channels = part.config.student.options.get('channels')
+  if channels is None:  # It takes no images.
+    return None
+  spread = lambda value: tuple(
+      float(x) for x in np.broadcast_to(np.asarray(value), (channels,)))
+  return spread(part.config.data.mean), spread(part.config.data.std)
 
 
 def _card(part: parts.Part, workdir: paths.Path, network: base.Frozen) -> str:

@@ -29,8 +29,8 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path) -> Results:
 
   Returns:
     What `result.json` holds: by `teacher`, `student_start` (if it starts from
-    weights that are still there), `student_alone` and `student` the `parameters`, the metrics of
-    `haikd.metrics` and the `seconds`.
+    weights that are still there), `student_alone` and `student` the
+    `parameters`, the metrics of `haikd.metrics` and the `seconds`.
 
   Raises:
     ConfigError: the config cannot work; raised before anything is trained.

@@ -83,7 +83,8 @@ class Part(NamedTuple):
     """Refuses weights to start from that the student cannot take."""
     saved = checkpoint.has_checkpoint(workdir / self.folder)
     if self.config.student.init and not saved:
-      self.start('student')
+      pretrained.check(self.config, 'student', self.expected('student'),
+                       self.data)
 
 
 def build_all(

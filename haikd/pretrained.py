@@ -29,7 +29,8 @@ def resolve(config: config_lib.ConfigDict) -> config_lib.ConfigDict:
   read from there; options in the config come on top, so that a student may be
   shallower or narrower than what it starts from. A data set that takes a
   tokenizer, and is given none, gets that of the teacher or else the student,
-  and at least as many classes as the network has.
+  and at least as many classes as the network has; likewise the names of
+  classes, in the network's order, and how images are scaled.
 
   Args:
     config: a validated config, its plugins imported.
@@ -87,6 +88,22 @@ def with_vocabulary(config: config_lib.ConfigDict,
           f'{text.size} of {text.tokenizer}. Give the data the tokenizer of '
           'the network, or the network another vocabulary.')
   return config
+
+
+def check(config: config_lib.ConfigDict, title: str, expected: base.Frozen,
+          data: pipeline.Data) -> None:
+  """Refuses weights that a network cannot start from; as `load`."""
+  field, network = f'config.{title}.init', config[title]
+  if not interop.is_pretrained(network.init):
+    checkpoint.load_like(field, network.init, expected)
+    return
+  interop.check(
+      field,
+      network.init,
+      expected,
+      options=network.options.to_dict(),
+      layers=network.init_layers,
+      kept_ids=_kept_ids(data))
 
 
 def load(config: config_lib.ConfigDict, title: str, expected: base.Frozen,
@@ -169,6 +186,11 @@ def _check_tokenizers(tokenizers):
 
 def _resolve_data(config, found, options):
   """Gives the data a tokenizer and classes, and takes these from options."""
+  plain = config_lib.base().data
+  as_it_was = (config.data.mean, config.data.std) == (plain.mean, plain.std)
+  if found.scale is not None and as_it_was:
+    with config.ignore_type():  # Numbers become tuples.
+      config.data.mean, config.data.std = found.scale
   name = config.data.name
   if name not in registry.datasets.names():
     return
@@ -176,6 +198,8 @@ def _resolve_data(config, found, options):
   known = {}
   if 'tokenizer' in takes and found.tokenizer:
     known['tokenizer'] = found.tokenizer
+  if 'classes' in takes and found.classes:
+    known['classes'] = found.classes
   if 'vocabulary' in takes and 'num_classes' in options:
     # How many are left of a pruned vocabulary, the data knows.
     classes = options.pop('num_classes')

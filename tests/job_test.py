@@ -242,7 +242,8 @@ def test_start_of_a_finished_job_adds_no_file(tmp_path):
 
 @pytest.mark.parametrize('fields, match', [
     ({}, 'data must have labels to train a teacher on; got none. Point'),
-    ({'baseline': True}, 'labels to train the student alone on, .* got neither. Set'),
+    ({'baseline': True},
+     'labels to train the student alone on, .* got neither. Set'),
 ])
 def test_labels_are_missed_where_they_are_needed(tmp_path, fields, match):
   config = make_config(**fields)

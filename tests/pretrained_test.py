@@ -71,6 +71,35 @@ def test_classes_stay_with_the_network_where_data_take_none():
   assert found.data.options.to_dict() == {}
 
 
+def test_classes_are_numbered_as_the_network_numbers_them(monkeypatch):
+  monkeypatch.setattr(interop, 'describe', lambda init: FOUND._replace(
+      classes=('yes', 'no')))
+  assert 'classes' not in pretrained.resolve(make_config()).data.options
+
+  @haikd.register_dataset()
+  def classed(split, *, classes=()):
+    raise NotImplementedError  # Is not opened.
+
+  config = make_config()
+  config.data.name, config.data.options = 'classed', {}
+  assert pretrained.resolve(config).data.options.classes == ('yes', 'no')
+  config.data.options = dict(classes=('no', 'yes'))
+  assert pretrained.resolve(config).data.options.classes == ('no', 'yes')
+
+
+def test_images_are_scaled_as_for_the_network_unless_the_config_says(
+    monkeypatch):
+  scale = (0.5, 0.4, 0.3), (0.1, 0.2, 0.3)
+  monkeypatch.setattr(interop, 'describe', lambda init: FOUND._replace(
+      scale=scale))
+  config = make_config()
+  found = pretrained.resolve(config).data
+  assert (found.mean, found.std) == scale
+  config.data.std = 0.7
+  found = pretrained.resolve(config).data
+  assert (found.mean, found.std) == (0.0, 0.7)
+
+
 def test_a_student_has_as_many_blocks_as_it_inherits_and_its_own_options():
   config = make_config()
   config.student.init = 'hf:teacher'
