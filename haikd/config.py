@@ -172,7 +172,7 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
   """
   if name == 'smoke':
     config.steps = 6
-    config.batch_size = 32
+    config.batch_size = min(config.batch_size, 32)
     config.log_every = 2
     config.checkpoint_every = 3
     for field in ('split', 'final'):
