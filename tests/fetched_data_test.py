@@ -9,6 +9,9 @@ import zlib
 import pytest
 
 import haikd
+from haikd import checks
+from haikd import config as config_lib
+from haikd import config_file
 
 FOLDER = pathlib.Path(haikd.__file__).parent.parent / 'configs' / 'data'
 
@@ -86,3 +89,21 @@ def test_glosses_are_read_once_each_without_the_license(script, monkeypatch):
   found = module.texts()
   assert sorted('. '.join(found).split('. ')) == ['first gloss; "so"',
                                                   'second gloss']
+
+
+@pytest.mark.parametrize('name, script, path', [
+    ('sentences_minilm3_from_minilm6', 'sentences', 'data/minilm/config.json'),
+    ('austen_llama_from_smollm2', 'austen',
+     'data/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'),
+])
+def test_config_says_what_fetches_its_teacher(monkeypatch, tmp_path, name,
+                                              script, path):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sys, 'path', list(sys.path))  # Loading adds to it.
+  config = f'{FOLDER.parent / name}.py'
+  with pytest.raises(checks.ConfigError,
+                     match=f'Run `python configs/data/{script}.py` first'):
+    config_file.load(config)
+  (tmp_path / path).parent.mkdir(parents=True)
+  (tmp_path / path).touch()
+  config_lib.validate(config_file.load(f'{config}:smoke'))
