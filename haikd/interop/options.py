@@ -33,6 +33,21 @@ def complete(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
   return {**defaults, **options}
 
 
+def read_architecture(fields: fields_lib.Fields, known: Iterable[str]) -> str:
+  """Takes the architecture, which is the first of those known if none is said.
+
+  Raises:
+    DataError: another one, or several.
+  """
+  known = tuple(known)
+  found = fields.take('architectures', None, kind=list) or known[:1]
+  if len(found) != 1 or found[0] not in known:
+    raise checks.DataError(
+        f'interop.read: architectures of {fields.path} must be one of '
+        f'{", ".join(known)}; got {found}, not supported.')
+  return found[0]
+
+
 def read_activation(fields: fields_lib.Fields, name: str) -> str:
   """Takes the field of an activation and returns what the models call it.
 

@@ -1,6 +1,6 @@
 """Where each parameter of a network is found among another's tensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -74,6 +74,23 @@ class Tensors(NamedTuple):
 
   rules: tuple[Rule, ...]
   ignored: tuple[str, ...] = ()
+
+
+def decoder(rules: Iterable[Rule], *, tied: bool,
+            ignored: Iterable[str]) -> Tensors:
+  """Returns the rules of a language model, those of its logits included.
+
+  Args:
+    rules: of all other parameters.
+    tied: whether the table that embeds makes the logits too, in which case they
+      may be saved a second time.
+    ignored: globs over other tensors that hold nothing needed.
+  """
+  tensor = 'lm_head.weight'
+  if tied:
+    return Tensors(tuple(rules), (*ignored, tensor))
+  logits = Rule('logits', 'w', tensor, TRANSPOSED, vocabulary=1)
+  return Tensors((*rules, logits), tuple(ignored))
 
 
 def linear(module: str, tensor: str, *, bias: bool = True) -> tuple[Rule, ...]:

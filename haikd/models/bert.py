@@ -13,7 +13,7 @@ from haikd import registry
 from haikd import tapping
 from haikd.models import layers
 from haikd.models import sequences
-from haikd.models import vit
+from haikd.models import transformer
 
 HEADS = ('embedding', 'classification', 'masked_lm')
 POOLS = ('mean', 'token')
@@ -45,7 +45,7 @@ class Embed(hk.Module):
     if self.types:
       types = 0 if sequence.types is None else sequence.types
       outputs += self._table('types', self.types)[types]
-    return _norm(outputs, self.epsilon, 'norm')
+    return transformer.layer_norm(outputs, self.epsilon, 'norm')
 
   def _table(self, name, rows):
     init = hk.initializers.TruncatedNormal(0.02)
@@ -69,15 +69,15 @@ class Block(hk.Module):
     self.is_training = is_training
 
   def __call__(self, inputs: jax.Array, looks: jax.Array) -> jax.Array:
-    """Maps `[B, N, D]` to `[B, N, D]`; `looks` is as in `vit.Attention`."""
+    """Maps `[B, N, D]` to the same; `looks` as in `transformer.Attention`."""
 
     def add(positions, branch, norm):
       branch = layers.dropout(branch, self.dropout, self.is_training)
-      return _norm(positions + branch, self.epsilon, norm)
+      return transformer.layer_norm(positions + branch, self.epsilon, norm)
 
-    attention = vit.Attention(self.heads)
+    attention = transformer.Attention(self.heads)
     middle = add(inputs, attention(inputs, looks), 'norm_attn')
-    mlp = vit.Mlp(self.hidden, self.activation)
+    mlp = transformer.Mlp(self.hidden, self.activation)
     return add(middle, mlp(middle), 'norm_mlp')
 
 
@@ -218,7 +218,7 @@ def bert(inputs: Union[jax.Array, Mapping[str, jax.Array]],
   features = layers.run_blocks(block, depth, features, scan)
   if head == 'masked_lm':
     transformed = function(layers.Linear(width, name='transform')(features))
-    transformed = _norm(transformed, epsilon, 'transform_norm')
+    transformed = transformer.layer_norm(transformed, epsilon, 'transform_norm')
     transformed = transformed.reshape(*leading, -1, width)
     return Unembed()(transformed, embed.embeddings)
   if head == 'embedding':
@@ -281,8 +281,3 @@ def _unit(vectors: jax.Array) -> jax.Array:
   # The maximum is inside the root, whose gradient at 0 is infinite.
   squares = jnp.sum(vectors**2, axis=-1, keepdims=True)
   return vectors * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
-
-
-def _norm(inputs: jax.Array, epsilon: float, name: str) -> jax.Array:
-  norm = hk.LayerNorm(-1, True, True, eps=epsilon, name=name)
-  return norm(inputs.astype(jnp.float32)).astype(inputs.dtype)

@@ -5,7 +5,6 @@ from typing import Optional, Union
 
 import haiku as hk
 import jax
-import jax.numpy as jnp
 
 from haikd import base
 from haikd import checks
@@ -13,7 +12,7 @@ from haikd import registry
 from haikd.models import decoder
 from haikd.models import layers
 from haikd.models import sequences
-from haikd.models import vit
+from haikd.models import transformer
 
 
 class Embed(hk.Module):
@@ -56,18 +55,17 @@ class Block(hk.Module):
     self.dropout = dropout
     self.is_training = is_training
 
-  def __call__(self, inputs: jax.Array,
-               sequence: sequences.Sequence) -> jax.Array:
-    """Maps `[B, N, D]` to `[B, N, D]`."""
+  def __call__(self, inputs: jax.Array, looks: jax.Array) -> jax.Array:
+    """Maps `[B, N, D]` to the same; `looks` as in `transformer.Attention`."""
 
     def branch(norm, module, positions, *more):
-      outputs = module(_norm(positions, self.epsilon, norm), *more)
+      normed = transformer.layer_norm(positions, self.epsilon, norm)
+      outputs = module(normed, *more)
       return layers.dropout(outputs, self.dropout, self.is_training)
 
-    attention = vit.Attention(self.heads)
-    looks = sequence.looks(causal=True)
+    attention = transformer.Attention(self.heads)
     middle = inputs + branch('norm_attn', attention, inputs, looks)
-    mlp = vit.Mlp(self.hidden, self.activation)
+    mlp = transformer.Mlp(self.hidden, self.activation)
     return middle + branch('norm_mlp', mlp, middle)
 
 
@@ -170,20 +168,16 @@ def gpt2(inputs: Union[jax.Array, Mapping[str, jax.Array]],
         f'{where}: positions must be at least the length of rows; got '
         f'positions={positions}, N={length}. Choose shorter rows.')
   function = layers.activation(where, activation)
+  looks = sequence.looks(causal=True)
 
   def block(values, name):
     module = Block(heads, hidden, function, epsilon, dropout, is_training, name)
-    return module(values, sequence)
+    return module(values, looks)
 
   embed = Embed(num_classes, positions, width)
   outputs = layers.dropout(embed(sequence), dropout, is_training)
   outputs = layers.run_blocks(block, depth, outputs, scan)
-  outputs = _norm(outputs, epsilon, 'norm')
+  outputs = transformer.layer_norm(outputs, epsilon, 'norm')
   if tied:
     return base.LinearLogits(outputs, embed.embeddings.T)
   return decoder.Unembed(num_classes)(outputs)
-
-
-def _norm(inputs: jax.Array, epsilon: float, name: str) -> jax.Array:
-  norm = hk.LayerNorm(-1, True, True, eps=epsilon, name=name)
-  return norm(inputs.astype(jnp.float32)).astype(inputs.dtype)

@@ -14,6 +14,7 @@ import haikd
 from haikd import base
 from haikd import checks
 from haikd import registry
+from haikd.models import transformer
 from haikd.models import vit
 
 SMALL = dict(
@@ -211,7 +212,7 @@ def test_scan_computes_the_same_function_and_gradient():
                                               (jnp.float16, 0.004)])
 def test_attention_in_half_precision_is_close_to_float32(dtype, tolerance):
   """Relative to the largest value: 2^-8 and 2^-11, a few times over."""
-  net = hk.transform(lambda x: vit.Attention(2)(x))
+  net = hk.transform(lambda x: transformer.Attention(2)(x))
   x = jax.random.normal(jax.random.key(1), (2, 5, 8))
   params = jax.jit(net.init)(jax.random.key(0), x)
 

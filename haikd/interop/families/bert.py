@@ -228,16 +228,10 @@ def write_config(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_head(fields, kind):
-  architectures = fields.take('architectures', None, kind=list) or [
-      f'{_CLASSES[kind]}Model']
   known = {_CLASSES[kind] + ending: head for head, ending in _ENDINGS.items()}
   # Trained on pairs of sentences too, whose head is not read.
   known['BertForPreTraining'] = 'masked_lm'
-  if len(architectures) != 1 or architectures[0] not in known:
-    raise checks.DataError(
-        f'interop.read: architectures of {fields.path} must be one of '
-        f'{", ".join(known)}; got {architectures}, not supported.')
-  return known[architectures[0]]
+  return known[options_lib.read_architecture(fields, known)]
 
 
 def _read_offset(fields):

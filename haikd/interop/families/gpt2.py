@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from haikd import checks
 from haikd.interop import fields as fields_lib
 from haikd.interop import options as options_lib
 from haikd.interop import rules as rules_lib
@@ -37,11 +36,7 @@ def read_config(fields: fields_lib.Fields) -> dict[str, Any]:
   Raises:
     DataError: a field or an architecture that is not supported.
   """
-  found = fields.take('architectures', None, kind=list) or _ARCHITECTURES[:1]
-  if len(found) != 1 or found[0] not in _ARCHITECTURES:
-    raise checks.DataError(
-        f'interop.read: architectures of {fields.path} must be one of '
-        f'{", ".join(_ARCHITECTURES)}; got {found}, not supported.')
+  options_lib.read_architecture(fields, _ARCHITECTURES)
   fields.expect('scale_attn_weights', True)
   fields.expect('scale_attn_by_inverse_layer_idx', False)
   fields.expect('add_cross_attention', False)
@@ -88,13 +83,8 @@ def tensors(options: Mapping[str, Any],
     rules.extend(rules_lib.norm(f'block/{module}', layer + tensor))
   rules.extend(rules_lib.norm('norm', f'{prefix}ln_f'))
   # Where one may look was a buffer once.
-  ignored = ['*.attn.bias', '*.attn.masked_bias']
-  if options['tied']:
-    ignored.append('lm_head.weight')
-  else:
-    rules.append(rules_lib.Rule('logits', 'w', 'lm_head.weight',
-                                rules_lib.TRANSPOSED, vocabulary=1))
-  return rules_lib.Tensors(tuple(rules), tuple(ignored))
+  return rules_lib.decoder(rules, tied=options['tied'],
+                           ignored=('*.attn.bias', '*.attn.masked_bias'))
 
 
 def write_config(options: Mapping[str, Any]) -> dict[str, Any]:

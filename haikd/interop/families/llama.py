@@ -49,7 +49,8 @@ def read_config(fields: fields_lib.Fields) -> dict[str, Any]:
     DataError: a field or an architecture that is not supported.
   """
   kind = fields.take('model_type')
-  _check_architecture(fields, kind)
+  options_lib.read_architecture(
+      fields, (_CLASSES[kind] + 'ForCausalLM', _CLASSES[kind] + 'Model'))
   width = fields.take('hidden_size', kind=int)
   heads = fields.take('num_attention_heads', kind=int)
   # Where it may be left out, it is as transformers has it.
@@ -111,13 +112,8 @@ def tensors(options: Mapping[str, Any],
     rules.extend(rules_lib.norm(
         f'block/{module}', layer + tensor, offset=False))
   rules.extend(rules_lib.norm('norm', f'{prefix}norm', offset=False))
-  ignored = ['*.rotary_emb.inv_freq']
-  if options['tied']:
-    ignored.append('lm_head.weight')
-  else:
-    rules.append(rules_lib.Rule('logits', 'w', 'lm_head.weight',
-                                rules_lib.TRANSPOSED, vocabulary=1))
-  return rules_lib.Tensors(tuple(rules), tuple(ignored))
+  return rules_lib.decoder(rules, tied=options['tied'],
+                           ignored=('*.rotary_emb.inv_freq',))
 
 
 def write_config(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,15 +159,6 @@ def write_config(options: Mapping[str, Any]) -> dict[str, Any]:
         layer_types=[_SLIDING if is_chosen else _FULL
                      for is_chosen in _has_window(options)])
   return values
-
-
-def _check_architecture(fields, kind):
-  known = _CLASSES[kind] + 'ForCausalLM', _CLASSES[kind] + 'Model'
-  found = fields.take('architectures', None, kind=list) or known[:1]
-  if len(found) != 1 or found[0] not in known:
-    raise checks.DataError(
-        f'interop.read: architectures of {fields.path} must be one of '
-        f'{", ".join(known)}; got {found}, not supported.')
 
 
 def _read_window(fields, kind, depth):
