@@ -13,17 +13,21 @@ import tokenizers
 from tokenizers import models
 from tokenizers import pre_tokenizers
 
+import haikd
 from haikd import checkpoint
 from haikd import checks
 from haikd import config as config_lib
 from haikd import exporting
 from haikd import files
+from haikd import interop
 from haikd import job
 from haikd import parts
 from haikd import placement
 from haikd import pretrained
+from haikd import registry
 from haikd import tokenizer as tokenizer_lib
 from haikd import writer
+from haikd.data import source
 
 GOLDEN = pathlib.Path(__file__).parent / 'interop' / 'golden' / 'smollm2'
 
@@ -192,6 +196,43 @@ def test_a_score_that_is_no_number_is_in_the_card(run, tmp_path, monkeypatch):
           'README.md').read_text()
   row, = (line for line in card.splitlines() if '**this model**' in line)
   assert ' inf ' in row and ' nan ' in row
+
+
+def test_an_export_allows_rows_as_long_as_any(run, tmp_path):
+  config, workdir, _ = run
+  folder = exporting.export(config, workdir, tmp_path / 'out')
+  written = json.loads((folder / 'config.json').read_text())
+  # Rows are of 8 tokens: no less than what is usual is claimed.
+  assert written['max_position_embeddings'] == 2048
+
+
+def test_an_image_model_keeps_classes_and_scale(tmp_path):
+  with registry.datasets.temporary():
+
+    @haikd.register_dataset()
+    def pictures(split, *, classes=('cat', 'dog', 'owl')):
+      images = np.random.RandomState(0).rand(8, 4, 4, 3).astype(np.float32)
+      return source.Arrays(dict(image=images, label=np.arange(8) % 3),
+                           num_classes=len(classes))
+
+    config = config_lib.base()
+    config.steps, config.batch_size, config.teacher.train.steps = 1, 8, 1
+    config.data.name = 'pictures'
+    config.data.options = dict(classes=('cat', 'dog', 'owl'))
+    with config.ignore_type():
+      config.data.mean, config.data.std = (0.1, 0.2, 0.3), 0.5
+    for network in (config.teacher, config.student):
+      network.model = 'vit'
+      network.options = dict(patch_size=2, width=8, depth=1, heads=2,
+                             image_size=4, channels=3)
+    job.train(config, tmp_path)
+    folder = exporting.export(config, tmp_path)
+  written = json.loads((folder / 'config.json').read_text())
+  assert written['id2label'] == {'0': 'cat', '1': 'dog', '2': 'owl'}
+  scale = json.loads((folder / 'preprocessor_config.json').read_text())
+  assert scale['image_mean'] == [0.1, 0.2, 0.3]
+  assert scale['image_std'] == [0.5, 0.5, 0.5]
+  assert interop.describe(f'hf:{folder}').options['num_classes'] == 3
 
 
 def test_only_a_trained_student_is_exported(folder, tmp_path):
