@@ -1,16 +1,20 @@
 """Prints how much memory of its own loading takes, in bytes.
 
-  python tests/interop/measure_memory.py FOLDER MEGABYTES STACKED FROM TO
+  python tests/interop/measure_memory.py [FOLDER MEGABYTES STACKED FROM TO]
 
 writes weights of about so many megabytes, in blocks and a table that is as
-large as four of their matrices, and loads them. Pages of files that are mapped
-do not count, since the system drops them as it likes.
+large as four of their matrices, and loads them; without arguments 400, of each
+kind in a process of its own. Pages of files that are mapped do not count, since
+the system drops them as it likes.
 """
 
+import itertools
 import json
 import pathlib
 import re
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -114,5 +118,21 @@ def main(folder, megabytes, stacked, stored, wanted):
       own=peak[0] - before - sum(sizes), largest=largest, seconds=seconds)))
 
 
+def each():
+  """Measures all kinds, one after the other."""
+  dtypes = (('float32', 'bfloat16'), ('bfloat16', 'float32'),
+            ('float32', 'float32'))
+  for stacked, (stored, wanted) in itertools.product(('True', 'False'), dtypes):
+    with tempfile.TemporaryDirectory() as folder:
+      out = subprocess.run(
+          [sys.executable, __file__, folder, '400', stacked, stored, wanted],
+          capture_output=True, text=True, check=True).stdout
+    found = json.loads(out)
+    print(f'{stored} -> {wanted}, stacked: {stacked}: '
+          f'{found["own"] / 2**20:.0f} MB, '
+          f'{found["own"] / found["largest"]:.2f} of the largest tensor, '
+          f'{found["seconds"]:.1f} s')
+
+
 if __name__ == '__main__':
-  main(*sys.argv[1:])
+  main(*sys.argv[1:]) if sys.argv[1:] else each()
