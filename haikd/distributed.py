@@ -48,6 +48,7 @@ _decisions = itertools.count()
 _looks = itertools.count(1)  # For a SIGTERM, over all networks of a job.
 _terminated = False
 _deciding = False
+_agreed: Optional[BaseException] = None  # What `first` raised everywhere.
 
 
 def initialize(coordinator: Optional[str] = None,
@@ -126,20 +127,22 @@ def first(function: Callable[[], T]) -> T:
   Raises:
     ConfigError, DataError: as the function, on all processes.
   """
-  global _deciding
+  global _deciding, _agreed
   if not _run or _deciding:
     return function()
   key = f'haikd/decision/{next(_decisions)}'
   if _run.cluster.process_id:
     value, error = json.loads(_client().blocking_key_value_get(key, _WEEK))
     if error:
-      raise getattr(checks, error)(value)
+      _agreed = getattr(checks, error)(value)
+      raise _agreed
     return value
   _deciding = True
   try:
     value = function()
   except (checks.ConfigError, checks.DataError) as err:
     _client().key_value_set(key, json.dumps([str(err), type(err).__name__]))
+    _agreed = err
     raise
   finally:
     _deciding = False
@@ -206,16 +209,21 @@ def explain(error: BaseException) -> BaseException:
   return watch_lib.lost(failure) if failure else error
 
 
-def leave(exit_code: int, why: str) -> NoReturn:
+def leave(exit_code: int, error: BaseException) -> NoReturn:
   """Ends this one of many processes at once; the others follow.
+
+  What `first` raises, each of them raises itself, and is not told of: one that
+  is slow would take it for the failure of another.
 
   Args:
     exit_code: of this process.
-    why: one line for the others.
+    error: what ends it.
   """
-  _run.watch.leave(
-      exit_code, f'process {_run.cluster.process_id}, which ended with exit '
-      f'code {exit_code} ({why})')
+  why = None
+  if error is not _agreed:
+    why = (f'process {_run.cluster.process_id}, which ended with exit code '
+           f'{exit_code} ({checks.describe(error)})')
+  _run.watch.leave(exit_code, why)
 
 
 def finish() -> None:

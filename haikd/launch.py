@@ -105,7 +105,7 @@ def main(argv: Optional[list[str]] = None) -> int:
     if not debug or code != 1:  # Of a defect, the traceback says it all.
       print(f'haikd{distributed.label()}: {_line(err)}', file=sys.stderr)
     if distributed.is_many():
-      distributed.leave(code, checks.describe(err))
+      distributed.leave(code, err)
     return code
 
 

@@ -64,20 +64,22 @@ class Watch:
     except RuntimeError:  # Nothing was, or process 0 is gone.
       return None
 
-  def leave(self, exit_code: int, why: str) -> None:
+  def leave(self, exit_code: int, why: Optional[str]) -> None:
     """Ends this process at once, and tells the others, which follow.
 
     JAX's own way out would wait minutes for them.
 
     Args:
       exit_code: of this process.
-      why: what the others say of it. Only the first failure of a run counts.
+      why: what the others say of it, or None where they know it themselves.
+        Only the first failure of a run counts.
     """
     self.stop()
-    # Where process 0 hangs, this does too.
-    saying = threading.Thread(target=self._say, args=(why,), daemon=True)
-    saying.start()
-    saying.join(_GRACE)
+    if why is not None:
+      # Where process 0 hangs, this does too.
+      saying = threading.Thread(target=self._say, args=(why,), daemon=True)
+      saying.start()
+      saying.join(_GRACE)
     sys.stdout.flush()
     sys.stderr.flush()
     if self._id == 0:

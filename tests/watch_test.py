@@ -229,6 +229,14 @@ def test_process_that_leaves_says_why_and_process_0_stays_a_while(
   assert made.failure() == 'one'
 
 
+def test_what_all_know_is_not_said_and_process_0_stays_all_the_same(
+    make, slept):
+  made = make(0)
+  with pytest.raises(Ended, match='^3$'):
+    made.leave(3, None)
+  assert made.failure() is None and slept == [3]
+
+
 def test_process_that_leaves_is_not_ended_once_more(make, capsys):
   made = make(1)
   with pytest.raises(Ended):
