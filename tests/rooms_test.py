@@ -11,7 +11,7 @@ ROOT = pathlib.Path(haikd.__file__).parent
 
 # From the ground up; a room stands in the first line that it fits.
 TIERS = (
-    ('base', 'checks'),
+    ('base', 'checks', 'varying'),
     ('paths',),
     ('validation', 'registry', 'masking', 'tapping', 'files', 'names',
      'cluster', 'watch', 'tokenizer_gguf'),
@@ -76,6 +76,8 @@ def test_collectives_stay_in_step_and_sharding(path):
       node.attr for node in ast.walk(ast.parse(path.read_text()))
       if isinstance(node, ast.Attribute)
   }
+  if room_of(path) == 'varying':  # A cast of a type moves nothing.
+    used.discard('pcast')
   assert not used & set(COLLECTIVES)
 
 

@@ -1,0 +1,35 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from haikd import varying
+
+MESH = jax.make_mesh((2,), ('x',), axis_types=(jax.sharding.AxisType.Auto,))
+SPEC = jax.sharding.PartitionSpec('x')
+
+
+def run(start):
+  """Sums a shard's numbers in a loop whose carry begins as `start` says."""
+
+  def local(x):
+    add = lambda carry, row: (carry + row, None)
+    total, _ = jax.lax.scan(add, start(jnp.float32(0), x), x)
+    return total[None]
+
+  return jax.shard_map(local, mesh=MESH, in_specs=SPEC, out_specs=SPEC)(
+      jnp.arange(6.0))
+
+
+def test_alike_lets_a_loop_begin_with_zeros_on_every_device():
+  np.testing.assert_array_equal(run(varying.alike), [0 + 1 + 2, 3 + 4 + 5])
+
+
+def test_without_it_the_loop_is_refused():
+  with pytest.raises(TypeError, match='carry'):
+    run(lambda zero, x: zero)
+
+
+def test_alike_leaves_arrays_alone_outside_of_shard_map():
+  x = jnp.zeros(3)
+  assert varying.alike(x, jnp.ones(2)) is x
