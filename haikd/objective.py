@@ -31,15 +31,12 @@ class Objective(NamedTuple):
     terms: the weighted losses.
     layers: `{term: ((student layer, teacher layers), …)}` of every term that
       is not on logits.
-    chunk_bytes: of the logits that are computed at once; None for what suits
-      the backend.
   """
 
   student: network_lib.Network
   teacher: Optional[network_lib.Network]
   terms: tuple[terms_lib.Term, ...]
   layers: dict[str, pairing.Layers]
-  chunk_bytes: Optional[int]
 
   def init(self, rng: jax.Array, batch: base.Batch,
            frozen: Optional[base.Frozen]) -> tuple[base.Params, Any]:
@@ -139,7 +136,7 @@ class Objective(NamedTuple):
               for term in on_logits
           ], batch.labels,
           jnp.stack([coefficients[term.name][0] for term in on_logits]),
-          context, self.chunk_bytes)
+          context)
       sums = {term.name: (x,) for term, x in zip(on_logits, found)}
     for term in others:
       lazy = term.lazy and term.entry.on != terms_lib.LOGITS

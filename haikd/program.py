@@ -103,6 +103,7 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
         loss_scale=precision.initial_loss_scale(config.student.precision),
         with_ema=ema_decay > 0)
 
+  chunk_bytes = config.chunk_mib and int(config.chunk_mib * 2**20)
   # One who trains in microbatches has no room to evaluate more at once.
   rows = None
   if config.microbatches > 1:
@@ -130,13 +131,14 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
           layout['frozen'],
           microbatches=config.microbatches,
           ema_decay=ema_decay,
-          seed=config.seed),
+          seed=config.seed,
+          chunk_bytes=chunk_bytes),
       eval_step=evaluate.build_eval_step(
           objective.student, objective.teacher, mesh, layout['own'],
-          layout['frozen'], rows=rows, chunk_bytes=objective.chunk_bytes),
+          layout['frozen'], rows=rows, chunk_bytes=chunk_bytes),
       teacher_eval_step=evaluate.build_eval_step(
           objective.teacher, objective.teacher, mesh, layout['frozen'], None,
-          rows=rows, chunk_bytes=objective.chunk_bytes)
+          rows=rows, chunk_bytes=chunk_bytes)
       if has_teacher else None,
       is_finite=jax.jit(
           lambda state: jmp.all_finite((state.params, state.ema)),
