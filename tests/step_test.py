@@ -1,5 +1,6 @@
 """The loss and its gradient do not know how the batch was split."""
 
+import functools
 import itertools
 import warnings
 
@@ -12,12 +13,14 @@ import pytest
 
 from haikd import base
 from haikd import checks
+from haikd import comparison
 from haikd import config as config_lib
 from haikd import placement
 from haikd import program as program_lib
 from haikd import registry
 from haikd import sharding
 from haikd import step as step_lib
+from haikd.plan import counting
 
 BATCH, LENGTH, CLASSES = 32, 8, 11
 
@@ -308,6 +311,35 @@ def test_step_learns_and_compiles_once():
   moved = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), state.ema,
                        state.params.student)
   assert 0 < max(jax.tree.leaves(moved)) < 0.2
+
+
+@pytest.mark.parametrize('scan', (False, True))
+@pytest.mark.parametrize('fields', (
+    {}, {'microbatches': 2}, {'student.remat': 'full', 'microbatches': 2}))
+def test_counting_what_is_real_is_no_work(scan, fields):
+  """A step multiplies no more matrices than a gradient of known counts."""
+  config = ragged_config()
+  config.student.model = config.teacher.model = 'llama'
+  config.student.options = dict(width=8, depth=2, heads=2, scan=scan)
+  config.teacher.options = dict(width=16, depth=4, heads=4, scan=scan)
+  config.update_from_flattened_dict(fields)
+  batch = ragged_batch()
+  program, _ = build(config, batch, 1)
+  state, frozen = program.abstract_state, program.abstract_frozen
+
+  @jax.jit
+  @functools.partial(jax.grad, has_aux=True)
+  def alone(params, frozen):
+    objective = program.objective
+    coefficients = {
+        term.name: [1.0] * len(objective.layers.get(term.name, [None]))
+        for term in objective.terms}
+    return objective.loss(params, {}, frozen, batch, jax.random.key(0),
+                          coefficients, comparison.Context())
+
+  flops = lambda traced: counting.count(traced.jaxpr, 1).flops
+  assert flops(program.train_step.trace(state, frozen, batch)) == flops(
+      alone.trace(state.params, frozen))
 
 
 def image_batch():
