@@ -17,6 +17,7 @@ from haikd import base
 from haikd import comparison
 from haikd import network as network_lib
 from haikd import pairing
+from haikd import teacher as teacher_lib
 from haikd import terms as terms_lib
 
 Sums = dict[str, tuple[base.LossSum, ...]]  # By term, one LossSum a layer.
@@ -197,15 +198,8 @@ class Objective(NamedTuple):
         is_training=is_training,
         batch_axes=context.batch_axes,
         gather=context.gather_parameter)
-    teacher = None
-    if self.teacher is not None:
-      teacher, _ = self.teacher.apply(
-          frozen.params,
-          frozen.state,
-          None,
-          batch,
-          is_training=False,
-          gather=context.gather_parameter)
+    teacher = teacher_lib.look_up(self.teacher, frozen, batch, self.terms,
+                                  self.layers, context.gather_parameter)
     return student, teacher, net_state
 
   def _split(self, student):

@@ -174,7 +174,8 @@ def build_train_step(objective: objective_lib.Objective,
                      microbatches: int = 1,
                      ema_decay: float = 0.0,
                      seed: int = 0,
-                     chunk_bytes: Optional[int] = None) -> TrainStep:
+                     chunk_bytes: Optional[int] = None,
+                     donate: bool = True) -> TrainStep:
   """Builds the compiled training step.
 
   The update runs outside of `shard_map`, on global arrays, so that a norm is
@@ -193,12 +194,12 @@ def build_train_step(objective: objective_lib.Objective,
     seed: of dropout.
     chunk_bytes: of the logits that a device holds at once; None for what suits
       it.
+    donate: whether the new state is written over the old one.
 
   Returns:
-    `(state, frozen, batch) -> (state, metrics)`. The state is donated, save on
-    CPU. Metrics are float32 scalars: `loss`, `loss/<term>`, `grad_norm`,
-    `learning_rate`, of what is scheduled `weight/<term>` and
-    `<option>/<term>`, and with float16 `loss_scale`.
+    `(state, frozen, batch) -> (state, metrics)`. Metrics are float32 scalars:
+    `loss`, `loss/<term>`, `grad_norm`, `learning_rate`, of what is scheduled
+    `weight/<term>` and `<option>/<term>`, and with float16 `loss_scale`.
   """
   gradient = build_gradient(
       objective,
@@ -239,10 +240,7 @@ def build_train_step(objective: objective_lib.Objective,
       metrics['loss_scale'] = new.loss_scale.loss_scale
     return new, metrics
 
-  # On CPU a donated argument makes the call wait for the step before, which
-  # takes 1.3 times as long where a step takes 4 ms; see tests/bench.
-  on_cpu = mesh.devices.flat[0].platform == 'cpu'
   return jax.jit(
       step,
       out_shardings=(state, placement.whole(mesh)),
-      donate_argnums=() if on_cpu else 0)
+      donate_argnums=0 if donate else ())

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(haikd.__file__).parent
 
 # From the ground up; a room stands in the first line that it fits.
 TIERS = (
-    ('base', 'checks', 'varying'),
+    ('base', 'checks', 'rounds', 'varying'),
     ('paths',),
     ('validation', 'registry', 'masking', 'tapping', 'files', 'names',
      'cluster', 'watch', 'tokenizer_gguf'),
@@ -22,7 +22,7 @@ TIERS = (
     ('network', 'placement'),
     ('terms',),
     ('pairing', 'comparison'),
-    ('sharding',),
+    ('sharding', 'teacher'),
     ('objective',),
     ('assembly',),
     ('step',),
