@@ -5,9 +5,11 @@ Shapes in this package are written with the letters `B` batch, `N` positions,
 """
 
 from collections.abc import Mapping
+import dataclasses
 from typing import Any, NamedTuple, Optional, Protocol, Union
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 
 Array = jax.Array
@@ -69,6 +71,78 @@ class LinearLogits(NamedTuple):
     return logits
 
 
+Range = tuple[Union[int, Array], int]  # Where it begins, and its length.
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(frozen=True)
+class AttentionMask:
+  """Where the positions of a row look at one another, told by rules.
+
+  A query may look at a key that obeys all of them. As an array this would be
+  `[B, 1, N, N]`, which grows with the square of N.
+
+  Attributes:
+    keys: bool, `[B, N]`, true where a position is real; None if all are.
+    segments: int32, `[B, N]`, the document that a position belongs to, beyond
+      which it does not look; None where a row is one document.
+    causal: whether a position looks at itself and what stands before it only.
+    window: how many keys one sees at most, itself and those right before it;
+      with `causal` only. None for all. An int is known while tracing and saves
+      what lies outside; an int32 scalar array may differ from layer to layer.
+  """
+
+  keys: Optional[Array] = None
+  segments: Optional[Array] = None
+  causal: bool = False
+  window: Optional[Union[int, Array]] = None
+
+  def block(self, queries: Range, keys: Range) -> Array:
+    """Returns a part of the mask.
+
+    Args:
+      queries: which, as (first, number); the first may be traced.
+      keys: likewise.
+
+    Returns:
+      bool, `[B, 1, queries, keys]`, where B and queries are 1 if all are alike.
+    """
+    looks = jnp.ones((1, 1, 1, 1), bool)
+    if self.keys is not None:
+      looks = _part(self.keys, keys)[:, None, None, :]
+    behind = _places(queries)[:, None] - _places(keys)
+    if self.causal:
+      looks = looks & (behind >= 0)
+    if self.window is not None:
+      looks = looks & (behind < self.window)
+    if self.segments is not None:
+      own, other = _part(self.segments, queries), _part(self.segments, keys)
+      looks = looks & (own[:, :, None] == other[:, None, :])[:, None]
+    return looks
+
+  def tree_flatten(self):
+    """Makes a pytree of it: a window known while tracing is no leaf."""
+    known = isinstance(self.window, int)
+    traced, fixed = (None, self.window) if known else (self.window, None)
+    return (self.keys, self.segments, traced), (self.causal, fixed)
+
+  @classmethod
+  def tree_unflatten(cls, fixed, leaves):
+    """Undoes `tree_flatten`."""
+    keys, segments, window = leaves
+    causal, known = fixed
+    return cls(keys, segments, causal, window if known is None else known)
+
+
+def _part(array, positions):
+  return lax.dynamic_slice_in_dim(array, *positions, axis=1)
+
+
+def _places(positions):
+  first, number = positions
+  return first + jnp.arange(number, dtype=jnp.int32)
+
+
 class QueryKey(NamedTuple):
   """Attention maps that are not yet computed: `softmax(query key^T)`.
 
@@ -76,13 +150,19 @@ class QueryKey(NamedTuple):
     query: `[B, N, H, K]` floating, already multiplied by its scale (1/sqrt(K)).
     key: `[B, M, G, K]` floating; G divides H, each key head serving H/G query
       heads in turn (grouped-query attention).
-    mask: bool, broadcastable to `[B, H, N, M]`, true where a query may look at
-      a key, or None.
+    mask: an AttentionMask; or bool, broadcastable to `[B, H, N, M]`, true where
+      a query may look at a key; or None.
   """
 
   query: Array
   key: Array
-  mask: Optional[Array] = None
+  mask: Optional[Union[Array, AttentionMask]] = None
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """The shape of the maps, `[B, H, N, M]`."""
+    batch, queries, heads, _ = self.query.shape
+    return (batch, heads, queries, self.key.shape[1])
 
   def materialise(self) -> Array:
     """Returns the maps, `[B, H, N, M]` float32; rows sum to 1.
@@ -92,9 +172,12 @@ class QueryKey(NamedTuple):
     key = jnp.repeat(self.key, self.query.shape[2] // self.key.shape[2], axis=2)
     scores = jnp.einsum(
         'bnhk,bmhk->bhnm', self.query, key, preferred_element_type=jnp.float32)
-    if self.mask is None:
+    mask = self.mask
+    if isinstance(mask, AttentionMask):
+      mask = mask.block((0, scores.shape[2]), (0, scores.shape[3]))
+    if mask is None:
       return jax.nn.softmax(scores, axis=-1)
-    return jax.nn.softmax(scores, axis=-1, where=self.mask)
+    return jax.nn.softmax(scores, axis=-1, where=mask)
 
 
 class Embedding(NamedTuple):
@@ -136,7 +219,8 @@ class Pair(NamedTuple):
   """What a loss compares: student and teacher, aligned, and where they count.
 
   Attributes:
-    student: an array (or LinearLogits, or QueryKey) of the student's.
+    student: an array (or LinearLogits, or maps not yet computed) of the
+      student's.
     teacher: the teacher's, of the same shape.
     mask: bool, true where a position counts.
   """

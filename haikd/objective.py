@@ -184,8 +184,13 @@ class Objective(NamedTuple):
     return student, teacher, net_state
 
   def _pairs(self, term, student, teacher, batch):
-    return pairing.pairs(term, self.layers.get(term.name, ()), student, teacher,
-                         batch)
+    return pairing.pairs(
+        term,
+        self.layers.get(term.name, ()),
+        student,
+        teacher,
+        batch,
+        lazy=term.lazy)
 
   def _evaluate(self, term, params, pair, batch, context):
     if pair.teacher is not None:

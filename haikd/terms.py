@@ -35,6 +35,7 @@ class Term(NamedTuple):
       mask)`; the first is as for `network.Network.apply`.
     needs_teacher: whether it compares with a teacher.
     takes_labels: whether it takes labels, if there are any.
+    lazy: whether logits and maps need not be computed beforehand.
   """
 
   name: str
@@ -46,6 +47,7 @@ class Term(NamedTuple):
   align: hk.Transformed
   needs_teacher: bool
   takes_labels: bool
+  lazy: bool
 
 
 def build_terms(config: config_lib.ConfigDict, *, has_teacher: bool,
@@ -121,7 +123,8 @@ def _build_term(name, fields):
   name_of_aligner = fields.align
   if fields.align == AUTO:
     name_of_aligner = 'none' if entry.any_width else 'pool'
-  aligner = registry.aligners[name_of_aligner].function
+  alignment = registry.aligners[name_of_aligner]
+  aligner = alignment.function
   checks.check_options(
       f'{where}.align_options',
       aligner,
@@ -143,7 +146,8 @@ def _build_term(name, fields):
       layers=fields.layers,
       align=hk.transform(align),
       needs_teacher=entry.needs_teacher,
-      takes_labels='labels' in parameters)
+      takes_labels='labels' in parameters,
+      lazy=entry.additive and alignment.lazy)
 
 
 def _build_weight(where, weight):

@@ -68,7 +68,8 @@ class Block(hk.Module):
     self.dropout = dropout
     self.is_training = is_training
 
-  def __call__(self, inputs: jax.Array, looks: jax.Array) -> jax.Array:
+  def __call__(self, inputs: jax.Array,
+               looks: base.AttentionMask) -> jax.Array:
     """Maps `[B, N, D]` to the same; `looks` as in `transformer.Attention`."""
 
     def add(positions, branch, norm):
