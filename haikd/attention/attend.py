@@ -8,6 +8,9 @@ from haikd import varying
 from haikd.attention import blocks as blocks_lib
 from haikd.attention import maps as maps_lib
 
+# A network has many layers: twice the loops would compile for twice as long.
+_ROWS_OF_LOOP = 512
+
 
 def attend(query_key: base.QueryKey, value: jax.Array) -> jax.Array:
   """Returns the values that queries look at, weighted by the softmax.
@@ -50,26 +53,24 @@ def _forward(query, key, value, mask):
   own, mask_of = maps_lib.by_example(mask, query.shape[0],
                                      blocks.count * blocks.rows)
 
-  def block(sums, rows, whole, place):
-    query, = rows
-    key, value, own = whole
+  def block(sums, query, keys, own, place):
+    key, value = keys
     weights, total, log_total = maps_lib.softmax(
         maps_lib.scores(
-            maps_lib.queries_by_key_head(query, groups),
-            maps_lib.keys_of(key, place.keys), mask_of(own), place))
+            maps_lib.queries_by_key_head(query, groups), key, mask_of(own),
+            place))
     outputs = jnp.einsum(
         'bgqk,bgkd->bgqd',
         weights.astype(value.dtype),
-        maps_lib.keys_of(value, place.keys),
+        value,
         preferred_element_type=jnp.float32)
-    outputs = (outputs / total).astype(value.dtype)
+    outputs = (outputs * (1.0 / total)).astype(value.dtype)
     back = lambda x: maps_lib.queries_by_row(x, query.shape[1])
     return sums, (back(outputs), back(log_total)[..., 0])
 
   _, (outputs, log_totals) = blocks_lib.run(
-      blocks, block, (query,),
-      (*map(maps_lib.heads_first, (key, value)), own), (),
-      maps_lib.real_queries(mask))
+      blocks, block, query, [(key, None), (value, None)], own, (),
+      maps_lib.real_positions(mask))
   return outputs, (query, key, value, mask, outputs, log_totals)
 
 
@@ -82,11 +83,10 @@ def _backward(kept, gradient):
   common = jnp.einsum(
       'bnhd,bnhd->bnh', gradient, outputs, preferred_element_type=jnp.float32)
 
-  def block(sums, rows, whole, place):
+  def block(sums, rows, keys, own, place):
     query, gradient, log_total, common = (
         maps_lib.queries_by_key_head(x, groups) for x in rows)
-    key, value, own = whole
-    key, value = (maps_lib.keys_of(x, place.keys) for x in (key, value))
+    key, value = keys
     scores = maps_lib.scores(query, key, mask_of(own), place)
     maps = jnp.exp(scores - log_total)
     into_maps = jnp.einsum(
@@ -103,8 +103,7 @@ def _backward(kept, gradient):
   sums, of_query = blocks_lib.run(
       blocks, block, (query, gradient, log_totals[..., None],
                       common[..., None]),
-      (*map(maps_lib.heads_first, (key, value)), own), init,
-      maps_lib.real_queries(mask))
+      [(key, None), (value, None)], own, init, maps_lib.real_positions(mask))
   of_key, of_value = map(maps_lib.keys_back, sums)
   return (of_query, of_key.astype(key.dtype), of_value.astype(value.dtype),
           None)
@@ -117,4 +116,5 @@ def _cut(query, key, mask):
   batch, queries, heads, _ = query.shape
   causal, window = maps_lib.rules(mask)
   return blocks_lib.cut(
-      batch, heads, queries, key.shape[1], causal=causal, window=window)
+      batch, heads, queries, key.shape[1], causal=causal, window=window,
+      rows_of_loop=_ROWS_OF_LOOP)

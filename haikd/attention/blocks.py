@@ -10,6 +10,7 @@ one loop does for all.
 """
 
 from collections.abc import Callable
+import functools
 from typing import Any, NamedTuple, Optional, Union
 
 import jax
@@ -17,6 +18,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from haikd import base
+from haikd import masking
 from haikd import varying
 
 Mask = Optional[Union[jax.Array, base.AttentionMask]]
@@ -26,10 +28,7 @@ Mask = Optional[Union[jax.Array, base.AttentionMask]]
 _BYTES = dict(cpu=2**22)
 _BYTES_ELSEWHERE = 2**27
 _ROWS = 64  # At least, and the number of rows is a multiple of it.
-# A causal map is cut into so many loops, by its rows. With n of them (n + 1) /
-# 2n of the map is computed, and compiling takes longer with each.
-_ROWS_OF_LOOP = 256
-_LOOPS = (2, 8)  # At least, and at most.
+_LOOPS = (2, 8)  # Over the rows of a causal map, at least and at most.
 
 
 class Span(NamedTuple):
@@ -74,7 +73,7 @@ class Place(NamedTuple):
 
 
 def cut(batch: int, heads: int, queries: int, keys: int, *, causal: bool,
-        window: Optional[int]) -> Blocks:
+        window: Optional[int], rows_of_loop: int) -> Blocks:
   """Returns how to cut maps `[B, H, N, M]`.
 
   Args:
@@ -84,13 +83,15 @@ def cut(batch: int, heads: int, queries: int, keys: int, *, causal: bool,
     keys: M.
     causal: whether a query looks at no key after itself.
     window: how many keys it sees at most, if that is known.
+    rows_of_loop: how many rows of a causal map one loop has, about. With n
+      loops (n + 1) / 2n of the map is computed, and n bodies are compiled.
   """
   budget = _BYTES.get(jax.default_backend(), _BYTES_ELSEWHERE)
   row = 4 * heads * keys
   rows, loops = queries, 1
   if causal and queries > 2 * _ROWS:
-    loops = min(max(queries // _ROWS_OF_LOOP, _LOOPS[0]), _LOOPS[1])
-    rows = _round_up(-(-queries // (2 * loops)))
+    loops = min(max(queries // rows_of_loop, _LOOPS[0]), _LOOPS[1])
+    rows = _round_up(-(-queries // (2 * _LOOPS[1])))
   elif batch * queries * row <= 2 * budget:
     # Cutting costs more than it saves.
     budget *= 2
@@ -121,15 +122,19 @@ def _round_up(size):
   return -(-size // _ROWS) * _ROWS
 
 
-def run(blocks: Blocks, function: Callable, rows: Any, whole: Any, init: Any,
-        real: Optional[jax.Array]) -> tuple[Any, Any]:
+def run(blocks: Blocks, function: Callable, rows: Any,
+        keys: list[tuple[jax.Array, Optional[jax.Array]]], whole: Any,
+        init: Any, real: Optional[jax.Array]) -> tuple[Any, Any]:
   """Calls a function on every block.
 
   Args:
     blocks: how the maps are cut.
-    function: `(sums, rows, whole, place) -> (sums, results)`, of one block;
-      the results are `[examples, rows, ...]`.
+    function: `(sums, rows, keys, whole, place) -> (sums, results)`, of one
+      block; the results are `[examples, rows, ...]`.
     rows: pytree of arrays `[B, N, ...]`; a block gets its part of them.
+    keys: list of (keys, mask): `[B, M, G, ...]`, and bool `[B, M]`, behind
+      which they are taken as 0, or None. A block gets its part of the keys, as
+      `[examples, G, keys, ...]`.
     whole: pytree of arrays `[B, ...]`; a block gets those of its examples.
     init: pytree of arrays that the sums of each group of examples begin with.
     real: bool, `[B, N]`, where a query is real: a block without any is left
@@ -144,37 +149,40 @@ def run(blocks: Blocks, function: Callable, rows: Any, whole: Any, init: Any,
   if groups * blocks.count == 1:
     real = None
 
-  def body(whole, span, sums, part):
+  def body(keys, whole, span, sums, part):
     number, rows, real = part
-    first = number * blocks.rows
-    key = 0
+    first, key = number * blocks.rows, 0
     if span.slides:
       # All blocks see as many keys, those at the ends some in vain.
       key = jnp.clip(first + blocks.rows - span.keys, 0,
                      blocks.keys - span.keys)
     place = Place((first, blocks.rows), (key, span.keys))
-    compute = lambda sums: varying.alike(
-        function(sums, rows, whole, place), sums, rows, whole)
+
+    def compute(sums):
+      own = [lax.dynamic_slice_in_dim(x, *place.keys, axis=2) for x in keys]
+      return varying.alike(
+          function(sums, rows, own, whole, place), sums, rows, keys, whole)
+
+    def skip(sums):
+      _, results = jax.eval_shape(compute, sums)
+      zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), results)
+      return sums, varying.alike(zeros, sums, rows, keys, whole)
+
     if real is None:
       return compute(sums)
-    return lax.cond(jnp.any(real), compute, lambda sums: skip(compute, sums),
-                    sums)
-
-  def skip(compute, sums):
-    _, results = jax.eval_shape(compute, sums)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), results)
-    return sums, varying.alike(zeros, sums, rows, whole)
+    return lax.cond(jnp.any(real), compute, skip, sums)
 
   def group(_, part):
-    rows, whole, real = part
-    sums = varying.alike(init, rows, whole)
+    rows, keys, whole, real = part
+    sums = varying.alike(init, rows, keys, whole)
+    keys = [_heads_first(*x) for x in keys]
     results = []
     for span in blocks.spans:
       taken = slice(span.first, span.first + span.count)
       parts = (jnp.arange(taken.start, taken.stop, dtype=jnp.int32),
                *jax.tree.map(lambda x: x[taken], (rows, real)))
-      sums, more = _scan(
-          lambda sums, part: body(whole, span, sums, part), sums, parts)
+      run_one = functools.partial(body, keys, whole, span)
+      sums, more = _scan(run_one, sums, parts)
       results.append(more)
     return (), (sums, jax.tree.map(lambda *x: jnp.concatenate(x), *results))
 
@@ -190,10 +198,17 @@ def run(blocks: Blocks, function: Callable, rows: Any, whole: Any, init: Any,
     return x.reshape(batch, -1, *x.shape[4:])[:, :length]
 
   parts = (jax.tree.map(split_rows, rows),
-           jax.tree.map(lambda x: split_groups(x, groups), whole),
+           *jax.tree.map(lambda x: split_groups(x, groups), (keys, whole)),
            None if real is None else split_rows(real))
   _, (sums, results) = _scan(group, (), parts)
   return sums, jax.tree.map(join_rows, results)
+
+
+def _heads_first(array, mask):
+  """Returns keys as `[b, G, M, ...]`, clean."""
+  if mask is not None:
+    array = masking.clean(array, mask)
+  return jnp.swapaxes(array, 1, 2)
 
 
 def split_groups(array: jax.Array, groups: int) -> jax.Array:

@@ -19,6 +19,10 @@ from haikd import varying
 from haikd.attention import blocks as blocks_lib
 from haikd.attention import maps as maps_lib
 
+# More loops than attention's: six at N = 1024, which take 10 % less time than
+# four, and 20 % longer to compile; tests/bench/attention_blocks.py.
+_ROWS_OF_LOOP = 160
+
 
 def compare(function: Callable, student: maps_lib.MeanMaps,
             teacher: Optional[maps_lib.MeanMaps],
@@ -46,7 +50,7 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
   sides = tuple(x for x in (student, teacher) if x is not None)
   masks = tuple(tuple(x.mask for x in side.sources) for side in sides)
   operands = tuple(
-      tuple(_clean(x, mask) for x in side.sources) for side in sides)
+      tuple((x.query, x.key) for x in side.sources) for side in sides)
   heads = tuple(side.heads for side in sides)
 
   def loss(*pooled, mask):
@@ -80,15 +84,6 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
   return base.LossSum(total(operands, masks, mask), _count(loss, sides, mask))
 
 
-def _clean(source, mask):
-  """Returns query and key, without what no row that counts looks at."""
-  query, key = masking.clean(source.query, mask), source.key
-  if isinstance(source.mask, base.AttentionMask) and (source.mask.keys
-                                                      is not None):
-    key = masking.clean(key, source.mask.keys)
-  return query, key
-
-
 def _count(loss, sides, mask):
   """Returns the count, of which a compiler sees that it takes no maps."""
 
@@ -107,24 +102,28 @@ def _fold(loss, heads, operands, masks, mask, wanted):
   windows = [window for _, window in rules]
   blocks = blocks_lib.cut(
       batch,
-      sum(query.shape[2] for query, _ in sources),
+      max(query.shape[2] for query, _ in sources),
       length,
       sources[0][1].shape[1],
       causal=all(causal for causal, _ in rules),
-      window=None if None in windows else max(windows))
+      window=None if None in windows else max(windows),
+      rows_of_loop=_ROWS_OF_LOOP)
   split = [[
       maps_lib.by_example(x, batch, blocks.count * blocks.rows) for x in side
   ] for side in masks]
 
-  def block(sums, rows, whole, place):
+  def block(sums, rows, keys, whole, place):
     queries, keep = rows
-    keys, owns, real = whole
+    owns, real = whole
+    keys = iter(keys)
+    keys = [[next(keys) for _ in side] for side in operands]
     real = lax.dynamic_slice_in_dim(real, *place.keys, axis=1)
     counts = keep[:, None, :, None] & real[:, None, None, :]
+    # What stands behind a mask is multiplied by 0, which NaN survives.
     queries = [[
-        maps_lib.queries_by_key_head(x, key.shape[1]) for x, key in zip(*side)
+        maps_lib.queries_by_key_head(masking.clean(x, keep), key.shape[1])
+        for x, key in zip(*side)
     ] for side in zip(queries, keys)]
-    keys = [[maps_lib.keys_of(x, place.keys) for x in side] for side in keys]
     maps = tuple(
         tuple(
             maps_lib.weights(query, key, mask_of(own), place)
@@ -164,9 +163,10 @@ def _fold(loss, heads, operands, masks, mask, wanted):
   (totals, of_keys), of_queries = blocks_lib.run(
       blocks, block,
       (tuple(tuple(x for x, _ in side) for side in operands), mask),
-      (tuple(tuple(maps_lib.heads_first(x) for _, x in side)
-             for side in operands),
-       tuple(tuple(own for own, _ in side) for side in split), mask),
+      [(key, maps_lib.real_positions(own))
+       for side, looks in zip(operands, masks)
+       for (_, key), own in zip(side, looks)],
+      (tuple(tuple(own for own, _ in side) for side in split), mask),
       init, mask)
   if not any(wanted):
     return jnp.sum(totals), ()

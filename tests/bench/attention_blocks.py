@@ -36,8 +36,9 @@ def draw(batch, length, heads, count):
 def maps_by_hand(query, key, mask):
   scores = jnp.einsum('bnhk,bmhk->bhnm', query, key)
   looks = jnp.tri(query.shape[1], dtype=bool) & mask[:, None, None, :]
-  weights = jnp.exp(jnp.where(looks, scores, -jnp.inf) -
-                    jnp.max(scores, -1, keepdims=True, where=looks, initial=-1e9))
+  scores = jnp.where(looks, scores, -1e9)
+  top = jnp.max(scores, -1, keepdims=True)
+  weights = jnp.where(looks, jnp.exp(scores - top), 0)
   total = jnp.sum(weights, -1, keepdims=True)
   return weights / jnp.where(total > 0, total, 1)
 
