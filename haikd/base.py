@@ -5,12 +5,12 @@ Shapes in this package are written with the letters `B` batch, `N` positions,
 """
 
 from collections.abc import Mapping
-import dataclasses
 from typing import Any, NamedTuple, Optional, Protocol, Union
 
 import jax
-from jax import lax
 import jax.numpy as jnp
+
+from haikd import visibility
 
 Array = jax.Array
 ArrayTree = Any  # A pytree of arrays.
@@ -48,11 +48,16 @@ class LinearLogits(NamedTuple):
     hidden: `[..., D]` floating.
     kernel: `[D, V]` floating.
     bias: `[V]` floating, or None.
+    scale: what logits are then multiplied by, a number or scalar; None for 1.
+    soft_cap: what they then stay below, c tanh(logits / c) of the number or
+      scalar c; None for no cap.
   """
 
   hidden: Array
   kernel: Array
   bias: Optional[Array] = None
+  scale: Optional[Array] = None
+  soft_cap: Optional[Array] = None
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -61,86 +66,26 @@ class LinearLogits(NamedTuple):
 
   def materialise(self) -> Array:
     """Returns the logits, `[..., V]` float32."""
-    logits = jnp.einsum(
+    return self.finish(self.products())
+
+  def products(self) -> Array:
+    """Returns `hidden @ kernel`, `[..., V]` float32."""
+    return jnp.einsum(
         '...d,dv->...v',
         self.hidden,
         self.kernel,
         preferred_element_type=jnp.float32)
+
+  def finish(self, products: Array) -> Array:
+    """Returns the logits, float32, of `products`."""
+    logits = products
     if self.bias is not None:
       logits += self.bias
+    if self.scale is not None:
+      logits *= self.scale
+    if self.soft_cap is not None:
+      logits = self.soft_cap * jnp.tanh(logits / self.soft_cap)
     return logits
-
-
-Range = tuple[Union[int, Array], int]  # Where it begins, and its length.
-
-
-@jax.tree_util.register_pytree_node_class
-@dataclasses.dataclass(frozen=True)
-class AttentionMask:
-  """Where the positions of a row look at one another, told by rules.
-
-  A query may look at a key that obeys all of them. As an array this would be
-  `[B, 1, N, N]`, which grows with the square of N.
-
-  Attributes:
-    keys: bool, `[B, N]`, true where a position is real; None if all are.
-    segments: int32, `[B, N]`, the document that a position belongs to, beyond
-      which it does not look; None where a row is one document.
-    causal: whether a position looks at itself and what stands before it only.
-    window: how many keys one sees at most, itself and those right before it;
-      with `causal` only. None for all. An int is known while tracing and saves
-      what lies outside; an int32 scalar array may differ from layer to layer.
-  """
-
-  keys: Optional[Array] = None
-  segments: Optional[Array] = None
-  causal: bool = False
-  window: Optional[Union[int, Array]] = None
-
-  def block(self, queries: Range, keys: Range) -> Array:
-    """Returns a part of the mask.
-
-    Args:
-      queries: which, as (first, number); the first may be traced.
-      keys: likewise.
-
-    Returns:
-      bool, `[B, 1, queries, keys]`, where B and queries are 1 if all are alike.
-    """
-    looks = jnp.ones((1, 1, 1, 1), bool)
-    if self.keys is not None:
-      looks = _part(self.keys, keys)[:, None, None, :]
-    behind = _places(queries)[:, None] - _places(keys)
-    if self.causal:
-      looks = looks & (behind >= 0)
-    if self.window is not None:
-      looks = looks & (behind < self.window)
-    if self.segments is not None:
-      own, other = _part(self.segments, queries), _part(self.segments, keys)
-      looks = looks & (own[:, :, None] == other[:, None, :])[:, None]
-    return looks
-
-  def tree_flatten(self):
-    """Makes a pytree of it: a window known while tracing is no leaf."""
-    known = isinstance(self.window, int)
-    traced, fixed = (None, self.window) if known else (self.window, None)
-    return (self.keys, self.segments, traced), (self.causal, fixed)
-
-  @classmethod
-  def tree_unflatten(cls, fixed, leaves):
-    """Undoes `tree_flatten`."""
-    keys, segments, window = leaves
-    causal, known = fixed
-    return cls(keys, segments, causal, window if known is None else known)
-
-
-def _part(array, positions):
-  return lax.dynamic_slice_in_dim(array, *positions, axis=1)
-
-
-def _places(positions):
-  first, number = positions
-  return first + jnp.arange(number, dtype=jnp.int32)
 
 
 class QueryKey(NamedTuple):
@@ -156,7 +101,7 @@ class QueryKey(NamedTuple):
 
   query: Array
   key: Array
-  mask: Optional[Union[Array, AttentionMask]] = None
+  mask: Optional[Union[Array, visibility.AttentionMask]] = None
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -173,7 +118,7 @@ class QueryKey(NamedTuple):
     scores = jnp.einsum(
         'bnhk,bmhk->bhnm', self.query, key, preferred_element_type=jnp.float32)
     mask = self.mask
-    if isinstance(mask, AttentionMask):
+    if isinstance(mask, visibility.AttentionMask):
       mask = mask.block((0, scores.shape[2]), (0, scores.shape[3]))
     if mask is None:
       return jax.nn.softmax(scores, axis=-1)

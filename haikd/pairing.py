@@ -21,8 +21,8 @@ Layers = tuple[tuple[int, tuple[int, ...]], ...]  # Student, and teacher's.
 
 
 def pairs(term: terms.Term, layers: Layers, student: network_lib.Output,
-          teacher: Optional[network_lib.Output], batch: base.Batch, *,
-          lazy: bool) -> list[base.Pair]:
+          teacher: Optional[network_lib.Output],
+          batch: base.Batch, *, lazy: bool) -> list[base.Pair]:
   """Returns the pairs of a term, one for each layer that it compares.
 
   Args:
@@ -32,11 +32,11 @@ def pairs(term: terms.Term, layers: Layers, student: network_lib.Output,
     student: what the student gave for the batch.
     teacher: what the teacher gave, or None if the term needs none.
     batch: the batch.
-    lazy: whether attention maps may stay uncomputed, as `attention.MeanMaps`.
+    lazy: whether to leave logits as they are that were not computed yet, and
+      attention maps, as `attention.MeanMaps`.
 
   Returns:
-    Pairs, of arrays otherwise; the teacher's is None for a term that needs no
-    teacher.
+    Pairs; the teacher's is None for a term that needs no teacher.
   """
   kind = term.entry.on
   if kind == terms.LOGITS:
@@ -51,10 +51,12 @@ def pairs(term: terms.Term, layers: Layers, student: network_lib.Output,
             ' take data without classes as labels, and add losses on '
             "'embedding' to config.losses.")
     mask = target_mask(batch, student.logits)
-    logits = masking.materialise(student.logits, mask)
-    if not term.needs_teacher:
-      return [base.Pair(logits, None, mask)]
-    return [base.Pair(logits, _target([teacher.logits], mask), mask)]
+    logits = [student.logits]
+    if term.needs_teacher:
+      logits.append(jax.lax.stop_gradient(teacher.logits))
+    if not lazy:
+      logits = [masking.materialise(x, mask) for x in logits]
+    return [base.Pair(*(*logits, None)[:2], mask)]
   found = []
   for i, group in layers:
     value = _captured(student, kind, i)
@@ -70,13 +72,6 @@ def pairs(term: terms.Term, layers: Layers, student: network_lib.Output,
       target = _target(targets, mask) if targets else None
     found.append(base.Pair(value, target, mask))
   return found
-
-
-def with_logits(output: network_lib.Output,
-                batch: base.Batch) -> network_lib.Output:
-  """Returns an output whose logits are computed, once for all terms."""
-  mask = target_mask(batch, output.logits)
-  return output._replace(logits=masking.materialise(output.logits, mask))
 
 
 def target_mask(batch: base.Batch, logits: base.Output) -> jax.Array:

@@ -11,6 +11,7 @@ ROOT = pathlib.Path(haikd.__file__).parent
 
 # From the ground up; a room stands in the first line that it fits.
 TIERS = (
+    ('visibility',),
     ('base', 'checks', 'varying', 'areas'),
     ('paths',),
     ('validation', 'registry', 'masking', 'tapping', 'files', 'names',
@@ -21,9 +22,10 @@ TIERS = (
      'remat'),
     ('network', 'placement'),
     ('terms',),
-    ('pairing',),
+    ('pairing', 'comparison'),
     ('sharding',),
     ('objective',),
+    ('assembly',),
     ('step',),
     ('evaluate', 'stored', 'report'),
     ('program', 'checkpoint', 'fingerprint', 'writer'),

@@ -17,11 +17,11 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from haikd import base
 from haikd import masking
 from haikd import varying
+from haikd import visibility
 
-Mask = Optional[Union[jax.Array, base.AttentionMask]]
+Mask = Optional[Union[jax.Array, visibility.AttentionMask]]
 
 # Bytes of a block in float32. On CPU it should stay in the cache of a core,
 # elsewhere it should be large enough to keep the device busy.
@@ -68,8 +68,8 @@ class Blocks(NamedTuple):
 class Place(NamedTuple):
   """Where a block lies: its rows and its keys, as (first, number)."""
 
-  queries: base.Range
-  keys: base.Range
+  queries: visibility.Range
+  keys: visibility.Range
 
 
 def cut(batch: int, heads: int, queries: int, keys: int, *, causal: bool,

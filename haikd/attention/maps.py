@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from haikd import areas
 from haikd import base
+from haikd import visibility
 from haikd.attention import blocks as blocks_lib
 
 Mask = blocks_lib.Mask
@@ -63,14 +64,14 @@ def mean(maps: Sequence[jax.Array], heads: int) -> jax.Array:
 
 def rules(mask: Mask) -> tuple[bool, Optional[int]]:
   """Returns whether a mask is causal, and its window if that is known."""
-  if not isinstance(mask, base.AttentionMask):
+  if not isinstance(mask, visibility.AttentionMask):
     return False, None
   return mask.causal, mask.window if isinstance(mask.window, int) else None
 
 
 def real_positions(mask: Mask) -> Optional[jax.Array]:
   """Returns which positions are real: bool, `[B, N]`, or None for all."""
-  return mask.keys if isinstance(mask, base.AttentionMask) else None
+  return mask.keys if isinstance(mask, visibility.AttentionMask) else None
 
 
 def by_example(mask: Mask, batch: int,
@@ -89,7 +90,7 @@ def by_example(mask: Mask, batch: int,
   """
   if mask is None:
     return (), lambda _: None
-  if isinstance(mask, base.AttentionMask):
+  if isinstance(mask, visibility.AttentionMask):
     own = tuple(None if x is None else _longer(x, 1, rows)
                 for x in (mask.keys, mask.segments))
     return own, lambda own: dataclasses.replace(
@@ -127,7 +128,8 @@ def queries_by_row(query: jax.Array, rows: int) -> jax.Array:
   return query.transpose(0, 3, 1, 2, 4).reshape(examples, rows, -1, size)
 
 
-def add_keys(sums: jax.Array, more: jax.Array, keys: base.Range) -> jax.Array:
+def add_keys(sums: jax.Array, more: jax.Array,
+             keys: visibility.Range) -> jax.Array:
   """Adds `[b, G, K, keys]` to the keys of a block, in `[b, G, K, M]`."""
   start = (0, 0, 0, keys[0])
   more += lax.dynamic_slice(sums, start, more.shape)
@@ -151,7 +153,7 @@ def scores(query: jax.Array, key: jax.Array, mask: Mask,
       'bgqd,bgkd->bgqk', query, key, preferred_element_type=jnp.float32)
   if mask is None:
     return found
-  if isinstance(mask, base.AttentionMask):
+  if isinstance(mask, visibility.AttentionMask):
     looks = mask.block(place.queries, place.keys)
   else:
     looks = mask

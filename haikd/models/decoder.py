@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from haikd import attention
 from haikd import base
 from haikd import tapping
+from haikd import visibility
 from haikd.models import layers
 from haikd.models import rotary
 from haikd.models import sequences
@@ -61,7 +62,7 @@ class Attention(hk.Module):
     self.epsilon = epsilon
 
   def __call__(self, inputs: jax.Array, rotation: rotary.Rotation,
-               looks: base.AttentionMask) -> jax.Array:
+               looks: visibility.AttentionMask) -> jax.Array:
     """Maps `[B, N, D]` to `[B, N, D]`."""
     batch, length, width = inputs.shape
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from haikd import base
+from haikd import visibility
 from haikd.models import layers
 
 _COLUMNS = ('tokens', 'segments', 'positions', 'types')
@@ -38,7 +38,7 @@ class Sequence(NamedTuple):
       *,
       causal: bool,
       window: Optional[Union[int,
-                             jax.Array]] = None) -> base.AttentionMask:
+                             jax.Array]] = None) -> visibility.AttentionMask:
     """Returns where a query may look at a key.
 
     Keys are real and of the query's own document.
@@ -50,7 +50,7 @@ class Sequence(NamedTuple):
     """
     if isinstance(window, np.integer):
       window = int(window)
-    return base.AttentionMask(self.mask, self.segments, causal, window)
+    return visibility.AttentionMask(self.mask, self.segments, causal, window)
 
 
 def read(where: str, inputs: Union[jax.Array, Mapping[str, Any]],

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from haikd import attention
 from haikd import base
 from haikd import tapping
+from haikd import visibility
 from haikd.models import layers
 
 
@@ -24,7 +25,7 @@ class Attention(hk.Module):
   def __call__(
       self,
       inputs: jax.Array,
-      looks: Optional[Union[jax.Array, base.AttentionMask]] = None
+      looks: Optional[Union[jax.Array, visibility.AttentionMask]] = None
   ) -> jax.Array:
     """Maps `[B, N, D]` to `[B, N, D]`.
 

@@ -10,6 +10,7 @@ from haikd import align
 from haikd import attention
 from haikd import base
 from haikd import registry
+from haikd import visibility
 
 B, N, K = 3, 22, 4  # Of the masks in conftest.
 
@@ -207,7 +208,7 @@ def test_on_eight_devices(small_blocks, masks):
   student, teacher = wide(draw(2)), wide(draw(4, seed=1))
 
   def total(student, teacher, real):
-    mask = base.AttentionMask(real, causal=True)
+    mask = visibility.AttentionMask(real, causal=True)
     sides = (attention.MeanMaps((base.QueryKey(*x, mask),), 2)
              for x in (student, teacher))
     return haikd.losses.attention_transfer(*sides, mask=real).total
