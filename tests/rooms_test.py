@@ -11,11 +11,12 @@ ROOT = pathlib.Path(haikd.__file__).parent
 
 # From the ground up; a room stands in the first line that it fits.
 TIERS = (
-    ('base', 'checks', 'rounds', 'varying'),
+    ('visibility',),
+    ('base', 'checks', 'rounds', 'varying', 'areas'),
     ('paths',),
     ('validation', 'registry', 'masking', 'tapping', 'files', 'names',
      'cluster', 'watch', 'tokenizer_gguf'),
-    ('config', 'distributed', 'tokenizer'),
+    ('config', 'distributed', 'tokenizer', 'attention'),
     ('losses', 'models', 'data', 'interop', 'config_file'),
     ('capture', 'align', 'precision', 'optimizer', 'metrics', 'console',
      'remat'),
