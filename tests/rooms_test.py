@@ -32,7 +32,7 @@ TIERS = (
     ('parts',),
     ('job', 'exporting'),
     ('repeats',),
-    ('launch',),
+    ('launch', 'bench'),
 )
 TIER = {room: tier for tier, rooms in enumerate(TIERS) for room in rooms}
 

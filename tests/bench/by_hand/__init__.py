@@ -1,0 +1,26 @@
+"""Training steps written by hand: plain JAX and optax, nothing of haikd.
+
+What `python -m haikd.bench` compares with. Each is one jitted function on one
+device, its activations flattened to `[B N, D]` for matrix products.
+"""
+
+import numpy as np
+
+from by_hand import losses
+from by_hand import training
+
+
+def build(case, path):
+  """Returns (function of `(state, *fixed)`, state, fixed) of a case.
+
+  Args:
+    case: a dict, as `haikd.bench.cases` describes it, with the `reference`.
+    path: of the NumPy file with parameters and batch.
+
+  Returns:
+    A jitted function that returns the next state and a dict with `loss`, and
+    its arguments.
+  """
+  module = losses if case['kind'] == 'loss' else training
+  with np.load(path) as arrays:
+    return module.build(case, arrays)
