@@ -52,6 +52,11 @@ class LinearLogits(NamedTuple):
   kernel: Array
   bias: Optional[Array] = None
 
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """The shape of the logits, `[..., V]`."""
+    return (*self.hidden.shape[:-1], self.kernel.shape[-1])
+
   def materialise(self) -> Array:
     """Returns the logits, `[..., V]` float32."""
     logits = jnp.einsum(

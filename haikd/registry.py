@@ -29,6 +29,7 @@ class LossEntry(NamedTuple):
     relational: whether it relates examples to one another, so that it has to
       see the batch of all devices at once.
     any_width: whether student and teacher may differ in their last axis.
+    additive: whether it is a sum over positions, to be had piece by piece.
     module: the module that registered it.
   """
 
@@ -37,6 +38,7 @@ class LossEntry(NamedTuple):
   example: Optional[dict[str, tuple[int, ...]]]
   relational: bool
   any_width: bool
+  additive: bool
   module: str
 
   @property
@@ -82,10 +84,12 @@ class AlignerEntry(NamedTuple):
 
   Attributes:
     function: a Haiku function; see `haikd.base.Aligner`.
+    lazy: whether it takes logits and maps that were not computed yet.
     module: the module that registered it.
   """
 
   function: Callable
+  lazy: bool
   module: str
 
 
@@ -200,11 +204,14 @@ def register_dataset(name: Optional[str] = None,
 
 def register_aligner(name: Optional[str] = None,
                      *,
+                     lazy: bool = False,
                      replace: bool = False) -> Callable[[T], T]:
   """Registers a Haiku function that brings a layer's pair to one shape.
 
   Args:
     name: what configs call it; the function's own name by default.
+    lazy: whether it takes logits and maps that were not computed yet as they
+      are; to any other they come as arrays.
     replace: whether it may take the place of another of that name.
 
   Returns:
@@ -212,7 +219,7 @@ def register_aligner(name: Optional[str] = None,
   """
 
   def decorate(function):
-    entry = AlignerEntry(function, function.__module__)
+    entry = AlignerEntry(function, lazy, function.__module__)
     aligners.add(name or function.__name__, entry, replace=replace)
     return function
 

@@ -15,7 +15,7 @@ from haikd import registry
 from haikd.align import pooling
 
 
-@registry.register_aligner()
+@registry.register_aligner(lazy=True)
 def pool(student: jax.Array, teacher: jax.Array, *, mask: jax.Array,
          on: str) -> base.Pair:
   """Averages the larger side of every axis down to the smaller one.
@@ -126,7 +126,7 @@ def project(student: jax.Array, teacher: jax.Array, *, mask: jax.Array,
   return pair._replace(student=rows.reshape(pair.teacher.shape))
 
 
-@registry.register_aligner()
+@registry.register_aligner(lazy=True)
 def none(student: jax.Array, teacher: jax.Array, *, mask: jax.Array,
          on: str) -> base.Pair:
   """Leaves both sides as they are; a loss demands that their shapes agree.

@@ -9,7 +9,9 @@ from haikd.losses import register
 
 
 @register.register_loss(
-    on='logits', example=dict(student=(2, 3, 5), mask=(2, 3)))
+    on='logits',
+    example=dict(student=(2, 3, 5), mask=(2, 3)),
+    additive=True)
 def kl_divergence(student: jax.Array,
                   teacher: jax.Array,
                   *,

@@ -10,7 +10,9 @@ from haikd.losses import register
 
 
 @register.register_loss(
-    on='features', example=dict(student=(2, 3, 5), mask=(2, 3)))
+    on='features',
+    example=dict(student=(2, 3, 5), mask=(2, 3)),
+    additive=True)
 def feature_matching(student: jax.Array, teacher: jax.Array, *,
                      mask: jax.Array) -> base.LossSum:
   """Mean squared error between hidden states.
@@ -43,7 +45,9 @@ def feature_matching(student: jax.Array, teacher: jax.Array, *,
 
 
 @register.register_loss(
-    on='features', example=dict(student=(2, 3, 5), mask=(2, 3)))
+    on='features',
+    example=dict(student=(2, 3, 5), mask=(2, 3)),
+    additive=True)
 def feature_cosine(student: jax.Array, teacher: jax.Array, *,
                    mask: jax.Array) -> base.LossSum:
   """Cosine distance between hidden states, position by position.

@@ -14,7 +14,9 @@ IGNORED_LABEL = -100
 
 
 @register.register_loss(
-    on='logits', example=dict(student=(2, 3, 5), mask=(2, 3), labels=(2, 3)))
+    on='logits',
+    example=dict(student=(2, 3, 5), mask=(2, 3), labels=(2, 3)),
+    additive=True)
 def cross_entropy(student: jax.Array,
                   teacher: Optional[jax.Array] = None,
                   *,

@@ -20,6 +20,7 @@ def register_loss(name: Optional[str] = None,
                   example: Optional[dict[str, tuple[int, ...]]] = None,
                   relational: bool = False,
                   any_width: bool = False,
+                  additive: bool = False,
                   replace: bool = False) -> Callable[[Callable], Callable]:
   """Registers a function `(student, teacher, *, mask, **options) -> LossSum`.
 
@@ -40,6 +41,10 @@ def register_loss(name: Optional[str] = None,
     any_width: whether the last axes of student and teacher may differ, as they
       may where each is compared with itself first. Such a loss gets its inputs
       unaligned unless a config says otherwise.
+    additive: whether it is a sum over positions, or over the rows of maps, each
+      of which could be told alone, and its count one of `mask` and labels
+      alone. Of logits or maps that were not computed yet, such a loss gets a
+      piece after the other, and neither they nor their gradient are ever whole.
     replace: whether it may take the place of another of that name.
 
   Returns:
@@ -50,9 +55,14 @@ def register_loss(name: Optional[str] = None,
   def decorate(function: Callable) -> Callable:
     title = name or function.__name__
     _check_parameters(function)
+    if additive and relational:
+      raise checks.ConfigError(
+          'losses.register_loss: a loss must be additive or relational, not '
+          f'both; got {title!r} of {function.__module__}. What relates examples '
+          'to one another is no sum over positions.')
     guarded = _guard(function, f'losses.{title}', on, any_width)
     entry = registry.LossEntry(guarded, on, example, relational, any_width,
-                               function.__module__)
+                               additive, function.__module__)
     registry.losses.add(title, entry, replace=replace)
     return guarded
 

@@ -42,7 +42,7 @@ def test_registered_under_a_name_that_is_given():
       relational=True)(difference)
   entry = registry.losses['vendor/difference']
   assert entry[1:] == ('block_3', dict(student=(2, 5), mask=(2,)), True, False,
-                       difference.__module__)
+                       False, difference.__module__)
 
 
 def test_name_that_is_taken_names_both_modules():
