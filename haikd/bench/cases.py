@@ -23,37 +23,54 @@ _DIGITS = dict(
     teacher=('vit', dict(_VIT, width=64, depth=4, heads=4)))
 
 
-def _text(title, *, batch=8, length=256, classes=8192, **more):
+def _text(title, *, batch=8, length=256, classes=8192, features=False,
+          attention=False, networks=_LLAMAS, alpha=0.9,
+          optimizer=('adamw', 1e-3)):
   return dict(
-      dict(_LLAMAS, features=False, attention=False),
-      title=title, kind='text', shape=(batch, length), classes=classes,
-      temperature=2.0, alpha=0.9, **more)
+      networks, title=title, kind='text', shape=(batch, length),
+      classes=classes, features=features, attention=attention,
+      temperature=2.0, alpha=alpha, optimizer=optimizer)
 
 
 def _images(title, shape, *, student, teacher, matching=False, classes=10):
   return dict(
       title=title, kind='images', shape=shape, classes=classes,
       student=student, teacher=teacher, features=matching, attention=matching,
-      temperature=2.0, alpha=0.9)
+      temperature=2.0, alpha=0.9, optimizer=('adamw', 1e-3))
+
+
+def _loss_logits(classes):
+  sides = {side: ('bench/hidden', dict(rows=8, width=width))
+           for side, width in (('student', 256), ('teacher', 512))}
+  return _text(
+      f'the losses on logits alone, {classes:,} tokens, with their gradient',
+      classes=classes, networks=sides, optimizer=('sgd', 100.0))
+
+
+def _loss_attention(length):
+  sides = {side: ('bench/maps', dict(rows=2, heads=heads, head_size=64))
+           for side, heads in (('student', 4), ('teacher', 8))}
+  return _text(
+      f'attention transfer alone, {length:,} positions, with its gradient',
+      batch=2, length=length, classes=1, networks=sides, attention=True,
+      alpha=0.0, optimizer=('sgd', 1e5))
 
 
 CASES: dict[str, Case] = dict(
     logits=_text('Llama 4 x 256 from 8 x 512: logits of 8,192 tokens'),
-    features=_text('logits, and features of every layer') | dict(features=True),
-    attention=_text('logits, features and attention') | dict(
-        features=True, attention=True),
+    features=_text('logits, and features of every layer', features=True),
+    attention=_text(
+        'logits, features and attention', features=True, attention=True),
     large_vocabulary=_text(
         'logits of 65,536 tokens', batch=2, length=512, classes=65536),
     long_sequence=_text(
         'logits and attention, one row of 2,048 positions',
-        batch=1, length=2048) | dict(attention=True),
+        batch=1, length=2048, attention=True),
     vision=_images(
         'ViT 4 x 96 from 8 x 192, 196 patches: logits, features, attention',
         (8, 56, 56, 3), matching=True, classes=100,
-        student=('vit', dict(
-            width=96, depth=4, heads=2, patch_size=4, pool='mean')),
-        teacher=('vit', dict(
-            width=192, depth=8, heads=4, patch_size=4, pool='mean'))),
+        student=('vit', dict(_VIT, width=96, depth=4, heads=2, patch_size=4)),
+        teacher=('vit', dict(_VIT, width=192, depth=8, heads=4, patch_size=4))),
     digits_mlp=_images(
         'MLP from convnet, images of 8 x 8: logits', (128, 8, 8, 1),
         student=('mlp', dict(hidden=(128, 128))),
@@ -61,12 +78,17 @@ CASES: dict[str, Case] = dict(
     digits_vit=_images(
         'ViT from ViT, images of 8 x 8: logits', (128, 8, 8, 1), **_DIGITS),
     digits_vit_matching=_images(
-        'likewise: logits, features, attention', (128, 8, 8, 1),
-        matching=True, **_DIGITS),
+        'ViT from ViT, images of 8 x 8: logits, features, attention',
+        (128, 8, 8, 1), matching=True, **_DIGITS),
     fashion_convnet=_images(
         'convnet from convnet, images of 28 x 28: logits', (128, 28, 28, 1),
         student=('convnet', dict(channels=(8, 16, 32))),
         teacher=('convnet', dict(channels=(16, 32, 64)))),
+    loss_logits_8k=_loss_logits(8192),
+    loss_logits_64k=_loss_logits(65536),
+    loss_logits_150k=_loss_logits(151936),
+    loss_attention_1k=_loss_attention(1024),
+    loss_attention_2k=_loss_attention(2048),
 )
 
 
@@ -122,6 +144,8 @@ def batch_of(case: Case) -> base.Batch:
   mask = np.arange(length) < lengths[:, None]
   labels = np.full_like(tokens, -100)
   labels[:, :-1] = np.where(mask[:, 1:], tokens[:, 1:], -100)
+  if not case['alpha']:
+    labels = None  # Then nothing is learned from logits.
   return base.Batch(np.where(mask, tokens, 0), mask, labels)
 
 

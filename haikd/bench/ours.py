@@ -13,6 +13,7 @@ from haikd import placement
 from haikd import program as program_lib
 from haikd import sharding
 from haikd.bench import cases
+from haikd.bench import ends  # noqa: F401  Registers its models.
 
 
 def build(case: cases.Case, path: pathlib.Path) -> tuple:
@@ -60,6 +61,7 @@ def config_of(case: cases.Case) -> config_lib.ConfigDict:
   config.distillation.temperature = case['temperature']
   config.distillation.alpha = case['alpha']
   config.distillation.use_attention_transfer = case['attention']
+  config.optimizer.name, config.optimizer.learning_rate = case['optimizer']
   config.distillation.use_feature_matching = case['features']
   return config
 

@@ -6,7 +6,6 @@ device, its activations flattened to `[B N, D]` for matrix products.
 
 import numpy as np
 
-from by_hand import losses
 from by_hand import training
 
 
@@ -21,6 +20,5 @@ def build(case, path):
     A jitted function that returns the next state and a dict with `loss`, and
     its arguments.
   """
-  module = losses if case['kind'] == 'loss' else training
   with np.load(path) as arrays:
-    return module.build(case, arrays)
+    return training.build(case, arrays)

@@ -32,8 +32,8 @@ def whole(logits, teacher, mask, labels, temperature, alpha):
   return alpha * soft + (1 - alpha) * hard
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
-def chunked(hidden, kernel, teacher, mask, labels, scale, temperature, alpha):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def chunked(hidden, kernel, teacher, mask, labels, temperature, alpha):
   """Is `whole` of `hidden @ kernel`, with one chunk of logits at a time.
 
   Args:
@@ -42,15 +42,13 @@ def chunked(hidden, kernel, teacher, mask, labels, scale, temperature, alpha):
     teacher: the teacher's hidden and kernel; they get no gradient.
     mask: bool, `[R]`.
     labels: int32, `[R]`, -100 for none.
-    scale: what the loss is multiplied by.
     temperature: of the soft loss.
     alpha: weight of the soft loss.
   """
-  return _forward(hidden, kernel, teacher, mask, labels, scale, temperature,
-                  alpha)[0]
+  return _forward(hidden, kernel, teacher, mask, labels, temperature, alpha)[0]
 
 
-def _forward(hidden, kernel, teacher, mask, labels, scale, temperature, alpha):
+def _forward(hidden, kernel, teacher, mask, labels, temperature, alpha):
   """Returns the loss and, computed on the way, its gradient."""
   rows = len(hidden)
   size = min(rows, max(64, _HELD // kernel.shape[1]))
@@ -59,8 +57,8 @@ def _forward(hidden, kernel, teacher, mask, labels, scale, temperature, alpha):
   order = jnp.pad(order, (0, -rows % size))
   valid = mask.sum()
   labelled = (mask & (labels >= 0)).sum()
-  soft_weight = scale * alpha * temperature / valid
-  hard_weight = scale * (1 - alpha) / labelled
+  soft_weight = alpha * temperature / valid
+  hard_weight = (1 - alpha) / labelled
 
   def body(i, carry):
     loss, to_hidden, to_kernel = carry
@@ -98,7 +96,7 @@ def _forward(hidden, kernel, teacher, mask, labels, scale, temperature, alpha):
 
 def _backward(temperature, alpha, gradient, change):
   del temperature, alpha
-  return (*(change * x for x in gradient), None, None, None, None)
+  return (*(change * x for x in gradient), None, None, None)
 
 
 chunked.defvjp(_forward, _backward)

@@ -141,3 +141,27 @@ def convnet(params, state, batch, attend, *, channels, is_training):
                               (1, 2, 2, 1), 'VALID')
   logits = x.mean(axis=(1, 2)) @ params['logits/w'] + params['logits/b']
   return Output(logits, None, None, [], state)
+
+
+def hidden(params, state, batch, attend, *, rows, width):
+  """Nothing but hidden states and the kernel to logits."""
+  del batch, attend, rows
+  states = params['~/hidden'].reshape(-1, width)
+  return Output(None, states, params['~/kernel'], [], state)
+
+
+def maps(params, state, batch, attend, *, rows, heads, head_size):
+  """Nothing but queries and keys of one layer."""
+  del batch, rows, heads, head_size
+  attend(params['~/query'], params['~/key'], params['~/key'])
+  return Output(None, None, None, [], state)
+
+
+NETWORKS = {
+    'llama': llama,
+    'vit': vit,
+    'mlp': mlp,
+    'convnet': convnet,
+    'bench/hidden': hidden,
+    'bench/maps': maps,
+}

@@ -20,8 +20,10 @@ def build(case, arrays):
   batch = part('batch')
   params, moving = part('student'), part('student_state')
   teacher = part('teacher'), part('teacher_state')
-  optimizer = optax.adamw(
-      optax.cosine_decay_schedule(1e-3, 1000), weight_decay=0.0)
+  name, peak = case['optimizer']
+  rate = optax.cosine_decay_schedule(peak, 1000)
+  optimizer = optax.sgd(rate) if name == 'sgd' else optax.adamw(
+      rate, weight_decay=0.0)
 
   def step(state, teacher, batch):
     params, moving, opt_state = state
@@ -46,7 +48,7 @@ def _loss(case, params, moving, teacher, batch):
   fused, mask = case['reference'] == 'fused', batch['mask']
   causal = case['kind'] == 'text'
   layers = _layers(case)
-  taken, seen, apart = [], [], []
+  taken, lengths, apart = [], [], []
 
   def attend_teacher(query, key, value):
     if fused:
@@ -59,6 +61,7 @@ def _loss(case, params, moving, teacher, batch):
 
   def attend(query, key, value):
     target = taken[layers[len(apart)]] if case['attention'] else None
+    lengths.append(query.shape[1])
     if fused:
       outputs, total = attention.blocks(query, key, value, mask, causal,
                                         target)
@@ -70,53 +73,48 @@ def _loss(case, params, moving, teacher, batch):
       counts = mask[:, None] if causal else mask[:, None, None]
       rows = attention.distances(maps, target)
       apart.append(jnp.where(counts, rows, 0).sum())
-      seen.append(rows.size)
     return outputs
 
   def run(side, params, moving, attend):
     model, options = case[side]
     if model == 'convnet':
       options = dict(options, is_training=side == 'student')
-    network = getattr(networks, model)
-    return network(params, moving, batch, attend, **options)
+    return networks.NETWORKS[model](params, moving, batch, attend,
+                                    **options)
 
   # The teacher's come in as constants: only `params` has a gradient.
   target = run('teacher', *teacher, attend_teacher)
   output = run('student', params, moving, attend)
-  rows = mask.reshape(-1)
-  labels = batch['labels'].reshape(-1)
-  temperature, alpha = case['temperature'], case['alpha']
-  if fused:
-    value = logits.chunked(output.hidden, output.kernel,
-                           (target.hidden, target.kernel), rows, labels, 1.0,
-                           temperature, alpha)
-  else:
-    value = logits.whole(_logits(output), _logits(target), rows, labels,
-                         temperature, alpha)
+  value = 0.0
+  if case['alpha']:
+    value += _logits_loss(case, output, target, batch, fused)
   if case['features']:
     value += _WEIGHT * _features(output.features, target.features, layers, mask)
   if case['attention']:
-    heads, length = case['student'][1]['heads'], _length(output, mask)
-    positions = mask.sum() * (1 if causal else length)
-    value += _WEIGHT * sum(apart) / (len(layers) * heads * positions)
+    heads = case['student'][1]['heads']
+    queries = mask.sum() if causal else mask.sum() * lengths[0]
+    value += _WEIGHT * sum(apart) / (len(layers) * heads * queries)
   return value, output.state
 
 
-def _logits(output):
-  if output.logits is not None:
-    return output.logits
-  return output.hidden @ output.kernel
+def _logits_loss(case, output, target, batch, fused):
+  mask, labels = batch['mask'].reshape(-1), batch['labels'].reshape(-1)
+  temperature, alpha = case['temperature'], case['alpha']
+  if fused:
+    return logits.chunked(output.hidden, output.kernel,
+                          (target.hidden, target.kernel), mask, labels,
+                          temperature, alpha)
+  own, other = (
+      x.hidden @ x.kernel if x.logits is None else x.logits
+      for x in (output, target))
+  return logits.whole(own, other, mask, labels, temperature, alpha)
 
 
 def _layers(case):
   """Returns the teacher's layer of each layer of the student."""
-  student, teacher = (case[side][1].get('depth', 0)
+  student, teacher = (case[side][1].get('depth', 1)
                       for side in ('student', 'teacher'))
   return [round((i + 1) * teacher / student) - 1 for i in range(student)]
-
-
-def _length(output, mask):
-  return len(output.features[0]) // mask.shape[0]
 
 
 def _features(student, teacher, layers, mask):
