@@ -43,7 +43,7 @@ def _loss_logits(classes):
   sides = {side: ('bench/hidden', dict(rows=8, width=width))
            for side, width in (('student', 256), ('teacher', 512))}
   return _text(
-      f'the losses on logits alone, {classes:,} tokens, with their gradient',
+      f'the losses on logits alone, of {classes:,} tokens',
       classes=classes, networks=sides, optimizer=('sgd', 100.0))
 
 
@@ -51,7 +51,7 @@ def _loss_attention(length):
   sides = {side: ('bench/maps', dict(rows=2, heads=heads, head_size=64))
            for side, heads in (('student', 4), ('teacher', 8))}
   return _text(
-      f'attention transfer alone, {length:,} positions, with its gradient',
+      f'attention transfer alone, {length:,} positions',
       batch=2, length=length, classes=1, networks=sides, attention=True,
       alpha=0.0, optimizer=('sgd', 1e5))
 
@@ -64,10 +64,10 @@ CASES: dict[str, Case] = dict(
     large_vocabulary=_text(
         'logits of 65,536 tokens', batch=2, length=512, classes=65536),
     long_sequence=_text(
-        'logits and attention, one row of 2,048 positions',
+        'logits and attention of one row of 2,048 tokens',
         batch=1, length=2048, attention=True),
     vision=_images(
-        'ViT 4 x 96 from 8 x 192, 196 patches: logits, features, attention',
+        'ViT 4 x 96 from 8 x 192: logits, features, attention',
         (8, 56, 56, 3), matching=True, classes=100,
         student=('vit', dict(_VIT, width=96, depth=4, heads=2, patch_size=4)),
         teacher=('vit', dict(_VIT, width=192, depth=8, heads=4, patch_size=4))),
@@ -78,7 +78,7 @@ CASES: dict[str, Case] = dict(
     digits_vit=_images(
         'ViT from ViT, images of 8 x 8: logits', (128, 8, 8, 1), **_DIGITS),
     digits_vit_matching=_images(
-        'ViT from ViT, images of 8 x 8: logits, features, attention',
+        'ViT from ViT, 8 x 8: logits, features, attention',
         (128, 8, 8, 1), matching=True, **_DIGITS),
     fashion_convnet=_images(
         'convnet from convnet, images of 28 x 28: logits', (128, 28, 28, 1),

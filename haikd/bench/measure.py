@@ -17,8 +17,8 @@ from haikd.bench import cases
 from haikd.bench import worker
 
 SIDES = ('haikd', 'by_hand')
-_ROOT = pathlib.Path(haikd.__file__).parents[1]
-_SECONDS = 1.5  # Of a side in a round, and two steps at least.
+ROOT = pathlib.Path(haikd.__file__).parents[1]
+SECONDS = 1.5  # Of a side in a round, and two steps at least.
 _RTOL = 1e-4
 
 
@@ -32,7 +32,7 @@ def find_references() -> pathlib.Path:
   Raises:
     ConfigError: it is not there.
   """
-  folder = _ROOT / 'tests' / 'bench'
+  folder = ROOT / 'tests' / 'bench'
   if not (folder / 'by_hand').is_dir():
     raise checks.ConfigError(
         f'bench.main: {folder / "by_hand"} must hold the steps that haikd is '
@@ -61,7 +61,7 @@ def run(case: cases.Case, *, rounds: int, cores: Optional[int],
     RuntimeError: a side ended.
   """
   places = dict(
-      haikd=('haikd.bench.ours', _ROOT), by_hand=('by_hand', find_references()))
+      haikd=('haikd.bench.ours', ROOT), by_hand=('by_hand', find_references()))
   found, workers = {}, {}
   with contextlib.ExitStack() as stack:
     folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -76,7 +76,7 @@ def run(case: cases.Case, *, rounds: int, cores: Optional[int],
           arrays=str(pathlib.Path(folder) / 'arrays.npz'))
     _check_losses(*(found[side]['losses'] for side in SIDES))
     trial = [workers[side].ask(steps=1)['wall'] for side in SIDES]
-    steps = max(2, math.ceil(_SECONDS / min(trial)))
+    steps = max(2, math.ceil(SECONDS / min(trial)))
     found['rounds'] = []
     for i in range(rounds):
       found['rounds'].append(
@@ -118,42 +118,39 @@ class Worker(contextlib.AbstractContextManager):
 
   def __init__(self, side: str, debug: bool):
     self._side = side
-    self._errors = None if debug else tempfile.TemporaryFile('w+')
     self._process = subprocess.Popen(
         # -P: what lies beside the script must not hide modules of that name.
         [sys.executable, '-P', worker.__file__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=self._errors,
+        stderr=None if debug else subprocess.DEVNULL,
         text=True,
         env={**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '2'})
 
   def ask(self, **order: Any) -> dict[str, Any]:
-    """Sends an order and waits for the answer."""
-    try:
+    """Sends an order and waits for the answer.
+
+    Args:
+      **order: what the worker reads.
+
+    Returns:
+      What it answers.
+
+    Raises:
+      RuntimeError: it failed, or was killed.
+    """
+    with contextlib.suppress(BrokenPipeError):
       print(json.dumps(order), file=self._process.stdin, flush=True)
-      answer = self._process.stdout.readline()
-    except BrokenPipeError:
-      answer = ''
-    if not answer:
-      raise RuntimeError(f'the step of {self._side} ended: {self._reason()}')
-    return json.loads(answer)
+    line = self._process.stdout.readline()
+    answer = json.loads(line) if line else dict(
+        error=f'exit code {self._process.wait()}')
+    if 'error' in answer:
+      raise RuntimeError(f'the step of {self._side} ended: {answer["error"]}')
+    return answer
 
   def __exit__(self, *unused_exception) -> None:
-    self._process.stdin.close()
     self._process.terminate()
-    self._process.wait()
-    self._process.stdout.close()
-    if self._errors is not None:
-      self._errors.close()
-
-  def _reason(self):
-    code = self._process.wait()
-    if self._errors is None:
-      return f'exit code {code}'
-    self._errors.seek(0)
-    lines = self._errors.read().strip().splitlines()
-    return lines[-1] if lines else f'exit code {code}'
+    self._process.communicate()
 
 
 def _check_losses(ours, by_hand):

@@ -27,9 +27,9 @@ def summarise(found: Mapping[str, Any]) -> dict[str, Any]:
     found: what `measure.run` returns.
 
   Returns:
-    `ratios` of haikd to by hand: of `cpu`, `wall` and `first_step` each median,
-    least and most; of `temp` and `peak`, numbers. By side, `step_seconds`,
-    `step_cpu_seconds` and `peak_bytes`.
+    `ratios` of haikd to by hand: of `cpu` and `wall` each median, least and
+    most; of `first_step_seconds`, `temp_bytes` and `peak_bytes`, numbers. By
+    side, `step_seconds`, `step_cpu_seconds` and `peak_bytes`.
   """
   rounds, first, second = found['rounds'], *measure.SIDES
   ratios = {}
@@ -47,7 +47,8 @@ def summarise(found: Mapping[str, Any]) -> dict[str, Any]:
         peak_bytes=max(x['peak_bytes'] for x in mine))
   for key in ('first_step_seconds', 'temp_bytes'):
     ratios[key] = found[first][key] / max(found[second][key], 1e-9)
-  ratios['peak_bytes'] = sides[first]['peak_bytes'] / sides[second]['peak_bytes']
+  peaks = [sides[side]['peak_bytes'] for side in measure.SIDES]
+  ratios['peak_bytes'] = peaks[0] / peaks[1]
   return dict(ratios=ratios, **sides)
 
 

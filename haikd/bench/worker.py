@@ -15,13 +15,21 @@ import time
 
 
 def main() -> None:
-  """Answers until the input ends."""
+  """Answers until the input ends, or an error does."""
   answers = os.fdopen(os.dup(1), 'w')
   os.dup2(2, 1)  # What a library prints is no answer.
 
   def answer(**values):
     print(json.dumps(values), file=answers, flush=True)
 
+  try:
+    _serve(answer)
+  except Exception as err:
+    answer(error=' '.join(f'{type(err).__name__}: {err}'.split()))
+    raise
+
+
+def _serve(answer):
   order = json.loads(sys.stdin.readline())
   if order['cores']:
     os.sched_setaffinity(0, order['cores'])

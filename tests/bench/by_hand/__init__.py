@@ -4,9 +4,8 @@ What `python -m haikd.bench` compares with. Each is one jitted function on one
 device, its activations flattened to `[B N, D]` for matrix products.
 """
 
-import numpy as np
-
 from by_hand import training
+import numpy as np
 
 
 def build(case, path):

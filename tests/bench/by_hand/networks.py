@@ -133,8 +133,8 @@ def convnet(params, state, batch, attend, *, channels, is_training):
         state[f'{moving}/hidden'], state[f'{moving}/counter'] = kept, count
         state[f'{moving}/average'] = kept / (1 - 0.9**count)
     else:
-      mean, variance = (
-          state[f'{name}/norm/~/{part}_ema/average'] for part in ('mean', 'var'))
+      mean, variance = (state[f'{name}/norm/~/{part}_ema/average']
+                        for part in ('mean', 'var'))
     scale = jax.lax.rsqrt(variance + 1e-5) * params[f'{name}/norm/scale']
     x = jax.nn.relu((x - mean) * scale + params[f'{name}/norm/offset'])
     x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1),

@@ -1,12 +1,11 @@
 """A whole training step."""
 
-import jax
-import jax.numpy as jnp
-import optax
-
 from by_hand import attention
 from by_hand import logits
 from by_hand import networks
+import jax
+import jax.numpy as jnp
+import optax
 
 _WEIGHT = 0.1  # Of features, and of attention.
 
