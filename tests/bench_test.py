@@ -76,11 +76,14 @@ def test_haikd_steps_as_one_would_by_hand(name, haikd, monkeypatch):
   import by_hand
   case = complete(name)
   path, losses, state = haikd('text' if name == 'fused' else name)
-  by_hand_losses, (params, *_) = two_steps(*by_hand.build(case, path))
+  by_hand_losses, (params, moving, *_) = two_steps(*by_hand.build(case, path))
   np.testing.assert_allclose(losses, by_hand_losses, rtol=1e-5)
-  flat = {f'{module}/{parameter}': value
-          for module, values in state.params.student.items()
-          for parameter, value in values.items()}
+  flat, means = (
+      {f'{module}/{name}': value
+       for module, values in tree.items() for name, value in values.items()}
+      for tree in (state.params.student, state.net_state))
+  jax.tree.map(functools.partial(
+      np.testing.assert_allclose, rtol=1e-4, atol=1e-5), means, moving)
   assert flat.keys() == params.keys()
   for key, value in flat.items():
     if not key.endswith('key/b'):  # Every map is blind to it: it has rounding
