@@ -46,11 +46,16 @@ class LinearLogits(NamedTuple):
     hidden: `[..., D]` floating.
     kernel: `[D, V]` floating.
     bias: `[V]` floating, or None.
+    scale: what logits are then multiplied by, a number or scalar; None for 1.
+    soft_cap: what they then stay below, c tanh(logits / c) of the number or
+      scalar c; None for no cap.
   """
 
   hidden: Array
   kernel: Array
   bias: Optional[Array] = None
+  scale: Optional[Array] = None
+  soft_cap: Optional[Array] = None
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -59,13 +64,25 @@ class LinearLogits(NamedTuple):
 
   def materialise(self) -> Array:
     """Returns the logits, `[..., V]` float32."""
-    logits = jnp.einsum(
+    return self.finish(self.products())
+
+  def products(self) -> Array:
+    """Returns `hidden @ kernel`, `[..., V]` float32."""
+    return jnp.einsum(
         '...d,dv->...v',
         self.hidden,
         self.kernel,
         preferred_element_type=jnp.float32)
+
+  def finish(self, products: Array) -> Array:
+    """Returns the logits, float32, of `products`."""
+    logits = products
     if self.bias is not None:
       logits += self.bias
+    if self.scale is not None:
+      logits *= self.scale
+    if self.soft_cap is not None:
+      logits = self.soft_cap * jnp.tanh(logits / self.soft_cap)
     return logits
 
 

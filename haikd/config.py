@@ -77,6 +77,8 @@ def base() -> ConfigDict:
           steps=1000,
           batch_size=128,  # Over all devices and microbatches.
           microbatches=1,  # Parts that a device works through one by one.
+          chunk_mib=_any(),  # Logits that a device holds at once, in MiB of
+          # float32; None for what suits it.
           log_every=50,  # Steps between lines of metrics.
           checkpoint_every=200,  # Steps between checkpoints.
           keep_checkpoints=2,
@@ -119,7 +121,7 @@ def base() -> ConfigDict:
       ))
   config.distillation = ConfigDict(
       dict(
-          temperature=2.0,
+          temperature=_any(2.0),  # T, or a schedule of it, as in `term`.
           alpha=0.9,  # Of the soft term; 1 - alpha weighs the labels.
           use_attention_transfer=False,
           attention_loss_weight=0.1,
@@ -141,7 +143,8 @@ def term(**fields: Any) -> ConfigDict:
       schedule `dict(kind='linear', start=0., end=1., steps=1000)`;
       `layers` what `haikd.align.pair_layers` takes; `align` a registered
       aligner with `align_options`, or 'auto' for `pool`, and `none` where the
-      loss takes any width; `options` go to the loss.
+      loss takes any width; `options` go to the loss, and each of them may be
+      such a schedule.
 
   Returns:
     A ConfigDict with every field.

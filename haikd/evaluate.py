@@ -21,6 +21,7 @@ from haikd import pairing
 from haikd import placement
 from haikd import sharding
 from haikd import step as step_lib
+from haikd.losses import cutting
 
 _IN_FLIGHT = 2  # Batches that wait for the device, which so never waits.
 
@@ -64,7 +65,8 @@ def build_eval_step(network: network_lib.Network,
                     mesh: jax.sharding.Mesh, own: base.Frozen,
                     frozen: Optional[base.Frozen],
                     *,
-                    rows: Optional[int] = None) -> Callable:
+                    rows: Optional[int] = None,
+                    chunk_bytes: Optional[int] = None) -> Callable:
   """Builds the compiled evaluation step.
 
   Args:
@@ -75,6 +77,8 @@ def build_eval_step(network: network_lib.Network,
     own: NamedShardings of the network.
     frozen: NamedShardings of the teacher, or None.
     rows: how many examples a device works on at once at most; None for all.
+    chunk_bytes: of the logits of a large vocabulary that it holds at once; None
+      for what suits it.
 
   Returns:
     `(own, frozen, batch) -> (sums, columns)` over the whole batch, for
@@ -82,6 +86,7 @@ def build_eval_step(network: network_lib.Network,
     network and of the teacher.
   """
   gather = sharding.build_gather(mesh)
+  sizes = cutting.Sizes(chunk_bytes, sharding.build_agree(mesh))
 
   def run(network, frozen, batch):
     output, _ = network.apply(
@@ -92,7 +97,7 @@ def build_eval_step(network: network_lib.Network,
         is_training=False,
         gather=gather)
     if isinstance(output.logits, base.LinearLogits):
-      return output.logits.materialise()
+      return output.logits
     return jax.tree.map(lambda x: x.astype(jnp.float32), output.logits)
 
   def measure(own, frozen, batch):
@@ -106,7 +111,8 @@ def build_eval_step(network: network_lib.Network,
             output,
             target,
             mask=pairing.target_mask(batch, output),
-            labels=batch.labels))
+            labels=batch.labels,
+            sizes=sizes))
 
   def local(own, frozen, batch):
     size = batch.mask.shape[0]

@@ -21,7 +21,7 @@ Layers = tuple[tuple[int, tuple[int, ...]], ...]  # Student, and teacher's.
 
 def pairs(term: terms.Term, layers: Layers, student: network_lib.Output,
           teacher: Optional[network_lib.Output],
-          batch: base.Batch) -> list[base.Pair]:
+          batch: base.Batch, *, lazy: bool) -> list[base.Pair]:
   """Returns the pairs of a term, one for each layer that it compares.
 
   Args:
@@ -31,9 +31,10 @@ def pairs(term: terms.Term, layers: Layers, student: network_lib.Output,
     student: what the student gave for the batch.
     teacher: what the teacher gave, or None if the term needs none.
     batch: the batch.
+    lazy: whether to leave logits as they are that were not computed yet.
 
   Returns:
-    Pairs of arrays; the teacher's is None for a term that needs no teacher.
+    Pairs; the teacher's is None for a term that needs no teacher.
   """
   kind = term.entry.on
   if kind == terms.LOGITS:
@@ -48,10 +49,12 @@ def pairs(term: terms.Term, layers: Layers, student: network_lib.Output,
             ' take data without classes as labels, and add losses on '
             "'embedding' to config.losses.")
     mask = target_mask(batch, student.logits)
-    logits = masking.materialise(student.logits, mask)
-    if not term.needs_teacher:
-      return [base.Pair(logits, None, mask)]
-    return [base.Pair(logits, _target([teacher.logits], mask), mask)]
+    logits = [student.logits]
+    if term.needs_teacher:
+      logits.append(jax.lax.stop_gradient(teacher.logits))
+    if not lazy:
+      logits = [masking.materialise(x, mask) for x in logits]
+    return [base.Pair(*(*logits, None)[:2], mask)]
   found = []
   for i, group in layers:
     value, target = _captured(student, kind, i), None
@@ -61,13 +64,6 @@ def pairs(term: terms.Term, layers: Layers, student: network_lib.Output,
       target = _target([_captured(teacher, kind, j) for j in group], mask)
     found.append(base.Pair(value, target, mask))
   return found
-
-
-def with_logits(output: network_lib.Output,
-                batch: base.Batch) -> network_lib.Output:
-  """Returns an output whose logits are computed, once for all terms."""
-  mask = target_mask(batch, output.logits)
-  return output._replace(logits=masking.materialise(output.logits, mask))
 
 
 def target_mask(batch: base.Batch, logits: base.Output) -> jax.Array:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import jmp
 
+from haikd import assembly
 from haikd import base
 from haikd import checks
 from haikd import config as config_lib
@@ -81,7 +82,7 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
     ConfigError: the config cannot work on this mesh. Whether the batch
       divides, `placement.check_batch_size` says: to evaluate, it need not.
   """
-  objective = objective_lib.build_objective(
+  objective = assembly.build_objective(
       config, spec=spec, num_classes=num_classes, has_teacher=has_teacher)
   optimizer = optimizer_lib.build_optimizer(
       config.optimizer, config.steps, where=optimizer_field)
@@ -132,10 +133,10 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
           seed=config.seed),
       eval_step=evaluate.build_eval_step(
           objective.student, objective.teacher, mesh, layout['own'],
-          layout['frozen'], rows=rows),
+          layout['frozen'], rows=rows, chunk_bytes=objective.chunk_bytes),
       teacher_eval_step=evaluate.build_eval_step(
           objective.teacher, objective.teacher, mesh, layout['frozen'], None,
-          rows=rows)
+          rows=rows, chunk_bytes=objective.chunk_bytes)
       if has_teacher else None,
       is_finite=jax.jit(
           lambda state: jmp.all_finite((state.params, state.ema)),

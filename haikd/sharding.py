@@ -254,6 +254,29 @@ def agree_over_batch(tree: T) -> T:
   return jax.tree.map(agree, tree) if axes else tree
 
 
+def build_agree(mesh: jax.sharding.Mesh) -> Callable[[jax.Array], jax.Array]:
+  """Returns what makes loops as long on all devices, inside `over_shards`.
+
+  Where `tensor` splits what is computed in a loop, there are collectives inside
+  it, and a device must not leave it before the others.
+
+  Args:
+    mesh: the devices.
+
+  Returns:
+    A function of a device's own number, that returns the largest of all; or
+    that number itself, where no device waits for another.
+  """
+  if mesh.shape[placement.TENSOR] == 1:
+    return lambda number: number
+
+  def agree(number):
+    axes = batch_axes()
+    return lax.pmax(number, axes) if axes else number
+
+  return agree
+
+
 def gather_over_batch(tree: T) -> T:
   """Concatenates the shards along the leading axis, inside `over_shards`."""
   axes = batch_axes()

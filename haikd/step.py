@@ -15,6 +15,7 @@ import jmp
 import optax
 
 from haikd import base
+from haikd import comparison
 from haikd import objective as objective_lib
 from haikd import optimizer as optimizer_lib
 from haikd import placement
@@ -81,10 +82,12 @@ def build_gradient(objective: objective_lib.Objective, mesh: jax.sharding.Mesh,
   param_specs, frozen_specs = jax.tree.map(lambda x: x.spec, (params, frozen))
 
   def local(params, net_state, frozen, loss_scale, step, batch):
-    context = objective_lib.Context(
+    context = comparison.Context(
         batch_axes=sharding.batch_axes(),
         gather=sharding.gather_over_batch,
-        gather_parameter=gather_parameter)
+        gather_parameter=gather_parameter,
+        agree=sharding.build_agree(mesh),
+        step=step)
     # What varies from device to device has a gradient that stays on it.
     params, net_state = sharding.vary((params, net_state))
     parts = jax.tree.map(
@@ -94,22 +97,18 @@ def build_gradient(objective: objective_lib.Objective, mesh: jax.sharding.Mesh,
     rng = jax.random.fold_in(rng, sharding.shard_index())
     parts = (parts, jax.random.split(rng, microbatches))
 
-    def run(params, net_state, part):
-      batch, rng = part
-      return objective.sums(params, net_state, frozen, batch, rng, context)
-
     def count(part):
-      sums, _ = run(params, net_state, part)
+      batch, rng = part
+      sums, _ = objective.sums(params, net_state, frozen, batch, rng, context)
       return {
           name: tuple(x.count for x in layers) for name, layers in sums.items()
       }
 
     def loss(params, net_state, coefficients, part):
-      sums, net_state = run(params, net_state, part)
-      value = sum(
-          c * x.total for name, layers in sums.items()
-          for c, x in zip(coefficients[name], layers))
-      return loss_scale.scale(value), (sums, net_state)
+      batch, rng = part
+      value, others = objective.loss(params, net_state, frozen, batch, rng,
+                                     coefficients, context)
+      return loss_scale.scale(value), others
 
     _, counts = scan_parts(lambda carry, part: (carry, count(part)), (), parts)
     counts = sharding.sum_over_batch(
@@ -192,8 +191,8 @@ def build_train_step(objective: objective_lib.Objective,
   Returns:
     `(state, frozen, batch) -> (state, metrics)`. The state is donated, save on
     CPU. Metrics are float32 scalars: `loss`, `loss/<term>`, `grad_norm`,
-    `learning_rate`, with a scheduled weight `weight/<term>`, and with float16
-    `loss_scale`.
+    `learning_rate`, of what is scheduled `weight/<term>` and
+    `<option>/<term>`, and with float16 `loss_scale`.
   """
   gradient = build_gradient(
       objective,
@@ -224,6 +223,8 @@ def build_train_step(objective: objective_lib.Objective,
     for term in objective.terms:
       if term.scheduled:
         metrics[f'weight/{term.name}'] = jnp.float32(term.weight(state.step))
+      for option, value in term.schedules.items():
+        metrics[f'{option}/{term.name}'] = jnp.float32(value(state.step))
     if isinstance(state.loss_scale, precision.DynamicLossScale):
       finite = jmp.all_finite(grads)
       new = precision.keep_if(finite, new, state)._replace(

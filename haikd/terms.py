@@ -27,7 +27,8 @@ class Term(NamedTuple):
   Attributes:
     name: its key in the metrics.
     entry: the registered loss.
-    options: the loss's keyword options.
+    options: the loss's keyword options, see `options_at`.
+    schedules: those that change over the run, each `step -> float`.
     weight: `step -> float`.
     scheduled: whether the weight changes over the run.
     layers: what `haikd.align.pair_layers` takes.
@@ -35,17 +36,25 @@ class Term(NamedTuple):
       mask)`; the first is as for `network.Network.apply`.
     needs_teacher: whether it compares with a teacher.
     takes_labels: whether it takes labels, if there are any.
+    lazy: whether logits and maps need not be computed beforehand.
   """
 
   name: str
   entry: registry.LossEntry
   options: Mapping[str, Any]
+  schedules: Mapping[str, Callable[[Any], jax.Array]]
   weight: Callable[[Any], jax.Array]
   scheduled: bool
   layers: Any
   align: hk.Transformed
   needs_teacher: bool
   takes_labels: bool
+  lazy: bool
+
+  def options_at(self, step: jax.Array) -> dict[str, Any]:
+    """Returns all options of the loss as they are at a step."""
+    scheduled = {name: x(step) for name, x in self.schedules.items()}
+    return {**self.options, **scheduled}
 
 
 def build_terms(config: config_lib.ConfigDict, *, has_teacher: bool,
@@ -121,7 +130,8 @@ def _build_term(name, fields):
   name_of_aligner = fields.align
   if fields.align == AUTO:
     name_of_aligner = 'none' if entry.any_width else 'pool'
-  aligner = registry.aligners[name_of_aligner].function
+  alignment = registry.aligners[name_of_aligner]
+  aligner = alignment.function
   checks.check_options(
       f'{where}.align_options',
       aligner,
@@ -134,34 +144,51 @@ def _build_term(name, fields):
       return aligner(student, teacher, mask=mask, on=on, **align_options)
 
   parameters = inspect.signature(loss).parameters
+  schedules = {
+      name: _build_schedule(f'{where}.options.{name}', value)
+      for name, value in fields.options.items() if _is_schedule(value)
+  }
   return Term(
       name=name,
       entry=entry,
-      options=dict(fields.options),
+      options={
+          name: value for name, value in fields.options.items()
+          if name not in schedules
+      },
+      schedules=schedules,
       weight=_build_weight(where, fields.weight),
       scheduled=not isinstance(fields.weight, (int, float)),
       layers=fields.layers,
       align=hk.transform(align),
       needs_teacher=entry.needs_teacher,
-      takes_labels='labels' in parameters)
+      takes_labels='labels' in parameters,
+      lazy=entry.additive and alignment.lazy)
 
 
 def _build_weight(where, weight):
   if isinstance(weight, (int, float)) and not isinstance(weight, bool):
     return optax.constant_schedule(float(weight))
-  fields = dict(weight) if isinstance(weight, Mapping) or hasattr(
-      weight, 'items') else {}
+  return _build_schedule(f'{where}.weight', weight)
+
+
+def _is_schedule(value):
+  return hasattr(value, 'items') and value.get('kind') in _SCHEDULES
+
+
+def _build_schedule(where, fields):
+  """Returns `step -> float` of the fields of a schedule."""
+  given, fields = fields, dict(fields) if hasattr(fields, 'items') else {}
   kind = fields.pop('kind', None)
   if kind not in _SCHEDULES or set(fields) - {'start', 'end', 'begin', 'steps'}:
     raise checks.ConfigError(
-        f'terms.build_terms: {where}.weight must be a number or a schedule '
+        f'terms.build_terms: {where} must be a number or a schedule '
         "dict(kind='linear' or 'cosine', start=, end=, begin=, steps=); got "
-        f'{weight!r}.')
+        f'{given!r}.')
   start, end = float(fields.get('start', 0.0)), float(fields.get('end', 1.0))
   steps, begin = int(fields.get('steps', 0)), int(fields.get('begin', 0))
   if steps <= 0 or begin < 0:
     raise checks.ConfigError(
-        f'terms.build_terms: {where}.weight must run over at least one step; '
+        f'terms.build_terms: {where} must run over at least one step; '
         f'got steps={steps}, begin={begin}.')
   if kind == 'linear':
     return optax.linear_schedule(start, end, steps, begin)

@@ -19,8 +19,12 @@ ANY = object  # The type of a field that takes any value.
 _RULES = (
     ('be positive', lambda x: x > 0,
      ('steps', 'batch_size', 'microbatches', 'log_every', 'checkpoint_every',
-      'keep_checkpoints', 'data.prefetch', 'evaluation.batch_size',
-      'distillation.temperature')),
+      'keep_checkpoints', 'data.prefetch', 'evaluation.batch_size')),
+    ('be a positive number, or a schedule between two',
+     lambda x: all(checks.is_number(end) and end > 0 for end in _ends(x)),
+     ('distillation.temperature',)),
+    ('be None or a positive number',
+     lambda x: x is None or checks.is_number(x) and x > 0, ('chunk_mib',)),
     ('lie between 0 and 1', lambda x: 0 <= x <= 1,
      ('distillation.alpha', 'optimizer.ema_decay',
       'teacher.train.optimizer.ema_decay')),
@@ -172,3 +176,10 @@ def _check_type(field, value, kind):
     holds = isinstance(value, kinds) and not (
         kind is int and isinstance(value, bool))
     _require(f'config.{field}', f'be of type {kind.__name__}', holds, value)
+
+
+def _ends(value):
+  """Returns a number, or those between which a schedule runs."""
+  if hasattr(value, 'items'):
+    return value.get('start', 0.0), value.get('end', 1.0)
+  return (value,)

@@ -15,11 +15,11 @@ import pytest
 from scipy import stats
 
 import haikd
+from haikd import assembly
 from haikd import base
 from haikd import checks
 from haikd import config as config_lib
 from haikd import evaluate as evaluate_lib
-from haikd import objective as objective_lib
 from haikd import pairing
 from haikd import placement
 from haikd import program as program_lib
@@ -199,7 +199,7 @@ def test_losses_on_logits_say_what_to_do(alpha, labels):
 
 def test_scores_are_no_classes_to_predict():
   batch = make_batch(2, labels=np.zeros(BATCH, np.float32))
-  objective = objective_lib.build_objective(
+  objective = assembly.build_objective(
       make_config(x=TERMS['cosine']), spec=spec_of(batch), num_classes=None)
   assert [term.name for term in objective.terms] == ['x']
 

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from haikd import assembly
 from haikd import base
 from haikd import checks
 from haikd import config as config_lib
 from haikd import masking
-from haikd import objective as objective_lib
 from haikd import registry
 from haikd.losses import register
 
@@ -37,7 +37,7 @@ def vit_config():
 def build(config, batch=None, has_teacher=True):
   batch = image_batch() if batch is None else batch
   spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
-  return objective_lib.build_objective(
+  return assembly.build_objective(
       config, spec=spec, num_classes=CLASSES, has_teacher=has_teacher)
 
 

@@ -13,9 +13,9 @@ import tokenizers
 from tokenizers import models
 from tokenizers import pre_tokenizers
 
+from haikd import assembly
 from haikd import base
 from haikd import config as config_lib
-from haikd import objective as objective_lib
 from haikd.data import pipeline
 
 N = 12  # Positions of a row.
@@ -68,7 +68,7 @@ def whole_split(config):
   """Returns an objective, and one batch that is the split `test`."""
   config.evaluation.batch_size = 8
   data = pipeline.build_data(config)
-  objective = objective_lib.build_objective(
+  objective = assembly.build_objective(
       config, spec=data.spec, num_classes=data.num_classes)
   batch, = data.evaluation('test')
   return objective, batch

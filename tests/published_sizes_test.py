@@ -7,9 +7,9 @@ import haiku as hk
 import jax
 import pytest
 
+from haikd import assembly
 from haikd import config as config_lib
 from haikd import network
-from haikd import objective
 from haikd import optimizer
 from haikd.data import description
 
@@ -85,7 +85,7 @@ def test_configs_are_valid_and_can_be_built(name, variant):
   config = load(name, variant)
   config_lib.validate(config)
   spec, num_classes = description.describe(config)
-  objective.build_objective(
+  assembly.build_objective(
       config, spec=spec, num_classes=num_classes, has_teacher=True)
   optimizer.build_optimizer(config.optimizer, config.steps)
 
@@ -101,6 +101,6 @@ def test_batches_are_described_without_the_data(
 def test_function_matching_uses_no_labels():
   config = load(IMAGENET)
   spec, num_classes = description.describe(config)
-  built = objective.build_objective(
+  built = assembly.build_objective(
       config, spec=spec, num_classes=num_classes, has_teacher=True)
   assert [term.name for term in built.terms] == ['kl_divergence']

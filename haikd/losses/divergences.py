@@ -1,11 +1,20 @@
 """Divergences between the predictions of student and teacher."""
 
+import functools
+import math
+
 import jax
+from jax import custom_derivatives
 import jax.numpy as jnp
+import numpy as np
 
 from haikd import base
 from haikd import masking
 from haikd.losses import register
+
+# Of (exp(-x) - 1 + x) / x^2, the highest power first: to 1e-8 where |x| < 1.
+_SERIES = np.array([(-1)**k / math.factorial(k) for k in range(11, 1, -1)],
+                   np.float32)
 
 
 @register.register_loss(
@@ -53,6 +62,7 @@ def kl_divergence(student: jax.Array,
   return masking.masked_mean(temperature**2 * rows, mask)
 
 
+@jax.custom_jvp
 def kl_rows(student: jax.Array, teacher: jax.Array) -> jax.Array:
   """Returns KL(teacher || student) of each row of logits.
 
@@ -67,12 +77,32 @@ def kl_rows(student: jax.Array, teacher: jax.Array) -> jax.Array:
   Returns:
     `[...]` float32.
   """
+  return _compare(student, teacher)[0]
+
+
+# Its derivative is q - p, which that of the formula above would find in a dozen
+# passes over the classes.
+@functools.partial(kl_rows.defjvp, symbolic_zeros=True)
+def _kl_rows_jvp(primals, tangents):
+  rows, p, q, ratio = _compare(*primals)
+  student, teacher = tangents
+  tangent = jnp.zeros_like(rows)
+  if not isinstance(student, custom_derivatives.SymbolicZero):
+    tangent += jnp.sum((q - p) * student, axis=-1)
+  if not isinstance(teacher, custom_derivatives.SymbolicZero):
+    tangent += jnp.sum(p * (ratio - rows[..., None]) * teacher, axis=-1)
+  return rows, tangent
+
+
+def _compare(student, teacher):
+  """Returns the divergences, p, q, and log(p/q)."""
   log_p, log_q = jax.nn.log_softmax(teacher), jax.nn.log_softmax(student)
   p, q = jnp.exp(log_p), jnp.exp(log_q)
   possible = p > 0  # Elsewhere 0 log 0 = 0, and -inf must not meet -inf.
   ratio = jnp.where(possible, log_p, 0.0) - jnp.where(possible, log_q, 0.0)
-  # q - p = p expm1(-ratio) is exact where p and q are close, and overflows
-  # where they are not.
+  # Where p and q are close, q/p - 1 + log(p/q) from its series: it is exact,
+  # and faster than another exponential.
   near = possible & (jnp.abs(ratio) < 1.0)
-  gap = jnp.where(near, p * jnp.expm1(-jnp.where(near, ratio, 0.0)), q - p)
-  return jnp.sum(p * ratio + gap, axis=-1)
+  close = p * jnp.square(ratio) * jnp.polyval(_SERIES, ratio)
+  terms = jnp.where(near, close, p * ratio + q - p)
+  return jnp.sum(terms, axis=-1), p, q, ratio

@@ -12,6 +12,7 @@ from haikd import base
 from haikd import checks
 from haikd import masking
 from haikd import registry
+from haikd.losses import chunks
 
 
 def register_loss(name: Optional[str] = None,
@@ -58,9 +59,10 @@ def register_loss(name: Optional[str] = None,
     if additive and relational:
       raise checks.ConfigError(
           'losses.register_loss: a loss must be additive or relational, not '
-          f'both; got {title!r} of {function.__module__}. What relates examples '
-          'to one another is no sum over positions.')
-    guarded = _guard(function, f'losses.{title}', on, any_width)
+          f'both; got {title!r} of {function.__module__}. What relates '
+          'examples to one another is no sum over positions.')
+    guarded = _guard(function, f'losses.{title}', on, any_width=any_width,
+                     additive=additive)
     entry = registry.LossEntry(guarded, on, example, relational, any_width,
                                additive, function.__module__)
     registry.losses.add(title, entry, replace=replace)
@@ -106,15 +108,23 @@ def loss_names() -> tuple[str, ...]:
   return registry.losses.names()
 
 
-def _guard(function: Callable, where: str, on: str,
-           any_width: bool) -> Callable:
+def _guard(function: Callable, where: str, on: str, *, any_width: bool,
+           additive: bool) -> Callable:
   parameters = inspect.signature(function).parameters
   takes_labels = 'labels' in parameters
   needs_teacher = parameters['teacher'].default is inspect.Parameter.empty
 
+  def in_chunks(student, teacher, mask, labels, options):
+    one = functools.partial(guarded, **options)
+    total, (found,) = chunks.weighted(
+        (one,), jnp.ones(1), student, teacher, mask=mask, labels=labels)
+    return base.LossSum(total, found.count)
+
   @functools.wraps(function)
   def guarded(student, teacher=None, *, mask, labels=None, **options):
     checks.check_mask(where, mask)
+    if additive and isinstance(student, base.LinearLogits):
+      return in_chunks(student, teacher, mask, labels, options)
     student = _prepare(where, 'student', student, mask, on)
     if teacher is None and needs_teacher:
       raise TypeError(f'{where}: teacher must be given; got teacher=None. Of '

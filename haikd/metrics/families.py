@@ -12,6 +12,8 @@ import jax
 
 from haikd import base
 from haikd import checks
+from haikd.losses import chunks
+from haikd.losses import cutting
 from haikd.metrics import classes
 from haikd.metrics import embeddings
 from haikd.metrics import tokens
@@ -44,16 +46,19 @@ def measure(output: base.Output,
             target: Optional[base.Output],
             *,
             mask: jax.Array,
-            labels: Optional[jax.Array] = None) -> Measured:
+            labels: Optional[jax.Array] = None,
+            sizes: cutting.Sizes = cutting.Sizes()) -> Measured:
   """Compares what a network returned with labels and with a teacher's.
 
   Sums are additive over `B`.
 
   Args:
-    output: logits `[B, V]` or `[B, N, V]` float32, or an Embedding.
+    output: logits `[B, V]` or `[B, N, V]` float32, or LinearLogits, or an
+      Embedding.
     target: the teacher's, or None. One of another kind is not compared with.
     mask: bool, the leading axes of what was returned, true where it counts.
     labels: as in `Batch`, or None.
+    sizes: of the chunks in which LinearLogits are computed.
 
   Returns:
     `{family: sums}` and `{family: columns}`, for `finish`.
@@ -64,8 +69,14 @@ def measure(output: base.Output,
   # Scores say nothing of logits.
   if labels is not None and name != 'embeddings' and checks.are_scores(labels):
     labels = None
-  sums, columns = FAMILIES[name].measure(
-      output, target, mask=mask, labels=labels)
+  family = FAMILIES[name]
+  if isinstance(output, base.LinearLogits):
+    # What is measured of logits has no columns, and positions do not interact.
+    sums = chunks.add_up(
+        lambda *sides, **others: family.measure(*sides, **others)[0],
+        output, target, mask=mask, labels=labels, sizes=sizes)
+    return {name: sums}, {name: {}}
+  sums, columns = family.measure(output, target, mask=mask, labels=labels)
   return {name: sums}, {name: columns}
 
 
@@ -90,4 +101,4 @@ def finish(sums: dict[str, Any], columns: dict[str,
 def _family(output):
   if isinstance(output, base.Embedding):
     return 'embeddings'
-  return 'classes' if output.ndim == 2 else 'tokens'
+  return 'classes' if len(output.shape) == 2 else 'tokens'

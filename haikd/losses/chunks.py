@@ -1,0 +1,218 @@
+"""Sums over positions of logits that are never whole.
+
+Positions are worked through in chunks, those that count first, so that no chunk
+of padding is ever visited. Logits of student and teacher live for one chunk.
+What is summed enters an objective linearly: its gradient is therefore known but
+for a factor, and is computed beside it, while the chunk's logits are at hand.
+The backward pass multiplies, and recomputes nothing.
+"""
+
+from collections.abc import Callable, Sequence
+import functools
+from typing import Any, Optional, Union
+
+import jax
+from jax import custom_derivatives
+from jax import lax
+import jax.numpy as jnp
+
+from haikd import base
+from haikd import varying
+from haikd.losses import cutting
+
+Side = Optional[Union[base.LinearLogits, jax.Array]]
+
+
+def add_up(function: Callable[..., Any],
+           student: base.LinearLogits,
+           teacher: Side,
+           *,
+           mask: jax.Array,
+           labels: Optional[jax.Array] = None,
+           sizes: cutting.Sizes = cutting.Sizes()) -> Any:
+  """Adds a function of logits up over all positions.
+
+  Args:
+    function: `(student, teacher, *, mask, labels) -> sums`, of logits `[R, V]`
+      float32 and of a mask and labels with the one axis R before that of
+      classes; a pytree of sums over R.
+    student: stands for logits `[..., V]`.
+    teacher: LinearLogits, or logits, of the same shape; or None.
+    mask: bool, leading axes of the logits, true where a position counts.
+    labels: `[...]` or `[..., V]`, or None.
+    sizes: of the chunks.
+
+  Returns:
+    The sums.
+
+  Raises:
+    ValueError: the shapes do not fit.
+  """
+  cut = cutting.Cut(student, mask, sizes)
+  sides, labels = (cut.flat(student), cut.flat(teacher)), cut.flat(labels)
+
+  def call(number):
+    chunk = cut.chunk(number)
+    logits = (
+        x.materialise() if isinstance(x, base.LinearLogits) else x
+        for x in map(chunk.of, sides))
+    return function(*logits, mask=chunk.keep, labels=chunk.of(labels))
+
+  like = jax.eval_shape(call, jnp.int32(0))
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+  return cut.loop(
+      lambda number, sums: jax.tree.map(jnp.add, sums, call(number)),
+      varying.alike(zeros, sides, mask, labels))
+
+
+def weighted(losses: Sequence[Callable[..., base.LossSum]],
+             coefficients: jax.Array,
+             student: base.LinearLogits,
+             teacher: Side,
+             *,
+             mask: jax.Array,
+             labels: Optional[jax.Array] = None,
+             sizes: cutting.Sizes = cutting.Sizes()
+             ) -> tuple[jax.Array, tuple[base.LossSum, ...]]:
+  """Sums several additive losses over all positions, in one pass.
+
+  Args:
+    losses: as the function of `add_up`, each giving a LossSum.
+    coefficients: float32 `[K]`, what the total of each is multiplied by; they
+      have no gradient.
+    student: stands for logits `[..., V]`.
+    teacher: LinearLogits, or logits, of the same shape; or None.
+    mask: bool, leading axes of the logits, true where a position counts.
+    labels: `[...]` or `[..., V]`, or None.
+    sizes: of the chunks.
+
+  Returns:
+    The weighted sum of the totals, a float32 scalar, with a gradient for
+    student and teacher, each only where it is asked for; and the LossSum of
+    each loss, without one.
+
+  Raises:
+    ValueError: the shapes do not fit.
+  """
+  cut = cutting.Cut(student, mask, sizes)
+  labels = cut.flat(labels)
+  coefficients = lax.stop_gradient(coefficients)
+  # A gradient in float16 would vanish, were it that of a mean over many
+  # positions. The unit comes in when the chunks have been added up.
+  unit = jnp.max(jnp.abs(coefficients))
+  shares = coefficients / jnp.where(unit > 0.0, unit, 1.0)
+  sides = cut.flat(student), cut.flat(teacher)
+  leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, sides))
+  lies_in_rows = jax.tree.leaves(tuple(map(_lies_in_rows, sides)))
+
+  def run(leaves, wanted):
+    """Returns the sums, and the gradient of the leaves that are wanted."""
+    sides = structure.unflatten(leaves)
+    zero = jnp.zeros((), jnp.float32)
+    zeros = [jnp.zeros(x.shape, jnp.float32) if want else None
+             for x, want in zip(leaves, wanted)]
+
+    def more(number, carry):
+      sums, gradient = carry
+      chunk = cut.chunk(number)
+
+      def call(*logits):
+        new = tuple(
+            loss(*logits, mask=chunk.keep, labels=chunk.of(labels))
+            for loss in losses)
+        return sum(c * x.total for c, x in zip(shares, new)), new
+
+      new, parts = _differentiate(call, tuple(map(chunk.of, sides)),
+                                  structure.unflatten(wanted))
+      for i, part in enumerate(jax.tree.leaves(parts)):
+        if wanted[i] and lies_in_rows[i]:
+          gradient[i] = gradient[i].at[chunk.index].set(
+              part, mode='drop', unique_indices=True)
+        elif wanted[i]:
+          gradient[i] += part
+      return jax.tree.map(jnp.add, sums, new), gradient
+
+    start = (tuple(base.LossSum(zero, zero) for _ in losses), zeros)
+    return cut.loop(more, varying.alike(start, leaves, mask, labels, shares))
+
+  def result(sums):
+    return sum(c * x.total for c, x in zip(coefficients, sums)), sums
+
+  @jax.custom_vjp
+  def summed(*leaves):
+    return result(run(leaves, [False] * len(leaves))[0])
+
+  def forward(*leaves):
+    sums, gradient = run([x.value for x in leaves],
+                         [x.perturbed for x in leaves])
+    return result(sums), gradient
+
+  def backward(gradient, cotangents):
+    factor = cotangents[0]
+    if isinstance(factor, custom_derivatives.SymbolicZero):
+      return (None,) * len(leaves)
+    return tuple(
+        None if part is None else (factor * unit * part).astype(x.dtype)
+        for x, part in zip(leaves, gradient))
+
+  summed.defvjp(forward, backward, symbolic_zeros=True)
+  value, sums = summed(*leaves)
+  return value, lax.stop_gradient(sums)
+
+
+def _lies_in_rows(side: Side) -> Any:
+  """Returns, leaf by leaf, whether a side has a row for each position."""
+  if isinstance(side, base.LinearLogits):
+    return jax.tree.map(lambda _: False, side)._replace(hidden=True)
+  return jax.tree.map(lambda _: True, side)
+
+
+def _differentiate(function: Callable, sides: tuple[Side, Side],
+                   wanted: Any) -> tuple[Any, tuple[Any, Any]]:
+  """Calls `(student, teacher) -> (value, sums)` on the logits of a chunk.
+
+  Returns:
+    The sums, and what is like the sides: the gradient of the value where any
+    of a side is wanted, and the side itself elsewhere.
+  """
+  starts = tuple(map(_start, sides))
+  moves = [any(jax.tree.leaves(want)) for want in wanted]
+
+  def of_moving(*moving):
+    return function(*(
+        _finish(side, new if move else start)
+        for side, new, start, move in zip(sides, moving, starts, moves)))
+
+  moving = (start if move else None for start, move in zip(starts, moves))
+  value, pullback, sums = jax.vjp(of_moving, *moving, has_aux=True)
+  changes = pullback(jnp.ones_like(value))
+  return sums, tuple(
+      _back(side, change) if move else side
+      for side, change, move in zip(sides, changes, moves))
+
+
+def _start(side):
+  """Returns the products that logits are made of, and what else there is."""
+  if isinstance(side, base.LinearLogits):
+    return side.products(), side._replace(hidden=None, kernel=None)
+  return side
+
+
+def _finish(side, start):
+  """Returns logits, of what `_start` returned."""
+  if isinstance(side, base.LinearLogits):
+    products, rest = start
+    return rest.finish(products)
+  return start
+
+
+def _back(side, change):
+  """Returns the gradient of a side, float32, of that of its start."""
+  if not isinstance(side, base.LinearLogits):
+    return change
+  products, rest = change
+  products = products.astype(jnp.result_type(side.hidden, side.kernel))
+  times = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+  return rest._replace(
+      hidden=times('rv,dv->rd', products, side.kernel),
+      kernel=times('rd,rv->dv', side.hidden, products))

@@ -1,0 +1,116 @@
+"""Positions cut into chunks, those that count first."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Optional
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from haikd import base
+from haikd import checks
+from haikd import masking
+
+# Of float32 logits in a chunk. A CPU is fastest where they stay in its cache,
+# others where the products are large.
+_BYTES = dict(cpu=2**23)
+_BYTES_ELSEWHERE = 2**28
+_WHERE = 'losses.chunks'
+_FEWEST_ROWS = 64  # Below, adding to the kernel's gradient takes longest.
+
+
+class Sizes(NamedTuple):
+  """How positions are cut into chunks.
+
+  Attributes:
+    chunk_bytes: of a chunk's float32 logits; None for what suits the backend.
+    agree: of the number of chunks of this device, how many loops to make; more
+      than it has do no harm. Devices that compute logits together must agree.
+  """
+
+  chunk_bytes: Optional[int] = None
+  agree: Callable[[jax.Array], jax.Array] = lambda number: number
+
+  def rows(self, positions: int, classes: int) -> int:
+    """Returns how many positions there are in a chunk."""
+    wanted = self.chunk_bytes or _BYTES.get(jax.default_backend(),
+                                            _BYTES_ELSEWHERE)
+    rows = wanted // (4 * classes) // _FEWEST_ROWS * _FEWEST_ROWS
+    return max(min(max(rows, _FEWEST_ROWS), positions), 1)
+
+
+class Chunk(NamedTuple):
+  """Some positions.
+
+  Attributes:
+    index: int32 `[R]`, where they lie; beyond the last where none counts.
+    keep: bool `[R]`, which of them count.
+  """
+
+  index: jax.Array
+  keep: jax.Array
+
+  def of(self, rows: Any) -> Any:
+    """Returns its rows of what lies in rows, zeros where none counts."""
+    if rows is None:
+      return None
+    if isinstance(rows, base.LinearLogits):
+      return rows._replace(hidden=self.of(rows.hidden))
+    rows = jnp.take(rows, self.index, axis=0, mode='clip')
+    return masking.clean(rows, self.keep)
+
+
+class Cut:
+  """The positions of a batch's logits, in chunks.
+
+  Padding comes last, and chunks that hold nothing else are not visited.
+
+  Args:
+    student: stands for logits `[..., V]`.
+    mask: bool, leading axes of the logits, true where a position counts.
+    sizes: of the chunks.
+
+  Raises:
+    TypeError: the mask is not boolean.
+    ValueError: its shape does not begin that of the logits.
+  """
+
+  def __init__(self, student: base.LinearLogits, mask: jax.Array,
+               sizes: Sizes):
+    checks.check_mask(_WHERE, mask)
+    checks.check_leading(_WHERE, 'student.hidden', student.hidden, mask)
+    self._shape = student.shape[:-1]
+    mask = masking.expand(mask, len(self._shape))
+    mask = jnp.broadcast_to(mask, self._shape).reshape(-1)
+    self._rows = sizes.rows(mask.size, student.shape[-1])
+    self._beyond = mask.size
+    self._order = jnp.pad(
+        jnp.argsort(~mask, stable=True).astype(jnp.int32),
+        (0, -mask.size % self._rows))
+    self._count = jnp.sum(mask, dtype=jnp.int32)
+    self._number = sizes.agree(-(-self._count // self._rows))
+
+  def flat(self, value: Any) -> Any:
+    """Returns a side, or labels, with one axis for all positions."""
+    if value is None:
+      return None
+    if isinstance(value, base.LinearLogits):
+      return value._replace(hidden=self.flat(value.hidden))
+    lead = len(self._shape)
+    if value.shape[:lead] != self._shape:
+      raise ValueError(
+          f'{_WHERE}: labels and logits must begin with the axes of positions '
+          f'{self._shape}; got shape {value.shape}. Of other labels, no loss '
+          'can be additive.')
+    return value.reshape(-1, *value.shape[lead:])
+
+  def chunk(self, number: jax.Array) -> Chunk:
+    """Returns the chunk of a number."""
+    first = number * self._rows
+    keep = first + jnp.arange(self._rows) < self._count
+    index = lax.dynamic_slice_in_dim(self._order, first, self._rows)
+    return Chunk(jnp.where(keep, index, self._beyond), keep)
+
+  def loop(self, more: Callable[[jax.Array, Any], Any], start: Any) -> Any:
+    """Runs `more` with the number of each chunk that counts, and a carry."""
+    return lax.fori_loop(0, self._number, more, start)
