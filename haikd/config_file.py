@@ -106,11 +106,12 @@ def override(config: config_lib.ConfigDict, argv: list[str],
   config.lock()
 
 
-def wrong_flag(err: Exception) -> checks.ConfigError:
-  """Returns the error for a flag that absl refuses."""
+def wrong_flag(err: Exception,
+               where: str = 'launch.main') -> checks.ConfigError:
+  """Returns the error for a flag that absl refuses, at the given place."""
   text = checks.one_line(err).removeprefix('flag ').rstrip('.')
   return checks.ConfigError(
-      f'launch.main: every flag must be valid; got {text}. See --help.')
+      f'{where}: every flag must be valid; got {text}. See --help.')
 
 
 def _import_file(path):

@@ -34,7 +34,7 @@ TIERS = (
     ('parts',),
     ('job', 'exporting'),
     ('repeats',),
-    ('launch',),
+    ('launch', 'bench'),
 )
 TIER = {room: tier for tier, rooms in enumerate(TIERS) for room in rooms}
 

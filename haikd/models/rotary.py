@@ -101,7 +101,17 @@ def angles(sequence: sequences.Sequence,
       frequencies = frequencies * _llama3_shares(frequencies, numbers)
     else:
       frequencies = frequencies / numbers['factor']
-  turns = sequence.positions[..., None] * jnp.float32(frequencies)
+  positions = sequence.positions
+  if isinstance(frequencies, np.ndarray):
+    # Looked up, since computed rotations would be computed anew by every block,
+    # for every head: a twentieth of a training step on CPU. A place in a
+    # document is below N; any other has NaN rather than another's rotation.
+    turns = np.arange(positions.shape[1])[:, None] * frequencies
+    return tuple(
+        jnp.asarray(np.float32(growth * part)).at[positions].get(
+            mode='fill', fill_value=jnp.nan)
+        for part in (np.cos(turns), np.sin(turns)))
+  turns = positions[..., None] * frequencies
   return jnp.cos(turns) * growth, jnp.sin(turns) * growth
 
 

@@ -136,3 +136,23 @@ def test_dynamic_scaling_needs_two_pairs_of_features():
   text = 'head_size must be 4 or more .* got head_size=2'
   with pytest.raises(checks.ConfigError, match=text):
     rotary.check_scaling('models.test', DYNAMIC, 2)
+
+
+def test_rotations_are_those_of_each_place():
+  rows = sequences.read(
+      'test', dict(tokens=np.zeros((1, 5), int),
+                   segments=np.array([[0, 0, 0, 1, 1]]),
+                   positions=np.array([[0, 1, 2, 0, 1]])), None)
+  cosine, sine = rotary.angles(rows, 4, 100.0)
+  # 100^-0 and 100^-(2/4) radians a place.
+  turned = np.outer([0, 1, 2, 0, 1], [1, 0.1])
+  np.testing.assert_allclose(cosine[0], np.cos(turned), rtol=1e-6)
+  np.testing.assert_allclose(sine[0], np.sin(turned), rtol=1e-6)
+
+
+def test_a_place_beyond_the_row_is_not_taken_for_another():
+  rows = sequences.read(
+      'test', dict(tokens=np.zeros((1, 3), int),
+                   positions=np.array([[1, 2, 3]])), None)
+  cosine, _ = rotary.angles(rows, 4, 100.0)
+  assert np.isnan(cosine).any(axis=-1).tolist() == [[False, False, True]]

@@ -1,0 +1,145 @@
+"""How fast is haikd's training step, against one written by hand?
+
+  python -m haikd.bench
+  python -m haikd.bench --case=logits,attention --reference=fused --cores=1
+  python -m haikd.bench --list
+
+Both sides have the same parameters and the same batch, each in a process of its
+own, and take steps in turn; they must agree in the losses of the first two.
+haikd's is the very step that a run takes, built from its config; the other is
+one jitted function in plain JAX, with the maps and logits of every layer whole
+(`materialised`), or a chunk or block of them at a time (`fused`).
+
+Exit codes: 0 done; 1 the sides disagree, or something unforeseen; 2 a wrong
+flag, or no clone of the repository; 130 interrupted.
+"""
+
+import pathlib
+import sys
+import traceback
+from typing import Optional
+
+from absl import flags
+
+from haikd import checks
+from haikd import config_file
+from haikd import console
+from haikd.bench import cases
+from haikd.bench import measure
+from haikd.bench import summary
+
+
+def main(argv: Optional[list[str]] = None) -> int:
+  """Runs the command line.
+
+  Args:
+    argv: the program's name and its arguments; `sys.argv` by default.
+
+  Returns:
+    The exit code.
+  """
+  argv = list(sys.argv if argv is None else argv)
+  values = _define_flags()
+  try:
+    _parse(values, argv)
+    if values.help:
+      print(f'{__doc__}\n{_listing()}\n{values.get_help()}')
+    elif values.list:
+      print(_listing())
+    else:
+      _run(values, argv)
+    return 0
+  except KeyboardInterrupt:
+    print('haikd: interrupted; cases that were done are in --output.',
+          file=sys.stderr)
+    return 130
+  except Exception as err:
+    foreseen = isinstance(err, (checks.ConfigError, measure.DisagreeError))
+    if '--debug' in argv:
+      traceback.print_exc()
+    print(f'haikd: {checks.one_line(err)}' if foreseen else
+          f'haikd: {checks.describe(err)}; run with --debug for the traceback',
+          file=sys.stderr)
+    return getattr(err, 'exit_code', 1)
+
+
+def _run(values, argv):
+  if not 0 <= values.padding < 1:
+    raise checks.ConfigError(
+        'bench.main: --padding must be at least 0 and below 1; got '
+        f'--padding={values.padding}.')
+  names = [x for group in values.case for x in group.split(',')]
+  chosen = cases.choose(names, values.reference, values.padding)
+  measure.find_references()
+  measure.chosen_cores(values.cores)
+  results, output = {}, pathlib.Path(values.output)
+  bar = console.open_console('bench', len(chosen) * values.rounds)
+  try:
+    for number, (name, case) in enumerate(chosen.items()):
+      bar.message(f'{name}: {case["title"]}')
+      results[name] = measure.run(
+          case,
+          rounds=values.rounds,
+          cores=values.cores,
+          debug=values.debug,
+          progress=lambda done, n=number: bar.progress(
+              n * values.rounds + done))
+      summary.write(output, ['python', '-m', 'haikd.bench', *argv[1:]], chosen,
+                    results)
+  finally:
+    bar.close()
+    if results:
+      summary.show(results)
+  print(f'Every round is in {output}.')
+
+
+def _listing():
+  width = max(map(len, cases.CASES))
+  return '\n'.join(
+      f'{name:{width}}  {case["title"]}' for name, case in cases.CASES.items())
+
+
+def _define_flags():
+  values = flags.FlagValues()
+  flags.DEFINE_multi_string(
+      'case', [], 'What to measure: names, with commas or one flag each; all '
+      'by default.', flag_values=values)
+  flags.DEFINE_bool('list', False, 'Lists the cases.', flag_values=values)
+  flags.DEFINE_enum(
+      'reference', 'materialised', cases.REFERENCES,
+      'What haikd is compared with; of images there is no fused one.',
+      flag_values=values)
+  flags.DEFINE_float(
+      'padding', 0.25, 'Of text, the mean part of a row that is padding.',
+      flag_values=values)
+  flags.DEFINE_integer(
+      'rounds', 5, 'How often each side is timed, in turn.', lower_bound=3,
+      flag_values=values)
+  flags.DEFINE_integer(
+      'cores', None, 'How many cores a side may use; all by default.',
+      lower_bound=1, flag_values=values)
+  flags.DEFINE_string(
+      'output', 'runs/bench.json', 'File for every number, JSON.',
+      flag_values=values)
+  flags.DEFINE_bool(
+      'debug', False, 'Show the traceback of an error, and what the sides '
+      'print.', flag_values=values)
+  flags.DEFINE_bool('help', False, 'Show this help.', flag_values=values)
+  values.set_gnu_getopt(True)
+  return values
+
+
+def _parse(values, argv):
+  """Parses the flags; nothing may be left over."""
+  try:
+    surplus = values(argv)[1:]
+  except flags.Error as err:
+    raise config_file.wrong_flag(err, 'bench.main') from err
+  if surplus:
+    raise checks.ConfigError(
+        'bench.main: every argument must be a flag; got '
+        f'{surplus[0]!r}. See --help.')
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,169 @@
+"""What can be measured: networks, sizes, losses, and the batch."""
+
+from collections.abc import Iterable
+import copy
+from typing import Any
+
+import numpy as np
+
+from haikd import base
+from haikd import checks
+
+Case = dict[str, Any]  # As it stands in the JSON file.
+
+REFERENCES = ('materialised', 'fused')
+
+# 30 and 6 million parameters with a vocabulary of 8,192, untied.
+_LLAMAS = dict(
+    student=('llama', dict(width=256, depth=4, heads=4, hidden=1024)),
+    teacher=('llama', dict(width=512, depth=8, heads=8, hidden=2048)))
+_VIT = dict(patch_size=2, mlp_ratio=2.0, pool='mean')
+_DIGITS = dict(
+    student=('vit', dict(_VIT, width=32, depth=2, heads=2)),
+    teacher=('vit', dict(_VIT, width=64, depth=4, heads=4)))
+
+
+def _text(title, *, batch=8, length=256, classes=8192, features=False,
+          attention=False, networks=_LLAMAS, alpha=0.9,
+          optimizer=('adamw', 1e-3)):
+  return dict(
+      networks, title=title, kind='text', shape=(batch, length),
+      classes=classes, features=features, attention=attention,
+      temperature=2.0, alpha=alpha, optimizer=optimizer)
+
+
+def _images(title, shape, *, student, teacher, matching=False, classes=10):
+  return dict(
+      title=title, kind='images', shape=shape, classes=classes,
+      student=student, teacher=teacher, features=matching, attention=matching,
+      temperature=2.0, alpha=0.9, optimizer=('adamw', 1e-3))
+
+
+def _loss_logits(classes):
+  sides = {side: ('bench/hidden', dict(rows=8, width=width))
+           for side, width in (('student', 256), ('teacher', 512))}
+  return _text(
+      f'the losses on logits alone, of {classes:,} tokens',
+      classes=classes, networks=sides, optimizer=('sgd', 100.0))
+
+
+def _loss_attention(length):
+  sides = {side: ('bench/maps', dict(rows=2, heads=heads, head_size=64))
+           for side, heads in (('student', 4), ('teacher', 8))}
+  return _text(
+      f'attention transfer alone, {length:,} positions',
+      batch=2, length=length, classes=1, networks=sides, attention=True,
+      alpha=0.0, optimizer=('sgd', 1e5))
+
+
+CASES: dict[str, Case] = dict(
+    logits=_text('Llama 4 x 256 from 8 x 512: logits of 8,192 tokens'),
+    features=_text('logits, and features of every layer', features=True),
+    attention=_text(
+        'logits, features and attention', features=True, attention=True),
+    large_vocabulary=_text(
+        'logits of 65,536 tokens', batch=2, length=512, classes=65536),
+    long_sequence=_text(
+        'logits and attention of one row of 2,048 tokens',
+        batch=1, length=2048, attention=True),
+    vision=_images(
+        'ViT 4 x 96 from 8 x 192: logits, features, attention',
+        (8, 56, 56, 3), matching=True, classes=100,
+        student=('vit', dict(_VIT, width=96, depth=4, heads=2, patch_size=4)),
+        teacher=('vit', dict(_VIT, width=192, depth=8, heads=4, patch_size=4))),
+    digits_mlp=_images(
+        'MLP from convnet, images of 8 x 8: logits', (128, 8, 8, 1),
+        student=('mlp', dict(hidden=(128, 128))),
+        teacher=('convnet', dict(channels=(64, 128)))),
+    digits_vit=_images(
+        'ViT from ViT, images of 8 x 8: logits', (128, 8, 8, 1), **_DIGITS),
+    digits_vit_matching=_images(
+        'ViT from ViT, 8 x 8: logits, features, attention',
+        (128, 8, 8, 1), matching=True, **_DIGITS),
+    fashion_convnet=_images(
+        'convnet from convnet, images of 28 x 28: logits', (128, 28, 28, 1),
+        student=('convnet', dict(channels=(8, 16, 32))),
+        teacher=('convnet', dict(channels=(16, 32, 64)))),
+    loss_logits_8k=_loss_logits(8192),
+    loss_logits_64k=_loss_logits(65536),
+    loss_logits_150k=_loss_logits(151936),
+    loss_attention_1k=_loss_attention(1024),
+    loss_attention_2k=_loss_attention(2048),
+)
+
+
+def choose(names: Iterable[str], reference: str,
+           padding: float) -> dict[str, Case]:
+  """Returns the cases to measure, complete.
+
+  Args:
+    names: of cases; none for all that the reference is written for.
+    reference: one of `REFERENCES`; `fused` is one for text alone.
+    padding: of text, the mean part of a row that is padding.
+
+  Returns:
+    `{name: case}`.
+
+  Raises:
+    ConfigError: an unknown name, or a case that the reference does not suit.
+  """
+  names = list(dict.fromkeys(names))
+  for name in names:
+    if name not in CASES:
+      raise checks.ConfigError(
+          f'bench.main: --case must be a known name; got {name!r}. '
+          f'{checks.suggest(name, CASES)}')
+    if not _suits(CASES[name], reference):
+      raise checks.ConfigError(
+          f'bench.main: --reference must be materialised for --case={name}; '
+          f'got --reference={reference}. Others have both.')
+  names = names or [x for x in CASES if _suits(CASES[x], reference)]
+  return {
+      name: dict(
+          copy.deepcopy(CASES[name]), reference=reference, padding=padding)
+      for name in names
+  }
+
+
+def batch_of(case: Case) -> base.Batch:
+  """Returns the batch of a case: NumPy arrays, the same at every call.
+
+  Rows of text are of different lengths, padded on the right; labels are the
+  tokens that follow, and -100 where none does.
+  """
+  rng = np.random.RandomState(0)
+  if case['kind'] == 'images':
+    count = case['shape'][0]
+    return base.Batch(
+        inputs=rng.rand(*case['shape']).astype(np.float32),
+        mask=np.ones(count, bool),
+        labels=rng.randint(0, case['classes'], count).astype(np.int32))
+  rows, length = case['shape']
+  tokens = rng.randint(0, case['classes'], case['shape']).astype(np.int32)
+  lengths = lengths_of(rows, length, case['padding'])
+  mask = np.arange(length) < lengths[:, None]
+  labels = np.full_like(tokens, -100)
+  labels[:, :-1] = np.where(mask[:, 1:], tokens[:, 1:], -100)
+  if not case['alpha']:
+    labels = None  # Then nothing is learned from logits.
+  return base.Batch(np.where(mask, tokens, 0), mask, labels)
+
+
+def lengths_of(rows: int, length: int, padding: float) -> np.ndarray:
+  """Returns how long each row is: spread evenly around a mean.
+
+  Args:
+    rows: how many.
+    length: of the longest that may be.
+    padding: the mean part of a row that is padding, from 0 to below 1.
+
+  Returns:
+    `[rows]` integers, from 1 to `length`.
+  """
+  spread = np.linspace(-1, 1, rows + 2)[1:-1] * min(padding, 1 - padding)
+  lengths = np.rint(length * (1 - padding - spread)).astype(int)
+  return np.clip(lengths, 1, length)
+
+
+def _suits(case, reference):
+  return case['kind'] != 'images' or reference == 'materialised'

@@ -1,0 +1,62 @@
+"""Models that hold nothing but what one loss looks at, as parameters."""
+
+from typing import Optional
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+from haikd import base
+from haikd import registry
+from haikd import tapping
+
+
+@registry.register_model('bench/hidden')
+def hidden(inputs: jax.Array, *, is_training: bool, num_classes: int,
+           rows: int, width: int) -> base.LinearLogits:
+  """Hidden states that a language model might end with.
+
+  Args:
+    inputs: tokens, `[B, N]`; their shape alone is used.
+    is_training: not used.
+    num_classes: V.
+    rows: B of the whole batch, since one example is enough to initialise.
+    width: D.
+
+  Returns:
+    LinearLogits that stand for `[B, N, V]`.
+  """
+  del is_training
+  states = _drawn('hidden', 1.0, rows, inputs.shape[1], width)
+  kernel = _drawn('kernel', width**-0.5, width, num_classes)
+  return base.LinearLogits(states[:len(inputs)], kernel)
+
+
+@registry.register_model('bench/maps', taps=dict(attention='maps'))
+def maps(inputs: jax.Array, *, is_training: bool, mask: Optional[jax.Array],
+         rows: int, heads: int, head_size: int) -> jax.Array:
+  """Queries and keys of one layer of causal attention, as the tap `maps`.
+
+  Args:
+    inputs: tokens, `[B, N]`; their shape alone is used.
+    is_training: not used.
+    mask: bool, `[B, N]`, true where a position is real.
+    rows: B of the whole batch.
+    heads: H.
+    head_size: K.
+
+  Returns:
+    Zeros, `[B, N, 1]`, in place of logits.
+  """
+  del is_training
+  looks = mask[:, None, None, :] & jnp.tri(inputs.shape[1], dtype=bool)
+  query, key = (
+      _drawn(name, scale, rows, inputs.shape[1], heads, head_size)
+      for name, scale in (('query', head_size**-0.5), ('key', 1.0)))
+  count = len(inputs)
+  tapping.tap('maps', base.QueryKey(query[:count], key[:count], looks))
+  return jnp.zeros((*inputs.shape, 1))
+
+
+def _drawn(name, scale, *shape):
+  return hk.get_parameter(name, shape, init=hk.initializers.RandomNormal(scale))

@@ -1,0 +1,84 @@
+"""haikd's side of a case, through its config, as a run would build it."""
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from haikd import base
+from haikd import config as config_lib
+from haikd import placement
+from haikd import program as program_lib
+from haikd import sharding
+from haikd.bench import cases
+from haikd.bench import ends  # noqa: F401  Registers its models.
+
+
+def build(case: cases.Case, path: pathlib.Path) -> tuple:
+  """Builds the training step, and writes what it starts from.
+
+  Args:
+    case: a case, complete.
+    path: the file to write parameters and batch to, for the other side.
+
+  Returns:
+    The jitted step, its state, and its other arguments.
+  """
+  config = config_of(case)
+  config_lib.validate(config)
+  batch = cases.batch_of(case)
+  mesh = placement.build_mesh(config.mesh, jax.devices()[:1])
+  program = program_lib.build_program(
+      config,
+      spec=jax.eval_shape(lambda: jax.tree.map(jnp.asarray, batch)),
+      num_classes=case['classes'],
+      mesh=mesh,
+      has_teacher=True)
+  teacher = jax.jit(program.objective.teacher.init)(jax.random.key(1), batch)
+  frozen = program.freeze(base.Frozen(*map(_as_if_trained, teacher)))
+  state = program.init(jax.random.key(0))
+  np.savez(
+      path, **{
+          f'{part}:{name}': value for part, tree in dict(
+              student=state.params.student,
+              student_state=state.net_state,
+              teacher=frozen.params,
+              teacher_state=frozen.state,
+              batch=dict(batch=batch._asdict())).items()
+          for name, value in _flat(tree).items()
+      })
+  return program.train_step, state, (frozen, sharding.shard_batch(mesh, batch))
+
+
+def config_of(case: cases.Case) -> config_lib.ConfigDict:
+  """Returns the config of a case."""
+  config = config_lib.base()
+  config.batch_size = case['shape'][0]
+  for side in ('student', 'teacher'):
+    config[side].model, config[side].options = case[side]
+  config.distillation.temperature = case['temperature']
+  config.distillation.alpha = case['alpha']
+  config.distillation.use_attention_transfer = case['attention']
+  config.optimizer.name, config.optimizer.learning_rate = case['optimizer']
+  config.distillation.use_feature_matching = case['features']
+  return config
+
+
+def _as_if_trained(tree):
+  """Returns a network's arrays, the moving variances 1 and not 0."""
+  return {
+      module: {
+          name: jnp.ones_like(value) if module.endswith('var_ema') and
+          name == 'average' else value for name, value in values.items()
+      } for module, values in tree.items()
+  }
+
+
+def _flat(tree: Any) -> dict[str, np.ndarray]:
+  return {
+      (name if module == 'batch' else f'{module}/{name}'): np.asarray(value)
+      for module, values in tree.items() for name, value in values.items()
+      if value is not None
+  }

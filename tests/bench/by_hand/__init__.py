@@ -1,0 +1,23 @@
+"""Training steps written by hand: plain JAX and optax, nothing of haikd.
+
+What `python -m haikd.bench` compares with. Each is one jitted function on one
+device, its activations flattened to `[B N, D]` for matrix products.
+"""
+
+from by_hand import training
+import numpy as np
+
+
+def build(case, path):
+  """Returns (function of `(state, *fixed)`, state, fixed) of a case.
+
+  Args:
+    case: a dict, as `haikd.bench.cases` describes it, with the `reference`.
+    path: of the NumPy file with parameters and batch.
+
+  Returns:
+    A jitted function that returns the next state and a dict with `loss`, and
+    its arguments.
+  """
+  with np.load(path) as arrays:
+    return training.build(case, arrays)
