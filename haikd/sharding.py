@@ -275,12 +275,21 @@ def chunk_sizes(mesh: jax.sharding.Mesh,
     axes = batch_axes()
     return lax.pmax(number, axes) if axes else number
 
-  tensor = mesh.shape[placement.TENSOR]
-  return cutting.Sizes(
-      # Of each chunk a device holds but a part.
-      chunk_bytes and chunk_bytes * tensor,
-      mesh.devices.flat[0].platform,
-      agree if tensor > 1 else None)
+  def split(array):
+    # The compiler would not see by itself that a loop can keep it apart.
+    if array.shape[-1] % tensor:
+      return array
+    free = jax.sharding.PartitionSpec.UNCONSTRAINED
+    spec = (*(free,) * (array.ndim - 1), placement.TENSOR)
+    return lax.with_sharding_constraint(
+        array, jax.sharding.PartitionSpec(*spec))
+
+  tensor, platform = mesh.shape[placement.TENSOR], mesh.devices.flat[0].platform
+  if tensor == 1:
+    return cutting.Sizes(chunk_bytes, platform)
+  # Of each chunk a device holds but a part.
+  return cutting.Sizes(chunk_bytes and chunk_bytes * tensor, platform, agree,
+                       split)
 
 
 def gather_over_batch(tree: T) -> T:

@@ -53,6 +53,7 @@ def make_batch(model):
 def make_config(model, **fields):
   config = config_lib.base()
   config.batch_size = BATCH
+  config.chunk_mib = 4 * 4 * VOCABULARY / 2**20  # Of 4 positions of logits.
   student, teacher = MODELS[model]
   for network, options in ((config.student, student),
                            (config.teacher, teacher)):

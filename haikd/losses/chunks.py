@@ -125,7 +125,7 @@ def weighted(losses: Sequence[Callable[..., base.LossSum]],
         return sum(c * x.total for c, x in zip(shares, new)), new
 
       new, parts = _differentiate(call, tuple(map(chunk.of, sides)),
-                                  structure.unflatten(wanted))
+                                  structure.unflatten(wanted), sizes.split)
       for i, part in enumerate(jax.tree.leaves(parts)):
         if wanted[i] and lies_in_rows[i]:
           gradient[i] = gradient[i].at[chunk.index].set(
@@ -134,6 +134,8 @@ def weighted(losses: Sequence[Callable[..., base.LossSum]],
           gradient[i] += part
       return jax.tree.map(jnp.add, sums, new), gradient
 
+    zeros = [x if x is None or x.ndim < 2 or in_rows else sizes.split(x)
+             for x, in_rows in zip(zeros, lies_in_rows)]
     start = (tuple(base.LossSum(zero, zero) for _ in losses), zeros)
     return cut.loop(more, varying.alike(start, leaves, mask, labels, shares))
 
@@ -170,14 +172,14 @@ def _lies_in_rows(side: Side) -> Any:
 
 
 def _differentiate(function: Callable, sides: tuple[Side, Side],
-                   wanted: Any) -> tuple[Any, tuple[Any, Any]]:
+                   wanted: Any, split: Callable) -> tuple[Any, tuple[Any, Any]]:
   """Calls `(student, teacher) -> (value, sums)` on the logits of a chunk.
 
   Returns:
     The sums, and what is like the sides: the gradient of the value where any
     of a side is wanted, and the side itself elsewhere.
   """
-  starts = tuple(map(_start, sides))
+  starts = tuple(_start(side, split) for side in sides)
   moves = [any(jax.tree.leaves(want)) for want in wanted]
 
   def of_moving(*moving):
@@ -193,10 +195,10 @@ def _differentiate(function: Callable, sides: tuple[Side, Side],
       for side, change, move in zip(sides, changes, moves))
 
 
-def _start(side):
+def _start(side, split):
   """Returns the products that logits are made of, and what else there is."""
   if isinstance(side, base.LinearLogits):
-    return side.products(), side._replace(hidden=None, kernel=None)
+    return split(side.products()), side._replace(hidden=None, kernel=None)
   return side
 
 

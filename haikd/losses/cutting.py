@@ -26,11 +26,14 @@ class Sizes(NamedTuple):
     platform: where it runs; None for the default backend.
     agree: where several devices compute logits together, each a part of the
       vocabulary, it makes them visit as many chunks: `number -> number`.
+    split: there, it lays an array out over them along its last axis, the
+      vocabulary: `array -> array`.
   """
 
   chunk_bytes: Optional[int] = None
   platform: Optional[str] = None
-  agree: Optional[Callable[[jax.Array], jax.Array]] = None
+  agree: Callable[[jax.Array], jax.Array] = lambda number: number
+  split: Callable[[jax.Array], jax.Array] = lambda array: array
 
   def rows(self, positions: int, classes: int) -> int:
     """Returns how many positions there are in a chunk."""
@@ -91,16 +94,16 @@ class Cut:
         jnp.argsort(~mask, stable=True).astype(jnp.int32),
         (0, -mask.size % self._rows))
     self._count = jnp.sum(mask, dtype=jnp.int32)
-    self._number = -(-self._count // self._rows)
-    if sizes.agree is not None:
-      self._number = sizes.agree(self._number)
+    self._number = sizes.agree(-(-self._count // self._rows))
+    self._split = sizes.split
 
   def flat(self, value: Any) -> Any:
     """Returns a side, or labels, with one axis for all positions."""
     if value is None:
       return None
     if isinstance(value, base.LinearLogits):
-      return value._replace(hidden=self.flat(value.hidden))
+      return value._replace(
+          hidden=self.flat(value.hidden), kernel=self._split(value.kernel))
     lead = len(self._shape)
     if value.shape[:lead] != self._shape:
       raise ValueError(
