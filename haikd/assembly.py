@@ -9,6 +9,7 @@ from haikd import comparison
 from haikd import config as config_lib
 from haikd import network as network_lib
 from haikd import objective as objective_lib
+from haikd import pairing
 from haikd import terms as terms_lib
 
 
@@ -91,11 +92,14 @@ def _check_term(objective, term, outputs, spec):
 
   def run(outputs, batch):
     student, teacher = (*outputs, None)[:2]
-    pairs = objective._pairs(term, student, teacher, batch)
-    params = {
-        str(i): term.align.init(jax.random.key(0), None, *pair)
-        for i, pair in enumerate(pairs) if pair.teacher is not None}
-    comparison.compare(term, params, pairs, batch.labels, comparison.Context())
+    for lazy in {False, term.lazy}:
+      pairs = pairing.pairs(term, objective.layers.get(term.name, ()), student,
+                            teacher, batch, lazy=lazy)
+      params = {
+          str(i): term.align.init(jax.random.key(0), None, *pair)
+          for i, pair in enumerate(pairs) if pair.teacher is not None}
+      comparison.compare(term, params, pairs, batch.labels,
+                         comparison.Context())
 
   jax.eval_shape(run, outputs, spec)
 

@@ -49,8 +49,8 @@ def compare(term: terms_lib.Term, params: Mapping[str, Any], pairs: Pairs,
   """
   found = []
   for i, pair in enumerate(pairs):
-    pair, own_labels = _align(term, params.get(str(i), {}), pair,
-                              context), labels
+    pair = _align(term, params.get(str(i), {}), pair, context)
+    own_labels = labels
     if term.entry.relational:
       # Every shard then has the whole sum and the whole count: their quotient
       # is right without dividing either by the number of shards.

@@ -210,8 +210,8 @@ def register_aligner(name: Optional[str] = None,
 
   Args:
     name: what configs call it; the function's own name by default.
-    lazy: whether it takes logits and maps that were not computed yet as they
-      are; to any other they come as arrays.
+    lazy: whether it takes maps that were not computed yet as they are; to any
+      other they come as arrays.
     replace: whether it may take the place of another of that name.
 
   Returns:

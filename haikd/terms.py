@@ -15,6 +15,7 @@ from haikd import checks
 from haikd import config as config_lib
 from haikd import network
 from haikd import registry
+from haikd.align import shapes as align_lib
 
 LOGITS = 'logits'
 AUTO = 'auto'
@@ -162,7 +163,10 @@ def _build_term(name, fields):
       align=hk.transform(align),
       needs_teacher=entry.needs_teacher,
       takes_labels='labels' in parameters,
-      lazy=entry.additive and alignment.lazy)
+      # Terms on logits go together, which an aligner of a user's might change
+      # for its own.
+      lazy=entry.additive and alignment.lazy and
+      (on != LOGITS or alignment.module == align_lib.__name__))
 
 
 def _build_weight(where, weight):

@@ -20,6 +20,8 @@ from haikd import base
 from haikd import varying
 from haikd.losses import cutting
 
+_LARGEST_PRODUCT = 2.0**12  # Of a chunk's gradient in float16.
+
 Side = Optional[Union[base.LinearLogits, jax.Array]]
 
 
@@ -99,12 +101,6 @@ def weighted(losses: Sequence[Callable[..., base.LossSum]],
   coefficients = lax.stop_gradient(coefficients)
   sides = cut.flat(student), cut.flat(teacher)
   leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, sides))
-  unit, shares = 1.0, coefficients
-  if any(x.dtype == jnp.float16 for x in leaves):
-    # Of a mean over many positions, products in float16 would vanish. Its unit
-    # comes in when the chunks have been added up.
-    unit = jnp.max(jnp.abs(coefficients))
-    shares = coefficients / jnp.where(unit > 0.0, unit, 1.0)
   lies_in_rows = jax.tree.leaves(tuple(map(_lies_in_rows, sides)))
 
   def run(leaves, wanted):
@@ -122,7 +118,7 @@ def weighted(losses: Sequence[Callable[..., base.LossSum]],
         new = tuple(
             loss(*logits, mask=chunk.keep, labels=chunk.of(labels))
             for loss in losses)
-        return sum(c * x.total for c, x in zip(shares, new)), new
+        return sum(c * x.total for c, x in zip(coefficients, new)), new
 
       new, parts = _differentiate(call, tuple(map(chunk.of, sides)),
                                   structure.unflatten(wanted), sizes.split)
@@ -137,7 +133,8 @@ def weighted(losses: Sequence[Callable[..., base.LossSum]],
     zeros = [x if x is None or x.ndim < 2 or in_rows else sizes.split(x)
              for x, in_rows in zip(zeros, lies_in_rows)]
     start = (tuple(base.LossSum(zero, zero) for _ in losses), zeros)
-    return cut.loop(more, varying.alike(start, leaves, mask, labels, shares))
+    return cut.loop(more, varying.alike(start, leaves, mask, labels,
+                                        coefficients))
 
   def result(sums):
     return sum(c * x.total for c, x in zip(coefficients, sums)), sums
@@ -156,7 +153,7 @@ def weighted(losses: Sequence[Callable[..., base.LossSum]],
     if isinstance(factor, custom_derivatives.SymbolicZero):
       return (None,) * len(leaves)
     return tuple(
-        None if part is None else (factor * unit * part).astype(x.dtype)
+        None if part is None else (factor * part).astype(x.dtype)
         for x, part in zip(leaves, gradient))
 
   summed.defvjp(forward, backward, symbolic_zeros=True)
@@ -215,8 +212,14 @@ def _back(side, change):
   if not isinstance(side, base.LinearLogits):
     return change
   products, rest = change
-  products = products.astype(jnp.result_type(side.hidden, side.kernel))
+  dtype, unit = jnp.result_type(side.hidden, side.kernel), 1.0
+  if dtype == jnp.float16:
+    # Its numbers begin at 6e-8 and end at 65504; the loss scale, which keeps
+    # gradients in between, comes in later.
+    unit = jnp.max(jnp.abs(products)) / _LARGEST_PRODUCT
+    unit = jnp.where((unit > 0.0) & jnp.isfinite(unit), unit, 1.0)
+  products = (products / unit).astype(dtype)
   times = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   return rest._replace(
-      hidden=times('rv,dv->rd', products, side.kernel),
-      kernel=times('rd,rv->dv', side.hidden, products))
+      hidden=times('rv,dv->rd', products, side.kernel) * unit,
+      kernel=times('rd,rv->dv', side.hidden, products) * unit)

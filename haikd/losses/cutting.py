@@ -117,7 +117,9 @@ class Cut:
     first = number * self._rows
     keep = first + jnp.arange(self._rows) < self._count
     index = lax.dynamic_slice_in_dim(self._order, first, self._rows)
-    return Chunk(jnp.where(keep, index, self._beyond), keep)
+    # Each beyond in a place of its own: indices are promised to be unique.
+    beyond = self._beyond + jnp.arange(self._rows)
+    return Chunk(jnp.where(keep, index, beyond), keep)
 
   def loop(self, more: Callable[[jax.Array, Any], Any], start: Any) -> Any:
     """Runs `more` with the number of each chunk that counts, and a carry."""

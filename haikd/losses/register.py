@@ -47,6 +47,8 @@ def register_loss(name: Optional[str] = None,
       of which could be told alone, and its count one of `mask` and labels
       alone. Of logits or maps that were not computed yet, such a loss gets a
       piece after the other, and neither they nor their gradient are ever whole.
+      A piece of maps lacks keys that none of its queries may look at: what is
+      divided by their number is no such sum.
     replace: whether it may take the place of another of that name.
 
   Returns:

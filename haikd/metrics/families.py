@@ -76,6 +76,8 @@ def measure(output: base.Output,
         lambda *sides, **others: family.measure(*sides, **others)[0],
         output, target, mask=mask, labels=labels, sizes=sizes)
     return {name: sums}, {name: {}}
+  if isinstance(target, base.LinearLogits):
+    target = target.materialise()
   sums, columns = family.measure(output, target, mask=mask, labels=labels)
   return {name: sums}, {name: columns}
 
