@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Optional
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
 
 from haikd import base
 from haikd import checks
@@ -123,4 +124,6 @@ class Cut:
 
   def loop(self, more: Callable[[jax.Array, Any], Any], start: Any) -> Any:
     """Runs `more` with the number of each chunk that counts, and a carry."""
-    return lax.fori_loop(0, self._number, more, start)
+    # They are no more than that anyway, but a plan reads it here.
+    most = np.int32(self._order.size // self._rows)
+    return lax.fori_loop(0, lax.min(self._number, most), more, start)

@@ -9,6 +9,7 @@ import math
 from typing import Any, NamedTuple
 
 import jax
+from jax import lax
 from jax.interpreters import partial_eval
 import numpy as np
 
@@ -135,6 +136,7 @@ class _Counter:
 
   def walk(self, jaxpr, times, place):
     """Counts `times` runs of a jaxpr."""
+    made_by = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
     for eqn in jaxpr.eqns:
       name = eqn.primitive.name
       if name in ('dot_general', 'conv_general_dilated'):
@@ -152,9 +154,10 @@ class _Counter:
       elif name == 'shard_map':
         self.walk(eqn.params['jaxpr'], times, _enter(eqn, place))
       else:
-        self.open_loops += name == 'while'
+        most = _most_rounds(eqn, made_by) if name == 'while' else 1
+        self.open_loops += most is None
         for inner in _inner(eqn.params):
-          self.walk(inner, times, place)
+          self.walk(inner, times * (most or 1), place)
 
   def _dearest(self, branches, times, place):
     """Counts the branch with most to compute, then most to send."""
@@ -190,6 +193,25 @@ class _Counter:
   def _add(self, key, *numbers):
     held = self.traffic.setdefault(key, [0.0] * len(numbers))
     held[:] = [x + y for x, y in zip(held, numbers)]
+
+
+def _most_rounds(loop, made_by):
+  """Returns how often a `while` runs at most, if one limit is a minimum."""
+
+  def source(value):
+    """Returns what makes a value, casts aside: a literal or an equation."""
+    while not hasattr(value, 'val'):
+      made = made_by.get(value)
+      if made is None or len(made.invars) != 1:
+        return made
+      value = made.invars[0]
+    return value
+
+  for limit in map(source, loop.invars):
+    if getattr(limit, 'primitive', None) is lax.min_p:
+      known = [x.val for x in map(source, limit.invars) if hasattr(x, 'val')]
+      return int(known[0]) if known else None
+  return None
 
 
 def _enter(eqn, place):
