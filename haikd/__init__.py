@@ -22,5 +22,6 @@ from haikd.registry import register_aligner
 from haikd.registry import register_dataset
 from haikd.registry import register_model
 from haikd.tapping import tap
+from haikd.visibility import AttentionMask
 
 __version__ = '0.1.0'

@@ -51,8 +51,7 @@ def build_objective(config: config_lib.ConfigDict,
         title='teacher',
         num_classes=num_classes,
         kinds=kinds(term for term in terms if term.needs_teacher))
-  chunk_bytes = config.chunk_mib and int(config.chunk_mib * 2**20)
-  objective = objective_lib.Objective(student, teacher, terms, {}, chunk_bytes)
+  objective = objective_lib.Objective(student, teacher, terms, {})
   outputs = [_abstract_output(n, spec) for n in (student, teacher) if n]
   layers = {}
   for term in terms:

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Optional, Protocol, Union
 import jax
 import jax.numpy as jnp
 
+from haikd import visibility
+
 Array = jax.Array
 ArrayTree = Any  # A pytree of arrays.
 
@@ -93,13 +95,19 @@ class QueryKey(NamedTuple):
     query: `[B, N, H, K]` floating, already multiplied by its scale (1/sqrt(K)).
     key: `[B, M, G, K]` floating; G divides H, each key head serving H/G query
       heads in turn (grouped-query attention).
-    mask: bool, broadcastable to `[B, H, N, M]`, true where a query may look at
-      a key, or None.
+    mask: an AttentionMask; or bool, broadcastable to `[B, H, N, M]`, true where
+      a query may look at a key; or None.
   """
 
   query: Array
   key: Array
-  mask: Optional[Array] = None
+  mask: Optional[Union[Array, visibility.AttentionMask]] = None
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """The shape of the maps, `[B, H, N, M]`."""
+    batch, queries, heads, _ = self.query.shape
+    return (batch, heads, queries, self.key.shape[1])
 
   def materialise(self) -> Array:
     """Returns the maps, `[B, H, N, M]` float32; rows sum to 1.
@@ -109,9 +117,12 @@ class QueryKey(NamedTuple):
     key = jnp.repeat(self.key, self.query.shape[2] // self.key.shape[2], axis=2)
     scores = jnp.einsum(
         'bnhk,bmhk->bhnm', self.query, key, preferred_element_type=jnp.float32)
-    if self.mask is None:
+    mask = self.mask
+    if isinstance(mask, visibility.AttentionMask):
+      mask = mask.block((0, scores.shape[2]), (0, scores.shape[3]))
+    if mask is None:
       return jax.nn.softmax(scores, axis=-1)
-    return jax.nn.softmax(scores, axis=-1, where=self.mask)
+    return jax.nn.softmax(scores, axis=-1, where=mask)
 
 
 class Embedding(NamedTuple):
@@ -153,7 +164,8 @@ class Pair(NamedTuple):
   """What a loss compares: student and teacher, aligned, and where they count.
 
   Attributes:
-    student: an array (or LinearLogits, or QueryKey) of the student's.
+    student: an array (or LinearLogits, or maps not yet computed) of the
+      student's.
     teacher: the teacher's, of the same shape.
     mask: bool, true where a position counts.
   """

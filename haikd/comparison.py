@@ -21,15 +21,14 @@ class Context(NamedTuple):
     gather: concatenates a tree of arrays over all shards.
     gather_parameter: `(part, shape, dtype)`, makes whole a parameter of which
       each device has a part; None where every device has all of them.
-    agree: how many chunks of logits to visit, of the number that this device
-      has.
+    sizes: of the chunks in which logits are computed.
     step: int32 scalar, for scheduled options.
   """
 
   batch_axes: tuple[str, ...] = ()
   gather: Callable[[Any], Any] = lambda tree: tree
   gather_parameter: Optional[Callable] = None
-  agree: Callable[[jax.Array], jax.Array] = lambda number: number
+  sizes: cutting.Sizes = cutting.Sizes()
   step: Any = 0
 
 
@@ -64,8 +63,8 @@ def compare(term: terms_lib.Term, params: Mapping[str, Any], pairs: Pairs,
 
 def compare_together(
     terms: Sequence[terms_lib.Term], pairs: Pairs,
-    labels: Optional[jax.Array], coefficients: jax.Array, context: Context,
-    chunk_bytes: Optional[int]) -> tuple[jax.Array, tuple[base.LossSum, ...]]:
+    labels: Optional[jax.Array], coefficients: jax.Array, context: Context
+) -> tuple[jax.Array, tuple[base.LossSum, ...]]:
   """Evaluates terms on the same LinearLogits, in one pass.
 
   Args:
@@ -75,8 +74,6 @@ def compare_together(
     labels: of the batch, or None.
     coefficients: float32 `[K]`, what each total is multiplied by.
     context: where the step runs this.
-    chunk_bytes: of the logits that are computed at once; None for what suits
-      the backend.
 
   Returns:
     The weighted sum of the totals, with a gradient for the student, and the
@@ -97,7 +94,7 @@ def compare_together(
       next((x.teacher for x in pairs if x.teacher is not None), None),
       mask=pairs[0].mask,
       labels=labels if takes_labels else None,
-      sizes=cutting.Sizes(chunk_bytes, context.agree))
+      sizes=context.sizes)
 
 
 def _align(term, params, pair, context):

@@ -21,7 +21,6 @@ from haikd import pairing
 from haikd import placement
 from haikd import sharding
 from haikd import step as step_lib
-from haikd.losses import cutting
 
 _IN_FLIGHT = 2  # Batches that wait for the device, which so never waits.
 
@@ -86,7 +85,7 @@ def build_eval_step(network: network_lib.Network,
     network and of the teacher.
   """
   gather = sharding.build_gather(mesh)
-  sizes = cutting.Sizes(chunk_bytes, sharding.build_agree(mesh))
+  sizes = sharding.chunk_sizes(mesh, chunk_bytes)
 
   def run(network, frozen, batch):
     output, _ = network.apply(

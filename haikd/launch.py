@@ -18,6 +18,10 @@ Many processes work as one run: on a TPU pod, GKE, Slurm and under Open MPI they
 find one another, elsewhere give each of them --coordinator=host:port
 --num_processes=N --process_id=I. The workdir must be a folder they share.
 
+Compiled programs are kept in ~/.cache/haikd/compiled (or below XDG_CACHE_HOME),
+so that a later start begins sooner; JAX_COMPILATION_CACHE_DIR names another
+folder, or none if it is empty.
+
 Exit codes: 0 done; 1 a defect, or something unforeseen in your own code; 2
 wrong config, flag or plugin; 3 data, checkpoint or file that cannot be used; 4
 training diverged; 5 the planned step does not fit; 6 another process of the run
@@ -231,11 +235,17 @@ def _quiet():
 
 def _use_compilation_cache():
   """Keeps compiled programs in the user's cache: half of the first step."""
-  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-    cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-    jax.config.update('jax_compilation_cache_dir',
-                      str(pathlib.Path(cache) / 'haikd' / 'compiled'))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+  if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
+    return
+  try:
+    cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    folder = pathlib.Path(cache) / 'haikd' / 'compiled'
+    folder.mkdir(parents=True, exist_ok=True)
+  except (OSError, RuntimeError):  # The latter: nobody's home.
+    return
+  if os.access(folder, os.W_OK):  # Otherwise JAX would warn of every program.
+    jax.config.update('jax_compilation_cache_dir', str(folder))
 
 
 if __name__ == '__main__':

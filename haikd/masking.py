@@ -49,18 +49,23 @@ def materialise(value: Any, mask: jax.Array) -> Any:
     An array: logits `[B, ..., V]` or maps `[B, H, N, M]`; another array is
     returned as it is.
   """
-
-  def cleaned(array):
-    if array.shape[:mask.ndim] == mask.shape:
-      return clean(array, mask)
-    return clean(array, mask.any(axis=tuple(range(1, mask.ndim))))
-
   if isinstance(value, base.LinearLogits):
-    return value._replace(hidden=cleaned(value.hidden)).materialise()
+    return value._replace(hidden=_cleaned(value.hidden, mask)).materialise()
   if isinstance(value, base.QueryKey):
-    query, key = cleaned(value.query), cleaned(value.key)
-    return value._replace(query=query, key=key).materialise()
+    return clean_query_key(value, mask).materialise()
   return value
+
+
+def clean_query_key(value: base.QueryKey, mask: jax.Array) -> base.QueryKey:
+  """Returns queries and keys with zeros in padding; arguments as above."""
+  return value._replace(
+      query=_cleaned(value.query, mask), key=_cleaned(value.key, mask))
+
+
+def _cleaned(array, mask):
+  if array.shape[:mask.ndim] == mask.shape:
+    return clean(array, mask)
+  return clean(array, mask.any(axis=tuple(range(1, mask.ndim))))
 
 
 def masked_mean(values: jax.Array, mask: jax.Array) -> base.LossSum:

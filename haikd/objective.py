@@ -17,6 +17,7 @@ from haikd import base
 from haikd import comparison
 from haikd import network as network_lib
 from haikd import pairing
+from haikd import teacher as teacher_lib
 from haikd import terms as terms_lib
 
 Sums = dict[str, tuple[base.LossSum, ...]]  # By term, one LossSum a layer.
@@ -31,15 +32,12 @@ class Objective(NamedTuple):
     terms: the weighted losses.
     layers: `{term: ((student layer, teacher layers), …)}` of every term that
       is not on logits.
-    chunk_bytes: of the logits that are computed at once; None for what suits
-      the backend.
   """
 
   student: network_lib.Network
   teacher: Optional[network_lib.Network]
   terms: tuple[terms_lib.Term, ...]
   layers: dict[str, pairing.Layers]
-  chunk_bytes: Optional[int]
 
   def init(self, rng: jax.Array, batch: base.Batch,
            frozen: Optional[base.Frozen]) -> tuple[base.Params, Any]:
@@ -139,7 +137,7 @@ class Objective(NamedTuple):
               for term in on_logits
           ], batch.labels,
           jnp.stack([coefficients[term.name][0] for term in on_logits]),
-          context, self.chunk_bytes)
+          context)
       sums = {term.name: (x,) for term, x in zip(on_logits, found)}
     for term in others:
       lazy = term.lazy and term.entry.on != terms_lib.LOGITS
@@ -200,15 +198,8 @@ class Objective(NamedTuple):
         is_training=is_training,
         batch_axes=context.batch_axes,
         gather=context.gather_parameter)
-    teacher = None
-    if self.teacher is not None:
-      teacher, _ = self.teacher.apply(
-          frozen.params,
-          frozen.state,
-          None,
-          batch,
-          is_training=False,
-          gather=context.gather_parameter)
+    teacher = teacher_lib.look_up(self.teacher, frozen, batch, self.terms,
+                                  self.layers, context.gather_parameter)
     return student, teacher, net_state
 
   def _split(self, student):

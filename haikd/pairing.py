@@ -9,6 +9,7 @@ from typing import Any, Optional
 import jax
 import jax.numpy as jnp
 
+from haikd import attention
 from haikd import base
 from haikd import checks
 from haikd import masking
@@ -31,7 +32,8 @@ def pairs(term: terms.Term, layers: Layers, student: network_lib.Output,
     student: what the student gave for the batch.
     teacher: what the teacher gave, or None if the term needs none.
     batch: the batch.
-    lazy: whether to leave logits as they are that were not computed yet.
+    lazy: whether to leave logits as they are that were not computed yet, and
+      attention maps, as `attention.MeanMaps`.
 
   Returns:
     Pairs; the teacher's is None for a term that needs no teacher.
@@ -57,11 +59,17 @@ def pairs(term: terms.Term, layers: Layers, student: network_lib.Output,
     return [base.Pair(*(*logits, None)[:2], mask)]
   found = []
   for i, group in layers:
-    value, target = _captured(student, kind, i), None
+    value = _captured(student, kind, i)
     mask = tap_mask(batch.mask, value, kind)
-    value = _materialise(value, mask)
+    targets = []
     if term.needs_teacher:
-      target = _target([_captured(teacher, kind, j) for j in group], mask)
+      targets = [_captured(teacher, kind, j) for j in group]
+    if lazy and _are_maps(kind, value, targets):
+      value = _mean_maps([value])
+      target = jax.lax.stop_gradient(_mean_maps(targets)) if targets else None
+    else:
+      value = _materialise(value, mask)
+      target = _target(targets, mask) if targets else None
     found.append(base.Pair(value, target, mask))
   return found
 
@@ -111,6 +119,17 @@ def _reduced(mask, rank):
   return mask.any(axis=surplus) if surplus else mask
 
 
+def _are_maps(kind, value, targets):
+  """Returns whether all are attention maps not computed yet, of one shape."""
+  return (kind == 'attention' and
+          all(isinstance(x, base.QueryKey) for x in (value, *targets)) and
+          len({x.shape for x in targets}) <= 1)
+
+
+def _mean_maps(values):
+  return attention.MeanMaps(tuple(values), values[0].shape[1])
+
+
 def _target(values, mask):
   """Returns the mean of the teacher's layers as a constant."""
   values = [_materialise(value, mask) for value in values]
@@ -129,7 +148,7 @@ def _materialise(value, mask):
 
 
 def _captured(output, kind, index):
-  """Returns what a tap holds: an array, or maps not computed yet."""
+  """Returns what a tap holds: an array, or what is not computed yet."""
   value = output.taps[kind][index]
   if not isinstance(
       value, (jax.Array, base.QueryKey, base.LinearLogits)):

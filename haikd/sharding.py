@@ -13,6 +13,7 @@ import numpy as np
 from haikd import base
 from haikd import checks
 from haikd import placement
+from haikd.losses import cutting
 
 T = TypeVar('T')
 Groups = tuple[tuple[int, ...], ...]  # Of places along an axis.
@@ -254,27 +255,32 @@ def agree_over_batch(tree: T) -> T:
   return jax.tree.map(agree, tree) if axes else tree
 
 
-def build_agree(mesh: jax.sharding.Mesh) -> Callable[[jax.Array], jax.Array]:
-  """Returns what makes loops as long on all devices, inside `over_shards`.
+def chunk_sizes(mesh: jax.sharding.Mesh,
+                chunk_bytes: Optional[int]) -> cutting.Sizes:
+  """Returns how logits are cut into chunks, inside `over_shards`.
 
-  Where `tensor` splits what is computed in a loop, there are collectives inside
-  it, and a device must not leave it before the others.
+  Where `tensor` splits them, there are collectives in each chunk, and a device
+  must not be through before the others.
 
   Args:
     mesh: the devices.
+    chunk_bytes: of the logits that a device holds at once; None for what suits
+      it.
 
   Returns:
-    A function of a device's own number, that returns the largest of all; or
-    that number itself, where no device waits for another.
+    Sizes.
   """
-  if mesh.shape[placement.TENSOR] == 1:
-    return lambda number: number
 
   def agree(number):
     axes = batch_axes()
     return lax.pmax(number, axes) if axes else number
 
-  return agree
+  tensor = mesh.shape[placement.TENSOR]
+  return cutting.Sizes(
+      # Of each chunk a device holds but a part.
+      chunk_bytes and chunk_bytes * tensor,
+      mesh.devices.flat[0].platform,
+      agree if tensor > 1 else None)
 
 
 def gather_over_batch(tree: T) -> T:

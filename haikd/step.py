@@ -62,7 +62,8 @@ def init_state(objective: objective_lib.Objective,
 
 def build_gradient(objective: objective_lib.Objective, mesh: jax.sharding.Mesh,
                    params: base.ArrayTree, frozen: Optional[base.Frozen], *,
-                   microbatches: int, seed: int) -> Callable:
+                   microbatches: int, seed: int,
+                   chunk_bytes: Optional[int] = None) -> Callable:
   """Builds the part of the step that runs on every device.
 
   Args:
@@ -72,6 +73,8 @@ def build_gradient(objective: objective_lib.Objective, mesh: jax.sharding.Mesh,
     frozen: NamedShardings of the teacher, or None.
     microbatches: parts that each device works through one by one.
     seed: of dropout.
+    chunk_bytes: of the logits that a device holds at once; None for what suits
+      it.
 
   Returns:
     A function of `(params, net_state, frozen, loss_scale, step, batch)`, global
@@ -86,7 +89,7 @@ def build_gradient(objective: objective_lib.Objective, mesh: jax.sharding.Mesh,
         batch_axes=sharding.batch_axes(),
         gather=sharding.gather_over_batch,
         gather_parameter=gather_parameter,
-        agree=sharding.build_agree(mesh),
+        sizes=sharding.chunk_sizes(mesh, chunk_bytes),
         step=step)
     # What varies from device to device has a gradient that stays on it.
     params, net_state = sharding.vary((params, net_state))
@@ -170,7 +173,9 @@ def build_train_step(objective: objective_lib.Objective,
                      *,
                      microbatches: int = 1,
                      ema_decay: float = 0.0,
-                     seed: int = 0) -> TrainStep:
+                     seed: int = 0,
+                     chunk_bytes: Optional[int] = None,
+                     donate: bool = True) -> TrainStep:
   """Builds the compiled training step.
 
   The update runs outside of `shard_map`, on global arrays, so that a norm is
@@ -187,12 +192,14 @@ def build_train_step(objective: objective_lib.Objective,
     microbatches: parts that each device works through one by one.
     ema_decay: of the running mean of the student's parameters.
     seed: of dropout.
+    chunk_bytes: of the logits that a device holds at once; None for what suits
+      it.
+    donate: whether the new state is written over the old one.
 
   Returns:
-    `(state, frozen, batch) -> (state, metrics)`. The state is donated, save on
-    CPU. Metrics are float32 scalars: `loss`, `loss/<term>`, `grad_norm`,
-    `learning_rate`, of what is scheduled `weight/<term>` and
-    `<option>/<term>`, and with float16 `loss_scale`.
+    `(state, frozen, batch) -> (state, metrics)`. Metrics are float32 scalars:
+    `loss`, `loss/<term>`, `grad_norm`, `learning_rate`, of what is scheduled
+    `weight/<term>` and `<option>/<term>`, and with float16 `loss_scale`.
   """
   gradient = build_gradient(
       objective,
@@ -200,7 +207,8 @@ def build_train_step(objective: objective_lib.Objective,
       state.params,
       frozen,
       microbatches=microbatches,
-      seed=seed)
+      seed=seed,
+      chunk_bytes=chunk_bytes)
 
   def step(state, frozen, batch):
     grads, net_state, sums = gradient(state.params, state.net_state, frozen,
@@ -232,10 +240,7 @@ def build_train_step(objective: objective_lib.Objective,
       metrics['loss_scale'] = new.loss_scale.loss_scale
     return new, metrics
 
-  # On CPU a donated argument makes the call wait for the step before, which
-  # takes 1.3 times as long where a step takes 4 ms; see tests/bench.
-  on_cpu = mesh.devices.flat[0].platform == 'cpu'
   return jax.jit(
       step,
       out_shardings=(state, placement.whole(mesh)),
-      donate_argnums=() if on_cpu else 0)
+      donate_argnums=0 if donate else ())

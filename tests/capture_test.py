@@ -246,20 +246,23 @@ def test_dropout_takes_the_key_it_is_given():
   assert not np.array_equal(run(1), run(2))
 
 
-def test_capture_that_no_loss_uses_costs_nothing():
+@pytest.mark.parametrize('forward', NETWORKS)
+def test_capture_that_no_loss_uses_costs_nothing(forward):
   x = inputs()
+  params, state = hk.transform_with_state(forward).init(jax.random.key(1), x)
 
-  def flops(forward):
+  def cost(forward):
     network = hk.transform_with_state(forward)
-    params, state = hk.transform_with_state(plain).init(jax.random.key(1), x)
 
-    def run(params):
+    def loss(params):
       output, _ = network.apply(params, state, None, x)
-      return output[0] if isinstance(output, tuple) else output
+      return jnp.sum(output[0] if isinstance(output, tuple) else output)
 
-    return jax.jit(run).lower(params).compile().cost_analysis()['flops']
+    compiled = jax.jit(jax.value_and_grad(loss)).lower(params).compile()
+    return (compiled.cost_analysis()['flops'],
+            compiled.memory_analysis().temp_size_in_bytes)
 
-  assert flops(haikd.capture(plain, TAPS)) == flops(plain)
+  assert cost(haikd.capture(forward, TAPS)) == cost(forward)
 
 
 def scanned(x):

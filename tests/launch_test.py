@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -209,6 +210,58 @@ def test_debug_shows_the_traceback(run, monkeypatch, flag, shown, error, code):
   if not shown and code == 1:
     assert err == ('haikd: KeyError: no "x"; run with --debug for the traceback'
                    '\n')
+
+
+@pytest.fixture
+def cache(run, monkeypatch, tmp_path):
+  """Starts a job that does nothing; returns where programs are kept."""
+  monkeypatch.setattr(launch.job, 'train', lambda *unused: None)
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
+  monkeypatch.delenv('XDG_CACHE_HOME')
+  monkeypatch.setenv('HOME', str(tmp_path))
+  names = ('jax_compilation_cache_dir',
+           'jax_persistent_cache_min_compile_time_secs')
+  before = {name: getattr(jax.config, name) for name in names}
+
+  def start(**variables):
+    for name, value in variables.items():
+      monkeypatch.setenv(name, str(value))
+    jax.config.update('jax_compilation_cache_dir', None)
+    assert run() == (0, '', '')
+    return jax.config.jax_compilation_cache_dir
+
+  yield start
+  for name, value in before.items():
+    jax.config.update(name, value)
+
+
+def test_programs_are_kept_in_the_cache_of_the_user(cache, tmp_path):
+  assert cache() == str(tmp_path / '.cache/haikd/compiled')
+  folder = tmp_path / 'other'
+  assert cache(XDG_CACHE_HOME=folder) == str(folder / 'haikd/compiled')
+  assert (folder / 'haikd/compiled').is_dir()
+
+
+def test_folder_that_jax_is_told_of_is_left_to_it(cache, tmp_path):
+  # JAX itself has read the variable, as it was imported.
+  assert cache(JAX_COMPILATION_CACHE_DIR=tmp_path / 'own') is None
+  assert not (tmp_path / '.cache').exists()
+
+
+def test_cache_that_cannot_be_written_is_done_without(
+    cache, monkeypatch, tmp_path):
+  (tmp_path / 'file').touch()
+  assert cache(XDG_CACHE_HOME=tmp_path / 'file') is None
+  with monkeypatch.context() as patch:
+    patch.setattr(launch.os, 'access',
+                  lambda path, mode: 'read-only' not in str(path))
+    assert cache(XDG_CACHE_HOME=tmp_path / 'read-only') is None
+
+  def nobody():
+    raise RuntimeError('Could not determine home directory.')
+
+  monkeypatch.setattr(launch.pathlib.Path, 'home', nobody)
+  assert cache(XDG_CACHE_HOME='') is None
 
 
 def write_fashion(folder, *, train, test):

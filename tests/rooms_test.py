@@ -11,18 +11,19 @@ ROOT = pathlib.Path(haikd.__file__).parent
 
 # From the ground up; a room stands in the first line that it fits.
 TIERS = (
-    ('base', 'checks', 'varying'),
+    ('visibility',),
+    ('base', 'checks', 'rounds', 'varying', 'areas'),
     ('paths',),
     ('validation', 'registry', 'masking', 'tapping', 'files', 'names',
      'cluster', 'watch', 'tokenizer_gguf'),
-    ('config', 'distributed', 'tokenizer'),
+    ('config', 'distributed', 'tokenizer', 'attention'),
     ('losses', 'models', 'data', 'interop', 'config_file'),
     ('capture', 'align', 'precision', 'optimizer', 'metrics', 'console',
      'remat'),
     ('network', 'placement'),
     ('terms',),
     ('pairing', 'comparison'),
-    ('sharding',),
+    ('sharding', 'teacher'),
     ('objective',),
     ('assembly',),
     ('step',),

@@ -1,6 +1,8 @@
 """The loss and its gradient do not know how the batch was split."""
 
+import functools
 import itertools
+import warnings
 
 import haiku as hk
 import jax
@@ -11,12 +13,14 @@ import pytest
 
 from haikd import base
 from haikd import checks
+from haikd import comparison
 from haikd import config as config_lib
 from haikd import placement
 from haikd import program as program_lib
 from haikd import registry
 from haikd import sharding
 from haikd import step as step_lib
+from haikd.plan import counting
 
 BATCH, LENGTH, CLASSES = 32, 8, 11
 
@@ -309,6 +313,35 @@ def test_step_learns_and_compiles_once():
   assert 0 < max(jax.tree.leaves(moved)) < 0.2
 
 
+@pytest.mark.parametrize('scan', (False, True))
+@pytest.mark.parametrize('fields', (
+    {}, {'microbatches': 2}, {'student.remat': 'full', 'microbatches': 2}))
+def test_counting_what_is_real_is_no_work(scan, fields):
+  """A step multiplies no more matrices than a gradient of known counts."""
+  config = ragged_config()
+  config.student.model = config.teacher.model = 'llama'
+  config.student.options = dict(width=8, depth=2, heads=2, scan=scan)
+  config.teacher.options = dict(width=16, depth=4, heads=4, scan=scan)
+  config.update_from_flattened_dict(fields)
+  batch = ragged_batch()
+  program, _ = build(config, batch, 1)
+  state, frozen = program.abstract_state, program.abstract_frozen
+
+  @jax.jit
+  @functools.partial(jax.grad, has_aux=True)
+  def alone(params, frozen):
+    objective = program.objective
+    coefficients = {
+        term.name: [1.0] * len(objective.layers.get(term.name, [None]))
+        for term in objective.terms}
+    return objective.loss(params, {}, frozen, batch, jax.random.key(0),
+                          coefficients, comparison.Context())
+
+  flops = lambda traced: counting.count(traced.jaxpr, 1).flops
+  assert flops(program.train_step.trace(state, frozen, batch)) == flops(
+      alone.trace(state.params, frozen))
+
+
 def image_batch():
   rng = np.random.RandomState(0)
   return base.Batch(
@@ -499,6 +532,40 @@ def test_overflow_leaves_running_means_as_they_are():
       same = jax.tree.map(
           lambda x, y: np.array_equal(x, y), old, jax.device_get(new))
       assert all(jax.tree.leaves(same)) == kept
+
+
+def batch_normed_config(**fields):
+  config = config_lib.base()
+  config.batch_size = BATCH
+  config.student.model = config.teacher.model = 'batch_normed'
+  config.student.options = config.teacher.options = dict(width=16)
+  config.update_from_flattened_dict(fields)
+  return config
+
+
+@pytest.mark.parametrize('fields', (
+    {}, {'optimizer.ema_decay': 0.9}, {'student.precision': 'float16'},
+    {'microbatches': 2}, {'mesh.replica': 2, 'mesh.fsdp': 4}))
+def test_all_of_a_large_state_is_written_over_the_old_one(monkeypatch, fields):
+  config, batch = batch_normed_config(**fields), image_batch()
+  results = []
+  for large in (0, 2**24):
+    monkeypatch.setattr(program_lib, '_MANY', large)
+    program, frozen = build(config, batch, 8)
+    state = program.init(jax.random.key(0))
+    args = state, frozen, sharding.shard_batch(program.mesh, batch)
+    with warnings.catch_warnings():
+      warnings.simplefilter('error')  # Of a buffer that cannot be used again.
+      compiled = program.train_step.lower(*args).compile()
+    reused = compiled.memory_analysis().alias_size_in_bytes
+    # Running means of BatchNorm that the step does not read are no argument.
+    parts = sum(
+        x.addressable_data(0).nbytes for x in jax.tree.leaves(
+            (state.params, state.opt_state, state.ema, state.step)))
+    assert reused == 0 if large else reused >= parts
+    results.append(jax.device_get(program.train_step(*args)))
+    assert state.params.student['linear']['w'].is_deleted() == (not large)
+  jax.tree.map(np.testing.assert_array_equal, *results)
 
 
 @pytest.mark.parametrize('batch_size, nearest', ((30, '24 or 32'), (4, '8')))

@@ -253,6 +253,59 @@ def test_time_is_that_of_all_starts_and_speed_that_of_steps(
   assert speeds == [16 / 10] * 6
 
 
+def test_step_is_given_out_before_the_last_one_is_looked_at(tmp_path):
+  """So that the device is at work while the host reads and writes."""
+  training, events = Training(tmp_path, **{
+      'steps': 4, 'log_every': 1, 'checkpoint_every': 100,
+      'evaluation.every': 100}), []
+
+  class Result:
+    """A number that is on its way until somebody reads it."""
+
+    def __init__(self, step):
+      self.step = step
+
+    def __array__(self, *unused, **also_unused):
+      events.append(f'read {self.step}')
+      return np.ones((), np.float32)
+
+  def change(step, state, metrics):
+    events.append(f'step {step}')
+    return state, dict(loss=Result(step), grad_norm=metrics['grad_norm'])
+
+  training.wrap(change)
+  training.start()
+  # Of the last step there is no later one to wait for.
+  assert events == ['step 1', 'step 2', 'read 1', 'step 3', 'read 2', 'step 4',
+                    'read 3', 'read 4']
+
+
+TEXTS = {
+    'data.options': dict(kind='tokens', size=50, length=9, vocabulary=8),
+    'student.model': 'llama', 'optimizer.ema_decay': 0.9,
+    'student.options': dict(width=8, depth=1, heads=2, hidden=8)}
+
+
+@pytest.mark.parametrize('start', ('anew', 'resumed', 'from weights'))
+def test_ragged_batches_and_evaluations_compile_every_step_once(
+    tmp_path, monkeypatch, start):
+  """Rows are of 2 to 9 tokens, and 14 of the last evaluated batch are empty."""
+  fields = dict(TEXTS)
+  if start == 'resumed':
+    with monkeypatch.context() as patch:
+      stop_at(patch, 3, 'sigterm')
+      with pytest.raises(checks.StoppedError):
+        Training(tmp_path, **fields).start()
+  if start == 'from weights':
+    Training(tmp_path / 'first', **fields).start()
+    fields['student.init'] = str(tmp_path / 'first')
+  training = Training(tmp_path, **fields)
+  training.start()
+  assert training.newest() == 11
+  assert training.program.train_step._cache_size() == 1
+  assert training.program.eval_step._cache_size() == 1
+
+
 @pytest.mark.parametrize('name', ('loss', 'grad_norm'))
 def test_divergence_says_what_to_go_on_from_once_that_is_saved(
     tmp_path, monkeypatch, name):

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from haikd import areas
+
 _WHERE = 'align.avg_pool_array_to_target_shape'
 
 
@@ -124,11 +126,7 @@ def _pool_adaptive(array, axis, out):
   # small: 4096 to 1536 takes one of 8 by 3.
   repeats = math.gcd(array.shape[axis], out)
   size, out = array.shape[axis] // repeats, out // repeats
-  # Each input is `out` long and each window `size`, which keeps borders whole.
-  inputs, windows = np.arange(size)[:, None] * out, np.arange(out) * size
-  overlap = (
-      np.minimum(inputs + out, windows + size) - np.maximum(inputs, windows))
-  weights = np.maximum(overlap, 0) / size
+  weights = areas.weights(size, out)
   pooled = jnp.tensordot(
       _split(array, axis, repeats),
       weights.astype(array.dtype),

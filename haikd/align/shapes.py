@@ -4,10 +4,13 @@ Each is a Haiku function, so that it may own parameters; only `project` does.
 Features come channels last.
 """
 
+import dataclasses
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
 
+from haikd import attention
 from haikd import base
 from haikd import checks
 from haikd import masking
@@ -29,7 +32,8 @@ def pool(student: jax.Array, teacher: jax.Array, *, mask: jax.Array,
   Additive over `B`, which is never pooled.
 
   Args:
-    student: `[B, ..., D]` floating; `[B, H, N, N]` if `on` is 'attention'.
+    student: `[B, ..., D]` floating; `[B, H, N, N]` if `on` is 'attention', or
+      MeanMaps, which stay uncomputed where the positions agree.
     teacher: the same rank and `B`.
     mask: bool, `[B]`, `[B, N]` or any leading axes of the side that has more
       positions.
@@ -49,6 +53,12 @@ def pool(student: jax.Array, teacher: jax.Array, *, mask: jax.Array,
   if on == 'logits':
     _check_same_logits(where, student, teacher)
     return base.Pair(student, teacher, mask)
+  if isinstance(student, attention.MeanMaps):
+    if student.shape[2:] == teacher.shape[2:]:
+      heads = min(student.heads, teacher.heads)
+      return base.Pair(*(dataclasses.replace(x, heads=heads)
+                         for x in (student, teacher)), mask)
+    student, teacher = student.materialise(), teacher.materialise()
   _check_comparable(where, student, teacher)
   if on != 'attention':
     target = tuple(map(min, student.shape, teacher.shape))

@@ -97,12 +97,14 @@ def weighted(losses: Sequence[Callable[..., base.LossSum]],
   cut = cutting.Cut(student, mask, sizes)
   labels = cut.flat(labels)
   coefficients = lax.stop_gradient(coefficients)
-  # A gradient in float16 would vanish, were it that of a mean over many
-  # positions. The unit comes in when the chunks have been added up.
-  unit = jnp.max(jnp.abs(coefficients))
-  shares = coefficients / jnp.where(unit > 0.0, unit, 1.0)
   sides = cut.flat(student), cut.flat(teacher)
   leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, sides))
+  unit, shares = 1.0, coefficients
+  if any(x.dtype == jnp.float16 for x in leaves):
+    # Of a mean over many positions, products in float16 would vanish. Its unit
+    # comes in when the chunks have been added up.
+    unit = jnp.max(jnp.abs(coefficients))
+    shares = coefficients / jnp.where(unit > 0.0, unit, 1.0)
   lies_in_rows = jax.tree.leaves(tuple(map(_lies_in_rows, sides)))
 
   def run(leaves, wanted):

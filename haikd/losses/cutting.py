@@ -13,30 +13,33 @@ from haikd import masking
 
 # Of float32 logits in a chunk. A CPU is fastest where they stay in its cache,
 # others where the products are large.
-_BYTES = dict(cpu=2**23)
-_BYTES_ELSEWHERE = 2**28
+_BYTES_ON_CPU, _BYTES = 2**23, 2**28
 _WHERE = 'losses.chunks'
-_FEWEST_ROWS = 64  # Below, adding to the kernel's gradient takes longest.
+_FEWEST_ROWS = 128  # Below, adding to the kernel's gradient takes longest.
 
 
 class Sizes(NamedTuple):
   """How positions are cut into chunks.
 
   Attributes:
-    chunk_bytes: of a chunk's float32 logits; None for what suits the backend.
-    agree: of the number of chunks of this device, how many loops to make; more
-      than it has do no harm. Devices that compute logits together must agree.
+    chunk_bytes: of a chunk's float32 logits; None for what suits the platform.
+    platform: where it runs; None for the default backend.
+    agree: where several devices compute logits together, each a part of the
+      vocabulary, it makes them visit as many chunks: `number -> number`.
   """
 
   chunk_bytes: Optional[int] = None
-  agree: Callable[[jax.Array], jax.Array] = lambda number: number
+  platform: Optional[str] = None
+  agree: Optional[Callable[[jax.Array], jax.Array]] = None
 
   def rows(self, positions: int, classes: int) -> int:
     """Returns how many positions there are in a chunk."""
-    wanted = self.chunk_bytes or _BYTES.get(jax.default_backend(),
-                                            _BYTES_ELSEWHERE)
-    rows = wanted // (4 * classes) // _FEWEST_ROWS * _FEWEST_ROWS
-    return max(min(max(rows, _FEWEST_ROWS), positions), 1)
+    on_cpu = (self.platform or jax.default_backend()) == 'cpu'
+    wanted = self.chunk_bytes or (_BYTES_ON_CPU if on_cpu else _BYTES)
+    rows = wanted // (4 * classes)
+    if self.chunk_bytes is None:
+      rows = max(rows // _FEWEST_ROWS, 1) * _FEWEST_ROWS
+    return max(min(rows, positions), 1)
 
 
 class Chunk(NamedTuple):
@@ -88,7 +91,9 @@ class Cut:
         jnp.argsort(~mask, stable=True).astype(jnp.int32),
         (0, -mask.size % self._rows))
     self._count = jnp.sum(mask, dtype=jnp.int32)
-    self._number = sizes.agree(-(-self._count // self._rows))
+    self._number = -(-self._count // self._rows)
+    if sizes.agree is not None:
+      self._number = sizes.agree(self._number)
 
   def flat(self, value: Any) -> Any:
     """Returns a side, or labels, with one axis for all positions."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from haikd import base
 from haikd import checks
 from haikd import masking
+from haikd.losses import divergences
 from haikd.losses import register
 
 IGNORED_LABEL = -100
@@ -104,11 +105,10 @@ def _surprise_rows_jvp(primals, tangents):
 
 def _surprise(logits, labels):
   """Returns -log q(label), q, and 1 at the label, 0 elsewhere."""
-  # A comparison, unlike a gather, stays where it is if V lies in parts.
+  q, (largest, rest) = divergences.softmax(logits)
+  own = jnp.take_along_axis(logits, labels[..., None], axis=-1)
   at_label = labels[..., None] == jnp.arange(logits.shape[-1])
-  log_q = jax.nn.log_softmax(logits)
-  rows = -jnp.sum(jnp.where(at_label, log_q, 0.0), axis=-1)
-  return rows, jnp.exp(log_q), at_label
+  return (largest - own + rest)[..., 0], q, at_label
 
 
 def _check_labels(where, labels, expected, student):

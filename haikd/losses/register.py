@@ -8,6 +8,7 @@ from typing import Optional
 import jax
 import jax.numpy as jnp
 
+from haikd import attention
 from haikd import base
 from haikd import checks
 from haikd import masking
@@ -113,6 +114,8 @@ def _guard(function: Callable, where: str, on: str, *, any_width: bool,
   parameters = inspect.signature(function).parameters
   takes_labels = 'labels' in parameters
   needs_teacher = parameters['teacher'].default is inspect.Parameter.empty
+  # Labels are of positions or examples, as a block is not.
+  knows_blocks = on == 'attention' and additive and not takes_labels
 
   def in_chunks(student, teacher, mask, labels, options):
     one = functools.partial(guarded, **options)
@@ -125,31 +128,56 @@ def _guard(function: Callable, where: str, on: str, *, any_width: bool,
     checks.check_mask(where, mask)
     if additive and isinstance(student, base.LinearLogits):
       return in_chunks(student, teacher, mask, labels, options)
-    student = _prepare(where, 'student', student, mask, on)
+    in_blocks = knows_blocks and all(
+        isinstance(x, (base.QueryKey, attention.MeanMaps))
+        for x in (student, teacher) if x is not None)
+    prepare = _prepare_blocks if in_blocks else _prepare
+    student = prepare(where, 'student', student, mask, on)
     if teacher is None and needs_teacher:
       raise TypeError(f'{where}: teacher must be given; got teacher=None. Of '
                       'a loss without one, make `teacher=None` the default.')
     if teacher is not None:
-      teacher = _prepare(where, 'teacher', teacher, mask, on)
+      teacher = prepare(where, 'teacher', teacher, mask, on)
       checks.check_same_shape(where, student, teacher, any_width=any_width)
     if takes_labels:
       options['labels'] = labels
-    result = function(student, teacher, mask=mask, **options)
-    if not isinstance(result, base.LossSum):
-      raise TypeError(f'{where}: a loss must return a haikd.LossSum; got '
-                      f'{type(result).__name__}. End it with '
-                      '`return haikd.masked_mean(values, mask)`.')
-    return base.LossSum(*(jnp.asarray(x, jnp.float32) for x in result))
+
+    def run(student, teacher, *, mask):
+      return _checked(where, function(student, teacher, mask=mask, **options))
+
+    if in_blocks:
+      return attention.compare(run, student, teacher, mask)
+    return run(student, teacher, mask=mask)
 
   return guarded
+
+
+def _checked(where: str, result: base.LossSum) -> base.LossSum:
+  if not isinstance(result, base.LossSum):
+    raise TypeError(f'{where}: a loss must return a haikd.LossSum; got '
+                    f'{type(result).__name__}. End it with '
+                    '`return haikd.masked_mean(values, mask)`.')
+  return base.LossSum(*(jnp.asarray(x, jnp.float32) for x in result))
+
+
+def _prepare_blocks(where: str, name: str, value, mask: jax.Array,
+                    on: str) -> attention.MeanMaps:
+  """Returns maps that stay uncomputed, clean as those of `_prepare` are."""
+  if isinstance(value, base.QueryKey):
+    _check_query_key(where, name, value, mask)
+    value = masking.clean_query_key(value, mask)
+    value = attention.MeanMaps((value,), value.shape[1])
+  _check_maps(where, name, value.shape, mask)
+  return value
 
 
 def _prepare(where: str, name: str, value, mask: jax.Array, on: str):
   if isinstance(value, base.LinearLogits):
     checks.check_leading(where, f'{name}.hidden', value.hidden, mask)
   if isinstance(value, base.QueryKey):
-    checks.check_leading(where, f'{name}.query', value.query, mask)
-    checks.check_leading(where, f'{name}.key', value.key, mask)
+    _check_query_key(where, name, value, mask)
+  if isinstance(value, attention.MeanMaps):
+    value = value.materialise()
   value = jnp.asarray(masking.materialise(value, mask))
   if not checks.is_real(value):
     raise TypeError(f'{where}: {name} must be floating point; got '
@@ -164,12 +192,23 @@ def _prepare(where: str, name: str, value, mask: jax.Array, on: str):
 def _clean_maps(where: str, name: str, maps: jax.Array,
                 mask: jax.Array) -> jax.Array:
   """Zeros the padded queries and keys of `[B, H, N, N]`; mask [B] or [B, N]."""
-  batch, _, queries, keys = maps.shape if maps.ndim == 4 else (None,) * 4
-  if mask.shape not in ((batch,), (batch, queries)) or queries != keys:
-    raise ValueError(f'{where}: {name} must be [B, H, N, N] and mask [B] or '
-                     f'[B, N]; got {name}.shape={maps.shape}, '
-                     f'mask.shape={mask.shape}.')
+  _check_maps(where, name, maps.shape, mask)
   if mask.ndim == 1:
     return masking.clean(maps, mask)
   keep = mask[:, None, :, None] & mask[:, None, None, :]
   return jnp.where(keep, maps, 0.0)
+
+
+def _check_maps(where: str, name: str, shape: tuple[int, ...],
+                mask: jax.Array) -> None:
+  batch, _, queries, keys = shape if len(shape) == 4 else (None,) * 4
+  if mask.shape not in ((batch,), (batch, queries)) or queries != keys:
+    raise ValueError(f'{where}: {name} must be [B, H, N, N] and mask [B] or '
+                     f'[B, N]; got {name}.shape={shape}, '
+                     f'mask.shape={mask.shape}.')
+
+
+def _check_query_key(where: str, name: str, value: base.QueryKey,
+                     mask: jax.Array) -> None:
+  checks.check_leading(where, f'{name}.query', value.query, mask)
+  checks.check_leading(where, f'{name}.key', value.key, mask)

@@ -11,6 +11,7 @@ from haikd import base
 from haikd import checks
 from haikd import registry
 from haikd import tapping
+from haikd import visibility
 from haikd.models import layers
 from haikd.models import sequences
 from haikd.models import transformer
@@ -68,7 +69,8 @@ class Block(hk.Module):
     self.dropout = dropout
     self.is_training = is_training
 
-  def __call__(self, inputs: jax.Array, looks: jax.Array) -> jax.Array:
+  def __call__(self, inputs: jax.Array,
+               looks: visibility.AttentionMask) -> jax.Array:
     """Maps `[B, N, D]` to the same; `looks` as in `transformer.Attention`."""
 
     def add(positions, branch, norm):

@@ -7,8 +7,10 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
+from haikd import attention
 from haikd import base
 from haikd import tapping
+from haikd import visibility
 from haikd.models import layers
 from haikd.models import rotary
 from haikd.models import sequences
@@ -60,8 +62,8 @@ class Attention(hk.Module):
     self.epsilon = epsilon
 
   def __call__(self, inputs: jax.Array, rotation: rotary.Rotation,
-               looks: jax.Array) -> jax.Array:
-    """Maps `[B, N, D]` to `[B, N, D]`; `looks` is `[B, 1, N, N]`."""
+               looks: visibility.AttentionMask) -> jax.Array:
+    """Maps `[B, N, D]` to `[B, N, D]`."""
     batch, length, width = inputs.shape
 
     def heads(name, count):
@@ -79,10 +81,7 @@ class Attention(hk.Module):
     key = rotary.rotate(key, rotation)
     query_key = base.QueryKey(
         query.astype(inputs.dtype), key.astype(inputs.dtype), looks)
-    maps = tapping.tap('maps', query_key).materialise().astype(value.dtype)
-    # Key head g serves the query heads from g H/G on, without being repeated.
-    maps = maps.reshape(batch, self.key_value_heads, -1, length, length)
-    outputs = jnp.einsum('bgrnm,bmgk->bngrk', maps, value)
+    outputs = attention.attend(tapping.tap('maps', query_key), value)
     linear = layers.Linear(width, 'output', with_bias=self.output_bias)
     return linear(outputs.reshape(batch, length, -1))
 
@@ -132,9 +131,9 @@ class Block(hk.Module):
       outputs = module(norm(positions, self.epsilon, name), *more)
       return layers.dropout(outputs, self.dropout, self.is_training)
 
-    attention = Attention(epsilon=self.epsilon, **self.attention)
+    module = Attention(epsilon=self.epsilon, **self.attention)
     looks = sequence.looks(causal=True, window=window)
-    middle = inputs + branch('norm_attn', attention, inputs, rotation, looks)
+    middle = inputs + branch('norm_attn', module, inputs, rotation, looks)
     return middle + branch('norm_mlp', Mlp(**self.mlp), middle)
 
 

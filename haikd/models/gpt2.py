@@ -9,6 +9,7 @@ import jax
 from haikd import base
 from haikd import checks
 from haikd import registry
+from haikd import visibility
 from haikd.models import decoder
 from haikd.models import layers
 from haikd.models import sequences
@@ -55,7 +56,8 @@ class Block(hk.Module):
     self.dropout = dropout
     self.is_training = is_training
 
-  def __call__(self, inputs: jax.Array, looks: jax.Array) -> jax.Array:
+  def __call__(self, inputs: jax.Array,
+               looks: visibility.AttentionMask) -> jax.Array:
     """Maps `[B, N, D]` to the same; `looks` as in `transformer.Attention`."""
 
     def branch(norm, module, positions, *more):

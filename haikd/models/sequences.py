@@ -5,7 +5,9 @@ from typing import Any, NamedTuple, Optional, Union
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from haikd import visibility
 from haikd.models import layers
 
 _COLUMNS = ('tokens', 'segments', 'positions', 'types')
@@ -31,31 +33,24 @@ class Sequence(NamedTuple):
   segments: Optional[jax.Array]
   types: Optional[jax.Array]
 
-  def looks(self,
-            *,
-            causal: bool,
-            window: Optional[Union[int, jax.Array]] = None) -> jax.Array:
-    """Returns where a query may look at a key: bool, `[B, 1, N, N]`.
+  def looks(
+      self,
+      *,
+      causal: bool,
+      window: Optional[Union[int,
+                             jax.Array]] = None) -> visibility.AttentionMask:
+    """Returns where a query may look at a key.
 
-    Keys are real and of the query's own document. Where all queries may look at
-    the same, it is `[B, 1, 1, N]`.
+    Keys are real and of the query's own document.
 
     Args:
       causal: whether a query looks at itself and what stands before it only.
       window: how many keys a query sees at most, itself and those right before
         it; with `causal` only. None for all.
     """
-    length = self.tokens.shape[1]
-    looks = self.mask[:, None, None, :]
-    if causal:
-      looks = looks & jnp.tri(length, dtype=bool)
-    if window is not None:
-      behind = jnp.arange(length)[:, None] - jnp.arange(length)
-      looks = looks & (behind < window)
-    if self.segments is not None:
-      same = self.segments[:, :, None] == self.segments[:, None, :]
-      looks = looks & same[:, None]
-    return looks
+    if isinstance(window, np.integer):
+      window = int(window)
+    return visibility.AttentionMask(self.mask, self.segments, causal, window)
 
 
 def read(where: str, inputs: Union[jax.Array, Mapping[str, Any]],

@@ -1,14 +1,16 @@
 """The parts of a transformer with norms of mean and variance."""
 
 from collections.abc import Callable
-from typing import Optional
+from typing import Optional, Union
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
 
+from haikd import attention
 from haikd import base
 from haikd import tapping
+from haikd import visibility
 from haikd.models import layers
 
 
@@ -20,15 +22,17 @@ class Attention(hk.Module):
     self.heads = heads
     self.qkv_bias = qkv_bias
 
-  def __call__(self,
-               inputs: jax.Array,
-               looks: Optional[jax.Array] = None) -> jax.Array:
+  def __call__(
+      self,
+      inputs: jax.Array,
+      looks: Optional[Union[jax.Array, visibility.AttentionMask]] = None
+  ) -> jax.Array:
     """Maps `[B, N, D]` to `[B, N, D]`.
 
     Args:
       inputs: `[B, N, D]` floating.
-      looks: bool, broadcastable to `[B, H, N, N]`, true where a query may look
-        at a key; None for everywhere.
+      looks: where a query may look at a key, as in `base.QueryKey`; None for
+        everywhere.
 
     Returns:
       `[B, N, D]` in the dtype of `inputs`.
@@ -42,11 +46,8 @@ class Attention(hk.Module):
 
     query, key, value = heads('query'), heads('key'), heads('value')
     query *= query.shape[-1]**-0.5
-    # In float32, whatever comes in. `jax.nn.dot_product_attention` would do,
-    # but does not compile for float16 on CPU.
-    maps = tapping.tap('maps', base.QueryKey(query, key, looks))
-    maps = maps.materialise()
-    outputs = jnp.einsum('bhnm,bmhk->bnhk', maps.astype(value.dtype), value)
+    query_key = tapping.tap('maps', base.QueryKey(query, key, looks))
+    outputs = attention.attend(query_key, value)
     return layers.Linear(width, name='output')(outputs.reshape(inputs.shape))
 
 

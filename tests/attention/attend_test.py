@@ -1,0 +1,181 @@
+"""Tests of attention in blocks, against maps that are whole."""
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from haikd import attention
+from haikd import base
+from haikd import visibility
+
+B, H, N, K, E = 3, 4, 22, 4, 6  # Of the masks in conftest.
+MASKS = ('none', 'causal', 'right', 'left', 'both_ways', 'window',
+         'traced_window', 'segments', 'keys_array', 'array', 'shared_array')
+
+
+def draw(groups=2, batch=B, length=N):
+  rng = np.random.default_rng(0)
+  shapes = ((H, K), (groups, K), (groups, E), (H, E))
+  return [jnp.asarray(rng.normal(size=(batch, length, *x)), jnp.float32)
+          for x in shapes]
+
+
+def whole(masks, looks):
+  return lambda *x: _whole(masks, looks, *x)
+
+
+def _whole(masks, looks, query, key, value):
+  maps = masks.by_hand(query, key, looks)
+  value = jnp.repeat(value, H // value.shape[2], axis=2)
+  return jnp.einsum('bhnm,bmhe->bnhe', maps, value)
+
+
+def results(function, arguments, weights):
+  """Returns what a function gives, and the gradients of its weighted sum."""
+
+  def total(*arguments):
+    outputs = function(*arguments)
+    return jnp.sum(outputs * weights), outputs
+
+  (_, outputs), gradients = jax.jit(
+      jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))(*arguments)
+  return outputs, gradients
+
+
+def assert_close(left, right, rtol=1e-5, atol=1e-5):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol, atol), left,
+               right)
+
+
+def in_blocks(mask):
+  return lambda query, key, value: attention.attend(
+      base.QueryKey(query, key, mask), value)
+
+
+@pytest.mark.parametrize('name', MASKS)
+def test_blocks_give_what_whole_maps_give(name, small_blocks, masks):
+  mask, real, looks = masks.MASKS[name]
+  *arguments, weights = draw()
+  if real is not None:  # What a query in padding gives is not to be used.
+    weights *= real[..., None, None]
+  found = results(in_blocks(mask), arguments, weights)
+  expected = results(whole(masks, looks), arguments, weights)
+  keep = 1 if real is None else real[..., None, None]
+  assert_close((found[0] * keep, found[1]), (expected[0] * keep, expected[1]))
+
+
+@pytest.mark.parametrize('groups', (1, 4))
+def test_key_heads_serve_their_query_heads(groups, masks):
+  mask, _, looks = masks.MASKS['causal']
+  *arguments, weights = draw(groups)
+  assert_close(results(in_blocks(mask), arguments, weights),
+               results(whole(masks, looks), arguments, weights))
+
+
+def test_queries_and_keys_may_differ_in_number(small_blocks, masks):
+  (query, _, _, weights), (_, key, value, _) = draw(), draw(length=9)
+  looks = masks.DRAWN[:, :1, :, :9]
+  found = results(in_blocks(jnp.asarray(looks)), (query, key, value), weights)
+  assert_close(found, results(whole(masks, looks), (query, key, value),
+                              weights))
+
+
+def test_query_that_looks_at_no_key_gives_0_and_has_no_gradient(
+    small_blocks, masks):
+  looks = np.ones((N, N), bool)
+  looks[7] = False
+  *arguments, weights = draw()
+  outputs, gradients = results(in_blocks(jnp.asarray(looks)), arguments,
+                               weights)
+  assert not outputs[:, 7].any() and not gradients[0][:, 7].any()
+  assert np.isfinite(outputs).all() and all(map(np.any, gradients))
+
+
+@pytest.mark.parametrize('dtype', (jnp.bfloat16, jnp.float16))
+def test_sums_of_halves_are_made_in_float32(dtype, small_blocks, masks):
+  mask, _, looks = masks.MASKS['causal']
+  *arguments, weights = draw()
+  arguments = [x.astype(dtype) for x in arguments]
+  found = results(in_blocks(mask), arguments, weights)
+  assert all(x.dtype == dtype for x in jax.tree.leaves(found))
+  expected = results(whole(masks, looks),
+                     [x.astype(jnp.float32) for x in arguments], weights)
+  assert_close(jax.tree.map(np.float32, found), expected, 0.03, 0.05)
+
+
+def test_eager_is_as_compiled(small_blocks, masks):
+  mask, _, looks = masks.MASKS['right']
+  *arguments, _ = draw()
+  found = in_blocks(mask)(*arguments)
+  expected = whole(masks, looks)(*arguments)
+  assert_close(found[masks.RIGHT], expected[masks.RIGHT])
+
+
+def test_on_eight_devices_with_heads_split_by_the_compiler(
+    small_blocks, masks):
+  mesh = jax.make_mesh((4, 2), ('fsdp', 'tensor'),
+                       axis_types=(jax.sharding.AxisType.Auto,) * 2)
+  P = jax.sharding.PartitionSpec
+  real = np.concatenate([masks.RIGHT, masks.LEFT, masks.RIGHT[:2]])
+  *arguments, weights = draw(batch=8)
+  weights *= real[..., None, None]
+  looks = real[:, None, None] & (masks.BEHIND >= 0)
+  split = lambda x: jax.device_put(
+      x, jax.sharding.NamedSharding(mesh, P('fsdp', None, 'tensor')))
+
+  def local(real, *arguments):
+    mask = visibility.AttentionMask(real, causal=True)
+    return in_blocks(mask)(*arguments)
+
+  spec = P('fsdp')
+  sharded = jax.shard_map(
+      local, mesh=mesh, in_specs=(spec,) * 4, out_specs=spec,
+      axis_names={'fsdp'})
+  outputs, gradients = results(
+      lambda *x: sharded(jnp.asarray(real), *x), list(map(split, arguments)),
+      weights)
+  expected, by_hand = results(whole(masks, looks), arguments, weights)
+  assert_close((outputs[real], gradients), (expected[real], by_hand))
+
+
+@pytest.mark.parametrize('loop', (False, True))
+@pytest.mark.parametrize('remat', (False, True))
+def test_mask_is_carried_out_of_haiku_loops(loop, remat, masks):
+  """As capture does it: in the state, with a window for each layer."""
+  real = jnp.asarray(masks.RIGHT)
+  windows = np.array([2, 5], np.int32)
+
+  def layer(x, window):
+    mask = visibility.AttentionMask(real, causal=True, window=window)
+    query_key = base.QueryKey(x, x, mask)
+    hk.set_state('maps', query_key)
+    return x + attention.attend(query_key, x)
+
+  def network(x):
+    one = hk.remat(layer) if remat else layer
+    if loop:
+      stack = hk.layer_stack(2, with_per_layer_inputs=True)
+      return stack(lambda x, w: (one(x, w), None))(x, jnp.asarray(windows))[0]
+    return one(x, jnp.int32(windows[0]))
+
+  x = draw()[0]
+  net = hk.transform_with_state(network)
+  _, state = jax.jit(net.apply)({}, {}, None, x)
+  (found,), = (module.values() for module in state.values())
+  assert found.mask.causal
+  np.testing.assert_array_equal(found.mask.window,
+                                windows if loop else windows[0])
+
+
+def test_memory_grows_with_the_length_and_not_its_square():
+
+  def temporary(length):
+    shape = jax.ShapeDtypeStruct((1, length, 2, 8), jnp.float32)
+    total = lambda *x: jnp.sum(in_blocks(None)(*x))
+    compiled = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(
+        shape, shape, shape).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  assert temporary(8192) < 2.5 * temporary(4096)

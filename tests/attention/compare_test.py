@@ -1,0 +1,233 @@
+"""Tests of losses in blocks of maps, against maps that are whole."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import haikd
+from haikd import align
+from haikd import attention
+from haikd import base
+from haikd import registry
+from haikd import visibility
+
+B, N, K = 3, 22, 4  # Of the masks in conftest.
+
+
+def draw(heads, groups=None, seed=0):
+  rng = np.random.default_rng(seed)
+  shapes = ((heads, K), (groups or heads, K))
+  return tuple(jnp.asarray(rng.normal(size=(B, N, *x)), jnp.float32)
+               for x in shapes)
+
+
+def pooled(maps, heads):
+  """Averages neighbouring heads by area, one output after the other."""
+  size = maps.shape[1] / heads
+  outputs = []
+  for i in range(heads):
+    shares = [max(0, min(h + 1, (i + 1) * size) - max(h, i * size)) / size
+              for h in range(maps.shape[1])]
+    outputs.append(sum(w * maps[:, h] for h, w in enumerate(shares)))
+  return jnp.stack(outputs, axis=1)
+
+
+def cosines(student, teacher, real):
+  """Sums 1 - cos over the rows of real queries that look at a key."""
+  keep = real[:, None, :, None] & real[:, None, None]
+  student, teacher = student * keep, teacher * keep
+  squares = (student**2).sum(-1) * (teacher**2).sum(-1)
+  cosine = (student * teacher).sum(-1) / jnp.sqrt(
+      jnp.where(squares > 0, squares, 1))
+  total = ((1 - cosine) * (squares > 0)).sum()
+  return total, real.sum() * student.shape[1]
+
+
+def absolute(student, teacher, real):
+  keep = real[:, None, :, None] & real[:, None, None]
+  total = (jnp.abs(student - teacher) * keep).sum()
+  return total, real.sum() * student.shape[1] * student.shape[3]
+
+
+def in_blocks(loss, student, teachers, masks, real, heads):
+  """Evaluates a loss as the objective does: what is lazy is aligned first."""
+  looks, teacher_looks = masks
+
+  def run(student, teachers):
+    sides = [(base.QueryKey(*student, looks),),
+             tuple(base.QueryKey(*x, teacher_looks) for x in teachers)]
+    sides = [attention.MeanMaps(x, x[0].query.shape[2]) for x in sides]
+    pair = align.pool(*sides, mask=jnp.asarray(real), on='attention')
+    assert pair.student.heads == heads
+    result = loss(pair.student, pair.teacher, mask=pair.mask)
+    return result.total, result.count
+
+  return jax.jit(jax.value_and_grad(run, (0, 1), has_aux=True))(
+      student, teachers)
+
+
+def whole(masks, loss, student, teachers, looks, real, heads):
+  looks, teacher_looks = looks
+
+  def run(student, teachers):
+    maps = sum(masks.by_hand(*x, teacher_looks) for x in teachers)
+    return loss(pooled(masks.by_hand(*student, looks), heads),
+                pooled(maps / len(teachers), heads), real)
+
+  return jax.jit(jax.value_and_grad(run, (0, 1), has_aux=True))(
+      student, teachers)
+
+
+def assert_close(left, right, rtol=1e-5, atol=1e-5):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol, atol), left,
+               right)
+
+
+def check(masks, names, heads, loss=None, by_hand=cosines, count=1,
+          groups=None):
+  (mask, real, looks), (teacher_mask, _, teacher_looks) = (
+      masks.MASKS[x] for x in names)
+  real = np.ones((B, N), bool) if real is None else real
+  student = draw(heads[0], groups)
+  teachers = tuple(draw(heads[1], seed=1 + i) for i in range(count))
+  arguments = student, teachers
+  found = in_blocks(loss or haikd.losses.attention_transfer, *arguments,
+                    (mask, teacher_mask), real, min(heads))
+  assert_close(found, whole(masks, by_hand, *arguments, (looks, teacher_looks),
+                            real, min(heads)))
+
+
+@pytest.mark.parametrize('names, heads', (
+    (('causal', 'causal'), (2, 4)),
+    (('left', 'left'), (4, 6)),
+    (('right', 'right'), (6, 4)),
+    (('both_ways', 'both_ways'), (2, 2)),
+    (('window', 'right'), (2, 2)),
+    (('window', 'window'), (2, 2)),
+    (('segments', 'segments'), (2, 4)),
+    (('none', 'keys_array'), (2, 2)),
+    (('array', 'shared_array'), (4, 4)),
+))
+def test_blocks_give_what_whole_maps_give(names, heads, small_blocks, masks):
+  check(masks, names, heads)
+
+
+def test_maps_that_make_one_block_need_no_loop(masks):
+  check(masks, ('right', 'right'), (2, 4))
+
+
+def test_key_heads_serve_their_query_heads(small_blocks, masks):
+  check(masks, ('causal', 'causal'), (4, 4), groups=2)
+
+
+def test_several_teacher_layers_are_averaged(small_blocks, masks):
+  check(masks, ('right', 'right'), (2, 4), count=2)
+
+
+def test_loss_of_a_plugin_comes_in_blocks(small_blocks, masks):
+  shapes = []
+  with registry.losses.temporary():
+
+    @haikd.register_loss(on='attention', additive=True)
+    def absolute_maps(student, teacher, *, mask, factor=1.0):
+      shapes.append(student.shape)
+      error = factor * jnp.abs(student - teacher)
+      return haikd.masked_mean(jnp.swapaxes(error, 1, 2), mask)
+
+  check(masks, ('right', 'right'), (2, 4), absolute_maps, absolute)
+  # The last is of the count, which takes the maps' shape and no values.
+  assert {x[2] for x in shapes[:-1]} == {4} and shapes[-1] == (B, 2, N, N)
+
+
+def test_loss_that_is_not_additive_gets_whole_maps(small_blocks):
+  shapes = []
+  with registry.losses.temporary():
+
+    @haikd.register_loss(on='attention')
+    def anything(student, teacher, *, mask):
+      shapes.append(student.shape)
+      return haikd.masked_mean(jnp.swapaxes(student - teacher, 1, 2), mask)
+
+  query_key = base.QueryKey(*draw(2))
+  anything(query_key, query_key, mask=jnp.ones((B, N), bool))
+  assert shapes == [(B, 2, N, N)]
+
+
+@pytest.mark.parametrize('content', (np.nan, np.inf, 1e4))
+@pytest.mark.parametrize('name', ('right', 'left', 'none'))
+def test_padding_reaches_nothing(name, content, small_blocks, masks):
+  real = jnp.asarray(masks.LEFT if name == 'left' else masks.RIGHT)
+  mask = masks.MASKS[name][0]
+
+  @jax.jit
+  @jax.value_and_grad
+  def loss(student, teacher):
+    student, teacher = (base.QueryKey(*x, mask) for x in (student, teacher))
+    return haikd.losses.attention_transfer(student, teacher, mask=real).total
+
+  def fill(pair, content):
+    return tuple(jnp.where(real[..., None, None], x, content) for x in pair)
+
+  sides = draw(2), draw(2, seed=1)
+  found = loss(*(fill(x, content) for x in sides))
+  expected = loss(*(fill(x, 0.0) for x in sides))
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+  assert np.isfinite(found[0]) and found[1][0].any()
+
+
+def test_mask_of_examples_counts_all_their_queries(small_blocks):
+  student, teacher = (base.QueryKey(*draw(2, seed=i)) for i in range(2))
+  loss = haikd.losses.attention_transfer
+  found = loss(student, teacher, mask=jnp.array([True, False, True]))
+  keep = jnp.array([0, 2])
+  expected = loss(*(x.materialise()[keep] for x in (student, teacher)),
+                  mask=jnp.ones(2, bool))
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_gradient_of_half_precision_is_made_in_float32(small_blocks):
+  halves = [jax.tree.map(lambda x: x.astype(jnp.bfloat16), draw(2, seed=i))
+            for i in range(2)]
+  real = jnp.ones((B, N), bool)
+  loss = lambda student, teacher: haikd.losses.attention_transfer(
+      base.QueryKey(*student), base.QueryKey(*teacher), mask=real).total
+  found = jax.jit(jax.value_and_grad(loss))(*halves)
+  assert found[1][0].dtype == jnp.bfloat16
+  singles = jax.tree.map(lambda x: x.astype(jnp.float32), halves)
+  expected = jax.jit(jax.value_and_grad(loss))(*singles)
+  assert_close(jax.tree.map(np.float32, found), expected, 0.02, 0.02)
+
+
+def test_on_eight_devices(small_blocks, masks):
+  mesh = jax.make_mesh((8,), ('fsdp',),
+                       axis_types=(jax.sharding.AxisType.Auto,))
+  real = jnp.asarray(
+      np.concatenate([masks.RIGHT, masks.LEFT, masks.RIGHT[:2]]))
+  wide = lambda pair: tuple(jnp.concatenate([x, x, x[:2]]) for x in pair)
+  student, teacher = wide(draw(2)), wide(draw(4, seed=1))
+
+  def total(student, teacher, real):
+    mask = visibility.AttentionMask(real, causal=True)
+    sides = (attention.MeanMaps((base.QueryKey(*x, mask),), 2)
+             for x in (student, teacher))
+    return haikd.losses.attention_transfer(*sides, mask=real).total
+
+  def local(*arguments):
+    value, gradient = jax.value_and_grad(total)(*arguments)
+    return jax.lax.psum(value, 'fsdp'), gradient
+
+  P = jax.sharding.PartitionSpec
+  sharded = jax.shard_map(local, mesh=mesh, in_specs=(P('fsdp'),) * 3,
+                          out_specs=(P(), P('fsdp')))
+  arguments = student, teacher, real
+  assert_close(jax.jit(sharded)(*arguments),
+               jax.jit(jax.value_and_grad(total))(*arguments))
+
+
+def test_nothing_is_computed_again_when_the_gradient_comes_back(small_blocks):
+  real = jnp.ones((B, N), bool)
+  loss = lambda student: haikd.losses.attention_transfer(
+      base.QueryKey(*student), base.QueryKey(*draw(2, seed=1)), mask=real).total
+  _, pull = jax.vjp(loss, draw(2))
+  assert 'dot_general' not in str(jax.make_jaxpr(pull)(jnp.float32(1)))

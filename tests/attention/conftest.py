@@ -1,0 +1,67 @@
+"""Masks, each told by rules and once more written out by hand."""
+
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from haikd import visibility
+from haikd.attention import blocks
+
+B, H, N = 3, 4, 22
+LENGTHS = np.array([N, 5, 14])
+RIGHT = np.arange(N) < LENGTHS[:, None]  # Where a position is real.
+LEFT = RIGHT[:, ::-1]
+SEGMENTS = np.where(RIGHT, 1 + np.arange(N) // 6, 0)
+BEHIND = np.arange(N)[:, None] - np.arange(N)  # Of a key, from its query.
+DRAWN = np.random.default_rng(5).random((B, H, N, N)) < 0.3
+
+
+def rules(real=None, segments=None, **options):
+  arrays = (x if x is None else jnp.asarray(x) for x in (real, segments))
+  return visibility.AttentionMask(*arrays, **options)
+
+
+# By name: the mask, where positions are real, and what it is as an array.
+MASKS = dict(
+    none=(None, None, np.ones((N, N), bool)),
+    causal=(rules(causal=True), None, BEHIND >= 0),
+    right=(rules(RIGHT, causal=True), RIGHT,
+           RIGHT[:, None, None] & (BEHIND >= 0)),
+    left=(rules(LEFT, causal=True), LEFT, LEFT[:, None, None] & (BEHIND >= 0)),
+    both_ways=(rules(RIGHT), RIGHT, RIGHT[:, None, None]),
+    window=(rules(RIGHT, causal=True, window=3), RIGHT,
+            RIGHT[:, None, None] & (BEHIND >= 0) & (BEHIND < 3)),
+    traced_window=(rules(causal=True, window=jnp.int32(3)), None,
+                   (BEHIND >= 0) & (BEHIND < 3)),
+    segments=(rules(RIGHT, SEGMENTS, causal=True), RIGHT,
+              RIGHT[:, None, None] & (BEHIND >= 0) &
+              (SEGMENTS[:, None, :, None] == SEGMENTS[:, None, None])),
+    keys_array=(jnp.asarray(RIGHT[:, None, None]), None, RIGHT[:, None, None]),
+    array=(jnp.asarray(DRAWN), None, DRAWN),
+    shared_array=(jnp.asarray(DRAWN[0, 0]), None, DRAWN[0, 0]),
+)
+
+
+def by_hand(query, key, looks):
+  """Returns whole maps, `[B, H, N, M]`; rows without a key are 0."""
+  key = jnp.repeat(key, query.shape[2] // key.shape[2], axis=2)
+  scores = jnp.einsum('bnhk,bmhk->bhnm', query, key)
+  weights = jnp.exp(scores) * looks
+  total = weights.sum(-1, keepdims=True)
+  return weights / jnp.where(total > 0, total, 1)
+
+
+@pytest.fixture
+def masks():
+  """Gives what stands here to the tests."""
+  return sys.modules[__name__]
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+  """Cuts even small maps into blocks: of one example and 4 rows."""
+  monkeypatch.setattr(blocks, '_ROWS', 4)
+  monkeypatch.setattr(blocks, '_BYTES', dict(cpu=1))
+  monkeypatch.setattr(blocks, '_BYTES_ELSEWHERE', 1)
