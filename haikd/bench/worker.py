@@ -13,6 +13,9 @@ import resource
 import sys
 import time
 
+# Just below what glibc's malloc asks the system for anew at each call.
+_LARGEST_KEPT = 2**25 - 2**13
+
 
 def main() -> None:
   """Answers until the input ends, or an error does."""
@@ -33,6 +36,9 @@ def _serve(answer):
   order = json.loads(sys.stdin.readline())
   if order['cores']:
     os.sched_setaffinity(0, order['cores'])
+  # From the first free of so large a block on, malloc keeps others. Whether a
+  # side happens to have freed one would make small steps 1.4 times as fast.
+  bytearray(_LARGEST_KEPT)
   import jax  # Counts the cores that it may use.
   jax.config.update('jax_enable_compilation_cache', False)
   sys.path.insert(0, order['path'])
