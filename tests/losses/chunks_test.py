@@ -300,3 +300,42 @@ def test_float16_keeps_what_a_peaked_softmax_leaves_of_most_classes():
   wanted = np.asarray(jax.grad(by_hand)(*wide, mask, labels).kernel)
   error = np.median(np.abs(got - wanted) / np.abs(wanted))
   assert error < 2e-3  # 2^-11 from rounding, in a few places.
+
+
+def test_devices_that_agree_may_visit_chunks_beyond_the_last():
+  student, teacher, labels = make()
+  mask = mask_of('right')
+  sizes = SIZES._replace(agree=lambda number: number + 3)
+  cut = cutting.Cut(student, mask, sizes)
+  # 77 positions that count are 5 chunks of 16; 150 are never more than 10.
+  assert cut.loop(lambda _, visited: visited + 1, 0) == 8
+  assert_close(
+      jax.value_and_grad(in_chunks)(student, teacher, mask, labels, sizes),
+      jax.value_and_grad(by_hand)(student, teacher, mask, labels))
+
+
+def test_mask_of_examples_keeps_all_their_positions():
+  student, teacher, labels = make()
+  examples = jnp.array([True, False, True])
+  mask = jnp.broadcast_to(examples[:, None], (B, N))
+  assert_close(
+      in_chunks(student, teacher, examples, labels),
+      by_hand(student, teacher, mask, labels))
+
+
+def test_whole_logits_of_a_teacher_have_their_gradient():
+  student, teacher, labels = make()
+  mask = mask_of('right')
+  whole = teacher.materialise()
+  got = jax.grad(in_chunks, 1)(student, whole, mask, labels)
+  p, q = (jax.nn.softmax(x.materialise() / T) for x in (teacher, student))
+  ratio = jnp.log(p / q)
+  # T^2 dKL/dt = T p (log p/q - KL).
+  wanted = WEIGHTS[0] * T * p * (
+      ratio - jnp.sum(p * ratio, -1, keepdims=True))
+  assert_close(got, jnp.where(mask[..., None], wanted, 0.0))
+
+
+def test_platform_decides_the_size_of_chunks():
+  assert cutting.Sizes(platform='tpu').rows(10**6, 8192) == 2**28 // 4 // 8192
+  assert cutting.Sizes(platform='cpu').rows(10**6, 8192) == 256

@@ -1,0 +1,119 @@
+"""Cases in which a block could go wrong unseen: rules, sizes, weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import haikd
+from haikd import attention
+from haikd import base
+from haikd import visibility
+from haikd.attention import blocks
+
+N = 22
+BEHIND = np.arange(N)[:, None] - np.arange(N)
+EVERYWHERE = np.ones((N, N), bool)
+
+
+def make(seed, batch=1, size=1.0):
+  """Returns queries and keys."""
+  rng = np.random.default_rng(seed)
+  return tuple(
+      jnp.asarray(size * rng.normal(size=(batch, N, 2, 4)), jnp.float32)
+      for _ in range(2))
+
+
+def maps_by_hand(query, key, looks):
+  scores = jnp.einsum('bnhk,bmhk->bhnm', query, key)
+  return jax.nn.softmax(jnp.where(looks, scores, -jnp.inf))
+
+
+def outputs_by_hand(query, key, value, looks):
+  maps = maps_by_hand(query, key, looks)
+  return jnp.einsum('bhnm,bmhe->bnhe', maps, value)
+
+
+def rule(**options):
+  return visibility.AttentionMask(None, None, **options)
+
+
+def looks_of(window=N):
+  return (BEHIND >= 0) & (BEHIND < window)
+
+
+def squares(student, teacher, *, mask):
+  values = jnp.square(student - teacher)
+  return haikd.masked_mean(jnp.swapaxes(values, 1, 2), mask)
+
+
+def assert_close(got, wanted):
+  jax.tree.map(
+      lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), got,
+      wanted)
+
+
+@pytest.mark.parametrize('rules, looks, weight', [
+    ((dict(causal=True),) * 2, (looks_of(),) * 2, 3.0),
+    ((dict(causal=True, window=2), dict(causal=True, window=6)),
+     (looks_of(2), looks_of(6)), 1.0),
+    ((dict(causal=True), dict(causal=False)), (looks_of(), EVERYWHERE), 1.0),
+], ids=['weight', 'windows', 'causal and not'])
+def test_sides_that_look_differently(small_blocks, rules, looks, weight):
+  student, teacher = make(0), make(1)
+
+  def ours(student, teacher):
+    sides = (
+        attention.MeanMaps((base.QueryKey(*side, rule(**options)),), 2)
+        for side, options in zip((student, teacher), rules))
+    mask = jnp.ones((1, N), bool)
+    return weight * attention.compare(squares, *sides, mask).total
+
+  def by_hand(*sides):
+    one, other = (maps_by_hand(*x, y) for x, y in zip(sides, looks))
+    return weight * jnp.sum(jnp.square(one - other))
+
+  got, wanted = (
+      jax.value_and_grad(function, (0, 1))(student, teacher)
+      for function in (ours, by_hand))
+  assert_close(got, wanted)
+
+
+def test_window_that_ends_right_behind_a_block(small_blocks):
+  query, key = make(0)
+  got = attention.attend(
+      base.QueryKey(query, key, rule(causal=True, window=6)), key)
+  assert_close(got, outputs_by_hand(query, key, key, looks_of(6)))
+
+
+def test_large_scores_do_not_overflow():
+  query, key = make(0, size=30.0)
+  got = attention.attend(base.QueryKey(query, key, None), key)
+  assert_close(got, outputs_by_hand(query, key, key, EVERYWHERE))
+
+
+def test_block_may_hold_two_of_four_examples(monkeypatch):
+  monkeypatch.setattr(blocks, '_ROWS', 4)
+  monkeypatch.setattr(blocks, '_BYTES', dict(cpu=2 * 4 * 2 * N * 4))
+  cut = blocks.cut(4, 2, N, N, causal=True, window=None, rows_of_loop=512)
+  assert cut.examples == 2
+  (query, key), (value, _) = make(0, batch=4), make(2, batch=4)
+
+  def ours(query, key, value):
+    maps = base.QueryKey(query, key, rule(causal=True))
+    return jnp.sum(attention.attend(maps, value)**2)
+
+  def by_hand(*arrays):
+    return jnp.sum(outputs_by_hand(*arrays, looks_of())**2)
+
+  got, wanted = (
+      jax.value_and_grad(function, (0, 1, 2))(query, key, value)
+      for function in (ours, by_hand))
+  assert_close(got, wanted)
+
+
+def test_block_of_padding_is_left_out(small_blocks):
+  query, key = make(0)
+  real = jnp.asarray(np.arange(N) < 5)[None]
+  mask = visibility.AttentionMask(real, None, causal=True)
+  assert not attention.attend(base.QueryKey(query, key, mask), key)[:, 8:].any()
