@@ -140,6 +140,21 @@ def test_on_eight_devices_with_heads_split_by_the_compiler(
   assert_close((outputs[real], gradients), (expected[real], by_hand))
 
 
+def test_keys_may_be_the_same_on_all_devices(masks):
+  mesh = jax.make_mesh((8,), ('fsdp',),
+                       axis_types=(jax.sharding.AxisType.Auto,))
+  P = jax.sharding.PartitionSpec
+  query, key, value, weights = draw(batch=8)
+  one = key[:1], value[:1]
+  sharded = jax.shard_map(
+      in_blocks(None), mesh=mesh, in_specs=(P('fsdp'), P(), P()),
+      out_specs=P('fsdp'))
+  repeated = lambda query, *others: whole(masks, np.ones((N, N), bool))(
+      query, *(jnp.repeat(x, 8, axis=0) for x in others))
+  assert_close(results(sharded, (query, *one), weights),
+               results(repeated, (query, *one), weights))
+
+
 @pytest.mark.parametrize('loop', (False, True))
 @pytest.mark.parametrize('remat', (False, True))
 def test_mask_is_carried_out_of_haiku_loops(loop, remat, masks):

@@ -155,8 +155,13 @@ def test_loss_that_is_not_additive_gets_whole_maps(small_blocks):
 
 
 @pytest.mark.parametrize('content', (np.nan, np.inf, 1e4))
-@pytest.mark.parametrize('name', ('right', 'left', 'none'))
-def test_padding_reaches_nothing(name, content, small_blocks, masks):
+@pytest.mark.parametrize('name, aligned', (
+    ('right', False),
+    ('right', True),
+    ('left', True),
+    ('none', False),  # Once aligned, only the network's own mask is known.
+))
+def test_padding_reaches_nothing(name, aligned, content, small_blocks, masks):
   real = jnp.asarray(masks.LEFT if name == 'left' else masks.RIGHT)
   mask = masks.MASKS[name][0]
 
@@ -164,6 +169,9 @@ def test_padding_reaches_nothing(name, content, small_blocks, masks):
   @jax.value_and_grad
   def loss(student, teacher):
     student, teacher = (base.QueryKey(*x, mask) for x in (student, teacher))
+    if aligned:
+      student, teacher = (
+          attention.MeanMaps((x,), 2) for x in (student, teacher))
     return haikd.losses.attention_transfer(student, teacher, mask=real).total
 
   def fill(pair, content):
