@@ -88,16 +88,10 @@ def build_eval_step(network: network_lib.Network,
   sizes = sharding.chunk_sizes(mesh, chunk_bytes)
 
   def run(network, frozen, batch):
-    output, _ = network.apply(
-        frozen.params,
-        frozen.state,
-        None,
-        batch,
-        is_training=False,
-        gather=gather)
-    if isinstance(output.logits, base.LinearLogits):
-      return output.logits
-    return jax.tree.map(lambda x: x.astype(jnp.float32), output.logits)
+    logits = network.look_up(frozen, batch, gather).logits
+    if isinstance(logits, base.LinearLogits):
+      return logits
+    return jax.tree.map(lambda x: x.astype(jnp.float32), logits)
 
   def measure(own, frozen, batch):
     output = run(network, own, batch)

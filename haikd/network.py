@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 import contextlib
 import inspect
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 import haiku as hk
 import jax
@@ -52,6 +52,24 @@ class Network(NamedTuple):
   apply: Callable[..., tuple[Output, Any]]
   tensor: dict[str, Any]
   placement: tuple[str, ...]
+
+  def look_up(self, frozen: base.Frozen, batch: base.Batch,
+              gather: Optional[Callable] = None) -> Output:
+    """Returns what it gives when it is used and not trained.
+
+    Args:
+      frozen: its parameters and state.
+      batch: the batch.
+      gather: as for `apply`.
+    """
+    output, _ = self.apply(
+        frozen.params,
+        frozen.state,
+        None,
+        batch,
+        is_training=False,
+        gather=gather)
+    return output
 
 
 def build_network(config: config_lib.ConfigDict,

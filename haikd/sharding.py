@@ -13,6 +13,7 @@ import numpy as np
 from haikd import base
 from haikd import checks
 from haikd import placement
+from haikd import varying
 from haikd.losses import cutting
 
 T = TypeVar('T')
@@ -196,13 +197,7 @@ def vary(tree: T) -> T:
   Returns:
     The same values.
   """
-
-  def mark(x):
-    varying = jax.typeof(x).manual_axis_type.varying
-    axes = tuple(a for a in batch_axes() if a not in varying)
-    return lax.pcast(x, axes, to='varying') if axes else x
-
-  return jax.tree.map(mark, tree)
+  return varying.along(tree, batch_axes())
 
 
 def sum_over_batch(tree: T) -> T:
@@ -231,7 +226,7 @@ def sum_gradient(gradient: T, specs: base.ArrayTree) -> T:
 
 
 def agree_over_batch(tree: T) -> T:
-  """Brings network state to one value, inside `over_shards`.
+  """Brings arrays to one value on all shards, inside `over_shards`.
 
   Statistics that were computed per shard are averaged; of integers and PRNG
   keys, which are the same on all shards as a rule, the largest is taken.
@@ -271,10 +266,6 @@ def chunk_sizes(mesh: jax.sharding.Mesh,
     Sizes.
   """
 
-  def agree(number):
-    axes = batch_axes()
-    return lax.pmax(number, axes) if axes else number
-
   def split(array):
     # The compiler would not see by itself that a loop can keep it apart.
     if array.shape[-1] % tensor:
@@ -288,8 +279,8 @@ def chunk_sizes(mesh: jax.sharding.Mesh,
   if tensor == 1:
     return cutting.Sizes(chunk_bytes, platform)
   # Of each chunk a device holds but a part.
-  return cutting.Sizes(chunk_bytes and chunk_bytes * tensor, platform, agree,
-                       split)
+  return cutting.Sizes(chunk_bytes and chunk_bytes * tensor, platform,
+                       agree_over_batch, split)
 
 
 def gather_over_batch(tree: T) -> T:

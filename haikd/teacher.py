@@ -43,13 +43,7 @@ def look_up(teacher: Optional[network_lib.Network],
   on_logits = any(term.entry.on == terms_lib.LOGITS for term in terms)
 
   def run(frozen, batch):
-    output, _ = teacher.apply(
-        frozen.params,
-        frozen.state,
-        None,
-        batch,
-        is_training=False,
-        gather=gather)
+    output = teacher.look_up(frozen, batch, gather)
     taps = {
         kind: tuple(x if (kind, j) in looked_at else None
                     for j, x in enumerate(values))

@@ -1,5 +1,6 @@
 """Which mesh axes an array differs along, where a device sees its own part."""
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -22,13 +23,24 @@ def alike(tree: T, *references: Any) -> T:
   Returns:
     The same values; outside of `jax.shard_map` the very same arrays.
   """
-  wanted = [
-      axis for leaf in jax.tree.leaves(references) for axis in _axes(leaf)
-  ]
+  leaves = jax.tree.leaves(references)
+  return along(tree, [axis for leaf in leaves for axis in _axes(leaf)])
+
+
+def along(tree: T, axes: Sequence[str]) -> T:
+  """Marks arrays as different along mesh axes.
+
+  Args:
+    tree: arrays.
+    axes: of the mesh; one along which an array differs already is no matter.
+
+  Returns:
+    The same values; without axes the very same arrays.
+  """
 
   def mark(x):
-    axes = tuple(dict.fromkeys(a for a in wanted if a not in _axes(x)))
-    return lax.pcast(x, axes, to='varying') if axes else x
+    missing = tuple(dict.fromkeys(a for a in axes if a not in _axes(x)))
+    return lax.pcast(x, missing, to='varying') if missing else x
 
   return jax.tree.map(mark, tree)
 
