@@ -99,6 +99,8 @@ class Objective(NamedTuple):
     student, teacher, net_state = self._outputs(params.student, net_state,
                                                 frozen, batch, rng, context,
                                                 is_training)
+    student, teacher = (
+        pairing.with_logits(x, batch) for x in (student, teacher))
     sums = {}
     for term in self.terms:
       pairs = self._pairs(term, student, teacher, batch)
@@ -139,6 +141,9 @@ class Objective(NamedTuple):
           jnp.stack([coefficients[term.name][0] for term in on_logits]),
           context)
       sums = {term.name: (x,) for term, x in zip(on_logits, found)}
+    else:
+      student, teacher = (
+          pairing.with_logits(x, batch) for x in (student, teacher))
     for term in others:
       lazy = term.lazy and term.entry.on != terms_lib.LOGITS
       pairs = self._pairs(term, student, teacher, batch, lazy=lazy)

@@ -74,6 +74,15 @@ def pairs(term: terms.Term, layers: Layers, student: network_lib.Output,
   return found
 
 
+def with_logits(output: Optional[network_lib.Output],
+                batch: base.Batch) -> Optional[network_lib.Output]:
+  """Returns an output whose logits, if any, are computed, once for all."""
+  if output is None or output.logits is None:
+    return output
+  mask = target_mask(batch, output.logits)
+  return output._replace(logits=masking.materialise(output.logits, mask))
+
+
 def target_mask(batch: base.Batch, logits: base.Output) -> jax.Array:
   """Returns where logits, or vectors, count: bool, their leading axes."""
   if isinstance(logits, base.Embedding):

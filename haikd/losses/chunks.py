@@ -12,7 +12,6 @@ import functools
 from typing import Any, Optional, Union
 
 import jax
-from jax import custom_derivatives
 from jax import lax
 import jax.numpy as jnp
 
@@ -149,11 +148,8 @@ def weighted(losses: Sequence[Callable[..., base.LossSum]],
     return result(sums), gradient
 
   def backward(gradient, cotangents):
-    factor = cotangents[0]
-    if isinstance(factor, custom_derivatives.SymbolicZero):
-      return (None,) * len(leaves)
     return tuple(
-        None if part is None else (factor * part).astype(x.dtype)
+        None if part is None else (cotangents[0] * part).astype(x.dtype)
         for x, part in zip(leaves, gradient))
 
   summed.defvjp(forward, backward, symbolic_zeros=True)

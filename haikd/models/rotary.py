@@ -5,6 +5,7 @@ import math
 from typing import Any, Optional
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
@@ -104,13 +105,19 @@ def angles(sequence: sequences.Sequence,
   positions = sequence.positions
   if isinstance(frequencies, np.ndarray):
     # Looked up, since computed rotations would be computed anew by every block,
-    # for every head: a twentieth of a training step on CPU. A place in a
-    # document is below N; any other has NaN rather than another's rotation.
-    turns = np.arange(positions.shape[1])[:, None] * frequencies
-    return tuple(
-        jnp.asarray(np.float32(growth * part)).at[positions].get(
-            mode='fill', fill_value=jnp.nan)
-        for part in (np.cos(turns), np.sin(turns)))
+    # for every head: a twentieth of a training step on CPU.
+    length = positions.shape[1]
+    turns = np.arange(length)[:, None] * frequencies
+    table = np.float32(growth * np.stack([np.cos(turns), np.sin(turns)]))
+    return lax.cond(
+        jnp.all((positions >= 0) & (positions < length)),
+        lambda: tuple(jnp.asarray(table)[:, positions]),
+        # As where documents go on from row to row, with positions of their own.
+        lambda: _rotations(positions, jnp.float32(frequencies), growth))
+  return _rotations(positions, frequencies, growth)
+
+
+def _rotations(positions, frequencies, growth):
   turns = positions[..., None] * frequencies
   return jnp.cos(turns) * growth, jnp.sin(turns) * growth
 

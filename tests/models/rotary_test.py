@@ -150,9 +150,12 @@ def test_rotations_are_those_of_each_place():
   np.testing.assert_allclose(sine[0], np.sin(turned), rtol=1e-6)
 
 
-def test_a_place_beyond_the_row_is_not_taken_for_another():
+@pytest.mark.parametrize('positions', [(1, 2, 3), (-1, 0, 1), (0, 1, 9000)])
+def test_places_beyond_the_row_have_their_own_rotation(positions):
   rows = sequences.read(
       'test', dict(tokens=np.zeros((1, 3), int),
-                   positions=np.array([[1, 2, 3]])), None)
-  cosine, _ = rotary.angles(rows, 4, 100.0)
-  assert np.isnan(cosine).any(axis=-1).tolist() == [[False, False, True]]
+                   positions=np.array([positions])), None)
+  for found, function in zip(rotary.angles(rows, 4, 100.0), (np.cos, np.sin)):
+    turned = np.outer(positions, [1, 0.1])
+    # Of 9000 radians float32 knows 1e-3.
+    np.testing.assert_allclose(found[0], function(turned), atol=1e-3)
