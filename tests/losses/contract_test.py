@@ -11,6 +11,7 @@ import pytest
 
 import haikd
 from haikd import registry
+from haikd.attention import blocks
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 BATCH = 4
@@ -293,3 +294,46 @@ def test_integers_are_refused(entry):
         teacher,
         mask=jnp.ones(shape_of(entry, 'mask'), bool),
         **options)
+
+
+ADDITIVE = [name for name in WITH_EXAMPLE if LOSSES[name].additive]
+
+
+@pytest.mark.parametrize(
+    'name', [x for x in ADDITIVE if LOSSES[x].on != 'attention'])
+def test_additive_loss_is_the_sum_of_its_positions_told_alone(name):
+  entry = LOSSES[name]
+  inputs = make_inputs(entry)
+  for mask in make_masks(entry):
+    whole = evaluate(entry, eager, inputs, mask)[:2]
+    rows = [x if x is None else x.reshape(mask.size, 1, *x.shape[mask.ndim:])
+            for x in inputs]
+    alone = [
+        evaluate(entry, eager, [x if x is None else x[i] for x in rows],
+                 mask.reshape(-1, 1)[i])[:2] for i in range(mask.size)]
+    assert_close(whole, tuple(map(sum, zip(*alone))))
+
+
+@pytest.mark.parametrize(
+    'name', [x for x in ADDITIVE if LOSSES[x].on == 'attention'])
+def test_additive_loss_on_maps_is_the_same_block_by_block(name, monkeypatch):
+  # Of 4 rows; a block then lacks the keys that none of its queries looks at.
+  monkeypatch.setattr(blocks, '_ROWS', 4)
+  monkeypatch.setattr(blocks, '_BYTES', dict(cpu=1))
+  length, rng = 22, np.random.default_rng(0)
+  causal = haikd.AttentionMask(None, None, causal=True)
+  draw = lambda: jnp.asarray(rng.normal(size=(2, length, 4, 3)), jnp.float32)
+  student, teacher = (haikd.QueryKey(draw(), draw(), causal) for _ in range(2))
+  mask = jnp.arange(length) < jnp.array([[length], [5]])
+  loss = LOSSES[name].function
+
+  def total(student, materialise):
+    sides = (x.materialise() if materialise else x for x in (student, teacher))
+    result = loss(*sides, mask=mask)
+    return result.total, result.count
+
+  blockwise, whole = (
+      jax.value_and_grad(total, has_aux=True, allow_int=True)(student, x)
+      for x in (False, True))
+  assert_close(blockwise[0], whole[0])
+  assert_close(blockwise[1][:2], whole[1][:2])
