@@ -102,6 +102,11 @@ def weighted(losses: Sequence[Callable[..., base.LossSum]],
   leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, sides))
   lies_in_rows = jax.tree.leaves(tuple(map(_lies_in_rows, sides)))
 
+  def call(*logits, rows):
+    mask, labels = rows
+    sums = tuple(loss(*logits, mask=mask, labels=labels) for loss in losses)
+    return sum(c * x.total for c, x in zip(coefficients, sums)), sums
+
   def run(leaves, wanted):
     """Returns the sums, and the gradient of the leaves that are wanted."""
     sides = structure.unflatten(leaves)
@@ -113,14 +118,9 @@ def weighted(losses: Sequence[Callable[..., base.LossSum]],
       sums, gradient = carry
       chunk = cut.chunk(number)
 
-      def call(*logits):
-        new = tuple(
-            loss(*logits, mask=chunk.keep, labels=chunk.of(labels))
-            for loss in losses)
-        return sum(c * x.total for c, x in zip(coefficients, new)), new
-
-      new, parts = _differentiate(call, tuple(map(chunk.of, sides)),
-                                  structure.unflatten(wanted), sizes.split)
+      new, parts = _differentiate(
+          call, tuple(map(chunk.of, sides)), (chunk.keep, chunk.of(labels)),
+          structure.unflatten(wanted), sizes)
       for i, part in enumerate(jax.tree.leaves(parts)):
         if wanted[i] and lies_in_rows[i]:
           gradient[i] = gradient[i].at[chunk.index].set(
@@ -164,50 +164,85 @@ def _lies_in_rows(side: Side) -> Any:
   return jax.tree.map(lambda _: True, side)
 
 
-def _differentiate(function: Callable, sides: tuple[Side, Side],
-                   wanted: Any, split: Callable) -> tuple[Any, tuple[Any, Any]]:
-  """Calls `(student, teacher) -> (value, sums)` on the logits of a chunk.
+def _differentiate(function: Callable, sides: tuple[Side, Side], rows: Any,
+                   wanted: Any,
+                   sizes: cutting.Sizes) -> tuple[Any, tuple[Any, Any]]:
+  """Calls `(student, teacher, rows) -> (value, sums)` on a chunk's logits.
 
   Returns:
     The sums, and what is like the sides: the gradient of the value where any
     of a side is wanted, and the side itself elsewhere.
   """
-  starts = tuple(_start(side, split) for side in sides)
+  products = tuple(_products(side, sizes.split) for side in sides)
+  rests = tuple(_rest(side) for side in sides)
   moves = [any(jax.tree.leaves(want)) for want in wanted]
+  pick = lambda values: tuple(x if move else None
+                              for x, move in zip(values, moves))
 
-  def of_moving(*moving):
-    return function(*(
-        _finish(side, new if move else start)
-        for side, new, start, move in zip(sides, moving, starts, moves)))
+  def group(part):
+    """Differentiates with respect to the products and rests that move."""
+    products, rows = part
 
-  moving = (start if move else None for start, move in zip(starts, moves))
-  value, pullback, sums = jax.vjp(of_moving, *moving, has_aux=True)
-  changes = pullback(jnp.ones_like(value))
+    def of_moving(*moving):
+      logits = (
+          (rest if new is None else new[1]).finish(
+              product if new is None else new[0])
+          for product, rest, new in zip(products, rests, moving))
+      return function(*logits, rows=rows)
+
+    moving = pick(tuple(zip(products, rests)))
+    value, pullback, sums = jax.vjp(of_moving, *moving, has_aux=True)
+    changes = pullback(jnp.ones_like(value))
+    of_products, of_rests = (
+        tuple(None if x is None else x[i] for x in changes) for i in range(2))
+    return (sums, of_rests), of_products
+
+  (sums, of_rests), of_products = _in_groups(
+      group, (products, rows), sizes.groups(*products[0].shape))
   return sums, tuple(
-      _back(side, change) if move else side
-      for side, change, move in zip(sides, changes, moves))
+      _back(side, product, rest) if move else side
+      for side, product, rest, move in zip(sides, of_products, of_rests, moves))
 
 
-def _start(side, split):
-  """Returns the products that logits are made of, and what else there is."""
+def _in_groups(function: Callable, parts: Any, number: int) -> tuple[Any, Any]:
+  """Calls `rows -> (sums, results)` on groups of the rows of a chunk.
+
+  Returns:
+    What it returns of all rows.
+  """
+  if number == 1:
+    return function(parts)
+  parts = jax.tree.map(lambda x: x.reshape(number, -1, *x.shape[1:]), parts)
+
+  def more(sums, part):
+    new, results = function(part)
+    return jax.tree.map(jnp.add, sums, new), results
+
+  first = jax.tree.map(lambda x: x[0], parts)
+  like, _ = jax.eval_shape(function, first)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+  sums, results = lax.scan(more, varying.alike(zeros, parts), parts)
+  return sums, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
+
+
+def _products(side, split):
+  """Returns what logits are made of, `[R, V]`: products, or themselves."""
   if isinstance(side, base.LinearLogits):
-    return split(side.products()), side._replace(hidden=None, kernel=None)
+    return split(side.products())
   return side
 
 
-def _finish(side, start):
-  """Returns logits, of what `_start` returned."""
+def _rest(side):
+  """Returns what makes logits of `_products`."""
   if isinstance(side, base.LinearLogits):
-    products, rest = start
-    return rest.finish(products)
-  return start
+    return side._replace(hidden=None, kernel=None)
+  return base.LinearLogits(None, None)
 
 
-def _back(side, change):
-  """Returns the gradient of a side, float32, of that of its start."""
+def _back(side, products, rest):
+  """Returns the gradient of a side, float32, of those of its parts."""
   if not isinstance(side, base.LinearLogits):
-    return change
-  products, rest = change
+    return products
   dtype, unit = jnp.result_type(side.hidden, side.kernel), 1.0
   if dtype == jnp.float16:
     # Its numbers begin at 6e-8 and end at 65504; the loss scale, which keeps

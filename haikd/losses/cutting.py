@@ -15,6 +15,7 @@ from haikd import masking
 # Of float32 logits in a chunk. A CPU is fastest where they stay in its cache,
 # others where the products are large.
 _BYTES_ON_CPU, _BYTES = 2**23, 2**28
+_GROUP_NUMBERS = 2**18  # Of logits, in a group of rows; on CPU.
 _WHERE = 'losses.chunks'
 _FEWEST_ROWS = 128  # Below, adding to the kernel's gradient takes longest.
 
@@ -38,12 +39,27 @@ class Sizes(NamedTuple):
 
   def rows(self, positions: int, classes: int) -> int:
     """Returns how many positions there are in a chunk."""
-    on_cpu = (self.platform or jax.default_backend()) == 'cpu'
-    wanted = self.chunk_bytes or (_BYTES_ON_CPU if on_cpu else _BYTES)
+    wanted = self.chunk_bytes or (
+        _BYTES_ON_CPU if self._is_on_cpu() else _BYTES)
     rows = wanted // (4 * classes)
     if self.chunk_bytes is None:
       rows = max(rows // _FEWEST_ROWS, 1) * _FEWEST_ROWS
     return max(min(rows, positions), 1)
+
+  def groups(self, rows: int, classes: int) -> int:
+    """Returns in how many groups to go through the logits of a chunk.
+
+    Only on CPU in more than one: what is computed of a group, some ten arrays
+    like its logits, then stays in the cache of a core.
+    """
+    if not self._is_on_cpu():
+      return 1
+    return next(n for n in range(1, rows + 1)
+                if rows % n == 0 and (rows // n * classes <= _GROUP_NUMBERS or
+                                      n == rows))
+
+  def _is_on_cpu(self):
+    return (self.platform or jax.default_backend()) == 'cpu'
 
 
 class Chunk(NamedTuple):

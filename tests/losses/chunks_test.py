@@ -340,3 +340,16 @@ def test_whole_logits_of_a_teacher_have_their_gradient():
 def test_platform_decides_the_size_of_chunks():
   assert cutting.Sizes(platform='tpu').rows(10**6, 8192) == 2**28 // 4 // 8192
   assert cutting.Sizes(platform='cpu').rows(10**6, 8192) == 256
+
+
+@pytest.mark.parametrize('options', [
+    {}, dict(bias=True, scale=1.5, soft_cap=3.0)])
+def test_groups_of_a_chunk_add_up(options, monkeypatch):
+  monkeypatch.setattr(cutting, '_GROUP_NUMBERS', 4 * V)
+  assert SIZES.groups(16, V) == 4
+  student, teacher, labels = make(**options)
+  mask = mask_of('right')
+  got, wanted = (
+      jax.value_and_grad(function, (0, 1))(student, teacher, mask, labels)
+      for function in (in_chunks, by_hand))
+  assert_close(got, wanted)
