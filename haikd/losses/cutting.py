@@ -17,7 +17,9 @@ from haikd import masking
 _BYTES_ON_CPU, _BYTES = 2**23, 2**28
 _GROUP_NUMBERS = 2**18  # Of logits, in a group of rows; on CPU.
 _WHERE = 'losses.chunks'
-_FEWEST_ROWS = 128  # Below, adding to the kernel's gradient takes longest.
+# Below, adding to the kernel's gradient takes longest; of the largest
+# vocabularies three quarters of it have to do.
+_FEWEST_ROWS, _FEWEST_OF_LARGEST, _LARGEST = 128, 96, 2**17
 
 
 class Sizes(NamedTuple):
@@ -43,7 +45,8 @@ class Sizes(NamedTuple):
         _BYTES_ON_CPU if self._is_on_cpu() else _BYTES)
     rows = wanted // (4 * classes)
     if self.chunk_bytes is None:
-      rows = max(rows // _FEWEST_ROWS, 1) * _FEWEST_ROWS
+      fewest = _FEWEST_OF_LARGEST if classes > _LARGEST else _FEWEST_ROWS
+      rows = max(rows // fewest, 1) * fewest
     return max(min(rows, positions), 1)
 
   def groups(self, rows: int, classes: int) -> int:

@@ -260,7 +260,8 @@ def test_plugin_sees_chunks_if_it_is_additive(additive):
         student, teacher, mask=jnp.arange(2048) < jnp.array([[2048], [100]]))
   assert (total, count) == (4 * 2148 * 4096, 2148 * 4096)
   rows = {shape[0] * (shape[1] if len(shape) == 3 else 1) for shape in sizes}
-  assert rows == ({512} if additive else {4096})
+  # A chunk is 512 positions, in groups of 64.
+  assert rows == ({64} if additive else {4096})
 
 
 def test_logits_are_never_whole_and_padding_is_never_visited():
