@@ -72,7 +72,12 @@ def over_shards(function: Callable, mesh: jax.sharding.Mesh, in_specs: Any,
   """
   axes = placement.manual_axes(mesh)
   if not axes:
-    return function
+
+    def in_mesh(*args):
+      with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        return function(*args)
+
+    return in_mesh
 
   def manual(spec):
     entries = (x if isinstance(x, tuple) else (x,) for x in spec)
@@ -259,15 +264,10 @@ def chunk_sizes(mesh: jax.sharding.Mesh,
 
   Args:
     mesh: the devices.
-    chunk_bytes: of the logits that a device holds at once; None for what suits
-      it.
-
-  Returns:
-    Sizes.
+    chunk_bytes: of a device's logits in a chunk; None for what suits it.
   """
 
   def split(array):
-    # The compiler would not see by itself that a loop can keep it apart.
     if array.shape[-1] % tensor:
       return array
     free = jax.sharding.PartitionSpec.UNCONSTRAINED
