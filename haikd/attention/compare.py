@@ -44,10 +44,11 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
     A LossSum; the total has a gradient for queries and keys on both sides, if
     it is asked for.
   """
-  shape = student.shape
   if mask.ndim == 1:
-    mask = jnp.broadcast_to(mask[:, None], shape[::2])
-  sides = tuple(x for x in (student, teacher) if x is not None)
+    mask = jnp.broadcast_to(mask[:, None], student.shape[::2])
+  whole = tuple(x for x in (student, teacher) if x is not None), mask
+  # A row is of one head: what a block holds may be few of them, and small.
+  sides, mask = maps_lib.heads_as_examples(*whole)
   masks = tuple(tuple(x.mask for x in side.sources) for side in sides)
   operands = tuple(
       tuple((x.query, x.key) for x in side.sources) for side in sides)
@@ -79,7 +80,7 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
   total.defvjp(forward, backward, symbolic_zeros=True)
   operands, masks, mask = varying.alike((operands, masks, mask), operands,
                                         masks, mask)
-  return base.LossSum(total(operands, masks, mask), _count(loss, sides, mask))
+  return base.LossSum(total(operands, masks, mask), _count(loss, *whole))
 
 
 def _count(loss, sides, mask):

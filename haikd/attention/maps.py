@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import math
 from typing import Any, Optional
 
 import jax
@@ -60,6 +61,56 @@ def mean(maps: Sequence[jax.Array], heads: int) -> jax.Array:
       maps,
       jnp.float32(areas.weights(own, heads)),
       precision=lax.Precision.HIGHEST)
+
+
+def heads_as_examples(
+    sides: tuple[MeanMaps, ...],
+    mask: jax.Array) -> tuple[tuple[MeanMaps, ...], jax.Array]:
+  """Makes examples of groups of heads that no pooling mixes with others.
+
+  Args:
+    sides: maps `[B, H, N, M]`.
+    mask: bool, `[B, N]`.
+
+  Returns:
+    Maps `[g B, H / g, N, M]` and a mask `[g B, N]`, with g as large as can be.
+    It is 1 where heads may lie on several devices, or have masks of their own.
+  """
+  sources = [x for side in sides for x in side.sources]
+  groups = math.gcd(*(side.heads for side in sides),
+                    *(x.key.shape[2] for x in sources))
+  mesh = jax.sharding.get_abstract_mesh()
+  on_devices = any(size > 1 for axis, size in mesh.shape.items()
+                   if axis not in mesh.manual_axes)
+  if on_devices or not all(_is_shared(x.mask) for x in sources):
+    groups = 1
+  if groups == 1:
+    return sides, mask
+
+  def move(x):
+    x = x.reshape(*x.shape[:2], groups, -1, x.shape[3])
+    return jnp.swapaxes(x, 1, 2).reshape(-1, x.shape[1], *x.shape[3:])
+
+  again = lambda x: jnp.repeat(x, groups, axis=0)
+
+  def of_groups(source):
+    own = source.mask
+    if isinstance(own, visibility.AttentionMask):
+      own = dataclasses.replace(
+          own, **{name: None if value is None else again(value)
+                  for name, value in (('keys', own.keys),
+                                      ('segments', own.segments))})
+    return base.QueryKey(move(source.query), move(source.key), own)
+
+  return tuple(
+      MeanMaps(tuple(map(of_groups, side.sources)), side.heads // groups)
+      for side in sides), again(mask)
+
+
+def _is_shared(mask):
+  """Returns whether all heads have a mask, and examples have it by rules."""
+  return not isinstance(mask, jax.Array) or mask.ndim < 3 or (
+      mask.shape[:-2] in ((1,), (1, 1)))
 
 
 def rules(mask: Mask) -> tuple[bool, Optional[int]]:
