@@ -91,7 +91,7 @@ def cut(batch: int, heads: int, queries: int, keys: int, *, causal: bool,
   rows, loops = queries, 1
   if causal and queries > 2 * _ROWS:
     loops = min(max(queries // rows_of_loop, _LOOPS[0]), _LOOPS[1])
-    rows = _round_up(-(-queries // (2 * _LOOPS[1])))
+    rows = _round_up(-(-queries // _LOOPS[1]))
   elif batch * queries * row <= 2 * budget:
     # Cutting costs more than it saves.
     budget *= 2

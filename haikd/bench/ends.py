@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from haikd import base
 from haikd import registry
 from haikd import tapping
+from haikd import visibility
 
 
 @registry.register_model('bench/hidden')
@@ -49,7 +50,7 @@ def maps(inputs: jax.Array, *, is_training: bool, mask: Optional[jax.Array],
     Zeros, `[B, N, 1]`, in place of logits.
   """
   del is_training
-  looks = mask[:, None, None, :] & jnp.tri(inputs.shape[1], dtype=bool)
+  looks = visibility.AttentionMask(mask, causal=True)
   query, key = (
       _drawn(name, scale, rows, inputs.shape[1], heads, head_size)
       for name, scale in (('query', head_size**-0.5), ('key', 1.0)))
