@@ -1,4 +1,4 @@
-"""Which mesh axes an array differs along, where a device sees its own part."""
+"""How an array lies on the mesh, where a device sees its own part."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -43,6 +43,16 @@ def along(tree: T, axes: Sequence[str]) -> T:
     return lax.pcast(x, missing, to='varying') if missing else x
 
   return jax.tree.map(mark, tree)
+
+
+def is_split_further() -> bool:
+  """Returns whether what a device sees may yet lie on several of them.
+
+  An operation on it may then be a collective: all have to come to it.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  return any(size > 1 for axis, size in mesh.shape.items()
+             if axis not in mesh.manual_axes)
 
 
 def _axes(x):

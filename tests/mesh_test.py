@@ -32,21 +32,27 @@ MODELS = dict(
                 qk_norm=True, qkv_bias=True, mlp_bias=True, window=3,
                 window_layers=(1,)),
            dict(width=32, depth=DEPTH, heads=8, hidden=64)))
+LONG = 'long'  # A llama; its maps are in several blocks, some all padding.
 
 
 def make_batch(model):
   """Images, some of them padding; or ragged tokens, with an empty shard."""
-  rng = np.random.RandomState(0)
+  # Heads of 2 features are normalised: one that is almost 0 rounds badly, as
+  # of 4,096 positions there is for some seeds.
+  rng = np.random.RandomState(1 if model == LONG else 0)
   if model == 'vit':
     return base.Batch(
         inputs=rng.rand(BATCH, 8, 8, 1).astype(np.float32),
         mask=np.arange(BATCH) % 5 > 0,
         labels=rng.randint(0, VOCABULARY, BATCH).astype(np.int32))
-  lengths = rng.randint(0, LENGTH + 1, BATCH)
+  length = 256 if model == LONG else LENGTH
+  lengths = rng.randint(0, length + 1, BATCH)
   lengths[2:4] = 0
-  mask = np.arange(LENGTH) < lengths[:, None]
+  if model == LONG:
+    lengths[8:] %= 16  # Half of the shards.
+  mask = np.arange(length) < lengths[:, None]
   mask[7] = mask[7][::-1]  # Left padding as well.
-  tokens, labels = rng.randint(0, VOCABULARY, (2, BATCH, LENGTH))
+  tokens, labels = rng.randint(0, VOCABULARY, (2, BATCH, length))
   return base.Batch(tokens.astype(np.int32), mask, labels.astype(np.int32))
 
 
@@ -54,6 +60,7 @@ def make_config(model, **fields):
   config = config_lib.base()
   config.batch_size = BATCH
   config.chunk_mib = 4 * 4 * VOCABULARY / 2**20  # Of 4 positions of logits.
+  model = 'llama' if model == LONG else model
   student, teacher = MODELS[model]
   for network, options in ((config.student, student),
                            (config.teacher, teacher)):
@@ -159,6 +166,10 @@ def test_every_mesh_gives_the_gradient_of_one_device(model, mesh, scan, remat):
 
 def test_vocabulary_is_split_where_nothing_else_is():
   check('llama', (1, 1, 8), True, 'none')
+
+
+def test_devices_that_share_heads_meet_in_every_block():
+  check(LONG, (2, 2, 2), True, 'none')
 
 
 @pytest.mark.slow

@@ -138,7 +138,8 @@ def run(blocks: Blocks, function: Callable, rows: Any,
     whole: pytree of arrays `[B, ...]`; a block gets those of its examples.
     init: pytree of arrays that the sums of each group of examples begin with.
     real: bool, `[B, N]`, where a query is real: a block without any is left
-      out, its results are 0. None where all are.
+      out, its results are 0, unless several devices compute a block together.
+      None where all are.
 
   Returns:
     The last sums, `[groups, ...]`, group g holding the examples g, g + groups
@@ -146,7 +147,7 @@ def run(blocks: Blocks, function: Callable, rows: Any,
   """
   batch, length = jax.tree.leaves(rows)[0].shape[:2]
   groups = batch // blocks.examples
-  if groups * blocks.count == 1:
+  if groups * blocks.count == 1 or varying.is_split_further():
     real = None
 
   def body(keys, whole, span, sums, part):

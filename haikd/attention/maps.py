@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from haikd import areas
 from haikd import base
+from haikd import varying
 from haikd import visibility
 from haikd.attention import blocks as blocks_lib
 
@@ -79,10 +80,8 @@ def heads_as_examples(
   sources = [x for side in sides for x in side.sources]
   groups = math.gcd(*(side.heads for side in sides),
                     *(x.key.shape[2] for x in sources))
-  mesh = jax.sharding.get_abstract_mesh()
-  on_devices = any(size > 1 for axis, size in mesh.shape.items()
-                   if axis not in mesh.manual_axes)
-  if on_devices or not all(_is_shared(x.mask) for x in sources):
+  if varying.is_split_further() or not all(
+      _is_shared(x.mask) for x in sources):
     groups = 1
   if groups == 1:
     return sides, mask
