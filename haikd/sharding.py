@@ -275,12 +275,12 @@ def chunk_sizes(mesh: jax.sharding.Mesh,
     return lax.with_sharding_constraint(
         array, jax.sharding.PartitionSpec(*spec))
 
-  tensor, platform = mesh.shape[placement.TENSOR], mesh.devices.flat[0].platform
+  tensor = mesh.shape[placement.TENSOR]
   if tensor == 1:
-    return cutting.Sizes(chunk_bytes, platform)
+    return cutting.Sizes(chunk_bytes)
   # Of each chunk a device holds but a part.
-  return cutting.Sizes(chunk_bytes and chunk_bytes * tensor, platform,
-                       agree_over_batch, split)
+  return cutting.Sizes(chunk_bytes and chunk_bytes * tensor, agree_over_batch,
+                       split)
 
 
 def gather_over_batch(tree: T) -> T:

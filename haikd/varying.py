@@ -1,4 +1,4 @@
-"""How an array lies on the mesh, where a device sees its own part."""
+"""How arrays lie on the mesh, and on what, where a device sees its own part."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -53,6 +53,15 @@ def is_split_further() -> bool:
   mesh = jax.sharding.get_abstract_mesh()
   return any(size > 1 for axis, size in mesh.shape.items()
              if axis not in mesh.manual_axes)
+
+
+def platform() -> str:
+  """Returns what the function being traced will run on, such as `cpu`.
+
+  That is the platform of the mesh it is traced for, which may lie elsewhere.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return device.platform if device else jax.default_backend()
 
 
 def _axes(x):

@@ -33,3 +33,30 @@ def test_without_it_the_loop_is_refused():
 def test_alike_leaves_arrays_alone_outside_of_shard_map():
   x = jnp.zeros(3)
   assert varying.alike(x, jnp.ones(2)) is x
+
+
+def test_platform_is_that_of_the_mesh_that_is_compiled_for():
+  device = jax.sharding.AbstractDevice('one of it', None, platform='tpu')
+  mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+  assert varying.platform() == jax.default_backend()
+  with jax.sharding.use_abstract_mesh(mesh):
+    assert varying.platform() == 'tpu'
+
+
+@pytest.mark.parametrize('manual, expected', [
+    ({'x'}, True), ({'x', 'y'}, False)])
+def test_what_a_device_sees_is_split_further_along_other_axes(manual, expected):
+  mesh = jax.make_mesh((1, 2), ('x', 'y'),
+                       axis_types=(jax.sharding.AxisType.Auto,) * 2)
+  found = []
+
+  def local(x):
+    found.append(varying.is_split_further())
+    return x
+
+  assert not varying.is_split_further()
+  none = jax.sharding.PartitionSpec()
+  jax.eval_shape(
+      jax.shard_map(local, mesh=mesh, in_specs=none, out_specs=none,
+                    axis_names=manual), jnp.zeros(2))
+  assert found == [expected]

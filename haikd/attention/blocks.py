@@ -86,7 +86,7 @@ def cut(batch: int, heads: int, queries: int, keys: int, *, causal: bool,
     rows_of_loop: how many rows of a causal map one loop has, about. With n
       loops (n + 1) / 2n of the map is computed, and n bodies are compiled.
   """
-  budget = _BYTES.get(jax.default_backend(), _BYTES_ELSEWHERE)
+  budget = _BYTES.get(varying.platform(), _BYTES_ELSEWHERE)
   row = 4 * heads * keys
   rows, loops = queries, 1
   if causal and queries > 2 * _ROWS:

@@ -11,6 +11,7 @@ import numpy as np
 from haikd import base
 from haikd import checks
 from haikd import masking
+from haikd import varying
 
 # Of float32 logits in a chunk. A CPU is fastest where they stay in its cache,
 # others where the products are large.
@@ -27,7 +28,6 @@ class Sizes(NamedTuple):
 
   Attributes:
     chunk_bytes: of a chunk's float32 logits; None for what suits the platform.
-    platform: where it runs; None for the default backend.
     agree: where several devices compute logits together, each a part of the
       vocabulary, it makes them visit as many chunks: `number -> number`.
     split: there, it lays an array out over them along its last axis, the
@@ -35,14 +35,13 @@ class Sizes(NamedTuple):
   """
 
   chunk_bytes: Optional[int] = None
-  platform: Optional[str] = None
   agree: Callable[[jax.Array], jax.Array] = lambda number: number
   split: Callable[[jax.Array], jax.Array] = lambda array: array
 
   def rows(self, positions: int, classes: int) -> int:
     """Returns how many positions there are in a chunk."""
     wanted = self.chunk_bytes or (
-        _BYTES_ON_CPU if self._is_on_cpu() else _BYTES)
+        _BYTES_ON_CPU if varying.platform() == 'cpu' else _BYTES)
     rows = wanted // (4 * classes)
     if self.chunk_bytes is None:
       fewest = _FEWEST_OF_LARGEST if classes > _LARGEST else _FEWEST_ROWS
@@ -55,14 +54,11 @@ class Sizes(NamedTuple):
     Only on CPU in more than one: what is computed of a group, some ten arrays
     like its logits, then stays in the cache of a core.
     """
-    if not self._is_on_cpu():
+    if varying.platform() != 'cpu':
       return 1
     return next(n for n in range(1, rows + 1)
                 if rows % n == 0 and (rows // n * classes <= _GROUP_NUMBERS or
                                       n == rows))
-
-  def _is_on_cpu(self):
-    return (self.platform or jax.default_backend()) == 'cpu'
 
 
 class Chunk(NamedTuple):

@@ -338,9 +338,14 @@ def test_whole_logits_of_a_teacher_have_their_gradient():
   assert_close(got, jnp.where(mask[..., None], wanted, 0.0))
 
 
-def test_platform_decides_the_size_of_chunks():
-  assert cutting.Sizes(platform='tpu').rows(10**6, 8192) == 2**28 // 4 // 8192
-  assert cutting.Sizes(platform='cpu').rows(10**6, 8192) == 256
+@pytest.mark.parametrize('platform, rows', [
+    ('tpu', 2**28 // 4 // 8192), ('cpu', 256)])
+def test_platform_that_is_compiled_for_decides_the_size_of_chunks(
+    platform, rows):
+  device = jax.sharding.AbstractDevice('one of it', None, platform=platform)
+  mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+  with jax.sharding.use_abstract_mesh(mesh):
+    assert cutting.Sizes().rows(10**6, 8192) == rows
 
 
 @pytest.mark.parametrize('options', [
