@@ -23,10 +23,11 @@ from haikd import visibility
 
 Mask = Optional[Union[jax.Array, visibility.AttentionMask]]
 
-# Bytes of a block in float32. On CPU it should stay in the cache of a core,
-# elsewhere it should be large enough to keep the device busy.
-_BYTES = dict(cpu=2**22)
-_BYTES_ELSEWHERE = 2**27
+# Bytes of a block in float32: it is given examples until it has enough, and so
+# few rows that it has no more than most. On CPU it should stay in the cache of
+# a core, elsewhere it should be large enough to keep the device busy.
+_ENOUGH, _MOST = dict(cpu=2**17), dict(cpu=2**22)
+_ELSEWHERE = 2**27
 _ROWS = 64  # At least, and the number of rows is a multiple of it.
 _LOOPS = (2, 8)  # Over the rows of a causal map, at least and at most.
 
@@ -86,18 +87,19 @@ def cut(batch: int, heads: int, queries: int, keys: int, *, causal: bool,
     rows_of_loop: how many rows of a causal map one loop has, about. With n
       loops (n + 1) / 2n of the map is computed, and n bodies are compiled.
   """
-  budget = _BYTES.get(varying.platform(), _BYTES_ELSEWHERE)
+  enough, most = (x.get(varying.platform(), _ELSEWHERE)
+                  for x in (_ENOUGH, _MOST))
   row = 4 * heads * keys
   rows, loops = queries, 1
   if causal and queries > 2 * _ROWS:
     loops = min(max(queries // rows_of_loop, _LOOPS[0]), _LOOPS[1])
     rows = _round_up(-(-queries // _LOOPS[1]))
-  elif batch * queries * row <= 2 * budget:
+  elif batch * queries * row <= 2 * most:
     # Cutting costs more than it saves.
-    budget *= 2
-  if rows * row > budget:
-    rows = min(rows, max(budget // row // _ROWS, 1) * _ROWS)
-  wanted = max(budget // (rows * row), 1)
+    enough = most = 2 * most
+  if rows * row > most:
+    rows = min(rows, max(most // row // _ROWS, 1) * _ROWS)
+  wanted = max(enough // (rows * row), 1)
   examples = max(n for n in range(1, batch + 1)
                  if batch % n == 0 and n <= wanted)
   count = -(-queries // rows)

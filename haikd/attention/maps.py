@@ -88,9 +88,9 @@ def heads_as_examples(
 
   def move(x):
     x = x.reshape(*x.shape[:2], groups, -1, x.shape[3])
-    return jnp.swapaxes(x, 1, 2).reshape(-1, x.shape[1], *x.shape[3:])
+    return jnp.moveaxis(x, 2, 0).reshape(-1, x.shape[1], *x.shape[3:])
 
-  again = lambda x: jnp.repeat(x, groups, axis=0)
+  again = lambda x: jnp.tile(x, (groups,) + (1,) * (x.ndim - 1))
 
   def of_groups(source):
     own = source.mask

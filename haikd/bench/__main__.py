@@ -53,7 +53,7 @@ def main(argv: Optional[list[str]] = None) -> int:
     print('haikd: interrupted; cases that were done are in --output.',
           file=sys.stderr)
     return 130
-  except Exception as err:
+  except Exception as err:  # Whatever it is, one line says so.
     foreseen = isinstance(err, (checks.ConfigError, measure.DisagreeError))
     if '--debug' in argv:
       traceback.print_exc()

@@ -27,7 +27,7 @@ def main() -> None:
 
   try:
     _serve(answer)
-  except Exception as err:
+  except Exception as err:  # The other process prints it.
     answer(error=' '.join(f'{type(err).__name__}: {err}'.split()))
     raise
 

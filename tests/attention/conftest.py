@@ -63,5 +63,6 @@ def masks():
 def small_blocks(monkeypatch):
   """Cuts even small maps into blocks: of one example and 4 rows."""
   monkeypatch.setattr(blocks, '_ROWS', 4)
-  monkeypatch.setattr(blocks, '_BYTES', dict(cpu=1))
-  monkeypatch.setattr(blocks, '_BYTES_ELSEWHERE', 1)
+  monkeypatch.setattr(blocks, '_ENOUGH', dict(cpu=1))
+  monkeypatch.setattr(blocks, '_MOST', dict(cpu=1))
+  monkeypatch.setattr(blocks, '_ELSEWHERE', 1)
