@@ -18,7 +18,7 @@ from haikd import varying
 from haikd.attention import blocks as blocks_lib
 from haikd.attention import maps as maps_lib
 
-# More loops than in attention, of which a step has more: eight at N = 1024. With
+# More loops than in attention, of which a step has more: 8 at N = 1024. With
 # four it takes 5 to 15 % more time, and two thirds as long to compile; see
 # tests/bench/attention_blocks.py.
 _ROWS_OF_LOOP = 128
