@@ -1,4 +1,4 @@
-"""How arrays lie on the mesh, and on what, where a device sees its own part."""
+"""Where arrays lie: how on the mesh, and on devices of which platform."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -32,7 +32,7 @@ def along(tree: T, axes: Sequence[str]) -> T:
 
   Args:
     tree: arrays.
-    axes: of the mesh; one along which an array differs already is no matter.
+    axes: of the mesh; an array that differs along one already stays so.
 
   Returns:
     The same values; without axes the very same arrays.
@@ -53,6 +53,17 @@ def is_split_further() -> bool:
   mesh = jax.sharding.get_abstract_mesh()
   return any(size > 1 for axis, size in mesh.shape.items()
              if axis not in mesh.manual_axes)
+
+
+def must_meet() -> bool:
+  """Returns whether devices that see other data compute together.
+
+  Each such group then has to do what the others do: of a condition that only
+  some fulfil, not all would come to the collectives.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  return is_split_further() and any(
+      mesh.shape[axis] > 1 for axis in mesh.manual_axes)
 
 
 def platform() -> str:

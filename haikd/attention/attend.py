@@ -28,7 +28,7 @@ def attend(query_key: base.QueryKey, value: jax.Array) -> jax.Array:
 
   Returns:
     `[B, N, H, E]` in the dtype of `value`. A query that may look at no key
-    gives 0 and has no gradient. So does one in a block where, as an
+    gives 0 and has no gradient. So may one in a block where, as an
     AttentionMask says, none is real: what a query in padding gives is not to be
     used.
 

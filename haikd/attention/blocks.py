@@ -1,8 +1,8 @@
 """How attention maps are cut into blocks, and the loops over these.
 
-A block holds some examples, all heads, some query rows, and every key that one
-of these rows may look at. A row is therefore seen at once: its softmax is
-computed as ever, and a loss may compare it with another.
+A block holds some examples with all their heads, some query rows, and every key
+that one of these rows may look at. A row is therefore seen at once: its softmax
+is computed as ever, and a loss may compare it with another.
 
 Above a causal diagonal nothing is computed. A loop has blocks of one size, so
 that there are a few loops, each over rows whose keys end alike; with a window
@@ -23,9 +23,10 @@ from haikd import visibility
 
 Mask = Optional[Union[jax.Array, visibility.AttentionMask]]
 
-# Bytes of a block in float32: it is given examples until it has enough, and so
-# few rows that it has no more than most. On CPU it should stay in the cache of
-# a core, elsewhere it should be large enough to keep the device busy.
+# Bytes of a block in float32. It has fewer rows, down to 64, rather than more
+# than most; and a causal one, of which blocks of padding are left out, no more
+# examples than give it enough. On CPU it should stay in the cache of a core,
+# elsewhere it should be large enough to keep the device busy.
 _ENOUGH, _MOST = dict(cpu=2**17), dict(cpu=2**22)
 _ELSEWHERE = 2**27
 _ROWS = 64  # At least, and the number of rows is a multiple of it.
@@ -79,7 +80,7 @@ def cut(batch: int, heads: int, queries: int, keys: int, *, causal: bool,
 
   Args:
     batch: B.
-    heads: H; of several maps that a block has at once, all of theirs.
+    heads: H; of several maps that a block has at once, the most.
     queries: N.
     keys: M.
     causal: whether a query looks at no key after itself.
@@ -87,13 +88,16 @@ def cut(batch: int, heads: int, queries: int, keys: int, *, causal: bool,
     rows_of_loop: how many rows of a causal map one loop has, about. With n
       loops (n + 1) / 2n of the map is computed, and n bodies are compiled.
   """
-  enough, most = (x.get(varying.platform(), _ELSEWHERE)
-                  for x in (_ENOUGH, _MOST))
+  most = _MOST.get(varying.platform(), _ELSEWHERE)
+  enough = most
   row = 4 * heads * keys
   rows, loops = queries, 1
   if causal and queries > 2 * _ROWS:
+    enough = _ENOUGH.get(varying.platform(), _ELSEWHERE)
     loops = min(max(queries // rows_of_loop, _LOOPS[0]), _LOOPS[1])
-    rows = _round_up(-(-queries // _LOOPS[1]))
+    # A window is a few rows wider than it need be.
+    finest = _LOOPS[1] if window is None else 2 * _LOOPS[1]
+    rows = _round_up(-(-queries // finest))
   elif batch * queries * row <= 2 * most:
     # Cutting costs more than it saves.
     enough = most = 2 * most
@@ -140,7 +144,7 @@ def run(blocks: Blocks, function: Callable, rows: Any,
     whole: pytree of arrays `[B, ...]`; a block gets those of its examples.
     init: pytree of arrays that the sums of each group of examples begin with.
     real: bool, `[B, N]`, where a query is real: a block without any is left
-      out, its results are 0, unless several devices compute a block together.
+      out, its results are 0, unless devices with other queries have to meet.
       None where all are.
 
   Returns:
@@ -149,7 +153,7 @@ def run(blocks: Blocks, function: Callable, rows: Any,
   """
   batch, length = jax.tree.leaves(rows)[0].shape[:2]
   groups = batch // blocks.examples
-  if groups * blocks.count == 1 or varying.is_split_further():
+  if groups * blocks.count == 1 or varying.must_meet():
     real = None
 
   def body(keys, whole, span, sums, part):

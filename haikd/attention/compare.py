@@ -26,7 +26,9 @@ _ROWS_OF_LOOP = 128
 
 def compare(function: Callable, student: maps_lib.MeanMaps,
             teacher: Optional[maps_lib.MeanMaps],
-            mask: jax.Array) -> base.LossSum:
+            mask: jax.Array,
+            *,
+            by_head: bool = False) -> base.LossSum:
   """Evaluates a loss on maps that are not computed yet.
 
   Additive over `B`.
@@ -39,6 +41,8 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
     student: stands for `[B, H, N, N]`.
     teacher: likewise, or None for a loss that takes none.
     mask: bool, `[B]` or `[B, N]`, true where a position counts.
+    by_head: whether the loss is a sum over heads as well: blocks may then have
+      some heads alone, and be smaller.
 
   Returns:
     A LossSum; the total has a gradient for queries and keys on both sides, if
@@ -46,9 +50,10 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
   """
   if mask.ndim == 1:
     mask = jnp.broadcast_to(mask[:, None], student.shape[::2])
-  whole = tuple(x for x in (student, teacher) if x is not None), mask
-  # A row is of one head: what a block holds may be few of them, and small.
-  sides, mask = maps_lib.heads_as_examples(*whole)
+  sides = tuple(x for x in (student, teacher) if x is not None)
+  count = _count(function, sides, mask)
+  if by_head:
+    sides, mask = maps_lib.heads_as_examples(sides, mask)
   masks = tuple(tuple(x.mask for x in side.sources) for side in sides)
   operands = tuple(
       tuple((x.query, x.key) for x in side.sources) for side in sides)
@@ -80,15 +85,15 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
   total.defvjp(forward, backward, symbolic_zeros=True)
   operands, masks, mask = varying.alike((operands, masks, mask), operands,
                                         masks, mask)
-  return base.LossSum(total(operands, masks, mask), _count(loss, *whole))
+  return base.LossSum(total(operands, masks, mask), count)
 
 
-def _count(loss, sides, mask):
+def _count(function, sides, mask):
   """Returns the count, of which a compiler sees that it takes no maps."""
 
   def count(mask):
     zeros = (jnp.zeros(side.shape, jnp.float32) for side in sides)
-    return loss(*zeros, mask=mask).count
+    return function(*(*zeros, None)[:2], mask=mask).count
 
   return jax.jit(count)(mask)
 

@@ -74,42 +74,45 @@ def heads_as_examples(
     mask: bool, `[B, N]`.
 
   Returns:
-    Maps `[g B, H / g, N, M]` and a mask `[g B, N]`, with g as large as can be.
-    It is 1 where heads may lie on several devices, or have masks of their own.
+    Maps `[B g, H / g, N, M]` and a mask `[B g, N]`, with g as large as can be.
+    It is 1 where heads may lie on several devices, and where examples have
+    masks of their own that are arrays.
   """
   sources = [x for side in sides for x in side.sources]
   groups = math.gcd(*(side.heads for side in sides),
                     *(x.key.shape[2] for x in sources))
   if varying.is_split_further() or not all(
-      _is_shared(x.mask) for x in sources):
+      _is_of_all_examples(x.mask) for x in sources):
     groups = 1
   if groups == 1:
     return sides, mask
 
   def move(x):
-    x = x.reshape(*x.shape[:2], groups, -1, x.shape[3])
-    return jnp.moveaxis(x, 2, 0).reshape(-1, x.shape[1], *x.shape[3:])
+    x = x.reshape(*x.shape[:2], groups, x.shape[2] // groups, x.shape[3])
+    x = jnp.swapaxes(x, 1, 2)
+    return x.reshape(x.shape[0] * groups, *x.shape[2:])
 
-  again = lambda x: jnp.tile(x, (groups,) + (1,) * (x.ndim - 1))
+  repeat = lambda x: jnp.repeat(x, groups, axis=0)
 
   def of_groups(source):
     own = source.mask
     if isinstance(own, visibility.AttentionMask):
       own = dataclasses.replace(
-          own, **{name: None if value is None else again(value)
+          own, **{name: None if value is None else repeat(value)
                   for name, value in (('keys', own.keys),
                                       ('segments', own.segments))})
     return base.QueryKey(move(source.query), move(source.key), own)
 
   return tuple(
       MeanMaps(tuple(map(of_groups, side.sources)), side.heads // groups)
-      for side in sides), again(mask)
+      for side in sides), repeat(mask)
 
 
-def _is_shared(mask):
-  """Returns whether all heads have a mask, and examples have it by rules."""
-  return not isinstance(mask, jax.Array) or mask.ndim < 3 or (
-      mask.shape[:-2] in ((1,), (1, 1)))
+def _is_of_all_examples(mask):
+  """Returns whether a mask is rules, or one array for heads and examples."""
+  if mask is None or isinstance(mask, visibility.AttentionMask):
+    return True
+  return all(size == 1 for size in mask.shape[:-2])
 
 
 def rules(mask: Mask) -> tuple[bool, Optional[int]]:

@@ -12,7 +12,8 @@ from haikd.losses import register
 @register.register_loss(
     on='attention',
     example=dict(student=(2, 2, 3, 3), mask=(2, 3)),
-    additive=True)
+    additive=True,
+    by_head=True)
 def attention_transfer(student: jax.Array, teacher: jax.Array, *,
                        mask: jax.Array) -> base.LossSum:
   """Cosine distance between the rows of two attention maps.

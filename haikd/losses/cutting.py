@@ -16,11 +16,13 @@ from haikd import varying
 # Of float32 logits in a chunk. A CPU is fastest where they stay in its cache,
 # others where the products are large.
 _BYTES_ON_CPU, _BYTES = 2**23, 2**28
-_GROUP_NUMBERS = 2**18  # Of logits, in a group of rows; on CPU.
+# On CPU what is computed of a chunk, some ten arrays like its logits, is
+# computed of groups of rows, to stay in a core's cache.
+_LOGITS_OF_GROUP = 2**18
 _WHERE = 'losses.chunks'
-# Below, adding to the kernel's gradient takes longest; of the largest
-# vocabularies three quarters of it have to do.
-_FEWEST_ROWS, _FEWEST_OF_LARGEST, _LARGEST = 128, 96, 2**17
+# Rows of a chunk, at least: with fewer, adding to the kernel's gradient takes
+# longest. With a vocabulary beyond the largest a CPU makes do with some less.
+_ROWS, _ROWS_BEYOND, _LARGEST = 128, 96, 2**17
 
 
 class Sizes(NamedTuple):
@@ -40,25 +42,33 @@ class Sizes(NamedTuple):
 
   def rows(self, positions: int, classes: int) -> int:
     """Returns how many positions there are in a chunk."""
-    wanted = self.chunk_bytes or (
-        _BYTES_ON_CPU if varying.platform() == 'cpu' else _BYTES)
+    on_cpu = varying.platform() == 'cpu'
+    wanted = self.chunk_bytes or (_BYTES_ON_CPU if on_cpu else _BYTES)
     rows = wanted // (4 * classes)
     if self.chunk_bytes is None:
-      fewest = _FEWEST_OF_LARGEST if classes > _LARGEST else _FEWEST_ROWS
+      fewest = _ROWS_BEYOND if on_cpu and classes > _LARGEST else _ROWS
       rows = max(rows // fewest, 1) * fewest
+    group = _rows_of_group(classes) if on_cpu else 1
+    if rows > group:
+      rows -= rows % group
+    if positions > group:
+      positions += -positions % group
     return max(min(rows, positions), 1)
 
   def groups(self, rows: int, classes: int) -> int:
     """Returns in how many groups to go through the logits of a chunk.
 
-    Only on CPU in more than one: what is computed of a group, some ten arrays
-    like its logits, then stays in the cache of a core.
+    Only on CPU in more than one.
     """
     if varying.platform() != 'cpu':
       return 1
+    most = _rows_of_group(classes)
     return next(n for n in range(1, rows + 1)
-                if rows % n == 0 and (rows // n * classes <= _GROUP_NUMBERS or
-                                      n == rows))
+                if rows % n == 0 and rows // n <= most)
+
+
+def _rows_of_group(classes):
+  return max(_LOGITS_OF_GROUP // classes, 1)
 
 
 class Chunk(NamedTuple):

@@ -23,6 +23,7 @@ def register_loss(name: Optional[str] = None,
                   relational: bool = False,
                   any_width: bool = False,
                   additive: bool = False,
+                  by_head: bool = False,
                   replace: bool = False) -> Callable[[Callable], Callable]:
   """Registers a function `(student, teacher, *, mask, **options) -> LossSum`.
 
@@ -49,6 +50,8 @@ def register_loss(name: Optional[str] = None,
       piece after the other, and neither they nor their gradient are ever whole.
       A piece of maps lacks keys that none of its queries may look at: what is
       divided by their number is no such sum.
+    by_head: of an additive loss on maps, whether it is a sum over heads too. A
+      piece may then hold some heads alone, which is faster.
     replace: whether it may take the place of another of that name.
 
   Returns:
@@ -65,7 +68,7 @@ def register_loss(name: Optional[str] = None,
           f'both; got {title!r} of {function.__module__}. What relates '
           'examples to one another is no sum over positions.')
     guarded = _guard(function, f'losses.{title}', on, any_width=any_width,
-                     additive=additive)
+                     additive=additive, by_head=by_head)
     entry = registry.LossEntry(guarded, on, example, relational, any_width,
                                additive, function.__module__)
     registry.losses.add(title, entry, replace=replace)
@@ -112,7 +115,7 @@ def loss_names() -> tuple[str, ...]:
 
 
 def _guard(function: Callable, where: str, on: str, *, any_width: bool,
-           additive: bool) -> Callable:
+           additive: bool, by_head: bool) -> Callable:
   parameters = inspect.signature(function).parameters
   takes_labels = 'labels' in parameters
   needs_teacher = parameters['teacher'].default is inspect.Parameter.empty
@@ -148,7 +151,7 @@ def _guard(function: Callable, where: str, on: str, *, any_width: bool,
       return _checked(where, function(student, teacher, mask=mask, **options))
 
     if in_blocks:
-      return attention.compare(run, student, teacher, mask)
+      return attention.compare(run, student, teacher, mask, by_head=by_head)
     return run(student, teacher, mask=mask)
 
   return guarded

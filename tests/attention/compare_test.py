@@ -108,6 +108,8 @@ def check(masks, names, heads, loss=None, by_hand=cosines, count=1,
     (('segments', 'segments'), (2, 4)),
     (('none', 'keys_array'), (2, 2)),
     (('array', 'shared_array'), (4, 4)),
+    (('shared_array', 'causal'), (2, 4)),
+    (('numpy_array', 'numpy_array'), (4, 4)),
 ))
 def test_blocks_give_what_whole_maps_give(names, heads, small_blocks, masks):
   check(masks, names, heads)
@@ -136,8 +138,39 @@ def test_loss_of_a_plugin_comes_in_blocks(small_blocks, masks):
       return haikd.masked_mean(jnp.swapaxes(error, 1, 2), mask)
 
   check(masks, ('right', 'right'), (2, 4), absolute_maps, absolute)
-  # The last is of the count, which takes the maps' shape and no values.
-  assert {x[2] for x in shapes[:-1]} == {4} and shapes[-1] == (B, 2, N, N)
+  # The first is of the count, which takes the maps' shape and no values.
+  assert shapes[0] == (B, 2, N, N) and {x[1:3] for x in shapes[1:]} == {(2, 4)}
+
+
+def test_loss_may_take_heads_together(small_blocks, masks):
+  with registry.losses.temporary():
+
+    @haikd.register_loss(on='attention', additive=True)
+    def head_mean(student, teacher, *, mask):
+      error = jnp.abs(student - teacher).sum(-1).mean(1)
+      return haikd.masked_mean(error, mask)
+
+  def by_hand(student, teacher, real):
+    total, _ = absolute(student, teacher, real)
+    return total / student.shape[1], real.sum()
+
+  check(masks, ('right', 'right'), (2, 4), head_mean, by_hand)
+
+
+@pytest.mark.parametrize('heads, apart', (((2, 4), 1), ((4, 6), 2)))
+def test_loss_by_head_gets_no_more_heads_than_are_pooled(
+    heads, apart, small_blocks, masks):
+  shapes = []
+  with registry.losses.temporary():
+
+    @haikd.register_loss(on='attention', additive=True, by_head=True)
+    def apart_maps(student, teacher, *, mask):
+      shapes.append(student.shape)
+      error = jnp.abs(student - teacher)
+      return haikd.masked_mean(jnp.swapaxes(error, 1, 2), mask)
+
+  check(masks, ('right', 'right'), heads, apart_maps, absolute)
+  assert {x[:3] for x in shapes[1:]} == {(1, apart, 4)}
 
 
 def test_loss_that_is_not_additive_gets_whole_maps(small_blocks):

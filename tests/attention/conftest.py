@@ -40,6 +40,7 @@ MASKS = dict(
               (SEGMENTS[:, None, :, None] == SEGMENTS[:, None, None])),
     keys_array=(jnp.asarray(RIGHT[:, None, None]), None, RIGHT[:, None, None]),
     array=(jnp.asarray(DRAWN), None, DRAWN),
+    numpy_array=(DRAWN, None, DRAWN),
     shared_array=(jnp.asarray(DRAWN[0, 0]), None, DRAWN[0, 0]),
 )
 

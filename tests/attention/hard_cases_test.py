@@ -92,6 +92,29 @@ def test_large_scores_do_not_overflow():
   assert_close(got, outputs_by_hand(query, key, key, EVERYWHERE))
 
 
+@pytest.mark.parametrize('platform, options, expected', (
+    # On CPU causal blocks hold one example unless it is small.
+    ('cpu', dict(), (1, 128)),
+    ('cpu', dict(window=128), (1, 64)),
+    ('cpu', dict(queries=256, keys=256, heads=1), (2, 64)),
+    ('cpu', dict(queries=4096, keys=4096, heads=8), (1, 64)),
+    # Of what is whole, 8 MiB are one block.
+    ('cpu', dict(causal=False, queries=128, keys=128), (8, 128)),
+    ('cpu', dict(causal=False), (1, 512)),
+    ('cpu', dict(causal=False, queries=256, keys=256, batch=64), (8, 256)),
+    ('tpu', dict(), (8, 128)),
+    ('tpu', dict(causal=False), (8, 1024)),
+))
+def test_size_of_blocks(platform, options, expected):
+  options = dict(dict(batch=8, heads=2, queries=1024, keys=1024, causal=True,
+                      window=None, rows_of_loop=128), **options)
+  device = jax.sharding.AbstractDevice('one of it', None, platform=platform)
+  mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+  with jax.sharding.use_abstract_mesh(mesh):
+    cut = blocks.cut(**options)
+  assert (cut.examples, cut.rows) == expected
+
+
 def test_block_may_hold_two_of_four_examples(monkeypatch):
   monkeypatch.setattr(blocks, '_ROWS', 4)
   monkeypatch.setattr(blocks, '_ENOUGH', dict(cpu=2 * 4 * 2 * N * 4))

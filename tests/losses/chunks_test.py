@@ -338,20 +338,45 @@ def test_whole_logits_of_a_teacher_have_their_gradient():
   assert_close(got, jnp.where(mask[..., None], wanted, 0.0))
 
 
+def mesh_of(platform):
+  device = jax.sharding.AbstractDevice('one of it', None, platform=platform)
+  return jax.sharding.AbstractMesh((), (), abstract_device=device)
+
+
 @pytest.mark.parametrize('platform, rows', [
     ('tpu', 2**28 // 4 // 8192), ('cpu', 256)])
 def test_platform_that_is_compiled_for_decides_the_size_of_chunks(
     platform, rows):
-  device = jax.sharding.AbstractDevice('one of it', None, platform=platform)
-  mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
-  with jax.sharding.use_abstract_mesh(mesh):
+  with jax.sharding.use_abstract_mesh(mesh_of(platform)):
     assert cutting.Sizes().rows(10**6, 8192) == rows
+
+
+@pytest.mark.parametrize('platform, expected', [
+    # Of 2^18 logits: 5 rows of 50,257 classes, one of 262,208.
+    ('cpu', {(10**6, 8192, None): (256, 8),
+             (131, 8192, None): (160, 5),
+             (20, 8192, None): (20, 1),
+             (10**6, 50257, None): (125, 25),
+             (10**6, 50257, 2**23): (40, 8),
+             (10**6, 50257, 2**18): (1, 1),
+             (10**6, 151936, None): (96, 96),
+             (10**6, 262208, None): (96, 96)}),
+    ('tpu', {(131, 8192, None): (131, 1),
+             (10**6, 50257, 2**23): (41, 1),
+             (10**6, 262208, None): (128, 1)}),
+])
+def test_chunk_is_made_of_whole_groups(platform, expected):
+  with jax.sharding.use_abstract_mesh(mesh_of(platform)):
+    for (positions, classes, given), wanted in expected.items():
+      sizes = cutting.Sizes(given)
+      rows = sizes.rows(positions, classes)
+      assert (rows, sizes.groups(rows, classes)) == wanted
 
 
 @pytest.mark.parametrize('options', [
     {}, dict(bias=True, scale=1.5, soft_cap=3.0)])
 def test_groups_of_a_chunk_add_up(options, monkeypatch):
-  monkeypatch.setattr(cutting, '_GROUP_NUMBERS', 4 * V)
+  monkeypatch.setattr(cutting, '_LOGITS_OF_GROUP', 4 * V)
   assert SIZES.groups(16, V) == 4
   student, teacher, labels = make(**options)
   mask = mask_of('right')

@@ -319,7 +319,8 @@ def test_additive_loss_is_the_sum_of_its_positions_told_alone(name):
 def test_additive_loss_on_maps_is_the_same_block_by_block(name, monkeypatch):
   # Of 4 rows; a block then lacks the keys that none of its queries looks at.
   monkeypatch.setattr(blocks, '_ROWS', 4)
-  monkeypatch.setattr(blocks, '_BYTES', dict(cpu=1))
+  monkeypatch.setattr(blocks, '_ENOUGH', dict(cpu=1))
+  monkeypatch.setattr(blocks, '_MOST', dict(cpu=1))
   length, rng = 22, np.random.default_rng(0)
   causal = haikd.AttentionMask(None, None, causal=True)
   draw = lambda: jnp.asarray(rng.normal(size=(2, length, 4, 3)), jnp.float32)
