@@ -59,7 +59,8 @@ def undisturbed(tmp_path_factory):
 
 @pytest.mark.parametrize('first, second', (
     (dict(fsdp=8), dict(replica=2, fsdp=2, tensor=2)),
-    (dict(replica=4, tensor=2), dict(fsdp=8)),
+    pytest.param(dict(replica=4, tensor=2), dict(fsdp=8),
+                 marks=pytest.mark.slow),
 ))
 def test_run_goes_on_on_another_mesh(first, second, undisturbed, tmp_path,
                                      monkeypatch):

@@ -74,7 +74,8 @@ def whole_split(config):
   return objective, batch
 
 
-@pytest.mark.parametrize('model', MODELS)
+@pytest.mark.parametrize('model', (
+    'llama', pytest.param('gpt2', marks=pytest.mark.slow)))
 def test_loss_and_gradient_are_those_of_documents_alone(folder, model):
   found = {}
   for form in ('packed', 'padded'):

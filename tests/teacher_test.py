@@ -92,7 +92,8 @@ def test_teacher_that_no_term_looks_at_is_not_run():
                  make_batch(), jax.random.key(0))
 
 
-@pytest.mark.parametrize('devices', (1, 4))
+@pytest.mark.parametrize('devices', (
+    pytest.param(1, marks=pytest.mark.slow), 4))
 def test_shortened_teacher_teaches_the_same(devices):
   """As one whose blocks are not looped over, which has the same weights."""
   batch, losses = make_batch(), []
