@@ -67,6 +67,11 @@ def register_loss(name: Optional[str] = None,
           'losses.register_loss: a loss must be additive or relational, not '
           f'both; got {title!r} of {function.__module__}. What relates '
           'examples to one another is no sum over positions.')
+    if by_head and not (additive and on == 'attention'):
+      raise checks.ConfigError(
+          'losses.register_loss: a loss by_head must be additive, on '
+          f'attention; got additive={additive}, on={on!r} of {title!r} in '
+          f'{function.__module__}. Of others nothing is cut by head.')
     guarded = _guard(function, f'losses.{title}', on, any_width=any_width,
                      additive=additive, by_head=by_head)
     entry = registry.LossEntry(guarded, on, example, relational, any_width,

@@ -9,6 +9,7 @@ import haikd
 from haikd import align
 from haikd import attention
 from haikd import base
+from haikd import checks
 from haikd import registry
 from haikd import visibility
 
@@ -272,3 +273,13 @@ def test_nothing_is_computed_again_when_the_gradient_comes_back(small_blocks):
       base.QueryKey(*student), base.QueryKey(*draw(2, seed=1)), mask=real).total
   _, pull = jax.vjp(loss, draw(2))
   assert 'dot_general' not in str(jax.make_jaxpr(pull)(jnp.float32(1)))
+
+
+@pytest.mark.parametrize('options', (
+    dict(on='attention'), dict(on='logits', additive=True)))
+def test_only_additive_losses_on_maps_are_by_head(options):
+  with pytest.raises(checks.ConfigError, match='by_head must be additive'):
+
+    @haikd.register_loss(by_head=True, **options)
+    def anything(student, teacher, *, mask):
+      return haikd.masked_mean(student - teacher, mask)
