@@ -67,6 +67,19 @@ PLUGIN = """
 
 
 @pytest.fixture
+def compiled_for():
+  """Traces for devices of a platform that need not be here."""
+  import jax
+
+  def context(platform):
+    device = jax.sharding.AbstractDevice('one of it', None, platform=platform)
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+    return jax.sharding.use_abstract_mesh(mesh)
+
+  return context
+
+
+@pytest.fixture
 def fresh():
   """Forgets what a config or plugin imported, registered or put on the path."""
   from haikd import registry

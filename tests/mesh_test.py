@@ -148,13 +148,9 @@ def check(model, mesh, scan, remat, microbatches=1):
   found_loss, found = gradient(program, config, params, frozen, batch)
   np.testing.assert_allclose(found_loss, loss, rtol=1e-5)
   assert jax.tree.structure(found) == jax.tree.structure(expected)
-
-  def compare(a, b):
-    # Sums over 8 devices round more: a gradient of 6.7 is off by 1.3e-5.
-    size = max(1, np.max(np.abs(b))) if mesh == (1, 1, 8) else 1
-    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * size)
-
-  jax.tree.map(compare, found, expected)
+  jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), found,
+      expected)
 
 
 @pytest.mark.parametrize('model, mesh, scan, remat', [

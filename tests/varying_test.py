@@ -35,11 +35,9 @@ def test_alike_leaves_arrays_alone_outside_of_shard_map():
   assert varying.alike(x, jnp.ones(2)) is x
 
 
-def test_platform_is_that_of_the_mesh_that_is_compiled_for():
-  device = jax.sharding.AbstractDevice('one of it', None, platform='tpu')
-  mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+def test_platform_is_that_of_the_mesh_that_is_compiled_for(compiled_for):
   assert varying.platform() == jax.default_backend()
-  with jax.sharding.use_abstract_mesh(mesh):
+  with compiled_for('tpu'):
     assert varying.platform() == 'tpu'
 
 

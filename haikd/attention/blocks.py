@@ -95,7 +95,7 @@ def cut(batch: int, heads: int, queries: int, keys: int, *, causal: bool,
   if causal and queries > 2 * _ROWS:
     enough = _ENOUGH.get(varying.platform(), _ELSEWHERE)
     loops = min(max(queries // rows_of_loop, _LOOPS[0]), _LOOPS[1])
-    # A window is a few rows wider than it need be.
+    # The fewer rows, the less a block reaches beyond their windows.
     finest = _LOOPS[1] if window is None else 2 * _LOOPS[1]
     rows = _round_up(-(-queries // finest))
   elif batch * queries * row <= 2 * most:

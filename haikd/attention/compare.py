@@ -51,16 +51,17 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
   if mask.ndim == 1:
     mask = jnp.broadcast_to(mask[:, None], student.shape[::2])
   sides = tuple(x for x in (student, teacher) if x is not None)
-  count = _count(function, sides, mask)
+
+  def loss(*pooled, mask):
+    return function(*(*pooled, None)[:2], mask=mask)
+
+  count = _count(loss, sides, mask)
   if by_head:
     sides, mask = maps_lib.heads_as_examples(sides, mask)
   masks = tuple(tuple(x.mask for x in side.sources) for side in sides)
   operands = tuple(
       tuple((x.query, x.key) for x in side.sources) for side in sides)
   heads = tuple(side.heads for side in sides)
-
-  def loss(*pooled, mask):
-    return function(*(*pooled, None)[:2], mask=mask)
 
   @jax.custom_vjp
   def total(operands, masks, mask):
@@ -88,12 +89,12 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
   return base.LossSum(total(operands, masks, mask), count)
 
 
-def _count(function, sides, mask):
+def _count(loss, sides, mask):
   """Returns the count, of which a compiler sees that it takes no maps."""
 
   def count(mask):
     zeros = (jnp.zeros(side.shape, jnp.float32) for side in sides)
-    return function(*(*zeros, None)[:2], mask=mask).count
+    return loss(*zeros, mask=mask).count
 
   return jax.jit(count)(mask)
 

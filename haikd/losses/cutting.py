@@ -49,6 +49,7 @@ class Sizes(NamedTuple):
       fewest = _ROWS_BEYOND if on_cpu and classes > _LARGEST else _ROWS
       rows = max(rows // fewest, 1) * fewest
     group = _rows_of_group(classes) if on_cpu else 1
+    # An odd number of rows would go by in groups of one.
     if rows > group:
       rows -= rows % group
     if positions > group:

@@ -105,12 +105,10 @@ def test_large_scores_do_not_overflow():
     ('tpu', dict(), (8, 128)),
     ('tpu', dict(causal=False), (8, 1024)),
 ))
-def test_size_of_blocks(platform, options, expected):
+def test_size_of_blocks(platform, options, expected, compiled_for):
   options = dict(dict(batch=8, heads=2, queries=1024, keys=1024, causal=True,
                       window=None, rows_of_loop=128), **options)
-  device = jax.sharding.AbstractDevice('one of it', None, platform=platform)
-  mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
-  with jax.sharding.use_abstract_mesh(mesh):
+  with compiled_for(platform):
     cut = blocks.cut(**options)
   assert (cut.examples, cut.rows) == expected
 

@@ -1,0 +1,28 @@
+"""Sizes of chunks, counted by hand."""
+
+import pytest
+
+from haikd.losses import cutting
+
+
+@pytest.mark.parametrize('platform, expected', [
+    # Of 2^18 logits: 5 rows of 50,257 classes, one of 262,208.
+    ('cpu', {(10**6, 8192, None): (256, 8),
+             (131, 8192, None): (160, 5),
+             (20, 8192, None): (20, 1),
+             (10**6, 50257, None): (125, 25),
+             (10**6, 50257, 2**23): (40, 8),
+             (10**6, 50257, 2**18): (1, 1),
+             (10**6, 151936, None): (96, 96),
+             (10**6, 262208, None): (96, 96)}),
+    ('tpu', {(10**6, 8192, None): (2**28 // 4 // 8192, 1),
+             (131, 8192, None): (131, 1),
+             (10**6, 50257, 2**23): (41, 1),
+             (10**6, 262208, None): (128, 1)}),
+])
+def test_chunk_is_made_of_whole_groups(platform, expected, compiled_for):
+  with compiled_for(platform):
+    for (positions, classes, given), wanted in expected.items():
+      sizes = cutting.Sizes(given)
+      rows = sizes.rows(positions, classes)
+      assert (rows, sizes.groups(rows, classes)) == wanted
