@@ -13,8 +13,8 @@ chapters that neither has seen.
 
 import pathlib
 
-from haikd import checks
 from haikd import config as config_lib
+from haikd.core import checks
 
 _TEACHER = pathlib.Path('data/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf')
 

@@ -4,7 +4,7 @@
       --workdir=DIR --config.data.source_dir=TOKENS \
       --config.teacher.init=TEACHER
 
-TOKENS holds `train.npy`, `validation.npy` and `test.npy`: ids of the Llama 3
+TOKENS holds `train.npy`, `rules.npy` and `test.npy`: ids of the Llama 3
 tokenizer end to end, as `numpy.save('train.npy', ids.astype('uint32'))` writes
 them. TEACHER is a workdir that holds the teacher's weights.
 

@@ -13,8 +13,8 @@ is the teacher with half of its layers cut out) and the student as it ends.
 
 import pathlib
 
-from haikd import checks
 from haikd import config as config_lib
+from haikd.core import checks
 
 _TEACHER = pathlib.Path('data/minilm')
 

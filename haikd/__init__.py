@@ -8,20 +8,20 @@ names.
 from haikd import align
 from haikd import config
 from haikd import losses
-from haikd.base import Batch
-from haikd.base import LinearLogits
-from haikd.base import LossSum
-from haikd.base import Pair
-from haikd.base import QueryKey
-from haikd.capture import capture
+from haikd.core.attention_mask import AttentionMask
+from haikd.core.base import Batch
+from haikd.core.base import LinearLogits
+from haikd.core.base import LossSum
+from haikd.core.base import Pair
+from haikd.core.base import QueryKey
+from haikd.core.masking import masked_mean
+from haikd.core.registry import register_aligner
+from haikd.core.registry import register_dataset
+from haikd.core.registry import register_model
+from haikd.core.tap import tap
 from haikd.losses.register import get_loss
 from haikd.losses.register import loss_names
 from haikd.losses.register import register_loss
-from haikd.masking import masked_mean
-from haikd.registry import register_aligner
-from haikd.registry import register_dataset
-from haikd.registry import register_model
-from haikd.tapping import tap
-from haikd.visibility import AttentionMask
+from haikd.network.capture import capture
 
 __version__ = '0.1.0'

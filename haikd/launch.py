@@ -40,15 +40,15 @@ from absl import flags
 from absl import logging as absl_logging
 import jax
 
-from haikd import checks
 from haikd import config as config_lib
-from haikd import config_file
-from haikd import distributed
-from haikd import exporting
-from haikd import job
-from haikd import paths
-from haikd import registry
-from haikd import repeats
+from haikd.config import file as config_file
+from haikd.core import checks
+from haikd.core import registry
+from haikd.processes import distributed
+from haikd.run import export as export_lib
+from haikd.run import job
+from haikd.run import seeds as seeds_lib
+from haikd.storage import paths
 
 _FORESEEN = (checks.ConfigError, checks.DataError, checks.DivergedError,
              checks.DoesNotFitError, checks.LostProcessError)
@@ -121,9 +121,9 @@ def _run(config, values):
   elif values.mode == 'eval':
     job.evaluate(config, workdir)
   elif values.mode == 'export':
-    print(exporting.export(config, workdir, values.output))
+    print(export_lib.export(config, workdir, values.output))
   elif values.seeds > 1:
-    repeats.train(config, workdir, values.seeds)
+    seeds_lib.train(config, workdir, values.seeds)
   else:
     job.train(config, workdir)
 
@@ -166,7 +166,7 @@ def _define_flags():
   flags.DEFINE_enum(
       'format',
       'hf',
-      exporting.FORMATS,
+      export_lib.FORMATS,
       'What to export as: hf, a folder that transformers loads.',
       flag_values=values)
   flags.DEFINE_string(

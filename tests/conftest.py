@@ -82,7 +82,7 @@ def compiled_for():
 @pytest.fixture
 def fresh():
   """Forgets what a config or plugin imported, registered or put on the path."""
-  from haikd import registry
+  from haikd.core import registry
   path, modules = list(sys.path), set(sys.modules)
   with registry.losses.temporary(), registry.datasets.temporary():
     yield

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from haikd import checks
 from haikd import launch
+from haikd.core import checks
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Optional, Union
 
-from haikd import checks
+from haikd.core import checks
 
 Selection = Optional[Union[str, Sequence[int], Sequence[Sequence[int]]]]
 Pairs = tuple[tuple[int, tuple[int, ...]], ...]

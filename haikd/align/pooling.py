@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from haikd import areas
+from haikd.core import area_weights
 
 _WHERE = 'align.avg_pool_array_to_target_shape'
 
@@ -126,7 +126,7 @@ def _pool_adaptive(array, axis, out):
   # small: 4096 to 1536 takes one of 8 by 3.
   repeats = math.gcd(array.shape[axis], out)
   size, out = array.shape[axis] // repeats, out // repeats
-  weights = areas.weights(size, out)
+  weights = area_weights.weights(size, out)
   pooled = jnp.tensordot(
       _split(array, axis, repeats),
       weights.astype(array.dtype),

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from haikd import attention
-from haikd import base
-from haikd import checks
-from haikd import masking
-from haikd import registry
 from haikd.align import pooling
+from haikd.core import base
+from haikd.core import checks
+from haikd.core import masking
+from haikd.core import registry
 
 
 @registry.register_aligner(lazy=True)

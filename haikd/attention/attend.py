@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from haikd import base
-from haikd import varying
 from haikd.attention import blocks as blocks_lib
 from haikd.attention import maps as maps_lib
+from haikd.core import base
+from haikd.core import mesh_context
 
 # A network has many layers: twice the loops would compile for twice as long.
 _ROWS_OF_LOOP = 512
@@ -37,8 +37,8 @@ def attend(query_key: base.QueryKey, value: jax.Array) -> jax.Array:
   """
   query, key, mask = query_key
   # Of one type, and so their gradients, where each device has its own part.
-  query, key, value = varying.alike((query, key, value), query, key, value,
-                                    mask)
+  query, key, value = mesh_context.alike((query, key, value), query, key,
+                                         value, mask)
   return _attend(query, key, value, mask)
 
 

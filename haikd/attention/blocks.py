@@ -17,11 +17,11 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from haikd import masking
-from haikd import varying
-from haikd import visibility
+from haikd.core import attention_mask
+from haikd.core import masking
+from haikd.core import mesh_context
 
-Mask = Optional[Union[jax.Array, visibility.AttentionMask]]
+Mask = Optional[Union[jax.Array, attention_mask.AttentionMask]]
 
 # Bytes of a block in float32. It has fewer rows, down to 64, rather than more
 # than most; and a causal one, of which blocks of padding are left out, no more
@@ -70,8 +70,8 @@ class Blocks(NamedTuple):
 class Place(NamedTuple):
   """Where a block lies: its rows and its keys, as (first, number)."""
 
-  queries: visibility.Range
-  keys: visibility.Range
+  queries: attention_mask.Range
+  keys: attention_mask.Range
 
 
 def cut(batch: int, heads: int, queries: int, keys: int, *, causal: bool,
@@ -88,12 +88,12 @@ def cut(batch: int, heads: int, queries: int, keys: int, *, causal: bool,
     rows_of_loop: how many rows of a causal map one loop has, about. With n
       loops (n + 1) / 2n of the map is computed, and n bodies are compiled.
   """
-  most = _MOST.get(varying.platform(), _ELSEWHERE)
+  most = _MOST.get(mesh_context.platform(), _ELSEWHERE)
   enough = most
   row = 4 * heads * keys
   rows, loops = queries, 1
   if causal and queries > 2 * _ROWS:
-    enough = _ENOUGH.get(varying.platform(), _ELSEWHERE)
+    enough = _ENOUGH.get(mesh_context.platform(), _ELSEWHERE)
     loops = min(max(queries // rows_of_loop, _LOOPS[0]), _LOOPS[1])
     # The fewer rows, the less a block reaches beyond their windows.
     finest = _LOOPS[1] if window is None else 2 * _LOOPS[1]
@@ -153,7 +153,7 @@ def run(blocks: Blocks, function: Callable, rows: Any,
   """
   batch, length = jax.tree.leaves(rows)[0].shape[:2]
   groups = batch // blocks.examples
-  if groups * blocks.count == 1 or varying.must_meet():
+  if groups * blocks.count == 1 or mesh_context.must_meet():
     real = None
 
   def body(keys, whole, span, sums, part):
@@ -167,13 +167,13 @@ def run(blocks: Blocks, function: Callable, rows: Any,
 
     def compute(sums):
       own = [lax.dynamic_slice_in_dim(x, *place.keys, axis=2) for x in keys]
-      return varying.alike(
+      return mesh_context.alike(
           function(sums, rows, own, whole, place), sums, rows, keys, whole)
 
     def skip(sums):
       _, results = jax.eval_shape(compute, sums)
       zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), results)
-      return sums, varying.alike(zeros, sums, rows, keys, whole)
+      return sums, mesh_context.alike(zeros, sums, rows, keys, whole)
 
     if real is None:
       return compute(sums)
@@ -181,7 +181,7 @@ def run(blocks: Blocks, function: Callable, rows: Any,
 
   def group(_, part):
     rows, keys, whole, real = part
-    sums = varying.alike(init, rows, keys, whole)
+    sums = mesh_context.alike(init, rows, keys, whole)
     keys = [_heads_first(*x) for x in keys]
     results = []
     for span in blocks.spans:

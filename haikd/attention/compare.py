@@ -12,11 +12,11 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from haikd import base
-from haikd import masking
-from haikd import varying
 from haikd.attention import blocks as blocks_lib
 from haikd.attention import maps as maps_lib
+from haikd.core import base
+from haikd.core import masking
+from haikd.core import mesh_context
 
 # More loops than in attention, of which a step has more: 8 at N = 1024. With
 # four it takes 5 to 15 % more time, and two thirds as long to compile; see
@@ -84,8 +84,8 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
     return scaled, None, None
 
   total.defvjp(forward, backward, symbolic_zeros=True)
-  operands, masks, mask = varying.alike((operands, masks, mask), operands,
-                                        masks, mask)
+  operands, masks, mask = mesh_context.alike((operands, masks, mask),
+                                             operands, masks, mask)
   return base.LossSum(total(operands, masks, mask), count)
 
 
@@ -147,7 +147,7 @@ def _fold(loss, heads, operands, masks, mask, wanted):
         lambda some: total(
             tuple(x if own else y for x, y, own in zip(some, maps, wanted))),
         tuple(x if own else () for x, own in zip(maps, wanted)))
-    into_maps, = pull(varying.alike(jnp.ones_like(value), value))
+    into_maps, = pull(mesh_context.alike(jnp.ones_like(value), value))
     of_keys, of_queries = [], []
     for side, own in enumerate(wanted):
       found = [

@@ -9,11 +9,11 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from haikd import areas
-from haikd import base
-from haikd import varying
-from haikd import visibility
 from haikd.attention import blocks as blocks_lib
+from haikd.core import area_weights
+from haikd.core import attention_mask
+from haikd.core import base
+from haikd.core import mesh_context
 
 Mask = blocks_lib.Mask
 
@@ -60,7 +60,7 @@ def mean(maps: Sequence[jax.Array], heads: int) -> jax.Array:
   return jnp.einsum(
       'bsnm,sh->bhnm',
       maps,
-      jnp.float32(areas.weights(own, heads)),
+      jnp.float32(area_weights.weights(own, heads)),
       precision=lax.Precision.HIGHEST)
 
 
@@ -81,7 +81,7 @@ def heads_as_examples(
   sources = [x for side in sides for x in side.sources]
   groups = math.gcd(*(side.heads for side in sides),
                     *(x.key.shape[2] for x in sources))
-  if varying.is_split_further() or not all(
+  if mesh_context.is_split_further() or not all(
       _is_of_all_examples(x.mask) for x in sources):
     groups = 1
   if groups == 1:
@@ -96,7 +96,7 @@ def heads_as_examples(
 
   def of_groups(source):
     own = source.mask
-    if isinstance(own, visibility.AttentionMask):
+    if isinstance(own, attention_mask.AttentionMask):
       own = dataclasses.replace(
           own, **{name: None if value is None else repeat(value)
                   for name, value in (('keys', own.keys),
@@ -110,21 +110,21 @@ def heads_as_examples(
 
 def _is_of_all_examples(mask):
   """Returns whether a mask is rules, or one array for heads and examples."""
-  if mask is None or isinstance(mask, visibility.AttentionMask):
+  if mask is None or isinstance(mask, attention_mask.AttentionMask):
     return True
   return all(size == 1 for size in mask.shape[:-2])
 
 
 def rules(mask: Mask) -> tuple[bool, Optional[int]]:
   """Returns whether a mask is causal, and its window if that is known."""
-  if not isinstance(mask, visibility.AttentionMask):
+  if not isinstance(mask, attention_mask.AttentionMask):
     return False, None
   return mask.causal, mask.window if isinstance(mask.window, int) else None
 
 
 def real_positions(mask: Mask) -> Optional[jax.Array]:
   """Returns which positions are real: bool, `[B, N]`, or None for all."""
-  return mask.keys if isinstance(mask, visibility.AttentionMask) else None
+  return mask.keys if isinstance(mask, attention_mask.AttentionMask) else None
 
 
 def by_example(mask: Mask, batch: int,
@@ -143,7 +143,7 @@ def by_example(mask: Mask, batch: int,
   """
   if mask is None:
     return (), lambda _: None
-  if isinstance(mask, visibility.AttentionMask):
+  if isinstance(mask, attention_mask.AttentionMask):
     own = tuple(None if x is None else _longer(x, 1, rows)
                 for x in (mask.keys, mask.segments))
     return own, lambda own: dataclasses.replace(
@@ -182,7 +182,7 @@ def queries_by_row(query: jax.Array, rows: int) -> jax.Array:
 
 
 def add_keys(sums: jax.Array, more: jax.Array,
-             keys: visibility.Range) -> jax.Array:
+             keys: attention_mask.Range) -> jax.Array:
   """Adds `[b, G, K, keys]` to the keys of a block, in `[b, G, K, M]`."""
   start = (0, 0, 0, keys[0])
   more += lax.dynamic_slice(sums, start, more.shape)
@@ -206,7 +206,7 @@ def scores(query: jax.Array, key: jax.Array, mask: Mask,
       'bgqd,bgkd->bgqk', query, key, preferred_element_type=jnp.float32)
   if mask is None:
     return found
-  if isinstance(mask, visibility.AttentionMask):
+  if isinstance(mask, attention_mask.AttentionMask):
     looks = mask.block(place.queries, place.keys)
   else:
     looks = mask

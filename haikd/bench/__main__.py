@@ -21,12 +21,12 @@ from typing import Optional
 
 from absl import flags
 
-from haikd import checks
-from haikd import config_file
-from haikd import console
 from haikd.bench import cases
 from haikd.bench import measure
 from haikd.bench import summary
+from haikd.config import file as config_file
+from haikd.core import checks
+from haikd.run import console
 
 
 def main(argv: Optional[list[str]] = None) -> int:

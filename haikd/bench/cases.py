@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from haikd import base
-from haikd import checks
+from haikd.core import base
+from haikd.core import checks
 
 Case = dict[str, Any]  # As it stands in the JSON file.
 

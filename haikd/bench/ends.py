@@ -6,10 +6,10 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from haikd import base
-from haikd import registry
-from haikd import tapping
-from haikd import visibility
+from haikd.core import attention_mask
+from haikd.core import base
+from haikd.core import registry
+from haikd.core import tap as tap_lib
 
 
 @registry.register_model('bench/hidden')
@@ -50,12 +50,12 @@ def maps(inputs: jax.Array, *, is_training: bool, mask: Optional[jax.Array],
     Zeros, `[B, N, 1]`, in place of logits.
   """
   del is_training
-  looks = visibility.AttentionMask(mask, causal=True)
+  looks = attention_mask.AttentionMask(mask, causal=True)
   query, key = (
       _drawn(name, scale, rows, inputs.shape[1], heads, head_size)
       for name, scale in (('query', head_size**-0.5), ('key', 1.0)))
   count = len(inputs)
-  tapping.tap('maps', base.QueryKey(query[:count], key[:count], looks))
+  tap_lib.tap('maps', base.QueryKey(query[:count], key[:count], looks))
   return jnp.zeros((*inputs.shape, 1))
 
 

@@ -12,9 +12,9 @@ import tempfile
 from typing import Any, Optional
 
 import haikd
-from haikd import checks
 from haikd.bench import cases
 from haikd.bench import worker
+from haikd.core import checks
 
 SIDES = ('haikd', 'by_hand')
 ROOT = pathlib.Path(haikd.__file__).parents[1]

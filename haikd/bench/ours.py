@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from haikd import base
 from haikd import config as config_lib
-from haikd import placement
-from haikd import program as program_lib
-from haikd import sharding
 from haikd.bench import cases
 from haikd.bench import ends  # noqa: F401  Registers its models.
+from haikd.core import base
+from haikd.engine import collectives
+from haikd.engine import mesh as mesh_lib
+from haikd.engine import program as program_lib
 
 
 def build(case: cases.Case, path: pathlib.Path) -> tuple:
@@ -29,7 +29,7 @@ def build(case: cases.Case, path: pathlib.Path) -> tuple:
   config = config_of(case)
   config_lib.validate(config)
   batch = cases.batch_of(case)
-  mesh = placement.build_mesh(config.mesh, jax.devices()[:1])
+  mesh = mesh_lib.build_mesh(config.mesh, jax.devices()[:1])
   program = program_lib.build_program(
       config,
       spec=jax.eval_shape(lambda: jax.tree.map(jnp.asarray, batch)),
@@ -49,7 +49,8 @@ def build(case: cases.Case, path: pathlib.Path) -> tuple:
               batch=dict(batch=batch._asdict())).items()
           for name, value in _flat(tree).items()
       })
-  return program.train_step, state, (frozen, sharding.shard_batch(mesh, batch))
+  batch = collectives.shard_batch(mesh, batch)
+  return program.train_step, state, (frozen, batch)
 
 
 def config_of(case: cases.Case) -> config_lib.ConfigDict:

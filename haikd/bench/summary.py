@@ -12,9 +12,9 @@ import jax
 import jaxlib
 
 import haikd
-from haikd import console
 from haikd.bench import cases
 from haikd.bench import measure
+from haikd.run import console
 
 COLUMNS = ('haikd / by hand', 'CPU time', 'wall time', 'step, s', 'by hand, s',
            'first step, s', 'temp, MiB', 'peak, MiB')

@@ -11,12 +11,12 @@ from typing import Optional
 
 import numpy as np
 
-from haikd import base
-from haikd.data import augment as augment_lib
+from haikd.core import base
 from haikd.data import reader as reader_lib
-from haikd.data import scale as scale_lib
-from haikd.data import sizes as sizes_lib
-from haikd.data import tokens
+from haikd.data.image import augment as augment_lib
+from haikd.data.image import normalise as normalise_lib
+from haikd.data.image import resize as resize_lib
+from haikd.data.text import tokens
 
 # Beside the seed, what a stream of random numbers is for.
 _ORDER, _AUGMENT = 0, 1
@@ -34,8 +34,8 @@ class Training:
 
   def __init__(self, reader: reader_lib.Reader,
                augment: augment_lib.Augment, *, batch_size: int, seed: int,
-               scale: scale_lib.Scale, process_index: int, process_count: int,
-               sizes: Optional[sizes_lib.Sizes] = None):
+               scale: normalise_lib.Scale, process_index: int,
+               process_count: int, sizes: Optional[resize_lib.Sizes] = None):
     self._reader = reader
     self._augment = augment
     self._sizes = sizes
@@ -89,8 +89,8 @@ class Evaluation:
   """
 
   def __init__(self, reader: reader_lib.Reader, *, batch_size: int, shards: int,
-               scale: scale_lib.Scale, process_index: int, process_count: int,
-               sizes: Optional[sizes_lib.Sizes] = None):
+               scale: normalise_lib.Scale, process_index: int,
+               process_count: int, sizes: Optional[resize_lib.Sizes] = None):
     self._reader = reader
     self._fit = None if sizes is None else sizes.evaluation
     self._scale = scale
@@ -124,11 +124,11 @@ def _to_float(columns):
 
 
 def _to_batch(examples: reader_lib.Columns, real: np.ndarray,
-              scale: scale_lib.Scale) -> base.Batch:
+              scale: normalise_lib.Scale) -> base.Batch:
   """Sorts columns into the fields of a Batch.
 
   Args:
-    examples: `{key: [B, ...]}`, see `source.Source`.
+    examples: `{key: [B, ...]}`, see `pretrained_source.Source`.
     real: bool `[B]`, false for what only fills a batch up.
     scale: what is done to images.
 

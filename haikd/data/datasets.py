@@ -7,8 +7,8 @@ from typing import Optional
 
 import numpy as np
 
-from haikd import checks
-from haikd import registry
+from haikd.core import checks
+from haikd.core import registry
 from haikd.data import idx
 from haikd.data import prepared
 from haikd.data import source

@@ -5,8 +5,8 @@ from typing import Optional
 import ml_collections
 import numpy as np
 
-from haikd import base
-from haikd import checks
+from haikd.core import base
+from haikd.core import checks
 from haikd.data import pipeline
 from haikd.data import reader as reader_lib
 from haikd.data import source

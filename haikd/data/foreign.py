@@ -5,7 +5,7 @@ import contextlib
 import inspect
 from typing import Any
 
-from haikd import checks
+from haikd.core import checks
 
 _KINDS = {kind.__name__: kind for kind in (bool, int, float, str)}
 

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 
-from haikd import checks
+from haikd.core import checks
 
 PARTS = ('train', 't10k')
 

@@ -8,14 +8,14 @@ import jax
 import ml_collections
 import numpy as np
 
-from haikd import base
-from haikd import checks
-from haikd.data import augment as augment_lib
+from haikd.core import base
+from haikd.core import checks
 from haikd.data import batches
 from haikd.data import reader as reader_lib
-from haikd.data import scale as scale_lib
-from haikd.data import sizes as sizes_lib
 from haikd.data import source as source_lib
+from haikd.data.image import augment as augment_lib
+from haikd.data.image import normalise as normalise_lib
+from haikd.data.image import resize as resize_lib
 
 _READ_THREADS = 4  # That read ahead, where a split is not in memory.
 
@@ -54,7 +54,7 @@ class Data:
                held_out: tuple[str, ...], augment: Mapping[str, Any],
                augment_field: str, batch_size: int, eval_batch_size: int,
                shards: int, seed: int, prefetch: int,
-               scale: scale_lib.Scale, sizes: Optional[sizes_lib.Sizes],
+               scale: normalise_lib.Scale, sizes: Optional[resize_lib.Sizes],
                process_index: int, process_count: int):
     self.splits = splits
     self._train = train
@@ -244,7 +244,7 @@ def build_data(config: ml_collections.ConfigDict,
   augment = data.augment.to_dict()
   # Refuse now what cannot work.
   augment_lib.build_augment(augment, None, where=augment_field)
-  sizes = sizes_lib.build_sizes(augment, data.image_size, where=augment_field)
+  sizes = resize_lib.build_sizes(augment, data.image_size, where=augment_field)
   splits = reader_lib.Splits(
       name=data.name,
       options=data.options.to_dict(),
@@ -263,7 +263,7 @@ def build_data(config: ml_collections.ConfigDict,
       shards=shards,
       seed=config.seed,
       prefetch=data.prefetch,
-      scale=scale_lib.build_scale(data.mean, data.std),
+      scale=normalise_lib.build_scale(data.mean, data.std),
       sizes=sizes,
       process_index=process_index,
       process_count=process_count)

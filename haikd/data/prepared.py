@@ -13,8 +13,8 @@ from typing import Any, Optional
 import jax
 import numpy as np
 
-from haikd import checks
-from haikd import registry
+from haikd.core import checks
+from haikd.core import registry
 
 FILE_FORMAT = 'array_record'
 

@@ -9,10 +9,10 @@ from typing import Any, Optional
 
 import numpy as np
 
-from haikd import checks
+from haikd.core import checks
 from haikd.data import foreign
 from haikd.data import source as source_lib
-from haikd.data import tokens
+from haikd.data.text import tokens
 
 CACHE_BYTES = 2**29  # Splits up to this size, decoded, are kept in memory.
 

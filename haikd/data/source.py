@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Optional, Protocol
 import jax
 import numpy as np
 
-from haikd import checks
-from haikd import registry
+from haikd.core import checks
+from haikd.core import registry
 from haikd.data import foreign
 from haikd.data import prepared
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from haikd import checks
-from haikd import registry
+from haikd.core import checks
+from haikd.core import registry
 from haikd.data import source
-from haikd.data import tokens as tokens_lib
+from haikd.data.text import tokens as tokens_lib
 
 _SPLITS = ('train', 'validation', 'test')
 _KINDS = ('images', 'tokens')

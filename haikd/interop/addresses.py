@@ -3,8 +3,8 @@
 import re
 from typing import NamedTuple, Optional
 
-from haikd import base
-from haikd import names
+from haikd.core import base
+from haikd.core import globs
 
 _BLOCK = re.compile(r'block_(\d+)')
 _STACK = '__layer_stack'
@@ -41,7 +41,7 @@ def of(module: str, name: str) -> Address:
       '__layer_stack_no_per_layer/block/attn/query'.
     name: of the parameter.
   """
-  first, *others = names.parts(module)
+  first, *others = globs.parts(module)
   if first.startswith(_STACK):
     return Address('/'.join(others), name, stacked=True)
   if match := _BLOCK.fullmatch(first):

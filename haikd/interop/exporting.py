@@ -13,17 +13,17 @@ from jax import lax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from haikd import base
-from haikd import checks
-from haikd import distributed
-from haikd import files
-from haikd import paths
+from haikd.core import base
+from haikd.core import checks
 from haikd.interop import addresses
 from haikd.interop import images
 from haikd.interop import options as options_lib
+from haikd.interop import pretrained_source as pretrained_source_lib
 from haikd.interop import rules
-from haikd.interop import source as source_lib
 from haikd.interop import storing
+from haikd.processes import distributed
+from haikd.storage import files
+from haikd.storage import paths
 
 _TOKENIZER = ('tokenizer.json', 'tokenizer_config.json',
               'special_tokens_map.json', 'added_tokens.json', 'vocab.txt',
@@ -97,7 +97,7 @@ def export(folder: paths.Path, *, model: str, options: Mapping[str, Any],
         f'interop.export: folder must be local; got {folder}. Export to this '
         'machine, and copy it.')
   folder = pathlib.Path(folder)
-  family = source_lib.family_of(model)
+  family = pretrained_source_lib.family_of(model)
   config = {**family.write_config(options)}
   planned, vocabulary = _plan(family.tensors(options, ()), params)
   if vocabulary:  # The options may tell of one that was pruned.

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 import numbers
 from typing import Any, Optional
 
-from haikd import checks
+from haikd.core import checks
 
 # Of training, generation and bookkeeping: no logit depends on them.
 _IGNORED = frozenset((

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from haikd import checks
+from haikd.core import checks
 
 _NUMBERS = 2**18  # That are decoded at once, about.
 

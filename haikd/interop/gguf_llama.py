@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from haikd import checks
+from haikd.core import checks
 from haikd.interop import fields as fields_lib
 from haikd.interop import gguf
 from haikd.interop import rules

@@ -5,9 +5,9 @@ import math
 import pathlib
 from typing import Any, Optional
 
-from haikd import checks
-from haikd import files
+from haikd.core import checks
 from haikd.interop import fields as fields_lib
+from haikd.storage import files
 
 FILE = 'preprocessor_config.json'
 

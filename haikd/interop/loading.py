@@ -10,10 +10,10 @@ from typing import Any, Optional
 import jax
 import numpy as np
 
-from haikd import base
+from haikd.core import base
 from haikd.interop import matching
 from haikd.interop import placing
-from haikd.interop import source as source_lib
+from haikd.interop import pretrained_source as pretrained_source_lib
 
 _PATIENCE = 2  # Seconds after which a bar is shown.
 
@@ -91,7 +91,7 @@ def check(field: str,
 def _match(field, init, expected, options, layers, kept_ids):
   """Returns what each parameter takes, all of it checked."""
   return matching.Matching(
-      field, init, source_lib.open_source(init), expected.params,
+      field, init, pretrained_source_lib.open_source(init), expected.params,
       options=options, layers=layers,
       kept_ids=None if kept_ids is None else np.asarray(kept_ids))
 

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple, Optional
 import jax.numpy as jnp
 import numpy as np
 
-from haikd import base
-from haikd import checks
+from haikd.core import base
+from haikd.core import checks
 from haikd.interop import addresses
 from haikd.interop import placing
+from haikd.interop import pretrained_source as pretrained
 from haikd.interop import rules
-from haikd.interop import source as source_lib
 
 # What slices of a network have in common, whatever the model calls it.
 _SIZES = ('width', 'depth', 'heads', 'key_value_heads', 'head_size', 'hidden',
@@ -56,7 +56,7 @@ class Matching:
     DataError: tensors are missing, left over or of another shape.
   """
 
-  def __init__(self, field: str, init: str, source: source_lib.Source,
+  def __init__(self, field: str, init: str, source: pretrained.Source,
                expected: base.ArrayTree, *, options: Mapping[str, Any],
                layers: Optional[Sequence[int]],
                kept_ids: Optional[np.ndarray]):

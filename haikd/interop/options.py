@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import inspect
 from typing import Any, Optional, Union
 
-from haikd import checks
-from haikd import registry
+from haikd.core import checks
+from haikd.core import registry
 from haikd.interop import fields as fields_lib
 
 # A name of theirs for each of ours comes last, and is the one that is written.

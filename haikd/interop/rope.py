@@ -4,7 +4,7 @@ from collections.abc import Mapping
 import math
 from typing import Any, Optional
 
-from haikd import checks
+from haikd.core import checks
 from haikd.interop import fields as fields_lib
 
 _BASE = 10000.0  # Where none is written.

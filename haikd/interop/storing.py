@@ -11,9 +11,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from haikd import checks
-from haikd import files
+from haikd.core import checks
 from haikd.interop import tensors
+from haikd.storage import files
 
 _SHARD = 5 * 10**9  # Bytes of a file at most; a larger tensor has its own.
 _PRODUCER = 'haikd'

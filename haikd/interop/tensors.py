@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from haikd import checks
+from haikd.core import checks
 
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'

@@ -15,8 +15,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from haikd import base
-from haikd import varying
+from haikd.core import base
+from haikd.core import mesh_context
 from haikd.losses import cutting
 
 _LARGEST_PRODUCT = 2.0**12  # Of a chunk's gradient in float16.
@@ -63,7 +63,7 @@ def add_up(function: Callable[..., Any],
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
   return cut.loop(
       lambda number, sums: jax.tree.map(jnp.add, sums, call(number)),
-      varying.alike(zeros, sides, mask, labels))
+      mesh_context.alike(zeros, sides, mask, labels))
 
 
 def weighted(losses: Sequence[Callable[..., base.LossSum]],
@@ -132,8 +132,8 @@ def weighted(losses: Sequence[Callable[..., base.LossSum]],
     zeros = [x if x is None or x.ndim < 2 or in_rows else sizes.split(x)
              for x, in_rows in zip(zeros, lies_in_rows)]
     start = (tuple(base.LossSum(zero, zero) for _ in losses), zeros)
-    return cut.loop(more, varying.alike(start, leaves, mask, labels,
-                                        coefficients))
+    return cut.loop(
+        more, mesh_context.alike(start, leaves, mask, labels, coefficients))
 
   def result(sums):
     return sum(c * x.total for c, x in zip(coefficients, sums)), sums
@@ -221,7 +221,7 @@ def _in_groups(function: Callable, parts: Any, number: int) -> tuple[Any, Any]:
   first = jax.tree.map(lambda x: x[0], parts)
   like, _ = jax.eval_shape(function, first)
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-  sums, results = lax.scan(more, varying.alike(zeros, parts), parts)
+  sums, results = lax.scan(more, mesh_context.alike(zeros, parts), parts)
   return sums, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
 
 

@@ -8,10 +8,10 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from haikd import base
-from haikd import checks
-from haikd import masking
-from haikd import varying
+from haikd.core import base
+from haikd.core import checks
+from haikd.core import masking
+from haikd.core import mesh_context
 
 # Of float32 logits in a chunk. A CPU is fastest where they stay in its cache,
 # others where the products are large.
@@ -42,7 +42,7 @@ class Sizes(NamedTuple):
 
   def rows(self, positions: int, classes: int) -> int:
     """Returns how many positions there are in a chunk."""
-    on_cpu = varying.platform() == 'cpu'
+    on_cpu = mesh_context.platform() == 'cpu'
     wanted = self.chunk_bytes or (_BYTES_ON_CPU if on_cpu else _BYTES)
     rows = wanted // (4 * classes)
     if self.chunk_bytes is None:
@@ -61,7 +61,7 @@ class Sizes(NamedTuple):
 
     Only on CPU in more than one.
     """
-    if varying.platform() != 'cpu':
+    if mesh_context.platform() != 'cpu':
       return 1
     most = _rows_of_group(classes)
     return next(n for n in range(1, rows + 1)

@@ -8,8 +8,8 @@ from jax import custom_derivatives
 import jax.numpy as jnp
 import numpy as np
 
-from haikd import base
-from haikd import masking
+from haikd.core import base
+from haikd.core import masking
 from haikd.losses import register
 
 # Of (exp(-x) - 1 + x) / x^2, the highest power first: to 1e-8 where |x| < 1.

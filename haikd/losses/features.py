@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from haikd import base
-from haikd import masking
+from haikd.core import base
+from haikd.core import masking
 from haikd.losses import cosines
 from haikd.losses import register
 

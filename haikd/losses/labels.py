@@ -7,9 +7,9 @@ import jax
 from jax import custom_derivatives
 import jax.numpy as jnp
 
-from haikd import base
-from haikd import checks
-from haikd import masking
+from haikd.core import base
+from haikd.core import checks
+from haikd.core import masking
 from haikd.losses import divergences
 from haikd.losses import register
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from haikd import base
-from haikd import checks
-from haikd import masking
+from haikd.core import base
+from haikd.core import checks
+from haikd.core import masking
 from haikd.losses import cosines
 from haikd.metrics import means
 

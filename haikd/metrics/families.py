@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, Optional
 
 import jax
 
-from haikd import base
-from haikd import checks
+from haikd.core import base
+from haikd.core import checks
 from haikd.losses import chunks
 from haikd.losses import cutting
 from haikd.metrics import classes

@@ -6,10 +6,10 @@ from typing import Optional
 import jax
 import jax.numpy as jnp
 
-from haikd import base
-from haikd import checks
 from haikd import losses
-from haikd import masking
+from haikd.core import base
+from haikd.core import checks
+from haikd.core import masking
 
 
 def of_logits(logits: jax.Array, target: Optional[jax.Array], *,

@@ -7,8 +7,8 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from haikd import base
-from haikd import masking
+from haikd.core import base
+from haikd.core import masking
 from haikd.metrics import means
 
 _TOP = 5

@@ -7,11 +7,11 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from haikd import base
-from haikd import checks
-from haikd import registry
-from haikd import tapping
-from haikd import visibility
+from haikd.core import attention_mask
+from haikd.core import base
+from haikd.core import checks
+from haikd.core import registry
+from haikd.core import tap as tap_lib
 from haikd.models import layers
 from haikd.models import sequences
 from haikd.models import transformer
@@ -70,7 +70,7 @@ class Block(hk.Module):
     self.is_training = is_training
 
   def __call__(self, inputs: jax.Array,
-               looks: visibility.AttentionMask) -> jax.Array:
+               looks: attention_mask.AttentionMask) -> jax.Array:
     """Maps `[B, N, D]` to the same; `looks` as in `transformer.Attention`."""
 
     def add(positions, branch, norm):
@@ -227,7 +227,7 @@ def bert(inputs: Union[jax.Array, Mapping[str, jax.Array]],
     vectors = _pooled(features, sequence.mask, pool)
     vectors = _unit(vectors) if normalise else vectors
     vectors = vectors.reshape(*leading, width)
-    return base.Embedding(tapping.tap('embedding', vectors))
+    return base.Embedding(tap_lib.tap('embedding', vectors))
   layers.check_positive(where, num_classes=num_classes)
   token = _first(features, sequence.mask)
   if pooler_activation is not None:

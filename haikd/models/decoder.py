@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from haikd import attention
-from haikd import base
-from haikd import tapping
-from haikd import visibility
+from haikd.core import attention_mask
+from haikd.core import base
+from haikd.core import tap as tap_lib
 from haikd.models import layers
 from haikd.models import rotary
 from haikd.models import sequences
@@ -62,7 +62,7 @@ class Attention(hk.Module):
     self.epsilon = epsilon
 
   def __call__(self, inputs: jax.Array, rotation: rotary.Rotation,
-               looks: visibility.AttentionMask) -> jax.Array:
+               looks: attention_mask.AttentionMask) -> jax.Array:
     """Maps `[B, N, D]` to `[B, N, D]`."""
     batch, length, width = inputs.shape
 
@@ -81,7 +81,7 @@ class Attention(hk.Module):
     key = rotary.rotate(key, rotation)
     query_key = base.QueryKey(
         query.astype(inputs.dtype), key.astype(inputs.dtype), looks)
-    outputs = attention.attend(tapping.tap('maps', query_key), value)
+    outputs = attention.attend(tap_lib.tap('maps', query_key), value)
     linear = layers.Linear(width, 'output', with_bias=self.output_bias)
     return linear(outputs.reshape(batch, length, -1))
 

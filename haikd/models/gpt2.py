@@ -6,10 +6,10 @@ from typing import Optional, Union
 import haiku as hk
 import jax
 
-from haikd import base
-from haikd import checks
-from haikd import registry
-from haikd import visibility
+from haikd.core import attention_mask
+from haikd.core import base
+from haikd.core import checks
+from haikd.core import registry
 from haikd.models import decoder
 from haikd.models import layers
 from haikd.models import sequences
@@ -57,7 +57,7 @@ class Block(hk.Module):
     self.is_training = is_training
 
   def __call__(self, inputs: jax.Array,
-               looks: visibility.AttentionMask) -> jax.Array:
+               looks: attention_mask.AttentionMask) -> jax.Array:
     """Maps `[B, N, D]` to the same; `looks` as in `transformer.Attention`."""
 
     def branch(norm, module, positions, *more):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from haikd import checks
+from haikd.core import checks
 
 ACTIVATIONS = dict(
     elu=jax.nn.elu,

@@ -6,9 +6,9 @@ from typing import Any, Optional, Union
 import jax
 import numpy as np
 
-from haikd import base
-from haikd import checks
-from haikd import registry
+from haikd.core import base
+from haikd.core import checks
+from haikd.core import registry
 from haikd.models import decoder
 from haikd.models import layers
 from haikd.models import rotary

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import haiku as hk
 import jax
 
-from haikd import registry
+from haikd.core import registry
 from haikd.models import layers
 
 

@@ -7,8 +7,8 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from haikd import checks
-from haikd import registry
+from haikd.core import checks
+from haikd.core import registry
 from haikd.models import layers
 
 _LAYOUT = ('blocks', 'channels', 'bottleneck')

@@ -9,7 +9,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from haikd import checks
+from haikd.core import checks
 from haikd.models import sequences
 
 Rotation = tuple[jax.Array, jax.Array]  # Cosine and sine, `[B, N, K/2]`.

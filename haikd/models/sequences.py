@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from haikd import visibility
+from haikd.core import attention_mask
 from haikd.models import layers
 
 _COLUMNS = ('tokens', 'segments', 'positions', 'types')
@@ -37,8 +37,8 @@ class Sequence(NamedTuple):
       self,
       *,
       causal: bool,
-      window: Optional[Union[int,
-                             jax.Array]] = None) -> visibility.AttentionMask:
+      window: Optional[Union[int, jax.Array]] = None
+  ) -> attention_mask.AttentionMask:
     """Returns where a query may look at a key.
 
     Keys are real and of the query's own document.
@@ -50,7 +50,8 @@ class Sequence(NamedTuple):
     """
     if isinstance(window, np.integer):
       window = int(window)
-    return visibility.AttentionMask(self.mask, self.segments, causal, window)
+    return attention_mask.AttentionMask(
+        self.mask, self.segments, causal, window)
 
 
 def read(where: str, inputs: Union[jax.Array, Mapping[str, Any]],

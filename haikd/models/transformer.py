@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from haikd import attention
-from haikd import base
-from haikd import tapping
-from haikd import visibility
+from haikd.core import attention_mask
+from haikd.core import base
+from haikd.core import tap as tap_lib
 from haikd.models import layers
 
 
@@ -25,7 +25,7 @@ class Attention(hk.Module):
   def __call__(
       self,
       inputs: jax.Array,
-      looks: Optional[Union[jax.Array, visibility.AttentionMask]] = None
+      looks: Optional[Union[jax.Array, attention_mask.AttentionMask]] = None
   ) -> jax.Array:
     """Maps `[B, N, D]` to `[B, N, D]`.
 
@@ -46,7 +46,7 @@ class Attention(hk.Module):
 
     query, key, value = heads('query'), heads('key'), heads('value')
     query *= query.shape[-1]**-0.5
-    query_key = tapping.tap('maps', base.QueryKey(query, key, looks))
+    query_key = tap_lib.tap('maps', base.QueryKey(query, key, looks))
     outputs = attention.attend(query_key, value)
     return layers.Linear(width, name='output')(outputs.reshape(inputs.shape))
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Optional
 
 import jax
 
-from haikd import checks
+from haikd.core import checks
 
 GIB = 2**30
 

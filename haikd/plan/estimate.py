@@ -6,8 +6,8 @@ from typing import Any, NamedTuple, Optional
 import jax
 import numpy as np
 
-from haikd import base
-from haikd import placement
+from haikd.core import base
+from haikd.engine import mesh as mesh_lib
 from haikd.plan import chips
 from haikd.plan import compiling
 from haikd.plan import counting
@@ -133,7 +133,7 @@ def estimate(topology: str, step: compiling.Step, compiled: compiling.Compiled,
           max(seconds[COMPUTE], seconds[MEMORY]) +
           sum((1 - x.hidden) * x.seconds for x in sent))
   batch_size = jax.tree.leaves(step.batch)[0].shape[0]
-  shards = placement.batch_shards(step.mesh)
+  shards = mesh_lib.batch_shards(step.mesh)
   return Estimate(
       topology=topology,
       devices=step.mesh.size,

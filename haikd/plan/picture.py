@@ -5,10 +5,10 @@ import io
 import pathlib
 from typing import Optional
 
-from haikd import files
-from haikd import paths
 from haikd.plan import chips
 from haikd.plan import estimate as estimate_lib
+from haikd.storage import files
+from haikd.storage import paths
 
 FILE = 'plan.png'
 

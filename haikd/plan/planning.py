@@ -5,20 +5,20 @@ from typing import Any, Optional
 
 import jax
 
-from haikd import checks
 from haikd import config as config_lib
-from haikd import console
-from haikd import files
-from haikd import paths
-from haikd import placement
-from haikd import pretrained
-from haikd import program as program_lib
+from haikd.core import checks
 from haikd.data import description
+from haikd.engine import mesh as mesh_lib
+from haikd.engine import program as program_lib
 from haikd.plan import chips
 from haikd.plan import compiling
 from haikd.plan import estimate as estimate_lib
 from haikd.plan import picture
 from haikd.plan import search
+from haikd.run import console
+from haikd.run import pretrained
+from haikd.storage import files
+from haikd.storage import paths
 
 FILE = 'plan.json'
 
@@ -105,13 +105,13 @@ def build_step(config: config_lib.ConfigDict,
       be read.
   """
   config = pretrained.resolve(config)
-  mesh = placement.build_mesh(config.mesh, devices)
-  placement.check_batch_size(mesh, config.batch_size, config.microbatches)
+  mesh = mesh_lib.build_mesh(config.mesh, devices)
+  mesh_lib.check_batch_size(mesh, config.batch_size, config.microbatches)
   spec, num_classes = description.describe(config)
   program = program_lib.build_program(
       config, spec=spec, num_classes=num_classes, mesh=mesh, has_teacher=True)
-  split = jax.sharding.NamedSharding(mesh, placement.BATCH_SPEC)
-  batch = placement.abstract(spec, jax.tree.map(lambda _: split, spec))
+  split = jax.sharding.NamedSharding(mesh, mesh_lib.BATCH_SPEC)
+  batch = mesh_lib.abstract(spec, jax.tree.map(lambda _: split, spec))
   return compiling.Step(program.train_step, program.abstract_state,
                         program.abstract_frozen, batch, mesh)
 

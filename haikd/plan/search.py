@@ -6,8 +6,8 @@ Nothing is predicted: every candidate is compiled.
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Optional
 
-from haikd import checks
 from haikd import config as config_lib
+from haikd.core import checks
 from haikd.plan import chips
 from haikd.plan import estimate as estimate_lib
 

@@ -3,7 +3,7 @@
 import pytest
 
 from haikd import align
-from haikd import checks
+from haikd.core import checks
 
 
 @pytest.mark.parametrize('selection, student, teacher, expected', [

@@ -8,8 +8,8 @@ import pytest
 
 import haikd
 from haikd import align
-from haikd import checks
-from haikd import registry
+from haikd.core import checks
+from haikd.core import registry
 
 BOTH = jnp.ones(2, bool)  # A mask of examples.
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from haikd import attention
-from haikd import base
-from haikd import visibility
+from haikd.core import attention_mask
+from haikd.core import base
 
 B, H, N, K, E = 3, 4, 22, 4, 6  # Of the masks in conftest.
 MASKS = ('none', 'causal', 'right', 'left', 'both_ways', 'window',
@@ -126,7 +126,7 @@ def test_on_eight_devices_with_heads_split_by_the_compiler(
       x, jax.sharding.NamedSharding(mesh, P('fsdp', None, 'tensor')))
 
   def local(real, *arguments):
-    mask = visibility.AttentionMask(real, causal=True)
+    mask = attention_mask.AttentionMask(real, causal=True)
     return in_blocks(mask)(*arguments)
 
   spec = P('fsdp')
@@ -163,7 +163,7 @@ def test_mask_is_carried_out_of_haiku_loops(loop, remat, masks):
   windows = np.array([2, 5], np.int32)
 
   def layer(x, window):
-    mask = visibility.AttentionMask(real, causal=True, window=window)
+    mask = attention_mask.AttentionMask(real, causal=True, window=window)
     query_key = base.QueryKey(x, x, mask)
     hk.set_state('maps', query_key)
     return x + attention.attend(query_key, x)

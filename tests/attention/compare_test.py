@@ -8,10 +8,10 @@ import pytest
 import haikd
 from haikd import align
 from haikd import attention
-from haikd import base
-from haikd import checks
-from haikd import registry
-from haikd import visibility
+from haikd.core import attention_mask
+from haikd.core import base
+from haikd.core import checks
+from haikd.core import registry
 
 B, N, K = 3, 22, 4  # Of the masks in conftest.
 
@@ -250,7 +250,7 @@ def test_on_eight_devices(small_blocks, masks):
   student, teacher = wide(draw(2)), wide(draw(4, seed=1))
 
   def total(student, teacher, real):
-    mask = visibility.AttentionMask(real, causal=True)
+    mask = attention_mask.AttentionMask(real, causal=True)
     sides = (attention.MeanMaps((base.QueryKey(*x, mask),), 2)
              for x in (student, teacher))
     return haikd.losses.attention_transfer(*sides, mask=real).total

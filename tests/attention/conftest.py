@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from haikd import visibility
 from haikd.attention import blocks
+from haikd.core import attention_mask
 
 B, H, N = 3, 4, 22
 LENGTHS = np.array([N, 5, 14])
@@ -20,7 +20,7 @@ DRAWN = np.random.default_rng(5).random((B, H, N, N)) < 0.3
 
 def rules(real=None, segments=None, **options):
   arrays = (x if x is None else jnp.asarray(x) for x in (real, segments))
-  return visibility.AttentionMask(*arrays, **options)
+  return attention_mask.AttentionMask(*arrays, **options)
 
 
 # By name: the mask, where positions are real, and what it is as an array.

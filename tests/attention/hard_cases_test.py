@@ -7,9 +7,9 @@ import pytest
 
 import haikd
 from haikd import attention
-from haikd import base
-from haikd import visibility
 from haikd.attention import blocks
+from haikd.core import attention_mask
+from haikd.core import base
 
 N = 22
 BEHIND = np.arange(N)[:, None] - np.arange(N)
@@ -35,7 +35,7 @@ def outputs_by_hand(query, key, value, looks):
 
 
 def rule(**options):
-  return visibility.AttentionMask(None, None, **options)
+  return attention_mask.AttentionMask(None, None, **options)
 
 
 def looks_of(window=N):
@@ -136,5 +136,5 @@ def test_block_may_hold_two_of_four_examples(monkeypatch):
 def test_block_of_padding_is_left_out(small_blocks):
   query, key = make(0)
   real = jnp.asarray(np.arange(N) < 5)[None]
-  mask = visibility.AttentionMask(real, None, causal=True)
+  mask = attention_mask.AttentionMask(real, None, causal=True)
   assert not attention.attend(base.QueryKey(query, key, mask), key)[:, 8:].any()

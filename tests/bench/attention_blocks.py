@@ -22,8 +22,8 @@ import numpy as np
 
 import haikd
 from haikd import attention
-from haikd import base
-from haikd import visibility
+from haikd.core import attention_mask
+from haikd.core import base
 
 HEADS, POOLED, SIZE = 8, 4, 64
 
@@ -56,7 +56,7 @@ def transfer_by_hand(query, key, teacher_query, teacher_key, mask):
 
 
 def transfer_in_blocks(query, key, teacher_query, teacher_key, mask):
-  looks = visibility.AttentionMask(mask, causal=True)
+  looks = attention_mask.AttentionMask(mask, causal=True)
   student, teacher = (
       attention.MeanMaps((base.QueryKey(*x, looks),), POOLED)
       for x in ((query, key), (teacher_query, teacher_key)))
@@ -69,7 +69,7 @@ def attend_by_hand(query, key, value, mask):
 
 
 def attend_in_blocks(query, key, value, mask):
-  looks = visibility.AttentionMask(mask, causal=True)
+  looks = attention_mask.AttentionMask(mask, causal=True)
   return attention.attend(base.QueryKey(query, key, looks), value)
 
 

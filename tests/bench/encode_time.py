@@ -13,11 +13,11 @@ import time
 
 import jax
 
-from haikd import config_file
-from haikd import parts
-from haikd import placement
-from haikd import pretrained
-from haikd import sharding
+from haikd.config import file as config_file
+from haikd.engine import collectives
+from haikd.engine import mesh as mesh_lib
+from haikd.run import pretrained
+from haikd.run import trainees
 
 
 def main():
@@ -27,9 +27,9 @@ def main():
   flags = parser.parse_args()
   config = pretrained.resolve(config_file.load(flags.config))
   config.evaluation.final += '[:64]'
-  mesh = placement.build_mesh(config.mesh)
-  part = parts.build(config, mesh)
-  batch = sharding.shard_batch(
+  mesh = mesh_lib.build_mesh(config.mesh)
+  part = trainees.build(config, mesh)
+  batch = collectives.shard_batch(
       mesh, next(iter(part.data.evaluation(config.evaluation.final))))
   networks = {}
   for title in ('teacher', 'student'):

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from haikd import base
 from haikd import losses
+from haikd.core import base
 from haikd.losses import chunks
 
 BATCH, LENGTH, STUDENT, TEACHER = 8, 256, 256, 512

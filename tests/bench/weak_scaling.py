@@ -11,11 +11,11 @@ growing size, none of which has to be here, and writes `plan.json` for each and
 import pathlib
 import sys
 
-from haikd import config_file
-from haikd import console
 from haikd import plan
+from haikd.config import file as config_file
 from haikd.plan import picture
 from haikd.plan import planning
+from haikd.run import console
 
 CONFIG = 'configs/c4_llama1b_from_llama8b.py'
 

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from haikd import base
-from haikd.data import augment
+from haikd.core import base
 from haikd.data import batches
 from haikd.data import reader
-from haikd.data import scale
 from haikd.data import source
+from haikd.data.image import augment
+from haikd.data.image import normalise
 
-UNSCALED = scale.build_scale(0.0, 1.0)
+UNSCALED = normalise.build_scale(0.0, 1.0)
 
 
 def numbered(size, **more):
@@ -168,7 +168,7 @@ def test_evaluation_keeps_the_order_of_the_split():
 def one(columns, *, num_classes=10, mean=0.0, std=1.0):
   data = reader.Reader(source.Arrays(columns, num_classes=num_classes), 'test')
   return batches.Evaluation(
-      data, batch_size=1, shards=1, scale=scale.build_scale(mean, std),
+      data, batch_size=1, shards=1, scale=normalise.build_scale(mean, std),
       process_index=0, process_count=1)[0]
 
 

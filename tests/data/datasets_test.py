@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn import datasets as sklearn_datasets
 
-from haikd import checks
+from haikd.core import checks
 from haikd.data import datasets
 
 SPLITS = ('train', 'validation', 'test')

@@ -5,7 +5,7 @@ import gzip
 import numpy as np
 import pytest
 
-from haikd import checks
+from haikd.core import checks
 from haikd.data import idx
 
 # Two images of 2 x 3: magic (0, 0, unsigned byte, rank 3), sizes, values.

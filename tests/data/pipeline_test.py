@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from haikd import checks
 from haikd import config as config_lib
-from haikd import registry
+from haikd.core import checks
+from haikd.core import registry
 from haikd.data import description
 from haikd.data import pipeline
 from haikd.data import reader

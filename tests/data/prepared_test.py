@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from haikd import checks
+from haikd.core import checks
 from haikd.data import prepared
 
 with tfds.core.registered.skip_registration():

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from haikd import checks
-from haikd import registry
+from haikd.core import checks
+from haikd.core import registry
 from haikd.data import source
 
 

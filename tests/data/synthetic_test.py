@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from haikd import checks
+from haikd.core import checks
 from haikd.data import synthetic
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
-from haikd import base
+from haikd.core import base
+from haikd.interop import pretrained_source
 from haikd.interop import rules
-from haikd.interop import source
 
 WIDTH, HEADS, HIDDEN, DEPTH, VOCABULARY = 16, 4, 24, 4, 12
 
@@ -106,7 +106,7 @@ def expect(dtype=np.float32, place=None, **options):
 @pytest.fixture
 def toy(monkeypatch, tmp_path):
   """The family, its weights in a folder, and what tells it."""
-  monkeypatch.setattr(source, 'families', lambda: [FAMILY])
+  monkeypatch.setattr(pretrained_source, 'families', lambda: [FAMILY])
   folder = tmp_path / 'toy'
 
   def write(tensors, **fields):

@@ -17,7 +17,7 @@ from safetensors import numpy as safetensors
 
 import haikd
 from haikd import models  # noqa: F401  Registers the zoo.
-from haikd import registry
+from haikd.core import registry
 from haikd.interop import fields as fields_lib
 from haikd.interop.families import gpt2
 from haikd.interop.families import llama

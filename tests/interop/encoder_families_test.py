@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
-from haikd import checks
 from haikd import models  # noqa: F401  Registers the zoo.
+from haikd.core import checks
 from haikd.interop import fields as fields_lib
 from haikd.interop.families import bert
 from haikd.interop.families import pooling

@@ -17,9 +17,9 @@ import pytest
 from safetensors import numpy as safetensors
 
 import haikd
-from haikd import base
 from haikd import models  # noqa: F401  Registers the zoo.
-from haikd import registry
+from haikd.core import base
+from haikd.core import registry
 from haikd.interop import fields as fields_lib
 from haikd.interop.families import bert
 from haikd.interop.families import pooling

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
-from haikd import checks
-from haikd import distributed
 from haikd import interop
 from haikd import models  # noqa: F401  Registers the zoo.
-from haikd import placement
-from haikd import registry
+from haikd.core import checks
+from haikd.core import registry
+from haikd.engine import mesh as mesh_lib
 from haikd.interop import storing
+from haikd.processes import distributed
 
 FILE = 'model.safetensors'
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
@@ -65,9 +65,9 @@ def test_loaded_again_it_is_bitwise_the_same(toy, tmp_path, dtype):
 
 def test_numpy_and_sharded_parameters_give_the_same_file(toy, tmp_path):
   params = load(toy, stacked=True)
-  mesh = placement.build_mesh(dict(replica=2, fsdp=2, tensor=2))
+  mesh = mesh_lib.build_mesh(dict(replica=2, fsdp=2, tensor=2))
   split = jax.device_put(
-      params, placement.place(mesh, params, {'up/w': -1}))
+      params, mesh_lib.place(mesh, params, {'up/w': -1}))
   export(toy, tmp_path / 'one', params)
   export(toy, tmp_path / 'numpy', jax.tree.map(np.asarray, params))
   export(toy, tmp_path / 'split', split)

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
-from haikd import base
-from haikd import checks
 from haikd import interop
 from haikd import models  # noqa: F401  Registers the zoo.
-from haikd import registry
-from haikd.interop import source
+from haikd.core import base
+from haikd.core import checks
+from haikd.core import registry
+from haikd.interop import pretrained_source
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 CASES = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
@@ -56,7 +56,8 @@ def test_parameters_are_as_the_rules_say(case):
   init = f'hf:{GOLDEN / case}'
   found, params = load(init, scan=False)
   tensors = safetensors.load_file(GOLDEN / case / FILE)
-  rules = source.family_of(found.model).tensors(found.options, tensors).rules
+  family = pretrained_source.family_of(found.model)
+  rules = family.tensors(found.options, tensors).rules
   compared = 0
   for rule in rules:
     layers = found.options['depth'] if '{layer}' in rule.tensor else 1

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from haikd import base
-from haikd import checks
 from haikd import interop
+from haikd.core import base
+from haikd.core import checks
 from haikd.interop import gguf
 from haikd.interop import gguf_llama
 from haikd.interop import placing

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from haikd import checks
 from haikd import interop
-from haikd import placement
+from haikd.core import checks
+from haikd.engine import mesh as mesh_lib
 from haikd.interop import loading
 from haikd.interop import placing
 from haikd.interop import tensors as tensors_lib
@@ -115,11 +115,11 @@ def test_numbers_are_cast(toy, stored, wanted):
 @pytest.mark.parametrize('stacked', (False, True))
 def test_placement_changes_no_number(toy, monkeypatch, block, sizes, stacked):
   monkeypatch.setattr(placing, '_BLOCK', block)
-  mesh = placement.build_mesh(dict(zip(placement.AXES, sizes)))
+  mesh = mesh_lib.build_mesh(dict(zip(mesh_lib.AXES, sizes)))
   expected = toy.expect(stacked=stacked)
   rules = {'query/w': -1, 'up/w': -1, 'up/b': -1}
-  where = placement.place(mesh, expected, rules)
-  expected = placement.abstract(expected, where)
+  where = mesh_lib.place(mesh, expected, rules)
+  expected = mesh_lib.abstract(expected, where)
   found = load(toy, expected)
   for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected.params)):
     assert x.sharding == y.sharding and x.shape == y.shape
@@ -128,9 +128,9 @@ def test_placement_changes_no_number(toy, monkeypatch, block, sizes, stacked):
 
 
 def test_stack_may_be_split_between_layers(toy):
-  mesh = placement.build_mesh(dict(replica=2, fsdp=4, tensor=1))
+  mesh = mesh_lib.build_mesh(dict(replica=2, fsdp=4, tensor=1))
   split = jax.sharding.NamedSharding(
-      mesh, jax.sharding.PartitionSpec(placement.FSDP))
+      mesh, jax.sharding.PartitionSpec(mesh_lib.FSDP))
   params = load(toy, toy.expect(stacked=True, place=lambda shape: split))
   np.testing.assert_array_equal(
       params[f'{STACK}/attn/query']['w'],
@@ -142,9 +142,9 @@ def test_device_reads_its_shard_and_no_more(toy, monkeypatch):
   monkeypatch.setattr(
       placing.View, 'read',
       lambda *args: read.append(plain(*args)) or read[-1])
-  mesh = placement.build_mesh(dict(replica=2, fsdp=4, tensor=1))
+  mesh = mesh_lib.build_mesh(dict(replica=2, fsdp=4, tensor=1))
   expected = toy.expect(stacked=True)
-  expected = placement.abstract(expected, placement.place(mesh, expected, {}))
+  expected = mesh_lib.abstract(expected, mesh_lib.place(mesh, expected, {}))
   load(toy, expected)
   # Replicas share what was read for one of them.
   sizes = [leaf.size for leaf in jax.tree.leaves(expected)]

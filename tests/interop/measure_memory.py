@@ -22,10 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from haikd import base
 from haikd import interop
+from haikd.core import base
+from haikd.interop import pretrained_source
 from haikd.interop import rules
-from haikd.interop import source
 
 DEPTH = 8
 
@@ -81,7 +81,7 @@ def watch(peak, over):
 
 
 def main(folder, megabytes, stacked, stored, wanted):
-  source.families = lambda: [Family]
+  pretrained_source.families = lambda: [Family]
   folder = pathlib.Path(folder)
   width = write(folder, int(megabytes), np.dtype(jnp.dtype(stored)))
   place = jax.sharding.SingleDeviceSharding(jax.devices()[0])

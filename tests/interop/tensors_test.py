@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
-from haikd import checks
+from haikd.core import checks
 from haikd.interop import tensors
 
 A = np.arange(6, dtype=np.float32).reshape(2, 3)

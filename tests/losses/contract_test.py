@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import haikd
-from haikd import registry
 from haikd.attention import blocks
+from haikd.core import registry
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 BATCH = 4

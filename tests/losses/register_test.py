@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import haikd
-from haikd import base
-from haikd import checks
-from haikd import registry
+from haikd.core import base
+from haikd.core import checks
+from haikd.core import registry
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from haikd import base
 from haikd import metrics
+from haikd.core import base
 
 
 def measure(output, target=None, **options):

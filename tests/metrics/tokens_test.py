@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from haikd import base
 from haikd import metrics
+from haikd.core import base
 
 
 def measure(*args, **options):

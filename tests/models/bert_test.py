@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import haikd
-from haikd import base
-from haikd import checks
-from haikd import registry
-from haikd import remat
+from haikd.core import base
+from haikd.core import checks
+from haikd.core import registry
 from haikd.models import bert
+from haikd.network import remat
 
 V, D, DEPTH, H, HIDDEN, PLACES, OFFSET = 11, 12, 2, 4, 10, 8, 2
 SMALL = dict(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from haikd import registry
+from haikd.core import registry
 from haikd.models import convnet  # noqa: F401
 from haikd.models import mlp  # noqa: F401
 from haikd.models import resnet  # noqa: F401

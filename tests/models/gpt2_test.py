@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from haikd import checks
-from haikd import registry
+from haikd.core import checks
+from haikd.core import registry
 from haikd.models import gpt2
 
 V, D, DEPTH, H, HIDDEN = 11, 12, 2, 3, 10

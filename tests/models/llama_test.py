@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import haikd
-from haikd import base
-from haikd import checks
-from haikd import registry
+from haikd.core import base
+from haikd.core import checks
+from haikd.core import registry
 from haikd.models import llama
 from haikd.models import rotary
 from haikd.models import sequences

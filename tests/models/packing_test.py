@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from haikd import models  # noqa: F401  Registers the zoo.
-from haikd import registry
+from haikd.core import registry
 
 V, N = 11, 7
 SIZES = dict(num_classes=V, width=12, depth=2, heads=2, hidden=10)

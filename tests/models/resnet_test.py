@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import haikd
-from haikd import checks
-from haikd import registry
+from haikd.core import checks
+from haikd.core import registry
 from haikd.models import resnet
 
 CIFAR = dict(blocks=(3, 3, 3), channels=(16, 32, 64), small_images=True)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from haikd import checks
+from haikd.core import checks
 from haikd.models import rotary
 from haikd.models import sequences
 

@@ -18,7 +18,7 @@ import pathlib
 import jax
 import pytest
 
-from haikd import placement
+from haikd.engine import mesh as mesh_lib
 from haikd.plan import chips
 from haikd.plan import compiling
 from haikd.plan import counting
@@ -103,7 +103,7 @@ def test_pod_has_room_and_sends_what_it_must(name):
     assert held == pytest.approx(size / len(devices), rel=0.02)
   share = 1 - 1 / len(devices)
   traffic = compiled.schedule.traffic()
-  assert {x.axes for x in traffic if x.payload > 1e6} == {(placement.FSDP,)}
+  assert {x.axes for x in traffic if x.payload > 1e6} == {(mesh_lib.FSDP,)}
   assert sums(traffic, 'all-gather')[1] == pytest.approx(
       GATHERED * share, rel=0.05)
   assert sums(traffic, 'reduce-scatter')[1] == pytest.approx(

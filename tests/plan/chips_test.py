@@ -6,7 +6,7 @@ import jax
 from jax.experimental import topologies
 import pytest
 
-from haikd import checks
+from haikd.core import checks
 from haikd.plan import chips
 
 

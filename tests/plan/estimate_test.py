@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from haikd import base
+from haikd.core import base
 from haikd.plan import chips
 from haikd.plan import compiling
 from haikd.plan import counting

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import matplotlib.image
 import pytest
 
-from haikd import base
-from haikd import checks
 from haikd import config as config_lib
+from haikd.core import base
+from haikd.core import checks
 from haikd.plan import chips
 from haikd.plan import compiling
 from haikd.plan import picture

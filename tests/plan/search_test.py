@@ -2,8 +2,8 @@
 
 import pytest
 
-from haikd import checks
 from haikd import config as config_lib
+from haikd.core import checks
 from haikd.plan import chips
 from haikd.plan import estimate as estimate_lib
 from haikd.plan import search

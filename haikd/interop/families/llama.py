@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from haikd import checks
+from haikd.core import checks
 from haikd.interop import fields as fields_lib
 from haikd.interop import options as options_lib
 from haikd.interop import rope

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from haikd import checks
-from haikd import files
-from haikd import paths
+from haikd.core import checks
 from haikd.interop import options as options_lib
+from haikd.storage import files
+from haikd.storage import paths
 
 _MODULES = 'modules.json'
 _TRANSFORMER, _POOLING, _NORMALIZE = 'Transformer', 'Pooling', 'Normalize'

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from haikd import checks
+from haikd.core import checks
 from haikd.interop import fields as fields_lib
 from haikd.interop import options as options_lib
 from haikd.interop import rules as rules_lib

@@ -2,8 +2,8 @@
 
 import pytest
 
-from haikd import checks
 from haikd import models  # noqa: F401  Registers the zoo.
+from haikd.core import checks
 from haikd.interop import fields as fields_lib
 from haikd.interop.families import gpt2
 

@@ -1,0 +1,1 @@
+"""What every room knows: types, checks, registries, masks and globs."""

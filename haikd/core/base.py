@@ -1,0 +1,253 @@
+"""The types that flow between the rooms, and nothing else.
+
+Shapes in this package are written with the letters `B` batch, `N` positions,
+`V` classes or vocabulary, `D` features, `H` heads, `K` size of one head.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Optional, Protocol, Union
+
+import jax
+import jax.numpy as jnp
+
+from haikd.core import attention_mask
+
+Array = jax.Array
+ArrayTree = Any  # A pytree of arrays.
+
+
+class LossSum(NamedTuple):
+  """A sum and the number of values in it: a mean that is not yet divided.
+
+  Sums add up over microbatches and devices, means do not; the division comes
+  once, after everything has been added.
+
+  Attributes:
+    total: float32 scalar, the sum of the values that count.
+    count: float32 scalar, how many values that is.
+  """
+
+  total: Array
+  count: Array
+
+  def __add__(self, other: 'LossSum') -> 'LossSum':
+    return LossSum(self.total + other.total, self.count + other.count)
+
+  def mean(self) -> Array:
+    """Returns total / count as a float32 scalar, 0 if nothing counts."""
+    return self.total / jnp.maximum(self.count, jnp.finfo(jnp.float32).tiny)
+
+
+class LinearLogits(NamedTuple):
+  """Logits that are not yet computed: `hidden @ kernel + bias`.
+
+  A network with a large vocabulary returns this in place of its logits, so that
+  a loss may work through them piece by piece.
+
+  Attributes:
+    hidden: `[..., D]` floating.
+    kernel: `[D, V]` floating.
+    bias: `[V]` floating, or None.
+    scale: what logits are then multiplied by, a number or scalar; None for 1.
+    soft_cap: what they then stay below, c tanh(logits / c) of the number or
+      scalar c; None for no cap.
+  """
+
+  hidden: Array
+  kernel: Array
+  bias: Optional[Array] = None
+  scale: Optional[Array] = None
+  soft_cap: Optional[Array] = None
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """The shape of the logits, `[..., V]`."""
+    return (*self.hidden.shape[:-1], self.kernel.shape[-1])
+
+  def materialise(self) -> Array:
+    """Returns the logits, `[..., V]` float32."""
+    return self.finish(self.products())
+
+  def products(self) -> Array:
+    """Returns `hidden @ kernel`, `[..., V]` float32."""
+    return jnp.einsum(
+        '...d,dv->...v',
+        self.hidden,
+        self.kernel,
+        preferred_element_type=jnp.float32)
+
+  def finish(self, products: Array) -> Array:
+    """Returns the logits, float32, of `products`."""
+    logits = products
+    if self.bias is not None:
+      logits += self.bias
+    if self.scale is not None:
+      logits *= self.scale
+    if self.soft_cap is not None:
+      logits = self.soft_cap * jnp.tanh(logits / self.soft_cap)
+    return logits
+
+
+class QueryKey(NamedTuple):
+  """Attention maps that are not yet computed: `softmax(query key^T)`.
+
+  Attributes:
+    query: `[B, N, H, K]` floating, already multiplied by its scale (1/sqrt(K)).
+    key: `[B, M, G, K]` floating; G divides H, each key head serving H/G query
+      heads in turn (grouped-query attention).
+    mask: an AttentionMask; or bool, broadcastable to `[B, H, N, M]`, true where
+      a query may look at a key; or None.
+  """
+
+  query: Array
+  key: Array
+  mask: Optional[Union[Array, attention_mask.AttentionMask]] = None
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """The shape of the maps, `[B, H, N, M]`."""
+    batch, queries, heads, _ = self.query.shape
+    return (batch, heads, queries, self.key.shape[1])
+
+  def materialise(self) -> Array:
+    """Returns the maps, `[B, H, N, M]` float32; rows sum to 1.
+
+    A row that may look at no key is 0 throughout.
+    """
+    key = jnp.repeat(self.key, self.query.shape[2] // self.key.shape[2], axis=2)
+    scores = jnp.einsum(
+        'bnhk,bmhk->bhnm', self.query, key, preferred_element_type=jnp.float32)
+    mask = self.mask
+    if isinstance(mask, attention_mask.AttentionMask):
+      mask = mask.block((0, scores.shape[2]), (0, scores.shape[3]))
+    if mask is None:
+      return jax.nn.softmax(scores, axis=-1)
+    return jax.nn.softmax(scores, axis=-1, where=mask)
+
+
+class Embedding(NamedTuple):
+  """What an encoder gives in place of logits: a vector for each text.
+
+  Attributes:
+    vectors: `[B, D]`, or `[B, S, D]` for S texts an example, floating.
+  """
+
+  vectors: Array
+
+
+Logits = Union[Array, LinearLogits]
+Output = Union[Logits, Embedding]
+Taps = Mapping[str, tuple[Any, ...]]  # What was captured, in call order.
+
+
+class Batch(NamedTuple):
+  """One batch, or one shard of it.
+
+  Attributes:
+    inputs: what the networks take: an array or a pytree of arrays, `[B, ...]`.
+    mask: bool, `[B]` or `[B, N]`, true where an example or position is real
+      and not padding.
+    labels: integer `[B]` or `[B, N]`, or probabilities with a trailing axis V,
+      or None. Already aligned to the logits; -100 marks what has no label. Or
+      floating `[B]`: scores, which are no classes.
+    target_mask: bool, shaped like `mask`, true where a position's logits count
+      in a loss on logits; None means wherever `mask` is true.
+  """
+
+  inputs: ArrayTree
+  mask: Array
+  labels: Optional[Array] = None
+  target_mask: Optional[Array] = None
+
+
+class Pair(NamedTuple):
+  """What a loss compares: student and teacher, aligned, and where they count.
+
+  Attributes:
+    student: an array (or LinearLogits, or maps not yet computed) of the
+      student's.
+    teacher: the teacher's, of the same shape.
+    mask: bool, true where a position counts.
+  """
+
+  student: Any
+  teacher: Any
+  mask: Array
+
+
+class Params(NamedTuple):
+  """Everything that is trained.
+
+  Attributes:
+    student: the student's Haiku parameters.
+    align: `{term: {layer: Haiku parameters}}` of learned alignments. They are
+      trained and saved with the student and left out of what is exported.
+  """
+
+  student: ArrayTree
+  align: ArrayTree
+
+
+class TrainState(NamedTuple):
+  """Everything a training step changes.
+
+  Attributes:
+    step: int32 scalar, the number of steps taken.
+    params: `Params`, float32.
+    net_state: the student's Haiku state (statistics of BatchNorm and the like).
+    opt_state: optax state.
+    loss_scale: a jmp loss scale.
+    ema: running mean of the student's parameters, or None if not wanted.
+  """
+
+  step: Array
+  params: Params
+  net_state: ArrayTree
+  opt_state: ArrayTree
+  loss_scale: ArrayTree
+  ema: Optional[ArrayTree]
+
+
+class Frozen(NamedTuple):
+  """A network that is used and not trained: the teacher.
+
+  Attributes:
+    params: Haiku parameters, in the dtype it computes in.
+    state: Haiku state.
+  """
+
+  params: ArrayTree
+  state: ArrayTree
+
+
+class Loss(Protocol):
+  """`register_loss` takes any function of this form."""
+
+  def __call__(self, student: Array, teacher: Array, *, mask: Array,
+               **options) -> LossSum:
+    """Compares aligned arrays where `mask` is true.
+
+    A loss that needs labels takes them by the name `labels`.
+    """
+
+
+class Model(Protocol):
+  """`register_model` takes any Haiku function of this form."""
+
+  def __call__(self, inputs: ArrayTree, *, is_training: bool,
+               **options) -> Output:
+    """Returns logits `[B, V]` or `[B, N, V]`, or an Embedding.
+
+    It runs inside a Haiku transform.
+
+    A model that masks padding itself takes `mask`, and one that wants the
+    number of classes of the data takes `num_classes`.
+    """
+
+
+class Aligner(Protocol):
+  """`register_aligner` takes any Haiku function of this form."""
+
+  def __call__(self, student: Array, teacher: Array, *, mask: Array, on: str,
+               **options) -> Pair:
+    """Brings one layer of the two networks to one shape."""

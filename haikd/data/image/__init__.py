@@ -1,0 +1,1 @@
+"""Images: their size, scale and augmentation."""

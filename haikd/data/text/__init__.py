@@ -1,0 +1,1 @@
+"""Texts: tokenizers, files of texts, and the data sets made of them."""

@@ -1,0 +1,1 @@
+"""What is compiled, and where it lies on the devices."""

@@ -1,0 +1,1 @@
+"""How a user's Haiku function is run: cast, gathered, captured, rematted."""

@@ -1,0 +1,1 @@
+"""What is minimised: weighted terms on pairs of student and teacher."""

@@ -1,0 +1,110 @@
+"""What losses make of the pairs that they compare."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Optional
+
+import jax
+
+from haikd.core import base
+from haikd.losses import chunks
+from haikd.losses import cutting
+from haikd.objective import terms as terms_lib
+
+Pairs = Sequence[base.Pair]
+
+
+class Context(NamedTuple):
+  """What the step tells an objective of where it runs.
+
+  Attributes:
+    batch_axes: mesh axes that the batch is split over.
+    gather: concatenates a tree of arrays over all shards.
+    gather_parameter: `(part, shape, dtype)`, makes whole a parameter of which
+      each device has a part; None where every device has all of them.
+    sizes: of the chunks in which logits are computed.
+    step: int32 scalar, for scheduled options.
+  """
+
+  batch_axes: tuple[str, ...] = ()
+  gather: Callable[[Any], Any] = lambda tree: tree
+  gather_parameter: Optional[Callable] = None
+  sizes: cutting.Sizes = cutting.Sizes()
+  step: Any = 0
+
+
+def compare(term: terms_lib.Term, params: Mapping[str, Any], pairs: Pairs,
+            labels: Optional[jax.Array],
+            context: Context) -> tuple[base.LossSum, ...]:
+  """Evaluates a term.
+
+  Args:
+    term: a term of the objective.
+    params: `{layer: Haiku parameters}` of its learned alignments.
+    pairs: as from `pairs.pairs`.
+    labels: of the batch, or None.
+    context: where the step runs this.
+
+  Returns:
+    The LossSum of each pair.
+  """
+  found = []
+  for i, pair in enumerate(pairs):
+    pair = _align(term, params.get(str(i), {}), pair, context)
+    own_labels = labels
+    if term.entry.relational:
+      # Every shard then has the whole sum and the whole count: their quotient
+      # is right without dividing either by the number of shards.
+      pair, own_labels = context.gather((pair, labels))
+    found.append(
+        _call(term, pair.student, pair.teacher, mask=pair.mask,
+              labels=own_labels, step=context.step))
+  return tuple(found)
+
+
+def compare_together(
+    terms: Sequence[terms_lib.Term], pairs: Pairs,
+    labels: Optional[jax.Array], coefficients: jax.Array, context: Context
+) -> tuple[jax.Array, tuple[base.LossSum, ...]]:
+  """Evaluates terms on the same LinearLogits, in one pass.
+
+  Args:
+    terms: lazy terms on logits.
+    pairs: the pair of each, LinearLogits of one and the same student, and of
+      one teacher where a term needs it.
+    labels: of the batch, or None.
+    coefficients: float32 `[K]`, what each total is multiplied by.
+    context: where the step runs this.
+
+  Returns:
+    The weighted sum of the totals, with a gradient for the student, and the
+    LossSum of each term, without one.
+  """
+  pairs = [_align(term, {}, pair, context) for term, pair in zip(terms, pairs)]
+  takes_labels = any(term.takes_labels for term in terms)
+
+  def loss_of(term):
+    return lambda student, teacher, *, mask, labels: _call(
+        term, student, teacher if term.needs_teacher else None, mask=mask,
+        labels=labels, step=context.step)
+
+  return chunks.weighted(
+      [loss_of(term) for term in terms],
+      coefficients,
+      pairs[0].student,
+      next((x.teacher for x in pairs if x.teacher is not None), None),
+      mask=pairs[0].mask,
+      labels=labels if takes_labels else None,
+      sizes=context.sizes)
+
+
+def _align(term, params, pair, context):
+  if pair.teacher is None:
+    return pair
+  return term.align.apply(params, None, context.gather_parameter, *pair)
+
+
+def _call(term, student, teacher, *, mask, labels, step):
+  options = term.options_at(step)
+  if term.takes_labels:
+    options['labels'] = labels
+  return term.entry.function(student, teacher, mask=mask, **options)

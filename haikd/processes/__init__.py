@@ -1,0 +1,1 @@
+"""How many processes act as one run, and how they end together."""

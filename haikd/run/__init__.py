@@ -1,0 +1,1 @@
+"""What the command does, and what it leaves on disk."""

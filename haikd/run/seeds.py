@@ -1,0 +1,114 @@
+"""The same job over several seeds, and how sure its result is."""
+
+import math
+import statistics
+
+import jax
+import scipy.stats
+
+from haikd import config as config_lib
+from haikd import metrics as metrics_lib
+from haikd.run import console
+from haikd.run import job
+from haikd.storage import files
+from haikd.storage import paths
+
+SUMMARY_FILE = 'summary.json'
+GAIN = 'gain'
+
+_NO_METRICS = ('parameters', 'seconds')
+_ROWS = (('teacher', 'teacher'), ('student_start', 'student at start'),
+         ('student_alone', 'student alone'), ('student', 'student distilled'),
+         (GAIN, 'distilled - alone'))
+
+Summary = dict[str, dict[str, dict[str, float]]]
+
+
+def train(config: config_lib.ConfigDict, workdir: paths.Path,
+          seeds: int) -> Summary:
+  """Runs a job with the seeds `config.seed`, `config.seed + 1` and so on.
+
+  Every seed has its own teacher, unless `config.teacher.init` names one, its
+  own order of the data and its own initial parameters.
+
+  Args:
+    config: a config made from `haikd.config.base()`.
+    workdir: holds a folder `seed-<n>` for each, `summary.json`, and after an
+      interruption what to go on from.
+    seeds: how many, 2 or more.
+
+  Returns:
+    As `summarise`.
+
+  Raises:
+    ConfigError, DataError, DivergedError: as `job.train`.
+  """
+  workdir = paths.as_path(workdir)
+  results = []
+  for seed in range(config.seed, config.seed + seeds):
+    own = config.copy_and_resolve_references()
+    own.seed = seed
+    results.append(job.train(own, workdir / f'seed-{seed}'))
+  summary = summarise(results)
+  if jax.process_index() == 0:
+    files.write_json(workdir / SUMMARY_FILE, summary)
+    print_summary(summary, seeds)
+  return summary
+
+
+def summarise(results: list[job.Results]) -> Summary:
+  """Returns means over seeds, with 95 % confidence intervals.
+
+  The interval is Student's t for the mean of a normal sample: s t / sqrt(n)
+  with n - 1 degrees of freedom. The gain is the difference between the student
+  distilled and the student alone of the same seed, so that what both share
+  cancels.
+
+  Args:
+    results: of two or more seeds, all with the same networks and metrics.
+
+  Returns:
+    `{network or 'gain': {metric: {mean, half_width}}}`; the interval is
+    mean ± half_width.
+  """
+  rows = {name: [result[name] for result in results] for name in results[0]}
+  if 'student_alone' in rows:
+    rows[GAIN] = [{
+        metric: run['student'][metric] - run['student_alone'][metric]
+        for metric in _metrics(run['student']) if metric in run['student_alone']
+    } for run in results]
+  return {
+      name: {m: _interval([run[m] for run in runs]) for m in _metrics(runs[0])}
+      for name, runs in rows.items()
+  }
+
+
+def print_summary(summary: Summary, seeds: int) -> None:
+  """Prints the means and intervals as a table."""
+  found = {metric for row in summary.values() for metric in row}
+  scores = [score for score in metrics_lib.SCORES if score.name in found]
+  rows = [[title, *(_cell(summary[key].get(score.name), score, key)
+                    for score in scores)]
+          for key, title in _ROWS if key in summary]
+  console.table(rows, [f'{seeds} seeds, 95 %', *(x.title for x in scores)])
+
+
+def _metrics(row):
+  return [name for name in row if name not in _NO_METRICS]
+
+
+def _interval(values):
+  if not all(map(math.isfinite, values)):
+    return dict(mean=math.nan, half_width=math.nan)
+  n = len(values)
+  quantile = float(scipy.stats.t.ppf(0.975, n - 1))
+  return dict(
+      mean=statistics.fmean(values),
+      half_width=quantile * statistics.stdev(values) / math.sqrt(n))
+
+
+def _cell(interval, score, row):
+  if interval is None:
+    return '–'
+  mean = score.show(interval['mean'], sign='+' if row == GAIN else '')
+  return f'{mean} ± {score.show(interval["half_width"], unit=False)}'

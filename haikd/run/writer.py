@@ -1,0 +1,245 @@
+"""Where metrics go: a file of rows, TensorBoard and the console."""
+
+from collections.abc import Mapping
+import os
+import re
+import time
+from typing import Any, Optional
+
+import rich.console
+from tensorboard.compat.proto import event_pb2
+from tensorboard.compat.proto import summary_pb2
+from tensorboard.summary.writer import event_file_writer
+
+from haikd import metrics as metrics_lib
+from haikd.core import checks
+from haikd.run import console as console_lib
+from haikd.storage import files
+from haikd.storage import paths
+
+Metrics = Mapping[str, float]
+Results = Mapping[str, Mapping[str, Any]]
+
+METRICS_FILE = 'metrics.jsonl'
+RESULT_FILE = 'result.json'
+MISSING = '–'
+
+_START = 'student_start'  # With the weights that it inherits, if it does.
+_ROWS = (('teacher', 'teacher'), (_START, 'student at start'),
+         ('student_alone', 'student alone'), ('student', 'student distilled'))
+_COLUMNS = (('parameters', 'parameters', '{:,.0f}'.format),
+            *((x.name, x.title, x.show) for x in metrics_lib.SCORES),
+            ('seconds', 'seconds', '{:.1f}'.format))
+
+
+class Writer:
+  """Writes metrics to everything that was opened; see `open_writer`."""
+
+  def __init__(self, staging: Optional[paths.Staging] = None,
+               console: Any = None):
+    self._staging, self._console = staging, console
+    if staging:
+      self._events = _Events(staging.folder)
+      self._sinks = (_Rows(staging.folder / METRICS_FILE), self._events,
+                     console)
+
+  def __enter__(self) -> 'Writer':
+    return self
+
+  def __exit__(self, *unused) -> None:
+    self.close()
+
+  def truncate(self, step: int) -> None:
+    """Forgets what a run that was cut off wrote after it last saved.
+
+    Call it once, before anything is written.
+
+    Args:
+      step: the step that training goes on from, 0 for a new run. Later rows
+        and a half-written last line are dropped.
+    """
+    if self._staging:
+      for sink in self._sinks:
+        sink.truncate(step)
+
+  def progress(self, step: int) -> None:
+    """Moves the progress bar, if there is one; cheap enough for every step."""
+    if self._staging:
+      self._console.progress(step)
+
+  def write(self, step: int, split: str, metrics: Metrics) -> None:
+    """Writes one row.
+
+    Args:
+      step: the number of steps taken.
+      split: 'train', 'eval/validation' and the like.
+      metrics: numbers by name, such as `loss/kl` or `examples_per_second`.
+    """
+    metrics = {name: float(value) for name, value in metrics.items()}
+    if self._staging:
+      for sink in self._sinks:
+        sink.write(int(step), split, metrics)
+      self._staging.flush_if_due()
+
+  def flush(self) -> None:
+    """Writes out what is pending; call it before a checkpoint is saved."""
+    if self._staging:
+      self._staging.flush()
+
+  def close(self) -> None:
+    """Writes out what is pending and takes the progress bar away."""
+    if self._staging:
+      self._console.close()
+      self._events.close()
+      self._staging.close()
+
+
+def open_writer(workdir: files.Path,
+                *,
+                total_steps: int,
+                title: str = 'train',
+                enabled: bool = True,
+                console: Optional[rich.console.Console] = None) -> Writer:
+  """Opens the writers of a run; use it in a `with` statement.
+
+  Rows go to `metrics.jsonl`, one JSON object a line with `step`, `split` and
+  the metrics; a value that is not finite is one of the strings 'NaN',
+  'Infinity' and '-Infinity', which `float` reads. TensorBoard's event files
+  have the tags `<split>/<metric>`. The console shows a progress bar if it is a
+  terminal, else one plain line a row. On disk there is each row at once, in a
+  bucket with the next upload; see `paths.Staging`.
+
+  Args:
+    workdir: made if it is not there.
+    total_steps: length of the run.
+    title: what the console calls the run.
+    enabled: False on all processes but the first, which write nothing.
+    console: where to print; standard output by default.
+
+  Returns:
+    A Writer.
+  """
+  if not enabled:
+    return Writer()
+  return Writer(
+      paths.Staging(workdir, known=(METRICS_FILE,)),
+      console_lib.open_console(title, total_steps, console))
+
+
+def write_results(workdir: files.Path,
+                  results: Results,
+                  name: str = RESULT_FILE) -> None:
+  """Writes a table of results in one piece.
+
+  Args:
+    workdir: the run's folder.
+    results: `{'teacher': {...}, 'student_start': {...}, 'student_alone': {...},
+      'student': {...}}`, of each network `parameters`, what evaluation gave
+      (see `haikd.metrics`) and `seconds`.
+    name: of the file.
+  """
+  files.write_json(paths.as_path(workdir) / name, results)
+
+
+def evaluation_file(split: str) -> str:
+  """Returns the name of the file for a later evaluation on a split.
+
+  Args:
+    split: such as 'test' or 'test[:64]'.
+
+  Returns:
+    'eval-test.json', 'eval-test__64_.json': whatever a shell or another
+    operating system may take amiss is a low line.
+  """
+  return f'eval-{re.sub("[^0-9A-Za-z.+-]", "_", split)}.json'
+
+
+def print_table(results: Results,
+                *,
+                split: str = '',
+                console: Optional[rich.console.Console] = None) -> None:
+  """Prints results under the name of their split, a network a row.
+
+  Args:
+    results: as for `write_results`. What is missing is shown as a dash, a
+      metric that no network has not at all.
+    split: what they were evaluated on.
+    console: where to print; standard output by default.
+  """
+  found = {field for values in results.values() for field in values}
+  columns = [column for column in _COLUMNS if column[0] in found]
+  rows = []
+  for key, name in _ROWS:
+    if key == _START and key not in results:
+      continue
+    values = results.get(key, {})
+    rows.append([name] + [
+        MISSING if values.get(field) is None else show(values[field])
+        for field, _, show in columns
+    ])
+  titles = [split, *(title for _, title, _ in columns)]
+  console_lib.table(rows, titles, console=console)
+
+
+class _Rows:
+  """The file of rows."""
+
+  def __init__(self, path):
+    self._path = path
+
+  def truncate(self, step):
+    rows = files.read_rows(self._path)
+    for number, row in enumerate(rows, start=1):
+      if not isinstance(row.get('step'), int):
+        raise checks.DataError(
+            'writer.Writer.truncate: each line of path must have a step; got '
+            f'path={self._path}, line={number}. Remove the line.')
+    rows = [row for row in rows if row['step'] <= step]
+    files.replace(self._path,
+                  ''.join(files.encode(row) + '\n' for row in rows))
+
+  def write(self, step, split, metrics):
+    row = {'step': step, 'split': split, **metrics}
+    with open(self._path, 'a', encoding='utf-8') as file:
+      file.write(files.encode(row) + '\n')
+
+
+class _Events:
+  """TensorBoard's event files, which need no TensorFlow.
+
+  A file is made when there is something to write: a run that is started again
+  when it is over leaves none.
+  """
+
+  def __init__(self, workdir):
+    self._workdir = workdir
+    self._writer = None
+    self._start = None
+
+  def truncate(self, step):
+    self._start = step
+
+  def write(self, step, split, metrics):
+    if self._writer is None:
+      self._open()
+    values = [
+        summary_pb2.Summary.Value(tag=f'{split}/{name}', simple_value=value)
+        for name, value in metrics.items()
+    ]
+    self._add(step, summary=summary_pb2.Summary(value=values))
+    self._writer.flush()
+
+  def _open(self):
+    self._writer = event_file_writer.EventFileWriter(os.fspath(self._workdir))
+    if self._start is not None:
+      # TensorBoard drops what earlier files hold from this step on.
+      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      self._add(self._start + 1, session_log=start)
+
+  def _add(self, step, **content):
+    self._writer.add_event(
+        event_pb2.Event(wall_time=time.time(), step=step, **content))
+
+  def close(self):
+    if self._writer is not None:
+      self._writer.close()

@@ -1,0 +1,1 @@
+"""What survives a run: files, checkpoints, and what identifies them."""

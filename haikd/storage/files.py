@@ -1,0 +1,123 @@
+"""JSON, on disk or in a bucket, that a kill at any moment leaves whole."""
+
+from collections.abc import Mapping
+import json
+import math
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from haikd.core import checks
+from haikd.storage import paths
+
+Path = paths.Path
+
+
+def to_json(value: Any) -> Any:
+  """Returns a value in the types of JSON.
+
+  Tuples become lists, arrays of no axes become numbers. JSON has no NaN and no
+  infinities: they become the strings 'NaN', 'Infinity' and '-Infinity', which
+  `float` (and `Number` in a browser) turns back into what they were.
+
+  Args:
+    value: numbers, strings, None, and lists, tuples, mappings or ConfigDicts
+      of them.
+
+  Returns:
+    Python numbers, strings, None, lists and dicts.
+
+  Raises:
+    TypeError: anything else.
+  """
+  if isinstance(value, ml_collections.ConfigDict):
+    value = value.to_dict()
+  if isinstance(value, Mapping):
+    return {str(key): to_json(entry) for key, entry in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [to_json(entry) for entry in value]
+  if np.ndim(value) == 0 and hasattr(value, 'item'):
+    value = value.item()
+  if isinstance(value, float) and not math.isfinite(value):
+    if math.isnan(value):
+      return 'NaN'
+    return 'Infinity' if value > 0 else '-Infinity'
+  if value is None or isinstance(value, (bool, int, float, str)):
+    return value
+  raise TypeError(f'files.to_json: value must be a number, a string, None or a '
+                  f'list or dict of them; got value={value!r}.')
+
+
+def encode(value: Any, **options) -> str:
+  """Returns a value as strict JSON; `options` go to `json.dumps`."""
+  return json.dumps(
+      to_json(value), allow_nan=False, ensure_ascii=False, **options)
+
+
+def replace(path: Path, text: str) -> None:
+  """Writes a text, as `paths.replace` does bytes."""
+  paths.replace(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes a value as indented JSON, in one piece."""
+  replace(path, encode(value, indent=2) + '\n')
+
+
+def read_json(path: Path) -> Any:
+  """Returns what `write_json` wrote.
+
+  Args:
+    path: an existing file.
+
+  Returns:
+    Python numbers, strings, None, lists and dicts.
+
+  Raises:
+    DataError: the file cannot be read or is not JSON.
+  """
+  try:
+    return json.loads(paths.read(path))
+  except (OSError, ValueError) as err:
+    raise checks.DataError(
+        f'files.read_json: path must hold JSON; got path={path} '
+        f'({checks.one_line(err)}). Remove or restore the file.') from err
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+  """Returns the rows of a file with one JSON object a line.
+
+  A last line that a kill cut short is left out.
+
+  Args:
+    path: the file; none is as good as an empty one.
+
+  Returns:
+    The rows in their order.
+
+  Raises:
+    DataError: a line before the last is not a JSON object, or the file cannot
+      be read.
+  """
+  try:
+    lines = paths.read(path).split(b'\n')
+  except FileNotFoundError:
+    return []
+  except OSError as err:
+    raise checks.DataError(
+        f'files.read_rows: path must be readable; got path={path} '
+        f'({checks.one_line(err)}). Restore the file.') from err
+  rows = []
+  for number, line in enumerate(lines[:-1], start=1):
+    try:
+      row = json.loads(line)
+      if not isinstance(row, dict):
+        raise ValueError('not an object')
+    except ValueError as err:
+      raise checks.DataError(
+          f'files.read_rows: path must hold a JSON object on each line; got '
+          f'path={path}, line={number} ({checks.one_line(err)}). Remove the '
+          'line.') from err
+    rows.append(row)
+  return rows

@@ -1,0 +1,60 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from haikd.core import mesh_context
+
+MESH = jax.make_mesh((2,), ('x',), axis_types=(jax.sharding.AxisType.Auto,))
+SPEC = jax.sharding.PartitionSpec('x')
+
+
+def run(start):
+  """Sums a shard's numbers in a loop whose carry begins as `start` says."""
+
+  def local(x):
+    add = lambda carry, row: (carry + row, None)
+    total, _ = jax.lax.scan(add, start(jnp.float32(0), x), x)
+    return total[None]
+
+  return jax.shard_map(local, mesh=MESH, in_specs=SPEC, out_specs=SPEC)(
+      jnp.arange(6.0))
+
+
+def test_alike_lets_a_loop_begin_with_zeros_on_every_device():
+  np.testing.assert_array_equal(run(mesh_context.alike), [0 + 1 + 2, 3 + 4 + 5])
+
+
+def test_without_it_the_loop_is_refused():
+  with pytest.raises(TypeError, match='carry'):
+    run(lambda zero, x: zero)
+
+
+def test_alike_leaves_arrays_alone_outside_of_shard_map():
+  x = jnp.zeros(3)
+  assert mesh_context.alike(x, jnp.ones(2)) is x
+
+
+def test_platform_is_that_of_the_mesh_that_is_compiled_for(compiled_for):
+  assert mesh_context.platform() == jax.default_backend()
+  with compiled_for('tpu'):
+    assert mesh_context.platform() == 'tpu'
+
+
+@pytest.mark.parametrize('manual, expected', [
+    ({'x'}, True), ({'x', 'y'}, False)])
+def test_what_a_device_sees_is_split_further_along_other_axes(manual, expected):
+  mesh = jax.make_mesh((1, 2), ('x', 'y'),
+                       axis_types=(jax.sharding.AxisType.Auto,) * 2)
+  found = []
+
+  def local(x):
+    found.append(mesh_context.is_split_further())
+    return x
+
+  assert not mesh_context.is_split_further()
+  none = jax.sharding.PartitionSpec()
+  jax.eval_shape(
+      jax.shard_map(local, mesh=mesh, in_specs=none, out_specs=none,
+                    axis_names=manual), jnp.zeros(2))
+  assert found == [expected]

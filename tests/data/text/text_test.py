@@ -1,0 +1,182 @@
+"""Documents as batches: columns worked out by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from haikd import config as config_lib
+from haikd.core import checks
+from haikd.data import description
+from haikd.data import pipeline
+from haikd.data import source
+from haikd.data.text import tokenizer as tokenizer_lib
+
+# In the tokenizer `words` a is 3, b is 4 and so on; 2 ends a text, 0 pads.
+DOCUMENTS = 'a b c\n\nd\n\na b c d e f'
+
+
+def open_split(folder, tokenizer, split='train', **options):
+  options = dict(tokenizer=tokenizer, length=4, documents='paragraph',
+                 **options)
+  return source.open_source('text', split, options=options,
+                            source_dir=str(folder / 'files'),
+                            data_dir=str(folder / 'data'))
+
+
+def write(folder, text, name='train.txt'):
+  (folder / 'files').mkdir(exist_ok=True)
+  (folder / 'files' / name).write_text(text)
+
+
+def listed(opened, key):
+  return [opened[i][key].astype(int).tolist() for i in range(len(opened))]
+
+
+def test_packed_rows(tmp_path, words):
+  write(tmp_path, DOCUMENTS)
+  opened = open_split(tmp_path, words)
+  assert opened.num_classes == 13
+  assert listed(opened, 'tokens') == [
+      [3, 4, 5, 2], [6, 2, 3, 4], [5, 6, 7, 8], [2, 0, 0, 0]]
+  assert listed(opened, 'segments') == [
+      [1, 1, 1, 1], [1, 1, 2, 2], [1, 1, 1, 1], [1, 0, 0, 0]]
+  assert listed(opened, 'positions') == [
+      [0, 1, 2, 3], [0, 1, 0, 1], [0, 1, 2, 3], [0, 0, 0, 0]]
+  assert listed(opened, 'mask') == [[1] * 4, [1] * 4, [1] * 4, [1, 0, 0, 0]]
+  assert listed(opened, 'label') == [
+      [4, 5, 2, -100], [2, -100, 4, -100], [6, 7, 8, -100], [-100] * 4]
+  assert listed(opened, 'target_mask') == [
+      [1, 1, 1, 0], [1, 0, 1, 0], [1, 1, 1, 0], [0] * 4]
+  for key in ('tokens', 'segments', 'positions', 'label'):
+    assert opened[0][key].dtype == np.int32
+
+
+@pytest.mark.parametrize('padding', ['right', 'left'])
+def test_padded_rows(tmp_path, words, padding):
+  write(tmp_path, DOCUMENTS)
+  opened = open_split(tmp_path, words, form='padded', padding=padding)
+  assert opened[0].keys() == {'tokens', 'mask', 'label', 'target_mask'}
+  right = dict(
+      tokens=[[3, 4, 5, 2], [6, 2, 0, 0], [3, 4, 5, 6], [7, 8, 2, 0]],
+      label=[[4, 5, 2, -100], [2, -100, -100, -100], [4, 5, 6, -100],
+             [8, 2, -100, -100]])
+  left = dict(
+      tokens=[[3, 4, 5, 2], [0, 0, 6, 2], [3, 4, 5, 6], [0, 7, 8, 2]],
+      label=[[4, 5, 2, -100], [-100, -100, 2, -100], [4, 5, 6, -100],
+             [-100, 8, 2, -100]])
+  for key, rows in dict(right=right, left=left)[padding].items():
+    assert listed(opened, key) == rows
+  mask = (np.array(listed(opened, 'tokens')) > 0).astype(int)
+  assert listed(opened, 'mask') == mask.tolist()
+
+
+def test_tokens_that_the_tokenizer_puts_on_are_kept(tmp_path, bpe, bert_words):
+  write(tmp_path, 'a b')
+  opened = open_split(tmp_path, bpe, form='padded')
+  tokens = [t for row in listed(opened, 'tokens') for t in row]
+  assert tokens[0] == 0 and 1 in tokens  # <s> and, though it put none, </s>.
+  opened = open_split(tmp_path, bert_words, form='padded')
+  assert listed(opened, 'tokens') == [[2, 4, 5, 3]]  # One [SEP], not two.
+
+
+def test_documents_without_text_are_left_out(tmp_path, words):
+  write(tmp_path, '{"text": ""}\n{"text": "a"}\n', 'train.jsonl')
+  opened = open_split(tmp_path, words, form='padded')
+  assert listed(opened, 'tokens') == [[3, 2, 0, 0]]
+  assert opened.info['documents'] == 2 and opened.info['tokens'] == 2
+
+
+def test_batches_have_inputs_by_name(tmp_path, words):
+  write(tmp_path, DOCUMENTS)
+  config = config_lib.base()
+  config.batch_size = 2
+  config.data.name = 'text'
+  config.data.source_dir = str(tmp_path / 'files')
+  config.data.data_dir = str(tmp_path / 'data')
+  config.data.options = dict(tokenizer=words, length=4, documents='paragraph')
+  described, num_classes = description.describe(config)
+  data = pipeline.build_data(config)
+  batch = next(data.train())
+  assert batch.inputs.keys() == {'tokens', 'segments', 'positions'}
+  assert described == data.spec and num_classes == data.num_classes == 13
+  assert tokenizer_lib.load(data.text.tokenizer).id_of('a') == 3
+  assert data.text.kept_ids is None
+  config.data.options.form = 'padded'
+  assert description.describe(config)[0].inputs.shape == (2, 4)
+  assert pipeline.build_data(config).spec.inputs.shape == (2, 4)
+
+
+def test_a_data_set_without_text_has_no_tokenizer():
+  config = config_lib.base()
+  config.data.name = 'synthetic'
+  config.data.options = dict(size=9, shape=(2,), num_classes=2)
+  assert pipeline.build_data(config).text is None
+
+
+def test_pruned_data_decodes_to_the_same_texts(tmp_path, bpe):
+  write(tmp_path, 'the cat and the mat')
+  write(tmp_path, 'a theory of 1234', 'test.txt')
+  whole = {split: open_split(tmp_path, bpe, split)
+           for split in ('train', 'test')}
+  pruned = {split: open_split(tmp_path, bpe, split, prune=True)
+            for split in ('test', 'train')}  # Whichever is opened first.
+  kept_ids = pruned['train'].text.kept_ids
+  np.testing.assert_array_equal(kept_ids, pruned['test'].text.kept_ids)
+  assert pruned['train'].num_classes == pruned['test'].num_classes
+  assert pruned['test'].num_classes == len(kept_ids) < whole['test'].num_classes
+  for i in range(len(whole['train'])):  # Token by token.
+    np.testing.assert_array_equal(kept_ids[pruned['train'][i]['tokens']],
+                                  whole['train'][i]['tokens'])
+  tokenizer = tokenizer_lib.load(pruned['test'].text.tokenizer)
+  tokens = np.concatenate([row['tokens'][row['mask']]
+                           for row in (pruned['test'][i]
+                                       for i in range(len(pruned['test'])))])
+  assert tokenizer.decode(tokens) == '<s>a theory of 1234</s>'
+
+
+def test_what_is_used_beyond_the_tokenizer_is_the_vocabulary(tmp_path, words):
+  write(tmp_path, DOCUMENTS)
+  assert open_split(tmp_path, words, vocabulary=64).num_classes == 64
+
+
+def test_slices_know_their_tokenizer(tmp_path, words):
+  write(tmp_path, DOCUMENTS)
+  opened = open_split(tmp_path, words, 'train[1:]')
+  assert len(opened) == 3 and opened.text.tokenizer
+
+
+@pytest.mark.parametrize('options, text', [
+    (dict(form='pact'), "form must be packed or padded; got form='pact'"),
+    (dict(padding='up'), "padding must be on the right or left; got paddi"),
+    (dict(vocabulary=5), 'no smaller than the tokenizer; got vocabulary=5, '
+     'tokenizer.size=13'),
+    (dict(prune=True, vocabulary=64), 'vocabulary must be None with prune'),
+    (dict(prune=1), 'prune must be of type bool'),
+])
+def test_options_out_of_range_are_refused(tmp_path, words, options, text):
+  write(tmp_path, DOCUMENTS)
+  with pytest.raises(checks.ConfigError, match=text):
+    open_split(tmp_path, words, **options)
+
+
+@pytest.mark.parametrize('content', ['', '\n \n\n'])
+def test_empty_split_is_refused(tmp_path, words, content):
+  write(tmp_path, content)
+  for _ in range(2):  # Also when it has been found to be empty before.
+    with pytest.raises(checks.DataError, match="split 'train' must hold texts"):
+      open_split(tmp_path, words)
+
+
+def test_tokenizer_that_cannot_end_a_text_is_refused(tmp_path, words):
+  write(tmp_path, DOCUMENTS)
+  (tmp_path / 'words' / 'tokenizer_config.json').write_text(
+      json.dumps(dict(eos_token=None)))
+  with pytest.raises(checks.DataError, match='must have a token that ends'):
+    open_split(tmp_path, words)
+
+
+def test_bucket_is_refused(words):
+  with pytest.raises(checks.DataError, match='data_dir must be a local folder'):
+    source.open_source('text', 'train', source_dir='.', data_dir='gs://b/x',
+                       options=dict(tokenizer=words, length=4))

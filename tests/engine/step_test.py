@@ -1,0 +1,576 @@
+"""The loss and its gradient do not know how the batch was split."""
+
+import functools
+import itertools
+import warnings
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from haikd import config as config_lib
+from haikd.core import base
+from haikd.core import checks
+from haikd.core import registry
+from haikd.engine import collectives
+from haikd.engine import mesh as mesh_lib
+from haikd.engine import program as program_lib
+from haikd.engine import step as step_lib
+from haikd.objective import compare as compare_lib
+from haikd.plan import counting
+
+BATCH, LENGTH, CLASSES = 32, 8, 11
+
+
+class Block(hk.Module):
+  """Attention and a linear layer."""
+
+  def __init__(self, width, heads, name):
+    super().__init__(name=name)
+    self._width, self._heads = width, heads
+
+  def __call__(self, x, mask):
+    attend = hk.MultiHeadAttention(
+        self._heads,
+        4,
+        model_size=self._width,
+        w_init=hk.initializers.VarianceScaling(),
+        name='attn')
+    x = x + attend(x, x, x, mask=mask)
+    return x + jnp.tanh(hk.Linear(self._width)(x))
+
+
+def encoder(tokens, *, is_training, mask, num_classes, width, depth, heads,
+            dropout=0.0):
+  """A small encoder that sees no padding."""
+  x = hk.Embed(16, width)(tokens)
+  pairs = mask[:, None, None, :] & mask[:, None, :, None]
+  for i in range(depth):
+    x = Block(width, heads, name=f'block_{i}')(x, pairs)
+    if is_training and dropout:
+      x = hk.dropout(hk.next_rng_key(), dropout, x)
+  return hk.Linear(num_classes)(x)
+
+
+def batch_normed(image, *, is_training, num_classes, width):
+  """A network whose BatchNorm does not know of devices."""
+  x = hk.Linear(width)(image)
+  x = hk.BatchNorm(True, True, 0.9)(x, is_training)
+  return hk.Linear(num_classes)(jax.nn.relu(x))
+
+
+@pytest.fixture(autouse=True)
+def models():
+  with registry.models.temporary():
+    registry.register_model(
+        taps=dict(features='block_*', attention='block_*/attn'))(encoder)
+    registry.register_model()(batch_normed)
+    yield
+
+
+def ragged_batch(seed=0):
+  """Lengths 0 to 8, empty rows, and an empty shard on 8 and on 4 devices."""
+  rng = np.random.RandomState(seed)
+  lengths = rng.randint(0, LENGTH + 1, size=BATCH)
+  lengths[:4] = [8, 1, 4, 4]
+  lengths[8:16] = 0
+  mask = np.arange(LENGTH) < lengths[:, None]
+  mask[20] = mask[20][::-1]  # Left padding as well.
+  return base.Batch(
+      inputs=rng.randint(0, 16, (BATCH, LENGTH)).astype(np.int32),
+      mask=mask,
+      labels=rng.randint(0, CLASSES, (BATCH, LENGTH)).astype(np.int32))
+
+
+def ragged_config(**distillation):
+  config = config_lib.base()
+  config.batch_size = BATCH
+  config.student.model = config.teacher.model = 'encoder'
+  config.student.options = dict(width=8, depth=2, heads=2)
+  config.teacher.options = dict(width=16, depth=4, heads=4)
+  config.distillation.update(
+      dict(
+          use_attention_transfer=True,
+          attention_loss_weight=1.0,
+          use_feature_matching=True,
+          feature_loss_weight=1.0,
+          **distillation))
+  return config
+
+
+def build(config, batch, devices, has_teacher=True):
+  mesh = mesh_lib.build_mesh(config.mesh, jax.devices()[:devices])
+  spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+  program = program_lib.build_program(
+      config, spec=spec, num_classes=CLASSES, mesh=mesh,
+      has_teacher=has_teacher)
+  frozen = None
+  if has_teacher:
+    params, state = program.objective.teacher.init(jax.random.key(7), batch)
+    frozen = program.freeze(base.Frozen(params, state))
+  return program, frozen
+
+
+def gradient_of(program, *, microbatches, seed):
+  shardings = mesh_lib.shardings_of(
+      (program.abstract_state.params, program.abstract_frozen))
+  return step_lib.build_gradient(
+      program.objective, program.mesh, *shardings, microbatches=microbatches,
+      seed=seed)
+
+
+def gradient(config, batch, devices, has_teacher=True):
+  """Returns gradient, loss and new network state on the host."""
+  program, frozen = build(config, batch, devices, has_teacher)
+  state = program.init(jax.random.key(0))
+  function = gradient_of(
+      program, microbatches=config.microbatches, seed=config.seed)
+  grads, net_state, sums = jax.jit(function)(
+      state.params, state.net_state, frozen, state.loss_scale, state.step,
+      collectives.shard_batch(program.mesh, batch))
+  loss, _ = program.objective.combine(sums, state.step)
+  return jax.device_get((grads, loss, net_state))
+
+
+def reference(batch):
+  """The objective of `ragged_config` in plain JAX, on the whole batch."""
+  config = ragged_config()
+  program, frozen = build(config, batch, 1)
+  params = program.init(jax.random.key(0)).params.student
+  mask = jnp.asarray(batch.mask)
+  pairs = mask[:, None, None, :] & mask[:, None, :, None]
+
+  def run(params, width, depth, heads):
+    """Returns logits, hidden states and attention maps, without capture."""
+    features, maps = [], []
+
+    def forward():
+      x = hk.Embed(16, width)(jnp.asarray(batch.inputs))
+      for i in range(depth):
+        before = x
+        x = Block(width, heads, name=f'block_{i}')(x, pairs)
+        features.append(x)
+        weights = hk.get_params()[f'block_{i}/attn/query'], hk.get_params(
+        )[f'block_{i}/attn/key']
+        query, key = ((before @ w['w'] + w['b']).reshape(
+            BATCH, LENGTH, heads, 4) for w in weights)
+        scores = jnp.einsum('bnhk,bmhk->bhnm', query, key) / 2  # sqrt(4).
+        maps.append(jax.nn.softmax(jnp.where(pairs, scores, -1e30), axis=-1))
+      return hk.Linear(CLASSES)(x)
+
+    logits = hk.without_apply_rng(hk.transform(forward)).apply(params)
+    return logits, features, maps
+
+  def loss(params):
+    logits, features, maps = run(params, 8, 2, 2)
+    target, hidden, target_maps = run(frozen.params, 16, 4, 4)
+    valid = mask.sum()
+    log_p = jax.nn.log_softmax(target / 2.0)
+    log_q = jax.nn.log_softmax(logits / 2.0)
+    kl = 4.0 * (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
+    chosen = jnp.take_along_axis(
+        jax.nn.log_softmax(logits), batch.labels[..., None], axis=-1)[..., 0]
+    total = (0.9 * kl * mask - 0.1 * chosen * mask).sum() / valid
+    for i, j in ((0, 1), (1, 3)):  # Uniform: round((i + 1) 4 / 2) - 1.
+      pooled = hidden[j].reshape(BATCH, LENGTH, 8, 2).mean(-1)
+      error = ((features[i] - pooled)**2 * mask[..., None]).sum()
+      total += error / (valid * 8) / 2
+      a = jnp.where(pairs, maps[i], 0.0)
+      b = target_maps[j].reshape(BATCH, 2, 2, LENGTH, LENGTH).mean(2)
+      b = jnp.where(pairs, b, 0.0)
+      norm = lambda x: jnp.sqrt(jnp.maximum((x**2).sum(-1), 1e-30))
+      cosine = (a * b).sum(-1) / (norm(a) * norm(b))
+      error = ((1 - cosine) * mask[:, None, :]).sum()
+      total += error / (valid * 2) / 2
+    return total
+
+  return jax.device_get(jax.jit(jax.value_and_grad(loss))(params))
+
+
+@pytest.fixture(scope='module')
+def expected():
+  with registry.models.temporary():
+    registry.register_model(
+        taps=dict(features='block_*', attention='block_*/attn'))(encoder)
+    return reference(ragged_batch())
+
+
+SPLITS = ((1, 1), (1, 4), (2, 2), (4, 1), (8, 1), (8, 4))
+
+
+@pytest.mark.parametrize('devices, microbatches', [
+    pytest.param(*split, marks=() if split in SPLITS else pytest.mark.slow)
+    for split in itertools.product((1, 2, 4, 8), (1, 2, 4))])
+def test_gradient_is_that_of_the_whole_batch(devices, microbatches, expected):
+  config = ragged_config()
+  config.microbatches = microbatches
+  grads, loss, _ = gradient(config, ragged_batch(), devices)
+  np.testing.assert_allclose(loss, expected[0], rtol=1e-6)
+  jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6),
+      grads.student, expected[1])
+
+
+def test_what_stands_in_padding_changes_nothing():
+  batch = ragged_batch()
+  noise = np.random.RandomState(1).randint(0, 16, batch.inputs.shape)
+  other = batch._replace(
+      inputs=np.where(batch.mask, batch.inputs, noise).astype(np.int32),
+      labels=np.where(batch.mask, batch.labels, -100).astype(np.int32))
+  config = ragged_config()
+  one, two = (gradient(config, b, devices=4)[0] for b in (batch, other))
+  jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+@pytest.mark.parametrize('devices', (2, 8))
+def test_batch_norm_is_synchronised(devices):
+  rng = np.random.RandomState(0)
+  batch = base.Batch(
+      inputs=rng.randn(BATCH, 6).astype(np.float32),
+      mask=np.ones(BATCH, bool),
+      labels=rng.randint(0, CLASSES, BATCH).astype(np.int32))
+  config = config_lib.base()
+  config.batch_size = BATCH
+  config.student.model = config.teacher.model = 'batch_normed'
+  config.student.options = dict(width=5)
+  config.teacher.options = dict(width=9)
+  one, many = (gradient(config, batch, n) for n in (1, devices))
+  jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), one,
+      many)
+
+
+def test_relational_loss_sees_the_whole_batch():
+  with registry.losses.temporary():
+
+    @registry_loss
+    def distances(student, teacher, *, mask):
+      """Mean squared difference of all pairwise products (a Gram matrix)."""
+      both = mask[:, None] & mask[None, :]
+      error = (student @ student.T - teacher @ teacher.T)**2
+      return base.LossSum(
+          jnp.sum(jnp.where(both, error, 0)), jnp.sum(both, dtype=jnp.float32))
+
+    rng = np.random.RandomState(0)
+    batch = base.Batch(
+        inputs=rng.randn(BATCH, 6).astype(np.float32),
+        mask=np.arange(BATCH) < 19,
+        labels=rng.randint(0, CLASSES, BATCH).astype(np.int32))
+    config = config_lib.base()
+    config.batch_size = BATCH
+    config.student.model = config.teacher.model = 'batch_normed'
+    config.student.options = dict(width=5)
+    config.teacher.options = dict(width=9)
+    config.losses.gram = dict(loss='distances', weight=0.01)
+    (one, loss, _), (many, same, _) = (
+        gradient(config, batch, n) for n in (1, 8))
+  np.testing.assert_allclose(loss, same, rtol=1e-5)
+  jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), one,
+      many)
+
+
+def registry_loss(function):
+  from haikd.losses import register  # Late: inside the temporary registry.
+  return register.register_loss(on='logits', relational=True)(function)
+
+
+def test_no_gradient_reaches_the_teacher():
+  batch = ragged_batch()
+  config = ragged_config(alpha=1.0)
+  program, frozen = build(config, batch, 1)
+  state = program.init(jax.random.key(0))
+
+  def loss(frozen):
+    sums, _ = program.objective.sums(state.params, state.net_state, frozen,
+                                     batch, jax.random.key(0))
+    return program.objective.combine(sums, 0)[0]
+
+  grads = jax.jit(jax.grad(loss))(frozen)
+  assert all(np.all(g == 0) for g in jax.tree.leaves(jax.device_get(grads)))
+
+
+def test_step_learns_and_compiles_once():
+  config = ragged_config()
+  config.optimizer.learning_rate = 1e-2
+  config.optimizer.schedule = 'constant'
+  config.optimizer.ema_decay = 0.9
+  program, frozen = build(config, ragged_batch(), 4)
+  state = program.init(jax.random.key(0))
+  losses = []
+  for seed in range(30):
+    batch = collectives.shard_batch(program.mesh, ragged_batch(seed % 3))
+    state, metrics = program.train_step(state, frozen, batch)
+    losses.append(float(metrics['loss']))
+  assert losses[-1] < 0.8 * losses[0]
+  assert program.train_step._cache_size() == 1
+  assert int(state.step) == 30
+  moved = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), state.ema,
+                       state.params.student)
+  assert 0 < max(jax.tree.leaves(moved)) < 0.2
+
+
+@pytest.mark.parametrize('scan', (False, True))
+@pytest.mark.parametrize('fields', (
+    {}, {'microbatches': 2}, {'student.remat': 'full', 'microbatches': 2}))
+def test_counting_what_is_real_is_no_work(scan, fields):
+  """A step multiplies no more matrices than a gradient of known counts."""
+  config = ragged_config()
+  config.student.model = config.teacher.model = 'llama'
+  config.student.options = dict(width=8, depth=2, heads=2, scan=scan)
+  config.teacher.options = dict(width=16, depth=4, heads=4, scan=scan)
+  config.update_from_flattened_dict(fields)
+  batch = ragged_batch()
+  program, _ = build(config, batch, 1)
+  state, frozen = program.abstract_state, program.abstract_frozen
+
+  @jax.jit
+  @functools.partial(jax.grad, has_aux=True)
+  def alone(params, frozen):
+    objective = program.objective
+    coefficients = {
+        term.name: [1.0] * len(objective.layers.get(term.name, [None]))
+        for term in objective.terms}
+    return objective.loss(params, {}, frozen, batch, jax.random.key(0),
+                          coefficients, compare_lib.Context())
+
+  flops = lambda traced: counting.count(traced.jaxpr, 1).flops
+  assert flops(program.train_step.trace(state, frozen, batch)) == flops(
+      alone.trace(state.params, frozen))
+
+
+def image_batch():
+  rng = np.random.RandomState(0)
+  return base.Batch(
+      inputs=rng.randn(BATCH, 6).astype(np.float32), mask=np.ones(BATCH, bool),
+      labels=rng.randint(0, CLASSES, BATCH).astype(np.int32))
+
+
+def test_schedules_and_running_mean_are_those_of_the_step():
+  config = config_lib.base()
+  config.batch_size = BATCH
+  config.student.options = config.teacher.options = dict(hidden=(5,))
+  config.optimizer.update(dict(
+      name='sgd', learning_rate=0.4, warmup_steps=3, schedule='constant',
+      ema_decay=0.9))
+  # The same twice, the second time with the weights 0, 1 and 2.
+  config.distillation.alpha = 1.0
+  config.losses.more = dict(
+      loss='kl_divergence', options=dict(temperature=2.0),
+      weight=dict(kind='linear', start=0.0, end=3.0, steps=3))
+  batch = image_batch()
+  program, frozen = build(config, batch, 1)
+  first = program.init(jax.random.key(0))
+  jax.tree.map(np.testing.assert_array_equal, first.ema, first.params.student)
+  placed = collectives.shard_batch(program.mesh, batch)
+  norms = []
+  for number, kept in enumerate((1 / 10, 2 / 11, 3 / 12)):
+    state = jax.device_put(
+        first._replace(step=jnp.int32(number)),
+        mesh_lib.shardings_of(program.abstract_state))
+    state, metrics = program.train_step(state, frozen, placed)
+    assert 'weight/kl_divergence' not in metrics
+    np.testing.assert_allclose(metrics['weight/more'], number, rtol=1e-6)
+    np.testing.assert_allclose(
+        metrics['learning_rate'], 0.1 * (number + 1), rtol=1e-6)
+    np.testing.assert_allclose(
+        metrics['loss'], (1 + number) * metrics['loss/more'], rtol=1e-6)
+    norms.append(float(metrics['grad_norm']))
+    # The mean begins as the parameters; those after the step come to it.
+    expected = jax.tree.map(
+        lambda old, new: kept * old + (1 - kept) * new,  # noqa: B023
+        first.ema, state.params.student)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        state.ema, expected)
+  np.testing.assert_allclose(norms, norms[0] * np.array([1, 2, 3]), rtol=1e-5)
+
+
+def test_dropout_differs_between_shards_microbatches_and_steps():
+  config = ragged_config()
+  config.student.options.dropout = 0.5
+  half = jax.tree.map(lambda x: x[:16], ragged_batch())
+  twice = jax.tree.map(lambda x: np.concatenate([x, x]), half)
+
+  def run(batch, devices, microbatches, step=0, seed=0):
+    program, frozen = build(config, batch, devices)
+    state = program.init(jax.random.key(0))
+    function = gradient_of(program, microbatches=microbatches, seed=seed)
+    grads, _, _ = jax.jit(function)(
+        state.params, state.net_state, frozen, state.loss_scale,
+        jnp.int32(step), collectives.shard_batch(program.mesh, batch))
+    return jax.device_get(grads).student['linear']['w']
+
+  # Were the masks the same in both halves, twice the batch would be the batch.
+  one = run(half, 1, 1)
+  assert np.array_equal(one, run(half, 1, 1))
+  assert not np.allclose(one, run(twice, 2, 1), atol=1e-4)
+  assert not np.allclose(one, run(half, 1, 1, step=1), atol=1e-4)
+  assert not np.allclose(one, run(half, 1, 1, seed=1), atol=1e-4)
+  parts = run(twice, 1, 2)
+  assert not np.allclose(parts, run(half, 1, 1), atol=1e-4)
+  assert not np.allclose(parts, run(twice, 2, 1), atol=1e-4)
+
+
+def test_state_of_the_student_may_hold_keys_and_counters():
+
+  def keyed(image, *, is_training, num_classes):
+    key = hk.get_state('key', (), jax.random.key(3).dtype,
+                       init=lambda *_: jax.random.key(3))
+    hk.set_state('key', jax.random.fold_in(key, 1))
+    hk.set_state('calls', hk.get_state('calls', (), jnp.int32, jnp.zeros) + 1)
+    return hk.Linear(num_classes)(image)
+
+  with registry.models.temporary():
+    registry.register_model()(keyed)
+    config = config_lib.base()
+    config.batch_size = BATCH
+    config.student.model = config.teacher.model = 'keyed'
+    batch = base.Batch(
+        inputs=np.ones((BATCH, 6), np.float32), mask=np.ones(BATCH, bool),
+        labels=np.zeros(BATCH, np.int32))
+    config.microbatches = 2
+    program, frozen = build(config, batch, 2)
+    state = program.init(jax.random.key(0))
+    state, _ = program.train_step(state, frozen,
+                                  collectives.shard_batch(program.mesh, batch))
+  # Haiku begins with what init=... gives; then two microbatches follow.
+  assert int(state.net_state['~']['calls']) == 2
+  expected = jax.random.key(3)
+  for _ in range(2):
+    expected = jax.random.fold_in(expected, 1)
+  np.testing.assert_array_equal(
+      jax.random.key_data(state.net_state['~']['key']),
+      jax.random.key_data(expected))
+
+
+@pytest.mark.parametrize('precision', ('bfloat16', 'float16'))
+def test_low_precision_follows_float32(precision):
+  # No row without a key: Haiku's attention gives NaN for one in float16.
+  batch = ragged_batch()._replace(mask=np.ones((BATCH, LENGTH), bool))
+  config = ragged_config()
+  exact, _, _ = gradient(config, batch, 2)
+  config.student.precision = config.teacher.precision = precision
+  program, frozen = build(config, batch, 2)
+  state = program.init(jax.random.key(0))
+  grads, _, _ = gradient(config, batch, 2)
+  grads = state.loss_scale.unscale(grads)
+  dots = jax.tree.map(lambda a, b: np.vdot(a, b), grads.student, exact.student)
+  norm = lambda g: np.sqrt(
+      sum(np.vdot(x, x) for x in jax.tree.leaves(g.student)))
+  cosine = sum(jax.tree.leaves(dots)) / (norm(grads) * norm(exact))
+  assert cosine > 0.999
+  assert {x.dtype for x in jax.tree.leaves(grads)} == {np.dtype('float32')}
+
+
+def test_scaled_loss_gives_the_update_of_an_unscaled_one():
+  batch = ragged_batch()._replace(mask=np.ones((BATCH, LENGTH), bool))
+  results = {}
+  for precision in ('float32', 'float16'):
+    config = ragged_config()
+    config.student.precision = config.teacher.precision = precision
+    config.optimizer.name = 'sgd'
+    program, frozen = build(config, batch, 2)
+    state = program.init(jax.random.key(0))
+    before = jax.device_get(state.params)
+    state, metrics = program.train_step(
+        state, frozen, collectives.shard_batch(program.mesh, batch))
+    change = jax.tree.map(lambda a, b: a - b, jax.device_get(state.params),
+                          before)
+    results[precision] = (float(metrics['grad_norm']), float(metrics['loss']),
+                          float(optax.tree.norm(change)))
+  np.testing.assert_allclose(results['float16'], results['float32'], rtol=2e-2)
+
+
+def test_overflow_skips_the_update_and_halves_the_scale():
+  config = ragged_config()
+  config.student.precision = 'float16'
+  program, frozen = build(config, ragged_batch(), 2)
+  state = program.init(jax.random.key(0))
+  # A scale at which any gradient is beyond float16's largest number, 65504.
+  state = state._replace(
+      loss_scale=jax.tree.map(
+          lambda x: jnp.asarray(1e30, x.dtype)
+          if x.dtype == jnp.float32 else x, state.loss_scale))
+  before = jax.device_get(state)
+  batch = collectives.shard_batch(
+      program.mesh,
+      ragged_batch()._replace(mask=np.ones((BATCH, LENGTH), bool)))
+  after, metrics = program.train_step(state, frozen, batch)
+  jax.tree.map(np.testing.assert_array_equal, before.params,
+               jax.device_get(after.params))
+  jax.tree.map(np.testing.assert_array_equal, before.opt_state,
+               jax.device_get(after.opt_state))
+  np.testing.assert_allclose(float(metrics['loss_scale']), 0.5e30, rtol=1e-6)
+  assert int(after.step) == 1
+
+
+def test_overflow_leaves_running_means_as_they_are():
+  batch = image_batch()
+  config = config_lib.base()
+  config.batch_size = BATCH
+  config.student.model = config.teacher.model = 'batch_normed'
+  config.student.options = config.teacher.options = dict(width=5)
+  config.student.precision = 'float16'
+  config.optimizer.ema_decay = 0.9
+  program, frozen = build(config, batch, 1)
+  state = program.init(jax.random.key(0))
+  placed = collectives.shard_batch(program.mesh, batch)
+  usual = state.loss_scale
+  immense = jax.tree.map(
+      lambda x: jnp.full_like(x, 1e30) if x.dtype == jnp.float32 else x, usual)
+  for scale, kept in ((immense, True), (usual, False)):
+    state = state._replace(loss_scale=scale)
+    before = jax.device_get(state)
+    state, _ = program.train_step(state, frozen, placed)
+    # Those of the parameters, and those of BatchNorm.
+    for old, new in ((before.ema, state.ema),
+                     (before.net_state, state.net_state)):
+      same = jax.tree.map(
+          lambda x, y: np.array_equal(x, y), old, jax.device_get(new))
+      assert all(jax.tree.leaves(same)) == kept
+
+
+def batch_normed_config(**fields):
+  config = config_lib.base()
+  config.batch_size = BATCH
+  config.student.model = config.teacher.model = 'batch_normed'
+  config.student.options = config.teacher.options = dict(width=16)
+  config.update_from_flattened_dict(fields)
+  return config
+
+
+@pytest.mark.parametrize('fields', (
+    {}, {'optimizer.ema_decay': 0.9}, {'student.precision': 'float16'},
+    {'microbatches': 2}, {'mesh.replica': 2, 'mesh.fsdp': 4}))
+def test_all_of_a_large_state_is_written_over_the_old_one(monkeypatch, fields):
+  config, batch = batch_normed_config(**fields), image_batch()
+  results = []
+  for large in (0, 2**24):
+    monkeypatch.setattr(program_lib, '_MANY', large)
+    program, frozen = build(config, batch, 8)
+    state = program.init(jax.random.key(0))
+    args = state, frozen, collectives.shard_batch(program.mesh, batch)
+    with warnings.catch_warnings():
+      warnings.simplefilter('error')  # Of a buffer that cannot be used again.
+      compiled = program.train_step.lower(*args).compile()
+    reused = compiled.memory_analysis().alias_size_in_bytes
+    # Running means of BatchNorm that the step does not read are no argument.
+    parts = sum(
+        x.addressable_data(0).nbytes for x in jax.tree.leaves(
+            (state.params, state.opt_state, state.ema, state.step)))
+    assert reused == 0 if large else reused >= parts
+    results.append(jax.device_get(program.train_step(*args)))
+    assert state.params.student['linear']['w'].is_deleted() == (not large)
+  jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+@pytest.mark.parametrize('batch_size, nearest', ((30, '24 or 32'), (4, '8')))
+def test_batch_that_does_not_divide_is_refused(batch_size, nearest):
+  mesh = mesh_lib.build_mesh(config_lib.base().mesh, jax.devices()[:4])
+  match = f'1 x 4 x 2; got batch_size={batch_size}. The nearest: {nearest}.'
+  with pytest.raises(checks.ConfigError, match=match):
+    mesh_lib.check_batch_size(mesh, batch_size, 2)

@@ -1,0 +1,252 @@
+"""From another library's folder to a student, and out again."""
+
+import json
+import math
+import pathlib
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import models
+from tokenizers import pre_tokenizers
+
+import haikd
+from haikd import config as config_lib
+from haikd import interop
+from haikd.core import checks
+from haikd.core import registry
+from haikd.data import source
+from haikd.data.text import tokenizer as tokenizer_lib
+from haikd.engine import mesh as mesh_lib
+from haikd.run import export as export_lib
+from haikd.run import job
+from haikd.run import pretrained
+from haikd.run import trainees
+from haikd.run import writer
+from haikd.storage import checkpoint
+from haikd.storage import files
+
+GOLDEN = pathlib.Path(__file__).parents[1] / 'interop' / 'golden' / 'smollm2'
+
+
+def words(size):
+  return ['<pad>', '<unk>', '</s>', *(f'w{i}' for i in range(size - 3))]
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """A teacher with a tokenizer, and texts of half of its words."""
+  folder = tmp_path_factory.mktemp('pretrained')
+  teacher = folder / 'teacher'
+  shutil.copytree(GOLDEN, teacher)
+  size = json.loads((teacher / 'config.json').read_text())['vocab_size']
+  vocabulary = {word: i for i, word in enumerate(words(size))}
+  made = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token='<unk>'))
+  made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+  made.add_special_tokens(['<pad>', '<unk>', '</s>'])
+  made.save(str(teacher / 'tokenizer.json'))
+  (teacher / 'tokenizer_config.json').write_text(
+      json.dumps(dict(eos_token='</s>', pad_token='<pad>', unk_token='<unk>')))
+  rng = np.random.RandomState(0)
+  for split, count in (('train', 30), ('validation', 4), ('test', 4)):
+    used = words(size)[3:size // 2]
+    used = used[:-4] if split == 'test' else used
+    (folder / f'{split}.jsonl').write_text(''.join(
+        json.dumps(dict(text=' '.join(rng.choice(used, 11)))) + '\n'
+        for _ in range(count)))
+  return folder
+
+
+def make_config(folder, **data):
+  config = config_lib.base()
+  config.steps, config.batch_size, config.checkpoint_every = 2, 8, 2
+  config.data.name, config.data.source_dir = 'text', str(folder)
+  config.data.data_dir = str(folder / 'prepared')
+  config.data.options = dict(length=8, **data)
+  config.teacher.init = config.student.init = f'hf:{folder / "teacher"}'
+  config.student.init_layers = (1,)
+  config.baseline = True
+  return config
+
+
+@pytest.fixture(scope='module', params=(False, True), ids=('whole', 'pruned'))
+def run(request, folder):
+  """A run and what it found; the vocabulary is whole or pruned."""
+  workdir = folder / f'run-{request.param}'
+  config = make_config(folder, prune=request.param)
+  results = job.train(config, workdir)
+  return config, workdir, results
+
+
+def test_a_student_starts_as_part_of_its_teacher_and_gets_nearer(run):
+  _, _, results = run
+  assert list(results) == ['teacher', 'student_start', 'student_alone',
+                           'student']
+  assert results['teacher']['kl'] == 0
+  assert results['student_start']['kl'] > results['student']['kl'] > 0
+  assert results['student_start']['parameters'] == results['student'][
+      'parameters'] < results['teacher']['parameters']
+
+
+def test_an_export_is_bitwise_the_student(run, tmp_path):
+  config, workdir, _ = run
+  folder = export_lib.export(config, workdir, tmp_path / 'out')
+  again = make_config(workdir.parent)
+  again.data.options = dict(
+      length=8, tokenizer=str(folder))  # Its own, pruned or not.
+  again.student.init, again.student.init_layers = f'hf:{folder}', None
+  again.teacher.init = f'hf:{folder}'
+  again.data.data_dir = str(tmp_path)
+  again = pretrained.resolve(again)
+  part = trainees.build(again, mesh_lib.build_mesh(again.mesh))
+  found = part.start('student').network.params
+  expected, _ = checkpoint.load_network(workdir)
+  assert jax.tree.structure(found) == jax.tree.structure(expected)
+  for one, two in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+    np.testing.assert_array_equal(one, two)
+
+
+def test_an_export_has_a_tokenizer_of_as_many_tokens(run, tmp_path):
+  config, workdir, _ = run
+  folder = export_lib.export(config, workdir, tmp_path / 'out')
+  size = json.loads((folder / 'config.json').read_text())['vocab_size']
+  tokenizer = tokenizer_lib.load(str(folder))
+  assert tokenizer.size == size
+  encoded, = tokenizer.encode_batch(['w3 w5 w4'])
+  assert tokenizer.decode(encoded.ids) == 'w3 w5 w4'
+  whole = len(words(json.loads((GOLDEN / 'config.json').read_text())
+                    ['vocab_size']))
+  pruned = config.data.options.prune
+  # Half of the words, and three that are special.
+  assert size == (whole // 2 if pruned else whole)
+
+
+def test_the_card_has_results_and_config_and_no_path(run, tmp_path):
+  config, workdir, results = run
+  card = (export_lib.export(config, workdir, tmp_path / 'out') /
+          'README.md').read_text()
+  accuracy = f"{results['student']['accuracy']:.2%}"
+  row, = (line for line in card.splitlines() if '**this model**' in line)
+  assert accuracy in row
+  assert f"{results['student']['perplexity']:.2f}" in row
+  start = card.index('```json') + len('```json')
+  written = json.loads(card[start:card.index('```', start)])
+  assert written['student']['init_layers'] == [1]
+  assert str(workdir.parent) not in card
+
+
+def test_a_pruned_teacher_is_renormalised_exactly(folder):
+  """The softmax over some logits is that over all, divided by their share."""
+  logits = []
+  for prune in (False, True):
+    config = pretrained.resolve(make_config(folder, prune=prune))
+    part = trainees.build(config, mesh_lib.build_mesh(config.mesh))
+    batch = next(iter(part.data.evaluation('test')))
+    teacher = part.start('teacher').network
+    output, _ = part.program.objective.teacher.apply(
+        teacher.params, teacher.state, None, batch, is_training=False)
+    logits.append((output.logits.materialise(), batch, part.data.text.kept_ids))
+  (whole, batch, _), (pruned, other, kept) = logits
+  real = batch.mask
+  np.testing.assert_array_equal(kept[other.inputs['tokens']][real],
+                                batch.inputs['tokens'][real])
+  share = np.exp(np.float64(whole - whole.max(-1, keepdims=True)))[..., kept]
+  share /= share.sum(-1, keepdims=True)
+  np.testing.assert_allclose(
+      jax.nn.softmax(pruned)[real], share[real], rtol=1e-4, atol=1e-7)
+
+
+def test_evaluation_has_the_student_at_its_start_too(run):
+  config, workdir, results = run
+  found = job.evaluate(config, workdir)
+  assert list(found) == list(results)
+  for name, row in results.items():
+    for metric in ('perplexity', 'kl', 'parameters'):
+      assert found[name][metric] == pytest.approx(row[metric], rel=1e-6)
+
+
+@pytest.mark.parametrize('do', (export_lib.export, job.evaluate, job.train))
+def test_a_student_of_other_tokens_is_refused(folder, tmp_path, do):
+  """As many words are left of other texts, but they are others."""
+  for split in ('train', 'validation', 'test'):
+    shutil.copy(folder / f'{split}.jsonl', tmp_path)
+  config = make_config(folder, prune=True)
+  config.baseline = False
+  config.data.source_dir = str(tmp_path)
+  job.train(config, tmp_path / 'run')
+  texts = (tmp_path / 'train.jsonl').read_text()
+  (tmp_path / 'train.jsonl').write_text(
+      re.sub(r'w(\d+)', lambda match: f'w{int(match[1]) + 9}', texts))
+  config.steps = 2
+  with pytest.raises(checks.DataError, match='texts must give the vocabulary'):
+    do(config, tmp_path / 'run')
+
+
+def test_a_score_that_is_no_number_is_in_the_card(run, tmp_path, monkeypatch):
+  config, workdir, results = run
+  broken = dict(results, student=dict(results['student'], perplexity=math.inf,
+                                      kl=math.nan))
+  writer.write_results(tmp_path, broken)
+  monkeypatch.setattr(export_lib, '_results',
+                      lambda workdir: files.read_json(tmp_path / 'result.json'))
+  card = (export_lib.export(config, workdir, tmp_path / 'out') /
+          'README.md').read_text()
+  row, = (line for line in card.splitlines() if '**this model**' in line)
+  assert ' inf ' in row and ' nan ' in row
+
+
+def test_an_export_allows_rows_as_long_as_any(run, tmp_path):
+  config, workdir, _ = run
+  folder = export_lib.export(config, workdir, tmp_path / 'out')
+  written = json.loads((folder / 'config.json').read_text())
+  # Rows are of 8 tokens: no less than what is usual is claimed.
+  assert written['max_position_embeddings'] == 2048
+
+
+def test_an_image_model_keeps_classes_and_scale(tmp_path):
+  with registry.datasets.temporary():
+
+    @haikd.register_dataset()
+    def pictures(split, *, classes=('cat', 'dog', 'owl')):
+      images = np.random.RandomState(0).rand(8, 4, 4, 3).astype(np.float32)
+      return source.Arrays(dict(image=images, label=np.arange(8) % 3),
+                           num_classes=len(classes))
+
+    config = config_lib.base()
+    config.steps, config.batch_size, config.teacher.train.steps = 1, 8, 1
+    config.data.name = 'pictures'
+    config.data.options = dict(classes=('cat', 'dog', 'owl'))
+    with config.ignore_type():
+      config.data.mean, config.data.std = (0.1, 0.2, 0.3), 0.5
+    for network in (config.teacher, config.student):
+      network.model = 'vit'
+      network.options = dict(patch_size=2, width=8, depth=1, heads=2,
+                             image_size=4, channels=3)
+    job.train(config, tmp_path)
+    folder = export_lib.export(config, tmp_path)
+  written = json.loads((folder / 'config.json').read_text())
+  assert written['id2label'] == {'0': 'cat', '1': 'dog', '2': 'owl'}
+  scale = json.loads((folder / 'preprocessor_config.json').read_text())
+  assert scale['image_mean'] == [0.1, 0.2, 0.3]
+  assert scale['image_std'] == [0.5, 0.5, 0.5]
+  assert interop.describe(f'hf:{folder}').options['num_classes'] == 3
+
+
+def test_only_a_trained_student_is_exported(folder, tmp_path):
+  config = make_config(folder)
+  with pytest.raises(checks.DataError, match='workdir must be that of a run'):
+    export_lib.export(config, tmp_path / 'none')
+
+
+def test_a_model_of_ones_own_is_refused_by_name(tmp_path):
+  config = config_lib.base()
+  config.steps, config.batch_size, config.teacher.train.steps = 1, 8, 1
+  config.data.name = 'synthetic'
+  config.student.options = config.teacher.options = dict(hidden=(2,))
+  job.train(config, tmp_path)
+  with pytest.raises(checks.ConfigError, match="transformers has; got model="
+                     "'mlp'"):
+    export_lib.export(config, tmp_path)

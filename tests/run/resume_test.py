@@ -1,0 +1,118 @@
+"""A killed job that is started again ends as if nothing had happened."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from haikd.storage import checkpoint
+from haikd.storage import fingerprint
+
+CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
+
+# Everything that a restart could get wrong: dropout, BatchNorm, the running
+# mean, augmentation, and the order of the data.
+CONFIG = """
+    from haikd import config as config_lib
+
+    def get_config():
+      config = config_lib.base()
+      config.steps = 60
+      config.batch_size = 16
+      config.log_every = 1
+      config.checkpoint_every = 7
+      config.baseline = True
+      config.data.name = 'synthetic'
+      config.data.options = dict(size=50, shape=(4, 4, 1), num_classes=3)
+      config.data.augment = dict(shift={}, mixup={})
+      config.optimizer.ema_decay = 0.9
+      config.teacher.options = dict(hidden=(8,))
+      config.teacher.train.steps = 40
+      config.student.model = 'convnet'
+      config.student.options = dict(channels=(4,), dropout=0.2)
+      return config
+"""
+
+
+def start(config, workdir, *args):
+  environment = dict(os.environ, XLA_FLAGS='')
+  return subprocess.Popen(
+      [sys.executable, '-m', 'haikd.launch', f'--config={config}',
+       f'--workdir={workdir}', *args],
+      stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
+
+
+def finish(process):
+  _, err = process.communicate(timeout=600)
+  assert process.returncode == 0, err.decode()
+
+
+def kill(process):
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+
+
+def count_rows(folder):
+  path = folder / 'metrics.jsonl'
+  return path.read_bytes().count(b'\n') if path.exists() else 0
+
+
+def identity(workdir):
+  """Returns a hash of everything the job trained."""
+  return {
+      part: fingerprint.tree_hash(checkpoint.load_network(workdir / part))
+      for part in ('teacher', 'baseline', '.')
+  }
+
+
+def rows(workdir):
+  """Returns the rows of the student, without the clock."""
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  found = [json.loads(line) for line in lines]
+  for row in found:
+    row.pop('examples_per_second', None)
+  return found
+
+
+def test_killed_job_ends_bitwise_the_same(tmp_path):
+  config = tmp_path / 'config.py'
+  config.write_text(textwrap.dedent(CONFIG))
+  undisturbed, disturbed = tmp_path / 'undisturbed', tmp_path / 'disturbed'
+  finish(start(config, undisturbed))
+  # While training the teacher, the student alone, and twice the student.
+  for part, after in (('teacher', 20), ('baseline', 5), ('.', 10), ('.', 40)):
+    process = start(config, disturbed)
+    deadline = time.monotonic() + 120
+    while count_rows(disturbed / part) < after:
+      assert process.poll() is None and time.monotonic() < deadline
+      time.sleep(0.002)
+    kill(process)
+  assert not (disturbed / 'result.json').exists()
+  finish(start(config, disturbed))
+  assert identity(disturbed) == identity(undisturbed)
+  assert rows(disturbed) == rows(undisturbed)
+
+
+@pytest.mark.slow
+def test_default_job_survives_kills_at_arbitrary_moments(tmp_path):
+  config = CONFIGS / 'digits_mlp_from_convnet.py'
+  undisturbed, disturbed = tmp_path / 'undisturbed', tmp_path / 'disturbed'
+  started = time.monotonic()
+  finish(start(config, undisturbed))
+  length = time.monotonic() - started
+  moments = random.Random(0)
+  for _ in range(12):
+    process = start(config, disturbed, '--config.checkpoint_every=20')
+    try:
+      process.wait(timeout=moments.uniform(0.1, 0.7) * length)
+    except subprocess.TimeoutExpired:
+      kill(process)
+  finish(start(config, disturbed))
+  assert identity(disturbed) == identity(undisturbed)

@@ -1,0 +1,352 @@
+"""What training never keeps, what it does when, and how it goes on."""
+
+import json
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import haikd
+from haikd import config as config_lib
+from haikd.core import checks
+from haikd.core import registry
+from haikd.data import pipeline
+from haikd.engine import mesh as mesh_lib
+from haikd.engine import program as program_lib
+from haikd.run import job
+from haikd.run import trainer
+from haikd.run import writer
+from haikd.storage import checkpoint
+from haikd.storage import fingerprint
+from haikd.storage import leaves
+
+
+@pytest.fixture
+def config():
+  config = config_lib.base()
+  config.steps = 60
+  config.batch_size = 16
+  config.checkpoint_every = 1
+  config.data.name = 'synthetic'
+  config.data.options = dict(size=50, shape=(4, 4, 1), num_classes=3)
+  config.teacher.options = dict(hidden=(8,))
+  config.teacher.train.steps = 2
+  config.student.options = dict(hidden=(4,))
+  with registry.losses.temporary():
+
+    @haikd.register_loss(on='logits')
+    def steep(student, teacher, *, mask):
+      """Is 0, and its gradient is NaN: the root has no derivative at 0."""
+      return haikd.masked_mean(jnp.sqrt(jnp.abs(student - student)), mask)
+
+    yield config
+
+
+def checkpoints(workdir):
+  return list((workdir / 'checkpoints').glob('[0-9]*'))
+
+
+@pytest.mark.parametrize('steps', (1, 60))
+def test_gradient_that_is_not_finite_ends_the_run(config, tmp_path, steps):
+  config.steps = steps
+  config.losses.x = dict(loss='steep')
+  with pytest.raises(checks.DivergedError, match='got grad_norm=nan at step 1'):
+    job.train(config, tmp_path)
+  assert not checkpoints(tmp_path)
+
+
+def test_update_that_is_not_finite_is_not_kept(config, tmp_path):
+  # The gradient is finite; times the learning rate it is beyond 3.4e38.
+  config.losses.x = dict(loss='kl_divergence', weight=1e4)
+  config.optimizer.name = 'sgd'
+  config.optimizer.learning_rate = 3e38
+  config.optimizer.schedule = 'constant'
+  match = 'got parameters that are not finite at step 1'
+  with pytest.raises(checks.DivergedError, match=match):
+    job.train(config, tmp_path)
+  assert not checkpoints(tmp_path)
+
+
+def test_loss_scale_that_cannot_fall_further_ends_the_run(config, tmp_path):
+  config.student.precision = 'float16'
+  config.losses.x = dict(loss='steep')
+  config.checkpoint_every = 100
+  config.log_every = 1
+  # 2^15 is halved 15 times; the sixteenth step finds nothing left to halve.
+  with pytest.raises(checks.DivergedError, match='grad_norm=nan at step 1[56]'):
+    job.train(config, tmp_path)
+
+
+class Training:
+  """A student without a teacher on one device.
+
+  Attributes:
+    config, program, data, workdir: what it is trained with; `start` trains it.
+  """
+
+  def __init__(self, workdir, **fields):
+    config = config_lib.base()
+    config.steps = 11
+    config.batch_size = 16
+    config.log_every = 2
+    config.checkpoint_every = 4
+    config.evaluation.every = 5
+    config.data.name = 'synthetic'
+    config.data.options = dict(size=50, shape=(4, 4, 1), num_classes=3)
+    config.student.options = dict(hidden=(4,))
+    config.update_from_flattened_dict(fields)
+    self.workdir, self.config = workdir, config
+    self.data = pipeline.build_data(config)
+    self.program = program_lib.build_program(
+        config, spec=self.data.spec, num_classes=self.data.num_classes,
+        mesh=mesh_lib.build_mesh(config.mesh, jax.devices()[:1]),
+        has_teacher=False)
+
+  def start(self, teacher=None):
+    return trainer.train(self.config, self.program, self.data, teacher,
+                         self.workdir, 'student')
+
+  def wrap(self, change):
+    """Changes what a step returns: `change(number, state, metrics)`."""
+    step = self.program.train_step
+    self.program = self.program._replace(
+        train_step=lambda *args: change(int(args[0].step) + 1, *step(*args)))
+
+  def rows(self):
+    lines = (self.workdir / 'metrics.jsonl').read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+  def newest(self):
+    return int(leaves.find(self.workdir / 'checkpoints').name)
+
+
+class _Cut(Exception):
+  """Ends a run between two checkpoints, as a kill would."""
+
+
+def stop_at(monkeypatch, number, how):
+  """Makes a run end in its `number`-th step, by SIGTERM or by a kill."""
+  looks = []
+
+  def requested():
+    looks.append(1)
+    if len(looks) == number and how == 'kill':
+      raise _Cut
+    return len(looks) == number
+
+  monkeypatch.setattr(trainer.distributed, 'stop_requested', requested)
+
+
+def record(monkeypatch, kind, name, events, what):
+  """Notes in `events` what `what` returns when a method is called."""
+  original = getattr(kind, name)
+
+  def method(self, *args, **kwargs):
+    events.append(what(*args, **kwargs))
+    return original(self, *args, **kwargs)
+
+  monkeypatch.setattr(kind, name, method)
+
+
+def test_what_is_due_is_done_in_its_step_and_all_in_the_last(
+    tmp_path, monkeypatch):
+  training, saved = Training(tmp_path), []
+  record(monkeypatch, checkpoint.Checkpointer, 'save', saved,
+         lambda step, *unused: step)
+  training.start()
+  assert saved == [4, 8, 11] and training.newest() == 11
+  steps = {'train': [], 'eval/validation': []}
+  for row in training.rows():
+    steps[row['split']].append(row['step'])
+  # What is evaluated or saved is logged as well.
+  assert steps == {'train': [2, 4, 5, 6, 8, 10, 11],
+                   'eval/validation': [5, 10, 11]}
+
+
+def test_ten_evaluations_are_made_where_none_are_asked_for(tmp_path):
+  training = Training(tmp_path, **{'steps': 24, 'evaluation.every': 0,
+                                   'checkpoint_every': 100})
+  training.start()
+  assert [row['step'] for row in training.rows()
+          if row['split'] == 'eval/validation'] == list(range(2, 25, 2))
+
+
+def test_rows_are_written_out_before_their_checkpoint(tmp_path, monkeypatch):
+  training, events = Training(tmp_path), []
+  record(monkeypatch, writer.Writer, 'flush', events, lambda: 'flush')
+  record(monkeypatch, checkpoint.Checkpointer, 'save', events,
+         lambda step, *unused: (step, training.rows()[-1]['step']))
+  training.start()
+  assert events == ['flush', (4, 4), 'flush', (8, 8), 'flush', (11, 11)]
+
+
+@pytest.mark.parametrize('how, error, kept', (
+    ('kill', _Cut, 4), ('sigterm', checks.StoppedError, 7)))
+def test_ended_run_goes_on_as_if_nothing_had_happened(
+    tmp_path, monkeypatch, how, error, kept):
+  whole = Training(tmp_path / 'whole')
+  expected = whole.start()
+  with monkeypatch.context() as patch:
+    stop_at(patch, 7, how)
+    training = Training(tmp_path / 'ended')
+    with pytest.raises(error):
+      training.start()
+  assert training.newest() == kept
+  found = Training(tmp_path / 'ended').start()
+  assert fingerprint.tree_hash(found.network) == fingerprint.tree_hash(
+      expected.network)
+  rows = {}
+  for name, one in (('whole', whole), ('ended', training)):
+    rows[name] = [{key: value for key, value in row.items()
+                   if key != 'examples_per_second'} for row in one.rows()]
+  extra = [row for row in rows['ended'] if row['step'] == 7]
+  # A run that stops logs the step it stops in; else each row is there once.
+  assert len(extra) == (how == 'sigterm')
+  assert [row for row in rows['ended'] if row['step'] != 7] == rows['whole']
+
+
+def test_stop_waits_until_all_is_saved(tmp_path, monkeypatch):
+  events = []
+  stop_at(monkeypatch, 7, 'sigterm')
+  record(monkeypatch, checkpoint.Checkpointer, 'save', events,
+         lambda step, *unused: step)
+  record(monkeypatch, checkpoint.Checkpointer, 'wait', events, lambda: 'wait')
+  match = 'SIGTERM at step 7 of student, which is saved. Start it again to go'
+  with pytest.raises(checks.StoppedError, match=match):
+    Training(tmp_path).start()
+  # Leaving waits too, but not where there are many processes.
+  assert events[:3] == [4, 7, 'wait']
+
+
+def test_time_is_that_of_all_starts_and_speed_that_of_steps(
+    tmp_path, monkeypatch):
+  """A step takes 10 seconds and an evaluation 100."""
+  now = [5000.0]
+
+  def take(seconds, result):
+    now[0] += seconds
+    return result
+
+  def build():
+    training = Training(tmp_path, log_every=100)
+    training.wrap(lambda step, *results: take(10, results))
+    return training
+
+  monkeypatch.setattr(trainer, 'time',
+                      types.SimpleNamespace(monotonic=lambda: now[0]))
+  monkeypatch.setattr(trainer.evaluate, 'evaluate',
+                      lambda *unused: take(100, {}))
+  with monkeypatch.context() as patch:
+    stop_at(patch, 7, 'sigterm')
+    with pytest.raises(checks.StoppedError):
+      build().start()
+  assert checkpoint.metadata(tmp_path)['seconds'] == 7 * 10 + 100
+  now[0] += 10_000
+  assert build().start().seconds == 11 * 10 + 3 * 100
+  now[0] += 10_000
+  finished = build()
+  assert finished.start().seconds == 11 * 10 + 3 * 100
+  speeds = [row['examples_per_second'] for row in finished.rows()
+            if row['split'] == 'train']
+  assert speeds == [16 / 10] * 6
+
+
+def test_step_is_given_out_before_the_last_one_is_looked_at(tmp_path):
+  """So that the device is at work while the host reads and writes."""
+  training, events = Training(tmp_path, **{
+      'steps': 4, 'log_every': 1, 'checkpoint_every': 100,
+      'evaluation.every': 100}), []
+
+  class Result:
+    """A number that is on its way until somebody reads it."""
+
+    def __init__(self, step):
+      self.step = step
+
+    def __array__(self, *unused, **also_unused):
+      events.append(f'read {self.step}')
+      return np.ones((), np.float32)
+
+  def change(step, state, metrics):
+    events.append(f'step {step}')
+    return state, dict(loss=Result(step), grad_norm=metrics['grad_norm'])
+
+  training.wrap(change)
+  training.start()
+  # Of the last step there is no later one to wait for.
+  assert events == ['step 1', 'step 2', 'read 1', 'step 3', 'read 2', 'step 4',
+                    'read 3', 'read 4']
+
+
+TEXTS = {
+    'data.options': dict(kind='tokens', size=50, length=9, vocabulary=8),
+    'student.model': 'llama', 'optimizer.ema_decay': 0.9,
+    'student.options': dict(width=8, depth=1, heads=2, hidden=8)}
+
+
+@pytest.mark.parametrize('start', ('anew', 'resumed', 'from weights'))
+def test_ragged_batches_and_evaluations_compile_every_step_once(
+    tmp_path, monkeypatch, start):
+  """Rows are of 2 to 9 tokens, and 14 of the last evaluated batch are empty."""
+  fields = dict(TEXTS)
+  if start == 'resumed':
+    with monkeypatch.context() as patch:
+      stop_at(patch, 3, 'sigterm')
+      with pytest.raises(checks.StoppedError):
+        Training(tmp_path, **fields).start()
+  if start == 'from weights':
+    Training(tmp_path / 'first', **fields).start()
+    fields['student.init'] = str(tmp_path / 'first')
+  training = Training(tmp_path, **fields)
+  training.start()
+  assert training.newest() == 11
+  assert training.program.train_step._cache_size() == 1
+  assert training.program.eval_step._cache_size() == 1
+
+
+@pytest.mark.parametrize('name', ('loss', 'grad_norm'))
+def test_divergence_says_what_to_go_on_from_once_that_is_saved(
+    tmp_path, monkeypatch, name):
+  training, events = Training(tmp_path), []
+  training.wrap(lambda step, state, metrics: (
+      state, {**metrics, name: metrics[name] + (np.nan if step == 6 else 0)}))
+  for method in ('wait', 'latest_step'):
+    record(monkeypatch, checkpoint.Checkpointer, method, events,
+           lambda method=method: method)
+  match = f'got {name}=nan at step 6 of student. Step 4 is what a new start'
+  with pytest.raises(checks.DivergedError, match=match):
+    training.start()
+  assert events[:2] == ['wait', 'latest_step']
+
+
+def test_another_teacher_is_refused(tmp_path):
+  Training(tmp_path, steps=4).start(trainer.Teacher(None, 'a' * 64))
+  with pytest.raises(checks.DataError, match='trainer.train: teacher must be'):
+    Training(tmp_path).start(trainer.Teacher(None, 'b' * 64))
+
+
+@pytest.mark.parametrize('decay', (0.0, 0.9))
+def test_start_has_the_weights_and_the_state_of_another_run(tmp_path, decay):
+  fields = {'steps': 3, 'student.model': 'convnet',
+            'student.options': dict(channels=(4,)),
+            'optimizer.ema_decay': decay, 'optimizer.learning_rate': 0.1}
+  first = Training(tmp_path / 'first', **fields).start()
+  second = Training(tmp_path / 'second', seed=1, **fields, **{
+      'student.init': str(tmp_path / 'first')})
+
+  def look(state, *unused):
+    raise _Cut(jax.device_get(state))
+
+  second.program = second.program._replace(train_step=look)
+  with pytest.raises(_Cut) as error:
+    second.start()
+  state = error.value.args[0]
+  params, net_state = checkpoint.load_network(tmp_path / 'first')
+  assert jax.tree.leaves(net_state)
+  for found, expected in ((first.network.params, params),
+                          (state.params.student, params),
+                          (state.net_state, net_state),
+                          (state.ema, params if decay else None)):
+    jax.tree.map(np.testing.assert_array_equal, found, expected)

@@ -1,0 +1,165 @@
+"""Whose a workdir is, and who may work in it."""
+
+import errno
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from haikd import config as config_lib
+from haikd.core import checks
+from haikd.run import workdir
+
+
+def make_config(**fields):
+  config = config_lib.base()
+  config.plugins = ('one', 'two')
+  config.losses.extra = dict(loss='huber', weight=0.5)
+  config.update(fields)
+  return config
+
+
+def test_claim_writes_the_config_and_knows_it_again(tmp_path):
+  folder = tmp_path / 'a' / 'b'
+  workdir.claim(folder, make_config())
+  written = json.loads((folder / 'config.json').read_text())
+  assert written['plugins'] == ['one', 'two']
+  assert written['losses'] == {'extra': {'loss': 'huber', 'weight': 0.5}}
+  assert written['student']['init'] is None
+  workdir.claim(folder, make_config(), create=False)
+  assert [p.name for p in folder.iterdir()] == ['config.json']
+
+
+def save(folder):
+  """Makes what is taken for a checkpoint."""
+  (folder / 'checkpoints' / '7' / 'state').mkdir(parents=True)
+
+
+def test_workdir_is_anybodys_until_something_is_saved(tmp_path):
+  workdir.claim(tmp_path, make_config(steps=5))
+  (tmp_path / 'metrics.jsonl').write_text('')
+  workdir.claim(tmp_path, make_config(steps=6))
+  assert json.loads((tmp_path / 'config.json').read_text())['steps'] == 6
+
+
+@pytest.mark.parametrize('part', ['.', 'teacher', 'baseline'])
+def test_workdir_where_something_is_saved_is_kept(tmp_path, part):
+  workdir.claim(tmp_path, make_config(steps=5))
+  save(tmp_path / part)
+  with pytest.raises(checks.DataError, match='steps=6 where it has 5'):
+    workdir.claim(tmp_path, make_config(steps=6))
+  assert json.loads((tmp_path / 'config.json').read_text())['steps'] == 5
+
+
+def test_claim_of_another_config_for_reading_is_refused(tmp_path):
+  workdir.claim(tmp_path, make_config(steps=5))
+  with pytest.raises(checks.DataError, match='steps=6 where it has 5'):
+    workdir.claim(tmp_path, make_config(steps=6), create=False)
+
+
+def test_claim_names_the_fields_that_differ(tmp_path):
+  workdir.claim(tmp_path, make_config())
+  save(tmp_path)
+  config = make_config(steps=5, seed=1)
+  config.losses = {}
+  with pytest.raises(
+      checks.DataError,
+      match='must belong to this config; got '
+      "config.losses.extra.loss='nothing' where it has 'huber', "
+      "config.losses.extra.weight='nothing' where it has 0.5, "
+      'config.seed=1 where it has 0 and 1 more in .*/config.json. Choose'):
+    workdir.claim(tmp_path, config)
+
+
+def test_claim_leaves_some_fields_free(tmp_path):
+  workdir.claim(tmp_path, make_config())
+  save(tmp_path)
+  config = make_config(log_every=3)
+  config.evaluation.split = 'other'
+  workdir.claim(tmp_path, config, free=('log_every', 'evaluation'))
+  with pytest.raises(checks.DataError, match='log_every=3 where it has 50'):
+    workdir.claim(tmp_path, config, free=('log', 'evaluation'))
+
+
+def test_claim_refuses_what_it_cannot_use(tmp_path):
+  with pytest.raises(checks.DataError, match='got no .*config.json'):
+    workdir.claim(tmp_path, make_config(), create=False)
+  save(tmp_path)
+  (tmp_path / 'config.json').write_text('{"steps": ')
+  with pytest.raises(checks.DataError, match='must hold JSON'):
+    workdir.claim(tmp_path, make_config())
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(checks.DataError, match='a folder to write to'):
+    workdir.claim(tmp_path / 'file', make_config())
+  config = make_config()
+  config.losses.extra.options = {'function': len}
+  with pytest.raises(checks.ConfigError, match='what JSON can.*built-in'):
+    workdir.claim(tmp_path / 'new', config)
+
+
+def test_two_runs_at_once_are_refused(tmp_path):
+  with workdir.lock(tmp_path / 'run'):
+    with pytest.raises(checks.DataError,
+                       match='workdir must be used by one run at a time; got'):
+      with workdir.lock(tmp_path / 'run'):
+        pytest.fail('it was let in')
+    with workdir.lock(tmp_path / 'other'):
+      pass
+  with workdir.lock(tmp_path / 'run'):
+    pass
+
+
+def test_lock_goes_with_a_process_that_is_killed(tmp_path):
+  script = textwrap.dedent("""
+      import sys, time
+      from haikd.run import workdir
+      with workdir.lock(sys.argv[1]):
+        print('locked', flush=True)
+        time.sleep(60)
+  """)
+  with subprocess.Popen([sys.executable, '-c', script, tmp_path],
+                        stdout=subprocess.PIPE) as process:
+    assert process.stdout.readline() == b'locked\n'
+    with pytest.raises(checks.DataError, match='another is at work'):
+      with workdir.lock(tmp_path):
+        pass
+    process.send_signal(signal.SIGKILL)
+  with workdir.lock(tmp_path):
+    pass
+
+
+def test_lock_is_let_go_after_an_error(tmp_path):
+  with pytest.raises(KeyError):
+    with workdir.lock(tmp_path):
+      raise KeyError
+  with workdir.lock(tmp_path):
+    pass
+
+
+def test_filesystem_without_locks_is_used_all_the_same(tmp_path, monkeypatch):
+
+  def unsupported(*unused):
+    raise OSError(errno.ENOTSUP, 'Operation not supported')
+
+  monkeypatch.setattr(workdir.fcntl, 'flock', unsupported)
+  with workdir.lock(tmp_path):
+    entered = True
+  assert entered
+
+
+def test_only_the_first_process_locks(tmp_path, monkeypatch):
+  # As it is on the others: the first has answered that it could.
+  monkeypatch.setattr(workdir.distributed, 'first', lambda function: None)
+  with workdir.lock(tmp_path), workdir.lock(tmp_path):
+    assert not list(pathlib.Path(tmp_path).iterdir())
+
+
+def test_lock_needs_a_folder_to_write_to(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(checks.DataError, match='a folder to write to'):
+    with workdir.lock(tmp_path / 'file'):
+      pass

@@ -1,0 +1,430 @@
+"""Checkpoints: bitwise, on other devices, after a kill, and what is refused."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from haikd import config as config_lib
+from haikd.core import base
+from haikd.core import checks
+from haikd.engine import optimizer
+from haikd.network import precision
+from haikd.storage import checkpoint
+
+
+def make_state(name='adamw', width=3, ema=True, **changes):
+  """Returns a state with every kind of leaf and of empty node."""
+  key = jax.random.key(0)
+  student = {
+      'net/~/linear.0': {
+          'w': jax.random.normal(key, (4, width)),
+          'b': jnp.zeros(width)
+      },
+      'net/norm': {
+          'scale': jnp.full((1, width), 0.1, jnp.bfloat16)
+      }
+  }
+  align = {'features': {0: {'linear': {'w': jnp.eye(2)}}}}
+  params = base.Params(student, align)
+  fields = config_lib.optimizer()
+  fields.update(name=name, clip_norm=1.0, weight_decay=0.1)
+  state = base.TrainState(
+      step=jnp.int32(7),
+      params=params,
+      net_state={
+          'batch_norm/~/mean_ema': {
+              'average': jnp.array([jnp.nan, -0.0, 1e-40]),
+              'counter': jnp.int32(3),
+              'seen': jnp.array([True, False]),
+          },
+          'dropout': {
+              'raw': jax.random.key_data(key),
+              'key': jax.random.split(key),
+          }
+      },
+      opt_state=optimizer.build_optimizer(fields, 10).init(params),
+      loss_scale=precision.initial_loss_scale('float16'),
+      ema=jax.tree.map(lambda x: x + 1, student) if ema else None)
+  return state._replace(**changes)
+
+
+def abstract(state):
+  return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      state)
+
+
+def raw(leaf):
+  if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    leaf = jax.random.key_data(leaf)
+  return np.asarray(leaf).tobytes()
+
+
+def assert_same_bits(actual, expected):
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  for (path, a), b in zip(
+      jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected)):
+    assert a.dtype == b.dtype, path
+    assert a.shape == b.shape, path
+    assert raw(a) == raw(b), path
+
+
+def save(workdir, *states, keep=2, **metadata):
+  with checkpoint.Checkpointer(workdir, keep=keep) as checkpointer:
+    for step, state in states:
+      checkpointer.save(step, state, {'next_index': step}, metadata)
+
+
+def restore(workdir, like):
+  with checkpoint.Checkpointer(workdir, keep=2) as checkpointer:
+    return checkpointer.restore(abstract(like))
+
+
+@pytest.mark.parametrize('name', ['adamw', 'sgd', 'adafactor', 'muon'])
+def test_every_bit_comes_back(tmp_path, name):
+  state = make_state(name)
+  save(tmp_path, (7, state), teacher='abc', seconds=1.5)
+  actual, iterator, metadata = restore(tmp_path, state)
+  assert_same_bits(actual, state)
+  assert isinstance(actual.loss_scale, precision.DynamicLossScale)
+  assert iterator == {'next_index': 7}
+  assert metadata == {'teacher': 'abc', 'seconds': 1.5}
+
+
+def test_nothing_saved_is_none(tmp_path):
+  assert restore(tmp_path, make_state()) is None
+  assert not checkpoint.has_checkpoint(tmp_path)
+
+
+def test_the_newest_is_restored_and_old_ones_go(tmp_path):
+  states = [(step, make_state(step=jnp.int32(step))) for step in (8, 9, 10)]
+  save(tmp_path, *states, keep=2)
+  assert restore(tmp_path, states[0][1])[0].step == 10
+  assert sorted(p.name for p in (tmp_path / 'checkpoints').iterdir()) == [
+      '10', '9']
+
+
+def test_a_donated_state_is_saved_as_it_was(tmp_path):
+  # The next step writes into the buffers while they are being saved.
+  step = jax.jit(
+      lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+  state = base.TrainState(
+      step=jnp.int32(0),
+      params=base.Params({'net': {'w': jnp.zeros((512, 512))}}, {}),
+      net_state={}, opt_state=(), loss_scale=(), ema=None)
+  like = abstract(state)
+  for i in range(1, 9):
+    workdir = tmp_path / str(i)
+    with checkpoint.Checkpointer(workdir, keep=1) as checkpointer:
+      state = step(state)
+      jax.block_until_ready(state)
+      checkpointer.save(i, state, {}, {})
+      state = step(state)
+      state = jax.block_until_ready(step(state))
+    with checkpoint.Checkpointer(workdir, keep=1) as checkpointer:
+      saved, _, _ = checkpointer.restore(like)
+    assert saved.step == 3 * i - 2
+    np.testing.assert_array_equal(
+        saved.params.student['net']['w'], np.full((512, 512), 3 * i - 2))
+
+
+def test_latest_step_counts_what_is_complete(tmp_path):
+  with checkpoint.Checkpointer(tmp_path, keep=2) as checkpointer:
+    assert checkpointer.latest_step() is None
+    checkpointer.save(3, make_state(), {}, {})
+    checkpointer.wait()
+    assert checkpointer.latest_step() == 3
+
+
+def test_what_a_kill_left_unfinished_goes(tmp_path):
+  unfinished = tmp_path / 'checkpoints' / '9.orbax-checkpoint-tmp'
+  (unfinished / 'state').mkdir(parents=True)
+  assert not checkpoint.has_checkpoint(tmp_path)
+  save(tmp_path, (7, make_state()))
+  assert not unfinished.exists()
+  assert restore(tmp_path, make_state())[0].step == 7
+
+
+DEVICES = textwrap.dedent("""
+    import sys
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from haikd.core import base
+    from haikd.storage import checkpoint
+
+    P = jax.sharding.PartitionSpec
+    workdir, mode = sys.argv[1:]
+    count = jax.device_count()
+    mesh = jax.make_mesh(
+        (count,), ('fsdp',), axis_types=(jax.sharding.AxisType.Auto,))
+    values = {
+        'w': np.random.RandomState(0).randn(16, 8).astype(np.float32),
+        'h': np.random.RandomState(1).randn(8, 16).astype(jnp.bfloat16),
+        'n': np.arange(8, dtype=np.int32),
+        's': np.float32(3.0),
+    }
+    specs = {'w': P('fsdp'), 'h': P(None, 'fsdp'), 'n': P('fsdp'), 's': P()}
+    place = lambda k: jax.sharding.NamedSharding(mesh, specs[k])
+
+    def state(make):
+      return base.TrainState(
+          jnp.int32(1), base.Params({'net': {k: make(k) for k in values}}, {}),
+          {}, (), (), None)
+
+    with checkpoint.Checkpointer(workdir, keep=1) as checkpointer:
+      if mode == 'save':
+        checkpointer.save(
+            1, state(lambda k: jax.device_put(values[k], place(k))), {}, {})
+      else:
+        like = state(lambda k: jax.ShapeDtypeStruct(
+            values[k].shape, values[k].dtype, sharding=place(k)))
+        like = like._replace(step=jax.ShapeDtypeStruct(
+            (), jnp.int32, sharding=jax.sharding.NamedSharding(mesh, P())))
+        net = checkpointer.restore(like)[0].params.student['net']
+        for k, value in values.items():
+          assert net[k].sharding.is_equivalent_to(place(k), value.ndim), k
+          assert len(net[k].sharding.device_set) == count
+          assert np.asarray(net[k]).tobytes() == value.tobytes(), k
+        loaded, _ = checkpoint.load_network(workdir)
+        assert all(loaded['net'][k].tobytes() == values[k].tobytes()
+                   for k in values)
+    print('done')
+""")
+
+
+def run(script, *args, devices=1):
+  flags = f'--xla_force_host_platform_device_count={devices}'
+  return subprocess.run([sys.executable, '-c', script, *map(str, args)],
+                        capture_output=True,
+                        text=True,
+                        env={**os.environ, 'XLA_FLAGS': flags},
+                        check=False)
+
+
+def test_arrays_come_back_on_another_number_of_devices(tmp_path):
+  for mode, devices in (('save', 8), ('load', 8), ('load', 2), ('load', 1)):
+    result = run(DEVICES, tmp_path, mode, devices=devices)
+    # Nothing of what Orbax says reaches the user.
+    assert (result.stdout, result.stderr) == ('done\n', '')
+
+
+ENDLESS = textwrap.dedent("""
+    import sys
+    import jax
+    import jax.numpy as jnp
+    from haikd.core import base
+    from haikd.storage import checkpoint
+
+    make = lambda step: base.TrainState(
+        jnp.int32(step),
+        base.Params({'net': {'w': jnp.full((256, 256), float(step))}}, {}),
+        {}, (), (), None)
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+        make(0))
+    with checkpoint.Checkpointer(sys.argv[1], keep=2) as checkpointer:
+      restored = checkpointer.restore(like)
+      step = 0
+      if restored:
+        state, iterator, metadata = restored
+        step = int(state.step)
+        assert (state.params.student['net']['w'] == step).all()
+        assert iterator == {'next_index': step}
+        assert metadata == {'seconds': float(step)}
+      print(step, flush=True)
+      if sys.argv[2] == 'check':
+        sys.exit()
+      while True:
+        step += 1
+        checkpointer.save(
+            step, make(step), {'next_index': step}, {'seconds': float(step)})
+""")
+
+
+def test_a_kill_while_saving_leaves_the_newest_complete_one(tmp_path):
+  last = 0
+  for delay in (0.0, 0.13, 0.31, 0.47):
+    with subprocess.Popen(
+        [sys.executable, '-c', ENDLESS, tmp_path, 'run'],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE) as process:
+      line = process.stdout.readline()
+      assert line, process.stderr.read().decode()[-2000:]
+      # What survived the last kill is what this one starts from.
+      assert int(line) >= last
+      last = int(line)
+      time.sleep(delay)
+      process.send_signal(signal.SIGKILL)
+  result = run(ENDLESS, tmp_path, 'check')
+  assert result.returncode == 0, result.stderr[-2000:]
+  assert int(result.stdout) > last
+  left = [p.name for p in (tmp_path / 'checkpoints').iterdir()]
+  assert all(name.isdigit() for name in left), left
+
+
+def test_another_shape_is_refused_by_name(tmp_path):
+  save(tmp_path, (7, make_state(width=3)))
+  with pytest.raises(
+      checks.DataError,
+      match=r'must hold the state of this run; got '
+      r'params/student/net/norm/scale bfloat16\[1, 3\] instead of '
+      r'bfloat16\[1, 5\], .* and \d+ more. Choose another --workdir'):
+    restore(tmp_path, make_state(width=5))
+
+
+def test_another_optimizer_is_refused_by_name(tmp_path):
+  save(tmp_path, (7, make_state('adamw')))
+  with pytest.raises(checks.DataError, match='no opt_state/.*trace'):
+    restore(
+        tmp_path,
+        make_state(
+            opt_state=optax.sgd(0.1, momentum=0.9).init(make_state().params)))
+
+
+def test_another_dtype_is_refused(tmp_path):
+  save(tmp_path, (7, make_state()))
+  with pytest.raises(checks.DataError, match='step int32.* instead of uint32'):
+    restore(tmp_path, make_state(step=jnp.uint32(7)))
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+@pytest.mark.parametrize('damage', ['truncate', 'remove', 'shapes', 'metadata'])
+def test_a_damaged_checkpoint_is_refused(tmp_path, damage):
+  save(tmp_path, (7, make_state()))
+  folder = tmp_path / 'checkpoints' / '7'
+  if damage == 'truncate':
+    for path in (folder / 'state').rglob('*'):
+      if path.is_file() and path.parent.name == 'd':
+        path.write_bytes(path.read_bytes()[:10])
+  elif damage == 'remove':
+    shutil.rmtree(folder / 'state' / 'd')
+  elif damage == 'shapes':
+    (folder / 'state' / '_METADATA').unlink()
+  else:
+    (folder / 'metadata' / 'metadata').write_text('{"iter')
+  with pytest.raises(checks.DataError, match='checkpoints/7.*Remove that'):
+    restore(tmp_path, make_state())
+
+
+def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
+  (tmp_path / 'run').write_text('a file')
+  with pytest.raises(checks.DataError, match='must be a folder to write to'):
+    save(tmp_path / 'run', (7, make_state()))
+
+
+@pytest.mark.parametrize('kept', [True, False])
+@pytest.mark.parametrize('where', ['', 'checkpoints', 'checkpoints/7'])
+def test_load_network_reads_the_student_alone(tmp_path, kept, where):
+  state = make_state(ema=kept)
+  save(tmp_path, (6, make_state(step=jnp.int32(6))), (7, state), seconds=2.5)
+  params, net_state = checkpoint.load_network(tmp_path / where)
+  assert_same_bits(params, state.ema if kept else state.params.student)
+  assert isinstance(params['net/norm']['scale'], np.ndarray)
+  net_state['dropout']['key'] = jax.random.wrap_key_data(
+      net_state['dropout']['key'])
+  assert_same_bits(net_state, state.net_state)
+  params, _ = checkpoint.load_network(tmp_path / where, ema=False)
+  assert_same_bits(params, state.params.student)
+  assert checkpoint.metadata(tmp_path / where) == {'seconds': 2.5}
+  assert checkpoint.has_checkpoint(tmp_path / where)
+
+
+def test_load_network_without_state_gives_an_empty_one(tmp_path):
+  save(tmp_path, (7, make_state(net_state={})))
+  assert checkpoint.load_network(tmp_path)[1] == {}
+
+
+def test_load_network_does_not_touch_the_optimizer(tmp_path, monkeypatch):
+  save(tmp_path, (7, make_state()))
+  read = []
+  original = checkpoint.leaves_lib.read_leaves
+
+  def record(where, folder, wanted, **options):
+    read.extend(wanted)
+    leaves = original(where, folder, wanted, **options)
+    assert set(leaves) == set(wanted)
+    return leaves
+
+  monkeypatch.setattr(checkpoint.stored, 'read_leaves', record)
+  checkpoint.load_network(tmp_path)
+  assert {json.loads(name)[0] for name in read} == {'ema', 'net_state'}
+
+
+@pytest.mark.parametrize('function',
+                         [checkpoint.load_network, checkpoint.metadata])
+def test_a_path_without_checkpoint_is_named(tmp_path, function):
+  with pytest.raises(checks.DataError, match=f'got path={tmp_path}/none. Give'):
+    function(tmp_path / 'none')
+
+
+def test_load_like_checks_parameters_and_state(tmp_path):
+  state = make_state(ema=False)
+  save(tmp_path, (7, state))
+  expected = jax.tree.map(
+      jnp.asarray, base.Frozen(state.params.student, state.net_state))
+  found = checkpoint.load_like('config.student.init', tmp_path, expected)
+  assert_same_bits(found.params, expected.params)
+  shapes = {'batch_norm/~/mean_ema': {'average': jnp.zeros(4)}}
+  for net_state, match in (
+      ({}, 'config.student.init must hold .* got a surplus net_state/batch_n'),
+      ({**state.net_state, 'more': {'x': jnp.zeros(2)}},
+       r'got no net_state/more/x float32\[2\]'),
+      ({**state.net_state, **shapes},
+       r'float32\[3\] instead of float32\[4\]')):
+    with pytest.raises(checks.DataError, match=match):
+      checkpoint.load_like('config.student.init', tmp_path,
+                           expected._replace(state=net_state))
+
+
+@pytest.mark.parametrize('ema', (False, True))
+def test_load_like_takes_the_running_mean_where_one_was_kept(tmp_path, ema):
+  state = make_state(ema=ema)
+  save(tmp_path, (7, state))
+  expected = abstract(base.Frozen(state.params.student, state.net_state))
+  found = checkpoint.load_like('config.teacher.init', tmp_path, expected)
+  assert_same_bits(found.params, state.ema if ema else state.params.student)
+  assert_same_bits(found.state, state.net_state)
+
+
+def test_load_like_gives_the_dtypes_and_places_asked_for(tmp_path):
+  state = make_state()
+  save(tmp_path, (7, state))
+  mesh = jax.make_mesh((4,), ('x',),
+                       axis_types=(jax.sharding.AxisType.Auto,))
+  place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('x'))
+  expected = abstract(base.Frozen(state.params.student, state.net_state))
+  expected.params['net/~/linear.0']['w'] = jax.ShapeDtypeStruct(
+      (4, 3), jnp.bfloat16, sharding=place)
+  found = checkpoint.load_like('config.teacher.init', tmp_path, expected)
+  kernel = found.params['net/~/linear.0']['w']
+  assert kernel.dtype == jnp.bfloat16 and kernel.sharding == place
+  assert_same_bits(
+      kernel, state.ema['net/~/linear.0']['w'].astype(jnp.bfloat16))
+
+
+def test_check_teacher_compares_hashes():
+  checkpoint.check_teacher('here', dict(teacher='abc'), 'abc')
+  with pytest.raises(
+      checks.DataError,
+      match='here: teacher must be the one .*; got none, and the checkpoint '
+      'has abc. Choose another --workdir'):
+    checkpoint.check_teacher('here', dict(teacher='abc'), '')
+
+
+def test_check_vocabulary_compares_tokenizers():
+  checkpoint.check_vocabulary('here', dict(vocabulary='abc'), 'abc')
+  with pytest.raises(checks.DataError, match='here: texts must give the .* got '
+                     'none, and the checkpoint has abc. Bring back'):
+    checkpoint.check_vocabulary('here', dict(vocabulary='abc'), '')

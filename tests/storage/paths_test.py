@@ -1,0 +1,295 @@
+"""Paths: what a bucket keeps apart from a local folder.
+
+A fake bucket stands in for epath's: a dict that counts its writes and can be
+made to fail. The whole job against a fake server is in `bucket_test.py`.
+"""
+
+import os
+import pathlib
+
+import pytest
+
+from haikd.core import checks
+from haikd.run import workdir
+from haikd.run import writer
+from haikd.storage import leaves
+from haikd.storage import paths
+
+
+class FakePath(pathlib.PurePosixPath):
+  """A path in a bucket that lies in memory: what haikd uses of epath's."""
+
+  objects = {}
+  writes = []
+  failure = None
+
+  @classmethod
+  def _answer(cls):
+    if cls.failure:
+      raise cls.failure
+
+  def __fspath__(self):
+    return 'gs://' + super().__str__().removeprefix('gs:/')
+
+  __str__ = __fspath__
+
+  def iterdir(self):
+    self._answer()
+    prefix = f'{self}/'
+    inside = [name for name in self.objects if name.startswith(prefix)]
+    if not inside:
+      raise FileNotFoundError(str(self))
+    for name in {name.removeprefix(prefix).split('/')[0] for name in inside}:
+      yield self / name
+
+  def read_bytes(self):
+    self._answer()
+    if str(self) not in self.objects:
+      raise FileNotFoundError(str(self))
+    return self.objects[str(self)]
+
+  def write_bytes(self, content):
+    self._answer()
+    self.objects[str(self)] = content
+    self.writes.append(self.name)
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+  """Returns the class of a bucket's paths, with nothing in the bucket."""
+  monkeypatch.setattr(FakePath, 'objects', {})
+  monkeypatch.setattr(FakePath, 'writes', [])
+  monkeypatch.setattr(FakePath, 'failure', None)
+  monkeypatch.setattr(paths, '_epath', lambda: FakePath)
+  return FakePath
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  """Returns a list whose only entry is the time."""
+  now = [1000.0]
+  monkeypatch.setattr(paths.time, 'monotonic', lambda: now[0])
+  return now
+
+
+def test_both_slashes_of_a_bucket_survive():
+  pytest.importorskip('gcsfs')
+  path = paths.as_path('gs://bucket/run') / 'teacher'
+  assert str(path) == os.fspath(path) == 'gs://bucket/run/teacher'
+  assert str(paths.absolute(path)) == 'gs://bucket/run/teacher'
+  assert str(paths.as_path(path) / '') == 'gs://bucket/run/teacher'
+  assert path.name == 'teacher' and str(path.parent) == 'gs://bucket/run'
+
+
+def test_nothing_lies_in_a_file_or_in_what_is_not_there(tmp_path):
+  (tmp_path / 'file').write_text('x')
+  assert paths.names(tmp_path) == ['file']
+  assert not paths.names(tmp_path / 'file')
+  assert not paths.names(tmp_path / 'none')
+
+
+def test_a_local_path_is_pathlibs():
+  assert paths.as_path('runs/x') == pathlib.Path('runs/x')
+  assert paths.absolute('x') == pathlib.Path.cwd() / 'x'
+
+
+def test_missing_gcsfs_is_named(monkeypatch):
+  paths._epath.cache_clear()
+  monkeypatch.setattr(paths.importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(checks.DataError, match=r"pip install 'haikd\[gcs\]'"):
+    paths.as_path('gs://bucket/run')
+
+
+@pytest.mark.parametrize('path', ['s3://bucket/run', 'http://host/run'])
+def test_other_urls_are_refused(path):
+  with pytest.raises(checks.ConfigError, match='begin with gs://; got path='):
+    paths.as_path(path)
+
+
+@pytest.mark.parametrize('use', [
+    paths.names,
+    paths.exists,
+    paths.read,
+    lambda path: paths.replace(path, b'new'),
+    lambda path: leaves.find(paths.as_path(path)),
+])
+def test_a_bucket_that_cannot_be_reached_is_not_an_empty_one(bucket, use):
+  bucket.objects['gs://b/run/file'] = b'old'
+  bucket.failure = RuntimeError('no route to host')
+  with pytest.raises(checks.DataError,
+                     match='got path=gs://b/.*RuntimeError: no route to host'):
+    use('gs://b/run/file')
+  assert bucket.objects == {'gs://b/run/file': b'old'}
+
+
+def test_writing_to_no_bucket_is_an_error_of_the_data(bucket):
+  bucket.failure = FileNotFoundError('no such bucket')
+  with pytest.raises(checks.DataError, match='got path=gs://b/run/file'):
+    paths.replace('gs://b/run/file', b'new')
+
+
+def test_temporary_names_are_hidden_and_never_the_same(tmp_path):
+  found = {paths.temporary(tmp_path / 'file') for _ in range(100)}
+  assert len(found) == 100
+  assert all(path.parent == tmp_path and path.name.startswith('.file.')
+             for path in found)
+
+
+def test_failed_replacement_leaves_the_old_content_alone(tmp_path, monkeypatch):
+  (tmp_path / 'file').write_bytes(b'old')
+
+  def full(number):
+    del number
+    raise OSError('no room')
+
+  monkeypatch.setattr(paths.os, 'fsync', full)
+  with pytest.raises(OSError, match='no room'):
+    paths.replace(tmp_path / 'file', b'new')
+  assert [p.read_bytes() for p in tmp_path.iterdir()] == [b'old']
+
+
+def test_what_is_there_and_what_is_not(bucket):
+  paths.replace('gs://b/run/part/file', b'content')
+  assert paths.names('gs://b/run') == ['part']
+  assert paths.exists('gs://b/run/part/file')
+  assert not paths.exists('gs://b/run/file')
+  assert not paths.names('gs://b/other')
+  assert paths.read('gs://b/run/part/file') == b'content'
+  with pytest.raises(FileNotFoundError):
+    paths.read('gs://b/run/file')
+
+
+@pytest.mark.parametrize('there, newest', [
+    (['7/state/x', '7/commit_success.txt'], '7'),
+    (['7/state/x', '7/commit_success.txt', '14/state/x'], '7'),
+    (['9/state/x', '9/commit_success.txt', '14/state/x',
+      '14/commit_success.txt'], '14'),
+    (['7/state/x', '7/state/commit_success.txt'], None),
+    (['7/commit_success.txt'], None),
+    ([], None),
+])
+def test_a_checkpoint_in_a_bucket_is_complete_once_it_says_so(
+    bucket, there, newest):
+  bucket.objects.update((f'gs://b/run/{name}', b'') for name in there)
+  found = leaves.find(bucket('gs://b/run'))
+  assert (found and found.name) == newest
+
+
+def test_a_bucket_is_not_locked(bucket):
+  with workdir.lock('gs://b/run'), workdir.lock('gs://b/run'):
+    assert not bucket.objects
+
+
+def test_staging_of_a_local_folder_is_the_folder(tmp_path):
+  staging = paths.Staging(tmp_path / 'run')
+  assert staging.folder == tmp_path / 'run'
+  (staging.folder / 'file').write_text('x')
+  staging.flush()
+  staging.close()
+  assert [path.name for path in (tmp_path / 'run').iterdir()] == ['file']
+
+
+def test_staging_uploads_what_has_changed_when_it_is_due(bucket, clock):
+  staging = paths.Staging('gs://b/run')
+  grows, stays = staging.folder / 'grows', staging.folder / 'stays'
+  stays.write_text('s')
+  grows.write_text('1')
+  staging.flush_if_due()
+  assert not bucket.writes
+  clock[0] += 30
+  staging.flush_if_due()
+  assert bucket.writes == ['grows', 'stays']
+  grows.write_text('12')
+  clock[0] += 29
+  staging.flush_if_due()
+  assert bucket.writes == ['grows', 'stays']
+  clock[0] += 1
+  staging.flush_if_due()
+  assert bucket.writes == ['grows', 'stays', 'grows']
+  assert bucket.objects['gs://b/run/grows'] == b'12'
+
+
+def test_staging_sees_a_file_of_the_same_size_that_has_changed(bucket):
+  staging = paths.Staging('gs://b/run')
+  path, other = staging.folder / 'file', staging.folder / 'other'
+  path.write_text('1')
+  staging.flush()
+  path.write_text('2')
+  os.utime(path, ns=(5, 5))
+  staging.flush()
+  assert bucket.objects == {'gs://b/run/file': b'2'}
+  other.write_text('3')  # In its place comes one that is as old.
+  os.utime(other, ns=(5, 5))
+  os.replace(other, path)
+  staging.flush()
+  assert bucket.objects == {'gs://b/run/file': b'3'}
+  staging.close()
+
+
+def test_staging_takes_a_twentieth_of_the_time(bucket, clock, monkeypatch):
+  write = bucket.write_bytes
+
+  def slow(self, content):
+    clock[0] += 3
+    write(self, content)
+
+  monkeypatch.setattr(bucket, 'write_bytes', slow)
+  staging = paths.Staging('gs://b/run')
+  (staging.folder / 'file').write_text('1')
+  staging.flush()
+  (staging.folder / 'file').write_text('12')
+  clock[0] += 59  # An upload of three seconds is due again after sixty.
+  staging.flush_if_due()
+  assert bucket.writes == ['file']
+  clock[0] += 1
+  staging.flush_if_due()
+  assert bucket.writes == ['file', 'file']
+
+
+def test_staging_goes_on_with_what_is_there_and_cleans_up(bucket):
+  bucket.objects['gs://b/run/known'] = b'1'
+  bucket.objects['gs://b/run/other'] = b'x'
+  staging = paths.Staging('gs://b/run', known=('known', 'missing'))
+  assert [p.name for p in staging.folder.iterdir()] == ['known']
+  with open(staging.folder / 'known', 'a', encoding='utf-8') as file:
+    file.write('2')
+  staging.close()
+  assert not staging.folder.exists()
+  assert bucket.objects == {'gs://b/run/known': b'12', 'gs://b/run/other': b'x'}
+
+
+def test_staging_uploads_nothing_that_is_there(bucket):
+  bucket.objects['gs://b/run/known'] = b'1'
+  paths.Staging('gs://b/run', known=('known',)).close()
+  assert not bucket.writes
+
+
+def test_staging_cleans_up_where_nothing_can_be_uploaded(bucket):
+  staging = paths.Staging('gs://b/run')
+  (staging.folder / 'file').write_text('1')
+  bucket.failure = RuntimeError('no route to host')
+  with pytest.raises(checks.DataError, match='no route to host'):
+    staging.close()
+  assert not staging.folder.exists()
+
+
+def steps(bucket):
+  lines = bucket.objects['gs://b/run/metrics.jsonl'].decode().splitlines()
+  return [writer.files.json.loads(line)['step'] for line in lines]
+
+
+def test_rows_reach_a_bucket_before_a_checkpoint_and_a_killed_run_goes_on(
+    bucket):
+  out = writer.open_writer('gs://b/run', total_steps=9)
+  out.truncate(0)
+  for step in (1, 2, 3):
+    out.write(step, 'train', {'loss': 1.0})
+    if step == 2:
+      out.flush()  # A checkpoint at 2; and after 3 the run is killed.
+  assert steps(bucket) == [1, 2]
+  with writer.open_writer('gs://b/run', total_steps=9) as out:
+    out.truncate(2)
+    out.write(3, 'train', {'loss': 1.0})
+  assert steps(bucket) == [1, 2, 3]
+  events = [name for name in bucket.objects if 'tfevents' in name]
+  assert len(events) == 2 and all(bucket.objects[name] for name in events)
