@@ -6,7 +6,7 @@ from typing import Optional, Union
 from haikd.core import checks
 
 Selection = Optional[Union[str, Sequence[int], Sequence[Sequence[int]]]]
-Pairs = tuple[tuple[int, tuple[int, ...]], ...]
+LayerPairs = tuple[tuple[int, tuple[int, ...]], ...]
 
 _WHERE = 'align.pair_layers'
 _FORMS = ("Legal: None, 'uniform', 'last', 'pool', a tuple of indices such as "
@@ -14,7 +14,7 @@ _FORMS = ("Legal: None, 'uniform', 'last', 'pool', a tuple of indices such as "
 
 
 def pair_layers(selection: Selection, student_depth: int,
-                teacher_depth: int) -> Pairs:
+                teacher_depth: int) -> LayerPairs:
   """Pairs layers of the student with layers of the teacher.
 
   Args:

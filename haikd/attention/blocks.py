@@ -153,7 +153,7 @@ def run(blocks: Blocks, function: Callable, rows: Any,
   """
   batch, length = jax.tree.leaves(rows)[0].shape[:2]
   groups = batch // blocks.examples
-  if groups * blocks.count == 1 or mesh_context.must_meet():
+  if groups * blocks.count == 1 or mesh_context.needs_uniform_control_flow():
     real = None
 
   def body(keys, whole, span, sums, part):

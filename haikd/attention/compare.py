@@ -169,8 +169,8 @@ def _fold(loss, heads, operands, masks, mask, wanted):
       blocks, block,
       (tuple(tuple(x for x, _ in side) for side in operands), mask),
       [(key, maps_lib.real_positions(own))
-       for side, looks in zip(operands, masks)
-       for (_, key), own in zip(side, looks)],
+       for side, allowed in zip(operands, masks)
+       for (_, key), own in zip(side, allowed)],
       (tuple(tuple(own for own, _ in side) for side in split), mask),
       init, mask)
   if not any(wanted):

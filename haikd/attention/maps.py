@@ -207,19 +207,20 @@ def scores(query: jax.Array, key: jax.Array, mask: Mask,
   if mask is None:
     return found
   if isinstance(mask, attention_mask.AttentionMask):
-    looks = mask.block(place.queries, place.keys)
+    allowed = mask.block(place.queries, place.keys)
   else:
-    looks = mask
+    allowed = mask
     for axis, positions in ((2, place.queries), (3, place.keys)):
-      if looks.shape[axis] > 1:
-        looks = lax.dynamic_slice_in_dim(looks, *positions, axis=axis)
+      if allowed.shape[axis] > 1:
+        allowed = lax.dynamic_slice_in_dim(allowed, *positions, axis=axis)
   shape = found.shape
   found = found.reshape(*shape[:2], -1, place.queries[1], shape[3])
-  if looks.shape[1] > 1:
-    looks = looks.reshape(looks.shape[0], *found.shape[1:3], *looks.shape[2:])
+  if allowed.shape[1] > 1:
+    allowed = allowed.reshape(
+        allowed.shape[0], *found.shape[1:3], *allowed.shape[2:])
   else:
-    looks = looks[:, :, None]
-  return jnp.where(looks, found, -jnp.inf).reshape(shape)
+    allowed = allowed[:, :, None]
+  return jnp.where(allowed, found, -jnp.inf).reshape(shape)
 
 
 def softmax(scores: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

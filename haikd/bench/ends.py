@@ -50,12 +50,12 @@ def maps(inputs: jax.Array, *, is_training: bool, mask: Optional[jax.Array],
     Zeros, `[B, N, 1]`, in place of logits.
   """
   del is_training
-  looks = attention_mask.AttentionMask(mask, causal=True)
+  allowed = attention_mask.AttentionMask(mask, causal=True)
   query, key = (
       _drawn(name, scale, rows, inputs.shape[1], heads, head_size)
       for name, scale in (('query', head_size**-0.5), ('key', 1.0)))
   count = len(inputs)
-  tap_lib.tap('maps', base.QueryKey(query[:count], key[:count], looks))
+  tap_lib.tap('maps', base.QueryKey(query[:count], key[:count], allowed))
   return jnp.zeros((*inputs.shape, 1))
 
 

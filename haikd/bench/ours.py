@@ -37,7 +37,7 @@ def build(case: cases.Case, path: pathlib.Path) -> tuple:
       mesh=mesh,
       has_teacher=True)
   teacher = jax.jit(program.objective.teacher.init)(jax.random.key(1), batch)
-  frozen = program.freeze(base.Frozen(*map(_as_if_trained, teacher)))
+  frozen = program.freeze(base.Variables(*map(_as_if_trained, teacher)))
   state = program.init(jax.random.key(0))
   np.savez(
       path, **{

@@ -43,18 +43,18 @@ class AttentionMask:
     Returns:
       bool, `[B, 1, queries, keys]`, where B and queries are 1 if all are alike.
     """
-    looks = jnp.ones((1, 1, 1, 1), bool)
+    allowed = jnp.ones((1, 1, 1, 1), bool)
     if self.keys is not None:
-      looks = _part(self.keys, keys)[:, None, None, :]
+      allowed = _part(self.keys, keys)[:, None, None, :]
     behind = _places(queries)[:, None] - _places(keys)
     if self.causal:
-      looks = looks & (behind >= 0)
+      allowed = allowed & (behind >= 0)
     if self.window is not None:
-      looks = looks & (behind < self.window)
+      allowed = allowed & (behind < self.window)
     if self.segments is not None:
       own, other = _part(self.segments, queries), _part(self.segments, keys)
-      looks = looks & (own[:, :, None] == other[:, None, :])[:, None]
-    return looks
+      allowed = allowed & (own[:, :, None] == other[:, None, :])[:, None]
+    return allowed
 
   def tree_flatten(self):
     """Makes a pytree of it: a window known while tracing is no leaf."""

@@ -208,7 +208,7 @@ class TrainState(NamedTuple):
   ema: Optional[ArrayTree]
 
 
-class Frozen(NamedTuple):
+class Variables(NamedTuple):
   """A network that is used and not trained: the teacher.
 
   Attributes:

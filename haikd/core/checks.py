@@ -1,11 +1,11 @@
-"""Errors that a user can mend, and checks that cost nothing in the step.
+"""Errors that a user can fix, and checks that cost nothing in the step.
 
 Every message has the form
 
-    <room.function>: <argument> must <rule>; got <name>=<value>. <remedy>.
+    <config field or argument> must <rule>; got <value>. <remedy>.
 
-Shapes and dtypes are known when a function is traced, so that the checks of
-arrays run once per compilation.
+Shapes and dtypes are known while a function is traced, so array checks run once
+per compilation.
 """
 
 from collections.abc import Callable, Iterable
@@ -93,31 +93,28 @@ def are_scores(labels: jax.typing.ArrayLike) -> bool:
   return len(labels.shape) == 1 and is_real(labels)
 
 
-def check_mask(where: str, mask: jax.Array) -> None:
+def check_mask(mask: jax.Array) -> None:
   """Raises TypeError unless `mask` is boolean."""
   dtype = jnp.result_type(mask)
   if dtype != jnp.bool_:
-    raise TypeError(f'{where}: mask must be boolean, true where a position '
-                    f'counts; got mask.dtype={dtype}. Compare it, as in '
-                    '`lengths > 0`.')
+    raise TypeError('mask must be boolean, true where a position counts; got '
+                    f'mask.dtype={dtype}. Compare it, as in `lengths > 0`.')
 
 
-def check_leading(where: str, name: str, array: jax.Array,
-                  mask: jax.Array) -> None:
+def check_leading(name: str, array: jax.Array, mask: jax.Array) -> None:
   """Raises ValueError unless `mask.shape` begins `array.shape`."""
   shape, prefix = jnp.shape(array), jnp.shape(mask)
   if shape[:len(prefix)] != prefix:
-    raise ValueError(f'{where}: mask must have the leading axes of {name}; got '
+    raise ValueError(f'mask must have the leading axes of {name}; got '
                      f'mask.shape={prefix}, {name}.shape={shape}. Drop the '
                      "mask's extra axes, or mask examples only.")
 
 
-def check_same_shape(where: str, student: jax.Array, teacher: jax.Array, *,
+def check_same_shape(student: jax.Array, teacher: jax.Array, *,
                      any_width: bool = False) -> None:
   """Raises ValueError unless both arrays have one shape.
 
   Args:
-    where: the function that needs it.
     student: any shape.
     teacher: any shape.
     any_width: whether the last axes may differ.
@@ -126,7 +123,7 @@ def check_same_shape(where: str, student: jax.Array, teacher: jax.Array, *,
   if jnp.shape(student)[:end] != jnp.shape(teacher)[:end]:
     but = ', but for the last axis' if any_width else ''
     raise ValueError(
-        f'{where}: student and teacher must have the same shape{but}; got '
+        f'student and teacher must have the same shape{but}; got '
         f'student.shape={jnp.shape(student)}, teacher.shape='
         f"{jnp.shape(teacher)}. Align them first: use align='pool' or, for "
         "features, 'project'.")
@@ -142,13 +139,13 @@ def option_names(function: Callable, *, reserved: Iterable[str] = ()) -> set:
   } - set(reserved)
 
 
-def check_options(where: str, function: Callable, options: Iterable[str], *,
+def check_options(field: str, function: Callable, options: Iterable[str], *,
                   reserved: Iterable[str]) -> None:
   """Raises ConfigError unless a function takes, and gets, its options.
 
   Args:
-    where: the place in the config that holds the options.
-    function: what they are for.
+    field: the config field that holds the options, for messages.
+    function: takes the options.
     options: the names given.
     reserved: arguments that haikd itself passes.
 
@@ -163,11 +160,12 @@ def check_options(where: str, function: Callable, options: Iterable[str], *,
   for name in options:
     if name not in known:
       raise ConfigError(
-          f'{where}: {name} must be an option of {function.__name__}; got '
+          f'{field}.{name} must be an option of {function.__name__}; got '
           f'{name!r}. {suggest(name, known)}')
   for parameter in parameters:
     missing = parameter.default is inspect.Parameter.empty
     if missing and parameter.name in known and parameter.name not in options:
       raise ConfigError(
-          f'{where}: {function.__name__} must be given {parameter.name}, which '
-          f'has no default; got {sorted(options) or "no options"}.')
+          f'{field}.{parameter.name} must be given, since '
+          f'{function.__name__} has no default for it; got '
+          f'{sorted(options) or "no options"}.')

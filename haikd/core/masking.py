@@ -85,8 +85,8 @@ def masked_mean(values: jax.Array, mask: jax.Array) -> base.LossSum:
     TypeError: `mask` is not boolean.
     ValueError: the shape of `mask` does not begin the shape of `values`.
   """
-  checks.check_mask('masking.masked_mean', mask)
-  checks.check_leading('masking.masked_mean', 'values', values, mask)
+  checks.check_mask(mask)
+  checks.check_leading('values', values, mask)
   # Counted as an integer: float32 cannot count on beyond 2^24.
   count = jnp.sum(mask, dtype=jnp.int32).astype(jnp.float32)
   count *= math.prod(values.shape[mask.ndim:])

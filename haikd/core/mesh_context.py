@@ -55,7 +55,7 @@ def is_split_further() -> bool:
              if axis not in mesh.manual_axes)
 
 
-def must_meet() -> bool:
+def needs_uniform_control_flow() -> bool:
   """Returns whether devices that see other data compute together.
 
   Each such group then has to do what the others do: of a condition that only

@@ -85,7 +85,7 @@ class Spec(NamedTuple):
   num_classes: Optional[int]
 
 
-class Part:
+class Subset:
   """Some consecutive examples of a Source.
 
   Attributes:
@@ -263,7 +263,7 @@ def _parse_split(split):
   def part(source):
     size = len(source)
     bounds = (bound(text, size) for text in match.groups())
-    return Part(source, range(size)[slice(*bounds)])
+    return Subset(source, range(size)[slice(*bounds)])
 
   return name, part
 

@@ -256,7 +256,7 @@ def agree_over_batch(tree: T) -> T:
 
 
 def chunk_sizes(mesh: jax.sharding.Mesh,
-                chunk_bytes: Optional[int]) -> cutting.Sizes:
+                chunk_bytes: Optional[int]) -> cutting.ChunkSizes:
   """Returns how logits are cut into chunks, inside `over_shards`.
 
   Where `tensor` splits them, there are collectives in each chunk, and a device
@@ -277,10 +277,10 @@ def chunk_sizes(mesh: jax.sharding.Mesh,
 
   tensor = mesh.shape[mesh_lib.TENSOR]
   if tensor == 1:
-    return cutting.Sizes(chunk_bytes)
+    return cutting.ChunkSizes(chunk_bytes)
   # Of each chunk a device holds but a part.
-  return cutting.Sizes(chunk_bytes and chunk_bytes * tensor, agree_over_batch,
-                       split)
+  return cutting.ChunkSizes(chunk_bytes and chunk_bytes * tensor,
+                            agree_over_batch, split)
 
 
 def gather_over_batch(tree: T) -> T:

@@ -25,8 +25,8 @@ from haikd.objective import pairs as pairs_lib
 _IN_FLIGHT = 2  # Batches that wait for the device, which so never waits.
 
 
-def evaluate(eval_step: Callable, own: base.Frozen,
-             frozen: Optional[base.Frozen], batches: Iterable[base.Batch],
+def evaluate(eval_step: Callable, own: base.Variables,
+             frozen: Optional[base.Variables], batches: Iterable[base.Batch],
              mesh: jax.sharding.Mesh) -> dict[str, float]:
   """Evaluates a network on a split.
 
@@ -61,8 +61,8 @@ def evaluate(eval_step: Callable, own: base.Frozen,
 
 def build_eval_step(network: network_lib.Network,
                     teacher: Optional[network_lib.Network],
-                    mesh: jax.sharding.Mesh, own: base.Frozen,
-                    frozen: Optional[base.Frozen],
+                    mesh: jax.sharding.Mesh, own: base.Variables,
+                    frozen: Optional[base.Variables],
                     *,
                     rows: Optional[int] = None,
                     chunk_bytes: Optional[int] = None) -> Callable:
@@ -88,7 +88,7 @@ def build_eval_step(network: network_lib.Network,
   sizes = collectives.chunk_sizes(mesh, chunk_bytes)
 
   def run(network, frozen, batch):
-    logits = network.look_up(frozen, batch, gather).logits
+    logits = network.infer(frozen, batch, gather).logits
     if isinstance(logits, base.LinearLogits):
       return logits
     return jax.tree.map(lambda x: x.astype(jnp.float32), logits)

@@ -50,14 +50,14 @@ class Program(NamedTuple):
   objective: objective_lib.Objective
   init: Callable[[jax.Array], base.TrainState]
   abstract_state: base.TrainState
-  abstract_frozen: Optional[base.Frozen]
+  abstract_frozen: Optional[base.Variables]
   train_step: step_lib.TrainStep
   eval_step: Callable[..., Any]
   teacher_eval_step: Optional[Callable[..., Any]]
   is_finite: Callable[[base.TrainState], jax.Array]
   mesh: jax.sharding.Mesh
 
-  def freeze(self, network: base.Frozen) -> base.Frozen:
+  def freeze(self, network: base.Variables) -> base.Variables:
     """Returns the teacher as it is used: in its compute dtype, on the mesh."""
     like = self.abstract_frozen
     network = jax.tree.map(
@@ -187,20 +187,20 @@ def _abstract_frozen(config, teacher: network_lib.Network, spec, mesh):
       teacher.init, jax.random.key(0), _one_example(spec, abstract=True))
   policy = precision.policy(config.teacher.precision)
   params = jax.eval_shape(policy.cast_to_compute, params)
-  layout = base.Frozen(
+  layout = base.Variables(
       mesh_lib.place(mesh, params, teacher.tensor),
       jax.tree.map(lambda _: mesh_lib.whole(mesh), net_state))
-  return mesh_lib.abstract(base.Frozen(params, net_state), layout)
+  return mesh_lib.abstract(base.Variables(params, net_state), layout)
 
 
-def trained_network(state: base.TrainState) -> base.Frozen:
+def trained_network(state: base.TrainState) -> base.Variables:
   """Returns the student to use: the running mean, where one is kept.
 
   Its state, such as BatchNorm's own running means, is that of the newest
   parameters in either case.
   """
   params = state.params.student if state.ema is None else state.ema
-  return base.Frozen(params, state.net_state)
+  return base.Variables(params, state.net_state)
 
 
 def _one_example(spec, *, abstract=False):

@@ -33,7 +33,7 @@ def init_state(objective: objective_lib.Objective,
                *,
                rng: jax.Array,
                batch: base.Batch,
-               frozen: Optional[base.Frozen],
+               frozen: Optional[base.Variables],
                loss_scale: Any,
                with_ema: bool) -> base.TrainState:
   """Makes the state that training starts from; to be called under `jit`.
@@ -61,7 +61,7 @@ def init_state(objective: objective_lib.Objective,
 
 
 def build_gradient(objective: objective_lib.Objective, mesh: jax.sharding.Mesh,
-                   params: base.ArrayTree, frozen: Optional[base.Frozen], *,
+                   params: base.ArrayTree, frozen: Optional[base.Variables], *,
                    microbatches: int, seed: int,
                    chunk_bytes: Optional[int] = None) -> Callable:
   """Builds the part of the step that runs on every device.
@@ -169,7 +169,7 @@ def build_train_step(objective: objective_lib.Objective,
                      schedule: optax.Schedule,
                      mesh: jax.sharding.Mesh,
                      state: base.TrainState,
-                     frozen: Optional[base.Frozen],
+                     frozen: Optional[base.Variables],
                      *,
                      microbatches: int = 1,
                      ema_decay: float = 0.0,

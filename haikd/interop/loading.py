@@ -20,11 +20,11 @@ _PATIENCE = 2  # Seconds after which a bar is shown.
 
 def load(field: str,
          init: str,
-         expected: base.Frozen,
+         expected: base.Variables,
          *,
          options: Mapping[str, Any],
          layers: Optional[Sequence[int]] = None,
-         kept_ids: Optional[np.ndarray] = None) -> base.Frozen:
+         kept_ids: Optional[np.ndarray] = None) -> base.Variables:
   """Returns a network with pretrained weights.
 
   Of each tensor a device gets what its shard needs, a block at a time, so that
@@ -69,12 +69,12 @@ def load(field: str,
                for number in range(len(found.tensors))]
       params.setdefault(module, {})[name] = placing.fill(
           leaf, parts, stacked=found.address.stacked)
-  return base.Frozen(params, expected.state)
+  return base.Variables(params, expected.state)
 
 
 def check(field: str,
           init: str,
-          expected: base.Frozen,
+          expected: base.Variables,
           *,
           options: Mapping[str, Any],
           layers: Optional[Sequence[int]] = None,

@@ -61,7 +61,7 @@ class Source(NamedTuple):
   """
 
   pretrained: Pretrained
-  reader: tensors.Reader
+  reader: tensors.TensorReader
   tensors: Callable[[Options], rules.Tensors]
 
 
@@ -193,7 +193,7 @@ def _reading(path: pathlib.Path) -> Iterator[None]:
         'the model again.') from err
 
 
-def _rules(family: ModuleType, reader: tensors.Reader,
+def _rules(family: ModuleType, reader: tensors.TensorReader,
            options: Options) -> rules.Tensors:
   names: Collection[str] = reader.shapes
   return family.tensors(options, names)

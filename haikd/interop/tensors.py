@@ -32,7 +32,7 @@ _PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.pickle')
 _HEADER = 100_000_000  # Bytes; what the format allows.
 
 
-class Reader(Protocol):
+class TensorReader(Protocol):
   """The tensors of a file or folder.
 
   Attributes:

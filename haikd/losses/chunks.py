@@ -30,7 +30,7 @@ def add_up(function: Callable[..., Any],
            *,
            mask: jax.Array,
            labels: Optional[jax.Array] = None,
-           sizes: cutting.Sizes = cutting.Sizes()) -> Any:
+           sizes: cutting.ChunkSizes = cutting.ChunkSizes()) -> Any:
   """Adds a function of logits up over all positions.
 
   Args:
@@ -73,7 +73,7 @@ def weighted(losses: Sequence[Callable[..., base.LossSum]],
              *,
              mask: jax.Array,
              labels: Optional[jax.Array] = None,
-             sizes: cutting.Sizes = cutting.Sizes()
+             sizes: cutting.ChunkSizes = cutting.ChunkSizes()
              ) -> tuple[jax.Array, tuple[base.LossSum, ...]]:
   """Sums several additive losses over all positions, in one pass.
 
@@ -166,7 +166,7 @@ def _lies_in_rows(side: Side) -> Any:
 
 def _differentiate(function: Callable, sides: tuple[Side, Side], rows: Any,
                    wanted: Any,
-                   sizes: cutting.Sizes) -> tuple[Any, tuple[Any, Any]]:
+                   sizes: cutting.ChunkSizes) -> tuple[Any, tuple[Any, Any]]:
   """Calls `(student, teacher, rows) -> (value, sums)` on a chunk's logits.
 
   Returns:

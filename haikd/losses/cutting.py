@@ -25,7 +25,7 @@ _WHERE = 'losses.chunks'
 _ROWS, _ROWS_BEYOND, _LARGEST = 128, 96, 2**17
 
 
-class Sizes(NamedTuple):
+class ChunkSizes(NamedTuple):
   """How positions are cut into chunks.
 
   Attributes:
@@ -109,9 +109,9 @@ class Cut:
   """
 
   def __init__(self, student: base.LinearLogits, mask: jax.Array,
-               sizes: Sizes):
-    checks.check_mask(_WHERE, mask)
-    checks.check_leading(_WHERE, 'student.hidden', student.hidden, mask)
+               sizes: ChunkSizes):
+    checks.check_mask(mask)
+    checks.check_leading('student.hidden', student.hidden, mask)
     self._shape = student.shape[:-1]
     mask = masking.expand(mask, len(self._shape))
     mask = jnp.broadcast_to(mask, self._shape).reshape(-1)

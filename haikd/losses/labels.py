@@ -71,7 +71,7 @@ def cross_entropy(student: jax.Array,
                     f'probabilities; got labels.dtype={labels.dtype}. Convert '
                     'them with `labels.astype(int)`.')
   _check_labels(where, labels, student.shape[:-1], student)
-  checks.check_leading(where, 'labels', labels, mask)
+  checks.check_leading('labels', labels, mask)
   labels = labels.astype(jnp.int32)
   keep = masking.expand(mask, labels.ndim) & (labels != IGNORED_LABEL)
   legal = (labels >= 0) & (labels < student.shape[-1])

@@ -135,7 +135,7 @@ def _guard(function: Callable, where: str, on: str, *, any_width: bool,
 
   @functools.wraps(function)
   def guarded(student, teacher=None, *, mask, labels=None, **options):
-    checks.check_mask(where, mask)
+    checks.check_mask(mask)
     if additive and isinstance(student, base.LinearLogits):
       return in_chunks(student, teacher, mask, labels, options)
     in_blocks = knows_blocks and all(
@@ -148,7 +148,7 @@ def _guard(function: Callable, where: str, on: str, *, any_width: bool,
                       'a loss without one, make `teacher=None` the default.')
     if teacher is not None:
       teacher = prepare(where, 'teacher', teacher, mask, on)
-      checks.check_same_shape(where, student, teacher, any_width=any_width)
+      checks.check_same_shape(student, teacher, any_width=any_width)
     if takes_labels:
       options['labels'] = labels
 
@@ -183,7 +183,7 @@ def _prepare_blocks(where: str, name: str, value, mask: jax.Array,
 
 def _prepare(where: str, name: str, value, mask: jax.Array, on: str):
   if isinstance(value, base.LinearLogits):
-    checks.check_leading(where, f'{name}.hidden', value.hidden, mask)
+    checks.check_leading(f'{name}.hidden', value.hidden, mask)
   if isinstance(value, base.QueryKey):
     _check_query_key(where, name, value, mask)
   if isinstance(value, attention.MeanMaps):
@@ -195,7 +195,7 @@ def _prepare(where: str, name: str, value, mask: jax.Array, on: str):
   value = value.astype(jnp.float32)
   if on == 'attention':
     return _clean_maps(where, name, value, mask)
-  checks.check_leading(where, name, value, mask)
+  checks.check_leading(name, value, mask)
   return masking.clean(value, mask)
 
 
@@ -220,5 +220,5 @@ def _check_maps(where: str, name: str, shape: tuple[int, ...],
 
 def _check_query_key(where: str, name: str, value: base.QueryKey,
                      mask: jax.Array) -> None:
-  checks.check_leading(where, f'{name}.query', value.query, mask)
-  checks.check_leading(where, f'{name}.key', value.key, mask)
+  checks.check_leading(f'{name}.query', value.query, mask)
+  checks.check_leading(f'{name}.key', value.key, mask)

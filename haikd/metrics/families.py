@@ -47,7 +47,7 @@ def measure(output: base.Output,
             *,
             mask: jax.Array,
             labels: Optional[jax.Array] = None,
-            sizes: cutting.Sizes = cutting.Sizes()) -> Measured:
+            sizes: cutting.ChunkSizes = cutting.ChunkSizes()) -> Measured:
   """Compares what a network returned with labels and with a teacher's.
 
   Sums are additive over `B`.

@@ -70,15 +70,15 @@ class Block(hk.Module):
     self.is_training = is_training
 
   def __call__(self, inputs: jax.Array,
-               looks: attention_mask.AttentionMask) -> jax.Array:
-    """Maps `[B, N, D]` to the same; `looks` as in `transformer.Attention`."""
+               allowed: attention_mask.AttentionMask) -> jax.Array:
+    """Maps `[B, N, D]` to the same; `allowed` as in `transformer.Attention`."""
 
     def add(positions, branch, norm):
       branch = layers.dropout(branch, self.dropout, self.is_training)
       return transformer.layer_norm(positions + branch, self.epsilon, norm)
 
     attention = transformer.Attention(self.heads)
-    middle = add(inputs, attention(inputs, looks), 'norm_attn')
+    middle = add(inputs, attention(inputs, allowed), 'norm_attn')
     mlp = transformer.Mlp(self.hidden, self.activation)
     return add(middle, mlp(middle), 'norm_mlp')
 
@@ -209,11 +209,11 @@ def bert(inputs: Union[jax.Array, Mapping[str, jax.Array]],
   function = layers.activation(where, activation)
   sequence, leading = _read(where, inputs, mask)
   _check_rows(where, sequence, head, positions - position_offset)
-  looks = sequence.looks(causal=False)
+  allowed = sequence.allowed(causal=False)
 
   def block(features, name):
     module = Block(heads, hidden, function, epsilon, dropout, is_training, name)
-    return module(features, looks)
+    return module(features, allowed)
 
   embed = Embed(vocabulary, positions, position_offset, types, width, epsilon)
   features = layers.dropout(embed(sequence), dropout, is_training)

@@ -62,7 +62,7 @@ class Attention(hk.Module):
     self.epsilon = epsilon
 
   def __call__(self, inputs: jax.Array, rotation: rotary.Rotation,
-               looks: attention_mask.AttentionMask) -> jax.Array:
+               allowed: attention_mask.AttentionMask) -> jax.Array:
     """Maps `[B, N, D]` to `[B, N, D]`."""
     batch, length, width = inputs.shape
 
@@ -80,7 +80,7 @@ class Attention(hk.Module):
     query = rotary.rotate(query, rotation) * self.head_size**-0.5
     key = rotary.rotate(key, rotation)
     query_key = base.QueryKey(
-        query.astype(inputs.dtype), key.astype(inputs.dtype), looks)
+        query.astype(inputs.dtype), key.astype(inputs.dtype), allowed)
     outputs = attention.attend(tap_lib.tap('maps', query_key), value)
     linear = layers.Linear(width, 'output', with_bias=self.output_bias)
     return linear(outputs.reshape(batch, length, -1))
@@ -132,8 +132,8 @@ class Block(hk.Module):
       return layers.dropout(outputs, self.dropout, self.is_training)
 
     module = Attention(epsilon=self.epsilon, **self.attention)
-    looks = sequence.looks(causal=True, window=window)
-    middle = inputs + branch('norm_attn', module, inputs, rotation, looks)
+    allowed = sequence.allowed(causal=True, window=window)
+    middle = inputs + branch('norm_attn', module, inputs, rotation, allowed)
     return middle + branch('norm_mlp', Mlp(**self.mlp), middle)
 
 

@@ -57,8 +57,8 @@ class Block(hk.Module):
     self.is_training = is_training
 
   def __call__(self, inputs: jax.Array,
-               looks: attention_mask.AttentionMask) -> jax.Array:
-    """Maps `[B, N, D]` to the same; `looks` as in `transformer.Attention`."""
+               allowed: attention_mask.AttentionMask) -> jax.Array:
+    """Maps `[B, N, D]` to the same; `allowed` as in `transformer.Attention`."""
 
     def branch(norm, module, positions, *more):
       normed = transformer.layer_norm(positions, self.epsilon, norm)
@@ -66,7 +66,7 @@ class Block(hk.Module):
       return layers.dropout(outputs, self.dropout, self.is_training)
 
     attention = transformer.Attention(self.heads)
-    middle = inputs + branch('norm_attn', attention, inputs, looks)
+    middle = inputs + branch('norm_attn', attention, inputs, allowed)
     mlp = transformer.Mlp(self.hidden, self.activation)
     return middle + branch('norm_mlp', mlp, middle)
 
@@ -170,11 +170,11 @@ def gpt2(inputs: Union[jax.Array, Mapping[str, jax.Array]],
         f'{where}: positions must be at least the length of rows; got '
         f'positions={positions}, N={length}. Choose shorter rows.')
   function = layers.activation(where, activation)
-  looks = sequence.looks(causal=True)
+  allowed = sequence.allowed(causal=True)
 
   def block(values, name):
     module = Block(heads, hidden, function, epsilon, dropout, is_training, name)
-    return module(values, looks)
+    return module(values, allowed)
 
   embed = Embed(num_classes, positions, width)
   outputs = layers.dropout(embed(sequence), dropout, is_training)

@@ -192,8 +192,8 @@ def position_mask(where: str, mask: Optional[jax.Array],
   """
   if mask is None:
     return jnp.ones(tokens.shape, bool)
-  checks.check_mask(where, mask)
-  checks.check_leading(where, 'tokens', tokens, mask)
+  checks.check_mask(mask)
+  checks.check_leading('tokens', tokens, mask)
   missing = tuple(range(mask.ndim, tokens.ndim))
   return jnp.broadcast_to(jnp.expand_dims(mask, missing), tokens.shape)
 

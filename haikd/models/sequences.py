@@ -33,7 +33,7 @@ class Sequence(NamedTuple):
   segments: Optional[jax.Array]
   types: Optional[jax.Array]
 
-  def looks(
+  def allowed(
       self,
       *,
       causal: bool,

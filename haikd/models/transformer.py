@@ -25,7 +25,7 @@ class Attention(hk.Module):
   def __call__(
       self,
       inputs: jax.Array,
-      looks: Optional[Union[jax.Array, attention_mask.AttentionMask]] = None
+      allowed: Optional[Union[jax.Array, attention_mask.AttentionMask]] = None
   ) -> jax.Array:
     """Maps `[B, N, D]` to `[B, N, D]`.
 
@@ -46,7 +46,7 @@ class Attention(hk.Module):
 
     query, key, value = heads('query'), heads('key'), heads('value')
     query *= query.shape[-1]**-0.5
-    query_key = tap_lib.tap('maps', base.QueryKey(query, key, looks))
+    query_key = tap_lib.tap('maps', base.QueryKey(query, key, allowed))
     outputs = attention.attend(query_key, value)
     return layers.Linear(width, name='output')(outputs.reshape(inputs.shape))
 

@@ -19,7 +19,7 @@ from haikd.network.capture import \
     capture  # The package has the function by this name.
 
 
-class Output(NamedTuple):
+class NetworkOutput(NamedTuple):
   """What a network gives for a batch.
 
   Attributes:
@@ -39,8 +39,8 @@ class Network(NamedTuple):
     title: the part of the config it comes from, for messages.
     init: `(rng, batch) -> (params, state)`; both float32.
     apply: `(params, state, rng, batch, *, is_training, batch_axes=(),
-      gather=None) -> (Output, state)`; casts parameters and inputs to the
-      compute dtype. Without a key, as in evaluation, it uses a fixed one.
+      gather=None) -> (NetworkOutput, state)`; casts parameters and inputs to
+      the compute dtype. Without a key, as in evaluation, it uses a fixed one.
       `batch_axes` are the mesh axes over which BatchNorm takes its statistics;
       `gather(part, shape, dtype)` makes whole a parameter of which the device
       has a part, where it is used.
@@ -50,12 +50,12 @@ class Network(NamedTuple):
 
   title: str
   init: Callable[..., tuple[Any, Any]]
-  apply: Callable[..., tuple[Output, Any]]
+  apply: Callable[..., tuple[NetworkOutput, Any]]
   tensor: dict[str, Any]
   placement: tuple[str, ...]
 
-  def look_up(self, frozen: base.Frozen, batch: base.Batch,
-              gather: Optional[Callable] = None) -> Output:
+  def infer(self, frozen: base.Variables, batch: base.Batch,
+            gather: Optional[Callable] = None) -> NetworkOutput:
     """Returns what it gives when it is used and not trained.
 
     Args:
@@ -139,7 +139,7 @@ def build_network(config: config_lib.ConfigDict,
     batch = batch._replace(inputs=policy.cast_to_compute(batch.inputs))
     (logits, values), state = network.apply(params, state, rng, batch,
                                             is_training, batch_axes, gather)
-    return Output(logits, values), state
+    return NetworkOutput(logits, values), state
 
   return Network(title, init, apply, rules, tuple(config.placement))
 

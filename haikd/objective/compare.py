@@ -28,7 +28,7 @@ class Context(NamedTuple):
   batch_axes: tuple[str, ...] = ()
   gather: Callable[[Any], Any] = lambda tree: tree
   gather_parameter: Optional[Callable] = None
-  sizes: cutting.Sizes = cutting.Sizes()
+  sizes: cutting.ChunkSizes = cutting.ChunkSizes()
   step: Any = 0
 
 

@@ -40,7 +40,7 @@ class Objective(NamedTuple):
   layers: dict[str, pairs_lib.Layers]
 
   def init(self, rng: jax.Array, batch: base.Batch,
-           frozen: Optional[base.Frozen]) -> tuple[base.Params, Any]:
+           frozen: Optional[base.Variables]) -> tuple[base.Params, Any]:
     """Initialises what is trained.
 
     Args:
@@ -74,7 +74,7 @@ class Objective(NamedTuple):
   def sums(self,
            params: base.Params,
            net_state: base.ArrayTree,
-           frozen: Optional[base.Frozen],
+           frozen: Optional[base.Variables],
            batch: base.Batch,
            rng: jax.Array,
            context: compare_lib.Context = compare_lib.Context(),
@@ -109,7 +109,7 @@ class Objective(NamedTuple):
     return sums, net_state
 
   def loss(self, params: base.Params, net_state: base.ArrayTree,
-           frozen: Optional[base.Frozen], batch: base.Batch, rng: jax.Array,
+           frozen: Optional[base.Variables], batch: base.Batch, rng: jax.Array,
            coefficients: dict[str, tuple[jax.Array, ...]],
            context: compare_lib.Context) -> tuple[jax.Array, tuple[Sums, Any]]:
     """Computes the objective on one microbatch, to be differentiated.
@@ -203,8 +203,8 @@ class Objective(NamedTuple):
         is_training=is_training,
         batch_axes=context.batch_axes,
         gather=context.gather_parameter)
-    teacher = teacher_lib.look_up(self.teacher, frozen, batch, self.terms,
-                                  self.layers, context.gather_parameter)
+    teacher = teacher_lib.infer(self.teacher, frozen, batch, self.terms,
+                                self.layers, context.gather_parameter)
     return student, teacher, net_state
 
   def _split(self, student):

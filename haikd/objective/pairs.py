@@ -20,8 +20,8 @@ EMBEDDING = 'embedding'  # The tap that has a vector for each text.
 Layers = tuple[tuple[int, tuple[int, ...]], ...]  # Student, and teacher's.
 
 
-def pairs(term: terms.Term, layers: Layers, student: network_lib.Output,
-          teacher: Optional[network_lib.Output],
+def pairs(term: terms.Term, layers: Layers, student: network_lib.NetworkOutput,
+          teacher: Optional[network_lib.NetworkOutput],
           batch: base.Batch, *, lazy: bool) -> list[base.Pair]:
   """Returns the pairs of a term, one for each layer that it compares.
 
@@ -74,8 +74,8 @@ def pairs(term: terms.Term, layers: Layers, student: network_lib.Output,
   return found
 
 
-def with_logits(output: Optional[network_lib.Output],
-                batch: base.Batch) -> Optional[network_lib.Output]:
+def with_logits(output: Optional[network_lib.NetworkOutput],
+                batch: base.Batch) -> Optional[network_lib.NetworkOutput]:
   """Returns an output whose logits, if any, are computed, once for all."""
   if output is None or output.logits is None:
     return output

@@ -10,11 +10,11 @@ from haikd.objective import terms as terms_lib
 from haikd.objective import trim_scans
 
 
-def look_up(teacher: Optional[network_lib.Network],
-            frozen: Optional[base.Frozen], batch: base.Batch,
-            terms: Iterable[terms_lib.Term],
-            layers: Mapping[str, pairs_lib.Layers],
-            gather: Optional[Callable]) -> Optional[network_lib.Output]:
+def infer(teacher: Optional[network_lib.Network],
+          frozen: Optional[base.Variables], batch: base.Batch,
+          terms: Iterable[terms_lib.Term],
+          layers: Mapping[str, pairs_lib.Layers],
+          gather: Optional[Callable]) -> Optional[network_lib.NetworkOutput]:
   """Runs the teacher, for what terms compare with.
 
   Where no term looks at its logits, its layers above the last one that some
@@ -43,13 +43,13 @@ def look_up(teacher: Optional[network_lib.Network],
   on_logits = any(term.entry.on == terms_lib.LOGITS for term in terms)
 
   def run(frozen, batch):
-    output = teacher.look_up(frozen, batch, gather)
+    output = teacher.infer(frozen, batch, gather)
     taps = {
         kind: tuple(x if (kind, j) in looked_at else None
                     for j, x in enumerate(values))
         for kind, values in output.taps.items()
     }
-    return network_lib.Output(output.logits if on_logits else None, taps)
+    return network_lib.NetworkOutput(output.logits if on_logits else None, taps)
 
   if on_logits:
     return run(frozen, batch)

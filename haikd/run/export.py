@@ -102,8 +102,8 @@ def _scale(part):
   return spread(part.config.data.mean), spread(part.config.data.std)
 
 
-def _card(part: trainees.Part, workdir: paths.Path,
-          network: base.Frozen) -> str:
+def _card(part: trainees.Trainee, workdir: paths.Path,
+          network: base.Variables) -> str:
   """Returns the model card, in Markdown."""
   config = part.config
   size = network_lib.count_parameters(network.params)

@@ -90,7 +90,7 @@ def with_vocabulary(config: config_lib.ConfigDict,
   return config
 
 
-def check(config: config_lib.ConfigDict, title: str, expected: base.Frozen,
+def check(config: config_lib.ConfigDict, title: str, expected: base.Variables,
           data: pipeline.Data) -> None:
   """Refuses weights that a network cannot start from; as `load`."""
   field, network = f'config.{title}.init', config[title]
@@ -106,8 +106,8 @@ def check(config: config_lib.ConfigDict, title: str, expected: base.Frozen,
       kept_ids=_kept_ids(data))
 
 
-def load(config: config_lib.ConfigDict, title: str, expected: base.Frozen,
-         data: pipeline.Data) -> base.Frozen:
+def load(config: config_lib.ConfigDict, title: str, expected: base.Variables,
+         data: pipeline.Data) -> base.Variables:
   """Reads the weights that a network starts from.
 
   Args:

@@ -19,7 +19,7 @@ from haikd.storage import checkpoint
 from haikd.storage import paths
 
 
-class Part(NamedTuple):
+class Trainee(NamedTuple):
   """One network of the job: its config and what is compiled for it.
 
   Attributes:
@@ -36,12 +36,12 @@ class Part(NamedTuple):
   folder: str
   title: str
 
-  def expected(self, role: str) -> base.Frozen:
+  def expected(self, role: str) -> base.Variables:
     """Returns what the 'teacher' or the 'student' of this part is like."""
     if role == 'teacher':
       return self.program.abstract_frozen
     state = self.program.abstract_state
-    return base.Frozen(state.params.student, state.net_state)
+    return base.Variables(state.params.student, state.net_state)
 
   def start(self, role: str) -> trainer.Trained:
     """Returns the network that `init` of the 'teacher' or 'student' names."""
@@ -89,7 +89,7 @@ class Part(NamedTuple):
 
 def build_all(
     config: config_lib.ConfigDict, mesh: jax.sharding.Mesh
-) -> tuple[Part, Optional[Part], Optional[Part]]:
+) -> tuple[Trainee, Optional[Trainee], Optional[Trainee]]:
   """Builds the networks of a job; they share the data.
 
   Args:
@@ -135,7 +135,7 @@ def build(config: config_lib.ConfigDict,
           folder: str = '',
           title: str = 'student',
           augment_field: str = 'config.data.augment',
-          optimizer_field: str = 'config.optimizer') -> Part:
+          optimizer_field: str = 'config.optimizer') -> Trainee:
   """Builds one network of a job.
 
   Args:
@@ -149,7 +149,7 @@ def build(config: config_lib.ConfigDict,
     optimizer_field: where the user set the optimizer, for messages.
 
   Returns:
-    A Part.
+    A Trainee.
 
   Raises:
     ConfigError: the config cannot work.
@@ -171,7 +171,7 @@ def build(config: config_lib.ConfigDict,
       mesh=mesh,
       has_teacher=has_teacher,
       optimizer_field=optimizer_field)
-  return Part(config, program, data, folder, title)
+  return Trainee(config, program, data, folder, title)
 
 
 def _learns_alone(config):

@@ -28,7 +28,7 @@ class Teacher(NamedTuple):
     identity: a hash of them, kept with every checkpoint of its student.
   """
 
-  frozen: base.Frozen
+  frozen: base.Variables
   identity: str
 
 
@@ -40,7 +40,7 @@ class Trained(NamedTuple):
     seconds: how long training took, over all restarts.
   """
 
-  network: base.Frozen
+  network: base.Variables
   seconds: float
 
 
@@ -203,7 +203,7 @@ def _warm_start(state, config, program, data):
   expected = program.abstract_state
   params, net_state = pretrained.load(
       config, 'student',
-      base.Frozen(expected.params.student, expected.net_state), data)
+      base.Variables(expected.params.student, expected.net_state), data)
   return state._replace(
       params=state.params._replace(student=params),
       net_state=net_state,

@@ -179,7 +179,7 @@ def load_network(path: files.Path,
 
 
 def load_like(field: str, path: files.Path,
-              expected: base.Frozen) -> base.Frozen:
+              expected: base.Variables) -> base.Variables:
   """Reads a trained student that has to be a certain network.
 
   Each process reads the parts that its devices hold, and no others.

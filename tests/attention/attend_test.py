@@ -22,12 +22,12 @@ def draw(groups=2, batch=B, length=N):
           for x in shapes]
 
 
-def whole(masks, looks):
-  return lambda *x: _whole(masks, looks, *x)
+def whole(masks, allowed):
+  return lambda *x: _whole(masks, allowed, *x)
 
 
-def _whole(masks, looks, query, key, value):
-  maps = masks.by_hand(query, key, looks)
+def _whole(masks, allowed, query, key, value):
+  maps = masks.by_hand(query, key, allowed)
   value = jnp.repeat(value, H // value.shape[2], axis=2)
   return jnp.einsum('bhnm,bmhe->bnhe', maps, value)
 
@@ -56,38 +56,38 @@ def in_blocks(mask):
 
 @pytest.mark.parametrize('name', MASKS)
 def test_blocks_give_what_whole_maps_give(name, small_blocks, masks):
-  mask, real, looks = masks.MASKS[name]
+  mask, real, allowed = masks.MASKS[name]
   *arguments, weights = draw()
   if real is not None:  # What a query in padding gives is not to be used.
     weights *= real[..., None, None]
   found = results(in_blocks(mask), arguments, weights)
-  expected = results(whole(masks, looks), arguments, weights)
+  expected = results(whole(masks, allowed), arguments, weights)
   keep = 1 if real is None else real[..., None, None]
   assert_close((found[0] * keep, found[1]), (expected[0] * keep, expected[1]))
 
 
 @pytest.mark.parametrize('groups', (1, 4))
 def test_key_heads_serve_their_query_heads(groups, masks):
-  mask, _, looks = masks.MASKS['causal']
+  mask, _, allowed = masks.MASKS['causal']
   *arguments, weights = draw(groups)
   assert_close(results(in_blocks(mask), arguments, weights),
-               results(whole(masks, looks), arguments, weights))
+               results(whole(masks, allowed), arguments, weights))
 
 
 def test_queries_and_keys_may_differ_in_number(small_blocks, masks):
   (query, _, _, weights), (_, key, value, _) = draw(), draw(length=9)
-  looks = masks.DRAWN[:, :1, :, :9]
-  found = results(in_blocks(jnp.asarray(looks)), (query, key, value), weights)
-  assert_close(found, results(whole(masks, looks), (query, key, value),
+  allowed = masks.DRAWN[:, :1, :, :9]
+  found = results(in_blocks(jnp.asarray(allowed)), (query, key, value), weights)
+  assert_close(found, results(whole(masks, allowed), (query, key, value),
                               weights))
 
 
 def test_query_that_looks_at_no_key_gives_0_and_has_no_gradient(
     small_blocks, masks):
-  looks = np.ones((N, N), bool)
-  looks[7] = False
+  allowed = np.ones((N, N), bool)
+  allowed[7] = False
   *arguments, weights = draw()
-  outputs, gradients = results(in_blocks(jnp.asarray(looks)), arguments,
+  outputs, gradients = results(in_blocks(jnp.asarray(allowed)), arguments,
                                weights)
   assert not outputs[:, 7].any() and not gradients[0][:, 7].any()
   assert np.isfinite(outputs).all() and all(map(np.any, gradients))
@@ -95,21 +95,21 @@ def test_query_that_looks_at_no_key_gives_0_and_has_no_gradient(
 
 @pytest.mark.parametrize('dtype', (jnp.bfloat16, jnp.float16))
 def test_sums_of_halves_are_made_in_float32(dtype, small_blocks, masks):
-  mask, _, looks = masks.MASKS['causal']
+  mask, _, allowed = masks.MASKS['causal']
   *arguments, weights = draw()
   arguments = [x.astype(dtype) for x in arguments]
   found = results(in_blocks(mask), arguments, weights)
   assert all(x.dtype == dtype for x in jax.tree.leaves(found))
-  expected = results(whole(masks, looks),
+  expected = results(whole(masks, allowed),
                      [x.astype(jnp.float32) for x in arguments], weights)
   assert_close(jax.tree.map(np.float32, found), expected, 0.03, 0.05)
 
 
 def test_eager_is_as_compiled(small_blocks, masks):
-  mask, _, looks = masks.MASKS['right']
+  mask, _, allowed = masks.MASKS['right']
   *arguments, _ = draw()
   found = in_blocks(mask)(*arguments)
-  expected = whole(masks, looks)(*arguments)
+  expected = whole(masks, allowed)(*arguments)
   assert_close(found[masks.RIGHT], expected[masks.RIGHT])
 
 
@@ -121,7 +121,7 @@ def test_on_eight_devices_with_heads_split_by_the_compiler(
   real = np.concatenate([masks.RIGHT, masks.LEFT, masks.RIGHT[:2]])
   *arguments, weights = draw(batch=8)
   weights *= real[..., None, None]
-  looks = real[:, None, None] & (masks.BEHIND >= 0)
+  allowed = real[:, None, None] & (masks.BEHIND >= 0)
   split = lambda x: jax.device_put(
       x, jax.sharding.NamedSharding(mesh, P('fsdp', None, 'tensor')))
 
@@ -136,7 +136,7 @@ def test_on_eight_devices_with_heads_split_by_the_compiler(
   outputs, gradients = results(
       lambda *x: sharded(jnp.asarray(real), *x), list(map(split, arguments)),
       weights)
-  expected, by_hand = results(whole(masks, looks), arguments, weights)
+  expected, by_hand = results(whole(masks, allowed), arguments, weights)
   assert_close((outputs[real], gradients), (expected[real], by_hand))
 
 

@@ -53,11 +53,11 @@ def absolute(student, teacher, real):
 
 def in_blocks(loss, student, teachers, masks, real, heads):
   """Evaluates a loss as the objective does: what is lazy is aligned first."""
-  looks, teacher_looks = masks
+  allowed, teacher_allowed = masks
 
   def run(student, teachers):
-    sides = [(base.QueryKey(*student, looks),),
-             tuple(base.QueryKey(*x, teacher_looks) for x in teachers)]
+    sides = [(base.QueryKey(*student, allowed),),
+             tuple(base.QueryKey(*x, teacher_allowed) for x in teachers)]
     sides = [attention.MeanMaps(x, x[0].query.shape[2]) for x in sides]
     pair = align.pool(*sides, mask=jnp.asarray(real), on='attention')
     assert pair.student.heads == heads
@@ -68,12 +68,12 @@ def in_blocks(loss, student, teachers, masks, real, heads):
       student, teachers)
 
 
-def whole(masks, loss, student, teachers, looks, real, heads):
-  looks, teacher_looks = looks
+def whole(masks, loss, student, teachers, allowed, real, heads):
+  allowed, teacher_allowed = allowed
 
   def run(student, teachers):
-    maps = sum(masks.by_hand(*x, teacher_looks) for x in teachers)
-    return loss(pooled(masks.by_hand(*student, looks), heads),
+    maps = sum(masks.by_hand(*x, teacher_allowed) for x in teachers)
+    return loss(pooled(masks.by_hand(*student, allowed), heads),
                 pooled(maps / len(teachers), heads), real)
 
   return jax.jit(jax.value_and_grad(run, (0, 1), has_aux=True))(
@@ -87,7 +87,7 @@ def assert_close(left, right, rtol=1e-5, atol=1e-5):
 
 def check(masks, names, heads, loss=None, by_hand=cosines, count=1,
           groups=None):
-  (mask, real, looks), (teacher_mask, _, teacher_looks) = (
+  (mask, real, allowed), (teacher_mask, _, teacher_allowed) = (
       masks.MASKS[x] for x in names)
   real = np.ones((B, N), bool) if real is None else real
   student = draw(heads[0], groups)
@@ -95,8 +95,8 @@ def check(masks, names, heads, loss=None, by_hand=cosines, count=1,
   arguments = student, teachers
   found = in_blocks(loss or haikd.losses.attention_transfer, *arguments,
                     (mask, teacher_mask), real, min(heads))
-  assert_close(found, whole(masks, by_hand, *arguments, (looks, teacher_looks),
-                            real, min(heads)))
+  assert_close(found, whole(masks, by_hand, *arguments,
+                            (allowed, teacher_allowed), real, min(heads)))
 
 
 @pytest.mark.parametrize('names, heads', (

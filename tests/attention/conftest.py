@@ -45,11 +45,11 @@ MASKS = dict(
 )
 
 
-def by_hand(query, key, looks):
+def by_hand(query, key, allowed):
   """Returns whole maps, `[B, H, N, M]`; rows without a key are 0."""
   key = jnp.repeat(key, query.shape[2] // key.shape[2], axis=2)
   scores = jnp.einsum('bnhk,bmhk->bhnm', query, key)
-  weights = jnp.exp(scores) * looks
+  weights = jnp.exp(scores) * allowed
   total = weights.sum(-1, keepdims=True)
   return weights / jnp.where(total > 0, total, 1)
 

@@ -24,13 +24,13 @@ def make(seed, batch=1, size=1.0):
       for _ in range(2))
 
 
-def maps_by_hand(query, key, looks):
+def maps_by_hand(query, key, allowed):
   scores = jnp.einsum('bnhk,bmhk->bhnm', query, key)
-  return jax.nn.softmax(jnp.where(looks, scores, -jnp.inf))
+  return jax.nn.softmax(jnp.where(allowed, scores, -jnp.inf))
 
 
-def outputs_by_hand(query, key, value, looks):
-  maps = maps_by_hand(query, key, looks)
+def outputs_by_hand(query, key, value, allowed):
+  maps = maps_by_hand(query, key, allowed)
   return jnp.einsum('bhnm,bmhe->bnhe', maps, value)
 
 
@@ -53,13 +53,13 @@ def assert_close(got, wanted):
       wanted)
 
 
-@pytest.mark.parametrize('rules, looks, weight', [
+@pytest.mark.parametrize('rules, allowed, weight', [
     ((dict(causal=True),) * 2, (looks_of(),) * 2, 3.0),
     ((dict(causal=True, window=2), dict(causal=True, window=6)),
      (looks_of(2), looks_of(6)), 1.0),
     ((dict(causal=True), dict(causal=False)), (looks_of(), EVERYWHERE), 1.0),
 ], ids=['weight', 'windows', 'causal and not'])
-def test_sides_that_look_differently(small_blocks, rules, looks, weight):
+def test_sides_that_look_differently(small_blocks, rules, allowed, weight):
   student, teacher = make(0), make(1)
 
   def ours(student, teacher):
@@ -70,7 +70,7 @@ def test_sides_that_look_differently(small_blocks, rules, looks, weight):
     return weight * attention.compare(squares, *sides, mask).total
 
   def by_hand(*sides):
-    one, other = (maps_by_hand(*x, y) for x, y in zip(sides, looks))
+    one, other = (maps_by_hand(*x, y) for x, y in zip(sides, allowed))
     return weight * jnp.sum(jnp.square(one - other))
 
   got, wanted = (

@@ -36,10 +36,10 @@ def draw(batch, length, heads, count):
 
 def maps_by_hand(query, key, mask):
   scores = jnp.einsum('bnhk,bmhk->bhnm', query, key)
-  looks = jnp.tri(query.shape[1], dtype=bool) & mask[:, None, None, :]
-  scores = jnp.where(looks, scores, -1e9)
+  allowed = jnp.tri(query.shape[1], dtype=bool) & mask[:, None, None, :]
+  scores = jnp.where(allowed, scores, -1e9)
   top = jnp.max(scores, -1, keepdims=True)
-  weights = jnp.where(looks, jnp.exp(scores - top), 0)
+  weights = jnp.where(allowed, jnp.exp(scores - top), 0)
   total = jnp.sum(weights, -1, keepdims=True)
   return weights / jnp.where(total > 0, total, 1)
 
@@ -56,9 +56,9 @@ def transfer_by_hand(query, key, teacher_query, teacher_key, mask):
 
 
 def transfer_in_blocks(query, key, teacher_query, teacher_key, mask):
-  looks = attention_mask.AttentionMask(mask, causal=True)
+  allowed = attention_mask.AttentionMask(mask, causal=True)
   student, teacher = (
-      attention.MeanMaps((base.QueryKey(*x, looks),), POOLED)
+      attention.MeanMaps((base.QueryKey(*x, allowed),), POOLED)
       for x in ((query, key), (teacher_query, teacher_key)))
   return haikd.losses.attention_transfer(student, teacher, mask=mask).total
 
@@ -69,8 +69,8 @@ def attend_by_hand(query, key, value, mask):
 
 
 def attend_in_blocks(query, key, value, mask):
-  looks = attention_mask.AttentionMask(mask, causal=True)
-  return attention.attend(base.QueryKey(query, key, looks), value)
+  allowed = attention_mask.AttentionMask(mask, causal=True)
+  return attention.attend(base.QueryKey(query, key, allowed), value)
 
 
 def compiled(function, arguments):

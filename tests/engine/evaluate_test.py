@@ -37,7 +37,7 @@ def build(devices, batch_size, student=None, microbatches=1):
       config, spec=data.spec, num_classes=3, mesh=mesh, has_teacher=True)
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), data.spec)
   own, frozen = (
-      base.Frozen(*network.init(jax.random.key(seed), zeros))
+      base.Variables(*network.init(jax.random.key(seed), zeros))
       for seed, network in enumerate((program.objective.student,
                                       program.objective.teacher)))
   return program, data, own, frozen
@@ -143,7 +143,7 @@ def test_only_positions_with_a_target_count():
       spec=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
                         batch),
       mesh=mesh_lib.build_mesh(config.mesh, jax.devices()[:1]))
-  own, frozen = (base.Frozen(*network.init(jax.random.key(0), batch))
+  own, frozen = (base.Variables(*network.init(jax.random.key(0), batch))
                  for network in (program.objective.student,
                                  program.objective.teacher))
   (sums,) = program.eval_step(own, program.freeze(frozen), batch)[0].values()

@@ -130,7 +130,7 @@ def reference(model):
   program = build(config, batch, (1, 1, 1), jax.devices()[:1])
   params = jax.device_get(program.init(jax.random.key(0)).params)
   frozen = jax.device_get(
-      base.Frozen(*program.objective.teacher.init(jax.random.key(1), batch)))
+      base.Variables(*program.objective.teacher.init(jax.random.key(1), batch)))
   return params, frozen, *gradient(program, config, params, frozen, batch)
 
 

@@ -110,7 +110,7 @@ def build(config, batch, devices, has_teacher=True):
   frozen = None
   if has_teacher:
     params, state = program.objective.teacher.init(jax.random.key(7), batch)
-    frozen = program.freeze(base.Frozen(params, state))
+    frozen = program.freeze(base.Variables(params, state))
   return program, frozen
 
 

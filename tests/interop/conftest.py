@@ -100,7 +100,7 @@ def expect(dtype=np.float32, place=None, **options):
       lambda shape: jax.ShapeDtypeStruct(
           shape, jnp.dtype(dtype), sharding=place(shape)),
       shapes(**options), is_leaf=lambda x: isinstance(x, tuple))
-  return base.Frozen(params, {})
+  return base.Variables(params, {})
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ def expect(model, options, **changes):
   net = hk.transform(lambda x: function(x, is_training=False, **options))
   place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   shapes = jax.eval_shape(net.init, jax.random.key(0), inputs)
-  return base.Frozen(jax.tree.map(
+  return base.Variables(jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
       shapes), {})
 

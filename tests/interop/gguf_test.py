@@ -122,7 +122,7 @@ def expect(dtype=np.float32, stacked=False, **changes):
     else:
       shapes.update({f'block_{i}/{module}': parameters for i in range(DEPTH)})
   place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  return base.Frozen(jax.tree.map(
+  return base.Variables(jax.tree.map(
       lambda shape: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype),
                                          sharding=place),
       shapes, is_leaf=lambda x: isinstance(x, tuple)), {})

@@ -96,7 +96,7 @@ def main(folder, megabytes, stacked, stored, wanted):
   else:
     params.update({f'block_{i}/mlp/up': dict(w=like(width, width))
                    for i in range(DEPTH)})
-  expected = base.Frozen(params, {})
+  expected = base.Variables(params, {})
   options = dict(depth=DEPTH, width=width)
   # What only the first time takes is no part of it.
   jax.block_until_ready(jax.jit(jnp.sum)(jnp.ones((8, 8))))

@@ -21,7 +21,7 @@ from haikd.losses import cutting
 B, N, V, D, E = 3, 50, 37, 8, 12  # Widths D of the student, E of the teacher.
 T, WEIGHTS = 2.0, (0.9, 0.1)
 # 16 positions to a chunk, which does not divide 150.
-SIZES = cutting.Sizes(chunk_bytes=16 * V * 4)
+SIZES = cutting.ChunkSizes(chunk_bytes=16 * V * 4)
 
 
 def make(seed=0, dtype=jnp.float32, bias=False, scale=None, soft_cap=None):
@@ -122,7 +122,7 @@ def test_bias_scale_and_cap_of_logits_have_their_gradients(options):
 def test_any_size_of_chunks_gives_the_same(rows):
   student, teacher, labels = make()
   mask = mask_of('right')
-  sizes = cutting.Sizes(rows * V * 4)
+  sizes = cutting.ChunkSizes(rows * V * 4)
   got = jax.value_and_grad(in_chunks)(student, teacher, mask, labels, sizes)
   assert_close(got, jax.value_and_grad(by_hand)(student, teacher, mask, labels))
 
@@ -268,7 +268,7 @@ def test_logits_are_never_whole_and_padding_is_never_visited():
   student = base.LinearLogits(jnp.ones((8, 256, 16)), jnp.ones((16, classes)))
   teacher = base.LinearLogits(jnp.ones((8, 256, 32)), jnp.ones((32, classes)))
   labels, mask = jnp.zeros((8, 256), int), jnp.ones((8, 256), bool)
-  default = cutting.Sizes()
+  default = cutting.ChunkSizes()
   step = jax.jit(jax.value_and_grad(functools.partial(
       in_chunks, sizes=default)))
   compiled = step.lower(student, teacher, mask, labels).compile()

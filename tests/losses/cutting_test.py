@@ -23,6 +23,6 @@ from haikd.losses import cutting
 def test_chunk_is_made_of_whole_groups(platform, expected, compiled_for):
   with compiled_for(platform):
     for (positions, classes, given), wanted in expected.items():
-      sizes = cutting.Sizes(given)
+      sizes = cutting.ChunkSizes(given)
       rows = sizes.rows(positions, classes)
       assert (rows, sizes.groups(rows, classes)) == wanted

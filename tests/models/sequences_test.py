@@ -13,8 +13,8 @@ TOKENS = np.zeros((1, 6), int)
 ROW = dict(tokens=TOKENS, segments=SEGMENTS, positions=POSITIONS)
 
 
-def looks(inputs, mask, **options):
-  found = sequences.read('test', inputs, mask).looks(**options)
+def allowed(inputs, mask, **options):
+  found = sequences.read('test', inputs, mask).allowed(**options)
   found = np.broadcast_to(found.block((0, 6), (0, 6)), (1, 1, 6, 6))
   return [''.join('.x'[int(sees)] for sees in row) for row in found[0, 0]]
 
@@ -33,7 +33,7 @@ def looks(inputs, mask, **options):
      ['......', '.x....', '.xx...', '...x..', '...xx.', '....xx']),
 ])
 def test_a_query_looks_where_it_may(inputs, options, expected):
-  assert looks(inputs, MASK, **options) == expected
+  assert allowed(inputs, MASK, **options) == expected
 
 
 @pytest.mark.parametrize('mask, expected', [

@@ -86,7 +86,7 @@ def build(config, batch, devices=1):
   program = program_lib.build_program(
       config, spec=spec_of(batch), num_classes=None, has_teacher=True,
       mesh=mesh_lib.build_mesh(config.mesh, jax.devices()[:devices]))
-  frozen = program.freeze(base.Frozen(*jax.device_get(
+  frozen = program.freeze(base.Variables(*jax.device_get(
       program.objective.teacher.init(jax.random.key(7), batch))))
   return program, frozen
 

@@ -47,7 +47,7 @@ def names(objective):
 
 def evaluate(objective, batch, step=0, seed=0):
   """Returns loss and terms of freshly initialised networks."""
-  frozen = base.Frozen(*objective.teacher.init(jax.random.key(7), batch))
+  frozen = base.Variables(*objective.teacher.init(jax.random.key(7), batch))
   params, state = objective.init(jax.random.key(seed), batch, frozen)
   sums, _ = objective.sums(params, state, frozen, batch, jax.random.key(0))
   loss, means = objective.combine(sums, step)
@@ -65,7 +65,7 @@ def test_everything_off_is_plain_logit_distillation():
 def test_plain_distillation_by_hand():
   batch = image_batch()
   objective = build(vit_config())
-  frozen = base.Frozen(*objective.teacher.init(jax.random.key(7), batch))
+  frozen = base.Variables(*objective.teacher.init(jax.random.key(7), batch))
   params, state = objective.init(jax.random.key(0), batch, frozen)
   logits = lambda network, *own: np.asarray(
       network.apply(*own, None, batch, is_training=False)[0].logits, np.float64)
@@ -141,7 +141,7 @@ def test_learned_alignment_is_trained_and_kept_apart():
       loss='feature_matching', layers='last', align='project')
   objective = build(config)
   batch = image_batch()
-  frozen = base.Frozen(*objective.teacher.init(jax.random.key(7), batch))
+  frozen = base.Variables(*objective.teacher.init(jax.random.key(7), batch))
   params, state = objective.init(jax.random.key(0), batch, frozen)
   assert set(params.align) == {'last'}
   assert not any('align' in name for name in params.student)
@@ -180,7 +180,7 @@ def test_empty_batch_gives_zero_loss_and_gradient():
   config.distillation.use_attention_transfer = True
   config.distillation.use_feature_matching = True
   objective = build(config)
-  frozen = base.Frozen(*objective.teacher.init(jax.random.key(7), batch))
+  frozen = base.Variables(*objective.teacher.init(jax.random.key(7), batch))
   params, state = objective.init(jax.random.key(0), batch, frozen)
 
   def loss(params):
@@ -359,7 +359,7 @@ def test_nan_in_padded_hidden_states_reaches_no_gradient():
     config = config_lib.base()
     config.student.model = config.teacher.model = 'linear'
     objective = build(config, batch)
-    frozen = base.Frozen(*objective.teacher.init(jax.random.key(7), batch))
+    frozen = base.Variables(*objective.teacher.init(jax.random.key(7), batch))
     params, state = objective.init(jax.random.key(0), batch, frozen)
 
     def loss(params):

@@ -84,7 +84,7 @@ def test_loss_and_gradient_are_those_of_documents_alone(folder, model):
     assert batch.mask.shape == (rows, N) and batch.mask.sum() == sum(
         LENGTHS) + len(LENGTHS)
     key = jax.random.key(0)
-    frozen = base.Frozen(*objective.teacher.init(key, batch))
+    frozen = base.Variables(*objective.teacher.init(key, batch))
     params, state = objective.init(jax.random.key(1), batch, frozen)
 
     def loss(params, objective=objective, batch=batch, state=state,

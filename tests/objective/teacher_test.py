@@ -106,7 +106,7 @@ def test_shortened_teacher_teaches_the_same(devices):
       frozen = unstacked(frozen[0]), frozen[1]
     state = program.init(jax.random.key(0))
     _, metrics = program.train_step(
-        state, program.freeze(base.Frozen(*frozen)),
+        state, program.freeze(base.Variables(*frozen)),
         collectives.shard_batch(program.mesh, batch))
     losses.append(jax.device_get(metrics))
   assert losses[0]['loss/feature_matching'] > 0

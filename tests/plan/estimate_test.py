@@ -36,8 +36,8 @@ def make_step(mesh_shape=(2, 4, 1)):
       opt_state=(array((8, 6), 'fsdp'), array((8, 6), 'fsdp')),
       loss_scale=(),
       ema={'w': array((8, 6), 'fsdp')})
-  frozen = base.Frozen({'w': array((8, 6), None, dtype=jnp.bfloat16)},
-                       {'mean': array((6,))})
+  frozen = base.Variables({'w': array((8, 6), None, dtype=jnp.bfloat16)},
+                          {'mean': array((6,))})
   batch = base.Batch(array((32, 5), ('replica', 'fsdp')),
                      array((32,), ('replica', 'fsdp'), dtype=jnp.bool_))
   return compiling.Step(None, state, frozen, batch, mesh)

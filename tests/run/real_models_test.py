@@ -38,7 +38,7 @@ def test_smollm2_knows_the_capital_of_france(precision):
   place = lambda tree: mesh_lib.abstract(
       tree, jax.tree.map(lambda _: mesh_lib.whole(mesh), tree))
   params, state = interop.load(
-      'init', init, base.Frozen(place(params), place(state)),
+      'init', init, base.Variables(place(params), place(state)),
       options=found.options)
   output, _ = network.apply(params, state, None, batch, is_training=False)
   best = int(np.argmax(output.logits.materialise()[0, -1]))

@@ -128,13 +128,13 @@ class _Cut(Exception):
 
 def stop_at(monkeypatch, number, how):
   """Makes a run end in its `number`-th step, by SIGTERM or by a kill."""
-  looks = []
+  allowed = []
 
   def requested():
-    looks.append(1)
-    if len(looks) == number and how == 'kill':
+    allowed.append(1)
+    if len(allowed) == number and how == 'kill':
       raise _Cut
-    return len(looks) == number
+    return len(allowed) == number
 
   monkeypatch.setattr(trainer.distributed, 'stop_requested', requested)
 

@@ -373,7 +373,7 @@ def test_load_like_checks_parameters_and_state(tmp_path):
   state = make_state(ema=False)
   save(tmp_path, (7, state))
   expected = jax.tree.map(
-      jnp.asarray, base.Frozen(state.params.student, state.net_state))
+      jnp.asarray, base.Variables(state.params.student, state.net_state))
   found = checkpoint.load_like('config.student.init', tmp_path, expected)
   assert_same_bits(found.params, expected.params)
   shapes = {'batch_norm/~/mean_ema': {'average': jnp.zeros(4)}}
@@ -392,7 +392,7 @@ def test_load_like_checks_parameters_and_state(tmp_path):
 def test_load_like_takes_the_running_mean_where_one_was_kept(tmp_path, ema):
   state = make_state(ema=ema)
   save(tmp_path, (7, state))
-  expected = abstract(base.Frozen(state.params.student, state.net_state))
+  expected = abstract(base.Variables(state.params.student, state.net_state))
   found = checkpoint.load_like('config.teacher.init', tmp_path, expected)
   assert_same_bits(found.params, state.ema if ema else state.params.student)
   assert_same_bits(found.state, state.net_state)
@@ -404,7 +404,7 @@ def test_load_like_gives_the_dtypes_and_places_asked_for(tmp_path):
   mesh = jax.make_mesh((4,), ('x',),
                        axis_types=(jax.sharding.AxisType.Auto,))
   place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('x'))
-  expected = abstract(base.Frozen(state.params.student, state.net_state))
+  expected = abstract(base.Variables(state.params.student, state.net_state))
   expected.params['net/~/linear.0']['w'] = jax.ShapeDtypeStruct(
       (4, 3), jnp.bfloat16, sharding=place)
   found = checkpoint.load_like('config.teacher.init', tmp_path, expected)

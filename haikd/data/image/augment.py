@@ -82,8 +82,8 @@ def register_augmentation(name: Optional[str] = None,
   return decorate
 
 
-def look_up(field: str, name: str,
-            options: Any) -> tuple[Entry, dict[str, Any]]:
+def lookup(field: str, name: str,
+           options: Any) -> tuple[Entry, dict[str, Any]]:
   """Returns a registered augmentation, and its options if it takes them.
 
   Args:
@@ -131,7 +131,7 @@ def build_augment(
   """
   steps = []
   for name, options in augment.items():
-    entry, options = look_up(f'{where}.{name}', name, options)
+    entry, options = lookup(f'{where}.{name}', name, options)
     if entry.stage == SIZE:
       continue
     if 'num_classes' in checks.option_names(entry.function):

@@ -53,7 +53,7 @@ def build_sizes(augment: Mapping[str, Mapping[str, Any]],
   """
   chosen = {}
   for name, options in augment.items():
-    entry, options = augment_lib.look_up(f'{where}.{name}', name, options)
+    entry, options = augment_lib.lookup(f'{where}.{name}', name, options)
     if entry.stage == augment_lib.SIZE:
       chosen[name] = functools.partial(
           entry.function, size=image_size, **options)

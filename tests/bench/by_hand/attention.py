@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 
-def looks(mask, length, causal):
+def allowed(mask, length, causal):
   """Returns where a query may look: bool, broadcastable to `[B, H, N, N]`."""
   if mask.ndim == 1:  # Of images.
     return None

@@ -56,7 +56,7 @@ def _loss(case, params, moving, teacher, batch):
     if fused:
       taken.append((query, key))
       return attention.blocks(query, key, value, mask, causal)[0]
-    allowed = attention.looks(mask, query.shape[1], causal)
+    allowed = attention.allowed(mask, query.shape[1], causal)
     outputs, maps = attention.whole(query, key, value, allowed)
     taken.append(maps)
     return outputs
@@ -69,7 +69,7 @@ def _loss(case, params, moving, teacher, batch):
                                         target)
       apart.append(total)
       return outputs
-    allowed = attention.looks(mask, query.shape[1], causal)
+    allowed = attention.allowed(mask, query.shape[1], causal)
     outputs, maps = attention.whole(query, key, value, allowed)
     if target is not None:
       counts = mask[:, None] if causal else mask[:, None, None]
