@@ -91,3 +91,13 @@ def test_collectives_stay_in_two_files(path):
 @pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_room_is_not_two_rooms(path):
   assert len(path.read_text().splitlines()) <= 300
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_what_jax_does_not_publish_stays_in_one_file(path):
+  if path.name != 'jax_internals.py':
+    modules = ast.walk(ast.parse(path.read_text()))
+    names = {node.module for node in modules
+             if isinstance(node, ast.ImportFrom) and node.module}
+    hidden = ('jax._src', 'jax.interpreters')
+    assert not [name for name in names if name.startswith(hidden)]

@@ -216,8 +216,7 @@ def scores(query: jax.Array, key: jax.Array, mask: Mask,
   shape = found.shape
   found = found.reshape(*shape[:2], -1, place.queries[1], shape[3])
   if allowed.shape[1] > 1:
-    allowed = allowed.reshape(
-        allowed.shape[0], *found.shape[1:3], *allowed.shape[2:])
+    allowed = allowed.reshape(-1, *found.shape[1:3], *allowed.shape[2:])
   else:
     allowed = allowed[:, :, None]
   return jnp.where(allowed, found, -jnp.inf).reshape(shape)

@@ -1,10 +1,11 @@
 """Where arrays lie: how on the mesh, and on devices of which platform."""
 
-from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import jax
 from jax import lax
+
+from haikd.core import jax_internals
 
 T = TypeVar('T')
 
@@ -12,9 +13,9 @@ T = TypeVar('T')
 def alike(tree: T, *references: Any) -> T:
   """Marks arrays as different wherever some reference is.
 
-  A loop's first carry is made of zeros, which are the same on all devices,
-  while what the loop makes of them is not; `jax.shard_map` wants both of one
-  type. Nothing is moved.
+  haikd's own `jax.shard_map` does not check this. Somebody else's may: it wants
+  a loop's first carry of zeros, which are the same on all devices, to have the
+  type of what the loop makes of them, which is not. Nothing is moved.
 
   Args:
     tree: arrays.
@@ -23,23 +24,11 @@ def alike(tree: T, *references: Any) -> T:
   Returns:
     The same values; outside of `jax.shard_map` the very same arrays.
   """
-  leaves = jax.tree.leaves(references)
-  return along(tree, [axis for leaf in leaves for axis in _axes(leaf)])
-
-
-def along(tree: T, axes: Sequence[str]) -> T:
-  """Marks arrays as different along mesh axes.
-
-  Args:
-    tree: arrays.
-    axes: of the mesh; an array that differs along one already stays so.
-
-  Returns:
-    The same values; without axes the very same arrays.
-  """
+  axes = frozenset().union(
+      *map(jax_internals.varying_axes, jax.tree.leaves(references)))
 
   def mark(x):
-    missing = tuple(dict.fromkeys(a for a in axes if a not in _axes(x)))
+    missing = tuple(sorted(axes - jax_internals.varying_axes(x)))
     return lax.pcast(x, missing, to='varying') if missing else x
 
   return jax.tree.map(mark, tree)
@@ -73,7 +62,3 @@ def platform() -> str:
   """
   device = jax.sharding.get_abstract_mesh().abstract_device
   return device.platform if device else jax.default_backend()
-
-
-def _axes(x):
-  return jax.typeof(x).manual_axis_type.varying

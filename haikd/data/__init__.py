@@ -10,8 +10,9 @@ from haikd.data.pipeline import build_data
 from haikd.data.pipeline import Data
 from haikd.data.source import Arrays
 from haikd.data.source import Source
-from haikd.data.source import Spec
 from haikd.data.source import TextInfo
+from haikd.data.spec import Column
+from haikd.data.spec import Spec
 from haikd.data.text import completions
 from haikd.data.text import labelled_sentences
 from haikd.data.text import sentences

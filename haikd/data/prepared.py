@@ -10,11 +10,11 @@ import io
 import sys
 from typing import Any, Optional
 
-import jax
 import numpy as np
 
 from haikd.core import checks
 from haikd.core import registry
+from haikd.data import spec as spec_lib
 
 FILE_FORMAT = 'array_record'
 
@@ -89,8 +89,8 @@ def described(name: str, data_dir: Optional[str] = None) -> Callable:
   def tfds_data_set(*, features=()):
     wanted = _wanted(features_of, features)
     columns = {
-        key: jax.ShapeDtypeStruct(features_of[key].shape,
-                                  features_of[key].np_dtype) for key in wanted
+        key: spec_lib.Column(features_of[key].shape, features_of[key].np_dtype)
+        for key in wanted
     }
     return columns, _num_classes(features_of, wanted)
 

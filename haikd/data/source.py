@@ -6,13 +6,13 @@ import pathlib
 import re
 from typing import Any, NamedTuple, Optional, Protocol
 
-import jax
 import numpy as np
 
 from haikd.core import checks
 from haikd.core import registry
 from haikd.data import foreign
 from haikd.data import prepared
+from haikd.data import spec as spec_lib
 
 RESERVED = ('split', 'source_dir', 'data_dir')
 
@@ -70,19 +70,6 @@ class TextInfo(NamedTuple):
   def identity(self) -> str:
     """What tells it from other tokenizers: the folder is called by a hash."""
     return pathlib.PurePath(self.tokenizer).name
-
-
-class Spec(NamedTuple):
-  """What an example of a data set is like, said without reading one.
-
-  Attributes:
-    columns: `{key: shape and dtype}` of one example. The height and width of
-      `image` may be None, where they differ from example to example.
-    num_classes: V, or None.
-  """
-
-  columns: Mapping[str, jax.ShapeDtypeStruct]
-  num_classes: Optional[int]
 
 
 class Subset:
@@ -196,7 +183,7 @@ def describe(name: str,
              *,
              options: Optional[Mapping[str, Any]] = None,
              source_dir: Optional[str] = None,
-             data_dir: Optional[str] = None) -> Optional[Spec]:
+             data_dir: Optional[str] = None) -> Optional[spec_lib.Spec]:
   """Says what the examples of a data set are like; its files may be elsewhere.
 
   Args:
@@ -225,7 +212,7 @@ def describe(name: str,
   with foreign.calling(f'source.describe: data set {name!r} must say what an '
                        'example is like'):
     described = spec(**options)
-    return None if described is None else Spec(*described)
+    return None if described is None else spec_lib.Spec(*described)
 
 
 def check_split(where: str, split: str, known: tuple[str, ...]) -> None:

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
 from haikd.core import checks
 from haikd.core import registry
 from haikd.data import source
+from haikd.data import spec as spec_lib
 from haikd.data.text import tokens as tokens_lib
 
 _SPLITS = ('train', 'validation', 'test')
@@ -18,11 +18,11 @@ def _spec(*, kind='images', size=256, num_classes=10, shape=(8, 8, 1),
           length=16, vocabulary=32):
   _check(kind, size, num_classes, length, vocabulary)
   if kind == 'tokens':
-    return source.Spec(tokens_lib.columns(length), vocabulary)
+    return spec_lib.Spec(tokens_lib.columns(length), vocabulary)
   columns = dict(
-      image=jax.ShapeDtypeStruct(tuple(shape), np.uint8),
-      label=jax.ShapeDtypeStruct((), np.int32))
-  return source.Spec(columns, num_classes)
+      image=spec_lib.Column(tuple(shape), np.uint8),
+      label=spec_lib.Column((), np.int32))
+  return spec_lib.Spec(columns, num_classes)
 
 
 @registry.register_dataset(spec=_spec)

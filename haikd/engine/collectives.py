@@ -12,7 +12,6 @@ import numpy as np
 
 from haikd.core import base
 from haikd.core import checks
-from haikd.core import mesh_context
 from haikd.engine import mesh as mesh_lib
 from haikd.losses import cutting
 
@@ -61,6 +60,11 @@ def over_shards(function: Callable, mesh: jax.sharding.Mesh, in_specs: Any,
                 out_specs: Any) -> Callable:
   """Returns a function that runs on every device, on its part of the arrays.
 
+  JAX does not check what differs from device to device (`check_vma`): it would
+  refuse users' networks whose loops start from constants. A gradient therefore
+  stays on its device, also that of replicated parameters, and every reduction
+  stands by hand.
+
   Args:
     function: of the device's own arrays; `tensor` is left to XLA.
     mesh: the devices.
@@ -89,7 +93,8 @@ def over_shards(function: Callable, mesh: jax.sharding.Mesh, in_specs: Any,
       mesh=mesh,
       axis_names=set(axes),
       in_specs=jax.tree.map(manual, in_specs),
-      out_specs=jax.tree.map(manual, out_specs))
+      out_specs=jax.tree.map(manual, out_specs),
+      check_vma=False)
 
 
 def batch_axes() -> tuple[str, ...]:
@@ -190,21 +195,6 @@ def _gather_backward(axis, dtype, turns, like, gradient):
 _gather.defvjp(_gather_forward, _gather_backward)
 
 
-def vary(tree: T) -> T:
-  """Marks arrays as different on each batch shard, inside `over_shards`.
-
-  A gradient with respect to what varies stays on its device. Were it taken with
-  respect to the replicated array, it would be reduced in every microbatch.
-
-  Args:
-    tree: arrays that may be the same everywhere.
-
-  Returns:
-    The same values.
-  """
-  return mesh_context.along(tree, batch_axes())
-
-
 def sum_over_batch(tree: T) -> T:
   """Adds up over the batch shards, inside `over_shards`."""
   axes = batch_axes()
@@ -215,7 +205,7 @@ def sum_gradient(gradient: T, specs: base.ArrayTree) -> T:
   """Adds a gradient up over the batch shards, inside `over_shards`.
 
   Args:
-    gradient: of parameters that `vary`.
+    gradient: of the parameters, each shard's own.
     specs: a PartitionSpec for each: over the axes that one is split over, the
       sum has been taken where its gradient was scattered.
 

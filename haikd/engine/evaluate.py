@@ -99,13 +99,12 @@ def build_eval_step(network: network_lib.Network,
       target = output
     else:
       target = run(teacher, frozen, batch) if teacher is not None else None
-    return collectives.vary(
-        metrics_lib.measure(
-            output,
-            target,
-            mask=pairs_lib.target_mask(batch, output),
-            labels=batch.labels,
-            sizes=sizes))
+    return metrics_lib.measure(
+        output,
+        target,
+        mask=pairs_lib.target_mask(batch, output),
+        labels=batch.labels,
+        sizes=sizes)
 
   def local(own, frozen, batch):
     size = batch.mask.shape[0]

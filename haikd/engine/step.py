@@ -91,8 +91,6 @@ def build_gradient(objective: objective_lib.Objective, mesh: jax.sharding.Mesh,
         gather_parameter=gather_parameter,
         sizes=collectives.chunk_sizes(mesh, chunk_bytes),
         step=step)
-    # What varies from device to device has a gradient that stays on it.
-    params, net_state = collectives.vary((params, net_state))
     parts = jax.tree.map(
         lambda x: x.reshape((microbatches, -1) + x.shape[1:]), batch)
     rng = jax.random.fold_in(jax.random.key(seed), _DROPOUT)
@@ -123,9 +121,9 @@ def build_gradient(objective: objective_lib.Objective, mesh: jax.sharding.Mesh,
       more, (sums, net_state) = jax.grad(
           loss, has_aux=True)(params, net_state, coefficients, part)
       gradient = jax.tree.map(jnp.add, gradient, more)
-      return (gradient, collectives.vary(net_state)), collectives.vary(sums)
+      return (gradient, net_state), sums
 
-    zeros = collectives.vary(jax.tree.map(jnp.zeros_like, params))
+    zeros = jax.tree.map(jnp.zeros_like, params)
     (gradient, net_state), sums = scan_parts(
         accumulate, (zeros, net_state), parts)
     sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import jax
 from jax import lax
 from jax.extend import core
-from jax.interpreters import partial_eval
 import jax.numpy as jnp
+
+from haikd.core import jax_internals
 
 T = TypeVar('T')
 
@@ -35,8 +36,7 @@ def run_needed(function: Callable[..., T], *args: Any) -> T:
     What the function returns.
   """
   closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-  jaxpr, _ = partial_eval.dce_jaxpr(
-      closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True)
+  jaxpr = jax_internals.drop_dead_code(closed.jaxpr)
   outputs = _run(jaxpr, closed.consts, jax.tree.leaves(args))
   return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
@@ -76,7 +76,7 @@ def _lengths(jaxpr):
         most = max(used.get(variable, 0), *rows or (float('inf'),))
         used[variable] = most
     if eqn.primitive.name == 'scan' and not eqn.params['reverse']:
-      carried = eqn.params['num_carry']
+      carried = jax_internals.scan_sizes(eqn.params).carry
       last, each = eqn.outvars[:carried], eqn.outvars[carried:]
       rounds = max((used.get(x, 0) for x in each), default=0)
       if not any(x in used for x in last) and rounds < eqn.params['length']:
@@ -86,9 +86,10 @@ def _lengths(jaxpr):
 
 def _first_rounds(params, operands, length):
   """Runs a loop for some rounds; returns no last carry."""
-  split = params['num_consts'], params['num_consts'] + params['num_carry']
-  consts, carry = operands[:split[0]], operands[split[0]:split[1]]
-  each, body = operands[split[1]:], core.jaxpr_as_fun(params['jaxpr'])
+  sizes = jax_internals.scan_sizes(params)
+  consts, operands = operands[:sizes.consts], operands[sizes.consts:]
+  carry, each = operands[:sizes.carry], operands[sizes.carry:]
+  body = core.jaxpr_as_fun(params['jaxpr'])
 
   def run(carry, i):
     # Looked up round by round: a slice for the loop would be a copy.

@@ -12,8 +12,8 @@ import time
 from typing import Any, NamedTuple, Optional
 
 import jax
-from jax.experimental.compilation_cache import compilation_cache
 
+from haikd.core import jax_internals
 from haikd.plan import counting
 from haikd.plan import schedule as schedule_lib
 
@@ -219,12 +219,12 @@ def _memory(stats):
 def _without_cache():
   before = jax.config.jax_enable_compilation_cache
   jax.config.update('jax_enable_compilation_cache', False)
-  compilation_cache.reset_cache()  # It looks at the flag only once.
+  jax_internals.forget_compilation_cache()
   try:
     yield
   finally:
     jax.config.update('jax_enable_compilation_cache', before)
-    compilation_cache.reset_cache()
+    jax_internals.forget_compilation_cache()
 
 
 def _dumped(folder):

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import jax
 from jax import lax
-from jax.interpreters import partial_eval
 import numpy as np
+
+from haikd.core import jax_internals
 
 # What each primitive is called here. A name with `_start` is the same thing.
 KINDS = {
@@ -108,8 +109,7 @@ def count(jaxpr: Any, devices: int) -> Counted:
   Returns:
     What one of them does.
   """
-  live, _ = partial_eval.dce_jaxpr(
-      jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars), instantiate=True)
+  live = jax_internals.drop_dead_code(jaxpr.jaxpr)
   counter = _Counter()
   counter.walk(live, 1.0, _Place({}, frozenset(), devices))
   return Counted(counter.flops, counter.bytes, total(counter.traffic),

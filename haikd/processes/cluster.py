@@ -4,9 +4,8 @@ import os
 import re
 from typing import NamedTuple, Optional
 
-from jax._src import clusters
-
 from haikd.core import checks
+from haikd.core import jax_internals
 
 # What launch/local.sh sets in place of the flags.
 COORDINATOR, NUM_PROCESSES, PROCESS_ID = VARIABLES = (
@@ -94,7 +93,7 @@ def _check(coordinator, num_processes, process_id):
 def _detect():
   """Returns the cluster that JAX finds this process in, or None."""
   try:
-    for kind in clusters.ClusterEnv._cluster_types:
+    for kind in jax_internals.cluster_kinds():
       if _may_be(kind) and kind.is_env_present():
         return _ask(kind)
   except Exception as err:  # Of metadata servers and other people's variables.
@@ -108,8 +107,8 @@ def _detect():
 def _may_be(kind):
   # A Kubernetes pod that is no part of a job has no job that could be asked.
   in_job = 'JOB_COMPLETION_INDEX' in os.environ
-  return not kind.opt_in_only_method and (in_job or
-                                          kind is not clusters.K8sCluster)
+  return not kind.opt_in_only_method and (
+      in_job or not jax_internals.is_kubernetes(kind))
 
 
 def _ask(kind):

@@ -16,14 +16,16 @@ import time
 from typing import NamedTuple, NoReturn, Optional, TypeVar
 
 import jax
-from jax._src import distributed as jax_distributed
 from jax.experimental import multihost_utils
 
 from haikd.core import checks
+from haikd.core import jax_internals
 from haikd.processes import cluster as cluster_lib
 from haikd.processes import heartbeat as heartbeat_lib
 
 T = TypeVar('T')
+
+_client = jax_internals.coordination_client
 
 _TIMEOUT = 300  # Seconds for all processes to come.
 _WEEK = 7 * 24 * 3600 * 1000  # Milliseconds; the watch ends a wait before.
@@ -231,10 +233,6 @@ def finish() -> None:
   if _run:
     _client().wait_at_barrier('haikd/end', _WEEK)
     _run.watch.stop()
-
-
-def _client():
-  return jax_distributed.global_state.client
 
 
 def _foreign(error):

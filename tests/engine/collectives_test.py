@@ -40,7 +40,6 @@ def test_gather_is_the_whole_and_its_gradient_is_the_sum(
   spec = P(*(mesh_lib.FSDP if i == axis else None for i in range(2)))
 
   def run(part, cotangent):
-    part = collectives.vary(part)
     value, back = jax.vjp(
         lambda part: gather(part, whole.shape, jnp.dtype(dtype)), part)
     gradient, = back(cotangent[0].astype(value.dtype))
@@ -64,8 +63,7 @@ def test_gradient_in_bfloat16_is_summed_in_float32():
   cotangents[0] = 256
 
   def run(part, cotangent):
-    _, back = jax.vjp(
-        lambda part: gather(part, (8,), jnp.bfloat16), collectives.vary(part))
+    _, back = jax.vjp(lambda part: gather(part, (8,), jnp.bfloat16), part)
     gradient, = back(cotangent[0].astype(jnp.bfloat16))
     return collectives.sum_gradient(gradient, P('fsdp'))
 
@@ -121,7 +119,7 @@ def test_gradient_is_scattered_along_its_first_axis_in_full_tiles(
 
   def run(part):
     loss = lambda part: jnp.sum(gather(part, shape, jnp.float32)**2)
-    gradient = jax.grad(loss)(collectives.vary(part))
+    gradient = jax.grad(loss)(part)
     return collectives.sum_gradient(gradient, spec)
 
   step = collectives.over_shards(run, mesh, in_specs=spec, out_specs=spec)
@@ -135,7 +133,7 @@ def test_gradient_of_what_is_whole_is_summed_over_all_shards():
 
   def run(x):
     number = collectives.shard_index().astype(jnp.float32)
-    part = collectives.vary(x[:2] * 0 + number)
+    part = x[:2] * 0 + number
     return collectives.sum_gradient([part, part], [P(), P('fsdp')])
 
   whole, split = jax.jit(

@@ -110,7 +110,8 @@ def test_what_has_to_be_asked_for_is_not_tried(monkeypatch):
     def is_env_present(cls):
       return pytest.fail('it was tried')
 
-  monkeypatch.setattr(cluster.clusters.ClusterEnv, '_cluster_types', [Mpi4py])
+  monkeypatch.setattr(
+      cluster.jax_internals, 'cluster_kinds', lambda: [Mpi4py])
   assert cluster.find() is None
 
 

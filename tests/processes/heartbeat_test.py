@@ -256,8 +256,8 @@ def test_nobody_is_ended_after_the_run(make, capsys):
 
 
 @pytest.mark.parametrize('explained, code, text', [
-  ("watch.lost('process 0, which is gone')", 6,
-   'haikd [1]: heartbeat.Watch: all processes of a run must stay alive; got '
+  ("heartbeat.lost('process 0, which is gone')", 6,
+   'haikd [1]: watch.Watch: all processes of a run must stay alive; got '
    'process 0, which is gone. Start all again to go on from the newest '
    'checkpoint.\n'),
   ('None', -signal.SIGABRT, ''),

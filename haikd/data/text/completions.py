@@ -6,6 +6,7 @@ import numpy as np
 
 from haikd.core import registry
 from haikd.data import source
+from haikd.data import spec as spec_lib
 from haikd.data.text import packing
 from haikd.data.text import text_files
 from haikd.data.text import text_prepared
@@ -64,7 +65,7 @@ class _Completions(NamedTuple):
 def _completions_spec(*, tokenizer, length, vocabulary=None, **options):
   del options
   packing.check('completions.completions', length, 'right')
-  return source.Spec(
+  return spec_lib.Spec(
       tokens_lib.columns(length),
       text_tokenizers.vocabulary_size(
           'completions.completions', text_tokenizers.load(tokenizer),

@@ -5,12 +5,12 @@ import hashlib
 import numbers
 from typing import Any, NamedTuple, Optional, Union
 
-import jax
 import numpy as np
 
 from haikd.core import checks
 from haikd.core import registry
 from haikd.data import source
+from haikd.data import spec as spec_lib
 from haikd.data.text import sentence_rows
 from haikd.data.text import text_files
 from haikd.data.text import text_prepared
@@ -95,12 +95,12 @@ def _labelled_spec(*, tokenizer, length, second=None, classes=None,
     return None  # The data says which there are.
   loaded = text_tokenizers.load(tokenizer)
   sentence_rows.Encoder(loaded, length, padding).check(_WHERE)
-  row = jax.ShapeDtypeStruct((length,), np.int32)
-  columns = dict(tokens=row, mask=jax.ShapeDtypeStruct((length,), np.bool_),
-                 label=jax.ShapeDtypeStruct((), np.int32))
+  row = spec_lib.Column((length,), np.int32)
+  columns = dict(tokens=row, mask=spec_lib.Column((length,), np.bool_),
+                 label=spec_lib.Column((), np.int32))
   if _has_types(loaded, second, types):
     columns['types'] = row
-  return source.Spec(columns, _count(classes))
+  return spec_lib.Spec(columns, _count(classes))
 
 
 @registry.register_dataset(spec=_labelled_spec)

@@ -2,12 +2,12 @@
 
 from typing import NamedTuple, Optional
 
-import jax
 import numpy as np
 
 from haikd.core import checks
 from haikd.core import registry
 from haikd.data import source
+from haikd.data import spec as spec_lib
 from haikd.data.text import packing
 from haikd.data.text import text_files
 from haikd.data.text import text_prepared
@@ -80,9 +80,9 @@ def _text_spec(*, tokenizer, length, form='packed', vocabulary=None,
       'text.text', text_tokenizers.load(tokenizer), vocabulary)
   columns = tokens_lib.columns(length)
   if form == 'packed':
-    row = jax.ShapeDtypeStruct((length,), np.int32)
+    row = spec_lib.Column((length,), np.int32)
     columns.update(segments=row, positions=row)
-  return source.Spec(columns, size)
+  return spec_lib.Spec(columns, size)
 
 
 @registry.register_dataset(spec=_text_spec)

@@ -8,6 +8,7 @@ import numpy as np
 from haikd.core import checks
 from haikd.core import registry
 from haikd.data import source
+from haikd.data import spec as spec_lib
 from haikd.data.text import tokens as tokens_lib
 from haikd.storage import paths
 
@@ -52,7 +53,7 @@ class Rows:
 
 def _spec(*, length, vocabulary):
   _check(length, vocabulary)
-  return source.Spec(tokens_lib.columns(length), vocabulary)
+  return spec_lib.Spec(tokens_lib.columns(length), vocabulary)
 
 
 @registry.register_dataset(spec=_spec)

@@ -2,8 +2,9 @@
 
 from typing import Optional
 
-import jax
 import numpy as np
+
+from haikd.data import spec as spec_lib
 
 UNLABELLED = -100  # The label of what has none.
 
@@ -43,7 +44,7 @@ def next_token(
   return np.where(target_mask, labels, np.int32(UNLABELLED)), target_mask
 
 
-def columns(length: int) -> dict[str, jax.ShapeDtypeStruct]:
+def columns(length: int) -> dict[str, spec_lib.Column]:
   """Returns what a sequence with its mask and labels is like.
 
   Args:
@@ -55,5 +56,5 @@ def columns(length: int) -> dict[str, jax.ShapeDtypeStruct]:
   """
   dtypes = dict(tokens=np.int32, mask=np.bool_, label=np.int32,
                 target_mask=np.bool_)
-  return {key: jax.ShapeDtypeStruct((length,), dtype)
+  return {key: spec_lib.Column((length,), dtype)
           for key, dtype in dtypes.items()}
