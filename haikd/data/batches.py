@@ -16,7 +16,6 @@ from haikd.data import reader as reader_lib
 from haikd.data.image import augment as augment_lib
 from haikd.data.image import normalise as normalise_lib
 from haikd.data.image import resize as resize_lib
-from haikd.data.text import tokens
 
 # Beside the seed, what a stream of random numbers is for.
 _ORDER, _AUGMENT = 0, 1
@@ -168,5 +167,5 @@ def _labels(label, real):
   if label.dtype == np.int32 and not real.all():
     label = np.where(
         real.reshape(-1, *(1,) * (label.ndim - 1)), label,
-        np.int32(tokens.UNLABELLED))
+        np.int32(base.IGNORED_LABEL))
   return label

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
 
+from haikd.core import base
 from haikd.core import checks
 from haikd.core import registry
 from haikd.data import source
@@ -15,7 +16,6 @@ from haikd.data.text import sentence_rows
 from haikd.data.text import text_files
 from haikd.data.text import text_prepared
 from haikd.data.text import text_tokenizers
-from haikd.data.text import tokens as tokens_lib
 from haikd.storage import files
 
 Classes = Union[int, Sequence[str]]  # How many there are, or their names.
@@ -74,7 +74,7 @@ class _Labelled(NamedTuple):
       if value in self.classes:
         return tuple(self.classes).index(value)
     elif isinstance(value, numbers.Integral) and value < count:
-      return int(value) if value >= 0 else tokens_lib.UNLABELLED
+      return int(value) if value >= 0 else base.IGNORED_LABEL
     names = '' if isinstance(self.classes, int) else (
         f' ({", ".join(self.classes)})')
     raise checks.DataError(

@@ -4,9 +4,8 @@ from typing import Optional
 
 import numpy as np
 
+from haikd.core import base
 from haikd.data import spec as spec_lib
-
-UNLABELLED = -100  # The label of what has none.
 
 
 def next_token(
@@ -39,9 +38,10 @@ def next_token(
   target_mask[..., :-1] = mask[..., :-1] & wanted[..., 1:]
   if segments is not None:
     target_mask[..., :-1] &= segments[..., :-1] == segments[..., 1:]
-  labels = np.full(tokens.shape, UNLABELLED, np.int32)
+  ignored = np.int32(base.IGNORED_LABEL)
+  labels = np.full(tokens.shape, ignored)
   labels[..., :-1] = tokens[..., 1:]
-  return np.where(target_mask, labels, np.int32(UNLABELLED)), target_mask
+  return np.where(target_mask, labels, ignored), target_mask
 
 
 def columns(length: int) -> dict[str, spec_lib.Column]:
