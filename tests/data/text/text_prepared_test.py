@@ -210,8 +210,8 @@ def test_folder_that_cannot_be_written_is_refused(location, words, tmp_path):
     open_rows(location, words)
 
 
-def test_a_progress_bar_is_shown_on_a_terminal_only(location, words, monkeypatch,
-                                                      capsys):
+def test_progress_bar_is_shown_on_a_terminal_only(location, words, monkeypatch,
+                                                  capsys):
   open_rows(location, words)
   assert capsys.readouterr().err == ''
 

@@ -129,8 +129,8 @@ def test_folder_without_the_file_gets_a_remedy(tmp_path, files, text):
   for name in files:
     (tmp_path / name).touch()
   with pytest.raises(checks.DataError,
-                     match='A tokenizer must be a folder with tokenizer.json, or '
-                     f'that file; got .*, which {text}'):
+                     match='A tokenizer must be a folder with tokenizer.json, '
+                     f'or that file; got .*, which {text}'):
     tokenizer.load(str(tmp_path))
 
 
