@@ -61,5 +61,5 @@ def _run(*command: str, cwd: str) -> None:
              'than Debian, fetch the files by hand.')
   except subprocess.CalledProcessError as err:
     sys.exit(f'`{" ".join(command)}` must succeed; got exit code '
-             f'{err.returncode}. Read its output above; `apt-get update` may be '
-             'needed first.')
+             f'{err.returncode}. Read its output above; `apt-get update` may '
+             'be needed first.')

@@ -182,7 +182,11 @@ def labelled_sentences(split: str,
 
 
 def _has_types(tokenizer, second, types):
-  """Returns whether rows have `types`: asked for, of pairs, distinguished."""
+  """Returns whether rows have `types`.
+
+  They have if they are pairs, the option asks for it, and the tokenizer
+  distinguishes the two sentences.
+  """
   if second is None or not types:
     return False
   return bool(tokenizer.encode_batch(['a'], ['a'])[0].types.any())

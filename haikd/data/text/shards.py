@@ -135,7 +135,8 @@ def _write_shard(shard: pathlib.Path, statistics: pathlib.Path, recipe: Recipe,
       writer.write(row.tobytes())
       counts['rows'] += 1
     writer.close()
-    # Another process may be reading its own shard already: don't replace it.
+    # If another process has written the shard meanwhile, somebody may be
+    # reading it: don't replace it.
     if statistics.exists():
       return Counter(files.read_json(statistics))
     os.replace(temporary, shard)

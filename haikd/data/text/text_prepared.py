@@ -138,7 +138,8 @@ def _prune(
   corpus = open_corpus(location, 'train')
   recipe = make_format(tokenizer, corpus).recipe()
   if recipe.full_ids is None:
-    raise TypeError(f'{recipe.name} has no full_ids, which pruning needs.')
+    raise TypeError(f'The recipe of {recipe.name!r} must have full_ids to be '
+                    'pruned; got None.')
   folder = _folder(recipe, tokenizer, corpus, location.data_dir)
   cached = folder / 'kept_ids.npy'
   if not cached.exists():

@@ -150,8 +150,8 @@ def test_other_words_of_known_letters_are_not_unknown(make):
 
 
 def test_parts_of_all_merges_to_a_piece_are_kept():
-  # abc is merged from ab + c, which has the lower rank, and from a + bc. Of d
-  # only the single character is kept.
+  # abc is merged from ab + c, which has the lower rank, and from a + bc. d is
+  # kept because it is a single character, cd and da are not.
   vocab = {token: i for i, token in enumerate(
       ['a', 'b', 'c', 'd', 'cd', 'ab', 'bc', 'abc', 'da'])}
   original = wrapped(tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[

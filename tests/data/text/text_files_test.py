@@ -146,8 +146,8 @@ def test_digest_of_an_unchanged_file_is_cached(tmp_path):
   path = tmp_path / 'train.txt'
   path.write_text('a')
   digest = open_corpus(tmp_path).digest
-  kept, = (tmp_path / 'digests').iterdir()
-  kept.write_text('kept')
+  cached, = (tmp_path / 'digests').iterdir()
+  cached.write_text('another digest')
   assert open_corpus(tmp_path).digest != digest
 
 

@@ -263,3 +263,10 @@ def test_statistics_are_written_shard_by_shard(location, words):
   for path in folder_of(location).glob('0*.json'):
     counts.update(json.loads(path.read_text()))
   assert counts == dict(documents=10, tokens=20, rows=10)
+
+
+def test_recipe_without_full_ids_cannot_be_pruned(location, words):
+  with pytest.raises(TypeError, match="'counted' must have full_ids"):
+    text_prepared.open_rows(
+        lambda loaded, corpus: CountedFormat(loaded), words, location, 'train',
+        prune=True, num_classes=lambda loaded: None)
