@@ -53,9 +53,9 @@ def prune(
   kind = model['type']
   if kind not in _ALPHABETS:
     raise checks.DataError(
-        'config.data.options.prune must be False for a tokenizer that is none '
-        f'of {", ".join(_ALPHABETS)}; got model.type={kind!r}. Set '
-        'config.data.options.prune=False.')
+        'config.data.options.prune must be False for a tokenizer of this type; '
+        f'got model.type={kind!r}. Types that can be pruned: '
+        f'{", ".join(_ALPHABETS)}.')
   used = {int(i) for i in used_ids}
   unknown = sorted(i for i in used if tokenizer.token_of(i) is None)
   if unknown:
@@ -81,8 +81,7 @@ def prune(
       raise checks.DataError(
           'config.data.options.prune must be False for a tokenizer whose added '
           'tokens are neither in the vocabulary nor after it; got '
-          f'{tokenizer.token_of(old)!r}, id={old}. Set '
-          'config.data.options.prune=False.')
+          f'{tokenizer.token_of(old)!r}, id={old}. Turn pruning off.')
   return pruned, kept_ids
 
 
@@ -91,6 +90,7 @@ def _special_ids(tokenizer, definition):
   ids = {i for i in tokenizer.special if i is not None}
   ids |= {token['id'] for token in definition['added_tokens']
           if token['special']}
+  # Renumbering looks up every id that a processor inserts.
   _renumber(definition['post_processor'], _RecordingIdentity(ids))
   return ids
 
