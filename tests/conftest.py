@@ -29,9 +29,14 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:  # Workers inherit what stands here.
                    'TFDS_DATA_DIR', 'MPLCONFIGDIR'):
     os.environ[variable] = os.path.join(CACHE, variable.lower())
 
-# What `-m quick` runs: all of these, less what is slow.
+# `-m quick` runs these, except for what is slow, and except for most tests of
+# the step.
 QUICK = ('style_test.py', 'rooms_test.py', 'docstrings_test.py', 'docs_test.py',
          'core/', 'config/', 'losses/', 'align/', 'engine/step_test.py')
+# The tests of the step that it runs.
+QUICK_STEPS = ('test_gradient_is_that_of_the_whole_batch[1-',
+               'test_what_stands_in_padding', 'test_no_gradient_reaches',
+               'test_step_learns_and_compiles_once')
 
 CONFIG = """
     from haikd import config as config_lib
@@ -76,8 +81,9 @@ def pytest_collection_modifyitems(items):
   folder = pathlib.Path(__file__).parent
   for item in items:
     name = item.path.relative_to(folder).as_posix()
-    on_one = name != 'engine/step_test.py' or 'one_device' in item.name
-    if name.startswith(QUICK) and on_one and not item.get_closest_marker('slow'):
+    quick = name.startswith(QUICK) and (
+        name != 'engine/step_test.py' or item.name.startswith(QUICK_STEPS))
+    if quick and not item.get_closest_marker('slow'):
       item.add_marker('quick')
 
 

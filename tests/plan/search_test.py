@@ -103,8 +103,8 @@ GIB = chips.GIB
     ((100,), r'--a=1 fits with 0\.00 GiB left\.$'),
     ((102, 103), r'--a=1 helps most, and still misses 2\.00 GiB\. Add chips, '
                  r'or several of: --a=2\.$'),
-    ((), r'v5e:4x4: 105\.00 GiB needed, 100\.00 GiB available, 5\.00 GiB missing\. '
-         r'Add chips\.$'),
+    ((), r'v5e:4x4: 105\.00 GiB needed, 100\.00 GiB available, '
+         r'5\.00 GiB missing\. Add chips\.$'),
 ])
 def test_error_says_by_how_much_and_what_helps(peaks, match):
   tried = [search.Remedy(f'--a={i}', make(peak * GIB, 100 * GIB))
