@@ -9,24 +9,23 @@
 
 A config file has a function `get_config()` that starts from
 `haikd.config.base()`, which documents every field. Any field can be overridden
-with `--config.some.field=value`, also one that an open field such as
-`config.student.options` does not hold yet; `--config=configs/x.py:smoke` asks
-the file for a variant. A run that was interrupted goes on when it is started
-again.
+with `--config.some.field=value`. An override may also add a key to an open
+field such as `config.student.options`. `--config=configs/x.py:smoke` asks the
+file for a variant. Start an interrupted run again to resume it.
 
-Many processes work as one run: on a TPU pod, GKE, Slurm and under Open MPI they
-find one another, elsewhere give each of them --coordinator=host:port
---num_processes=N --process_id=I. The workdir must be a folder they share.
+Several processes can work as one run. On a TPU pod, GKE, Slurm and under Open
+MPI they find one another; elsewhere give each --coordinator=host:port
+--num_processes=N --process_id=I. They must share the workdir.
 
-Compiled programs are kept in ~/.cache/haikd/compiled (or below XDG_CACHE_HOME),
-so that a later start begins sooner; JAX_COMPILATION_CACHE_DIR names another
-folder, or none if it is empty.
+Compiled programs are cached in ~/.cache/haikd/compiled (or below
+XDG_CACHE_HOME), so that later runs start faster. JAX_COMPILATION_CACHE_DIR sets
+another folder; if it is empty, nothing is cached.
 
-Exit codes: 0 done; 1 a defect, or something unforeseen in your own code; 2
-wrong config, flag or plugin; 3 data, checkpoint or file that cannot be used; 4
-training diverged; 5 the planned step does not fit; 6 another process of the run
+Exit codes: 0 done; 1 a bug, or an unforeseen error in your own code; 2 wrong
+config, flag or plugin; 3 unusable data, checkpoint or file; 4 training
+diverged; 5 the planned step does not fit; 6 another process of the run has
 failed, is dead or hangs; 130 interrupted; 143 stopped by SIGTERM and saved, so
-that a new start goes on.
+that a new start resumes the run.
 """
 
 import logging
@@ -73,15 +72,15 @@ def main(argv: Optional[list[str]] = None) -> int:
       return 0
     if values.seeds > 1 and values.mode != 'train':
       raise checks.ConfigError(
-          f'launch.main: --seeds must be left out with --mode={values.mode}; '
-          f'got --seeds={values.seeds}. Give the --workdir of one seed.')
+          f'--seeds must be left out with --mode={values.mode}; got '
+          f'--seeds={values.seeds}. Give the --workdir of one seed.')
     if values.topology and values.mode != 'plan':
       raise checks.ConfigError(
-          'launch.main: --topology must be left out unless --mode=plan; got '
-          f'--mode={values.mode}. A run takes the devices that it finds.')
+          '--topology must be left out unless --mode=plan; got '
+          f'--mode={values.mode}. A run uses the devices that it finds.')
     if values.output and values.mode != 'export':
       raise checks.ConfigError(
-          'launch.main: --output must be left out unless --mode=export; got '
+          '--output must be left out unless --mode=export; got '
           f'--mode={values.mode}. A run writes to its --workdir.')
     if values.mode != 'plan':
       distributed.initialize(values.coordinator, values.num_processes,
@@ -100,23 +99,23 @@ def main(argv: Optional[list[str]] = None) -> int:
     print(f'haikd{distributed.label()}: {err}', file=sys.stderr)
     return err.exit_code
   except (Exception, KeyboardInterrupt) as err:
-    # Also what nobody foresaw is one line.
+    # An unforeseen error is printed as one line, too.
     debug = _wants_debug(values, argv)
     if debug:
       traceback.print_exc()
-    err = distributed.explain(err)
-    code = _exit_code(err)
-    if not debug or code != 1:  # Of a defect, the traceback says it all.
-      print(f'haikd{distributed.label()}: {_line(err)}', file=sys.stderr)
+    cause = distributed.explain(err)
+    code = _exit_code(cause)
+    if not debug or code != 1:  # The traceback of a bug needs no summary.
+      print(f'haikd{distributed.label()}: {_line(cause)}', file=sys.stderr)
     if distributed.is_many():
-      distributed.leave(code, err)
+      distributed.leave(code, cause)
     return code
 
 
 def _run(config, values):
   workdir = _workdir(values)
   if values.mode == 'plan':
-    from haikd import plan  # Not what every run has to wait for.
+    from haikd import plan  # Imported here: the other modes start faster.
     plan.plan(config, values.topology or ['cpu:8'], workdir, debug=values.debug)
   elif values.mode == 'eval':
     job.evaluate(config, workdir)
@@ -129,11 +128,11 @@ def _run(config, values):
 
 
 def _line(err):
-  """Returns what the user is told of an error."""
+  """Returns the line that the user sees for an error."""
   if isinstance(err, _FORESEEN):
     return checks.one_line(err)
   if isinstance(err, KeyboardInterrupt):
-    return 'interrupted; start it again to go on from the newest checkpoint.'
+    return 'interrupted; start it again to resume from the newest checkpoint.'
   return f'{checks.describe(err)}; run with --debug for the traceback'
 
 
@@ -148,54 +147,55 @@ def _define_flags():
   flags.DEFINE_string(
       'config',
       None,
-      'Config file, with an optional :variant; --config.field=value overrides.',
+      'Config file, with an optional :variant; --config.field=value overrides '
+      'a field.',
       flag_values=values)
   flags.DEFINE_string(
       'workdir',
       None,
-      'Folder of the run, on disk or gs://bucket/…; runs/<config> by default.',
+      'Folder of the run, local or gs://bucket/…; runs/<config> by default.',
       flag_values=values)
   flags.DEFINE_enum(
       'mode', 'train', _MODES, 'What to do.', flag_values=values)
   flags.DEFINE_list(
       'topology',
       None,
-      'What to plan for, such as v5e:16x16,v5p:8x8x8,2*v5e:16x16,cpu:8,gpu; '
-      'the first three need `pip install haikd[plan]`, and no TPU.',
+      'Devices to plan for, such as v5e:16x16,v5p:8x8x8,2*v5e:16x16,cpu:8,gpu;'
+      ' the first three need `pip install haikd[plan]`, and no TPU.',
       flag_values=values)
   flags.DEFINE_enum(
       'format',
       'hf',
       export_lib.FORMATS,
-      'What to export as: hf, a folder that transformers loads.',
+      'Format to export: hf, a folder that transformers loads.',
       flag_values=values)
   flags.DEFINE_string(
       'output',
       None,
-      'Folder to export to; export below the workdir by default.',
+      'Folder to export to; <workdir>/export by default.',
       flag_values=values)
   flags.DEFINE_integer(
       'seeds',
       1,
-      'Train so many times, with seeds from config.seed on, and print means '
-      'with 95 % intervals.',
+      'Train this many times, with the seeds config.seed, config.seed + 1 and '
+      'so on, and print means with 95 % intervals.',
       lower_bound=1,
       flag_values=values)
   flags.DEFINE_string(
       'coordinator',
       None,
-      'Of many processes: host:port of process 0.',
+      'host:port of process 0, for a run of several processes.',
       flag_values=values)
   flags.DEFINE_integer(
       'num_processes',
       None,
-      'How many processes there are; 1 to look for no others.',
+      'Number of processes; 1 to look for no others.',
       lower_bound=1,
       flag_values=values)
   flags.DEFINE_integer(
       'process_id',
       None,
-      'Which of them this is, from 0.',
+      'Index of this process, from 0.',
       lower_bound=0,
       flag_values=values)
   flags.DEFINE_bool(
@@ -206,7 +206,7 @@ def _define_flags():
 
 
 def _parse(values, argv):
-  """Parses the flags; returns what is left, the config's overrides."""
+  """Parses the flags; returns the other arguments, the config's overrides."""
   try:
     return values(argv, known_only=True)
   except flags.Error as err:
@@ -226,15 +226,15 @@ def _workdir(values):
 
 
 def _quiet():
-  """Keeps what the libraries tell their own developers from the user."""
+  """Hides the libraries' log messages, which are for their developers."""
   absl_logging.set_verbosity(absl_logging.ERROR)
   logging.getLogger('jax').setLevel(logging.ERROR)
-  # Its errors are raised as well.
+  # gcsfs logs errors that it raises as well.
   logging.getLogger('gcsfs').setLevel(logging.CRITICAL)
 
 
 def _use_compilation_cache():
-  """Keeps compiled programs in the user's cache: half of the first step."""
+  """Caches compiled programs for the user, which halves the first step."""
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
   if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
     return
@@ -242,9 +242,9 @@ def _use_compilation_cache():
     cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
     folder = pathlib.Path(cache) / 'haikd' / 'compiled'
     folder.mkdir(parents=True, exist_ok=True)
-  except (OSError, RuntimeError):  # The latter: nobody's home.
+  except (OSError, RuntimeError):  # RuntimeError: there is no home folder.
     return
-  if os.access(folder, os.W_OK):  # Otherwise JAX would warn of every program.
+  if os.access(folder, os.W_OK):  # Else JAX would warn for each program.
     jax.config.update('jax_compilation_cache_dir', str(folder))
 
 

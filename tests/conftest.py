@@ -1,10 +1,12 @@
-"""Eight devices on any machine, the user's caches left alone, and a command.
+"""Eight devices on any machine, temporary caches, and fixtures to run a config.
 
-Most time goes into compiling what runs once, so that it is not optimised: that
-takes a quarter less. XLA_FLAGS of the caller's own are heeded.
+Most time goes into compiling programs that run once. They are therefore not
+optimised, which saves a quarter of the time. XLA_FLAGS of the caller still
+apply.
 
 What haikd keeps between runs (prepared data, compiled programs) goes to a
-temporary folder, which the workers of one session share.
+temporary folder, which all workers of a test session share. The user's caches
+are not touched.
 """
 
 import atexit
@@ -22,7 +24,7 @@ os.environ['XLA_FLAGS'] = (
     ' --xla_force_host_platform_device_count=8')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
-if 'PYTEST_XDIST_WORKER' not in os.environ:  # Workers inherit what stands here.
+if 'PYTEST_XDIST_WORKER' not in os.environ:  # Workers inherit the variables.
   CACHE = tempfile.mkdtemp(prefix='haikd-tests-')
   atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
   for variable in ('XDG_CACHE_HOME', 'JAX_COMPILATION_CACHE_DIR',
@@ -89,11 +91,11 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def compiled_for():
-  """Traces for devices of a platform that need not be here."""
+  """Returns a context that traces for a platform, also one not present."""
   import jax
 
   def context(platform):
-    device = jax.sharding.AbstractDevice('one of it', None, platform=platform)
+    device = jax.sharding.AbstractDevice('device', None, platform=platform)
     mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
     return jax.sharding.use_abstract_mesh(mesh)
 
@@ -102,7 +104,7 @@ def compiled_for():
 
 @pytest.fixture
 def fresh():
-  """Forgets what a config or plugin imported, registered or put on the path."""
+  """Undoes what a config or plugin imports, registers or puts on the path."""
   from haikd.core import registry
   path, modules = list(sys.path), set(sys.modules)
   with registry.losses.temporary(), registry.datasets.temporary():
@@ -115,7 +117,7 @@ def fresh():
 
 @pytest.fixture
 def run(fresh, tmp_path, capsys):
-  """Runs a config in a folder of its own; returns (exit code, out, err)."""
+  """Runs a config in a new folder; returns (exit code, stdout, stderr)."""
   from haikd import launch
   (tmp_path / 'my_plugin.py').write_text(textwrap.dedent(PLUGIN))
   (tmp_path / 'tiny.py').write_text(textwrap.dedent(CONFIG))

@@ -1,4 +1,4 @@
-"""The written rule of docstrings, enforced on everything public."""
+"""Docstrings of public functions and classes have the sections of the style."""
 
 import importlib
 import inspect
@@ -18,8 +18,8 @@ def public():
   for info in pkgutil.walk_packages(haikd.__path__, 'haikd.'):
     module = importlib.import_module(info.name)
     for name, thing in vars(module).items():
-      own = getattr(thing, '__module__', None) == module.__name__
-      if own and not name.startswith('_') and callable(thing):
+      defined_here = getattr(thing, '__module__', None) == module.__name__
+      if defined_here and not name.startswith('_') and callable(thing):
         if inspect.isfunction(thing) or inspect.isclass(thing):
           yield f'{info.name}.{name}', thing
 
@@ -28,15 +28,15 @@ PUBLIC = dict(public())
 
 
 def sections(thing):
-  """Returns {section: its lines} in the order of a docstring."""
-  found, current = {}, None
+  """Returns {section: its lines} of a docstring, in its order."""
+  lines_of, lines = {}, None
   for line in (inspect.getdoc(thing) or '').splitlines():
     match = re.fullmatch(r'([A-Z][a-z]+):', line)
     if match and match[1] in SECTIONS:
-      current = found.setdefault(match[1], [])
-    elif current is not None:
-      current.append(line)
-  return found
+      lines = lines_of.setdefault(match[1], [])
+    elif lines is not None:
+      lines.append(line)
+  return lines_of
 
 
 @pytest.mark.parametrize('name', PUBLIC)
@@ -58,14 +58,14 @@ def test_args_are_those_of_the_function(name):
       match[1].lstrip('*') for match in
       (re.match(r'  (\*{0,2}\w+): ', line) for line in described) if match
   }
-  taken = set(inspect.signature(thing).parameters)
-  assert names <= taken, names - taken
+  parameters = set(inspect.signature(thing).parameters)
+  assert names <= parameters, names - parameters
   if inspect.isfunction(thing):
-    assert taken <= names, taken - names
+    assert parameters <= names, parameters - names
 
 
 @pytest.mark.parametrize('name', LOSSES)
-def test_loss_says_shapes_additivity_and_source(name):
+def test_loss_documents_shapes_additivity_and_source(name):
   thing = haikd.get_loss(name)
   text = inspect.getdoc(thing)
   assert {'Args', 'Returns', 'Raises', 'References'} <= set(sections(thing))

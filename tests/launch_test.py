@@ -1,4 +1,4 @@
-"""The command line, from a config file to the table."""
+"""The command line, from a config file to the table of results."""
 
 import json
 import pathlib
@@ -37,10 +37,10 @@ def test_job_trains_and_reports_all_three(run, tmp_path):
       'test', 'parameters', 'accuracy', 'cross-entropy', 'KL', 'to', 'teacher',
       'agreement', 'seconds']
   assert out.splitlines()[-1].startswith('student distilled')
-  own = [row for row in rows(tmp_path / 'run') if row['split'] == 'train']
-  assert [row['step'] for row in own] == [2, 4, 6, 8]
+  train = [row for row in rows(tmp_path / 'run') if row['split'] == 'train']
+  assert [row['step'] for row in train] == [2, 4, 6, 8]
   assert {'loss', 'loss/kl_divergence', 'loss/cross_entropy', 'grad_norm',
-          'learning_rate', 'examples_per_second'} <= set(own[0])
+          'learning_rate', 'examples_per_second'} <= set(train[0])
   assert list((tmp_path / 'run').glob('events.out.tfevents.*'))
 
 
@@ -51,13 +51,13 @@ def test_finished_job_is_not_trained_again(run, tmp_path):
   assert run()[0] == 0
   assert (tmp_path / 'run/metrics.jsonl').read_bytes() == before
   again = json.loads((tmp_path / 'run/result.json').read_text())
-  for name in results:  # The clock of the last checkpoint is a little behind.
+  for name in results:  # The last checkpoint was written a little earlier.
     seconds = results[name].pop('seconds')
     assert again[name].pop('seconds') <= seconds
   assert results == again
 
 
-def test_eval_gives_what_training_gave(run, tmp_path):
+def test_eval_repeats_the_results_of_training(run, tmp_path):
   assert run('--config.baseline=True')[0] == 0
   trained = json.loads((tmp_path / 'run/result.json').read_text())
   assert run('--mode=eval')[0] == 0
@@ -73,7 +73,7 @@ def test_plugin_beside_the_config_is_found(run):
   assert (code, err) == (0, '')
 
 
-def test_another_run_serves_as_teacher_and_as_start(run, tmp_path):
+def test_another_run_gives_teacher_and_initial_student(run, tmp_path):
   assert run(workdir='first')[0] == 0
   code, _, err = run(
       f'--config.teacher.init={tmp_path / "first/teacher"}',
@@ -90,13 +90,13 @@ def test_another_run_serves_as_teacher_and_as_start(run, tmp_path):
 
 @pytest.fixture
 def seen(fresh, monkeypatch):
-  """Reads a command line as far as the job; returns the job's config."""
+  """Parses a command line; returns the config that the job would get."""
 
   def call(*args):
-    seen = []
-    monkeypatch.setattr(launch.job, 'train', lambda c, _: seen.append(c))
+    configs = []
+    monkeypatch.setattr(launch.job, 'train', lambda c, _: configs.append(c))
     assert launch.main(['launch', *map(str, args)]) == 0
-    return seen[0]
+    return configs[0]
 
   return call
 
@@ -133,13 +133,13 @@ def test_field_may_be_overridden_by_a_value_of_its_type(
   path_of_config = tmp_path / 'open.py'
   path_of_config.write_text(
       tiny.read_text().replace('  return', f'  {term}\n  return'))
-  got = seen(f'--config={path_of_config}', f'--config.{flag}')
+  field = seen(f'--config={path_of_config}', f'--config.{flag}')
   for name in path.split('.'):
-    got = got[name]
-  assert got == value and type(got) is type(value)
+    field = field[name]
+  assert field == value and type(field) is type(value)
 
 
-def test_a_whole_term_may_come_from_the_command_line(seen, tiny):
+def test_all_fields_of_a_term_may_come_from_the_command_line(seen, tiny):
   config = seen(f'--config={tiny}', '--config.losses.x.loss=feature_matching',
                 '--config.losses.x.weight=0.5', '--config.losses.x.layers=last',
                 '--config.losses.x.align_options.mode=mean')
@@ -148,25 +148,25 @@ def test_a_whole_term_may_come_from_the_command_line(seen, tiny):
       align_options=dict(mode='mean'))
 
 
-def test_flag_that_says_no_is_a_flag(seen, tiny):
+def test_no_before_a_flag_means_false(seen, tiny):
   assert seen(f'--config={tiny}', '--config.baseline').baseline is True
   assert seen(f'--config={tiny}', '--noconfig.baseline').baseline is False
 
 
-def test_overrides_may_stand_before_the_config(seen, tiny):
+def test_overrides_may_come_before_the_config(seen, tiny):
   config = seen('--config.steps', 3, '--config', f'{tiny}:smoke')
   assert (config.steps, config.log_every) == (3, 2)
 
 
 @pytest.mark.parametrize('form', ('--config={}', '-config={}', '--config {}',
                                   '-config {}'))
-def test_what_lies_beside_the_config_is_found(seen, tiny, form):
+def test_plugin_beside_the_config_is_imported(seen, tiny, form):
   config = seen(*form.format(tiny).split(' '), '--config.plugins=my_plugin')
   assert config.plugins == ('my_plugin',)
   assert 'my_plugin' in sys.modules
 
 
-def test_config_may_be_locked_and_is_in_the_end(seen, tiny):
+def test_config_may_be_locked_and_is_locked_afterwards(seen, tiny):
   tiny.write_text(tiny.read_text().replace('  return', '  config.lock()\n'
                                            '  return'))
   config = seen(f'--config={tiny}', '--config.student.options.dropout=0.1')
@@ -174,16 +174,16 @@ def test_config_may_be_locked_and_is_in_the_end(seen, tiny):
     config.stepz = 3
 
 
-def test_help_says_what_there_is(capsys):
+def test_help_lists_flags_and_exit_codes(capsys):
   assert launch.main(['launch', '--help']) == 0
   out = capsys.readouterr().out
   for word in ('--config', '--workdir', '--mode', '--seeds', 'Exit codes',
-               '1 a defect'):
+               '1 a bug'):
     assert word in out
   assert launch.main(['launch']) == 0
 
 
-def test_interrupt_says_how_to_go_on(run, monkeypatch):
+def test_interrupt_says_how_to_resume(run, monkeypatch):
 
   def interrupted(*unused):
     raise KeyboardInterrupt
@@ -191,21 +191,22 @@ def test_interrupt_says_how_to_go_on(run, monkeypatch):
   monkeypatch.setattr(launch.job, 'train', interrupted)
   code, _, err = run()
   assert code == 130
-  assert 'start it again' in err
+  assert err == ('haikd: interrupted; start it again to resume from the newest '
+                 'checkpoint.\n')
 
 
 @pytest.mark.parametrize('flag, shown', (('--debug', True), ('--debug=true',
                                          True), ('--debug=false', False)))
 @pytest.mark.parametrize('error, code', ((KeyError('no "x"'), 1),
-                                         (checks.DataError('a.b: no'), 3)))
+                                         (checks.DataError('no data'), 3)))
 def test_debug_shows_the_traceback(run, monkeypatch, flag, shown, error, code):
 
   def broken(*unused):
     raise error
 
   monkeypatch.setattr(launch.job, 'train', broken)
-  got, _, err = run(flag)
-  assert got == code
+  exit_code, _, err = run(flag)
+  assert exit_code == code
   assert ('Traceback' in err and 'in broken' in err) == shown
   if not shown and code == 1:
     assert err == ('haikd: KeyError: no "x"; run with --debug for the traceback'
@@ -214,7 +215,7 @@ def test_debug_shows_the_traceback(run, monkeypatch, flag, shown, error, code):
 
 @pytest.fixture
 def cache(run, monkeypatch, tmp_path):
-  """Starts a job that does nothing; returns where programs are kept."""
+  """Starts a job that does nothing; returns the folder of the cache."""
   monkeypatch.setattr(launch.job, 'train', lambda *unused: None)
   monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
   monkeypatch.delenv('XDG_CACHE_HOME')
@@ -235,20 +236,20 @@ def cache(run, monkeypatch, tmp_path):
     jax.config.update(name, value)
 
 
-def test_programs_are_kept_in_the_cache_of_the_user(cache, tmp_path):
+def test_programs_are_cached_for_the_user(cache, tmp_path):
   assert cache() == str(tmp_path / '.cache/haikd/compiled')
   folder = tmp_path / 'other'
   assert cache(XDG_CACHE_HOME=folder) == str(folder / 'haikd/compiled')
   assert (folder / 'haikd/compiled').is_dir()
 
 
-def test_folder_that_jax_is_told_of_is_left_to_it(cache, tmp_path):
-  # JAX itself has read the variable, as it was imported.
-  assert cache(JAX_COMPILATION_CACHE_DIR=tmp_path / 'own') is None
+def test_jax_own_variable_for_its_cache_is_left_to_jax(cache, tmp_path):
+  # JAX reads the variable when it is imported, so haikd must set nothing.
+  assert cache(JAX_COMPILATION_CACHE_DIR=tmp_path / 'other') is None
   assert not (tmp_path / '.cache').exists()
 
 
-def test_cache_that_cannot_be_written_is_done_without(
+def test_cache_that_cannot_be_written_is_not_used(
     cache, monkeypatch, tmp_path):
   (tmp_path / 'file').touch()
   assert cache(XDG_CACHE_HOME=tmp_path / 'file') is None
@@ -257,15 +258,15 @@ def test_cache_that_cannot_be_written_is_done_without(
                   lambda path, mode: 'read-only' not in str(path))
     assert cache(XDG_CACHE_HOME=tmp_path / 'read-only') is None
 
-  def nobody():
+  def no_home():
     raise RuntimeError('Could not determine home directory.')
 
-  monkeypatch.setattr(launch.pathlib.Path, 'home', nobody)
+  monkeypatch.setattr(launch.pathlib.Path, 'home', no_home)
   assert cache(XDG_CACHE_HOME='') is None
 
 
 def write_fashion(folder, *, train, test):
-  """Writes the four idx files of Fashion-MNIST, with noise for images."""
+  """Writes the four idx files of Fashion-MNIST, with noise as images."""
   rng = np.random.default_rng(0)
   for part, size in (('train', train), ('t10k', test)):
     for name, array in (('images-idx3', rng.integers(0, 256, (size, 28, 28))),
@@ -276,15 +277,15 @@ def write_fashion(folder, *, train, test):
           header + array.astype(np.uint8).tobytes())
 
 
-# What needs a trained teacher and data from elsewhere is left to
-# published_sizes_test.py and fetched_data_test.py.
+# published_sizes_test.py and fetched_data_test.py run the configs that need a
+# trained teacher or downloaded data.
 @pytest.mark.parametrize('name', sorted(
     p.stem for p in CONFIGS.glob('*.py')
     if not p.stem.startswith(('c4_', 'imagenet_', 'sentences_', 'austen_'))))
 def test_smoke_variant_of_config_runs(fresh, name, tmp_path, capsys):
   argv = ['launch', f'--config={CONFIGS / name}.py:smoke',
           f'--workdir={tmp_path / "run"}']
-  if name.startswith('fashion'):  # A tenth is held out: :smoke takes 64 of it.
+  if name.startswith('fashion'):  # A tenth is held out; :smoke uses 64 of it.
     write_fashion(tmp_path, train=640, test=64)
     argv += [f'--config.data.source_dir={tmp_path}',
              f'--config.data.data_dir={tmp_path / "prepared"}']
@@ -294,7 +295,7 @@ def test_smoke_variant_of_config_runs(fresh, name, tmp_path, capsys):
   assert list(results) == ['teacher', 'student_alone', 'student']
 
 
-def test_module_runs_as_a_program_and_shows_no_noise(tiny, tmp_path):
+def test_module_runs_as_a_program_and_prints_no_warnings(tiny, tmp_path):
   done = subprocess.run(
       [sys.executable, '-m', 'haikd.launch', f'--config={tiny}:smoke'],
       capture_output=True, text=True, cwd=tmp_path, check=False)

@@ -1,4 +1,4 @@
-"""Rooms import only lower floors, and collectives stay in two files."""
+"""Rooms import lower floors only, and collectives are in two files only."""
 
 import ast
 import graphlib
@@ -10,7 +10,7 @@ import haikd
 
 ROOT = pathlib.Path(haikd.__file__).parent
 
-# From the ground up. A module at the top is a room of its own.
+# The lowest floor first. A module directly in haikd/ is a room by itself.
 FLOORS = (
     ('core',),
     ('config', 'processes', 'attention'),
@@ -65,17 +65,17 @@ def test_room_imports_only_lower_floors(path):
         f'{room} (floor {FLOOR[room]}) imports {other} (floor {FLOOR[other]})')
 
 
-def test_modules_of_a_room_do_not_import_in_a_circle():
+def test_modules_have_no_import_cycle():
   imports = {}
   for path in FILES:
     name = '.'.join(path.relative_to(ROOT.parent).with_suffix('').parts)
-    if path.name != '__init__.py':  # It gathers names of the room.
+    if path.name != '__init__.py':  # It re-exports names of its room.
       imports[name] = set(imported_modules(ast.parse(path.read_text())))
   graphlib.TopologicalSorter(imports).prepare()  # Raises CycleError.
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_collectives_stay_in_two_files(path):
+def test_collectives_are_in_two_files_only(path):
   name = str(path.relative_to(ROOT))
   if name in ('engine/step.py', 'engine/collectives.py'):
     return
@@ -83,21 +83,21 @@ def test_collectives_stay_in_two_files(path):
       node.attr for node in ast.walk(ast.parse(path.read_text()))
       if isinstance(node, ast.Attribute)
   }
-  if name == 'core/mesh_context.py':  # A cast of a type moves nothing.
+  if name == 'core/mesh_context.py':  # A cast of a type moves no data.
     used.discard('pcast')
   assert not used & set(COLLECTIVES)
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_room_is_not_two_rooms(path):
+def test_file_has_at_most_300_lines(path):
   assert len(path.read_text().splitlines()) <= 300
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_what_jax_does_not_publish_stays_in_one_file(path):
+def test_private_api_of_jax_is_used_in_one_file_only(path):
   if path.name != 'jax_internals.py':
     modules = ast.walk(ast.parse(path.read_text()))
     names = {node.module for node in modules
              if isinstance(node, ast.ImportFrom) and node.module}
-    hidden = ('jax._src', 'jax.interpreters')
-    assert not [name for name in names if name.startswith(hidden)]
+    private = ('jax._src', 'jax.interpreters')
+    assert not [name for name in names if name.startswith(private)]

@@ -1,4 +1,4 @@
-"""Every wrong use of the command line: one line, and its exit code."""
+"""Every wrong use of the command line prints one line and sets an exit code."""
 
 import re
 
@@ -6,8 +6,8 @@ import pytest
 
 from haikd import launch
 
-# <room.function>: <argument> must <rule>; got <value>. <remedy>.
-SHAPE = re.compile(r'haikd: [\w.]+: .+ must .+\.\n')
+# <field or argument> must <rule>; got <value>. <remedy>.
+SHAPE = re.compile(r'haikd: .+ (must .+|is missing\. .+)\.\n')
 
 FILE = """
 from haikd import config as config_lib
@@ -18,23 +18,24 @@ def get_config(variant=''):
 
 
 def assert_refused(outcome, code, match):
-  got, _, err = outcome
+  exit_code, _, err = outcome
   assert SHAPE.fullmatch(err), err
   assert match in err
-  assert got == code
+  assert exit_code == code
 
 
 @pytest.mark.parametrize('args, code, match', (
     (['--config.stepz=3'], 2,
-     "launch.main: config.stepz must be a field of the base config. Did you "
-     "mean 'steps'? "),
+     "haikd: config.stepz must be a field of the base config. Did you mean "
+     "'steps'? "),
     (['--config.optimizer.lr=1'], 2, 'config.optimizer.lr must be a field'),
     (['--config.studnt.options.x=1'], 2, "Did you mean 'student'?"),
     (['--config.steps.x=1'], 2, 'config.steps must be a dict to have a field'),
-    (['--config.a-b=1'], 2, 'launch.main: every flag must be valid; got'),
+    (['--config.a-b=1'], 2, "haikd: config.a-b must be a path of fields, as "
+     "config.data.name; got 'a-b'. Put other names in brackets"),
     (['--config.steps=three'], 2,
-     'launch.main: every flag must be valid; got --config.steps=three: invalid'
-     ' literal'),
+     'haikd: --config.steps must have a legal value; got --config.steps=three: '
+     'invalid literal'),
     (['--config.steps=0'], 2, 'config.steps must be positive; got 0'),
     (['--config.seed=-1'], 2, 'config.seed must lie between 0 and 2 ** 32'),
     (['--config.evaluation.every=0'], 2, 'must be None or a positive int'),
@@ -50,33 +51,39 @@ def assert_refused(outcome, code, match):
      "config.losses.x.align must name a registered aligner; got None. Write "
      "'none', in quotes"),
     (['--config.distillation.use_feature_matching=True',
-      '--config.distillation.feature_match_layers=(0, 7)'], 2, '7'),
+      '--config.distillation.feature_match_layers=(0, 7)'], 2,
+     'got student layer 7'),
     (['--config.losses.x.loss=feature_matching',
       '--config.student.taps.features=blok_*'], 2, "got 'blok_*'"),
     (['--config.teacher.options.num_classes=5'], 2, '2 classes apart'),
     (['--config.batch_size=12'], 2, 'divisible by replica x fsdp x'),
     (['--config.microbatches=3'], 2, 'divisible by replica x fsdp x'),
     (['--config.student.placement.mlp/up/w=-1'], 2,
-     "in brackets; got none. Write --config.student.placement['mlp/up/w']"),
+     "in brackets; got no brackets. Write "
+     "--config.student.placement['mlp/up/w']=….\n"),
+    (['--config.losses.their/loss.weight=1'], 2,
+     "Write --config.losses['their/loss'].weight=….\n"),
     (["--config.student.placement['nothing/w']=-1"], 2, "got 'nothing/w'"),
     (['--config.mesh.tensor=2'], 2, 'must split some parameter'),
     (['--config.mesh.fsdp=3'], 2, 'must use all 8 devices'),
     (['--config.student.remat=full', '--config.student.remat_modules=x_*'], 2,
      "remat_modules must match a module that is called; got 'x_*'"),
     (['--topology=v5e:4x4'], 2, 'left out unless --mode=plan'),
-    (['--mode=plan', '--topology=v9:4x4'], 2, 'v9:4x4'),
+    (['--mode=plan', '--topology=v9:4x4'], 2, "got 'v9:4x4'"),
     (['--config.teacher.train.steps=0'], 2, 'config.teacher must have weights'),
     (['--config.optimizer.name=adamm'], 2, "Did you mean 'adam"),
     (['--config.teacher.train.optimizer.name=adamm'], 2,
      'config.teacher.train.optimizer'),
     (['--config.plugins=no_such_module'], 2, "got 'no_such_module'"),
     (['--config.plugins=.relative'], 2, "got '.relative' (TypeError: "),
-    (['--mode=trian'], 2, '--mode=trian'),
-    (['--mod=eval'], 2, "got 'mod'. Did you mean 'mode'?"),
-    (['--seeds=0'], 2, '--seeds=0'),
+    (['--mode=trian'], 2,
+     '--mode must have a legal value; got --mode=trian: value should be one '),
+    (['--mod=eval'], 2,
+     "--mod must be a known flag; got 'mod'. Did you mean 'mode'?"),
+    (['--seeds=0'], 2, '--seeds must have a legal value; got --seeds=0: '),
     (['--seeds=3', '--mode=eval'], 2,
      '--seeds must be left out with --mode=eval; got --seeds=3'),
-    (['surplus'], 2, "got 'surplus'"),
+    (['surplus'], 2, "argument must be a flag; got 'surplus'"),
     (['--config.data.train=training'], 3, "got split='training'"),
     (['--config.batch_size=64'], 3, 'must hold a batch or more'),
     (['--config.teacher.init=/no/such/run'], 3, 'must hold a checkpoint'),
@@ -84,11 +91,13 @@ def assert_refused(outcome, code, match):
     (['--config.data.name=fashion', '--config.data.options={}'], 3,
      'source_dir must be the folder of the idx files'),
     (['--config.data.name=fashion', '--config.data.options={}',
-      '--config.data.source_dir=/no/such/folder'], 3, '/no/such/folder'),
+      '--config.data.source_dir=/no/such/folder'], 3,
+     "source_dir='/no/such/folder'"),
     (['--config.plugins=my_plugin', '--config.data.name=spoilt',
-      '--config.data.options={"what": "label"}'], 3, 'label'),
+      '--config.data.options={"what": "label"}'], 3,
+     'have a label below num_classes=3'),
     (['--config.plugins=my_plugin', '--config.data.name=spoilt',
-      '--config.data.options={"what": "nan"}'], 3, 'finite'),
+      '--config.data.options={"what": "nan"}'], 3, 'have a finite image'),
     (['--config.optimizer.learning_rate=1e30',
       '--config.teacher.train.optimizer.learning_rate=1e30'], 4,
      'must stay finite; got'),
@@ -116,7 +125,8 @@ def test_wrong_use_prints_one_line(run, tmp_path, args, code, match):
      '  return config', "got 'attn*'"),
     ('  config.steps = 3', 'must return a ConfigDict; got NoneType'),
     ('  return dict(steps=3)', 'must return a ConfigDict; got dict'),
-    ('  del config.plugins\n  return config', 'config.plugins must be there'),
+    ('  del config.plugins\n  return config',
+     'config.plugins is missing. Start the config from haikd.config.base()'),
 ))
 def test_wrong_config_file_prints_one_line(run, tmp_path, lines, match):
   (tmp_path / 'wrong.py').write_text(f'{FILE}{lines}\n')
@@ -131,7 +141,7 @@ def test_wrong_config_file_prints_one_line(run, tmp_path, lines, match):
     ('def get_config(variant):\n  pass\n', '',
      'got no variant for get_config(variant)'),
 ))
-def test_function_of_a_config_file_must_be_there(
+def test_config_file_without_a_usable_get_config_is_refused(
     run, tmp_path, text, variant, match):
   (tmp_path / 'wrong.py').write_text(text)
   assert_refused(run(config=f'wrong.py{variant}'), 2, match)
@@ -140,9 +150,10 @@ def test_function_of_a_config_file_must_be_there(
 @pytest.mark.parametrize('config, match', (
     ('none.py', "none.py'. Give its path"),
     ('', 'must name a file that can be read'),
-    ('tiny.py:smoky', "variant must be smoke or left out; got 'smoky'"),
+    ('tiny.py:smoky',
+     "variant of a config must be smoke or left out; got 'smoky'"),
 ))
-def test_config_that_is_not_there_prints_one_line(run, config, match):
+def test_missing_config_or_variant_prints_one_line(run, config, match):
   assert_refused(run(config=config), 2, match)
 
 
@@ -168,7 +179,7 @@ def test_broken_plugin_is_named_with_its_reason(run, tmp_path, text, reason):
   (tmp_path / 'my_broken.py').write_text(text)
   outcome = run('--config.plugins=my_broken')
   assert_refused(outcome, 2, "got 'my_broken' (")
-  assert reason in outcome[2] and 'Mend that module' in outcome[2]
+  assert reason in outcome[2] and 'Fix that module' in outcome[2]
 
 
 def test_workdir_of_another_config_is_refused(run, tmp_path):
@@ -196,18 +207,18 @@ def test_diverged_run_keeps_its_last_good_checkpoint(run, tmp_path):
   assert list((tmp_path / 'run/teacher/checkpoints').glob('[0-9]*'))
 
 
-def test_debug_is_known_when_no_flag_could_be_read(run):
+def test_debug_works_even_if_another_flag_is_wrong(run):
   assert 'Traceback' in run('--debug', '--mode=trian')[2]
   assert 'Traceback' not in run('--mode=trian')[2]
 
 
-def test_only_a_defect_ends_with_1(run, monkeypatch):
+def test_only_a_bug_ends_with_1(run, monkeypatch):
 
-  def defective(*unused):
-    raise RuntimeError('this\nis a defect.')
+  def buggy(*unused):
+    raise RuntimeError('this\nis a bug.')
 
-  monkeypatch.setattr(launch.job, 'train', defective)
+  monkeypatch.setattr(launch.job, 'train', buggy)
   code, _, err = run()
   assert code == 1
-  assert err == ('haikd: RuntimeError: this is a defect; run with --debug for '
-                 'the traceback\n')
+  assert err == ('haikd: RuntimeError: this is a bug; run with --debug for the '
+                 'traceback\n')

@@ -1,11 +1,13 @@
-"""The base config: every field there is, with its default and its meaning.
+"""The base config: every field, with its default and its meaning.
 
-A config file starts from `base()`, changes what it wants and returns it;
-`validate` refuses what is mistyped or cannot be, before any device work. `None`
-stands for "decide for me".
+A config file starts from `base()`, changes the fields it needs and returns the
+config. `validate` refuses misspelt fields and impossible values before any
+device work. Unless a field says otherwise, `None` lets haikd decide.
+
+The comment above each field is its documentation.
 """
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import ml_collections
 from ml_collections import config_dict
@@ -13,9 +15,9 @@ from ml_collections import config_dict
 from haikd.config import rules
 from haikd.core import checks
 
-ConfigDict = ml_collections.ConfigDict
+ConfigDict: TypeAlias = ml_collections.ConfigDict
 
-# Fields whose content is up to what they configure: any key may be added.
+# Fields that accept any key; their keys belong to what they configure.
 OPEN_FIELDS = ('student.options', 'student.taps', 'student.placement',
                'teacher.options', 'teacher.taps', 'teacher.placement',
                'data.options', 'data.augment', 'losses',
@@ -31,20 +33,32 @@ def network() -> ConfigDict:
   """Returns the fields that teacher and student have in common."""
   return ConfigDict(
       dict(
-          model='mlp',  # A registered model.
-          options={},  # Its keyword options.
-          taps={},  # {kind: glob over module names}; {} for the model's own.
-          precision='float32',  # What it computes in: or bfloat16, float16.
-          init=config_dict.placeholder(str),  # Weights to start from: a
-          # workdir, hf:<folder> or gguf:<file>.
-          init_layers=_any(),  # Of these, which layers to take, such as
-          # (0, 2, 4); None for all, one to one.
-          remat=config_dict.placeholder(str),  # What blocks recompute: none,
-          # gathers, dots or full; None for gathers where parameters are split.
-          remat_modules=config_dict.placeholder(str),  # Which these are: a glob
-          # over module names; None for the model's own.
-          placement={},  # {glob over parameters: axis to split over tensor};
-          # as a flag --config.student.placement['mlp/up/w']=-1.
+          # Name of a registered model.
+          model='mlp',
+          # Keyword options of the model.
+          options={},
+          # Modules to capture, as {kind: glob over module names}; {} for the
+          # model's own taps.
+          taps={},
+          # Compute dtype: float32, bfloat16 or float16.
+          precision='float32',
+          # Weights to start from: a workdir, hf:<folder> or gguf:<file>; None
+          # for a random initialisation.
+          init=config_dict.placeholder(str),
+          # Which layers of these weights to take, such as (0, 2, 4); None for
+          # all, one to one.
+          init_layers=_any(),
+          # What blocks recompute in the backward pass: none, gathers, dots or
+          # full; None for gathers where parameters are split.
+          remat=config_dict.placeholder(str),
+          # Which modules these blocks are: a glob over module names; None for
+          # the model's own blocks.
+          remat_modules=config_dict.placeholder(str),
+          # Parameters to split over the mesh axis tensor, as {glob over
+          # parameters: axis}; as a flag,
+          # --config.student.placement['mlp/up/w']=-1. The model's own rules
+          # apply to all other parameters.
+          placement={},
       ))
 
 
@@ -52,15 +66,27 @@ def optimizer() -> ConfigDict:
   """Returns the fields of an optimizer."""
   return ConfigDict(
       dict(
-          name='adamw',  # adamw, sgd, lamb, adafactor or muon.
-          learning_rate=1e-3,  # At its peak.
-          schedule='cosine',  # constant, cosine or linear, after the warm-up.
+          # Optimizer: adamw, sgd, lamb, adafactor or muon.
+          name='adamw',
+          # Learning rate at its peak.
+          learning_rate=1e-3,
+          # Learning rate after the warm-up: constant, cosine or linear.
+          schedule='cosine',
+          # Steps in which the learning rate rises to its peak; 0 for none.
           warmup_steps=0,
-          final_fraction=0.0,  # Of the peak, at the last step.
-          weight_decay=0.0,  # On kernels and embeddings alone.
-          clip_norm=config_dict.placeholder(float),  # Of the global gradient.
-          ema_decay=0.0,  # Of a running mean of the parameters; 0 for none.
-          options={},  # Further keyword arguments of the optax function.
+          # Learning rate at the last step, as a fraction of the peak; not used
+          # by the constant schedule.
+          final_fraction=0.0,
+          # Weight decay of kernels and embeddings, multiplied by the learning
+          # rate; other parameters do not decay.
+          weight_decay=0.0,
+          # Largest global norm of the gradient, which is scaled down to it;
+          # None for no clipping.
+          clip_norm=config_dict.placeholder(float),
+          # Decay per step of a running mean of the parameters; 0 for no mean.
+          ema_decay=0.0,
+          # Further keyword arguments of the optax function.
+          options={},
       ))
 
 
@@ -72,65 +98,122 @@ def base() -> ConfigDict:
   """
   config = ConfigDict(
       dict(
+          # Seed of the run's random numbers, such as initial parameters, data
+          # order and dropout.
           seed=0,
-          plugins=(),  # Modules to import before names are looked up.
+          # Modules to import before names are looked up: plugins.
+          plugins=(),
+          # Training steps of the student.
           steps=1000,
-          batch_size=128,  # Over all devices and microbatches.
-          microbatches=1,  # Parts that a device works through one by one.
-          chunk_mib=_any(),  # Logits that a device holds at once, in MiB of
-          # float32; None for what suits it.
-          log_every=50,  # Steps between lines of metrics.
-          checkpoint_every=200,  # Steps between checkpoints.
+          # Examples in a training step, over all devices and microbatches.
+          batch_size=128,
+          # Parts of a batch that a device computes one after another.
+          microbatches=1,
+          # Logits that a device holds at once, in MiB of float32; None for a
+          # size that suits the platform.
+          chunk_mib=_any(),
+          # Steps between lines of metrics.
+          log_every=50,
+          # Steps between checkpoints.
+          checkpoint_every=200,
+          # How many of the newest checkpoints are kept.
           keep_checkpoints=2,
-          baseline=False,  # Also train the student alone, for comparison.
+          # Whether to train the student alone as well, for comparison.
+          baseline=False,
       ))
+  # The device mesh; at most one axis may be -1, which takes the remaining
+  # devices.
   config.mesh = ConfigDict(
       dict(
-          replica=1,  # Copies of everything; over slices, between which it is
-          fsdp=-1,  # slow. Parameters are split over fsdp, and over tensor as
-          tensor=1,  # placement says. -1 takes the rest of the devices.
+          # Copies of all parameters, in devices; put the slow network between
+          # slices on this axis.
+          replica=1,
+          # Devices over which all parameters are split.
+          fsdp=-1,
+          # Devices over which the parameters that placement names are split.
+          tensor=1,
       ))
+  # The data of training and evaluation.
   config.data = ConfigDict(
       dict(
-          name='digits',  # A registered data set, or a name of tfds.
-          options={},  # Keyword options of the data set.
-          train='train',  # The split to train on.
-          source_dir=config_dict.placeholder(str),  # Raw files, if it has any.
-          data_dir=config_dict.placeholder(str),  # Prepared files of tfds.
-          image_size=config_dict.placeholder(int),  # To make of images of any
-          # size, height and width; None if all have one and keep it.
-          augment={},  # {function: its options}: geometry, pixels, mixing.
-          mean=_any(0.0),  # Images in [0, 1] become (image - mean) / std;
-          std=_any(1.0),  # a number, or a tuple with one for each channel.
-          prefetch=4,  # Batches to read ahead.
+          # Name of a registered data set, or one of tensorflow-datasets.
+          name='digits',
+          # Keyword options of the data set.
+          options={},
+          # Split to train on.
+          train='train',
+          # Folder of the data set's raw files; None if it has none.
+          source_dir=config_dict.placeholder(str),
+          # Folder of the prepared files; None for that of tensorflow-datasets.
+          data_dir=config_dict.placeholder(str),
+          # Height and width in pixels to resize images to; None if all images
+          # have the same size and keep it.
+          image_size=config_dict.placeholder(int),
+          # Augmentations of training images, as {name: options}; applied in the
+          # order size, geometry, pixels, mix.
+          augment={},
+          # Mean to subtract from images in [0, 1]: a number, or a tuple with
+          # one number per channel.
+          mean=_any(0.0),
+          # Standard deviation by which these images are then divided: a number,
+          # or a tuple with one number per channel.
+          std=_any(1.0),
+          # Batches to read ahead.
+          prefetch=4,
       ))
+  # Evaluation during training and at its end.
   config.evaluation = ConfigDict(
       dict(
-          every=_any(),  # Steps; None for ten times over the run.
-          split='validation',  # While training; choices are made on this one.
-          final='test',  # At the end, for the table.
+          # Training steps between evaluations; None for a tenth of the run.
+          every=_any(),
+          # Split to evaluate on during training; decisions are based on it.
+          split='validation',
+          # Split to evaluate on at the end, for the table of results.
+          final='test',
+          # Examples in an evaluation batch, over all devices.
           batch_size=512,
       ))
+  # The small network that is trained.
   config.student = network()
+  # The large network that is learned from.
   config.teacher = network()
+  # How the teacher is trained, if it has no weights yet.
   config.teacher.train = ConfigDict(
       dict(
-          steps=0,  # To train a teacher that has no weights yet; 0 to refuse.
-          augment={},  # As data.augment, for the teacher's own training.
+          # Steps to train a teacher that has no weights; 0 to refuse it.
+          steps=0,
+          # Augmentations while the teacher is trained, as data.augment.
+          augment={},
+          # Optimizer of the teacher's training.
           optimizer=optimizer(),
       ))
+  # The standard recipe: soft and hard labels, attention maps and features.
   config.distillation = ConfigDict(
       dict(
-          temperature=_any(2.0),  # T, or a schedule of it, as in `term`.
-          alpha=0.9,  # Of the soft term; 1 - alpha weighs the labels.
+          # Temperature T of the soft term: a number, or a schedule such as
+          # dict(kind='linear', start=4., end=1., steps=1000).
+          temperature=_any(2.0),
+          # Weight of the soft term; 1 - alpha is the weight of the labels.
+          alpha=0.9,
+          # Whether to compare attention maps.
           use_attention_transfer=False,
+          # Weight of the loss on attention maps.
           attention_loss_weight=0.1,
-          attention_match_layers=_any(),  # None, (0, 2), ((0, 1), …), a name.
+          # Layers whose attention maps are compared: (0, 2) for the same layers
+          # of both networks, ((0, 1), (2, 5)) for (student, teacher) pairs, or
+          # uniform, last or pool; None for all layers of the student.
+          attention_match_layers=_any(),
+          # Whether to compare features, that is hidden states.
           use_feature_matching=False,
+          # Weight of the loss on features.
           feature_loss_weight=0.1,
+          # Layers whose features are compared, in the forms of
+          # attention_match_layers; None for all layers of the student.
           feature_match_layers=_any(),
       ))
-  config.losses = ConfigDict()  # {term: dict(loss=…, weight=…, …)}
+  # Further loss terms, as {term: dict(loss=…, weight=…, …)}.
+  config.losses = ConfigDict()
+  # Optimizer of the student.
   config.optimizer = optimizer()
   return config
 
@@ -139,39 +222,43 @@ def term(**fields: Any) -> ConfigDict:
   """Returns one entry of `config.losses`, with the defaults filled in.
 
   Args:
-    **fields: any of these. `loss` is a registered loss; `weight` a number or a
-      schedule `dict(kind='linear', start=0., end=1., steps=1000)`;
-      `layers` what `haikd.align.pair_layers` takes; `align` a registered
-      aligner with `align_options`, or 'auto' for `pool`, and `none` where the
-      loss takes any width; `options` go to the loss, and each of them may be
-      such a schedule.
+    **fields: the fields that differ from their defaults, which are below.
 
   Returns:
     A ConfigDict with every field.
   """
   return ConfigDict(
       dict(
+          # Name of a registered loss; required.
           loss=fields.pop('loss', ''),
+          # Weight of the term: a number, or a schedule such as
+          # dict(kind='linear', start=0., end=1., steps=1000).
           weight=fields.pop('weight', 1.0),
+          # Layers to compare, in the forms of `haikd.align.pair_layers`; None
+          # for all layers of the student.
           layers=_any(fields.pop('layers', None)),
+          # Name of a registered aligner; auto for pool, or for none where the
+          # loss takes any width.
           align=fields.pop('align', 'auto'),
+          # Keyword options of the aligner.
           align_options=fields.pop('align_options', {}),
+          # Keyword options of the loss, each a value or a schedule.
           options=fields.pop('options', {}),
           **fields))
 
 
 def variant(config: ConfigDict, name: str) -> ConfigDict:
-  """Returns a config, or its variant `:smoke`, which is over in seconds.
+  """Returns a config, or its variant `:smoke`, which runs in seconds.
 
   Args:
     config: a config made from `base()`.
-    name: what stands behind the colon in `--config=file.py:name`.
+    name: the text after the colon in `--config=file.py:name`.
 
   Returns:
     The config itself, changed if `name` is 'smoke'.
 
   Raises:
-    ConfigError: any other name than '' and 'smoke'.
+    ConfigError: a name other than '' and 'smoke'.
   """
   if name == 'smoke':
     config.steps = 6
@@ -179,29 +266,30 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
     config.log_every = 2
     config.checkpoint_every = 3
     for field in ('split', 'final'):
-      whole, _, _ = config.evaluation[field].partition('[')
-      config.evaluation[field] = f'{whole}[:64]'
+      split, _, _ = config.evaluation[field].partition('[')
+      config.evaluation[field] = f'{split}[:64]'
     config.teacher.train.steps = min(config.teacher.train.steps, 4)
     config.optimizer.warmup_steps = 0
     config.teacher.train.optimizer.warmup_steps = 0
   elif name:
     raise checks.ConfigError(
-        f'config.variant: variant must be smoke or left out; got {name!r}.')
+        f'variant of a config must be smoke or left out; got {name!r}. Write '
+        '--config=FILE:smoke or --config=FILE.')
   return config
 
 
 def validate(config: ConfigDict) -> None:
   """Refuses a config that cannot work, before any device work.
 
-  Names of losses, models, data sets and aligners are looked up later, when the
+  Names of losses, models, data sets and aligners are looked up later, after the
   plugins have been imported.
 
   Args:
     config: a config made from `base()`.
 
   Raises:
-    ConfigError: an unknown field (the closest is named), a value of the wrong
-      type, or a number out of its range.
+    ConfigError: an unknown field (the message has the closest one), a value of
+      the wrong type, or a number out of its range.
   """
   rules.check_fields(config, base(), OPEN_FIELDS)
   for name, entry in config.losses.items():

@@ -1,4 +1,4 @@
-"""A config file: how it is loaded, and how flags override its fields."""
+"""Loads a config file, and overrides its fields with flags."""
 
 from collections.abc import Iterable
 import importlib.machinery
@@ -26,21 +26,20 @@ def load(flag: Optional[str]) -> config_lib.ConfigDict:
     flag: the path of the file, with an optional `:variant`.
 
   Returns:
-    The config, as the file made it.
+    The config that the file returns.
 
   Raises:
-    ConfigError: there is no such file, or it does not give a config.
+    ConfigError: there is no such file, or it does not return a config.
   """
   if not flag:
     raise checks.ConfigError(
-        f'launch.main: --config must name a config file; got {flag!r}. See '
-        '--help.')
+        f'--config must name a config file; got {flag!r}. See --help.')
   path, colon, variant = flag.partition(':')
   if not os.access(path, os.R_OK) or not os.path.isfile(path):
     raise checks.ConfigError(
-        f'launch.main: --config must name a file that can be read; got {path!r}'
-        '. Give its path from the current folder.')
-  # A config may import, and name as plugins, what lies beside it.
+        f'--config must name a file that can be read; got {path!r}. Give its '
+        'path from the current folder.')
+  # A config may import modules beside it, and name them as plugins.
   sys.path.insert(0, str(pathlib.Path(path).resolve().parent))
   try:
     get_config = _import_file(path).get_config
@@ -50,14 +49,14 @@ def load(flag: Optional[str]) -> config_lib.ConfigDict:
   except Exception as err:  # A config file is a program.
     lines = [frame.lineno for frame in traceback.extract_tb(err.__traceback__)
              if frame.filename == path]
-    place = f' (line {lines[-1]})' if lines else ''
+    line = f' (line {lines[-1]})' if lines else ''
     raise checks.ConfigError(
-        f'launch.main: --config must name a file that gives a config; got '
-        f'{path!r}: {checks.describe(err)}{place}. Run with --debug for the '
-        'traceback.') from err
+        f'--config must name a file that returns a config; got {path!r}: '
+        f'{checks.describe(err)}{line}. Run with --debug for the traceback.'
+    ) from err
   if not isinstance(config, config_lib.ConfigDict):
     raise checks.ConfigError(
-        f'launch.main: get_config of {path!r} must return a ConfigDict; got '
+        f'get_config of {path!r} must return a ConfigDict; got '
         f'{type(config).__name__}. Start it from haikd.config.base(), and end '
         'it with `return config`.')
   return config
@@ -65,16 +64,16 @@ def load(flag: Optional[str]) -> config_lib.ConfigDict:
 
 def override(config: config_lib.ConfigDict, argv: list[str],
              known: Iterable[str]) -> None:
-  """Sets what `--config.field=value` says, and refuses any other argument.
+  """Sets fields from `--config.field=value`, and refuses any other argument.
 
   Args:
-    config: is changed, and locked.
-    argv: the program's name and what the other flags have left.
-    known: the names of those flags, for messages.
+    config: the config to change; it is locked afterwards.
+    argv: the program's name and the arguments that are not other flags.
+    known: the names of these other flags, for messages.
 
   Raises:
-    ConfigError: a field that is none, a value of the wrong type, or what is no
-      override.
+    ConfigError: an unknown field, a value of the wrong type, or an argument
+      that is not an override.
   """
   config.unlock()
   values = flags.FlagValues()
@@ -82,7 +81,7 @@ def override(config: config_lib.ConfigDict, argv: list[str],
   try:
     for arg in argv[1:]:
       if match := re.match(r'--?(?:no)?config\.([^=]+)', arg):
-        _make_room(config, match[1])
+        _add_missing(config, match[1])
     config_flags.DEFINE_config_dict(
         'config',
         config,
@@ -95,35 +94,36 @@ def override(config: config_lib.ConfigDict, argv: list[str],
     raise
   except flags.UnrecognizedFlagError as err:
     raise checks.ConfigError(
-        f'launch.main: --{err.flagname} must be a flag there is; got '
-        f'{err.flagname!r}. {checks.suggest(err.flagname, known)}') from err
-  except Exception as err:  # absl and ml_collections raise many.
+        f'--{err.flagname} must be a known flag; got {err.flagname!r}. '
+        f'{checks.suggest(err.flagname, known)}') from err
+  except Exception as err:  # absl and ml_collections raise many types.
     raise wrong_flag(err) from err
   if surplus:
     raise checks.ConfigError(
-        f'launch.main: argument must be a flag; got {surplus[0]!r}. Write '
-        '--flag=value, and see --help.')
+        f'argument must be a flag; got {surplus[0]!r}. Write --flag=value, and '
+        'see --help.')
   config.lock()
 
 
-def wrong_flag(err: Exception,
-               where: str = 'launch.main') -> checks.ConfigError:
-  """Returns the error for a flag that absl refuses, at the given place."""
+def wrong_flag(err: Exception) -> checks.ConfigError:
+  """Returns the error for a flag that absl refuses."""
   text = checks.one_line(err).removeprefix('flag ').rstrip('.')
-  return checks.ConfigError(
-      f'{where}: every flag must be valid; got {text}. See --help.')
+  flag, equals, _ = text.partition('=')
+  rule = (f'{flag} must have a legal value'
+          if flag.startswith('--') and equals else 'every flag must be valid')
+  return checks.ConfigError(f'{rule}; got {text}. See --help.')
 
 
 def _import_file(path):
   loader = importlib.machinery.SourceFileLoader('config_file', path)
   module = importlib.util.module_from_spec(
       importlib.util.spec_from_loader(loader.name, loader))
-  sys.modules[loader.name] = module  # Dataclasses look for their module there.
+  sys.modules[loader.name] = module  # Dataclasses look up their module there.
   loader.exec_module(module)
   if not callable(getattr(module, 'get_config', None)):
     raise checks.ConfigError(
-        f'launch.main: {path!r} must have a function get_config; got none. '
-        "Write `def get_config(variant=''):` and return a config from it.")
+        f'{path!r} must have a function get_config; got none. Write '
+        "`def get_config(variant=''):` and return a config from it.")
   return module
 
 
@@ -132,38 +132,43 @@ def _call(get_config, path, variant):
   try:
     signature.bind(*variant)
   except TypeError as err:
-    asked = f'the variant {variant[0]!r}' if variant else 'no variant'
+    requested = f'the variant {variant[0]!r}' if variant else 'no variant'
     raise checks.ConfigError(
-        f'launch.main: get_config of {path!r} must take what stands behind the '
-        f'colon of --config; got {asked} for get_config{signature}. Write '
+        f'get_config of {path!r} must take the variant after the colon of '
+        f'--config; got {requested} for get_config{signature}. Write '
         "`def get_config(variant=''):`, and end it with "
         '`return config_lib.variant(config, variant)`.') from err
   return get_config(*variant)
 
 
-def _make_room(config, path):
-  """Adds what an override names, if it lies in an open field of the config."""
-  holder, place = config, ''
-  open_fields = tuple(f'.{field}.' for field in config_lib.OPEN_FIELDS)
+def _add_missing(config, path):
+  """Adds the parents of an overridden field, within open fields alone."""
+  open_fields = tuple(f'config.{field}.' for field in config_lib.OPEN_FIELDS)
   if '/' in path and '[' not in path:
-    group, _, key = path.partition('placement.')
+    quoted = re.sub(r'\.([^.]*/[^.]*)', r"['\1']", path)
     raise checks.ConfigError(
-        f'launch.main: config.{path} must have a name with a slash in brackets;'
-        f" got none. Write --config.{group}placement['{key}']=….")
-  *parents, last = names = config_path.split(path)
+        f'config.{path} must have the name with a slash in brackets; got no '
+        f'brackets. Write --config.{quoted}=….')
+  try:
+    *parents, last = names = config_path.split(path)
+  except (SyntaxError, ValueError) as err:
+    raise checks.ConfigError(
+        f'config.{path} must be a path of fields, as config.data.name; got '
+        f'{path!r}. Put other names in brackets and quotes.') from err
+  group, field = config, 'config'  # The innermost field so far, and its path.
   for depth, name in enumerate(names):
-    if not isinstance(holder, config_lib.ConfigDict):
+    if not isinstance(group, config_lib.ConfigDict):
       raise checks.ConfigError(
-          f'launch.main: config{place} must be a dict to have a field {name!r};'
-          f' got {holder!r}. Override it as a whole.')
-    if name not in holder:
-      if not f'{place}.'.startswith(open_fields):
+          f'{field} must be a dict to have a field {name!r}; got {group!r}. '
+          f'Override all of it: --{field}=….')
+    if name not in group:
+      if not f'{field}.'.startswith(open_fields):
         raise checks.ConfigError(
-            f'launch.main: config{place}.{name} must be a field of the base '
-            f'config. {checks.suggest(str(name), holder)}')
+            f'{field}.{name} must be a field of the base config. '
+            f'{checks.suggest(str(name), group)}')
       if depth == len(parents):
-        return  # Its type will be that of the value.
-      holder[name] = config_lib.ConfigDict()
-    holder, place = holder[name], f'{place}.{name}'
+        return  # The field's type will be that of the value.
+      group[name] = config_lib.ConfigDict()
+    group, field = group[name], f'{field}.{name}'
   if names[0] == 'losses' and len(names) == 3 and last in ('weight', 'layers'):
-    del config.losses[names[1]][last]  # These may change their type.
+    del config.losses[names[1]][last]  # Its type may change.

@@ -1,4 +1,4 @@
-"""What a config has to be like: its fields, their types and their ranges."""
+"""The rules of a config: its fields, their types and their ranges."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -7,15 +7,14 @@ import ml_collections
 
 from haikd.core import checks
 
-ConfigDict = ml_collections.ConfigDict
-
 PRECISIONS = ('float32', 'bfloat16', 'float16')
 
-# What a block keeps for the backward pass; see `haikd.network.network.remat`.
+# What a block recomputes in the backward pass; see `haikd.network.remat`.
 REMATS = ('none', 'gathers', 'dots', 'full')
 
 ANY = object  # The type of a field that takes any value.
 
+# (rule, whether a value obeys it, fields), checked in this order.
 _RULES = (
     ('be positive', lambda x: x > 0,
      ('steps', 'batch_size', 'microbatches', 'log_every', 'checkpoint_every',
@@ -49,7 +48,7 @@ _RULES = (
      lambda x: x is None or isinstance(x, (tuple, list)) and len(x) > 0 and all(
          type(layer) is int and layer >= 0 for layer in x),
      ('student.init_layers', 'teacher.init_layers')),
-    ('be None, a tuple or a name', lambda x: _is_selection(x),
+    ('be None, a tuple or a name', lambda x: _selects_layers(x),
      ('distillation.attention_match_layers',
       'distillation.feature_match_layers')),
     ('be a finite number, or a tuple of them', lambda x: _are_numbers(x),
@@ -60,29 +59,32 @@ _RULES = (
 )
 
 
-def check_fields(config: ConfigDict, schema: ConfigDict,
-                 open_fields: Collection[str], path: str = '') -> None:
-  """Refuses fields that there are not, are missing, or have the wrong type.
+def check_fields(config: ml_collections.ConfigDict,
+                 schema: ml_collections.ConfigDict,
+                 open_fields: Collection[str],
+                 path: str = '') -> None:
+  """Refuses fields that are unknown, missing, or of the wrong type.
 
   Args:
-    config: what to check.
-    schema: has every field, with its default.
-    open_fields: those that may hold any key.
-    path: of the config in the whole one, ending in a dot.
+    config: the config to check, or a group of its fields.
+    schema: a config with every field and its default.
+    open_fields: the paths of fields that accept any key.
+    path: the path of the group in the config, ending in a dot.
 
   Raises:
-    ConfigError: naming the field, and the closest that there is.
+    ConfigError: a wrong field; the message has its path and, if it is unknown,
+      the closest known one.
   """
   for name, value in config.items():
     field = f'{path}{name}'
     if name not in schema:
       raise checks.ConfigError(
-          f'config.validate: config.{field} must be a field of the base config.'
-          f' {checks.suggest(name, schema)}')
+          f'config.{field} must be a field of the base config. '
+          f'{checks.suggest(name, schema)}')
     default = schema[name]
-    if isinstance(default, ConfigDict):
+    if _is_dict(default):
       rule = 'be a dict' if field in open_fields else 'be a dict of fields'
-      _require(f'config.{field}', rule, isinstance(value, ConfigDict), value)
+      _require(f'config.{field}', rule, _is_dict(value), value)
       if field not in open_fields:
         check_fields(value, default, open_fields, f'{field}.')
     elif value is not None or default is not None:
@@ -90,72 +92,75 @@ def check_fields(config: ConfigDict, schema: ConfigDict,
   for name in schema:
     if name not in config:
       raise checks.ConfigError(
-          f'config.validate: config.{path}{name} must be there; got none. '
-          'Start the config from haikd.config.base().')
+          f'config.{path}{name} is missing. Start the config from '
+          'haikd.config.base(), and delete none of its fields.')
 
 
-def check_rules(config: ConfigDict) -> None:
-  """Refuses values out of their range; all fields are there.
+def check_rules(config: ml_collections.ConfigDict) -> None:
+  """Refuses values out of their range.
 
   Args:
-    config: a whole config.
+    config: a config with all fields.
 
   Raises:
-    ConfigError: naming the field and its rule.
+    ConfigError: a value breaks a rule; the message has the field and the rule.
   """
-  for rule, holds, fields in _RULES:
+  for rule, is_legal, fields in _RULES:
     for field in fields:
       value = config
       for name in field.split('.'):
         value = value[name]
-      _require(f'config.{field}', rule, holds(value), value)
+      _require(f'config.{field}', rule, is_legal(value), value)
 
 
-def check_term(where: str, entry: Any, defaults: Mapping[str, Any]) -> None:
-  """Refuses an entry of `config.losses` that cannot be a term.
+def check_term(field: str, entry: Any, defaults: Mapping[str, Any]) -> None:
+  """Refuses an entry of `config.losses` that is not a loss term.
 
   Args:
-    where: its name in the config.
-    entry: what stands there.
-    defaults: every field of a term.
+    field: the entry's path, `config.losses.<term>`.
+    entry: the value of the field.
+    defaults: every field of a term, with its default.
 
   Raises:
-    ConfigError: naming the field and its rule.
+    ConfigError: a value breaks a rule; the message has the field and the rule.
   """
-  _require(where, 'be a dict of fields', isinstance(entry, ConfigDict), entry,
+  _require(field, 'be a dict of fields', _is_dict(entry), entry,
            ' Write dict(loss=…, weight=…).')
-  for field in entry:
-    if field not in defaults:
+  for name in entry:
+    if name not in defaults:
       raise checks.ConfigError(
-          f'config.validate: {where}.{field} must be a field of a loss term. '
-          f'{checks.suggest(field, defaults)}')
-  fields = {**defaults, **entry}
-  loss, weight = fields['loss'], fields['weight']
-  _require(f'{where}.loss', 'name a registered loss',
+          f'{field}.{name} must be a field of a loss term. '
+          f'{checks.suggest(name, defaults)}')
+  values = {**defaults, **entry}
+  loss, weight = values['loss'], values['weight']
+  _require(f'{field}.loss', 'name a registered loss',
            loss and isinstance(loss, str), loss)
-  schedule = isinstance(weight, ConfigDict)
-  _require(f'{where}.weight', 'be a finite number, or a dict of a schedule',
-           schedule or checks.is_number(weight), weight)
-  for name, value in weight.items() if schedule else ():
-    _require(f'{where}.weight.{name}', 'be a finite number',
+  is_schedule = _is_dict(weight)
+  _require(f'{field}.weight', 'be a finite number, or a dict of a schedule',
+           is_schedule or checks.is_number(weight), weight)
+  for name, value in weight.items() if is_schedule else ():
+    _require(f'{field}.weight.{name}', 'be a finite number',
              name == 'kind' or checks.is_number(value), value)
-  _require(f'{where}.layers', 'be None, a tuple or a name',
-           _is_selection(fields['layers']), fields['layers'])
-  _require(f'{where}.align', 'name a registered aligner',
-           isinstance(fields['align'], str), fields['align'],
+  _require(f'{field}.layers', 'be None, a tuple or a name',
+           _selects_layers(values['layers']), values['layers'])
+  _require(f'{field}.align', 'name a registered aligner',
+           isinstance(values['align'], str), values['align'],
            " Write 'none', in quotes, to compare layers as they are.")
   for name in ('options', 'align_options'):
-    _require(f'{where}.{name}', 'be a dict',
-             isinstance(fields[name], ConfigDict), fields[name])
+    _require(f'{field}.{name}', 'be a dict', _is_dict(values[name]),
+             values[name])
 
 
-def _require(where, rule, holds, value, remedy=''):
-  if not holds:
-    raise checks.ConfigError(
-        f'config.validate: {where} must {rule}; got {value!r}.{remedy}')
+def _require(field, rule, is_legal, value, remedy=''):
+  if not is_legal:
+    raise checks.ConfigError(f'{field} must {rule}; got {value!r}.{remedy}')
 
 
-def _is_selection(value):
+def _is_dict(value):
+  return isinstance(value, ml_collections.ConfigDict)
+
+
+def _selects_layers(value):
   return value is None or isinstance(value, (tuple, list, str))
 
 
@@ -169,18 +174,18 @@ def _are_numbers(value):
 
 
 def _check_type(field, value, kind):
-  if kind is float:  # A whole number stands for one.
+  if kind is float:  # An int is accepted as well.
     _require(f'config.{field}', 'be of type float, and finite',
              checks.is_number(value), value)
   elif kind is not ANY:
     kinds = (tuple, list) if kind is tuple else kind
-    holds = isinstance(value, kinds) and not (
+    is_legal = isinstance(value, kinds) and not (
         kind is int and isinstance(value, bool))
-    _require(f'config.{field}', f'be of type {kind.__name__}', holds, value)
+    _require(f'config.{field}', f'be of type {kind.__name__}', is_legal, value)
 
 
 def _ends(value):
-  """Returns a number, or those between which a schedule runs."""
+  """Returns the start and end of a schedule, or (value,) for a number."""
   if hasattr(value, 'items'):
     return value.get('start', 0.0), value.get('end', 1.0)
   return (value,)

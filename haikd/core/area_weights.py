@@ -1,4 +1,4 @@
-"""Sizes that do not divide, brought to one another by area."""
+"""Weights that pool one size to another by area, where sizes do not divide."""
 
 import numpy as np
 
@@ -6,17 +6,17 @@ import numpy as np
 def weights(size: int, out: int) -> np.ndarray:
   """Returns how much of each input every output takes.
 
-  Outputs side by side take size / out inputs each, those on a border in parts,
-  so that all inputs weigh the same.
+  Neighbouring outputs take size / out inputs each. An input on the border of
+  two outputs is shared between them, so that all inputs weigh the same.
 
   Args:
-    size: how many inputs there are.
-    out: how many outputs.
+    size: the number of inputs.
+    out: the number of outputs.
 
   Returns:
     float64, `[size, out]`; columns sum to 1.
   """
-  # Each input is `out` long and each output `size`, which keeps borders whole.
+  # Each input is `out` long and each output `size`: all borders are integers.
   inputs, outputs = np.arange(size)[:, None] * out, np.arange(out) * size
   overlap = (
       np.minimum(inputs + out, outputs + size) - np.maximum(inputs, outputs))

@@ -1,4 +1,4 @@
-"""Where the positions of a row look, without a map of it."""
+"""Which keys each query may attend to, as rules rather than an array."""
 
 import dataclasses
 from typing import Optional, Union
@@ -7,25 +7,27 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-Range = tuple[Union[int, jax.Array], int]  # Where it begins, and its length.
+Range = tuple[Union[int, jax.Array], int]  # The first position, and how many.
 
 
 @jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True)
 class AttentionMask:
-  """Where the positions of a row look at one another, told by rules.
+  """Rules that say which keys a query may attend to.
 
-  A query may look at a key that obeys all of them. As an array this would be
+  A query may attend to a key if all rules allow it. As an array this would be
   `[B, 1, N, N]`, which grows with the square of N.
 
   Attributes:
-    keys: bool, `[B, N]`, true where a position is real; None if all are.
-    segments: int32, `[B, N]`, the document that a position belongs to, beyond
-      which it does not look; None where a row is one document.
-    causal: whether a position looks at itself and what stands before it only.
-    window: how many keys one sees at most, itself and those right before it;
-      with `causal` only. None for all. An int is known while tracing and saves
-      what lies outside; an int32 scalar array may differ from layer to layer.
+    keys: bool, `[B, N]`, true where a position is real and not padding; None if
+      all are real.
+    segments: int32, `[B, N]`, the document of each position. A query attends to
+      its own document only. None where a row is one document.
+    causal: whether a query attends only to itself and to earlier positions.
+    window: the largest number of keys that a query attends to: itself and those
+      right before it. Requires `causal`. None for no limit. An int is known
+      while tracing, and keys outside the window are not computed; an int32
+      scalar array may differ from layer to layer.
   """
 
   keys: Optional[jax.Array] = None
@@ -34,46 +36,48 @@ class AttentionMask:
   window: Optional[Union[int, jax.Array]] = None
 
   def block(self, queries: Range, keys: Range) -> jax.Array:
-    """Returns a part of the mask.
+    """Returns one block of the mask as an array.
 
     Args:
-      queries: which, as (first, number); the first may be traced.
-      keys: likewise.
+      queries: the block's queries, as (first, number); the first may be traced.
+      keys: the block's keys, likewise.
 
     Returns:
-      bool, `[B, 1, queries, keys]`, where B and queries are 1 if all are alike.
+      bool, `[B, 1, queries, keys]`. The axis of B or of queries has size 1 if
+      no rule depends on it.
     """
     allowed = jnp.ones((1, 1, 1, 1), bool)
     if self.keys is not None:
-      allowed = _part(self.keys, keys)[:, None, None, :]
-    behind = _places(queries)[:, None] - _places(keys)
+      allowed = _slice(self.keys, keys)[:, None, None, :]
+    distance = _positions(queries)[:, None] - _positions(keys)
     if self.causal:
-      allowed = allowed & (behind >= 0)
+      allowed = allowed & (distance >= 0)
     if self.window is not None:
-      allowed = allowed & (behind < self.window)
+      allowed = allowed & (distance < self.window)
     if self.segments is not None:
-      own, other = _part(self.segments, queries), _part(self.segments, keys)
-      allowed = allowed & (own[:, :, None] == other[:, None, :])[:, None]
+      of_queries = _slice(self.segments, queries)[:, :, None]
+      of_keys = _slice(self.segments, keys)[:, None, :]
+      allowed = allowed & (of_queries == of_keys)[:, None]
     return allowed
 
   def tree_flatten(self):
-    """Makes a pytree of it: a window known while tracing is no leaf."""
-    known = isinstance(self.window, int)
-    traced, fixed = (None, self.window) if known else (self.window, None)
-    return (self.keys, self.segments, traced), (self.causal, fixed)
+    """Returns (leaves, static data); a window that is an int is static."""
+    is_static = isinstance(self.window, int)
+    traced, static = (None, self.window) if is_static else (self.window, None)
+    return (self.keys, self.segments, traced), (self.causal, static)
 
   @classmethod
-  def tree_unflatten(cls, fixed, leaves):
+  def tree_unflatten(cls, static, leaves):
     """Undoes `tree_flatten`."""
-    keys, segments, window = leaves
-    causal, known = fixed
-    return cls(keys, segments, causal, window if known is None else known)
+    keys, segments, traced = leaves
+    causal, window = static
+    return cls(keys, segments, causal, traced if window is None else window)
 
 
-def _part(array, positions):
+def _slice(array, positions):
   return lax.dynamic_slice_in_dim(array, *positions, axis=1)
 
 
-def _places(positions):
+def _positions(positions):
   first, number = positions
   return first + jnp.arange(number, dtype=jnp.int32)

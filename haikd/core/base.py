@@ -1,4 +1,4 @@
-"""The types that flow between the rooms, and nothing else.
+"""The types that the rooms exchange, and nothing else.
 
 Shapes in this package are written with the letters `B` batch, `N` positions,
 `V` classes or vocabulary, `D` features, `H` heads, `K` size of one head.
@@ -21,20 +21,21 @@ IGNORED_LABEL = -100
 
 
 class LossSum(NamedTuple):
-  """A sum and the number of values in it: a mean that is not yet divided.
+  """A sum and the number of values in it: a mean before its division.
 
-  Sums add up over microbatches and devices, means do not; the division comes
+  Sums add up over microbatches and devices, means do not. The division is done
   once, after everything has been added.
 
   Attributes:
     total: float32 scalar, the sum of the values that count.
-    count: float32 scalar, how many values that is.
+    count: float32 scalar, the number of these values.
   """
 
   total: Array
-  count: Array
+  count: Array  # type: ignore[assignment]  # It hides tuple.count, as it must.
 
-  def __add__(self, other: 'LossSum') -> 'LossSum':
+  # A LossSum adds up; a tuple would be concatenated.
+  def __add__(self, other: 'LossSum') -> 'LossSum':  # type: ignore[override]
     return LossSum(self.total + other.total, self.count + other.count)
 
   def mean(self) -> Array:
@@ -43,18 +44,18 @@ class LossSum(NamedTuple):
 
 
 class LinearLogits(NamedTuple):
-  """Logits that are not yet computed: `hidden @ kernel + bias`.
+  """Lazy logits: `hidden @ kernel + bias`.
 
-  A network with a large vocabulary returns this in place of its logits, so that
-  a loss may work through them piece by piece.
+  A network with a large vocabulary returns this instead of its logits, so that
+  a loss can compute them in chunks.
 
   Attributes:
     hidden: `[..., D]` floating.
     kernel: `[D, V]` floating.
     bias: `[V]` floating, or None.
-    scale: what logits are then multiplied by, a number or scalar; None for 1.
-    soft_cap: what they then stay below, c tanh(logits / c) of the number or
-      scalar c; None for no cap.
+    scale: a number or scalar that the sum is then multiplied by; None for 1.
+    soft_cap: a number or scalar c that bounds the result, which becomes
+      c tanh(logits / c); None for no bound.
   """
 
   hidden: Array
@@ -81,7 +82,7 @@ class LinearLogits(NamedTuple):
         preferred_element_type=jnp.float32)
 
   def finish(self, products: Array) -> Array:
-    """Returns the logits, float32, of `products`."""
+    """Returns the logits, float32, given `hidden @ kernel`."""
     logits = products
     if self.bias is not None:
       logits += self.bias
@@ -93,14 +94,14 @@ class LinearLogits(NamedTuple):
 
 
 class QueryKey(NamedTuple):
-  """Attention maps that are not yet computed: `softmax(query key^T)`.
+  """Lazy attention maps: `softmax(query key^T)`.
 
   Attributes:
     query: `[B, N, H, K]` floating, already multiplied by its scale (1/sqrt(K)).
-    key: `[B, M, G, K]` floating; G divides H, each key head serving H/G query
-      heads in turn (grouped-query attention).
+    key: `[B, M, G, K]` floating; G divides H, and each key head serves H/G
+      consecutive query heads (grouped-query attention).
     mask: an AttentionMask; or bool, broadcastable to `[B, H, N, M]`, true where
-      a query may look at a key; or None.
+      a query may attend to a key; or None.
   """
 
   query: Array
@@ -116,7 +117,7 @@ class QueryKey(NamedTuple):
   def materialise(self) -> Array:
     """Returns the maps, `[B, H, N, M]` float32; rows sum to 1.
 
-    A row that may look at no key is 0 throughout.
+    The row of a query that may attend to no key is all 0.
     """
     key = jnp.repeat(self.key, self.query.shape[2] // self.key.shape[2], axis=2)
     scores = jnp.einsum(
@@ -130,7 +131,7 @@ class QueryKey(NamedTuple):
 
 
 class Embedding(NamedTuple):
-  """What an encoder gives in place of logits: a vector for each text.
+  """What an encoder returns instead of logits: a vector for each text.
 
   Attributes:
     vectors: `[B, D]`, or `[B, S, D]` for S texts an example, floating.
@@ -141,19 +142,19 @@ class Embedding(NamedTuple):
 
 Logits = Union[Array, LinearLogits]
 Output = Union[Logits, Embedding]
-Taps = Mapping[str, tuple[Any, ...]]  # What was captured, in call order.
+Taps = Mapping[str, tuple[Any, ...]]  # {kind: captured values in call order}.
 
 
 class Batch(NamedTuple):
   """One batch, or one shard of it.
 
   Attributes:
-    inputs: what the networks take: an array or a pytree of arrays, `[B, ...]`.
+    inputs: the networks' inputs: an array or a pytree of arrays, `[B, ...]`.
     mask: bool, `[B]` or `[B, N]`, true where an example or position is real
       and not padding.
     labels: integer `[B]` or `[B, N]`, or probabilities with a trailing axis V,
-      or None. Already aligned to the logits; -100 marks what has no label. Or
-      floating `[B]`: scores, which are no classes.
+      or floating `[B]`: scores, which are not classes. None for no labels.
+      Already aligned to the logits; -100 marks what has no label.
     target_mask: bool, shaped like `mask`, true where a position's logits count
       in a loss on logits; None means wherever `mask` is true.
   """
@@ -165,12 +166,11 @@ class Batch(NamedTuple):
 
 
 class Pair(NamedTuple):
-  """What a loss compares: student and teacher, aligned, and where they count.
+  """What a loss compares: aligned values, and the mask of where they count.
 
   Attributes:
-    student: an array (or LinearLogits, or maps not yet computed) of the
-      student's.
-    teacher: the teacher's, of the same shape.
+    student: the student's value: an array, LinearLogits or QueryKey.
+    teacher: the teacher's value, of the same shape.
     mask: bool, true where a position counts.
   """
 
@@ -185,7 +185,7 @@ class Params(NamedTuple):
   Attributes:
     student: the student's Haiku parameters.
     align: `{term: {layer: Haiku parameters}}` of learned alignments. They are
-      trained and saved with the student and left out of what is exported.
+      trained and saved with the student, and left out of exports.
   """
 
   student: ArrayTree
@@ -198,10 +198,10 @@ class TrainState(NamedTuple):
   Attributes:
     step: int32 scalar, the number of steps taken.
     params: `Params`, float32.
-    net_state: the student's Haiku state (statistics of BatchNorm and the like).
+    net_state: the student's Haiku state (such as BatchNorm's statistics).
     opt_state: optax state.
     loss_scale: a jmp loss scale.
-    ema: running mean of the student's parameters, or None if not wanted.
+    ema: running mean of the student's parameters, or None if there is none.
   """
 
   step: Array
@@ -213,10 +213,10 @@ class TrainState(NamedTuple):
 
 
 class Variables(NamedTuple):
-  """A network that is used and not trained: the teacher.
+  """The variables of a network that runs but is not trained: the teacher.
 
   Attributes:
-    params: Haiku parameters, in the dtype it computes in.
+    params: Haiku parameters, in the dtype that the network computes in.
     state: Haiku state.
   """
 
@@ -225,32 +225,31 @@ class Variables(NamedTuple):
 
 
 class Loss(Protocol):
-  """`register_loss` takes any function of this form."""
+  """The signature of a function that `register_loss` takes."""
 
   def __call__(self, student: Array, teacher: Array, *, mask: Array,
                **options) -> LossSum:
     """Compares aligned arrays where `mask` is true.
 
-    A loss that needs labels takes them by the name `labels`.
+    A loss that needs labels has a parameter `labels`.
     """
 
 
 class Model(Protocol):
-  """`register_model` takes any Haiku function of this form."""
+  """The signature of a Haiku function that `register_model` takes."""
 
   def __call__(self, inputs: ArrayTree, *, is_training: bool,
                **options) -> Output:
     """Returns logits `[B, V]` or `[B, N, V]`, or an Embedding.
 
-    It runs inside a Haiku transform.
-
-    A model that masks padding itself takes `mask`, and one that wants the
-    number of classes of the data takes `num_classes`.
+    It runs inside a Haiku transform. A model that masks padding itself has a
+    parameter `mask`; one that needs the data's number of classes has a
+    parameter `num_classes`.
     """
 
 
 class Aligner(Protocol):
-  """`register_aligner` takes any Haiku function of this form."""
+  """The signature of a Haiku function that `register_aligner` takes."""
 
   def __call__(self, student: Array, teacher: Array, *, mask: Array, on: str,
                **options) -> Pair:

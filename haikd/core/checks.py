@@ -19,66 +19,66 @@ import jax.numpy as jnp
 
 
 class ConfigError(ValueError):
-  """A config, flag or plugin that cannot work; launch ends with exit code 2."""
+  """A config, flag or plugin cannot work; launch ends with exit code 2."""
   exit_code = 2
 
 
 class DataError(ValueError):
-  """Data, checkpoint or file that cannot be used; exit code 3."""
+  """Data, a checkpoint or a file cannot be used; exit code 3."""
   exit_code = 3
 
 
 class DivergedError(ArithmeticError):
-  """Training that gave a loss which is not finite; exit code 4."""
+  """A loss in training is not finite; exit code 4."""
   exit_code = 4
 
 
 class DoesNotFitError(MemoryError):
-  """A step that needs more memory than a chip has; exit code 5."""
+  """A step needs more memory than a chip has; exit code 5."""
   exit_code = 5
 
 
 class LostProcessError(RuntimeError):
-  """Another process of the run that failed, is dead or hangs; exit code 6."""
+  """Another process of the run has failed, is dead or hangs; exit code 6."""
   exit_code = 6
 
 
 class StoppedError(RuntimeError):
-  """A run that SIGTERM has stopped, and that is saved; exit code 143."""
+  """SIGTERM has stopped the run, which is saved; exit code 143."""
   exit_code = 143
 
 
 def one_line(error: BaseException) -> str:
   """Returns an error's message on a single line."""
-  # A KeyError shows its message as Python would write it, in quotes.
-  quoted = isinstance(error, KeyError) and len(error.args) == 1
-  message = str(error.args[0] if quoted else error)
+  # str() of a KeyError puts its message in quotes.
+  is_quoted = isinstance(error, KeyError) and len(error.args) == 1
+  message = str(error.args[0] if is_quoted else error)
   return ' '.join(message.split()) or type(error).__name__
 
 
 def describe(error: BaseException) -> str:
-  """Returns an error's type and message on a single line, no full stop."""
+  """Returns an error's type and message on one line, without a full stop."""
   return f'{type(error).__name__}: {one_line(error)}'.rstrip('.')
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-  """Returns a remedy for an unknown name: the closest one, and all there are.
+  """Returns a remedy for an unknown name: the closest one, and all known ones.
 
   Args:
-    name: what was asked for.
-    known: the names there are.
+    name: the unknown name.
+    known: all legal names.
 
   Returns:
     One or two sentences, ending in a full stop.
   """
-  known = sorted(known)
-  close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-  hint = f'Did you mean {close[0]!r}? ' if close else ''
-  return f'{hint}Known: {", ".join(known) or "none"}.'
+  names = sorted(known)
+  closest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+  hint = f'Did you mean {closest[0]!r}? ' if closest else ''
+  return f'{hint}Known: {", ".join(names) or "none"}.'
 
 
 def is_number(value: object) -> bool:
-  """Returns whether a value is a finite number; True and False are none."""
+  """Returns whether a value is a finite number; True and False are not."""
   return (isinstance(value, numbers.Real) and not isinstance(value, bool) and
           math.isfinite(value))
 
@@ -88,8 +88,8 @@ def is_real(array: jax.typing.ArrayLike) -> bool:
   return jnp.issubdtype(jnp.result_type(array), jnp.floating)
 
 
-def are_scores(labels: jax.typing.ArrayLike) -> bool:
-  """Returns whether labels are one number an example, and not classes."""
+def are_scores(labels: jax.Array) -> bool:
+  """Returns whether labels are scores, one number an example, not classes."""
   return len(labels.shape) == 1 and is_real(labels)
 
 
@@ -102,7 +102,7 @@ def check_mask(mask: jax.Array) -> None:
 
 
 def check_leading(name: str, array: jax.Array, mask: jax.Array) -> None:
-  """Raises ValueError unless `mask.shape` begins `array.shape`."""
+  """Raises ValueError unless `array.shape` begins with `mask.shape`."""
   shape, prefix = jnp.shape(array), jnp.shape(mask)
   if shape[:len(prefix)] != prefix:
     raise ValueError(f'mask must have the leading axes of {name}; got '
@@ -112,7 +112,7 @@ def check_leading(name: str, array: jax.Array, mask: jax.Array) -> None:
 
 def check_same_shape(student: jax.Array, teacher: jax.Array, *,
                      any_width: bool = False) -> None:
-  """Raises ValueError unless both arrays have one shape.
+  """Raises ValueError unless both arrays have the same shape.
 
   Args:
     student: any shape.
@@ -121,15 +121,16 @@ def check_same_shape(student: jax.Array, teacher: jax.Array, *,
   """
   end = -1 if any_width else None
   if jnp.shape(student)[:end] != jnp.shape(teacher)[:end]:
-    but = ', but for the last axis' if any_width else ''
+    except_last = ', except for the last axis' if any_width else ''
     raise ValueError(
-        f'student and teacher must have the same shape{but}; got '
+        f'student and teacher must have the same shape{except_last}; got '
         f'student.shape={jnp.shape(student)}, teacher.shape='
         f"{jnp.shape(teacher)}. Align them first: use align='pool' or, for "
         "features, 'project'.")
 
 
-def option_names(function: Callable, *, reserved: Iterable[str] = ()) -> set:
+def option_names(function: Callable, *,
+                 reserved: Iterable[str] = ()) -> set[str]:
   """Returns the names of the keyword options that a function takes."""
   kinds = (inspect.Parameter.KEYWORD_ONLY,
            inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -141,17 +142,17 @@ def option_names(function: Callable, *, reserved: Iterable[str] = ()) -> set:
 
 def check_options(field: str, function: Callable, options: Iterable[str], *,
                   reserved: Iterable[str]) -> None:
-  """Raises ConfigError unless a function takes, and gets, its options.
+  """Raises ConfigError unless the options fit a function's parameters.
 
   Args:
     field: the config field that holds the options, for messages.
     function: takes the options.
-    options: the names given.
+    options: the names of the options that the config sets.
     reserved: arguments that haikd itself passes.
 
   Raises:
-    ConfigError: an option the function does not take, or one that has no
-      default and is not given.
+    ConfigError: the function does not take an option, or an option without a
+      default is missing.
   """
   parameters = inspect.signature(function).parameters.values()
   if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
@@ -163,8 +164,9 @@ def check_options(field: str, function: Callable, options: Iterable[str], *,
           f'{field}.{name} must be an option of {function.__name__}; got '
           f'{name!r}. {suggest(name, known)}')
   for parameter in parameters:
-    missing = parameter.default is inspect.Parameter.empty
-    if missing and parameter.name in known and parameter.name not in options:
+    is_required = parameter.default is inspect.Parameter.empty
+    if (is_required and parameter.name in known and
+        parameter.name not in options):
       raise ConfigError(
           f'{field}.{parameter.name} must be given, since '
           f'{function.__name__} has no default for it; got '

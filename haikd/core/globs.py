@@ -5,18 +5,18 @@ import fnmatch
 
 
 def parts(name: str) -> list[str]:
-  """Returns the '/'-separated parts of a name, methods such as `~` left out."""
+  """Returns the '/'-separated parts of a name without methods such as `~`."""
   return [part for part in name.split('/') if not part.startswith('~')]
 
 
 def matches(glob: str, name: Sequence[str]) -> bool:
-  """Returns whether a glob finds a name.
+  """Returns whether a glob matches a name.
 
   Args:
-    glob: its parts are matched against the last ones of the name: `block_*`
-      finds every module so called at any depth, `block_*/attn` those called
-      `attn` directly inside one.
-    name: as from `parts`.
+    glob: its parts are matched against the last parts of the name. `block_*`
+      matches every module with such a name at any depth; `block_*/attn` matches
+      each module `attn` directly inside one.
+    name: the parts of a name, as `parts` returns them.
   """
   patterns = glob.split('/')
   return len(patterns) <= len(name) and all(

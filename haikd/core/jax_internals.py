@@ -1,8 +1,8 @@
-"""Everything that haikd uses of JAX without a public name.
+"""Everything that haikd uses of JAX's private API.
 
-Nothing else in haikd may touch `jax._src`, `jax.interpreters` or the parameters
-of a primitive that JAX is free to rename. `jax_internals_test.py` has a test of
-each function that says what it relies on.
+No other file of haikd may use `jax._src`, `jax.interpreters` or a primitive's
+parameters, which JAX is free to rename. `jax_internals_test.py` tests what each
+function relies on.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from jax.interpreters import partial_eval
 
 
 class ScanSizes(NamedTuple):
-  """How the operands and results of a `lax.scan` equation are laid out.
+  """The layout of the operands and results of a `lax.scan` equation.
 
-  Operands are constants, carry, then inputs; results are the carry, then the
+  Operands are constants, carry, then inputs. Results are the carry, then the
   stacked outputs.
 
   Attributes:
@@ -34,8 +34,9 @@ def scan_sizes(params: dict[str, Any]) -> ScanSizes:
   """Returns the layout of a `lax.scan` equation.
 
   Args:
-    params: of the equation. JAX up to 0.10 counts in `num_consts` and
-      `num_carry`; later ones have `ft_in`, a tuple of trees.
+    params: the equation's parameters. JAX up to 0.10 has the counts
+      `num_consts` and `num_carry`; later versions have `ft_in`, a tuple of
+      trees.
 
   Returns:
     A ScanSizes.
@@ -47,22 +48,22 @@ def scan_sizes(params: dict[str, Any]) -> ScanSizes:
 
 
 def drop_dead_code(jaxpr: Any) -> Any:
-  """Returns an open jaxpr without the equations that no result needs."""
+  """Returns an open jaxpr without the equations that no result uses."""
   live, _ = partial_eval.dce_jaxpr(
       jaxpr, [True] * len(jaxpr.outvars), instantiate=True)
   return live
 
 
 def varying_axes(array: jax.Array) -> frozenset[str]:
-  """Returns the mesh axes that an array differs along, as JAX tracks them.
+  """Returns the mesh axes along which an array varies, as JAX tracks them.
 
-  Empty outside of `jax.shard_map`, and inside one with `check_vma=False`.
+  It is empty outside of `jax.shard_map` and inside one with `check_vma=False`.
   """
   return jax.typeof(array).manual_axis_type.varying
 
 
 def cluster_kinds() -> Sequence[Any]:
-  """Returns the kinds of cluster that JAX can recognise, in its order."""
+  """Returns the kinds of cluster that JAX recognises, in the order it tries."""
   return clusters.ClusterEnv._cluster_types
 
 
@@ -72,9 +73,10 @@ def is_kubernetes(kind: Any) -> bool:
 
 
 def coordination_client() -> Optional[Any]:
-  """Returns the client of JAX's coordinator; None before it is initialised.
+  """Returns the client of JAX's coordinator; None before initialisation.
 
-  It has a key-value store and barriers that need no device.
+  The client has a key-value store and barriers, neither of which needs a
+  device.
   """
   return distributed.global_state.client
 
@@ -82,6 +84,6 @@ def coordination_client() -> Optional[Any]:
 def forget_compilation_cache() -> None:
   """Makes JAX read the flags of its compilation cache again.
 
-  It reads `jax_enable_compilation_cache` once and keeps the answer.
+  JAX reads `jax_enable_compilation_cache` once and keeps the answer.
   """
   compilation_cache.reset_cache()

@@ -1,4 +1,4 @@
-"""Where arrays lie: how on the mesh, and on devices of which platform."""
+"""The mesh and the platform that a function is traced for."""
 
 from typing import Any, TypeVar
 
@@ -11,18 +11,19 @@ T = TypeVar('T')
 
 
 def alike(tree: T, *references: Any) -> T:
-  """Marks arrays as different wherever some reference is.
+  """Marks arrays as varying over the mesh axes that the references vary over.
 
-  haikd's own `jax.shard_map` does not check this. Somebody else's may: it wants
-  a loop's first carry of zeros, which are the same on all devices, to have the
-  type of what the loop makes of them, which is not. Nothing is moved.
+  haikd's own `jax.shard_map` has `check_vma=False` and does not need this; a
+  user's may not. A checked loop must start with a carry of the type that it
+  ends with: zeros, which are the same on all devices, must be marked as varying
+  like the sums that replace them. No data is moved.
 
   Args:
     tree: arrays.
     *references: pytrees of arrays.
 
   Returns:
-    The same values; outside of `jax.shard_map` the very same arrays.
+    The same values; outside of `jax.shard_map` the same arrays.
   """
   axes = frozenset().union(
       *map(jax_internals.varying_axes, jax.tree.leaves(references)))
@@ -35,9 +36,10 @@ def alike(tree: T, *references: Any) -> T:
 
 
 def is_split_further() -> bool:
-  """Returns whether what a device sees may yet lie on several of them.
+  """Returns whether a device's arrays may be split over several devices.
 
-  An operation on it may then be a collective: all have to come to it.
+  Inside `jax.shard_map` they may be, over an automatic mesh axis. An operation
+  on them may then be a collective, which all these devices must reach.
   """
   mesh = jax.sharding.get_abstract_mesh()
   return any(size > 1 for axis, size in mesh.shape.items()
@@ -45,10 +47,11 @@ def is_split_further() -> bool:
 
 
 def needs_uniform_control_flow() -> bool:
-  """Returns whether devices that see other data compute together.
+  """Returns whether devices must take the same branch of a `lax.cond`.
 
-  Each such group then has to do what the others do: of a condition that only
-  some fulfil, not all would come to the collectives.
+  They must if devices with different data share collectives over an automatic
+  mesh axis: a device that took the other branch would not reach the collective,
+  and the rest would deadlock.
   """
   mesh = jax.sharding.get_abstract_mesh()
   return is_split_further() and any(
@@ -56,9 +59,10 @@ def needs_uniform_control_flow() -> bool:
 
 
 def platform() -> str:
-  """Returns what the function being traced will run on, such as `cpu`.
+  """Returns the platform that the traced function will run on, such as `cpu`.
 
-  That is the platform of the mesh it is traced for, which may lie elsewhere.
+  It is that of the mesh that the function is traced for, which need not be the
+  platform of this machine.
   """
   device = jax.sharding.get_abstract_mesh().abstract_device
   return device.platform if device else jax.default_backend()

@@ -1,4 +1,4 @@
-"""What is known by name: losses, models, data sets and aligners.
+"""Registries: losses, models, data sets and aligners by name.
 
 A registration is one decorator on a plain function. Plugins are modules that
 register something when they are imported: the config names them, or an
@@ -10,13 +10,22 @@ import contextlib
 import importlib
 import importlib.metadata
 import inspect
-from typing import Any, Generic, NamedTuple, Optional, TypeVar
+from typing import Generic, NamedTuple, Optional, Protocol, TypeVar
 
 from haikd.core import checks
 
-T = TypeVar('T')
-
 PLUGIN_GROUP = 'haikd.plugins'
+
+
+class _Registered(Protocol):
+
+  @property
+  def module(self) -> str:
+    """The module that registered the entry."""
+
+
+Entry = TypeVar('Entry', bound=_Registered)
+Function = TypeVar('Function', bound=Callable)
 
 
 class LossEntry(NamedTuple):
@@ -24,12 +33,13 @@ class LossEntry(NamedTuple):
 
   Attributes:
     function: the loss, guarded (see `haikd.register_loss`).
-    on: what it eats: 'logits', 'features', 'attention' or any tap's name.
+    on: what it compares: 'logits', 'features', 'attention' or any tap's name.
     example: `{argument: shape}` for the contract test, or None.
-    relational: whether it relates examples to one another, so that it has to
-      see the batch of all devices at once.
+    relational: whether it relates examples to one another, so that it needs the
+      batch of all devices at once.
     any_width: whether student and teacher may differ in their last axis.
-    additive: whether it is a sum over positions, to be had piece by piece.
+    additive: whether it is a sum over positions, so that it can be computed in
+      chunks.
     module: the module that registered it.
   """
 
@@ -43,7 +53,7 @@ class LossEntry(NamedTuple):
 
   @property
   def needs_teacher(self) -> bool:
-    """Whether it compares with a teacher: no default stands in for one."""
+    """Whether it compares with a teacher: `teacher` has no default."""
     teacher = inspect.signature(self.function).parameters['teacher']
     return teacher.default is inspect.Parameter.empty
 
@@ -53,9 +63,9 @@ class ModelEntry(NamedTuple):
 
   Attributes:
     function: a Haiku function `(inputs, *, is_training, **options) -> logits`.
-    taps: `{kind: glob}` of what to capture unless the config says otherwise.
-    tensor: `{glob over parameters: axis}` of what to split over the mesh axis
-      `tensor` unless the config says otherwise.
+    taps: `{kind: glob}`, the modules to capture unless the config names others.
+    tensor: `{glob over parameters: axis}`, the parameters to split over the
+      mesh axis `tensor` unless the config names others.
     module: the module that registered it.
   """
 
@@ -70,7 +80,7 @@ class DatasetEntry(NamedTuple):
 
   Attributes:
     function: `(split, **options) -> Source`; see `haikd.data.Source`.
-    spec: `(**options) -> Spec`, what an example is like, or None.
+    spec: `(**options) -> Spec`, the shapes and dtypes of an example, or None.
     module: the module that registered it.
   """
 
@@ -84,7 +94,7 @@ class AlignerEntry(NamedTuple):
 
   Attributes:
     function: a Haiku function; see `haikd.core.base.Aligner`.
-    lazy: whether it takes logits and maps that were not computed yet.
+    lazy: whether it takes lazy logits and maps.
     module: the module that registered it.
   """
 
@@ -93,38 +103,38 @@ class AlignerEntry(NamedTuple):
   module: str
 
 
-class Registry(Generic[T]):
+class Registry(Generic[Entry]):
   """Entries of one kind, by name."""
 
   def __init__(self, kind: str):
     self.kind = kind
-    self._entries: dict[str, T] = {}
+    self._entries: dict[str, Entry] = {}
 
-  def add(self, name: str, entry: Any, *, replace: bool = False) -> None:
+  def add(self, name: str, entry: Entry, *, replace: bool = False) -> None:
     """Adds an entry.
 
     Args:
-      name: what a config calls it; somebody else's plugin is `vendor/name`.
-      entry: has a field `module`.
-      replace: whether to take the place of an entry of that name.
+      name: its name in configs; a plugin from outside haikd is `vendor/name`.
+      entry: the entry to add.
+      replace: whether to replace an entry of that name.
 
     Raises:
       ConfigError: the name is taken and `replace` is false.
     """
     if name in self._entries and not replace:
       raise checks.ConfigError(
-          f'registry.register_{self.kind}: name must be new; got {name!r} from '
-          f'{entry.module}, already registered by '
-          f'{self._entries[name].module}. Choose another name, such as '
-          f"'vendor/{name}', or pass replace=True.")
+          f'name of a {self.kind} must be new; got {name!r} from '
+          f'{entry.module}, but {self._entries[name].module} has registered '
+          f"that name. Choose another one, such as 'vendor/{name}', or pass "
+          'replace=True.')
     self._entries[name] = entry
 
-  def __getitem__(self, name: str) -> T:
+  def __getitem__(self, name: str) -> Entry:
     if name not in self._entries:
       raise checks.ConfigError(
-          f'registry.get_{self.kind}: name must be a registered {self.kind}; '
-          f'got {name!r}. {checks.suggest(name, self._entries)} A plugin that '
-          'brings it belongs in config.plugins.')
+          f'{self.kind} must name a registered {self.kind}; got {name!r}. '
+          f'{checks.suggest(name, self._entries)} If a plugin registers it, '
+          'name that module in config.plugins.')
     return self._entries[name]
 
   def names(self) -> tuple[str, ...]:
@@ -133,7 +143,7 @@ class Registry(Generic[T]):
 
   @contextlib.contextmanager
   def temporary(self) -> Iterator[None]:
-    """Forgets, on leaving the context, what was registered inside it."""
+    """Undoes, on leaving the context, every registration made inside it."""
     before = dict(self._entries)
     try:
       yield
@@ -151,18 +161,18 @@ def register_model(name: Optional[str] = None,
                    *,
                    taps: Optional[dict[str, str]] = None,
                    tensor: Optional[dict[str, int]] = None,
-                   replace: bool = False) -> Callable[[T], T]:
+                   replace: bool = False) -> Callable[[Function], Function]:
   """Registers a Haiku function as a model.
 
   Args:
-    name: what configs call it; the function's own name by default.
-    taps: `{kind: glob over module names}` to capture when a config does not
-      say, for example `dict(features='block_*')`.
+    name: its name in configs; the function's name by default.
+    taps: `{kind: glob over module names}`, the modules to capture when the
+      config names none, for example `dict(features='block_*')`.
     tensor: `{glob over parameters: axis}`, which axis of a parameter to split
       over the mesh axis `tensor`, for example `{'mlp/up/w': -1}`. Parts of the
-      glob are matched against the last parts of `<module>/<parameter>`; axes
-      count from the end, so that they hold for stacked layers too.
-    replace: whether it may take the place of another of that name.
+      glob are matched against the last parts of `<module>/<parameter>`. Axes
+      count from the end, so that they are also right for stacked layers.
+    replace: whether to replace a model of that name.
 
   Returns:
     A decorator that returns the function unchanged.
@@ -180,15 +190,15 @@ def register_model(name: Optional[str] = None,
 def register_dataset(name: Optional[str] = None,
                      *,
                      spec: Optional[Callable] = None,
-                     replace: bool = False) -> Callable[[T], T]:
+                     replace: bool = False) -> Callable[[Function], Function]:
   """Registers a function that builds a data set.
 
   Args:
-    name: what configs call it; the function's own name by default.
+    name: its name in configs; the function's name by default.
     spec: a function that takes the options of the data set and returns
-      `haikd.data.Spec`: what an example is like, said without reading one, so
-      that a run can be planned where the data is not.
-    replace: whether it may take the place of another of that name.
+      `haikd.data.Spec`: the shapes and dtypes of an example, without reading
+      one, so that a run can be planned on a machine without the data.
+    replace: whether to replace a data set of that name.
 
   Returns:
     A decorator that returns the function unchanged.
@@ -205,14 +215,14 @@ def register_dataset(name: Optional[str] = None,
 def register_aligner(name: Optional[str] = None,
                      *,
                      lazy: bool = False,
-                     replace: bool = False) -> Callable[[T], T]:
+                     replace: bool = False) -> Callable[[Function], Function]:
   """Registers a Haiku function that brings a layer's pair to one shape.
 
   Args:
-    name: what configs call it; the function's own name by default.
-    lazy: whether it takes maps that were not computed yet as they are; to any
-      other they come as arrays.
-    replace: whether it may take the place of another of that name.
+    name: its name in configs; the function's name by default.
+    lazy: whether it takes lazy maps (`haikd.QueryKey`); otherwise it gets them
+      as arrays.
+    replace: whether to replace an aligner of that name.
 
   Returns:
     A decorator that returns the function unchanged.
@@ -227,13 +237,13 @@ def register_aligner(name: Optional[str] = None,
 
 
 def load_plugins(modules: Iterable[str] = ()) -> None:
-  """Imports the modules a config names and those that packages announce.
+  """Imports the modules that a config names and those that packages announce.
 
   Args:
     modules: dotted names, `config.plugins`.
 
   Raises:
-    ConfigError: a module that cannot be imported, whatever it raises.
+    ConfigError: a module cannot be imported, whatever it raises.
   """
   for module in modules:
     _import(
@@ -243,19 +253,17 @@ def load_plugins(modules: Iterable[str] = ()) -> None:
     package = point.dist.name if point.dist else point.name
     _import(
         point.value.partition(':')[0],
-        f'the installed package {package!r}, which announces a plugin, must be '
-        'importable', f'Mend it, or run `pip uninstall {package}`.')
+        f'installed package {package!r}, which announces a plugin, must be '
+        'importable', f'Fix it, or run `pip uninstall {package}`.')
 
 
-def _import(module, rule, remedy):
+def _import(module, rule, if_missing):
   try:
     importlib.import_module(module)
-  except Exception as err:  # A plugin is anybody's code.
-    missing = isinstance(err, ModuleNotFoundError) and (
+  except Exception as err:  # A plugin is user code and may raise anything.
+    is_missing = isinstance(err, ModuleNotFoundError) and (
         f'{module}.'.startswith(f'{err.name}.'))
-    if not missing:
-      remedy = 'Mend that module; --debug shows the traceback.'
-    reason = f'{type(err).__name__}: {checks.one_line(err)}'.rstrip('.')
+    remedy = (if_missing if is_missing else
+              'Fix that module; --debug shows the traceback.')
     raise checks.ConfigError(
-        f'registry.load_plugins: {rule}; got {module!r} ({reason}). {remedy}'
-    ) from err
+        f'{rule}; got {module!r} ({checks.describe(err)}). {remedy}') from err

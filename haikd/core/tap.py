@@ -1,4 +1,4 @@
-"""Offering an intermediate by name, from inside a network."""
+"""`tap`: offers an intermediate of a network for capture, under a name."""
 
 from typing import TypeVar
 
@@ -8,7 +8,7 @@ Tree = TypeVar('Tree')
 
 
 class Tap(hk.Module):
-  """Returns what it is given; its call is what capture sees."""
+  """A module that returns its input, so that capture sees a call."""
 
   def __call__(self, value: Tree) -> Tree:
     """Returns `value`."""
@@ -16,22 +16,22 @@ class Tap(hk.Module):
 
 
 def tap(name: str, value: Tree) -> Tree:
-  """Offers an intermediate of a Haiku network under a name.
+  """Offers an intermediate of a Haiku network for capture, under a name.
 
-  Capture records the outputs of modules. This makes a module of a value that is
-  no module's output, at the path of the module that calls it: `tap('maps', x)`
-  inside `block_0/attn` is `block_0/attn/maps`. It has no parameters, and where
-  nobody captures it, it leaves nothing behind in the compiled computation.
-  Haiku numbers a name used again in one module: `maps`, `maps_1`.
+  Capture records the outputs of modules. A tap makes any other value the output
+  of a module, below the module that calls `tap`: `tap('maps', x)` inside
+  `block_0/attn` is `block_0/attn/maps`. A tap has no parameters, and if it is
+  not captured it adds nothing to the compiled computation. Haiku numbers a name
+  that is used again in one module: `maps`, `maps_1`.
 
   Args:
     name: a Python identifier.
     value: an array or a pytree of arrays, such as `base.QueryKey`.
 
   Returns:
-    `value`, to be used or not.
+    `value`; the caller need not use it.
 
   Raises:
-    ValueError: `name` is no identifier, or no Haiku transform is active.
+    ValueError: `name` is not an identifier, or no Haiku transform is active.
   """
   return Tap(name=name)(value)

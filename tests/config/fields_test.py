@@ -1,4 +1,4 @@
-"""The base config, and every kind of mistake in one."""
+"""The base config, and every kind of mistake in a config."""
 
 import math
 
@@ -39,7 +39,7 @@ def test_smoke_variant_is_short_and_valid():
   assert config.steps + config.teacher.train.steps <= 10
 
 
-def test_smoke_variant_evaluates_little_of_a_split_or_of_a_part_of_one():
+def test_smoke_variant_evaluates_64_examples_of_a_split_or_slice():
   config = config_lib.base()
   config.evaluation.split, config.evaluation.final = 'train[98%:]', 'test'
   config = config_lib.variant(config, 'smoke')
@@ -48,11 +48,13 @@ def test_smoke_variant_evaluates_little_of_a_split_or_of_a_part_of_one():
 
 
 def test_unknown_variant_is_refused():
-  with pytest.raises(checks.ConfigError, match="smoke or left out; got 'x'"):
+  with pytest.raises(
+      checks.ConfigError,
+      match="^variant of a config must be smoke or left out; got 'x'. Write"):
     config_lib.variant(config_lib.base(), 'x')
 
 
-def test_term_fills_in_what_is_not_given():
+def test_term_fills_in_defaults():
   term = config_lib.term(loss='x', layers=(0, 1))
   assert set(term) == {'loss', 'weight', 'layers', 'align', 'options',
                        'align_options'}
@@ -65,7 +67,7 @@ def test_term_fills_in_what_is_not_given():
     ('student.remat', 'some', 'one of none, gathers, dots, full'),
     ('student.placement', dict(w='all'), 'an axis, or None, for each glob'),
 ))
-def test_what_the_mesh_cannot_be_is_refused(field, value, match):
+def test_impossible_layout_is_refused(field, value, match):
   config = config_lib.base()
   group, name = field.split('.')
   config[group][name] = value
@@ -141,15 +143,16 @@ def test_layers_may_be_of_any_form(layers):
 ))
 def test_mistake_is_refused(path, value, match):
   config = config_lib.base()
-  *way, last = path.split('.')
-  node = config
-  for name in way:
-    node = node[name]
-  with node.ignore_type():
-    node[last] = ml_collections.ConfigDict(value) if isinstance(
+  *parents, last = path.split('.')
+  group = config
+  for name in parents:
+    group = group[name]
+  with group.ignore_type():
+    group[last] = ml_collections.ConfigDict(value) if isinstance(
         value, dict) else value
-  with pytest.raises(checks.ConfigError, match=match):
+  with pytest.raises(checks.ConfigError, match=match) as caught:
     config_lib.validate(config)
+  assert str(caught.value).startswith('config.')
 
 
 @pytest.mark.parametrize('path, value', (
@@ -174,11 +177,13 @@ def test_value_is_accepted(path, value):
 def test_field_that_is_missing_is_named():
   config = config_lib.base()
   del config.data.train
-  with pytest.raises(checks.ConfigError, match='config.data.train must be th'):
+  with pytest.raises(
+      checks.ConfigError,
+      match=r'^config\.data\.train is missing\. Start the config from haikd'):
     config_lib.validate(config)
 
 
-def test_whole_number_stands_for_a_float():
+def test_int_is_accepted_for_a_float():
   config = config_lib.base()
   with config.distillation.ignore_type():
     config.distillation.alpha = 1

@@ -1,4 +1,4 @@
-"""Each function of `jax_internals`, and what it relies on in JAX."""
+"""What each function of `jax_internals` relies on in JAX."""
 
 import jax
 from jax import lax
@@ -31,7 +31,7 @@ def traced():
   return jax.make_jaxpr(loop)(jnp.ones(3), 0.0, jnp.ones((4, 3))).jaxpr
 
 
-def test_a_scan_has_its_constants_first_and_its_carry_next():
+def test_scan_has_constants_first_then_carry():
   equation = scan_of(traced())
   sizes = jax_internals.scan_sizes(equation.params)
   assert sizes == (1, 2)
@@ -41,8 +41,8 @@ def test_a_scan_has_its_constants_first_and_its_carry_next():
   assert [x.aval.shape for x in equation.outvars] == [(), (), (4,)]
 
 
-def test_a_scan_that_lost_part_of_its_carry_is_counted_without_it():
-  # Nobody asks for the number of rounds, so that it is not carried any more.
+def test_scan_sizes_leave_out_a_carry_that_was_dropped():
+  # The number of iterations is not used, so it is no longer carried.
   function = lambda *args: loop(*args)[1]
   jaxpr = jax.make_jaxpr(function)(jnp.ones(3), 0.0, jnp.ones((4, 3))).jaxpr
   equation = scan_of(jax_internals.drop_dead_code(jaxpr))
@@ -50,7 +50,7 @@ def test_a_scan_that_lost_part_of_its_carry_is_counted_without_it():
   assert len(equation.invars) == 3
 
 
-def test_dead_code_is_dropped_and_inputs_stay():
+def test_dead_code_is_dropped_and_inputs_are_kept():
   jaxpr = jax.make_jaxpr(lambda x, y: (jnp.sin(x), jnp.cos(y))[:1])(1.0, 2.0)
   assert len(jaxpr.jaxpr.eqns) == 2
   live = jax_internals.drop_dead_code(jaxpr.jaxpr)
@@ -59,7 +59,7 @@ def test_dead_code_is_dropped_and_inputs_stay():
 
 
 @pytest.mark.parametrize('check, expected', [(True, {'x'}), (False, set())])
-def test_axes_that_an_array_varies_over_are_tracked_if_checked(check, expected):
+def test_varying_axes_are_tracked_only_with_check_vma(check, expected):
   seen = []
 
   def local(x):
@@ -77,7 +77,7 @@ def test_nothing_varies_outside_of_shard_map():
   assert jax_internals.varying_axes(jnp.ones(2)) == set()
 
 
-def test_kinds_of_cluster_can_be_asked_for_a_place():
+def test_cluster_kinds_have_the_methods_that_haikd_calls():
   kinds = jax_internals.cluster_kinds()
   names = [kind.__name__ for kind in kinds]
   assert {'OmpiCluster', 'SlurmCluster', 'GceTpuCluster'} <= set(names)
@@ -90,11 +90,11 @@ def test_kinds_of_cluster_can_be_asked_for_a_place():
       assert callable(getattr(kind, method))
 
 
-def test_there_is_no_coordinator_before_it_is_initialised():
+def test_there_is_no_coordination_client_before_initialisation():
   assert jax_internals.coordination_client() is None
 
 
-def test_a_forgotten_cache_is_enabled_or_not_as_flags_now_say(tmp_path):
+def test_forgotten_cache_reads_its_flags_again(tmp_path):
   names = ('jax_compilation_cache_dir', 'jax_enable_compilation_cache',
            'jax_persistent_cache_min_compile_time_secs')
   before = {name: getattr(jax.config, name) for name in names}

@@ -1,4 +1,4 @@
-"""Tests of sums over what counts."""
+"""Masked sums, and lazy values computed from masked inputs."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import haikd
+from haikd.core import base
 from haikd.core import masking
 
 
@@ -42,6 +43,24 @@ def test_clean_keeps_nan_from_value_and_gradient(variant):
   np.testing.assert_allclose(grad, [0.5 / 5**0.5, 0, 0, 0], rtol=1e-6)
 
 
+def test_materialise_zeros_padding_of_the_same_positions():
+  hidden = jnp.array([[[1.0], [jnp.nan]]])
+  logits = masking.materialise(
+      base.LinearLogits(hidden, jnp.array([[2.0, 3.0]])),
+      jnp.array([[True, False]]))
+  np.testing.assert_array_equal(logits, [[[2.0, 3.0], [0.0, 0.0]]])
+
+
+def test_materialise_keeps_examples_with_any_position_that_counts():
+  # One position an example, where the mask has three: it stands for the example
+  # and is padding only if all three are.
+  hidden = jnp.array([[[5.0]], [[jnp.nan]]])
+  mask = jnp.array([[True, False, False], [False, False, False]])
+  logits = masking.materialise(
+      base.LinearLogits(hidden, jnp.array([[2.0]])), mask)
+  np.testing.assert_array_equal(logits, [[[10.0]], [[0.0]]])
+
+
 def test_masked_mean_counts_every_trailing_value(variant):
   # Rows 0 and 2 of [[0, 1], [2, 3], [4, 5]]: 1 + 9 = 10 of 4 values.
   loss = variant(haikd.masked_mean)(
@@ -74,7 +93,7 @@ def test_mask_must_be_boolean():
 
 
 @pytest.mark.parametrize('shape', [(3,), (2, 2), (2, 3, 1)])
-def test_mask_must_lead(shape):
+def test_mask_must_have_the_leading_axes(shape):
   with pytest.raises(ValueError, match='mask must have the leading axes of '
                      r'values; got mask\.shape=.*values\.shape=\(2, 3\)'):
     haikd.masked_mean(jnp.ones((2, 3)), jnp.ones(shape, bool))

@@ -1,3 +1,5 @@
+"""The mesh and the platform that a function is traced for."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ SPEC = jax.sharding.PartitionSpec('x')
 
 
 def run(start):
-  """Sums a shard's numbers in a loop whose carry begins as `start` says."""
+  """Sums a shard's numbers in a loop whose first carry `start` returns."""
 
   def local(x):
     add = lambda carry, row: (carry + row, None)
@@ -21,11 +23,11 @@ def run(start):
       jnp.arange(6.0))
 
 
-def test_alike_lets_a_loop_begin_with_zeros_on_every_device():
+def test_alike_lets_a_loop_start_with_zeros():
   np.testing.assert_array_equal(run(mesh_context.alike), [0 + 1 + 2, 3 + 4 + 5])
 
 
-def test_without_it_the_loop_is_refused():
+def test_loop_that_starts_with_zeros_is_refused_without_alike():
   with pytest.raises(TypeError, match='carry'):
     run(lambda zero, x: zero)
 
@@ -35,7 +37,7 @@ def test_alike_leaves_arrays_alone_outside_of_shard_map():
   assert mesh_context.alike(x, jnp.ones(2)) is x
 
 
-def test_platform_is_that_of_the_mesh_that_is_compiled_for(compiled_for):
+def test_platform_is_that_of_the_mesh(compiled_for):
   assert mesh_context.platform() == jax.default_backend()
   with compiled_for('tpu'):
     assert mesh_context.platform() == 'tpu'
@@ -43,18 +45,18 @@ def test_platform_is_that_of_the_mesh_that_is_compiled_for(compiled_for):
 
 @pytest.mark.parametrize('manual, expected', [
     ({'x'}, True), ({'x', 'y'}, False)])
-def test_what_a_device_sees_is_split_further_along_other_axes(manual, expected):
+def test_arrays_may_be_split_over_automatic_axes(manual, expected):
   mesh = jax.make_mesh((1, 2), ('x', 'y'),
                        axis_types=(jax.sharding.AxisType.Auto,) * 2)
-  found = []
+  answers = []
 
   def local(x):
-    found.append(mesh_context.is_split_further())
+    answers.append(mesh_context.is_split_further())
     return x
 
   assert not mesh_context.is_split_further()
-  none = jax.sharding.PartitionSpec()
+  unsplit = jax.sharding.PartitionSpec()
   jax.eval_shape(
-      jax.shard_map(local, mesh=mesh, in_specs=none, out_specs=none,
+      jax.shard_map(local, mesh=mesh, in_specs=unsplit, out_specs=unsplit,
                     axis_names=manual), jnp.zeros(2))
-  assert found == [expected]
+  assert answers == [expected]

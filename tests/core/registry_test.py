@@ -1,4 +1,4 @@
-"""Names, plugins, and what is said when one is wrong."""
+"""Registered names, plugins, and the errors of wrong ones."""
 
 import importlib
 import sys
@@ -43,8 +43,9 @@ def test_duplicate_names_both_modules(kind):
   stranger.__module__, stranger.__name__ = 'their.module', 'thing'
   with pytest.raises(checks.ConfigError) as caught:
     register()(stranger)
-  assert 'their.module' in str(caught.value)
-  assert thing.__module__ in str(caught.value)
+  assert str(caught.value).startswith(
+      f"name of a {known.kind} must be new; got 'thing' from their.module, but "
+      f'{thing.__module__} has registered that name. Choose another one')
   register(replace=True)(stranger)
   assert known['thing'].module == 'their.module'
 
@@ -54,7 +55,9 @@ def test_unknown_name_lists_the_known_and_the_closest(kind):
   register()(thing)
   with pytest.raises(checks.ConfigError) as caught:
     known['thign']
-  assert "Did you mean 'thing'?" in str(caught.value)
+  assert str(caught.value).startswith(
+      f"{known.kind} must name a registered {known.kind}; got 'thign'. Did you "
+      "mean 'thing'?")
   assert ', '.join(known.names()) in str(caught.value)
 
 
@@ -83,13 +86,13 @@ def test_module_named_in_the_config_is_imported(tmp_path, monkeypatch):
   with registry.losses.temporary():
     registry.load_plugins(('my_named_plugin',))
     assert 'from_config' in haikd.loss_names()
-    registry.load_plugins(('my_named_plugin',))  # Again is no duplicate.
+    registry.load_plugins(('my_named_plugin',))  # Loading twice is no error.
   del sys.modules['my_named_plugin']
 
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
-  """Makes a module look like that of an installed package with a plugin."""
+  """Makes a module look like an installed package that announces a plugin."""
 
   def call(module, text):
     (tmp_path / f'{module}.py').write_text(textwrap.dedent(text))
@@ -124,7 +127,9 @@ def test_broken_installed_package_is_not_blamed_on_the_config(install):
     registry.load_plugins()
   message = str(caught.value)
   assert 'config.plugins' not in message
-  assert "installed package 'my_broken_package'" in message
+  assert message.startswith(
+      "installed package 'my_broken_package', which announces a plugin, must "
+      "be importable; got 'my_broken_package' (")
   assert 'AttributeError: ' in message and 'no_such_name' in message
 
 
@@ -132,12 +137,12 @@ def test_broken_installed_package_is_not_blamed_on_the_config(install):
     ('no.such_module', None, 'ModuleNotFoundError: ', 'Install its package'),
     ('my_plugin.no_such_module', '', 'ModuleNotFoundError: ',
      'Install its package'),
-    ('.relative', None, 'TypeError: ', 'Mend'),
-    ('', None, 'ValueError: Empty module name', 'Mend'),
-    ('my_plugin', 'def f(:\n', 'SyntaxError: ', 'Mend that module'),
+    ('.relative', None, 'TypeError: ', 'Fix that module'),
+    ('', None, 'ValueError: Empty module name', 'Fix that module'),
+    ('my_plugin', 'def f(:\n', 'SyntaxError: ', 'Fix that module'),
     ('my_plugin', 'import no_such_package\n', "'no_such_package'",
-     'Mend that module'),
-    ('my_plugin', '{}["key"]\n', 'KeyError: key)', 'Mend that module'),
+     'Fix that module'),
+    ('my_plugin', '{}["key"]\n', 'KeyError: key)', 'Fix that module'),
 ))
 def test_plugin_that_cannot_be_imported_is_refused(
     tmp_path, monkeypatch, module, text, reason, remedy):
@@ -151,8 +156,9 @@ def test_plugin_that_cannot_be_imported_is_refused(
   finally:
     sys.modules.pop('my_plugin', None)
   message = str(caught.value)
-  assert message.startswith('registry.load_plugins: config.plugins must name ')
-  assert f'got {module!r} (' in message and '\n' not in message
+  assert message.startswith('config.plugins must name modules that can be '
+                            f'imported; got {module!r} (')
+  assert '\n' not in message
   assert reason in message and remedy in message
 
 

@@ -1,4 +1,4 @@
-"""Tests of tap."""
+"""`tap`: what capture sees of it, and what it leaves in a network."""
 
 import haiku as hk
 import jax
@@ -19,7 +19,7 @@ class Block(hk.Module):
 
 
 class Pair(hk.Module):
-  """Offers the same name twice."""
+  """Taps two values under one name."""
 
   def __call__(self, x):
     return tap_lib.tap('maps', x) + tap_lib.tap('maps', 2 * x)
@@ -77,7 +77,7 @@ def test_tap_takes_a_pytree():
   assert isinstance(seen['maps'], base.QueryKey)
 
 
-def test_a_name_used_twice_in_a_module_is_numbered():
+def test_name_used_twice_in_a_module_is_numbered():
   seen = observed(lambda x: Pair(name='pair')(x), jnp.ones(2))
   assert {path: float(value[0]) for path, value in seen.items()} == {
       'pair/maps': 1.0,
@@ -122,6 +122,6 @@ def test_gradients_flow_through_a_tap(network):
   assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(grads))
 
 
-def test_a_name_that_is_no_identifier_is_refused():
+def test_name_that_is_not_an_identifier_is_refused():
   with pytest.raises(ValueError, match='valid module name'):
     observed(lambda x: tap_lib.tap('a b', x), jnp.ones(2))
