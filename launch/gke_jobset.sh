@@ -3,20 +3,22 @@
 #
 #   IMAGE=… BUCKET=… launch/gke_jobset.sh NAME -- --config=configs/x.py --workdir=gs://my-bucket/x
 #
-# Fills in launch/gke_jobset.yaml and hands it to kubectl. The workdir is in a
-# bucket; the bucket is also mounted as /bucket in all pods, for data that is read
-# as files. What fails or is pre-empted starts again and goes on from the newest
+# Fills in launch/gke_jobset.yaml and passes it to kubectl. The workdir must be in
+# a bucket. BUCKET is also mounted as /bucket in all pods, for data that is read as
+# files. A run that fails or is pre-empted starts again and resumes from the newest
 # checkpoint.
 #
-#   IMAGE=...              with haikd[gcs] and jax[tpu] installed, and the configs
-#                          in its working directory.
-#   BUCKET=...             of Cloud Storage, without gs://.
-#   ACCELERATOR=...        tpu-v5-lite-podslice by default.
-#   TOPOLOGY=4x4           of a slice.
-#   CHIPS=4                that a machine has.
-#   SLICES=1               how many slices.
-#   RESTARTS=100           how often to start again.
-#   SERVICE_ACCOUNT=...    that may write the bucket; default by default.
+#   IMAGE=...              an image with haikd[gcs] and jax[tpu] installed, and the
+#                          configs in its working directory.
+#   BUCKET=...             a bucket of Cloud Storage, without gs://.
+#   ACCELERATOR=...        the accelerator; tpu-v5-lite-podslice by default.
+#   TOPOLOGY=4x4           the topology of a slice.
+#   CHIPS=4                the number of chips of a machine.
+#   SLICES=1               the number of slices.
+#   RESTARTS=100           how often a run may start again.
+#   SERVICE_ACCOUNT=...    an account that may write to the bucket; the account
+#                          named default if not given.
+#   PYTHON=...             the interpreter in the image; python3 by default.
 #   DRY_RUN=1              prints the manifest and the command.
 set -euo pipefail
 
@@ -35,13 +37,14 @@ for side in ${TOPOLOGY//x/ }; do
   total=$((total * side))
 done
 if ((total % CHIPS)); then
-  echo "gke_jobset.sh: CHIPS must divide TOPOLOGY; got $CHIPS, $TOPOLOGY." >&2
+  echo "CHIPS must divide the chips of TOPOLOGY; got CHIPS=$CHIPS," \
+    "TOPOLOGY=$TOPOLOGY, which has $total. Set CHIPS to those of a machine." >&2
   exit 2
 fi
 export NODES=$((total / CHIPS))
 
-# Quotes an argument for JSON, which YAML contains. Kubernetes replaces $(NAME)
-# in a command; $$ stands for one dollar.
+# Quotes an argument as JSON, which is also YAML. Kubernetes replaces $(NAME) in a
+# command; $$ becomes one dollar.
 quote() {
   local text=$1
   text=${text//\\/\\\\}
@@ -52,7 +55,7 @@ quote() {
   printf '"%s"' "$text"
 }
 
-COMMAND="[$(quote python)"
+COMMAND="[$(quote "${PYTHON:-python3}")"
 for word in -m haikd.launch "$@"; do
   COMMAND+=", $(quote "$word")"
 done
@@ -62,7 +65,7 @@ template=$(dirname "$0")/gke_jobset.yaml
 variables='NAME IMAGE BUCKET ACCELERATOR TOPOLOGY CHIPS SLICES RESTARTS
 SERVICE_ACCOUNT NODES COMMAND'
 
-# Replaces each ${NAME} of the template once; what stands in a value stays.
+# Replaces the ${NAME} in each line of the template. Values are not replaced again.
 fill_in() {
   local line name
   while IFS= read -r line; do

@@ -3,16 +3,16 @@
 #
 #   launch/local.sh N --config=configs/x.py [flags of python -m haikd.launch]
 #
-# Process 0 is shown; what the others say goes to $LOGS/process-<i>.log, and of
-# those that fail the last lines are shown. SIGINT and SIGTERM go to all. When
-# one fails, the others end by themselves within a minute; the exit code is that
-# of the first to fail.
+# The output of process 0 is shown. That of process i goes to
+# $LOGS/process-<i>.log; its last lines are shown if the process fails. SIGINT and
+# SIGTERM go to all processes. When one fails, the others end by themselves within
+# a minute; the exit code is that of the first to fail.
 #
-#   DEVICES=2   gives each process two made-up CPU devices, for trying things
-#               out; else the GPUs that there are are shared out evenly.
-#   LOGS=DIR    where the logs go; a new temporary folder by default.
-#   DRY_RUN=1   prints what would be started.
-#   PYTHON=...  the interpreter; python by default.
+#   DEVICES=2   gives each process two simulated CPU devices, to try things out;
+#               without it, the machine's GPUs are divided evenly.
+#   LOGS=DIR    the folder of the logs; a new temporary folder by default.
+#   DRY_RUN=1   prints the commands instead of running them.
+#   PYTHON=...  the interpreter; python3 by default.
 set -u
 
 usage() {
@@ -25,13 +25,13 @@ count=$1
 shift
 [[ ${1:-} == -- ]] && shift
 
-python=${PYTHON:-python}
+python=${PYTHON:-python3}
 port=$("$python" -c 'import socket
 with socket.socket() as s:
   s.bind(("127.0.0.1", 0))
   print(s.getsockname()[1])') || exit 1
 
-# Prints what differs in the environment of a process, one NAME=VALUE a line.
+# Prints the variables that process $1 needs, as one NAME=VALUE a line.
 environment() {
   local gpus share
   if ((count > 1)); then
@@ -62,7 +62,7 @@ fi
 
 logs=${LOGS:-$(mktemp -d -t haikd-XXXXXX)}
 mkdir -p "$logs"
-set -m  # Else what runs in the background would ignore SIGINT.
+set -m  # Otherwise background processes would ignore SIGINT.
 pids=()
 for ((i = 0; i < count; i++)); do
   mapfile -t variables < <(environment "$i")

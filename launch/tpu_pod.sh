@@ -3,20 +3,20 @@
 #
 #   launch/tpu_pod.sh NAME ZONE -- --config=configs/x.py --workdir=gs://my-bucket/x
 #
-# Copies this checkout to every worker, installs it there and starts it on all
-# of them at once; they find one another. The workdir is in a bucket, or a folder
-# that all workers mount, such as Filestore. Exits as the run does; started again,
-# it goes on from the newest checkpoint.
+# Copies this checkout to all workers, installs it there and starts the run on all
+# of them at once; they find one another. The workdir must be in a bucket, or in a
+# folder that all workers mount, such as Filestore. The exit code is that of the
+# run. Start it again to resume from the newest checkpoint.
 #
 #   PROJECT=ID    the project; that of gcloud's configuration by default.
 #   CREATE=v5litepod-16
-#                 makes the slice first, of that accelerator type.
-#   VERSION=...   its software; v2-alpha-tpuv5-lite by default. The list:
+#                 creates the slice first, with that accelerator type.
+#   VERSION=...   the slice's software; v2-alpha-tpuv5-lite by default. To list:
 #                 gcloud compute tpus tpu-vm versions list --zone=ZONE
-#   SPOT=1        makes it as spot capacity.
-#   MOUNT='...'   a command for each worker before the run, such as
+#   SPOT=1        creates the slice as spot capacity.
+#   MOUNT='...'   a command for each worker to run first, such as
 #                 'gcsfuse --implicit-dirs my-bucket bucket'.
-#   DRY_RUN=1     prints what would be run.
+#   DRY_RUN=1     prints the commands instead of running them.
 set -euo pipefail
 
 if (($# < 3)) || [[ $3 != -- ]]; then
@@ -41,7 +41,7 @@ run() {
   fi
 }
 
-# Runs one command on all workers.
+# Runs a command on all workers.
 everywhere() {
   run "${tpu[@]}" ssh "$name" "${where[@]}" --worker=all "--command=$1"
 }

@@ -1,7 +1,8 @@
-"""What the launch scripts would run, and that arguments arrive unchanged."""
+"""The commands of the launch scripts; arguments arrive unchanged."""
 
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import stat
@@ -14,14 +15,15 @@ import yaml
 LAUNCH = pathlib.Path(__file__).parent.parent / 'launch'
 SCRIPTS = sorted(p for p in LAUNCH.iterdir() if p.suffix in ('.sh', '.sbatch'))
 
-# A shell would take all of these amiss.
+# Each of these would change if a shell evaluated it.
 FLAGS = ['--config=configs/my x.py:smoke', '--config.data.name=it\'s "a"',
          '--config.plugins=$HOME,`id`,${IMAGE}', '--x=back\\slash & co; *',
          '--config.losses={\'a\': 1}']
 
 
 def call(script, *args, **variables):
-  environment = dict(os.environ, DRY_RUN='1', PYTHON='python', **variables)
+  environment = {**os.environ, 'DRY_RUN': '1', 'PYTHON': sys.executable,
+                 **variables}
   for name in ('DEVICES', 'XLA_FLAGS', 'CREATE', 'PROJECT', 'SPOT', 'MOUNT'):
     if name not in variables:
       environment.pop(name, None)
@@ -67,9 +69,9 @@ def test_local_starts_each_process_with_the_same_flags(dashes):
   for i, line in enumerate(lines):
     env, *words = shlex.split(line)
     assert env == 'env'
-    place = words.index('python')
-    assert words[place:] == ['python', '-m', 'haikd.launch', *FLAGS]
-    variables = dict(word.split('=', 1) for word in words[:place])
+    start = words.index(sys.executable)
+    assert words[start:] == [sys.executable, '-m', 'haikd.launch', *FLAGS]
+    variables = dict(word.split('=', 1) for word in words[:start])
     coordinators.add(variables.pop('HAIKD_COORDINATOR'))
     assert variables == {
         'HAIKD_NUM_PROCESSES': '3', 'HAIKD_PROCESS_ID': str(i),
@@ -78,9 +80,25 @@ def test_local_starts_each_process_with_the_same_flags(dashes):
   assert len(lines) == 3 and len(coordinators) == 1
 
 
-def test_local_leaves_a_single_process_alone():
+def test_local_sets_no_variables_for_a_single_process():
   line, = dry_run('local.sh', '1', *FLAGS).splitlines()
-  assert shlex.split(line) == ['env', 'python', '-m', 'haikd.launch', *FLAGS]
+  assert shlex.split(line) == [
+      'env', sys.executable, '-m', 'haikd.launch', *FLAGS]
+
+
+@pytest.mark.parametrize('script, args', [
+    ('local.sh', ['1', *FLAGS]),
+    ('slurm.sbatch', FLAGS),
+    ('gke_jobset.sh', ['name', '--', *FLAGS])])
+def test_interpreter_is_python3_by_default(tmp_path, script, args):
+  # Debian has no `python` unless an environment is active.
+  (tmp_path / 'python3').symlink_to(sys.executable)
+  (tmp_path / 'python').write_text('#!/bin/sh\nexit 1\n')
+  (tmp_path / 'python').chmod(0o755)
+  out = dry_run(script, *args, PATH=f'{tmp_path}:{os.environ["PATH"]}',
+                PYTHON='', IMAGE='i', BUCKET='b')
+  words = re.split(r'[\s",\[\]]+', out)
+  assert 'python3' in words and 'python' not in words
 
 
 def test_tpu_pod_runs_the_flags_on_all_workers():
@@ -95,14 +113,14 @@ def test_tpu_pod_runs_the_flags_on_all_workers():
   for line in install, mount, start:
     assert line[:-1] == [*vm, 'ssh', 'pod', *where, '--worker=all']
   assert mount[-1] == '--command=mount it'
-  # A shell of the worker reads this once more.
+  # A shell on the worker parses this again.
   command = start[-1].removeprefix('--command=')
   assert shlex.split(command) == [
       'cd', 'haikd', '&&', 'exec', '../.haikd/bin/python', '-m', 'haikd.launch',
       *FLAGS]
 
 
-def test_tpu_pod_makes_a_slice_if_asked():
+def test_tpu_pod_creates_a_slice_if_asked():
   lines = dry_run('tpu_pod.sh', 'pod', 'z', '--', *FLAGS, CREATE='v5litepod-16',
                   SPOT='1').splitlines()
   assert shlex.split(lines[0]) == [
@@ -115,12 +133,12 @@ def test_slurm_runs_the_flags_as_tasks():
   *srun, python, dash_m, module = shlex.split(
       dry_run('slurm.sbatch', *FLAGS))[:-len(FLAGS)]
   assert srun[0] == 'srun'
-  assert (python, dash_m, module) == ('python', '-m', 'haikd.launch')
+  assert (python, dash_m, module) == (sys.executable, '-m', 'haikd.launch')
   assert shlex.split(dry_run('slurm.sbatch', '--', *FLAGS))[-len(FLAGS):] == (
       FLAGS)
 
 
-def test_slurm_asks_for_time_to_save_and_for_the_queue():
+def test_slurm_signals_early_enough_to_save_and_requeues():
   options = [line.removeprefix('#SBATCH ')
              for line in (LAUNCH / 'slurm.sbatch').read_text().splitlines()
              if line.startswith('#SBATCH ')]
@@ -148,16 +166,18 @@ def test_gke_fills_in_a_jobset(topology, chips, nodes):
   container, = pod['containers']
   assert container['image'] == 'repo/i:1'
   assert container['resources']['limits']['google.com/tpu'] == int(chips)
-  # Kubernetes makes one dollar of two.
+  # Kubernetes turns two dollars into one.
   assert [word.replace('$$', '$') for word in container['command']] == [
-      'python', '-m', 'haikd.launch', *FLAGS]
+      sys.executable, '-m', 'haikd.launch', *FLAGS]
 
 
-def test_gke_refuses_chips_that_do_not_divide():
+def test_gke_refuses_chips_that_do_not_divide_the_topology():
   result = call('gke_jobset.sh', 'n', '--', *FLAGS, IMAGE='i', BUCKET='b',
                 TOPOLOGY='2x3', CHIPS='4')
   assert result.returncode == 2
-  assert 'CHIPS must divide TOPOLOGY; got 4, 2x3' in result.stderr
+  assert result.stderr == (
+      'CHIPS must divide the chips of TOPOLOGY; got CHIPS=4, TOPOLOGY=2x3, '
+      'which has 6. Set CHIPS to those of a machine.\n')
 
 
 @pytest.mark.parametrize('script', SCRIPTS, ids=lambda p: p.name)
