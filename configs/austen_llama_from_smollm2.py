@@ -1,14 +1,14 @@
-"""Jane Austen: a Llama of 10 million parameters learns from SmolLM2 135M.
+"""Jane Austen: a Llama with 10 million parameters learns from SmolLM2 135M.
 
   python configs/data/austen.py
   python -m haikd.launch --config=configs/austen_llama_from_smollm2.py
 
-The vocabulary is pruned to the pieces that the training chapters use, for both
-networks: over them the teacher's distribution is renormalised exactly. The
-student begins with parts of the teacher: its first two layers of thirty, 448 of
-576 features, 6 of 9 heads and half of the hidden units. It is compared with the
-same student that learned from the same tokens alone, by the perplexity of
-chapters that neither has seen.
+For both networks the vocabulary is pruned to the tokens that the training
+chapters use, and the teacher's distribution is renormalised exactly over them.
+The student starts from parts of the teacher: its first two layers of thirty,
+448 of 576 features, 6 of 9 heads and half of the hidden units. The baseline is
+the same student, trained on the same tokens without the teacher. Both are
+compared by their perplexity on chapters that neither has seen.
 """
 
 import pathlib
@@ -22,8 +22,8 @@ _TEACHER = pathlib.Path('data/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf')
 def get_config(variant=''):
   if not _TEACHER.is_file():
     raise checks.ConfigError(
-        f'austen_llama_from_smollm2: {_TEACHER} must be the teacher; got no '
-        'such file. Run `python configs/data/austen.py` first.')
+        f'{_TEACHER}, the teacher, is missing. Run '
+        '`python configs/data/austen.py` first.')
   config = config_lib.base()
   config.baseline = True
   config.steps = 150

@@ -1,21 +1,21 @@
-"""C4: a Llama of 1.5 billion parameters learns from Llama 3 8B.
+"""C4: a Llama with 1.5 billion parameters learns from Llama 3 8B.
 
   python -m haikd.launch --config=configs/c4_llama1b_from_llama8b.py \
       --workdir=DIR --config.data.source_dir=TOKENS \
       --config.teacher.init=TEACHER
 
-TOKENS holds `train.npy`, `rules.npy` and `test.npy`: ids of the Llama 3
-tokenizer end to end, as `numpy.save('train.npy', ids.astype('uint32'))` writes
+TOKENS holds `train.npy`, `validation.npy` and `test.npy`: concatenated ids of
+the Llama 3 tokenizer, as `numpy.save('train.npy', ids.astype('uint32'))` writes
 them. TEACHER is a workdir that holds the teacher's weights.
 
-Cost, by counting: a step is 512 rows of 2048 tokens, 1.05 million, and the run
-31 billion, 20 for each parameter of the student. At 6 operations a parameter
-and token for the student and 2 for the teacher that is 7.8e20, without those of
-attention maps: some 2700 hours of a TPU v5e chip at two fifths of its peak.
-`--mode=plan` says what fits on what before anybody pays.
+Estimated cost: a step takes 512 rows of 2048 tokens, 1.05 million tokens. The
+run takes 31 billion tokens, 20 for each parameter of the student. With 6
+operations per parameter and token for the student and 2 for the teacher, that
+is 7.8e20 operations, not counting attention maps: some 2700 hours of one TPU
+v5e chip at 40 % of its peak. `--mode=plan` says beforehand what fits where.
 
-Not run by us: no result is known. The teacher's own cross-entropy on the test
-split, which the evaluation prints, is what the student can hope to come near.
+We have not run it, and no result is known. The evaluation prints the teacher's
+cross-entropy on the test split, which is what the student can approach.
 """
 
 from haikd import config as config_lib
@@ -43,7 +43,7 @@ def get_config(variant=''):
       hidden=14_336,
       rope_base=500_000.0)
 
-  # The shape of Llama 3.2 1B, with logits of its own.
+  # The shape of Llama 3.2 1B, but its unembedding is not tied to its embedding.
   config.student.model = 'llama'
   config.student.precision = 'bfloat16'
   config.student.remat = 'full'
@@ -61,9 +61,9 @@ def get_config(variant=''):
   config.optimizer.clip_norm = 1.0
   config.optimizer.options = dict(b2=0.95)
 
-  # A language model is sampled from as it is: the distribution itself is what
-  # is to be learned, and a higher temperature would give the weight to the
-  # 128,000 words that do not come next.
+  # Text is sampled from the distribution itself, so the student should learn
+  # that. A higher temperature would put the weight on the 128,000 tokens that
+  # do not come next.
   config.distillation.temperature = 1.0
   config.distillation.alpha = 0.9
   return config_lib.variant(config, variant)

@@ -1,10 +1,10 @@
-"""The default job: an MLP learns handwritten digits from a convolutional net.
+"""The first example: an MLP learns handwritten digits from a convolutional net.
 
   python -m haikd.launch --config=configs/digits_mlp_from_convnet.py
 
-The teacher has three times the parameters of the student. It has seen shifted
-and mixed digits, and so knows what the student, which sees 897 images as they
-are, would not learn from their labels.
+The teacher has three times as many parameters as the student. It was trained on
+shifted and mixed digits. The student sees 897 images without augmentation, so
+the teacher knows more than the student could learn from their labels.
 """
 
 from haikd import config as config_lib

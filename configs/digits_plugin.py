@@ -1,10 +1,9 @@
-"""Digits with a loss of one's own, from a module outside of haikd.
+"""Digits with a user's loss, from a module outside haikd.
 
   python -m haikd.launch --config=configs/digits_plugin.py
 
-The loss stands in `my_pkg/losses.py` beside this file. It compares the last
-hidden states after a learned projection from the student's width to the
-teacher's.
+The loss is in `my_pkg/losses.py` beside this file. It compares the last hidden
+states, after a learned projection from the student's width to the teacher's.
 """
 
 import digits_vit_from_vit

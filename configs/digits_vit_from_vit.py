@@ -1,10 +1,10 @@
-"""Digits: a vision transformer half as deep, wide and many-headed as another.
+"""Digits: a vision transformer learns from one of twice its size.
 
   python -m haikd.launch --config=configs/digits_vit_from_vit.py
 
-Attention maps and hidden states are matched too. The teacher has 4 layers of
-width 64 with 4 heads, the student 2 layers of width 32 with 2 heads: layers are
-paired uniformly, features and heads are pooled.
+The student also matches attention maps and hidden states. The teacher has 4
+layers of width 64 with 4 heads; the student has 2 layers of width 32 with 2
+heads. Layers are paired uniformly, features and heads are pooled.
 """
 
 from haikd import config as config_lib

@@ -2,12 +2,12 @@
 
   python -m haikd.launch --config=configs/fashion_convnet_from_resnet.py
 
-The idx files are looked for where Debian's package dataset-fashion-mnist puts
-them; elsewhere, set --config.data.source_dir.
+The config reads the idx files from the folder of Debian's package
+dataset-fashion-mnist; for another folder, set --config.data.source_dir.
 
 The student has a fiftieth of the teacher's parameters and sees each image three
-and a half times. At that size and length it has no room for the shape of the
-teacher's tail: a temperature of 1 helps it, and higher ones hurt.
+and a half times. At that size and in that time it cannot learn the tail of the
+teacher's distribution: a temperature of 1 helps, and higher ones hurt.
 """
 
 from haikd import config as config_lib

@@ -5,23 +5,24 @@
       --config.teacher.init=TEACHER
 
 PREPARED holds `imagenet2012` as tensorflow-datasets prepares it with
-`file_format='array_record'`; TEACHER is a workdir of a trained ResNet-152.
+`file_format='array_record'`. TEACHER is a workdir of a trained ResNet-152.
 
-The recipe is that of Beyer et al., arXiv:2106.05237: teacher and student see
+The recipe is that of Beyer et al., arXiv:2106.05237. Teacher and student see
 the same random crop, mirrored and mixed with another image in a proportion that
-is uniform between 0 and 1; labels are not used; and training goes on for 1200
-epochs. The numbers are those of the authors' published configuration
-(big_vision, `configs/proj/distill/bit_i1k.py`). Its weight decay of 3e-4 is not
-multiplied by its learning rate of 0.03, as ours is, and so becomes 0.01.
+is uniform between 0 and 1. Labels are not used. Training takes 1200 epochs. The
+numbers are those of the authors' published configuration (big_vision,
+`configs/proj/distill/bit_i1k.py`). Its weight decay of 3e-4 is not multiplied
+by its learning rate of 0.03; ours is, and is therefore 0.01.
 
-Their result is 82.8 % top-1 for a ResNet-50 that sees 224 pixels. It was taught
-by two BiT ResNet-152x2, pretrained on ImageNet-21k, at 224 and 384 pixels (83.0
-and 84.3 % themselves), for longer still, and all of these have GroupNorm and
-standardised weights. 300 epochs took them 15 hours on 32 cores of TPU v3.
+Their result is 82.8 % top-1 for a ResNet-50 at 224 pixels. Its teachers were
+two BiT ResNet-152x2, pretrained on ImageNet-21k, at 224 and 384 pixels (83.0 %
+and 84.3 %), and it was trained for even longer. All these networks have
+GroupNorm and standardised weights. 300 epochs took 15 hours on 32 cores of TPU
+v3.
 
-Ours was not run, so that no result is known; it will be lower. The networks
-here have BatchNorm, which may want a smaller learning rate, and the teacher is
-one of the width and the data of arXiv:1512.03385.
+We have not run this config, and no result is known; it will be lower. The
+networks here have BatchNorm, which may need a smaller learning rate, and the
+teacher has the width and the data of arXiv:1512.03385.
 """
 
 from haikd import config as config_lib

@@ -3,12 +3,13 @@
   python configs/data/sentences.py
   python -m haikd.launch --config=configs/sentences_minilm3_from_minilm6.py
 
-The teacher is all-MiniLM-L6-v2. The student begins as its layers 0, 2 and 4
-with its embeddings and learns, from glosses of WordNet and without any label,
-the teacher's vectors and which texts of a batch it finds alike. The test split
-is Lee's 1,225 pairs of news texts: Spearman's correlation of the cosine with
-how similar people find them, for the teacher, the student as it begins (which
-is the teacher with half of its layers cut out) and the student as it ends.
+The teacher is all-MiniLM-L6-v2. The student starts as its layers 0, 2 and 4
+with its embeddings. From glosses of WordNet, without labels, it learns the
+teacher's vectors and how similar the texts of a batch are to the teacher. The
+test split is Lee's 1,225 pairs of news texts. The metric is Spearman's
+correlation of the cosine with human judgements of similarity, for the teacher,
+the untrained student (the teacher without half of its layers) and the trained
+student.
 """
 
 import pathlib
@@ -22,8 +23,8 @@ _TEACHER = pathlib.Path('data/minilm')
 def get_config(variant=''):
   if not _TEACHER.is_dir():
     raise checks.ConfigError(
-        f'sentences_minilm3_from_minilm6: {_TEACHER} must hold the teacher; got'
-        ' no such folder. Run `python configs/data/sentences.py` first.')
+        f'{_TEACHER}, the folder of the teacher, is missing. Run '
+        '`python configs/data/sentences.py` first.')
   config = config_lib.base()
   config.steps = 100
   config.batch_size = 32
@@ -39,7 +40,7 @@ def get_config(variant=''):
   config.student.init = f'hf:{_TEACHER}'
   config.student.init_layers = (0, 2, 4)
 
-  config.distillation.alpha = 0.0  # There are no logits.
+  config.distillation.alpha = 0.0  # The networks have no logits.
   config.losses.vectors = dict(loss='embedding_cosine', weight=1.0)
   config.losses.similarities = dict(
       loss='similarity_distribution',

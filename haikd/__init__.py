@@ -1,8 +1,7 @@
 """haikd distils large neural networks into small ones in JAX.
 
-The public names below are fixed. `haikd.losses`, `haikd.align` and
-`haikd.config` are modules; everything else lives in the room that its import
-names.
+The names below are haikd's public API. `haikd.losses`, `haikd.align` and
+`haikd.config` are modules; each other name comes from the module in its import.
 """
 
 from haikd import align
@@ -24,4 +23,5 @@ from haikd.losses.register import loss_names
 from haikd.losses.register import register_loss
 from haikd.network.capture import capture
 
+# setup.cfg reads this: keep it a literal.
 __version__ = '0.1.0'

@@ -1,1 +1,1 @@
-"""A user's own package, outside of haikd."""
+"""An example of a user's package, outside haikd."""

@@ -42,14 +42,15 @@ def network() -> ConfigDict:
           taps={},
           # Compute dtype: float32, bfloat16 or float16.
           precision='float32',
-          # Weights to start from: a workdir, hf:<folder> or gguf:<file>; None
+          # Weights to start from: a workdir, hf:FOLDER or gguf:FILE; None
           # for a random initialisation.
           init=config_dict.placeholder(str),
           # Which layers of these weights to take, such as (0, 2, 4); None for
           # all, one to one.
           init_layers=_any(),
-          # What blocks recompute in the backward pass: none, gathers, dots or
-          # full; None for gathers where parameters are split.
+          # What blocks recompute in the backward pass: none (nothing), gathers
+          # (gathered parameters), dots (all but products with parameters) or
+          # full (everything); None for gathers where parameters are split.
           remat=config_dict.placeholder(str),
           # Which modules these blocks are: a glob over module names; None for
           # the model's own blocks.
@@ -101,7 +102,7 @@ def base() -> ConfigDict:
           # Seed of the run's random numbers, such as initial parameters, data
           # order and dropout.
           seed=0,
-          # Modules to import before names are looked up: plugins.
+          # Modules to import before names are looked up, the plugins.
           plugins=(),
           # Training steps of the student.
           steps=1000,
@@ -121,16 +122,17 @@ def base() -> ConfigDict:
           # Whether to train the student alone as well, for comparison.
           baseline=False,
       ))
-  # The device mesh; at most one axis may be -1, which takes the remaining
-  # devices.
+  # The device mesh; at most one axis may be -1.
   config.mesh = ConfigDict(
       dict(
-          # Copies of all parameters, in devices; put the slow network between
-          # slices on this axis.
+          # Copies of all parameters; put the slow network between slices on
+          # this axis. -1 for the remaining devices.
           replica=1,
-          # Devices over which all parameters are split.
+          # Devices over which all parameters are split; -1 for the remaining
+          # devices.
           fsdp=-1,
-          # Devices over which the parameters that placement names are split.
+          # Devices over which the parameters that placement names are split; -1
+          # for the remaining devices.
           tensor=1,
       ))
   # The data of training and evaluation.

@@ -9,7 +9,7 @@ from haikd.core import checks
 
 PRECISIONS = ('float32', 'bfloat16', 'float16')
 
-# What a block recomputes in the backward pass; see `haikd.network.remat`.
+# Policies of what a block recomputes; see `haikd.network.remat`.
 REMATS = ('none', 'gathers', 'dots', 'full')
 
 ANY = object  # The type of a field that takes any value.
