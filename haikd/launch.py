@@ -49,6 +49,7 @@ from haikd.run import job
 from haikd.run import seeds as seeds_lib
 from haikd.storage import paths
 
+# Errors that a user can fix, each with an exit code of its own.
 _FORESEEN = (checks.ConfigError, checks.DataError, checks.DivergedError,
              checks.DoesNotFitError, checks.LostProcessError)
 _MODES = ('train', 'eval', 'plan', 'export')
@@ -70,18 +71,7 @@ def main(argv: Optional[list[str]] = None) -> int:
     if values.help or len(argv) == 1:
       print(f'{__doc__}\n{values.get_help()}')
       return 0
-    if values.seeds > 1 and values.mode != 'train':
-      raise checks.ConfigError(
-          f'--seeds must be left out with --mode={values.mode}; got '
-          f'--seeds={values.seeds}. Give the --workdir of one seed.')
-    if values.topology and values.mode != 'plan':
-      raise checks.ConfigError(
-          '--topology must be left out unless --mode=plan; got '
-          f'--mode={values.mode}. A run uses the devices that it finds.')
-    if values.output and values.mode != 'export':
-      raise checks.ConfigError(
-          '--output must be left out unless --mode=export; got '
-          f'--mode={values.mode}. A run writes to its --workdir.')
+    _check_mode(values)
     if values.mode != 'plan':
       distributed.initialize(values.coordinator, values.num_processes,
                              values.process_id)
@@ -211,6 +201,22 @@ def _parse(values, argv):
     return values(argv, known_only=True)
   except flags.Error as err:
     raise config_file.wrong_flag(err) from err
+
+
+def _check_mode(values):
+  """Refuses flags that the mode does not use."""
+  if values.seeds > 1 and values.mode != 'train':
+    raise checks.ConfigError(
+        f'--seeds must be left out with --mode={values.mode}; got '
+        f'--seeds={values.seeds}. Give the --workdir of one seed.')
+  if values.topology and values.mode != 'plan':
+    raise checks.ConfigError(
+        '--topology must be left out unless --mode=plan; got '
+        f'--mode={values.mode}. A run uses the devices that it finds.')
+  if values.output and values.mode != 'export':
+    raise checks.ConfigError(
+        '--output must be left out unless --mode=export; got '
+        f'--mode={values.mode}. A run writes to its --workdir.')
 
 
 def _wants_debug(values, argv):

@@ -52,8 +52,8 @@ def test_materialise_zeros_padding_of_the_same_positions():
 
 
 def test_materialise_keeps_examples_with_any_position_that_counts():
-  # One position an example, where the mask has three: it stands for the example
-  # and is padding only if all three are.
+  # `hidden` has one position per example and the mask has three. The one is
+  # padding only if all three are.
   hidden = jnp.array([[[5.0]], [[jnp.nan]]])
   mask = jnp.array([[True, False, False], [False, False, False]])
   logits = masking.materialise(
