@@ -146,7 +146,7 @@ def test_temperature_must_be_positive(temperature):
 
 
 def test_only_the_width_may_differ():
-  with pytest.raises(ValueError, match='same shape, but for the last axis; got '
+  with pytest.raises(ValueError, match='shape, except for the last axis; got '
                      r'student\.shape=\(3, 4\), teacher\.shape=\(2, 4\)'):
     losses.similarity_distribution(
         random(3, 4), random(2, 4), mask=jnp.ones((), bool))

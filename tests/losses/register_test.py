@@ -48,8 +48,8 @@ def test_registered_under_a_name_that_is_given():
 def test_name_that_is_taken_names_both_modules():
   with pytest.raises(
       checks.ConfigError,
-      match="got 'kl_divergence' from .*already registered by "
-      'haikd.losses.divergences.*replace=True'):
+      match="name of a loss must be new; got 'kl_divergence' from .*, but "
+      'haikd.losses.divergences has registered that name.*replace=True'):
     haikd.register_loss('kl_divergence', on='logits')(difference)
 
 
