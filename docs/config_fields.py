@@ -105,8 +105,7 @@ def _default(value):
   text = ast.unparse(value)
   if re.match(r'config_dict\.placeholder|_any\(\)', text):
     return 'None'
-  if match := re.fullmatch(r'_any\((.*)\)', text):
-    return match[1]
-  if match := re.fullmatch(r"fields\.pop\('\w+', (.*)\)", text):
-    return match[1]
+  for wrapper in (r'_any\((.*)\)', r"fields\.pop\('\w+', (.*)\)"):
+    if match := re.fullmatch(wrapper, text):
+      text = match[1]
   return text

@@ -103,6 +103,12 @@ def test_paths_that_are_named_exist(name):
     assert (page.parent / link).exists(), link
 
 
+def test_citation_has_the_version():
+  cited = re.search('^version: (.*)$', (ROOT / 'CITATION.cff').read_text(),
+                    re.MULTILINE)
+  assert cited and cited[1] == haikd.__version__
+
+
 def test_readme_is_short():
   assert len(README.read_text().splitlines()) <= 180
 
@@ -140,6 +146,8 @@ def test_every_field_of_a_config_is_described_with_its_default(fields):
   for name, value in config_lib.term().items():
     row = described.pop(f'losses.<term>.{name}')
     assert row.comment, f'{name} of a term has no comment above it'
+    default = ast.literal_eval(row.default)
+    assert default == (value.to_dict() if hasattr(value, 'to_dict') else value)
   assert not described
 
 
