@@ -6,8 +6,8 @@ import pytest
 
 from haikd import launch
 
-# <room.function>: <argument> must <rule>; got <value>. <remedy>.
-SHAPE = re.compile(r'haikd: [\w.]+: .+ must .+\.\n')
+# <config field or argument> must <rule>; got <value>. <remedy>.
+SHAPE = re.compile(r'haikd: .+ must .+\.\n')
 
 FILE = """
 from haikd import config as config_lib
@@ -77,8 +77,9 @@ def assert_refused(outcome, code, match):
     (['--seeds=3', '--mode=eval'], 2,
      '--seeds must be left out with --mode=eval; got --seeds=3'),
     (['surplus'], 2, "got 'surplus'"),
-    (['--config.data.train=training'], 3, "got split='training'"),
-    (['--config.batch_size=64'], 3, 'must hold a batch or more'),
+    (['--config.data.train=training'], 3,
+     "config.data.train must name a split of the data set; got 'training'"),
+    (['--config.batch_size=64'], 3, 'a split of at least one batch; got'),
     (['--config.teacher.init=/no/such/run'], 3, 'must hold a checkpoint'),
     (['--mode=eval'], 3, 'Train first'),
     (['--config.data.name=fashion', '--config.data.options={}'], 3,

@@ -115,7 +115,7 @@ def test_tfds_set_is_read(tmp_path):
   assert texts(corpus) == ['a b', 'c é']
   assert [r.values['label'] for r in corpus.records()] == [0, 1]
   assert corpus.digest != find(tmp_path, 'test', tfds='reviews').digest
-  with pytest.raises(checks.DataError, match="got split='trian'. Did you mean"):
+  with pytest.raises(checks.DataError, match="got 'trian'. Did you mean"):
     find(tmp_path, 'trian', tfds='reviews')
 
 
