@@ -149,7 +149,7 @@ def _to_batch(examples: reader_lib.Columns, real: np.ndarray,
 
 
 def _narrow(values):
-  """Returns values as bool, float32 or int32, whichever is their kind."""
+  """Returns values as bool, float32 or int32, according to their kind."""
   dtype = dict(b=np.bool_, f=np.float32).get(values.dtype.kind, np.int32)
   return np.ascontiguousarray(values, dtype)
 

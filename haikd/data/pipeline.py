@@ -217,10 +217,10 @@ def build_data(config: ml_collections.ConfigDict,
                augment_field: str = 'config.data.augment',
                process_index: Optional[int] = None,
                process_count: Optional[int] = None) -> Data:
-  """Returns the Data that a config describes, without reading any of it yet.
+  """Returns the Data that a config describes; reads nothing yet.
 
-  The global batch is divided among the processes. It is divided among a
-  process's devices when it is put on them.
+  The global batch is divided among the processes here, and among the devices of
+  a process when it is put on them.
 
   Args:
     config: a config made from `haikd.config.base()`.

@@ -79,7 +79,7 @@ class Reader:
     Args:
       indices: their indices in the split.
       template: columns whose keys, shapes and dtypes the examples must have.
-      fit: resizes one image. The split is then not kept.
+      fit: resizes one image, or None. With it a split is never kept.
 
     Returns:
       `{key: [len(indices), ...]}`.
@@ -212,10 +212,10 @@ class Splits:
   """The splits of one data set, each opened once and decoded once.
 
   Attributes:
-    dataset: the arguments of `source.open_source` but for split and field.
+    dataset: the arguments of `source.open_source`, except split and field.
 
   Args:
-    **dataset: likewise.
+    **dataset: the same.
   """
 
   def __init__(self, **dataset: Any):
