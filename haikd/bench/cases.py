@@ -1,4 +1,4 @@
-"""What can be measured: networks, sizes, losses, and the batch."""
+"""The cases of the benchmark: networks, sizes, losses, and the batch."""
 
 from collections.abc import Iterable
 import copy
@@ -9,7 +9,7 @@ import numpy as np
 from haikd.core import base
 from haikd.core import checks
 
-Case = dict[str, Any]  # As it stands in the JSON file.
+Case = dict[str, Any]  # As in the JSON file.
 
 REFERENCES = ('materialised', 'fused')
 
@@ -97,26 +97,26 @@ def choose(names: Iterable[str], reference: str,
   """Returns the cases to measure, complete.
 
   Args:
-    names: of cases; none for all that the reference is written for.
-    reference: one of `REFERENCES`; `fused` is one for text alone.
-    padding: of text, the mean part of a row that is padding.
+    names: names of cases; empty for all that the reference has.
+    reference: one of `REFERENCES`; `fused` is for text only.
+    padding: for text, the mean fraction of padding in a row.
 
   Returns:
     `{name: case}`.
 
   Raises:
-    ConfigError: an unknown name, or a case that the reference does not suit.
+    ConfigError: an unknown name, or a case that the reference does not have.
   """
   names = list(dict.fromkeys(names))
   for name in names:
     if name not in CASES:
       raise checks.ConfigError(
-          f'bench.main: --case must be a known name; got {name!r}. '
+          f'--case must be a known name; got {name!r}. '
           f'{checks.suggest(name, CASES)}')
     if not _suits(CASES[name], reference):
       raise checks.ConfigError(
-          f'bench.main: --reference must be materialised for --case={name}; '
-          f'got --reference={reference}. Others have both.')
+          f'--reference must be materialised for --case={name}; got '
+          f'--reference={reference}. Cases of text have both.')
   names = names or [x for x in CASES if _suits(CASES[x], reference)]
   return {
       name: dict(
@@ -128,10 +128,10 @@ def choose(names: Iterable[str], reference: str,
 def batch_of(case: Case) -> base.Batch:
   """Returns the batch of a case: NumPy arrays, the same at every call.
 
-  Rows of text are of different lengths, padded on the right; labels are the
-  tokens that follow, and -100 where none does.
+  Rows of text have different lengths and are padded on the right. A label is
+  the next token, or -100 if there is none.
   """
-  rng = np.random.RandomState(0)
+  rng: Any = np.random.RandomState(0)
   if case['kind'] == 'images':
     count = case['shape'][0]
     return base.Batch(
@@ -144,18 +144,18 @@ def batch_of(case: Case) -> base.Batch:
   mask = np.arange(length) < lengths[:, None]
   labels = np.full_like(tokens, -100)
   labels[:, :-1] = np.where(mask[:, 1:], tokens[:, 1:], -100)
-  if not case['alpha']:
-    labels = None  # Then nothing is learned from logits.
-  return base.Batch(np.where(mask, tokens, 0), mask, labels)
+  # Without a weight of the logits' losses nothing is learned from labels.
+  return base.Batch(np.where(mask, tokens, 0), mask,
+                    labels if case['alpha'] else None)
 
 
 def lengths_of(rows: int, length: int, padding: float) -> np.ndarray:
-  """Returns how long each row is: spread evenly around a mean.
+  """Returns the lengths of rows, spread evenly around a mean.
 
   Args:
-    rows: how many.
-    length: of the longest that may be.
-    padding: the mean part of a row that is padding, from 0 to below 1.
+    rows: the number of rows.
+    length: the largest length.
+    padding: the mean fraction of padding in a row, from 0 to below 1.
 
   Returns:
     `[rows]` integers, from 1 to `length`.

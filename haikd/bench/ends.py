@@ -1,4 +1,4 @@
-"""Models that hold nothing but what one loss looks at, as parameters."""
+"""Models whose parameters are the inputs of one loss, and nothing else."""
 
 from typing import Optional
 
@@ -15,17 +15,17 @@ from haikd.core import tap as tap_lib
 @registry.register_model('bench/hidden')
 def hidden(inputs: jax.Array, *, is_training: bool, num_classes: int,
            rows: int, width: int) -> base.LinearLogits:
-  """Hidden states that a language model might end with.
+  """The last hidden states of a language model, as parameters.
 
   Args:
     inputs: tokens, `[B, N]`; their shape alone is used.
     is_training: not used.
     num_classes: V.
-    rows: B of the whole batch, since one example is enough to initialise.
+    rows: B of the global batch, since a network is initialised on one example.
     width: D.
 
   Returns:
-    LinearLogits that stand for `[B, N, V]`.
+    LinearLogits of shape `[B, N, V]`.
   """
   del is_training
   states = _drawn('hidden', 1.0, rows, inputs.shape[1], width)
@@ -42,7 +42,7 @@ def maps(inputs: jax.Array, *, is_training: bool, mask: Optional[jax.Array],
     inputs: tokens, `[B, N]`; their shape alone is used.
     is_training: not used.
     mask: bool, `[B, N]`, true where a position is real.
-    rows: B of the whole batch.
+    rows: B of the global batch.
     heads: H.
     head_size: K.
 

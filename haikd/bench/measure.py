@@ -1,4 +1,4 @@
-"""Both sides of a case in turn, each in a process of its own."""
+"""Runs both sides of a case in turn, each in its own process."""
 
 from collections.abc import Callable
 import contextlib
@@ -18,26 +18,27 @@ from haikd.core import checks
 
 SIDES = ('haikd', 'by_hand')
 ROOT = pathlib.Path(haikd.__file__).parents[1]
-SECONDS = 1.5  # Of a side in a round, and two steps at least.
+# A side takes steps for so long in a round, and at least two.
+SECONDS = 1.5
 _RTOL = 1e-4
 
 
 class DisagreeError(ArithmeticError):
-  """Two sides that do not compute the same."""
+  """The two sides do not compute the same."""
 
 
 def find_references() -> pathlib.Path:
   """Returns the folder of the steps by hand, which are not installed.
 
   Raises:
-    ConfigError: it is not there.
+    ConfigError: the folder is missing.
   """
   folder = ROOT / 'tests' / 'bench'
   if not (folder / 'by_hand').is_dir():
     raise checks.ConfigError(
-        f'bench.main: {folder / "by_hand"} must hold the steps that haikd is '
-        'compared with; got none. They are not part of what is installed: run '
-        'the benchmark in a clone of the repository.')
+        f'{folder / "by_hand"} must hold the steps that haikd is compared '
+        'with; got no such folder. They are not installed: run the benchmark '
+        'in a clone of the repository.')
   return folder
 
 
@@ -47,79 +48,80 @@ def run(case: cases.Case, *, rounds: int, cores: Optional[int],
   """Measures a case.
 
   Args:
-    case: complete, as `cases.choose` returns it.
+    case: a complete case, as `cases.choose` returns it.
     rounds: how often each side is timed.
-    cores: how many cores the sides have, one after the other; None for all.
+    cores: the number of cores that each side has; None for all.
     debug: whether to show what the sides print.
-    progress: called with the number of rounds done.
+    progress: called with the number of finished rounds.
 
   Returns:
-    By side what was known after its first two steps, and `rounds`.
+    By side, what was measured in its first two steps; and `rounds`.
 
   Raises:
     DisagreeError: the losses of the first two steps differ.
-    RuntimeError: a side ended.
+    RuntimeError: a side ended early.
   """
   places = dict(
       haikd=('haikd.bench.ours', ROOT), by_hand=('by_hand', find_references()))
-  found, workers = {}, {}
+  results: dict[str, Any] = {}
+  workers = {}
   with contextlib.ExitStack() as stack:
     folder = stack.enter_context(tempfile.TemporaryDirectory())
-    for side in SIDES:  # The second starts from what the first has written.
+    for side in SIDES:  # The second reads what the first has written.
       module, path = places[side]
       workers[side] = stack.enter_context(Worker(side, debug))
-      found[side] = workers[side].ask(
+      results[side] = workers[side].ask(
           module=module,
           path=str(path),
           case=case,
           cores=chosen_cores(cores),
           arrays=str(pathlib.Path(folder) / 'arrays.npz'))
-    _check_losses(*(found[side]['losses'] for side in SIDES))
+    _check_losses(*(results[side]['losses'] for side in SIDES))
     trial = [workers[side].ask(steps=1)['wall'] for side in SIDES]
     steps = max(2, math.ceil(SECONDS / min(trial)))
-    found['rounds'] = []
+    results['rounds'] = []
     for i in range(rounds):
-      found['rounds'].append(
+      results['rounds'].append(
           {side: workers[side].ask(steps=steps) for side in SIDES})
       progress(i + 1)
-  return found
+  return results
 
 
 def chosen_cores(count: Optional[int]) -> list[int]:
-  """Returns which cores the sides run on; empty for all.
+  """Returns the cores that the sides run on; empty for all.
 
   Args:
-    count: how many; None for all.
+    count: the number of cores; None for all.
 
   Raises:
-    ConfigError: there are not so many, or this system does not let one choose.
+    ConfigError: too many, or the system does not let a process choose.
   """
   if count is None:
     return []
   if not hasattr(os, 'sched_setaffinity'):
     raise checks.ConfigError(
-        f'bench.main: --cores must be left out on {sys.platform}, which lets '
-        f'no process choose its cores; got --cores={count}.')
-  there = sorted(os.sched_getaffinity(0))
-  if count > len(there):
+        f'--cores must be left out on {sys.platform}, where a process cannot '
+        f'choose its cores; got --cores={count}.')
+  usable = sorted(os.sched_getaffinity(0))
+  if count > len(usable):
     raise checks.ConfigError(
-        f'bench.main: --cores must be at most {len(there)}, as many as this '
-        f'process may use; got --cores={count}.')
-  return there[:count]
+        f'--cores must be at most {len(usable)}, as many as this process may '
+        f'use; got --cores={count}.')
+  return usable[:count]
 
 
 class Worker(contextlib.AbstractContextManager):
   """A process that builds one side and takes steps when asked.
 
   Args:
-    side: its name, for messages.
-    debug: whether what it prints is shown.
+    side: the name of the side, for messages.
+    debug: whether to show what it prints.
   """
 
   def __init__(self, side: str, debug: bool):
     self._side = side
     self._process = subprocess.Popen(
-        # -P: what lies beside the script must not hide modules of that name.
+        # -P: files beside the script must not hide modules of the same name.
         [sys.executable, '-P', worker.__file__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -131,21 +133,23 @@ class Worker(contextlib.AbstractContextManager):
     """Sends an order and waits for the answer.
 
     Args:
-      **order: what the worker reads.
+      **order: the order, which the worker reads as JSON.
 
     Returns:
-      What it answers.
+      The answer.
 
     Raises:
-      RuntimeError: it failed, or was killed.
+      RuntimeError: the worker failed, or was killed.
     """
+    assert self._process.stdout is not None
     with contextlib.suppress(BrokenPipeError):
       print(json.dumps(order), file=self._process.stdin, flush=True)
     line = self._process.stdout.readline()
     answer = json.loads(line) if line else dict(
         error=f'exit code {self._process.wait()}')
     if 'error' in answer:
-      raise RuntimeError(f'the step of {self._side} ended: {answer["error"]}')
+      raise RuntimeError(
+          f'the step of {self._side} ended early: {answer["error"]}')
     return answer
 
   def __exit__(self, *unused_exception) -> None:
@@ -157,5 +161,5 @@ def _check_losses(ours, by_hand):
   for number, (one, other) in enumerate(zip(ours, by_hand), 1):
     if not math.isclose(one, other, rel_tol=_RTOL):
       raise DisagreeError(
-          f'bench.run: both sides must compute the same loss; got {one:.7g} of '
-          f'haikd, {other:.7g} by hand, in step {number}. Nothing was timed.')
+          f'both sides must compute the same loss; got {one:.7g} from haikd '
+          f'and {other:.7g} by hand in step {number}. Nothing was timed.')

@@ -1,4 +1,4 @@
-"""haikd's side of a case, through its config, as a run would build it."""
+"""haikd's side of a case, built from a config as in a run."""
 
 import pathlib
 from typing import Any
@@ -17,11 +17,11 @@ from haikd.engine import program as program_lib
 
 
 def build(case: cases.Case, path: pathlib.Path) -> tuple:
-  """Builds the training step, and writes what it starts from.
+  """Builds the training step, and writes its parameters and batch.
 
   Args:
-    case: a case, complete.
-    path: the file to write parameters and batch to, for the other side.
+    case: a complete case.
+    path: the file to write, which the other side reads.
 
   Returns:
     The jitted step, its state, and its other arguments.
@@ -36,19 +36,21 @@ def build(case: cases.Case, path: pathlib.Path) -> tuple:
       num_classes=case['classes'],
       mesh=mesh,
       has_teacher=True)
-  teacher = jax.jit(program.objective.teacher.init)(jax.random.key(1), batch)
+  network = program.objective.teacher
+  assert network is not None
+  teacher = jax.jit(network.init)(jax.random.key(1), batch)
   frozen = program.freeze(base.Variables(*map(_as_if_trained, teacher)))
   state = program.init(jax.random.key(0))
-  np.savez(
-      path, **{
-          f'{part}:{name}': value for part, tree in dict(
-              student=state.params.student,
-              student_state=state.net_state,
-              teacher=frozen.params,
-              teacher_state=frozen.state,
-              batch=dict(batch=batch._asdict())).items()
-          for name, value in _flat(tree).items()
-      })
+  arrays: dict[str, Any] = {
+      f'{part}:{name}': value for part, tree in dict(
+          student=state.params.student,
+          student_state=state.net_state,
+          teacher=frozen.params,
+          teacher_state=frozen.state,
+          batch=dict(batch=batch._asdict())).items()
+      for name, value in _flat(tree).items()
+  }
+  np.savez(path, **arrays)
   batch = collectives.shard_batch(mesh, batch)
   return program.train_step, state, (frozen, batch)
 
@@ -68,7 +70,7 @@ def config_of(case: cases.Case) -> config_lib.ConfigDict:
 
 
 def _as_if_trained(tree):
-  """Returns a network's arrays, the moving variances 1 and not 0."""
+  """Returns a network's arrays with moving variances of 1 in place of 0."""
   return {
       module: {
           name: jnp.ones_like(value) if module.endswith('var_ema') and

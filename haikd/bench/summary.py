@@ -1,4 +1,4 @@
-"""Medians, and the table and file that hold them."""
+"""Medians of a case, and the table and file that show them."""
 
 from collections.abc import Mapping, Sequence
 import json
@@ -20,47 +20,48 @@ COLUMNS = ('haikd / by hand', 'CPU time', 'wall time', 'step, s', 'by hand, s',
            'first step, s', 'temp, MiB', 'peak, MiB')
 
 
-def summarise(found: Mapping[str, Any]) -> dict[str, Any]:
+def summarise(results: Mapping[str, Any]) -> dict[str, Any]:
   """Returns medians over the rounds of a case.
 
   Args:
-    found: what `measure.run` returns.
+    results: what `measure.run` returns.
 
   Returns:
-    `ratios` of haikd to by hand: of `cpu` and `wall` each median, least and
-    most; of `first_step_seconds`, `temp_bytes` and `peak_bytes`, numbers. By
+    `ratios` of haikd to by hand: for `cpu` and `wall` the median, least and
+    most; for `first_step_seconds`, `temp_bytes` and `peak_bytes` a number. By
     side, `step_seconds`, `step_cpu_seconds` and `peak_bytes`.
   """
-  rounds, first, second = found['rounds'], *measure.SIDES
-  ratios = {}
+  first, second = measure.SIDES
+  rounds = results['rounds']
+  ratios: dict[str, Any] = {}
   for key in ('cpu', 'wall'):
     each = [x[first][key] / x[second][key] for x in rounds]
     ratios[key] = dict(
         median=statistics.median(each), least=min(each), most=max(each))
   sides = {}
   for side in measure.SIDES:
-    mine = [x[side] for x in rounds]
-    median = lambda key: statistics.median(x[key] / x['steps'] for x in mine)
+    timed = [x[side] for x in rounds]
+    median = lambda key: statistics.median(x[key] / x['steps'] for x in timed)
     sides[side] = dict(
         step_seconds=median('wall'),
         step_cpu_seconds=median('cpu'),
-        peak_bytes=max(x['peak_bytes'] for x in mine))
+        peak_bytes=max(x['peak_bytes'] for x in timed))
   for key in ('first_step_seconds', 'temp_bytes'):
-    ratios[key] = found[first][key] / max(found[second][key], 1e-9)
+    ratios[key] = results[first][key] / max(results[second][key], 1e-9)
   peaks = [sides[side]['peak_bytes'] for side in measure.SIDES]
   ratios['peak_bytes'] = peaks[0] / peaks[1]
   return dict(ratios=ratios, **sides)
 
 
-def row(name: str, found: Mapping[str, Any]) -> list[str]:
+def row(name: str, results: Mapping[str, Any]) -> list[str]:
   """Returns a case's row of the table.
 
   Args:
-    name: of the case.
-    found: what `measure.run` returns.
+    name: the name of the case.
+    results: what `measure.run` returns.
   """
-  summary = summarise(found)
-  sides = [found[side] | summary[side] for side in measure.SIDES]
+  summary = summarise(results)
+  sides = [results[side] | summary[side] for side in measure.SIDES]
 
   def ratio(key):
     x = summary['ratios'][key]
@@ -79,7 +80,7 @@ def row(name: str, found: Mapping[str, Any]) -> list[str]:
 
 
 def show(results: Mapping[str, Mapping[str, Any]]) -> None:
-  """Prints the table: where two numbers stand, haikd's is the first.
+  """Prints the table; the first of two numbers is haikd's.
 
   Args:
     results: `{case: what measure.run returns}`.
@@ -90,13 +91,13 @@ def show(results: Mapping[str, Mapping[str, Any]]) -> None:
 def write(path: pathlib.Path, command: Sequence[str],
           chosen: Mapping[str, cases.Case],
           results: Mapping[str, Mapping[str, Any]]) -> None:
-  """Writes everything that was found.
+  """Writes every number to a JSON file.
 
   Args:
-    path: of the JSON file.
-    command: that was run.
+    path: the file.
+    command: the command that was run.
     chosen: the cases.
-    results: of those that are done.
+    results: `{case: what measure.run returns}` of the finished cases.
   """
   content = dict(
       command=' '.join(command),
@@ -106,15 +107,15 @@ def write(path: pathlib.Path, command: Sequence[str],
       python=platform.python_version(),
       machine=machine(),
       cases={
-          name: dict(case=chosen[name], summary=summarise(found), **found)
-          for name, found in results.items()
+          name: dict(case=chosen[name], summary=summarise(one), **one)
+          for name, one in results.items()
       })
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(json.dumps(content, indent=1) + '\n')
 
 
 def machine() -> dict[str, Any]:
-  """Returns what the numbers were measured on."""
+  """Describes the machine that the numbers were measured on."""
   model = platform.processor()
   cpus = pathlib.Path('/proc/cpuinfo')
   if cpus.exists():

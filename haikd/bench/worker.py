@@ -1,8 +1,8 @@
-"""One side of a case in a process of its own; started by `measure`.
+"""Runs one side of a case in its own process; `measure` starts it.
 
-It reads one JSON object a line and answers with one: first what to build, then
-`{"steps": n}`, until there is no more. It imports nothing of haikd, unless the
-side that it runs does, so that the memory of each side is its own.
+It reads one JSON object a line and answers each with one: first what to build,
+then `{"steps": n}` until the input ends. It imports haikd only if its side
+does, so that the memory of each side is its own.
 """
 
 import importlib
@@ -13,21 +13,21 @@ import resource
 import sys
 import time
 
-# Just below what glibc's malloc asks the system for anew at each call.
+# Just below the size that glibc's malloc requests from the system each time.
 _LARGEST_KEPT = 2**25 - 2**13
 
 
 def main() -> None:
   """Answers until the input ends, or an error does."""
   answers = os.fdopen(os.dup(1), 'w')
-  os.dup2(2, 1)  # What a library prints is no answer.
+  os.dup2(2, 1)  # A library's prints must not be read as answers.
 
   def answer(**values):
     print(json.dumps(values), file=answers, flush=True)
 
   try:
     _serve(answer)
-  except Exception as err:  # The other process prints it.
+  except Exception as err:  # `measure` prints it.
     answer(error=' '.join(f'{type(err).__name__}: {err}'.split()))
     raise
 
@@ -36,10 +36,10 @@ def _serve(answer):
   order = json.loads(sys.stdin.readline())
   if order['cores']:
     os.sched_setaffinity(0, order['cores'])
-  # From the first free of so large a block on, malloc keeps others. Whether a
-  # side happens to have freed one would make small steps 1.4 times as fast.
+  # Once a block of this size is freed, malloc keeps freed blocks. Without this,
+  # small steps are 1.4 times as fast on a side that happens to have freed one.
   bytearray(_LARGEST_KEPT)
-  import jax  # Counts the cores that it may use.
+  import jax  # After the affinity is set: it counts the usable cores.
   jax.config.update('jax_enable_compilation_cache', False)
   sys.path.insert(0, order['path'])
   side = importlib.import_module(order['module'])
@@ -73,15 +73,15 @@ def _serve(answer):
 
 
 def _step(jax, function, state, fixed):
-  """Runs a step to its end, since one that queues holds more memory."""
+  """Runs a step to its end, since queued steps hold more memory."""
   state, outputs = function(state, *fixed)
   return jax.block_until_ready((state, outputs['loss']))
 
 
 def peak_bytes() -> int:
-  """Returns the most memory that this process has held."""
+  """Returns the peak memory of this process in bytes."""
   status = pathlib.Path('/proc/self/status')
-  if status.exists():  # Linux counts in ru_maxrss what the parent held, too.
+  if status.exists():  # On Linux, ru_maxrss includes the parent's memory.
     for line in status.read_text().splitlines():
       if line.startswith('VmHWM:'):
         return int(line.split()[1]) * 2**10

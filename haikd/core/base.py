@@ -15,6 +15,10 @@ from haikd.core import attention_mask
 Array = jax.Array
 ArrayTree = Any  # A pytree of arrays.
 
+# The label of an example or position that has none: losses and metrics leave it
+# out.
+IGNORED_LABEL = -100
+
 
 class LossSum(NamedTuple):
   """A sum and the number of values in it: a mean that is not yet divided.

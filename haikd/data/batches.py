@@ -16,7 +16,6 @@ from haikd.data import reader as reader_lib
 from haikd.data.image import augment as augment_lib
 from haikd.data.image import normalise as normalise_lib
 from haikd.data.image import resize as resize_lib
-from haikd.data.text import tokens
 
 # Part of a seed: what its random numbers are for.
 _ORDER, _AUGMENT = 0, 1
@@ -166,7 +165,7 @@ def _labels(label, real):
   label = _narrow(label)
   if label.dtype == np.int32 and not real.all():
     label = np.where(
-        _expand(real, label.ndim), label, np.int32(tokens.UNLABELLED))
+        _expand(real, label.ndim), label, np.int32(base.IGNORED_LABEL))
   return label
 
 

@@ -9,10 +9,10 @@ from typing import Any, Optional, Union
 
 import numpy as np
 
+from haikd.core import base
 from haikd.core import checks
 from haikd.data import foreign
 from haikd.data import source as source_lib
-from haikd.data.text import tokens
 
 CACHE_BYTES = 2**29  # Splits up to this decoded size are kept in memory.
 
@@ -190,10 +190,10 @@ class Reader:
       return
     wrong = (label < 0) | (label >= self.num_classes)
     if label.dtype.kind == 'i':
-      wrong &= label != tokens.UNLABELLED
+      wrong &= label != base.IGNORED_LABEL
     self._refuse(
         wrong, indices, f'have a label below num_classes={self.num_classes}, '
-        f'or {tokens.UNLABELLED} for none', label,
+        f'or {base.IGNORED_LABEL} for none', label,
         'Fix num_classes or the labels.')
 
   def _refuse(self, wrong, indices, rule, values, remedy):

@@ -1,4 +1,4 @@
-"""What chips can do, as published, and the topologies they come in."""
+"""Published peaks of chips, and the topologies they come in."""
 
 from collections.abc import Sequence
 import importlib
@@ -18,15 +18,15 @@ class Chip(NamedTuple):
   """Published peaks of a chip; None where nothing is published.
 
   Attributes:
-    name: what it is called in `--topology`.
+    name: its name in `--topology`.
     flops: bfloat16 operations a second.
     memory: bytes that a program may use.
     memory_rate: bytes a second between memory and chip.
     link_rate: bytes a second over one link to another chip, one way.
-    ring: how long a side of a slice has to be a multiple of to be closed into a
-      ring, over which a chip sends both ways; 0 where a switch joins all chips.
-    network_rate: bytes a second that a chip has of the data-centre network,
-      which joins slices (or, of GPUs, hosts).
+    ring: a side of a slice whose length is a multiple of this is closed into a
+      ring, over which a chip sends both ways; 0 if a switch joins all chips.
+    network_rate: a chip's share, in bytes a second, of the data-centre network
+      that joins slices (or, for GPUs, hosts).
   """
 
   name: str
@@ -43,8 +43,8 @@ class Chip(NamedTuple):
 # Model", chapter "How to Think About TPUs", tables "TPU specs" and below. v3:
 # "The Design Process for Google's Training Chips: TPUv2 and TPUv3", IEEE Micro
 # 2021, table of chips. Memory is what the compiler of libtpu 0.0.52 leaves to a
-# program, as it says itself where a step needs more. There is no v4: that
-# compiler offers its cores one by one, where JAX makes meshes of whole chips.
+# program, as its error says if a step needs more. v4 is left out: that compiler
+# offers its cores one by one, while JAX makes meshes of chips.
 # GPUs: NVIDIA data sheets "A100 Tensor Core GPU", "H100 Tensor Core GPU" (SXM,
 # dense), "H200 Tensor Core GPU"; network: "DGX A100" (eight 200 Gbit/s ports
 # for eight GPUs), "DGX H100" and "DGX H200" (eight of 400 Gbit/s).
@@ -62,7 +62,7 @@ _CHIPS = (
 CHIPS = {chip.name: chip for chip in _CHIPS}
 TPUS = tuple(chip.name for chip in _CHIPS if chip.ring)
 
-# What `device_kind` of a GPU that is here contains.
+# What the `device_kind` of a GPU of this machine contains.
 _GPU_KINDS = (('A100', '40GB', 'a100-40gb'), ('A100', '80GB', 'a100-80gb'),
               ('H100', '', 'h100'), ('H200', '', 'h200'))
 _FORM = re.compile(r'(?:(\d+)\*)?([a-z]\w*)(?::(\d+(?:x\d+)*))?')
@@ -72,10 +72,10 @@ class Topology(NamedTuple):
   """What `--topology` names. Made by `parse_topology`.
 
   Attributes:
-    name: as it was written.
+    name: the name as written.
     chip: a key of CHIPS, 'cpu' or 'gpu'.
-    shape: chips along each side of a slice; () for all that are here.
-    slices: how many slices.
+    shape: chips along each side of a slice; () for all of this machine.
+    slices: the number of slices.
   """
 
   name: str
@@ -95,7 +95,7 @@ def parse_topology(name: str) -> Topology:
     A Topology.
 
   Raises:
-    ConfigError: a name of another form, or an unknown chip.
+    ConfigError: the name has another form, or the chip is unknown.
   """
   match = _FORM.fullmatch(name.strip().lower())
   if not match:
@@ -118,36 +118,35 @@ def parse_topology(name: str) -> Topology:
 
 
 def _wrong(name, rule, remedy='See --help.'):
-  return checks.ConfigError(
-      f'plan.parse_topology: --topology must {rule}; got {name!r}. {remedy}')
+  return checks.ConfigError(f'--topology must {rule}; got {name!r}. {remedy}')
 
 
 def reserve(topologies: Sequence[Topology]) -> None:
-  """Makes the CPU as many devices as needed, if JAX has not begun to use it.
+  """Splits the CPU into as many devices as needed, unless JAX uses it already.
 
   Args:
-    topologies: all that devices will be looked for.
+    topologies: all topologies that will be planned for.
   """
   counts = [x.shape[0] for x in topologies if x.chip == 'cpu']
   if counts:
     try:
       jax.config.update('jax_num_cpu_devices', max(counts))
     except RuntimeError:
-      pass  # There are devices already; `find_devices` says if too few.
+      pass  # JAX has its devices already; `find_devices` counts them.
 
 
 def find_devices(topology: Topology) -> list[Any]:
-  """Returns the devices of a topology; those of TPUs can only compile.
+  """Returns the devices of a topology; TPUs that are not here only compile.
 
   Args:
-    topology: which.
+    topology: the topology.
 
   Returns:
     As many devices as the topology has.
 
   Raises:
     ConfigError: no compiler for TPUs is installed, it refuses the shape, or
-      there are not so many devices here.
+      this machine has fewer devices.
   """
   if topology.chip in TPUS:
     return _tpu_devices(topology)
@@ -156,13 +155,13 @@ def find_devices(topology: Topology) -> list[Any]:
     devices = jax.devices(topology.chip)
   except RuntimeError as err:
     raise checks.ConfigError(
-        f'plan.find_devices: --topology must name devices of this machine or '
-        f'TPUs; got {topology.name!r} ({checks.one_line(err)}). Plan on a '
-        'machine that has them.') from err
+        '--topology must name devices of this machine, or TPUs; got '
+        f'{topology.name!r} ({checks.one_line(err)}). Plan on a machine that '
+        'has them.') from err
   if topology.shape and len(devices) < count:
     raise checks.ConfigError(
-        f'plan.find_devices: --topology must ask for at most {len(devices)} '
-        f'devices here; got {topology.name!r}. Set XLA_FLAGS='
+        f'--topology must ask for at most {len(devices)} devices on this '
+        f'machine; got {topology.name!r}. Set XLA_FLAGS='
         f'--xla_force_host_platform_device_count={count}.')
   return devices[:count] if topology.shape else devices
 
@@ -172,33 +171,33 @@ def _tpu_devices(topology):
   options = {'num_slices': topology.slices} if topology.slices > 1 else {}
   sides = 'x'.join(map(str, topology.shape))
   try:
-    importlib.import_module('libtpu')  # Else jax says it less well.
+    importlib.import_module('libtpu')  # JAX's own message is less clear.
     return list(
         topologies.get_topology_desc(
             platform='tpu', topology_name=f'{topology.chip}:{sides}',
             **options).devices)
   except ImportError as err:
     raise checks.ConfigError(
-        'plan.find_devices: --topology must have its compiler installed; got '
-        f'{topology.name!r} without libtpu. '
-        "pip install 'haikd[plan]'.") from err
+        '--topology must have its compiler installed; got '
+        f'{topology.name!r} without libtpu. Run '
+        "`pip install 'haikd[plan]'`.") from err
   except (RuntimeError, ValueError) as err:
     raise checks.ConfigError(
-        'plan.find_devices: --topology must be one that the TPU compiler knows;'
-        f' got {topology.name!r} ({checks.one_line(err)}). Give the sides of a '
+        '--topology must be one that the TPU compiler knows; got '
+        f'{topology.name!r} ({checks.one_line(err)}). Give the sides of a '
         'slice that is sold.') from err
 
 
 def chip_of(topology: Topology, devices: Sequence[Any]) -> Chip:
-  """Returns what one device of a topology can do.
+  """Returns the peaks of one device of a topology.
 
   Args:
-    topology: which.
+    topology: the topology.
     devices: its devices.
 
   Returns:
-    The chip; of the older TPUs, whose devices are half a chip, half of it. A
-    CPU, and a GPU that is not known, have no peaks, save the memory they have.
+    The chip, or half of it for older TPUs, whose devices are half a chip. For a
+    CPU or an unknown GPU only the memory is known.
   """
   if topology.chip in TPUS:
     cores = len({device.core_on_chip for device in devices})
@@ -209,13 +208,13 @@ def chip_of(topology: Topology, devices: Sequence[Any]) -> Chip:
   kind = devices[0].device_kind
   for model, size, name in _GPU_KINDS:
     if re.search(rf'\b{model}\b', kind) and size in kind:
-      # JAX takes three quarters of it, unless it is told otherwise.
-      here = _memory_here(devices)
-      return CHIPS[name]._replace(memory=here or CHIPS[name].memory)
-  return Chip(topology.chip, None, _memory_here(devices), None, None, 0, None)
+      # JAX takes three quarters of the memory, unless it is told otherwise.
+      usable = _usable_memory(devices)
+      return CHIPS[name]._replace(memory=usable or CHIPS[name].memory)
+  return Chip(topology.chip, None, _usable_memory(devices), None, None, 0, None)
 
 
-def _memory_here(devices):
+def _usable_memory(devices):
   """Returns the bytes that one device may use, or None if it is not known."""
   if devices[0].platform != 'cpu':
     stats = devices[0].memory_stats() or {}
@@ -224,4 +223,4 @@ def _memory_here(devices):
     total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
   except (ValueError, OSError):
     return None
-  return total / len(devices)  # They share one memory.
+  return total / len(devices)  # The devices share one memory.

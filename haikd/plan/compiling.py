@@ -17,8 +17,8 @@ from haikd.core import jax_internals
 from haikd.plan import counting
 from haikd.plan import schedule as schedule_lib
 
-# Read by libtpu as it is loaded. Several may be loaded at once where they only
-# compile. It looks for a TPU's host, in vain and aloud, unless told of one.
+# libtpu reads these as it is loaded. Several processes that only compile may
+# load it at once. Unless told of a TPU's host it searches for one, and prints.
 _LIBTPU = {
     'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
     'TPU_SKIP_MDS_QUERY': '1',
@@ -28,7 +28,7 @@ _LIBTPU = {
     'TPU_STDERR_LOG_LEVEL': '3',
     'TF_CPP_MIN_LOG_LEVEL': '3',
 }
-# What the compiler says where memory does not suffice, in its two forms.
+# The two forms of the compiler's message about too little memory.
 _SHORT = (
     re.compile(r'Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm'),
     re.compile(r'\(([\d.]+[KMGT]?)\) exceeds available HBM '
@@ -37,13 +37,13 @@ _SHORT = (
 
 
 class Step(NamedTuple):
-  """A training step and what it is called with, none of it on a device.
+  """A training step and its arguments, none of it on a device.
 
   Attributes:
-    train_step: made by `jax.jit`; of `(state, frozen, batch)`.
-    state: ShapeDtypeStructs with shardings, as are the next two.
-    frozen: of the teacher, or None.
-    batch: of the whole batch.
+    train_step: a function of `(state, frozen, batch)`, made by `jax.jit`.
+    state: ShapeDtypeStructs with shardings, like the next two.
+    frozen: the teacher, or None.
+    batch: the global batch.
     mesh: the mesh of all shardings.
   """
 
@@ -58,10 +58,10 @@ class Memory(NamedTuple):
   """Bytes of memory on each device.
 
   Attributes:
-    arguments: state, teacher and batch, as they lie there.
-    results: what is not written over the arguments.
-    scratch: everything that is only there during the step.
-    code: of the program.
+    arguments: state, teacher and batch.
+    results: results that are not written over the arguments.
+    scratch: what exists during the step only.
+    code: the program.
   """
 
   arguments: float
@@ -75,16 +75,15 @@ class Memory(NamedTuple):
 
 
 class Compiled(NamedTuple):
-  """What was learnt from compiling a step. Made by `compile_step`.
+  """What compiling a step told. Made by `compile_step`.
 
   Attributes:
     memory: None if the compiler refused for lack of it.
-    missing: by how many bytes that was; 0 if it did not refuse.
-    available: bytes that a program may use, if the compiler said so.
-    counted: work and traffic as the step asks for them.
-    schedule: collectives as compiled, or None if the text of the program could
-      not be had.
-    seconds: taken to compile.
+    missing: the bytes that were missing then; else 0.
+    available: bytes that a program may use, if the compiler named them.
+    counted: work and traffic of the step as written.
+    schedule: collectives as compiled, or None if the program has no text.
+    seconds: the time that compiling took.
   """
 
   memory: Optional[Memory]
@@ -96,11 +95,11 @@ class Compiled(NamedTuple):
 
 
 def prepare(*, platform: str = 'cpu') -> None:
-  """Sets what the TPU compiler reads as it is loaded; what is set stays.
+  """Sets the variables that the TPU compiler reads, unless they are set.
 
   Args:
-    platform: what JAX itself may use meanwhile. A TPU that is here is left
-      alone: what is set would mislead it about its host.
+    platform: what JAX itself may use meanwhile. It must not be a TPU of this
+      machine, which the variables would mislead about its host.
   """
   for name, value in _LIBTPU.items():
     os.environ.setdefault(name, value)
@@ -109,10 +108,10 @@ def prepare(*, platform: str = 'cpu') -> None:
 
 @contextlib.contextmanager
 def quiet(debug: bool = False) -> Iterator[None]:
-  """Keeps what C++ writes to standard error from the user.
+  """Hides what C++ writes to standard error.
 
   Args:
-    debug: let it through.
+    debug: show it.
 
   Yields:
     Nothing.
@@ -135,14 +134,14 @@ def compile_step(step: Step, *, debug: bool = False) -> Compiled:
   """Compiles a step for the devices of its mesh, which need not be here.
 
   Args:
-    step: what to compile.
+    step: the step.
     debug: show what the compiler writes to standard error.
 
   Returns:
-    What was learnt.
+    A Compiled, also if the compiler refused for lack of memory.
 
   Raises:
-    Exception: whatever tracing or compiling raises, save for lack of memory.
+    Exception: whatever else tracing or compiling raises.
   """
   began = time.monotonic()
   traced = step.train_step.trace(step.state, step.frozen, step.batch)
@@ -150,10 +149,10 @@ def compile_step(step: Step, *, debug: bool = False) -> Compiled:
   with quiet(debug), tempfile.TemporaryDirectory() as folder:
     platform = step.mesh.devices.flat[0].platform
     options = {}
-    if platform == 'tpu':  # Its program cannot always be turned into text.
+    if platform == 'tpu':  # `as_text` does not always work there.
       options = {'xla_dump_to': folder, 'xla_dump_hlo_as_text': True}
     try:
-      # A program from the cache would leave no text behind.
+      # A cached program would not be dumped.
       with _without_cache():
         compiled = traced.lower().compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as err:
@@ -174,11 +173,11 @@ def compile_step(step: Step, *, debug: bool = False) -> Compiled:
 
 
 def between_slices(mesh: jax.sharding.Mesh) -> tuple[str, ...]:
-  """Returns the axes of a mesh that lead from one slice of TPUs to another."""
+  """Returns the axes of a mesh that join slices of TPUs."""
   first = mesh.devices.flat[0]
   axes = []
   for place, name in enumerate(mesh.axis_names):
-    index = [0] * mesh.devices.ndim
+    index: list[Any] = [0] * mesh.devices.ndim
     index[place] = slice(None)
     if any(getattr(device, 'slice_index', 0) != getattr(
         first, 'slice_index', 0) for device in mesh.devices[tuple(index)]):
@@ -187,13 +186,13 @@ def between_slices(mesh: jax.sharding.Mesh) -> tuple[str, ...]:
 
 
 def shortage(message: str) -> Optional[tuple[float, float]]:
-  """Reads how much memory the compiler misses.
+  """Reads from the compiler's error how much memory is missing.
 
   Args:
-    message: of its error.
+    message: the message of the error.
 
   Returns:
-    Bytes missing and bytes available; None if that is not what it says.
+    Bytes missing and bytes available; None if it is another error.
   """
   for form in _SHORT:
     if match := form.search(message):
@@ -228,7 +227,7 @@ def _without_cache():
 
 
 def _dumped(folder):
-  """Returns the text of the largest program that the compiler wrote out."""
+  """Returns the text of the largest program that the compiler dumped."""
   files = sorted(pathlib.Path(folder).glob('*after_optimizations.txt'),
                  key=lambda path: path.stat().st_size)
   return files[-1].read_text(errors='replace') if files else None
@@ -241,7 +240,7 @@ def bytes_per_device(tree: Any) -> float:
     tree: ShapeDtypeStructs with shardings, PRNG keys among them.
 
   Returns:
-    The sum over its leaves, without what the compiler adds for padding.
+    The sum over its leaves, without the compiler's padding.
   """
   total = 0
   for leaf in jax.tree.leaves(tree):

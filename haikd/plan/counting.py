@@ -1,7 +1,7 @@
 """What a step computes and sends, counted in its jaxpr.
 
-The jaxpr has what the compiler's own count lacks: how often every loop runs.
-Code whose result nobody uses is removed first, as the compiler will.
+Unlike the compiler's own count, a jaxpr says how often each loop runs. Dead
+code is removed first, as the compiler does.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ import numpy as np
 
 from haikd.core import jax_internals
 
-# What each primitive is called here. A name with `_start` is the same thing.
+# The kind of each primitive, which may also end in `_start`.
 KINDS = {
     'all_gather': 'all-gather',
     'all_gather_invariant': 'all-gather',
@@ -38,16 +38,16 @@ class Traffic(NamedTuple):
     kind: all-gather, reduce-scatter, all-reduce, all-to-all or
       collective-permute.
     axes: mesh axes, in the order of the mesh.
-    count: how many are run.
-    payload: bytes: of the whole array that a gather makes or a scatter takes,
-      of what the others take.
-    wire: bytes that a device sends if the collective goes round a ring of `n`;
-      see `on_the_wire`.
+    count: how many of them a step runs.
+    payload: bytes of the array that a gather makes; for other kinds, bytes of
+      what they take.
+    wire: bytes that a device sends if the collective goes around a ring; see
+      `on_the_wire`.
   """
 
   kind: str
   axes: tuple[str, ...]
-  count: float
+  count: float  # type: ignore[assignment]  # Hides a method of tuples.
   payload: float
   wire: float
 
@@ -56,13 +56,12 @@ class Counted(NamedTuple):
   """What one device does in one step.
 
   Attributes:
-    flops: of matrix products and convolutions; other operations are not
-      counted.
-    bytes: what these read and write, each operand and result once.
-    traffic: the collectives that the step itself asks for, over manual axes;
-      the compiler adds those over automatic ones.
+    flops: operations of matrix products and convolutions; nothing else counts.
+    bytes: bytes that these read and write, each operand and result once.
+    traffic: the collectives of the step as written, over manual axes; the
+      compiler adds those over automatic axes.
     open_loops: loops whose length is not known before they run; their bodies
-      are counted once.
+      count once.
   """
 
   flops: float
@@ -75,9 +74,9 @@ def on_the_wire(kind: str, payload: float, size: int) -> float:
   """Returns the bytes that a device sends in a collective over `size` devices.
 
   Args:
-    kind: of the collective.
-    payload: as in Traffic.
-    size: how many devices take part.
+    kind: the kind of the collective.
+    payload: bytes, as in Traffic.
+    size: the number of devices n that take part.
 
   Returns:
     (n - 1) / n of the payload for a gather, a scatter or an exchange, twice
@@ -98,16 +97,16 @@ def total(traffic: Mapping[tuple, list]) -> tuple[Traffic, ...]:
 def count(jaxpr: Any, devices: int) -> Counted:
   """Counts what a step does.
 
-  Inside `shard_map`, shapes are local along its manual axes. Along the others
-  they are whole, and work is taken to be split evenly over these axes, as the
-  compiler does with what `tensor` splits; outside, over all devices.
+  Inside `shard_map`, shapes are local along its manual axes and global along
+  the others. Work is assumed to be split evenly over those others, as the
+  compiler does for `tensor`; outside of `shard_map`, over all devices.
 
   Args:
-    jaxpr: of the step, a ClosedJaxpr.
-    devices: how many run it.
+    jaxpr: the ClosedJaxpr of the step.
+    devices: the number of devices that run it.
 
   Returns:
-    What one of them does.
+    What one device does.
   """
   live = jax_internals.drop_dead_code(jaxpr.jaxpr)
   counter = _Counter()
@@ -117,9 +116,12 @@ def count(jaxpr: Any, devices: int) -> Counted:
 
 
 class _Place(NamedTuple):
-  """Where an equation stands: sizes of mesh axes, which are manual, the rest.
+  """Where an equation is.
 
-  `split` is the number of devices that share what the shapes there describe.
+  Attributes:
+    sizes: the sizes of all mesh axes.
+    manual: the names of the manual ones.
+    split: the number of devices that share the work of one equation.
   """
 
   sizes: Mapping[str, int]
@@ -128,7 +130,7 @@ class _Place(NamedTuple):
 
 
 class _Counter:
-  """Adds up over the equations of a jaxpr."""
+  """Sums over the equations of a jaxpr."""
 
   def __init__(self):
     self.flops, self.bytes, self.open_loops = 0.0, 0.0, 0
@@ -150,29 +152,29 @@ class _Counter:
         self.walk(eqn.params['jaxpr'].jaxpr, times * eqn.params['length'],
                   place)
       elif name == 'cond':
-        self._dearest(eqn.params['branches'], times, place)
+        self._costliest(eqn.params['branches'], times, place)
       elif name == 'shard_map':
         self.walk(eqn.params['jaxpr'], times, _enter(eqn, place))
       else:
-        most = _most_rounds(eqn, made_by) if name == 'while' else 1
-        self.open_loops += most is None
+        rounds = _max_rounds(eqn, made_by) if name == 'while' else 1
+        self.open_loops += rounds is None
         for inner in _inner(eqn.params):
-          self.walk(inner, times * (most or 1), place)
+          self.walk(inner, times * (rounds or 1), place)
 
-  def _dearest(self, branches, times, place):
-    """Counts the branch with most to compute, then most to send."""
+  def _costliest(self, branches, times, place):
+    """Counts the branch that computes most; of equals, that sends most."""
     counters = []
     for branch in branches:
       counter = _Counter()
       counter.walk(branch.jaxpr, times, place)
       counters.append(counter)
-    most = max(
+    costliest = max(
         counters,
         key=lambda x: (x.flops, sum(n[2] for n in x.traffic.values())))
-    self.flops += most.flops
-    self.bytes += most.bytes
-    self.open_loops += most.open_loops
-    for key, numbers in most.traffic.items():
+    self.flops += costliest.flops
+    self.bytes += costliest.bytes
+    self.open_loops += costliest.open_loops
+    for key, numbers in costliest.traffic.items():
       self._add(key, *numbers)
 
   def _collective(self, eqn, times, place):
@@ -185,21 +187,21 @@ class _Counter:
         place.sizes[name] for name in axes)
     if size == 1:
       return
-    whole = eqn.outvars if kind == 'all-gather' else eqn.invars
-    payload = sum(_bytes(v) for v in whole) / place.split
+    arrays = eqn.outvars if kind == 'all-gather' else eqn.invars
+    payload = sum(_bytes(v) for v in arrays) / place.split
     self._add((kind, axes), times, times * payload,
               times * on_the_wire(kind, payload, size))
 
   def _add(self, key, *numbers):
-    held = self.traffic.setdefault(key, [0.0] * len(numbers))
-    held[:] = [x + y for x, y in zip(held, numbers)]
+    sums = self.traffic.setdefault(key, [0.0] * len(numbers))
+    sums[:] = [x + y for x, y in zip(sums, numbers)]
 
 
-def _most_rounds(loop, made_by):
-  """Returns how often a `while` runs at most, if one limit is a minimum."""
+def _max_rounds(loop, made_by):
+  """Returns how often a `while` runs at most, if its limit is a minimum."""
 
   def source(value):
-    """Returns what makes a value, casts aside: a literal or an equation."""
+    """Returns the literal or equation that makes a value, behind any casts."""
     while not hasattr(value, 'val'):
       made = made_by.get(value)
       if made is None or len(made.invars) != 1:
@@ -249,6 +251,6 @@ def _conv_flops(eqn):
   spec = eqn.params['dimension_numbers'].rhs_spec
   kernel = eqn.invars[1].aval.shape
   inputs = kernel[spec[1]] * math.prod(kernel[axis] for axis in spec[2:])
-  # Zeros put between inputs are not multiplied by anybody who thinks twice.
+  # A dilated input's zeros are skipped by any sensible kernel: not counted.
   holes = math.prod(eqn.params['lhs_dilation'])
   return 2 * math.prod(eqn.outvars[0].aval.shape) * inputs / holes

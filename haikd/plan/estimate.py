@@ -1,4 +1,4 @@
-"""What a compiled step needs of a chip, and how fast it can be at best."""
+"""What a compiled step needs of a chip, and a bound on its speed."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Optional
@@ -12,7 +12,7 @@ from haikd.plan import chips
 from haikd.plan import compiling
 from haikd.plan import counting
 
-# What may bind a step; also the order in which they are shown.
+# What may bind a step, in the order in which it is shown.
 COMPUTE, MEMORY, LINKS, NETWORK = BINDING = ('compute', 'memory', 'links',
                                              'network')
 
@@ -21,12 +21,12 @@ class Sent(NamedTuple):
   """What a device sends over some axes in one step.
 
   Attributes:
-    axes: names joined by `+`; `?` where the compiled groups were not read.
+    axes: names joined by `+`; `?` if the compiled groups could not be read.
     over: 'links' between chips, or the 'network' between slices or hosts.
     kinds: `{kind: [count, bytes sent]}`.
     bytes: sent by one device.
-    hidden: the part of the bytes that goes while matrices are multiplied, or
-      None if it is not known.
+    hidden: the fraction of the bytes that is sent while matrices are
+      multiplied, or None if it is not known.
     seconds: at the published rates, or None without them.
   """
 
@@ -42,30 +42,31 @@ class Estimate(NamedTuple):
   """What a step takes of each device. Made by `estimate`.
 
   Attributes:
-    topology: as it was asked for.
-    devices: how many.
+    topology: its name, as requested.
+    devices: their number.
     mesh: sizes of its axes.
     batch_size: of the whole batch.
     microbatch: examples that a device works on at once.
-    memory: bytes, by what the compiler calls them; None if it refused.
-    state: bytes as they lie in memory, by what they are for.
-    peak: bytes altogether; what was missing on top of all there is, if the
-      compiler refused.
-    available: bytes there are, or None if unknown.
-    flops: of matrix products.
-    bytes: that these and the update move between memory and chip.
-    sent: by axes, as compiled; as written, where no text could be had.
-    asked: the collectives as the step is written: over `replica` and `fsdp`.
-    seconds: `{what: at least so long}` for each of BINDING, None without
-      published peaks.
-    bound: the longest of them: no step is faster.
-    binds: which that is.
+    memory: bytes by the compiler's names; None if it refused the step.
+    state: bytes held from step to step, by what they are for.
+    peak: bytes needed at once; if the compiler refused, the available bytes and
+      those it misses.
+    available: bytes of memory, or None if unknown.
+    flops: operations of matrix products.
+    bytes: bytes that products and the update move between memory and chip.
+    sent: traffic by axes, as compiled, or as written if the compiler's text is
+      not available.
+    asked: the collectives as the step is written, over `replica` and `fsdp`.
+    seconds: `{what: a lower bound}` for each of BINDING, None without published
+      peaks.
+    bound: the largest of them: no step is faster.
+    binds: the name of that one.
     exposed: a bound that also adds what is sent while nothing is multiplied;
       None if that is not known.
-    open_loops: loops whose length is not known: what is in them counts once,
-      and all sums are too small.
-    compile_seconds: what compiling took.
-    largest_microbatch: that fits, or None if it was not looked for.
+    open_loops: loops of unknown length: their bodies count once, so all sums
+      are too small.
+    compile_seconds: how long compiling took.
+    largest_microbatch: the largest that fits, or None if not searched for.
   """
 
   topology: str
@@ -90,19 +91,24 @@ class Estimate(NamedTuple):
   largest_microbatch: Optional[int] = None
 
   def margin(self) -> Optional[float]:
-    """Returns the bytes that are left, below 0 if they do not suffice."""
-    return None if self.available is None else self.available - self.peak
+    """Returns the bytes left, below 0 if too few; None if it is not known."""
+    return None if self.available is None else self.left()
+
+  def left(self) -> float:
+    """Returns the bytes left, where the memory is known."""
+    assert self.available is not None
+    return self.available - self.peak
 
 
 def estimate(topology: str, step: compiling.Step, compiled: compiling.Compiled,
              chip: chips.Chip, *, microbatches: int = 1) -> Estimate:
-  """Puts together what is known of a compiled step.
+  """Combines what is known of a compiled step.
 
   Args:
-    topology: its name.
-    step: what was compiled.
-    compiled: what was learnt from it.
-    chip: what one device can do.
+    topology: the name of the topology.
+    step: the step that was compiled.
+    compiled: what compiling it told.
+    chip: the peaks of one device.
     microbatches: parts that a device makes of its share of the batch.
 
   Returns:
@@ -113,8 +119,8 @@ def estimate(topology: str, step: compiling.Step, compiled: compiling.Compiled,
   if compiled.memory is not None:
     peak = compiled.memory.peak()
   else:
-    peak = available + compiled.missing
-  # The update reads and writes all that is trained, besides the products.
+    peak = (available or 0.0) + compiled.missing
+  # Beside the products, the update reads and writes all that is trained.
   moved = compiled.counted.bytes + 2 * sum(
       state[name] for name in ('parameters', 'optimizer', 'average'))
   sent = tuple(_sent(compiled, step.mesh, chip))
@@ -180,7 +186,7 @@ def categories(step: compiling.Step) -> dict[str, float]:
 
 
 def _sent(compiled, mesh, chip):
-  """Yields what is sent, as compiled or, failing that, as asked for."""
+  """Yields what is sent, as compiled if known, else as written."""
   schedule = compiled.schedule
   traffic = compiled.counted.traffic if schedule is None else schedule.traffic()
   by_axes: dict[tuple, dict[str, list]] = {}
@@ -202,22 +208,21 @@ def rate_over(mesh: jax.sharding.Mesh, axes: tuple[str, ...],
               chip: chips.Chip) -> tuple[str, Optional[float]]:
   """Returns how fast a device can send around a ring over some axes, at best.
 
-  Between slices (of GPUs, hosts) it is the network that counts; what is sent
-  there is taken to be split among the devices of a slice first. Between chips,
-  all links along the sides of the slice that the axes cover are used, both ways
-  where a side is closed into a ring.
+  Between slices (of GPUs, hosts) the network binds; the traffic is assumed to
+  be split among the devices of a slice first. Between chips, all links along
+  the sides of the slice that the axes cover are used, both ways if a side is
+  closed into a ring.
 
   Args:
-    mesh: of the devices.
-    axes: over which the collective goes.
-    chip: what a device can do.
+    mesh: the mesh of the devices.
+    axes: the axes that the collective goes over.
+    chip: the peaks of a device.
 
   Returns:
     'links' or 'network', and bytes a second, None if that is not published.
   """
-  group = mesh.devices[tuple(
-      slice(None) if name in axes else 0 for name in mesh.axis_names)]
-  group = list(np.ravel(group))
+  group = list(np.ravel(mesh.devices[tuple(
+      slice(None) if name in axes else 0 for name in mesh.axis_names)]))
   tpu = hasattr(group[0], 'coords') and chip.ring > 0
   islands = {
       getattr(d, 'slice_index', 0) if tpu else d.process_index for d in group
@@ -235,8 +240,9 @@ def rate_over(mesh: jax.sharding.Mesh, axes: tuple[str, ...],
     whole = len({d.coords[side] for d in here})
     if extent > 1:
       links += 2 if extent == whole and whole % chip.ring == 0 else 1
-  # Devices that share a chip reach one another through its memory.
-  return LINKS, chip.link_rate * links if links else chip.memory_rate
+  if not links:  # Devices that share a chip exchange through its memory.
+    return LINKS, chip.memory_rate
+  return LINKS, chip.link_rate and chip.link_rate * links
 
 
 def _over(amount, rate):

@@ -47,7 +47,7 @@ class Module(NamedTuple):
   """A compiled module.
 
   Attributes:
-    entry: the computation it begins with.
+    entry: the name of the first computation.
     computations: `{name: its instructions in the order they are scheduled}`.
   """
 
@@ -59,13 +59,13 @@ def parse(text: str) -> Module:
   """Reads a module.
 
   Args:
-    text: what XLA prints, with names of operands and without their types, or
-      with both.
+    text: what XLA prints. Operands have names, with or without types.
 
   Returns:
     A Module.
   """
-  computations, entry, current = {}, '', None
+  computations: dict[str, list[Instruction]] = {}
+  entry, current = '', None
   for line in text.splitlines():
     if current is None or not line.startswith(' '):
       if match := _HEAD.match(line):
@@ -96,7 +96,7 @@ def _closing(text, opening):
     depth += 1 if match[0] == '(' else -1
     if not depth:
       return opening + match.start()
-  raise ValueError(f'hlo.parse: text must close its parentheses; got {text!r}.')
+  raise ValueError(f'text must close its parentheses; got {text!r}.')
 
 
 def size(shape: str) -> int:
@@ -114,20 +114,20 @@ def _item(kind):
 
 
 def trip_count(module: Module, loop: Instruction,
-               where: str) -> Optional[int]:
+               computation: str) -> Optional[int]:
   """Returns how often a `while` runs.
 
-  XLA may have noted it; else the condition has to be a comparison of a counter
-  with a constant, and the counter to begin at a constant and go up by one,
-  which is how a scan is written.
+  XLA may have noted it. Else the condition has to compare a counter with a
+  constant, and the counter has to start at a constant and grow by one, as that
+  of a scan does.
 
   Args:
-    module: where it is.
+    module: the module of the loop.
     loop: the instruction.
-    where: the computation that has it.
+    computation: the name of the computation that holds it.
 
   Returns:
-    The number, or None if it cannot be told.
+    The number, or None if it is not known.
   """
   known = re.search(r'known_trip_count":?=?\{"?n"?:"?(\d+)', loop.attributes)
   if known:
@@ -141,7 +141,7 @@ def trip_count(module: Module, loop: Instruction,
   index = counter and re.search(r'index=(\d+)', counter.attributes)
   if not index or limit is None:
     return None
-  around = {x.name: x for x in module.computations[where]}
+  around = {x.name: x for x in module.computations[computation]}
   initial = around.get(loop.operands[0])
   if initial is None or initial.opcode != 'tuple':
     return None
@@ -154,9 +154,9 @@ def trip_count(module: Module, loop: Instruction,
     return None
 
   first = constant(around.get(initial.operands[int(index[1])]), around)
-  if limit.opcode == 'get-tuple-element':  # The limit is carried along.
-    place = int(re.search(r'index=(\d+)', limit.attributes)[1])
-    last = constant(around.get(initial.operands[place]), around)
+  if limit.opcode == 'get-tuple-element':  # The loop carries its limit.
+    place, = re.findall(r'index=(\d+)', limit.attributes)
+    last = constant(around.get(initial.operands[int(place)]), around)
   else:
     last = constant(limit, lines)
   return None if first is None or last is None else max(last - first, 0)
@@ -167,14 +167,14 @@ def device_groups(attributes: str,
   """Reads which devices take part in a collective together.
 
   Args:
-    attributes: of the collective, with `replica_groups` as lists, as an iota
-      (`[4,2]<=[2,4]T(1,0)`) or as axes of a mesh (`mesh['a'=2,'b'=4] {'b'}`),
-      or with `source_target_pairs`.
-    devices: how many there are.
+    attributes: the attributes of the collective. They have `replica_groups` as
+      lists, as an iota (`[4,2]<=[2,4]T(1,0)`) or as axes of a mesh
+      (`mesh['a'=2,'b'=4] {'b'}`), or `source_target_pairs`.
+    devices: the number of devices.
 
   Returns:
-    Groups of positions in the mesh, as if it had one axis; pairs, of a
-    permutation; None if they cannot be read.
+    Groups of positions in the flattened mesh, or the pairs of a permutation;
+    None if they cannot be read.
   """
   iota = re.search(
       r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?',
@@ -187,12 +187,12 @@ def device_groups(attributes: str,
     return [tuple(row) for row in ids.reshape(shape).tolist()]
   named = re.search(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}', attributes)
   if named:
-    sides = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", named[1])}
+    sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", named[1])}
     along = re.findall(r"'(\w+)'", named[2])
-    order = [name for name in sides if name not in along] + along
-    ids = np.arange(math.prod(sides.values())).reshape(tuple(sides.values()))
-    ids = ids.transpose([list(sides).index(name) for name in order])
-    width = math.prod(sides[name] for name in along)
+    names = [name for name in sizes if name not in along] + along
+    ids = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+    ids = ids.transpose([list(sizes).index(name) for name in names])
+    width = math.prod(sizes[name] for name in along)
     return [tuple(row) for row in ids.reshape(-1, width).tolist()]
   lists = re.search(r'(?:replica_groups|source_target_pairs)='
                     r'\{((?:\{[\d,]*\},?)*)\}', attributes)

@@ -1,4 +1,4 @@
-"""Draws plans: memory of a chip, and the time of a step against chips."""
+"""Draws plans: memory of a chip, and time of a step by number of chips."""
 
 from collections.abc import Sequence
 import io
@@ -23,17 +23,16 @@ _TIMES = (('compute', '#1f6fb4'), ('memory', '#2e9e6b'),
 def plot_plans(
     workdir: files.Path, estimates: Sequence[estimate_lib.Estimate]
 ) -> Optional[pathlib.PurePath]:
-  """Draws what plans found.
+  """Draws plans.
 
-  Needs matplotlib, from `haikd[report]`; without it, one line says so.
+  Needs matplotlib, from `haikd[report]`; without it, prints a line.
 
   Args:
     workdir: an existing folder.
     estimates: of one config, on several topologies.
 
   Returns:
-    The path of the picture, `plan.png` in the workdir; None if there is nothing
-    to draw it with.
+    The path of the picture, `plan.png` in the workdir; None without matplotlib.
   """
   try:
     from matplotlib import figure  # An extra, and slow to import.
@@ -52,14 +51,14 @@ def plot_plans(
 
 
 def parts(estimate: estimate_lib.Estimate) -> dict[str, float]:
-  """Returns the bytes of a bar: the state by category, and what is left."""
-  held = dict(estimate.state)
-  held['during the step'] = max(estimate.peak - sum(held.values()), 0.0)
-  return held
+  """Returns the bytes of a bar: the state by category, and the rest."""
+  sizes = dict(estimate.state)
+  sizes['during the step'] = max(estimate.peak - sum(sizes.values()), 0.0)
+  return sizes
 
 
 def _draw_memory(axes, estimates):
-  """Draws a bar a topology, and a mark where its memory ends."""
+  """Draws a bar a topology, and a mark at its memory."""
   names = [x.topology for x in estimates]
   floor = [0.0] * len(estimates)
   for part, color in _PARTS:
@@ -70,7 +69,7 @@ def _draw_memory(axes, estimates):
   for i, x in enumerate(estimates):
     if x.available is not None:
       axes.hlines(x.available / chips.GIB, i - 0.4, i + 0.4, color='#c2485b',
-                  lw=2, label=None if i else 'there is')
+                  lw=2, label=None if i else 'available')
   axes.set_xticks(range(len(names)), names, fontsize=8)
   _dress(axes, 'Memory of a chip', '', 'GiB')
 

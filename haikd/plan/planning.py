@@ -41,8 +41,8 @@ def plan(config: config_lib.ConfigDict,
     topologies: names, as `chips.parse_topology` takes them.
     workdir: where to write; its folder is made.
     build: makes the step of a config for some devices; `build_step` by default.
-    compiles: how many further steps to compile at most, to find the largest
-      microbatch; 0 to look for none, nor for a remedy.
+    compiles: at most so many further steps are compiled to find the largest
+      microbatch; with 0 neither that nor a remedy is searched for.
     debug: show what the compiler writes to standard error.
 
   Returns:
@@ -50,8 +50,8 @@ def plan(config: config_lib.ConfigDict,
 
   Raises:
     ConfigError: an unknown topology, or a config that cannot work on it.
-    DoesNotFitError: a step needs more memory than there is. All topologies are
-      planned, shown and written before.
+    DoesNotFitError: a step needs more memory than a chip has. It is raised
+      after all topologies are planned, shown and written.
   """
   build = build or build_step
   workdir = paths.as_path(workdir)
@@ -59,30 +59,30 @@ def plan(config: config_lib.ConfigDict,
     paths.make_folder(workdir)
   except OSError as err:
     raise checks.DataError(
-        f'plan.plan: workdir must be a folder to write to; got {workdir} '
+        f'--workdir must be a writable folder; got {workdir} '
         f'({checks.one_line(err)}). Choose another --workdir.') from err
-  asked = [chips.parse_topology(name) for name in topologies]
-  on_gpu = any(topology.chip == 'gpu' for topology in asked)
+  requested = [chips.parse_topology(name) for name in topologies]
+  on_gpu = any(topology.chip == 'gpu' for topology in requested)
   compiling.prepare(platform='cuda,cpu' if on_gpu else 'cpu')
-  chips.reserve(asked)
+  chips.reserve(requested)
   attempts = []
-  for topology in asked:
+  for topology in requested:
     with compiling.quiet(debug):
       devices = chips.find_devices(topology)
     attempts.append(_Attempt(topology, devices, build, debug))
-    attempts[-1].build(config)  # What cannot work is found before compiling.
+    attempts[-1].build(config)  # A wrong config fails before any compile.
   estimates, error = [], None
   for attempt in attempts:
-    found = attempt(config)
-    if search.fits(found):
+    estimate = attempt(config)
+    if search.fits(estimate):
       if compiles:
-        found = found._replace(
+        estimate = estimate._replace(
             largest_microbatch=search.largest_microbatch(
-                config, found, attempt, compiles=compiles))
+                config, estimate, attempt, compiles=compiles))
     else:
-      tried = search.remedies(config, found, attempt) if compiles else []
-      error = error or search.does_not_fit(found, tried)
-    estimates.append(found)
+      tried = search.remedies(config, estimate, attempt) if compiles else []
+      error = error or search.does_not_fit(estimate, tried)
+    estimates.append(estimate)
   _show(estimates)
   files.write_json(workdir / FILE, [to_json(x) for x in estimates])
   picture.plot_plans(workdir, estimates)
@@ -97,12 +97,11 @@ def build_step(config: config_lib.ConfigDict,
 
   Args:
     config: a validated config, its plugins imported.
-    devices: to run it on; they need not be here.
+    devices: where it would run; they need not be here.
 
   Raises:
     ConfigError: the config cannot work on them.
-    DataError: the data set does not say what an example looks like, and cannot
-      be read.
+    DataError: the data set has no spec, and cannot be read either.
   """
   config = pretrained.resolve(config)
   mesh = mesh_lib.build_mesh(config.mesh, devices)
@@ -117,7 +116,7 @@ def build_step(config: config_lib.ConfigDict,
 
 
 class _Attempt:
-  """Compiles the steps of configs for one topology, each once."""
+  """Compiles the step of each config for one topology, once."""
 
   def __init__(self, topology, devices, build, debug):
     self._topology, self._devices = topology, devices
@@ -184,7 +183,7 @@ def rows(estimates: Sequence[estimate_lib.Estimate]) -> list[list[str]]:
       lambda x: x.memory and _gib(x.memory['results'] + x.memory['scratch']))
   add('program, GiB', lambda x: x.memory and _gib(x.memory['code']))
   add('needed, GiB', lambda x: _gib(x.peak))
-  add('there, GiB', lambda x: x.available and _gib(x.available))
+  add('available, GiB', lambda x: x.available and _gib(x.available))
   add('left, GiB', lambda x: _known(x.margin(), _gib))
   add('loops of unknown length', lambda x: x.open_loops and f'{x.open_loops}')
   add('TFLOP', lambda x: f'{x.flops / 1e12:.4g}')

@@ -11,8 +11,8 @@ from haikd.plan import counting
 from haikd.plan import hlo
 
 _KINDS = tuple(sorted(set(counting.KINDS.values())))
-# A fusion with this name is a reduce-scatter that is written as a reduction
-# with a slice; the compiler has one routine for both together.
+# A fusion of this name is a reduce-scatter, written as a reduction and a slice,
+# for which the compiler has one routine.
 _FUSED_SCATTER = 'all-reduce-scatter'
 _CHAINED = 'async_collective_fusion_config'
 _CHAIN_START, _CHAIN_DONE = 'AsyncCollectiveStart', 'AsyncCollectiveDone'
@@ -27,11 +27,11 @@ class Collective(NamedTuple):
 
   Attributes:
     kind: as in counting.Traffic.
-    axes: mesh axes that it goes over, () if its groups could not be read.
+    axes: the mesh axes that it goes over, () if its groups could not be read.
     times: how often one step runs it.
-    payload: bytes, as in counting.Traffic, each time.
-    wire: bytes that a device sends, each time.
-    hidden: whether matrix products run while it is under way.
+    payload: bytes each time, as in counting.Traffic.
+    wire: bytes that a device sends each time.
+    hidden: whether matrix products run between its start and its end.
   """
 
   kind: str
@@ -46,8 +46,8 @@ class Schedule(NamedTuple):
   """What a compiled module sends. Made by `read`.
 
   Attributes:
-    collectives: every one of them.
-    open_loops: loops whose length cannot be told; they are counted once.
+    collectives: all collectives.
+    open_loops: loops of unknown length, which count once.
   """
 
   collectives: tuple[Collective, ...]
@@ -57,19 +57,19 @@ class Schedule(NamedTuple):
     """Returns the sums by kind and axes."""
     sums: dict[tuple, list] = {}
     for one in self.collectives:
-      held = sums.setdefault((one.kind, one.axes), [0.0, 0.0, 0.0])
+      numbers = sums.setdefault((one.kind, one.axes), [0.0, 0.0, 0.0])
       for i, number in enumerate((1.0, one.payload, one.wire)):
-        held[i] += one.times * number
+        numbers[i] += one.times * number
     return counting.total(sums)
 
   def hidden(self, axes: Optional[tuple[str, ...]] = None) -> Optional[float]:
-    """Returns the part of the bytes sent that is hidden, None without any.
+    """Returns the fraction of the bytes sent that is hidden.
 
     Args:
       axes: count only collectives over these; all by default.
 
     Returns:
-      A fraction.
+      A fraction, or None if nothing is sent.
     """
     chosen = [x for x in self.collectives if axes is None or x.axes == axes]
     sent = sum(x.times * x.wire for x in chosen)
@@ -82,30 +82,30 @@ def read(text: str, mesh: Mapping[str, int],
          between: tuple[str, ...] = ()) -> Schedule:
   """Reads the collectives of a compiled module.
 
-  Three forms of an asynchronous collective are known: a pair of instructions
-  that start it and wait for it; the same around a computation that holds it;
-  and a chain of fusions on TPU, of which the first starts it, the last waits,
-  and those between do other work and move it on. One is called hidden if a
+  An asynchronous collective has one of three forms: a pair of instructions that
+  start it and wait for it; such a pair around a computation that holds it; or,
+  on TPU, a chain of fusions, the first of which starts it, the last of which
+  waits, and the others of which do other work meanwhile. It is hidden if a
   matrix product, a kernel or a loop is scheduled between its ends. Between
-  slices of TPUs, what is sent goes through the hosts, as a pair of `send` and
-  `recv` that says what it is part of.
+  slices of TPUs, data goes through the hosts, as a pair of `send` and `recv`
+  that names the collective it belongs to.
 
   Args:
-    text: of the module, scheduled and optimised.
-    mesh: sizes of its axes, in order; programs number devices along it.
-    between: the axes that lead from slice to slice.
+    text: the text of the module, scheduled and optimised.
+    mesh: the sizes of the axes, in order; programs number devices along it.
+    between: the axes that join slices.
 
   Returns:
     A Schedule.
   """
   module = hlo.parse(text)
   reader = _Reader(module, dict(mesh), between)
-  found = tuple(reader.walk(module.entry, 1.0))
-  return Schedule(found, reader.open_loops)
+  collectives = tuple(reader.walk(module.entry, 1.0))
+  return Schedule(collectives, reader.open_loops)
 
 
 class _Reader:
-  """Walks the computations of a module, from where it begins."""
+  """Walks the computations of a module, from its entry."""
 
   def __init__(self, module, mesh, between):
     self._module, self._mesh, self._between = module, mesh, between
@@ -125,7 +125,7 @@ class _Reader:
         hidden = line.opcode != kind and self._hides(lines, place)
         one = self._collective(kind, line, name, times, hidden)
         if kind == 'all-reduce' and all(map(_is_update, line.operands)):
-          # Small arrays are gathered as the sum of what is 0 but for one part.
+          # Small arrays are gathered as a sum of arrays with one part not 0.
           one = one._replace(kind='all-gather')
         yield one
       elif _SENT.search(line.attributes) and line.opcode == 'send':
@@ -153,8 +153,8 @@ class _Reader:
   def _fusion(self, lines, place, times):
     """Yields what a fusion starts.
 
-    A collective that goes on beside products is a chain of fusions, each of
-    which repeats it; only the first has AsyncCollectiveStart in it.
+    A collective that runs beside products is a chain of fusions that all repeat
+    it. Only the first has AsyncCollectiveStart in it.
     """
     for called in self._called(lines[place]):
       body = self._module.computations[called]
@@ -172,7 +172,7 @@ class _Reader:
                                called, times, hidden)
 
   def _through_hosts(self, lines, place, times):
-    """Returns what a `send` to other slices is part of."""
+    """Returns the collective that a `send` to other slices belongs to."""
     sent = lines[place]
     kind = _SENT.search(sent.attributes)[1].lower().replace('_', '-')
     kind = kind if kind in _KINDS else 'collective-permute'
@@ -185,13 +185,13 @@ class _Reader:
         break
       hidden = hidden or self._is_work(line)
     width = math.prod(self._mesh[name] for name in self._between)
-    payload = hlo.size(sent.shape) - 4  # Without the word that goes along.
+    payload = hlo.size(sent.shape) - 4  # Less the word that goes along.
     payload *= width if kind == 'all-gather' else 1
     wire = counting.on_the_wire(kind, payload, max(width, 1))
     return Collective(kind, self._between, times, payload, wire, hidden)
 
   def _works_along(self, lines, start):
-    """Returns whether a fusion of the chain from here multiplies matrices."""
+    """Returns whether a fusion of the chain that starts here has products."""
     names = {lines[start].name}
     for line in lines[start:]:
       if line is not lines[start] and not names & set(line.operands):
@@ -238,7 +238,7 @@ class _Reader:
     return self._works[name]
 
   def _called(self, line):
-    """Returns the computations below a line that hold collectives."""
+    """Returns the computations that a line calls and that hold collectives."""
     if line.opcode in ('reduce', 'scatter', 'sort', 'map', 'reduce-window'):
       return []
     return [x for x in line.called() if self._has_collectives(x)]
@@ -253,8 +253,8 @@ class _Reader:
           for x in self._module.computations.get(name, ()))
     return self._of_interest[name]
 
-  def _collective(self, kind, line, where, times, hidden):
-    shapes = {x.name: x.shape for x in self._module.computations[where]}
+  def _collective(self, kind, line, computation, times, hidden):
+    shapes = {x.name: x.shape for x in self._module.computations[computation]}
     taken = sum(hlo.size(shapes[x]) for x in line.operands if x in shapes)
     groups = hlo.device_groups(line.attributes, self._devices)
     if kind == 'collective-permute':

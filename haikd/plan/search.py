@@ -1,4 +1,4 @@
-"""Looks for what fits: the largest microbatch, and a remedy where nothing does.
+"""Finds the largest microbatch that fits, or a remedy if the step does not fit.
 
 Nothing is predicted: every candidate is compiled.
 """
@@ -11,10 +11,10 @@ from haikd.core import checks
 from haikd.plan import chips
 from haikd.plan import estimate as estimate_lib
 
-ConfigDict = config_lib.ConfigDict
+# One guess is at most so many times as large as the last.
+_MAX_GROWTH = 64
 
-_LEAP = 64  # How many times as large a number to ask about at most.
-Try = Callable[[ConfigDict], estimate_lib.Estimate]
+Try = Callable[[config_lib.ConfigDict], estimate_lib.Estimate]
 
 
 class Remedy(NamedTuple):
@@ -30,7 +30,7 @@ class Remedy(NamedTuple):
 
 
 def fits(estimate: estimate_lib.Estimate) -> bool:
-  """Returns whether a step fits; it does where no memory is known."""
+  """Returns whether a step fits; it does if the memory is not known."""
   margin = estimate.margin()
   return margin is None or margin >= 0
 
@@ -39,17 +39,17 @@ def largest(size: Callable[[int], float], room: float, start: int, *,
             tries: int) -> int:
   """Returns the largest number whose size has room, given that `start` has.
 
-  Sizes grow about linearly: a line through the last two that are known, one on
-  either side of the room where there is one, says what to ask about next.
+  Sizes grow about linearly. The next guess is therefore on a line through the
+  last two known sizes, one on either side of the limit if there is one.
 
   Args:
-    size: what a number takes; it grows with the number.
-    room: what there is.
-    start: a number that has room.
-    tries: how often to ask at most, beside `start`.
+    size: the size of a number; it grows with the number.
+    room: the limit of sizes.
+    start: a number that fits.
+    tries: `size` is asked at most so often, beside `start`.
 
   Returns:
-    The largest that was found to have room.
+    The largest number that is known to fit.
   """
   known = {start: size(start)}
   for _ in range(tries):
@@ -63,24 +63,26 @@ def largest(size: Callable[[int], float], room: float, start: int, *,
       slope = (known[other] - known[below]) / (other - below)
       if slope > 0:
         guess = below + int((room - known[below]) / slope)
-    guess = min(max(guess, below + 1), above - 1 if above else _LEAP * below)
+    limit = above - 1 if above else _MAX_GROWTH * below
+    guess = min(max(guess, below + 1), limit)
     known[guess] = size(guess)
   return max(n for n, taken in known.items() if taken <= room)
 
 
-def largest_microbatch(config: ConfigDict, estimate: estimate_lib.Estimate,
-                       attempt: Try, *, compiles: int) -> Optional[int]:
+def largest_microbatch(config: config_lib.ConfigDict,
+                       estimate: estimate_lib.Estimate, attempt: Try, *,
+                       compiles: int) -> Optional[int]:
   """Looks for the largest microbatch that fits, by compiling others.
 
   Args:
-    config: of a step that fits.
-    estimate: of it.
+    config: the config of a step that fits.
+    estimate: the estimate of that step.
     attempt: compiles the step of another config.
-    compiles: at most so many.
+    compiles: at most so many steps are compiled.
 
   Returns:
-    Examples that a device can work on at once, as far as was looked; None if no
-    limit is known.
+    The largest number of examples that a device was found to hold at once; None
+    if no limit is known.
   """
   if estimate.available is None:
     return None
@@ -97,33 +99,33 @@ def largest_microbatch(config: ConfigDict, estimate: estimate_lib.Estimate,
       size, estimate.available, estimate.microbatch, tries=compiles)
 
 
-def remedies(config: ConfigDict, estimate: estimate_lib.Estimate,
+def remedies(config: config_lib.ConfigDict, estimate: estimate_lib.Estimate,
              attempt: Try) -> list[Remedy]:
-  """Compiles what could help, one change at a time, the best first.
+  """Compiles each change that could help; the best comes first.
 
   Args:
-    config: of a step that does not fit.
-    estimate: of it.
+    config: the config of a step that does not fit.
+    estimate: the estimate of that step.
     attempt: compiles the step of another config.
 
   Returns:
-    What was compiled; changes that the config does not allow are left out.
+    What was compiled. Changes that the config does not allow are left out.
   """
-  found = []
+  compiled = []
   for flags, changed in _changes(config, estimate):
     try:
-      found.append(Remedy(flags, attempt(changed)))
+      compiled.append(Remedy(flags, attempt(changed)))
     except checks.ConfigError:
       continue
-  return sorted(found, key=lambda remedy: remedy.estimate.peak)
+  return sorted(compiled, key=lambda remedy: remedy.estimate.peak)
 
 
-def _changes(config, estimate) -> Iterator[tuple[str, ConfigDict]]:
-  """Yields what is worth a try, as flags and as a config."""
+def _changes(config, estimate) -> Iterator[tuple[str, config_lib.ConfigDict]]:
+  """Yields changes that are worth a try, as flags and as a config."""
   if estimate.mesh.get('replica', 1) > 1:
     yield _changed(config, {'mesh.replica': 1, 'mesh.fsdp': -1})
   if estimate.microbatch > 1:
-    # One example at a time shows all there is to be had from microbatches.
+    # One example at a time shows the most that microbatches can save.
     yield _changed(
         config, {'microbatches': config.microbatches * estimate.microbatch})
   if config.student.remat != 'full':
@@ -149,15 +151,16 @@ def does_not_fit(estimate: estimate_lib.Estimate,
   """Returns the error that says by how much, and what helps most.
 
   Args:
-    estimate: of the step that does not fit.
+    estimate: the estimate of the step that does not fit.
     tried: what `remedies` returned.
 
   Returns:
     The error, to be raised.
   """
+  missing, available = -estimate.left(), estimate.available
   if tried:
     best = tried[0]
-    left = best.estimate.margin()
+    left = best.estimate.left()
     result = (f'fits with {_gib(left)} left' if left >= 0 else
               f'helps most, and still misses {_gib(-left)}')
     remedy = f'{best.flags} {result}.'
@@ -167,10 +170,9 @@ def does_not_fit(estimate: estimate_lib.Estimate,
   else:
     remedy = 'Add chips.'
   return checks.DoesNotFitError(
-      f'plan.plan: the step must fit in the memory of a chip; got '
+      'the training step must fit in the memory of a chip; got '
       f'{estimate.topology}: {_gib(estimate.peak)} needed, '
-      f'{_gib(estimate.available)} there, {_gib(-estimate.margin())} missing. '
-      f'{remedy}')
+      f'{_gib(available)} available, {_gib(missing)} missing. {remedy}')
 
 
 def _gib(size):

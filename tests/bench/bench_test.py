@@ -196,8 +196,8 @@ def test_sides_that_disagree_are_not_timed(run, monkeypatch):
   code, _, err = run('--case=logits')
   assert code == 1
   assert err == (
-      'haikd: bench.run: both sides must compute the same loss; got 0.5 of '
-      'haikd, 0.6 by hand, in step 2. Nothing was timed.\n')
+      'haikd: both sides must compute the same loss; got 0.5 from '
+      'haikd and 0.6 by hand in step 2. Nothing was timed.\n')
 
 
 def test_side_that_ends_is_told_in_one_line(run, monkeypatch):
@@ -205,7 +205,7 @@ def test_side_that_ends_is_told_in_one_line(run, monkeypatch):
   monkeypatch.setitem(cases.CASES, 'broken', broken)
   code, _, err = run('--case=broken')
   assert code == 1
-  assert 'the step of haikd ended: ConfigError: ' in err
+  assert 'the step of haikd ended early: ConfigError: ' in err
   assert 'heads must divide width' in err
   assert err.count('\n') == 1
 
@@ -239,7 +239,7 @@ def test_help_lists_flags_and_cases(run):
 def test_wrong_use_is_one_line(run, args, match):
   code, _, err = run(*args)
   assert code == 2
-  assert err.startswith('haikd: bench.main: ') and err.count('\n') == 1
+  assert err.startswith('haikd: ') and err.count('\n') == 1
   assert match in err
 
 

@@ -52,7 +52,7 @@ def test_devices_of_this_machine_are_found():
 
 
 def test_more_devices_than_there_are_is_an_error():
-  with pytest.raises(checks.ConfigError, match='at most 8 devices here'):
+  with pytest.raises(checks.ConfigError, match='at most 8 devices on this machine'):
     chips.find_devices(chips.parse_topology('cpu:9'))
 
 

@@ -116,7 +116,7 @@ def test_what_cannot_work_is_found_before_compiling(config, tmp_path, capsys):
   with pytest.raises(checks.ConfigError, match='does not divide'):
     planning.plan(config, ['cpu:8', 'cpu:3'], tmp_path, build=build)
   (tmp_path / 'file').touch()
-  with pytest.raises(checks.DataError, match='folder to write to; got'):
+  with pytest.raises(checks.DataError, match='--workdir must be a writable folder; got'):
     planning.plan(config, ['cpu:8'], tmp_path / 'file' / 'x', build=build)
   assert 'compiling' not in capsys.readouterr().out
 

@@ -103,7 +103,7 @@ GIB = chips.GIB
     ((100,), r'--a=1 fits with 0\.00 GiB left\.$'),
     ((102, 103), r'--a=1 helps most, and still misses 2\.00 GiB\. Add chips, '
                  r'or several of: --a=2\.$'),
-    ((), r'v5e:4x4: 105\.00 GiB needed, 100\.00 GiB there, 5\.00 GiB missing\. '
+    ((), r'v5e:4x4: 105\.00 GiB needed, 100\.00 GiB available, 5\.00 GiB missing\. '
          r'Add chips\.$'),
 ])
 def test_error_says_by_how_much_and_what_helps(peaks, match):

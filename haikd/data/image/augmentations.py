@@ -4,9 +4,9 @@ from typing import Optional
 
 import numpy as np
 
+from haikd.core import base
 from haikd.core import checks
 from haikd.data.image import augment
-from haikd.data.text import tokens
 
 
 @augment.register_augmentation()
@@ -154,10 +154,10 @@ def mixup(examples: augment.Examples,
 
 
 def _one_hot(label, num_classes):
-  if (label == tokens.UNLABELLED).any():
+  if (label == base.IGNORED_LABEL).any():
     raise checks.DataError(
         'examples must all have a label for mixup, or none of them; got the '
-        f'label {tokens.UNLABELLED}. Leave the key label out, or turn mixup '
+        f'label {base.IGNORED_LABEL}. Leave the key label out, or turn mixup '
         'off.')
   return np.eye(num_classes, dtype=np.float32)[label]
 

@@ -1,1 +1,1 @@
-"""Texts: tokenizers, files of texts, and the data sets made of them."""
+"""Data sets of text, and the tokenizers that turn it into token ids."""

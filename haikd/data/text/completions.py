@@ -1,5 +1,7 @@
 """Prompts with completions for language models."""
 
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -8,6 +10,7 @@ from haikd.core import registry
 from haikd.data import source
 from haikd.data import spec as spec_lib
 from haikd.data.text import packing
+from haikd.data.text import shards
 from haikd.data.text import text_files
 from haikd.data.text import text_prepared
 from haikd.data.text import text_tokenizers
@@ -26,25 +29,29 @@ class _Completions(NamedTuple):
   completion: str
   padding: str
 
-  def recipe(self):
-    options = self._asdict() | dict(tokenizer=None)
-    return text_prepared.Recipe(
+  def recipe(self) -> shards.Recipe:
+    # None keeps the cache key of earlier versions; the tokenizer's digest is in
+    # the key as well.
+    options = dict(
+        tokenizer=None, length=self.length, prompt=self.prompt,
+        completion=self.completion, padding=self.padding)
+    return shards.Recipe(
         'completions', options, packing.row_dtype(self.length), self._rows)
 
-  def _rows(self, batches, counts):
-    pad = text_tokenizers.filler(self.tokenizer)
-    end = text_tokenizers.ending(self.tokenizer)
+  def _rows(self, batches: shards.Batches,
+            counts: Counter) -> Iterator[np.ndarray]:
+    pad = text_tokenizers.pad_id(self.tokenizer)
+    end = text_tokenizers.end_id(self.tokenizer)
     for batch in batches:
-      prompts, completions = (
-          [text_files.text_of(record, field) for record in batch]
-          for field in (self.prompt, self.completion))
-      for prompt, completion in zip(
-          self.tokenizer.encode_batch(prompts),
-          self.tokenizer.encode_batch(completions, special=False)):
+      prompts = self.tokenizer.encode_batch(
+          text_files.texts_of(batch, self.prompt))
+      completions = self.tokenizer.encode_batch(
+          text_files.texts_of(batch, self.completion), special=False)
+      for prompt, completion in zip(prompts, completions):
         first = prompt.ids
         if len(first) and first[-1] == end:
-          first = first[:-1]  # The text goes on.
-        second = text_tokenizers.end_with(end, completion.ids)
+          first = first[:-1]  # The completion continues the text.
+        second = text_tokenizers.append_end(completion.ids, end)
         counts['tokens'] += len(first) + len(second)
         counts['cut'] += len(first) + len(second) > self.length
         second = second[:self.length]
@@ -54,7 +61,7 @@ class _Completions(NamedTuple):
             [np.full(len(first), _PROMPT), np.full(len(second), _COMPLETION)],
             self.length, pad=pad, padding=self.padding)
 
-  def expand(self, rows):
+  def expand(self, rows: np.ndarray) -> Mapping[str, np.ndarray]:
     tokens, parts = rows['tokens'], rows['parts']
     label, target_mask = tokens_lib.next_token(
         tokens, parts > 0, completion=parts == _COMPLETION)
@@ -64,12 +71,11 @@ class _Completions(NamedTuple):
 
 def _completions_spec(*, tokenizer, length, vocabulary=None, **options):
   del options
-  packing.check('completions.completions', length, 'right')
+  packing.check_options(length, 'right')
   return spec_lib.Spec(
       tokens_lib.columns(length),
       text_tokenizers.vocabulary_size(
-          'completions.completions', text_tokenizers.load(tokenizer),
-          vocabulary))
+          text_tokenizers.load(tokenizer), vocabulary))
 
 
 @registry.register_dataset(spec=_completions_spec)
@@ -84,24 +90,25 @@ def completions(split: str,
                 tfds: Optional[str] = None,
                 source_dir: Optional[str] = None,
                 data_dir: Optional[str] = None) -> source.Source:
-  """Prompts with completions, of which the completions are learned.
+  """Prompts with completions; only the completions are learned.
 
   Files are as for `text`, of the kinds that have fields. A row is a prompt with
-  the special tokens that its tokenizer puts before a text, right after it the
-  completion, and the token that ends texts. The two are tokenised each by
-  itself, and joined as they are: a space between them has to be in one of them,
-  and chat templates are not applied. Where they are longer than a row, the
-  prompt is cut at its beginning, and the completion at its end.
+  the special tokens that its tokenizer puts before a text, directly followed by
+  the completion and the token that ends texts. The two are tokenised separately
+  and joined as they are: a space between them must be in one of them, and chat
+  templates are not applied. If they are longer than a row, the prompt loses its
+  beginning, and then the completion its end.
 
   Args:
-    split: 'train', 'validation' or what else there is, or a slice of one.
+    split: 'train', 'validation' or another split of the data set, or a slice of
+      one.
     tokenizer: as `haikd.data.text.tokenizer.load` takes it.
     length: N, the number of tokens in a row.
     prompt: the field of the prompt.
     completion: the field of the completion.
-    padding: on which side rows are filled up, 'right' or 'left'.
+    padding: the side of the padding, 'right' or 'left'.
     vocabulary: V is at least this.
-    tfds: what tfds calls the data set, which has to be prepared in `data_dir`.
+    tfds: the name of the data set in tfds; it must be prepared in `data_dir`.
     source_dir: the folder of the files.
     data_dir: the folder of prepared files; None for that of tfds.
 
@@ -114,15 +121,17 @@ def completions(split: str,
     DataError: files or a tokenizer that cannot be used, or an unknown or empty
       split.
   """
-  packing.check('completions.completions', length, padding)
-  where = text_files.Where(source_dir, data_dir, tfds, 'file', prompt,
-                           ((prompt, completion),))
+  packing.check_options(length, padding)
+  location = text_files.Location(source_dir, data_dir, tfds, 'file', prompt,
+                                 ((prompt, completion),))
 
-  def make(loaded, corpus):
+  def make_format(
+      loaded: tokenizer_lib.Tokenizer,
+      corpus: text_files.Corpus) -> text_prepared.RowFormat:
     del corpus
     return _Completions(loaded, length, prompt, completion, padding)
 
   return text_prepared.open_rows(
-      make, tokenizer, where, split,
-      classes=lambda loaded: text_tokenizers.vocabulary_size(
-          'completions.completions', loaded, vocabulary))
+      make_format, tokenizer, location, split,
+      num_classes=lambda loaded: text_tokenizers.vocabulary_size(
+          loaded, vocabulary))

@@ -1,71 +1,78 @@
 """Sentences with a class, alone or in pairs."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 import hashlib
 import numbers
 from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
 
+from haikd.core import base
 from haikd.core import checks
 from haikd.core import registry
 from haikd.data import source
 from haikd.data import spec as spec_lib
 from haikd.data.text import sentence_rows
+from haikd.data.text import shards
 from haikd.data.text import text_files
 from haikd.data.text import text_prepared
 from haikd.data.text import text_tokenizers
-from haikd.data.text import tokens as tokens_lib
+from haikd.data.text import tokenizer as tokenizer_lib
 from haikd.storage import files
 
-Classes = Union[int, Sequence[str]]  # How many there are, or their names.
-
-_WHERE = 'labelled_sentences.labelled_sentences'
+Classes = Union[int, Sequence[str]]  # The number of classes, or their names.
 
 
-class _Labelled(NamedTuple):
-  """How a text, or two, and a class become a row."""
+class _LabelledSentences(NamedTuple):
+  """How a text, or a pair of texts, and a class become a row."""
 
-  encoder: sentence_rows.Encoder
+  encoder: sentence_rows.SentenceEncoder
   field: str
   second: Optional[str]
   label: str
   classes: Classes
   types: bool
 
-  def recipe(self):
-    form = self.encoder.length,
-    columns = [('tokens', '<i4', form), ('mask', '?', form), ('label', '<i4')]
+  def recipe(self) -> shards.Recipe:
+    shape = (self.encoder.length,)
+    columns = [('tokens', '<i4', shape), ('mask', '?', shape), ('label', '<i4')]
     if self.types:
-      columns.append(('types', 'u1', form))
-    return text_prepared.Recipe(
-        'labelled_sentences',
-        dict(self.encoder.options(), fields=self[1:]),
-        np.dtype(columns), self._rows, self._uncut)
+      columns.append(('types', 'u1', shape))
+    # The order of `fields` is part of the cache key.
+    fields = (self.field, self.second, self.label, self.classes, self.types)
+    return shards.Recipe(
+        'labelled_sentences', dict(self.encoder.options(), fields=fields),
+        np.dtype(columns), self._rows, self._full_ids)
 
-  def _rows(self, batches, counts):
-    made = np.zeros((), self.recipe().dtype)
+  def _rows(self, batches: shards.Batches,
+            counts: Counter) -> Iterator[np.ndarray]:
+    row = np.zeros((), self.recipe().dtype)
     for batch in batches:
-      texts, pairs = self._texts(batch)
+      texts, pairs = self._texts_of(batch)
       encoded = self.encoder.encode(texts, counts, pairs)
       for record, (tokens, types, mask) in zip(batch, encoded):
-        made['tokens'], made['mask'] = tokens, mask
-        made['label'] = self._class(record)
+        row['tokens'], row['mask'] = tokens, mask
+        row['label'] = self._class_of(record)
         if self.types:
-          made['types'] = types
-        yield made
+          row['types'] = types
+        yield row
 
-  def _uncut(self, batches):
+  def _full_ids(self, batches: shards.Batches) -> Iterator[np.ndarray]:
     for batch in batches:
-      yield from self.encoder.uncut(*self._texts(batch))
+      yield from self.encoder.full_ids(*self._texts_of(batch))
 
-  def _texts(self, batch):
+  def _texts_of(
+      self, batch: list[text_files.Record]
+  ) -> tuple[list[str], Optional[list[str]]]:
     """Returns the first texts, and the second ones or None."""
-    return tuple(
-        field and [text_files.text_of(record, field) for record in batch]
-        for field in (self.field, self.second))
+    texts = text_files.texts_of(batch, self.field)
+    if self.second is None:
+      return texts, None
+    return texts, text_files.texts_of(batch, self.second)
 
-  def _class(self, record):
+  def _class_of(self, record: text_files.Record) -> int:
+    """Returns the number of a record's class, or IGNORED_LABEL."""
     value = text_files.value_of(record, self.label)
     count = _count(self.classes)
     if isinstance(value, bytes):
@@ -73,28 +80,31 @@ class _Labelled(NamedTuple):
     if isinstance(value, str) and not isinstance(self.classes, int):
       if value in self.classes:
         return tuple(self.classes).index(value)
-    elif isinstance(value, numbers.Integral) and value < count:
-      return int(value) if value >= 0 else tokens_lib.UNLABELLED
+    elif isinstance(value, numbers.Integral):
+      number = int(value)
+      if number < count:
+        return number if number >= 0 else base.IGNORED_LABEL
     names = '' if isinstance(self.classes, int) else (
         f' ({", ".join(self.classes)})')
     raise checks.DataError(
-        f'{_WHERE}: {record.place} must have one of {count} classes{names} in '
+        f'{record.place} must have one of {count} classes{names} in the field '
         f'{self.label!r}; got {value!r}. Set config.data.options.classes, or '
-        'mend the data.')
+        'fix the data.')
 
-  def expand(self, rows):
-    columns = {key: rows[key] for key in rows.dtype.names}
-    return columns | {key: rows[key].astype(np.int32)
-                      for key in ('types',) if key in columns}
+  def expand(self, rows: np.ndarray) -> Mapping[str, np.ndarray]:
+    columns = {key: rows[key] for key in ('tokens', 'mask', 'label')}
+    if self.types:
+      columns['types'] = rows['types'].astype(np.int32)
+    return columns
 
 
 def _labelled_spec(*, tokenizer, length, second=None, classes=None,
                    padding='right', types=True, prune=False, **options):
   del options, prune
   if classes is None:
-    return None  # The data says which there are.
+    return None  # Only the data says which classes there are.
   loaded = text_tokenizers.load(tokenizer)
-  sentence_rows.Encoder(loaded, length, padding).check(_WHERE)
+  sentence_rows.SentenceEncoder(loaded, length, padding).check_options()
   row = spec_lib.Column((length,), np.int32)
   columns = dict(tokens=row, mask=spec_lib.Column((length,), np.bool_),
                  label=spec_lib.Column((), np.int32))
@@ -124,83 +134,95 @@ def labelled_sentences(split: str,
   the tokenizer joins two sentences.
 
   Args:
-    split: 'train', 'validation' or what else there is, or a slice of one.
+    split: 'train', 'validation' or another split of the data set, or a slice of
+      one.
     tokenizer: as `haikd.data.text.tokenizer.load` takes it.
     length: N, the number of tokens in a row.
-    field: what holds the text.
-    second: what holds the second text of a pair; None for single texts.
-    label: what holds the class: its name, or its number, below 0 for none.
-    classes: how many there are, or their names in their order. None for those
-      of the split 'train': as many as its largest number asks for, or its names
-      in alphabetical order.
-    types: whether pairs have `types`, which sentence a token is of, where the
-      tokenizer says so; False for a model that has none.
-    padding: on which side rows are filled up, 'right' or 'left'.
+    field: the field of the text.
+    second: the field of the second text of a pair; None for single texts.
+    label: the field of the class: its name, or its number, which is negative
+      for an example without a class.
+    classes: the number of classes, or their names in order. None takes them
+      from the split 'train': the largest number plus 1, or all names in
+      alphabetical order.
+    types: whether pairs have `types`, the sentence that a token belongs to, if
+      the tokenizer distinguishes them; False for a model without them.
+    padding: the side of the padding, 'right' or 'left'.
     prune: as for `text`.
-    tfds: what tfds calls the data set, which has to be prepared in `data_dir`.
+    tfds: the name of the data set in tfds; it must be prepared in `data_dir`.
     source_dir: the folder of the files.
     data_dir: the folder of prepared files; None for that of tfds.
 
   Returns:
-    A Source of `tokens`, `mask` and `label`, and of pairs of `types`.
+    A Source of `tokens`, `mask` and `label`; for pairs also of `types`.
 
   Raises:
     ConfigError: an option out of its range.
     DataError: files or a tokenizer that cannot be used, an unknown or empty
-      split, or a class that is none of them.
+      split, or a label that is not one of the classes.
   """
   fields = (field, label) if second is None else (field, second, label)
-  where = text_files.Where(source_dir, data_dir, tfds, 'file', field, (fields,))
+  location = text_files.Location(source_dir, data_dir, tfds, 'file', field,
+                                 (fields,))
   if classes is None:
-    classes = _find_classes(where, label)
+    classes = _find_classes(location, label)
 
-  def make(loaded, corpus):
+  def make_format(
+      loaded: tokenizer_lib.Tokenizer,
+      corpus: text_files.Corpus) -> text_prepared.RowFormat:
     del corpus
-    encoder = sentence_rows.Encoder(loaded, length, padding)
-    encoder.check(_WHERE)
-    return _Labelled(encoder, field, second, label, classes,
-                     _has_types(loaded, second, types))
+    encoder = sentence_rows.SentenceEncoder(loaded, length, padding)
+    encoder.check_options()
+    return _LabelledSentences(encoder, field, second, label, classes,
+                              _has_types(loaded, second, types))
 
-  return text_prepared.open_rows(make, tokenizer, where, split, prune=prune,
-                                 classes=lambda loaded: _count(classes))
+  return text_prepared.open_rows(
+      make_format, tokenizer, location, split, prune=prune,
+      num_classes=lambda loaded: _count(classes))
 
 
-def _has_types(tokenizer, second, wanted):
-  if second is None or not wanted:
+def _has_types(tokenizer, second, types):
+  """Returns whether rows have `types`.
+
+  They have if they are pairs, the option asks for it, and the tokenizer
+  distinguishes the two sentences.
+  """
+  if second is None or not types:
     return False
   return bool(tokenizer.encode_batch(['a'], ['a'])[0].types.any())
 
 
 def _count(classes):
+  """Returns the number of classes; raises ConfigError if there is none."""
   if isinstance(classes, (list, tuple)) and classes:
     return len(classes)
   if isinstance(classes, int) and classes > 0:
     return classes
   raise checks.ConfigError(
-      f'{_WHERE}: classes must be how many there are, or a tuple of their '
-      f'names; got classes={classes!r}.')
+      'config.data.options.classes must be the number of classes, or a tuple '
+      f'of their names; got {classes!r}.')
 
 
-def _find_classes(where: text_files.Where, field: str) -> Classes:
-  """Returns the classes of the split 'train'; read once and kept."""
-  where = where._replace(fields=((field,),))
-  corpus = text_prepared.find(where, 'train')
+def _find_classes(location: text_files.Location, field: str) -> Classes:
+  """Returns the classes of the split 'train'; computed once and cached."""
+  location = location._replace(column_groups=((field,),))
+  corpus = text_prepared.open_corpus(location, 'train')
   key = hashlib.sha256(f'{corpus.digest} {field}'.encode()).hexdigest()[:16]
-  kept = text_tokenizers.root(where.data_dir) / 'classes' / f'{key}.json'
-  if not kept.exists():
-    found = {_plain(record, field) for record in corpus.records()}
-    names = sorted(x for x in found if isinstance(x, str))
-    if names and len(names) < len(found):
+  cached = text_tokenizers.root(location.data_dir) / 'classes' / f'{key}.json'
+  if not cached.exists():
+    labels = {_name_or_number(record, field) for record in corpus.records()}
+    names = sorted(x for x in labels if isinstance(x, str))
+    if names and len(names) < len(labels):
       raise checks.DataError(
-          f'{_WHERE}: classes must all be names, or all be numbers; got both '
-          f'in {field!r} of split {corpus.split!r}. Mend the data.')
-    with text_tokenizers.writing(kept.parent):
-      kept.parent.mkdir(parents=True, exist_ok=True)
-      files.write_json(kept, names or max(found, default=0) + 1)
-  return files.read_json(kept)
+          f'The field {field!r} of split {corpus.split!r} must hold only names '
+          'of classes, or only numbers; got both. Fix the data.')
+    with text_tokenizers.explaining_write_errors(cached.parent):
+      cached.parent.mkdir(parents=True, exist_ok=True)
+      files.write_json(cached, names or max(labels, default=0) + 1)
+  return files.read_json(cached)
 
 
-def _plain(record, field) -> Any:
+def _name_or_number(record, field) -> Any:
   """Returns a class as its name or number."""
   value = text_files.value_of(record, field)
   if isinstance(value, numbers.Integral):

@@ -1,4 +1,4 @@
-"""Documents as rows of one length: packed end to end, or one a row."""
+"""Documents as rows of one length: packed end to end, or one to a row."""
 
 from collections.abc import Iterable, Iterator
 
@@ -10,14 +10,14 @@ PADDING = ('right', 'left')
 
 
 def row_dtype(length: int) -> np.dtype:
-  """Returns what a row is kept as.
+  """Returns the dtype of a stored row.
 
   Args:
     length: N.
 
   Returns:
     The dtype of `tokens` and `parts`, `[N]` int32 each. A part is a document,
-    or what else a row is put together from, counted from 1; 0 is padding.
+    or another piece that a row is composed of, numbered from 1; 0 is padding.
   """
   return np.dtype([('tokens', '<i4', (length,)), ('parts', '<i4', (length,))])
 
@@ -26,19 +26,20 @@ def pack(documents: Iterable[np.ndarray], length: int, *, pad: int,
          padding: str = 'right') -> Iterator[np.ndarray]:
   """Lays documents end to end and cuts them into rows.
 
-  All rows but the last are full. A document that goes on in the next row is a
-  document of its own there: nothing of it looks back into the row before.
+  All rows but the last are full. A document that continues in the next row is a
+  separate document there: it attends to nothing in the row before.
 
   Args:
     documents: integers `[n]` each, n above 0.
     length: N.
     pad: the token that fills the last row up.
-    padding: on which side, 'right' or 'left'.
+    padding: the side of the padding, 'right' or 'left'.
 
   Yields:
     A scalar of `row_dtype(length)`.
   """
-  tokens, parts = [], []
+  tokens: list[np.ndarray] = []
+  parts: list[np.ndarray] = []
   room, part = length, 0
   for document in documents:
     start = 0
@@ -77,26 +78,26 @@ def row(tokens: list[np.ndarray], parts: list[np.ndarray], length: int, *,
   """Returns one row.
 
   Args:
-    tokens: integers, `[n]` each, N of them at most in all.
-    parts: what each belongs to, from 1 on; likewise.
+    tokens: integers, `[n]` each, at most N in total.
+    parts: the part of each token, numbered from 1; shaped like `tokens`.
     length: N.
-    pad: the token that fills it up.
-    padding: on which side, 'right' or 'left'.
+    pad: the token that fills the row up.
+    padding: the side of the padding, 'right' or 'left'.
 
   Returns:
     A scalar of `row_dtype(length)`.
   """
-  made = np.zeros((), row_dtype(length))
+  packed = np.zeros((), row_dtype(length))
   used = sum(map(len, tokens))
   place = slice(length - used, length) if padding == 'left' else slice(used)
-  made['tokens'] = pad
-  made['tokens'][place] = np.concatenate(tokens)
-  made['parts'][place] = np.concatenate(parts)
-  return made
+  packed['tokens'] = pad
+  packed['tokens'][place] = np.concatenate(tokens)
+  packed['parts'][place] = np.concatenate(parts)
+  return packed
 
 
 def positions(parts: np.ndarray) -> np.ndarray:
-  """Returns the place of each position in its part.
+  """Returns the index of each position within its part.
 
   Args:
     parts: `[..., N]` integers, the same within a part, 0 in padding.
@@ -111,12 +112,13 @@ def positions(parts: np.ndarray) -> np.ndarray:
   return np.where(parts > 0, index - first, 0).astype(np.int32)
 
 
-def check(where: str, length: int, padding: str, *, least: int = 2) -> None:
+def check_options(length: int, padding: str, *, min_length: int = 2) -> None:
   """Raises ConfigError for a length or padding out of its range."""
-  if length < least:
+  if length < min_length:
     raise checks.ConfigError(
-        f'{where}: length must be at least {least}; got length={length}.')
+        f'config.data.options.length must be at least {min_length}; got '
+        f'{length}.')
   if padding not in PADDING:
     raise checks.ConfigError(
-        f'{where}: padding must be on the right or left; got '
-        f'padding={padding!r}. {checks.suggest(padding, PADDING)}')
+        "config.data.options.padding must be 'right' or 'left'; got "
+        f'{padding!r}. {checks.suggest(padding, PADDING)}')

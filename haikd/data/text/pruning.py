@@ -1,13 +1,16 @@
-"""Tokenizers with a smaller vocabulary: what a corpus does not need is dropped.
+"""Tokenizers with a smaller vocabulary: tokens a corpus does not need are gone.
 
-A text of the corpus is cut into the same pieces before and after. The argument,
-kind by kind: byte pair encoding applies the merge of the lowest rank until
-there is none left, and all that were applied lead to a piece that is kept, so
-they are kept, and are still the lowest; WordPiece takes the longest piece, and
-Unigram the best path, both of which are still there, with fewer rivals. A word
-that WordPiece does not know stays unknown, since a character of it is neither a
-piece nor in one; this takes a vocabulary that has every character of its pieces
-as a piece, as all do that were trained.
+A text of the corpus is tokenised to the same pieces before and after. The
+argument for each kind:
+
+- Byte pair encoding applies the merge of the lowest rank until none applies.
+  The merges that were applied lead to a kept piece, so they are kept, and they
+  still have the lowest ranks.
+- WordPiece takes the longest piece, and Unigram the best path. Both are kept,
+  and have fewer competitors.
+- A word that is unknown to WordPiece stays unknown, since it has a character
+  that is neither a piece nor part of one. This assumes a vocabulary in which
+  every character of a piece is a piece, as in every trained one.
 """
 
 from collections.abc import Iterable
@@ -27,41 +30,41 @@ def prune(
     used_ids: Iterable[int]) -> tuple[tokenizer_lib.Tokenizer, np.ndarray]:
   """Returns a tokenizer with a smaller vocabulary.
 
-  Beside the ids used, special tokens stay, and what other texts need to be cut
-  at all: in byte pair encoding and Unigram the single characters, or bytes
-  where there is a fallback to them, and every part that a kept piece is merged
-  from; in WordPiece the single characters, alone and inside of a word.
+  It keeps the used ids, special tokens, and the tokens without which other
+  texts could not be tokenised. For byte pair encoding and Unigram these are the
+  single characters, or the bytes if the tokenizer falls back to them, and every
+  part that a kept piece is merged from. For WordPiece they are the single
+  characters, at the beginning of a word and within.
 
   Args:
-    tokenizer: the whole one.
-    used_ids: ids that texts are made of.
+    tokenizer: the tokenizer to prune.
+    used_ids: the ids of the corpus.
 
   Returns:
-    The tokenizer, and kept_ids, int32 `[V]`: which id of the whole tokenizer
-    each of its ids was. The order stays.
+    The pruned tokenizer, and kept_ids, int32 `[V]`: for each of its ids, the id
+    of the same token in `tokenizer`. The order of tokens does not change.
 
   Raises:
-    DataError: an id that the tokenizer does not have, or a tokenizer of another
-      kind.
+    DataError: an id that the tokenizer does not have, or a tokenizer that
+      cannot be pruned.
   """
   definition = tokenizer.canonical()
   model = definition['model']
   kind = model['type']
-  if kind not in _VOCABULARIES:
+  if kind not in _ALPHABETS:
     raise checks.DataError(
-        'pruning.prune: tokenizer must be one of '
-        f'{", ".join(_VOCABULARIES)}; got model.type={kind!r}. Set '
-        'config.data.options.prune=False.')
+        'config.data.options.prune must be False for a tokenizer of this type; '
+        f'got model.type={kind!r}. Types that can be pruned: '
+        f'{", ".join(_ALPHABETS)}.')
   used = {int(i) for i in used_ids}
   unknown = sorted(i for i in used if tokenizer.token_of(i) is None)
   if unknown:
     raise checks.DataError(
-        f'pruning.prune: used_ids must be ids of the tokenizer; got '
-        f'{unknown[0]}, size={tokenizer.size}. Use the tokenizer that made '
-        'them.')
-  kept = used | _special(tokenizer, definition) | _VOCABULARIES[kind](model)
+        f'used_ids must be ids of the tokenizer; got {unknown[0]}, '
+        f'size={tokenizer.size}. Use the tokenizer that made them.')
+  kept = used | _special_ids(tokenizer, definition) | _ALPHABETS[kind](model)
   if kind == 'BPE':
-    kept |= _parts(model, kept)
+    kept |= _merge_parts(model, kept)
   kept_ids = np.array(sorted(kept), np.int32)
   new_ids = {int(old): new for new, old in enumerate(kept_ids)}
   pruned = tokenizer_lib.Tokenizer(
@@ -76,23 +79,24 @@ def prune(
   for new, old in enumerate(kept_ids):
     if pruned.token_of(new) != tokenizer.token_of(old):
       raise checks.DataError(
-          'pruning.prune: added tokens must stand behind the vocabulary, or in '
-          f'it; got {tokenizer.token_of(old)!r}, id={old}. Set '
-          'config.data.options.prune=False.')
+          'config.data.options.prune must be False for a tokenizer whose added '
+          'tokens are neither in the vocabulary nor after it; got '
+          f'{tokenizer.token_of(old)!r}, id={old}. Turn pruning off.')
   return pruned, kept_ids
 
 
-def _special(tokenizer, definition):
-  """Returns the ids of special tokens, and those that processors put in."""
+def _special_ids(tokenizer, definition):
+  """Returns the ids of special tokens, and those that processors insert."""
   ids = {i for i in tokenizer.special if i is not None}
   ids |= {token['id'] for token in definition['added_tokens']
           if token['special']}
-  _renumber(definition['post_processor'], _Seen(ids))
+  # Renumbering looks up every id that a processor inserts.
+  _renumber(definition['post_processor'], _RecordingIdentity(ids))
   return ids
 
 
-class _Seen(dict):
-  """Numbers that stay as they are, and are taken down."""
+class _RecordingIdentity(dict):
+  """Maps every id to itself, and adds it to a set."""
 
   def __init__(self, ids):
     self._ids = ids
@@ -103,7 +107,7 @@ class _Seen(dict):
 
 
 def _renumber(processor, new_ids):
-  """Returns a post-processor with other ids."""
+  """Returns a post-processor with its ids mapped by `new_ids`."""
   if processor is None:
     return None
   processor = dict(processor)
@@ -123,7 +127,7 @@ def _renumber(processor, new_ids):
 
 
 def _renumber_config(config, new_ids):
-  """Returns tokenizer_config.json with the added tokens that are left."""
+  """Returns tokenizer_config.json with the added tokens that are kept."""
   key = 'added_tokens_decoder'
   if key not in config:
     return config
@@ -132,8 +136,8 @@ def _renumber_config(config, new_ids):
                 for old, token in config[key].items() if int(old) in new_ids}}
 
 
-def _of_bpe(model):
-  """Returns ids of the alphabet: bytes, or else characters."""
+def _bpe_alphabet(model):
+  """Returns the ids of the bytes or characters, and of unk."""
   if model.get('byte_fallback'):
     return {i for token, i in model['vocab'].items()
             if _BYTE.fullmatch(token) or token == model.get('unk_token')}
@@ -146,15 +150,19 @@ def _of_bpe(model):
   }
 
 
-def _of_word_piece(model):
+def _word_piece_alphabet(model):
+  """Returns the ids of the characters, and of unk."""
   prefix = model['continuing_subword_prefix']
   return {i for token, i in model['vocab'].items()
           if len(token.removeprefix(prefix)) == 1 or len(token) == 1 or
           token == model['unk_token']}
 
 
-def _of_unigram(model):
-  """Returns ids of the alphabet, and of what the score of unk hangs on."""
+def _unigram_alphabet(model):
+  """Returns the ids of the bytes or characters, of unk, and of the worst piece.
+
+  The score of unk is that of the worst piece less a constant.
+  """
   pieces, bytes_only = model['vocab'], model.get('byte_fallback')
   kept = {i for i, (piece, _) in enumerate(pieces)
           if (_BYTE.fullmatch(piece) if bytes_only else len(piece) == 1)}
@@ -164,41 +172,46 @@ def _of_unigram(model):
   return kept
 
 
-def _of_word_level(model):
+def _word_level_alphabet(model):
+  """Returns the id of unk."""
   return {i for token, i in model['vocab'].items()
           if token == model['unk_token']}
 
 
-_VOCABULARIES = dict(BPE=_of_bpe, WordPiece=_of_word_piece, Unigram=_of_unigram,
-                     WordLevel=_of_word_level)
+# The ids that every text needs, by the type of the model.
+_ALPHABETS = dict(
+    BPE=_bpe_alphabet, WordPiece=_word_piece_alphabet,
+    Unigram=_unigram_alphabet, WordLevel=_word_level_alphabet)
 
 
-def _pairs(model):
+def _merges(model):
   """Yields (left, right, merged) of every merge, as tokens."""
   prefix = model.get('continuing_subword_prefix') or ''
-  for merge in model['merges']:  # Older releases of the package have strings.
+  # Older releases of the package write a merge as a string.
+  for merge in model['merges']:
     left, right = merge.split(' ') if isinstance(merge, str) else merge
     yield left, right, left + right.removeprefix(prefix)
 
 
-def _parts(model, kept):
-  """Returns the ids of all that pieces are merged from, in any way."""
-  made_of = {}
-  for left, right, merged in _pairs(model):
-    made_of.setdefault(merged, []).extend((left, right))
+def _merge_parts(model, kept):
+  """Returns the ids of all parts that pieces can be merged from."""
+  parts_of = {}
+  for left, right, merged in _merges(model):
+    parts_of.setdefault(merged, []).extend((left, right))
   tokens = {i: token for token, i in model['vocab'].items()}
-  parts, todo = set(), [tokens[i] for i in kept if i in tokens]
+  part_ids, todo = set(), [tokens[i] for i in kept if i in tokens]
   while todo:
-    for part in made_of.pop(todo.pop(), ()):
-      parts.add(model['vocab'][part])
+    for part in parts_of.pop(todo.pop(), ()):
+      part_ids.add(model['vocab'][part])
       todo.append(part)
-  return parts
+  return part_ids
 
 
 def _prune_model(model: dict[str, Any],
                  new_ids: dict[int, int]) -> dict[str, Any]:
+  """Returns a model with the kept tokens, renumbered, and their merges."""
   vocab = model['vocab']
-  if isinstance(vocab, list):  # Of Unigram; an id is a place in it.
+  if isinstance(vocab, list):  # Unigram, where an id is an index.
     pruned = {**model,
               'vocab': [vocab[old] for old in new_ids if old < len(vocab)]}
     if model['unk_id'] is not None:
@@ -209,7 +222,7 @@ def _prune_model(model: dict[str, Any],
                                if old in new_ids}}
   if 'merges' in model:
     pruned['merges'] = [
-        [left, right] for left, right, merged in _pairs(model)
+        [left, right] for left, right, merged in _merges(model)
         if merged in pruned['vocab']
     ]
   return pruned

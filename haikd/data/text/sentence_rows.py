@@ -1,4 +1,4 @@
-"""What all data sets of sentences do: one row a sentence, or a pair of them."""
+"""Sentences, or pairs of them, as rows: what all their data sets share."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,12 +11,13 @@ from haikd.data.text import text_tokenizers
 from haikd.data.text import tokenizer as tokenizer_lib
 
 
-class Encoded(NamedTuple):
+class SentenceRow(NamedTuple):
   """One row.
 
   Attributes:
     tokens: int32 `[N]`.
-    types: of a pair, int32 `[N]`, 1 in its second sentence; None of a sentence.
+    types: of a pair, int32 `[N]`, 1 in its second sentence; None for a single
+      sentence.
     mask: bool `[N]`, true where a token is real.
   """
 
@@ -25,13 +26,13 @@ class Encoded(NamedTuple):
   mask: np.ndarray
 
 
-class Encoder(NamedTuple):
+class SentenceEncoder(NamedTuple):
   """How sentences become rows.
 
   Attributes:
-    tokenizer: of the encoder.
+    tokenizer: the tokenizer of the data.
     length: N.
-    padding: on which side rows are filled up, 'right' or 'left'.
+    padding: the side of the padding, 'right' or 'left'.
   """
 
   tokenizer: tokenizer_lib.Tokenizer
@@ -39,36 +40,37 @@ class Encoder(NamedTuple):
   padding: str
 
   def options(self) -> dict[str, Any]:
-    """Returns what rows depend on, beside texts and tokenizer."""
+    """Returns what rows depend on, besides texts and tokenizer."""
     return dict(length=self.length, padding=self.padding)
 
   def encode(self, texts: Sequence[str], counts: Counter,
-             pairs: Optional[Sequence[str]] = None) -> Iterator[Encoded]:
+             pairs: Optional[Sequence[str]] = None) -> Iterator[SentenceRow]:
     """Yields each text, or pair of texts, as a row.
 
     Args:
-      texts: what to encode.
-      counts: to whose `tokens` theirs are added.
+      texts: the texts to encode.
+      counts: its `tokens` increases by the number of tokens.
       pairs: the second sentence of each, or None.
     """
-    pad = text_tokenizers.filler(self.tokenizer)
+    pad = text_tokenizers.pad_id(self.tokenizer)
     for encoded in self.tokenizer.encode_batch(texts, pairs,
                                                length=self.length):
       counts['tokens'] += len(encoded.ids)
       types, room = encoded.types, self.length - len(encoded.ids)
       sides = (room, 0) if self.padding == 'left' else (0, room)
-      yield Encoded(
+      yield SentenceRow(
           np.pad(encoded.ids, sides, constant_values=pad),
           None if types is None else np.pad(types, sides),
           np.pad(np.ones(len(encoded.ids), bool), sides))
 
-  def uncut(self, texts: Sequence[str],
-            pairs: Optional[Sequence[str]] = None) -> Iterator[np.ndarray]:
-    """Yields the ids of each text, or pair of texts, however many there are."""
+  def full_ids(self, texts: Sequence[str],
+               pairs: Optional[Sequence[str]] = None) -> Iterator[np.ndarray]:
+    """Yields the ids of each text, or pair of texts, without truncation."""
     for encoded in self.tokenizer.encode_batch(texts, pairs):
       yield encoded.ids
 
-  def check(self, where: str) -> None:
+  def check_options(self) -> None:
     """Raises ConfigError for rows without room for a token."""
     special = self.tokenizer.encode_batch([''], [''])[0].ids
-    packing.check(where, self.length, self.padding, least=len(special) + 1)
+    packing.check_options(self.length, self.padding,
+                          min_length=len(special) + 1)

@@ -1,5 +1,7 @@
 """Sentences for encoders, alone or in pairs with a score."""
 
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -8,85 +10,87 @@ from haikd.core import checks
 from haikd.core import registry
 from haikd.data import source
 from haikd.data.text import sentence_rows
+from haikd.data.text import shards
 from haikd.data.text import text_files
 from haikd.data.text import text_prepared
+from haikd.data.text import tokenizer as tokenizer_lib
 
 
 class _Sentences(NamedTuple):
   """How each sentence becomes a row."""
 
-  encoder: sentence_rows.Encoder
+  encoder: sentence_rows.SentenceEncoder
   field: str
 
-  def recipe(self):
-    form = self.encoder.length,
-    return text_prepared.Recipe(
+  def recipe(self) -> shards.Recipe:
+    shape = (self.encoder.length,)
+    return shards.Recipe(
         'sentences', dict(self.encoder.options(), fields=(self.field,)),
-        np.dtype([('tokens', '<i4', form), ('mask', '?', form)]), self._rows,
-        self._uncut)
+        np.dtype([('tokens', '<i4', shape), ('mask', '?', shape)]), self._rows,
+        self._full_ids)
 
-  def _rows(self, batches, counts):
-    made = np.zeros((), self.recipe().dtype)
+  def _rows(self, batches: shards.Batches,
+            counts: Counter) -> Iterator[np.ndarray]:
+    row = np.zeros((), self.recipe().dtype)
     for batch in batches:
-      texts = [text_files.text_of(record, self.field) for record in batch]
+      texts = text_files.texts_of(batch, self.field)
       for tokens, _, mask in self.encoder.encode(texts, counts):
-        made['tokens'], made['mask'] = tokens, mask
-        yield made
+        row['tokens'], row['mask'] = tokens, mask
+        yield row
 
-  def _uncut(self, batches):
+  def _full_ids(self, batches: shards.Batches) -> Iterator[np.ndarray]:
     for batch in batches:
-      yield from self.encoder.uncut(
-          [text_files.text_of(record, self.field) for record in batch])
+      yield from self.encoder.full_ids(text_files.texts_of(batch, self.field))
 
-  def expand(self, rows):
+  def expand(self, rows: np.ndarray) -> Mapping[str, np.ndarray]:
     return dict(tokens=rows['tokens'], mask=rows['mask'])
 
 
-class _Pairs(NamedTuple):
+class _ScoredPairs(NamedTuple):
   """How two sentences and a score become a row."""
 
-  encoder: sentence_rows.Encoder
+  encoder: sentence_rows.SentenceEncoder
   first: str
   second: str
   score: str
 
-  def recipe(self):
-    form = 2, self.encoder.length
-    return text_prepared.Recipe(
-        'sentences', dict(self.encoder.options(), fields=self[1:]),
-        np.dtype([('tokens', '<i4', form), ('mask', '?', form),
-                  ('label', '<f4')]), self._rows, self._uncut)
+  def recipe(self) -> shards.Recipe:
+    shape = (2, self.encoder.length)
+    # The order of `fields` is part of the cache key.
+    fields = (self.first, self.second, self.score)
+    return shards.Recipe(
+        'sentences', dict(self.encoder.options(), fields=fields),
+        np.dtype([('tokens', '<i4', shape), ('mask', '?', shape),
+                  ('label', '<f4')]), self._rows, self._full_ids)
 
-  def _rows(self, batches, counts):
-    made = np.zeros((), self.recipe().dtype)
+  def _rows(self, batches: shards.Batches,
+            counts: Counter) -> Iterator[np.ndarray]:
+    row = np.zeros((), self.recipe().dtype)
     for batch in batches:
-      both = [
-          self.encoder.encode([text_files.text_of(record, field)
-                               for record in batch], counts)
-          for field in (self.first, self.second)
-      ]
-      for record, *pair in zip(batch, *both):
-        made['label'] = self._score(record)
+      first, second = (
+          self.encoder.encode(text_files.texts_of(batch, field), counts)
+          for field in (self.first, self.second))
+      for record, *pair in zip(batch, first, second):
+        row['label'] = self._score_of(record)
         for i, (tokens, _, mask) in enumerate(pair):
-          made['tokens'][i], made['mask'][i] = tokens, mask
-        yield made
+          row['tokens'][i], row['mask'][i] = tokens, mask
+        yield row
 
-  def _uncut(self, batches):
+  def _full_ids(self, batches: shards.Batches) -> Iterator[np.ndarray]:
     for batch in batches:
       for field in (self.first, self.second):
-        yield from self.encoder.uncut(
-            [text_files.text_of(record, field) for record in batch])
+        yield from self.encoder.full_ids(text_files.texts_of(batch, field))
 
-  def _score(self, record):
+  def _score_of(self, record):
     value = text_files.value_of(record, self.score)
     if not checks.is_number(value):
       raise checks.DataError(
-          f'sentences.sentences: {record.place} must have a finite number in '
-          f'{self.score!r}; got {value!r}. Leave it out, or mend it.')
+          f'{record.place} must have a finite number in the field '
+          f'{self.score!r}; got {value!r}. Remove or fix the record.')
     return value
 
-  def expand(self, rows):
-    return {key: rows[key] for key in rows.dtype.names}
+  def expand(self, rows: np.ndarray) -> Mapping[str, np.ndarray]:
+    return {key: rows[key] for key in ('tokens', 'mask', 'label')}
 
 
 @registry.register_dataset()
@@ -104,29 +108,31 @@ def sentences(split: str,
               tfds: Optional[str] = None,
               source_dir: Optional[str] = None,
               data_dir: Optional[str] = None) -> source.Source:
-  """Sentences for an encoder, or pairs of them with how alike they are.
+  """Sentences for an encoder, or pairs of them with a score of similarity.
 
   Files are as for `text`. Each sentence gets the special tokens that the
-  tokenizer puts around one, and is cut to the length of a row. Which of the two
-  a split has, its first record says; the splits of one data set may differ.
+  tokenizer puts around a text, and is truncated to the length of a row. The
+  first record of a split decides whether it has sentences or pairs; the splits
+  of one data set may differ.
 
   Args:
-    split: 'train', 'validation' or what else there is, or a slice of one.
+    split: 'train', 'validation' or another split of the data set, or a slice of
+      one.
     tokenizer: as `haikd.data.text.tokenizer.load` takes it.
     length: N, the number of tokens in a row.
-    field: what holds a sentence.
-    first: what holds the first sentence of a pair.
-    second: what holds its second sentence.
-    score: what holds its score, a number.
+    field: the field of a sentence.
+    first: the field of the first sentence of a pair.
+    second: the field of the second sentence of a pair.
+    score: the field of the score of a pair, a number.
     documents: what a sentence is in `.txt` files, as for `text`.
-    padding: on which side rows are filled up, 'right' or 'left'.
+    padding: the side of the padding, 'right' or 'left'.
     prune: as for `text`.
-    tfds: what tfds calls the data set, which has to be prepared in `data_dir`.
+    tfds: the name of the data set in tfds; it must be prepared in `data_dir`.
     source_dir: the folder of the files.
     data_dir: the folder of prepared files; None for that of tfds.
 
   Returns:
-    A Source of `tokens` and `mask`, `[N]`; of pairs `[2, N]`, and `label`, a
+    A Source of `tokens` and `mask`, `[N]`; for pairs `[2, N]`, and `label`, a
     float32 number. There are no classes.
 
   Raises:
@@ -134,21 +140,23 @@ def sentences(split: str,
     DataError: files or a tokenizer that cannot be used, or an unknown or empty
       split.
   """
-  where = text_files.Where(source_dir, data_dir, tfds, documents, field,
-                           ((field,), (first, second, score)))
+  location = text_files.Location(source_dir, data_dir, tfds, documents, field,
+                                 ((field,), (first, second, score)))
 
-  def make(loaded, corpus):
-    encoder = sentence_rows.Encoder(loaded, length, padding)
-    encoder.check('sentences.sentences')
+  def make_format(
+      loaded: tokenizer_lib.Tokenizer,
+      corpus: text_files.Corpus) -> text_prepared.RowFormat:
+    encoder = sentence_rows.SentenceEncoder(loaded, length, padding)
+    encoder.check_options()
     record = text_prepared.first_record(corpus)
     if field in record.values:
       return _Sentences(encoder, field)
     if {first, second, score} <= set(record.values):
-      return _Pairs(encoder, first, second, score)
+      return _ScoredPairs(encoder, first, second, score)
     raise checks.DataError(
-        f'sentences.sentences: {record.place} must have the field {field!r}, '
-        f'or the fields {first!r}, {second!r} and {score!r}; got '
-        f'{sorted(record.values)}. Their names are set in config.data.options.')
+        f'{record.place} must have the field {field!r}, or the fields '
+        f'{first!r}, {second!r} and {score!r}; got {sorted(record.values)}. '
+        'config.data.options sets their names.')
 
-  return text_prepared.open_rows(make, tokenizer, where, split, prune=prune,
-                                 classes=lambda loaded: None)
+  return text_prepared.open_rows(make_format, tokenizer, location, split,
+                                 prune=prune, num_classes=lambda loaded: None)

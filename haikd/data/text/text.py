@@ -1,5 +1,7 @@
 """Documents for language models, packed into full rows or padded."""
 
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -9,6 +11,7 @@ from haikd.core import registry
 from haikd.data import source
 from haikd.data import spec as spec_lib
 from haikd.data.text import packing
+from haikd.data.text import shards
 from haikd.data.text import text_files
 from haikd.data.text import text_prepared
 from haikd.data.text import text_tokenizers
@@ -19,7 +22,7 @@ FORMS = ('packed', 'padded')
 
 
 class _Documents(NamedTuple):
-  """How documents become rows; with the tokenizer that is used for it."""
+  """How documents become rows."""
 
   tokenizer: tokenizer_lib.Tokenizer
   length: int
@@ -27,15 +30,20 @@ class _Documents(NamedTuple):
   field: str
   padding: str
 
-  def recipe(self):
-    options = self._asdict() | dict(tokenizer=None)
-    return text_prepared.Recipe(
+  def recipe(self) -> shards.Recipe:
+    # None keeps the cache key of earlier versions; the tokenizer's digest is in
+    # the key as well.
+    options = dict(
+        tokenizer=None, length=self.length, form=self.form, field=self.field,
+        padding=self.padding)
+    return shards.Recipe(
         'text', options, packing.row_dtype(self.length), self._rows,
-        self._encode)
+        self._full_ids)
 
-  def _rows(self, batches, counts):
-    pad = text_tokenizers.filler(self.tokenizer)
-    documents = self._counted(batches, counts)
+  def _rows(self, batches: shards.Batches,
+            counts: Counter) -> Iterator[np.ndarray]:
+    pad = text_tokenizers.pad_id(self.tokenizer)
+    documents = _counted(self._full_ids(batches), counts)
     if self.form == 'packed':
       yield from packing.pack(documents, self.length, pad=pad,
                               padding=self.padding)
@@ -44,19 +52,14 @@ class _Documents(NamedTuple):
       yield packing.row([piece], [np.ones_like(piece)], self.length, pad=pad,
                         padding=self.padding)
 
-  def _counted(self, batches, counts):
-    for ids in self._encode(batches):
-      counts['tokens'] += len(ids)
-      yield ids
-
-  def _encode(self, batches):
-    end = text_tokenizers.ending(self.tokenizer)
+  def _full_ids(self, batches: shards.Batches) -> Iterator[np.ndarray]:
+    end = text_tokenizers.end_id(self.tokenizer)
     for batch in batches:
-      texts = [text_files.text_of(record, self.field) for record in batch]
+      texts = text_files.texts_of(batch, self.field)
       for encoded in self.tokenizer.encode_batch([t for t in texts if t]):
-        yield text_tokenizers.end_with(end, encoded.ids)
+        yield text_tokenizers.append_end(encoded.ids, end)
 
-  def expand(self, rows):
+  def expand(self, rows: np.ndarray) -> Mapping[str, np.ndarray]:
     tokens, parts = rows['tokens'], rows['parts']
     mask = parts > 0
     packed = self.form == 'packed'
@@ -69,15 +72,23 @@ class _Documents(NamedTuple):
     return columns
 
 
+def _counted(documents: Iterable[np.ndarray],
+             counts: Counter) -> Iterator[np.ndarray]:
+  """Yields documents, and counts their tokens."""
+  for ids in documents:
+    counts['tokens'] += len(ids)
+    yield ids
+
+
 def _text_spec(*, tokenizer, length, form='packed', vocabulary=None,
                prune=False, **options):
   del options
   if prune:
-    return None  # The data says how much is left.
+    return None  # Only the data says which tokens are kept.
   _check_form(form)
-  packing.check('text.text', length, 'right')
+  packing.check_options(length, 'right')
   size = text_tokenizers.vocabulary_size(
-      'text.text', text_tokenizers.load(tokenizer), vocabulary)
+      text_tokenizers.load(tokenizer), vocabulary)
   columns = tokens_lib.columns(length)
   if form == 'packed':
     row = spec_lib.Column((length,), np.int32)
@@ -99,35 +110,37 @@ def text(split: str,
          tfds: Optional[str] = None,
          source_dir: Optional[str] = None,
          data_dir: Optional[str] = None) -> source.Source:
-  """Documents for a language model, tokenised once and kept in `data_dir`.
+  """Documents for a language model, tokenised once and cached in `data_dir`.
 
   A split is a file `<split>.txt`, `<split>.jsonl` or `<split>.parquet` in
   `source_dir`, a folder `<split>` of such files, or a split of a data set of
   tfds. A document gets the special tokens that its tokenizer puts around a
-  text, and ends with the one that ends texts; an empty one is left out. It is
-  held in memory whole while it is tokenised.
+  text, and ends with the token that ends texts. Empty documents are left out.
+  A document is held in memory while it is tokenised.
 
-  Packed, documents are laid end to end and cut into full rows, with a number
-  for each document of a row in `segments` and the place in it in `positions`;
-  what goes on in the next row is a document of its own there. Rows are filled
-  up at the end of a shard, of 8 million characters, and nowhere else. Padded,
-  each document, or piece of one that is longer than a row, has a row.
+  Packed, documents are laid end to end and cut into full rows. `segments`
+  numbers the documents of a row, and `positions` is the index of a token in its
+  document. A document that continues in the next row is a separate document
+  there. Only the last row of a shard, which has about 8 million characters, is
+  padded. Padded, each document has its own row; a document that is longer than
+  a row is cut into several.
 
   Args:
-    split: 'train', 'validation' or what else there is, or a slice of one.
+    split: 'train', 'validation' or another split of the data set, or a slice of
+      one.
     tokenizer: as `haikd.data.text.tokenizer.load` takes it: a folder,
       `tokenizer.json`, or 'gguf:<file>'.
     length: N, the number of tokens in a row.
     form: 'packed' or 'padded'.
-    field: what holds the text in JSON lines, parquet and tfds.
+    field: the field of the text in JSON lines, parquet and tfds.
     documents: what a document is in `.txt` files: a 'file', a 'paragraph'
-      (blank lines stand between them) or a 'line'.
-    padding: on which side rows are filled up, 'right' or 'left'.
+      (blank lines separate them) or a 'line'.
+    padding: the side of the padding, 'right' or 'left'.
     vocabulary: V is at least this, for a teacher with more rows in its
       embedding than its tokenizer has tokens.
-    prune: whether to keep only those tokens of the vocabulary that the split
-      'train' uses, and what other texts need to be cut into tokens at all.
-    tfds: what tfds calls the data set, which has to be prepared in `data_dir`.
+    prune: whether to keep only the tokens of the vocabulary that the split
+      'train' uses, and those without which other texts could not be tokenised.
+    tfds: the name of the data set in tfds; it must be prepared in `data_dir`.
     source_dir: the folder of the files.
     data_dir: the folder of prepared files; None for that of tfds.
 
@@ -141,26 +154,28 @@ def text(split: str,
       split.
   """
   _check_form(form)
-  packing.check('text.text', length, padding)
+  packing.check_options(length, padding)
   if prune and vocabulary is not None:
     raise checks.ConfigError(
-        'text.text: vocabulary must be None with prune=True, which says what '
-        f'is left of it; got vocabulary={vocabulary}.')
-  where = text_files.Where(source_dir, data_dir, tfds, documents, field,
-                           ((field,),))
+        'config.data.options.vocabulary must be None with prune=True, since '
+        f'pruning determines it; got {vocabulary}.')
+  location = text_files.Location(source_dir, data_dir, tfds, documents, field,
+                                 ((field,),))
 
-  def make(loaded, corpus):
+  def make_format(
+      loaded: tokenizer_lib.Tokenizer,
+      corpus: text_files.Corpus) -> text_prepared.RowFormat:
     del corpus
     return _Documents(loaded, length, form, field, padding)
 
   return text_prepared.open_rows(
-      make, tokenizer, where, split, prune=prune,
-      classes=lambda loaded: text_tokenizers.vocabulary_size(
-          'text.text', loaded, vocabulary))
+      make_format, tokenizer, location, split, prune=prune,
+      num_classes=lambda loaded: text_tokenizers.vocabulary_size(
+          loaded, vocabulary))
 
 
 def _check_form(form):
   if form not in FORMS:
     raise checks.ConfigError(
-        f'text.text: form must be packed or padded; got form={form!r}. '
+        f"config.data.options.form must be 'packed' or 'padded'; got {form!r}. "
         f'{checks.suggest(form, FORMS)}')

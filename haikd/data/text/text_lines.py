@@ -1,4 +1,4 @@
-"""What stands in one file of texts: plain, JSON lines, or parquet."""
+"""The records of one file of texts: plain text, JSON lines, or parquet."""
 
 from collections.abc import Iterator
 import contextlib
@@ -11,33 +11,34 @@ from haikd.core import checks
 from haikd.data.text import text_tokenizers
 from haikd.storage import files
 
-DOCUMENTS = ('file', 'paragraph', 'line')  # What a .txt file holds.
+DOCUMENTS = ('file', 'paragraph', 'line')  # What a document of a .txt file is.
 SUFFIXES = ('.txt', '.jsonl', '.parquet')
 
 
 def read(
     path: pathlib.Path, *, documents: str, field: str,
-    fields: tuple[tuple[str, ...], ...] = ()
+    column_groups: tuple[tuple[str, ...], ...] = ()
 ) -> Iterator[tuple[dict[str, Any], str, float]]:
-  """Reads what stands in a file.
+  """Reads the records of a file.
 
   Args:
-    path: of the file, with one of SUFFIXES.
+    path: the file, with one of SUFFIXES.
     documents: what a document is in a `.txt` file, one of DOCUMENTS.
-    field: what its text is called there.
-    fields: which columns of a parquet file are read: the first of these groups
-      that it has as a whole, or all that it has.
+    field: the name that the text of a `.txt` file gets.
+    column_groups: which columns of a parquet file are read: the first of these
+      groups whose columns the file has, or all columns if it has no group.
 
   Yields:
-    `{field: value}` of a record, where it stands, and how many bytes are read
-    after it.
+    `{field: value}` of a record, its place in the file for messages, and how
+    many bytes are read after it.
 
   Raises:
-    DataError: a file that cannot be read, or is not what its name says.
+    DataError: a file that cannot be read, or whose content does not fit its
+      suffix.
   """
-  with _reading(path):
+  with _explaining_read_errors(path):
     if path.suffix == '.parquet':
-      yield from _parquet(path, fields)
+      yield from _parquet(path, column_groups)
     elif path.suffix == '.jsonl':
       yield from _json_lines(path)
     else:
@@ -46,34 +47,34 @@ def read(
 
 
 def digest(path: pathlib.Path, cache: pathlib.Path) -> str:
-  """Returns a hash of a file's content; kept until the file is changed.
+  """Returns a hash of a file's content, cached until the file changes.
 
   Args:
-    path: of the file.
-    cache: a folder for the digests of files.
+    path: the file.
+    cache: the folder of cached digests.
 
   Raises:
-    DataError: the file cannot be read, or the cache not written.
+    DataError: the file cannot be read, or the cache cannot be written.
   """
   stat = path.stat()
   stamp = f'{path.absolute()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}'
-  kept = cache / hashlib.sha256(stamp.encode()).hexdigest()
-  if kept.exists():
-    return kept.read_text()
-  with _reading(path), open(path, 'rb') as file:
-    found = hashlib.file_digest(file, 'sha256').hexdigest()
-  with text_tokenizers.writing(cache):
+  cached = cache / hashlib.sha256(stamp.encode()).hexdigest()
+  if cached.exists():
+    return cached.read_text()
+  with _explaining_read_errors(path), open(path, 'rb') as file:
+    computed = hashlib.file_digest(file, 'sha256').hexdigest()
+  with text_tokenizers.explaining_write_errors(cache):
     cache.mkdir(parents=True, exist_ok=True)
-    files.replace(kept, found)
-  return found
+    files.replace(cached, computed)
+  return computed
 
 
 def decode(content: bytes, place: str) -> str:
   """Returns bytes as text.
 
   Args:
-    content: UTF-8, maybe with a byte order mark.
-    place: where it stands, for messages.
+    content: UTF-8, with or without a byte order mark.
+    place: the file and line, for messages.
 
   Raises:
     DataError: it is not UTF-8.
@@ -82,12 +83,12 @@ def decode(content: bytes, place: str) -> str:
     return content.decode('utf-8').removeprefix('\ufeff')
   except UnicodeDecodeError as err:
     raise checks.DataError(
-        f'text_lines.decode: {place} must be UTF-8; got '
-        f'{checks.one_line(err)}. Convert it, as with `iconv -t UTF-8`.'
-    ) from err
+        f'{place} must be UTF-8; got {checks.one_line(err)}. Convert it, as '
+        'with `iconv -t UTF-8`.') from err
 
 
 def _plain(path, documents):
+  """Yields (text, place, bytes read) of each document of a .txt file."""
   if documents == 'file':
     content = path.read_bytes()
     place = repr(str(path))
@@ -96,57 +97,59 @@ def _plain(path, documents):
   block, start = [], 1
   for number, line, done in _lines(path):
     if line.strip() and documents == 'line':
-      yield line.strip(), f'line {number} of {str(path)!r}', done
+      yield line.strip(), _place('line', number, path), done
     elif line.strip():
       start = start if block else number
       block.append(line)
     elif block:
-      yield '\n'.join(block), f'line {start} of {str(path)!r}', done
+      yield '\n'.join(block), _place('line', start, path), done
       block = []
   if block:
-    yield '\n'.join(block), f'line {start} of {str(path)!r}', done
+    yield '\n'.join(block), _place('line', start, path), done
 
 
 def _json_lines(path):
   for number, line, done in _lines(path):
     if not line.strip():
       continue
-    place = f'line {number} of {str(path)!r}'
+    place = _place('line', number, path)
     try:
       values = json.loads(line)
       if not isinstance(values, dict):
         raise ValueError('not an object')
     except ValueError as err:
       raise checks.DataError(
-          f'text_lines.read: {place} must be a JSON object; got '
-          f'{checks.one_line(err)}. Remove or mend the line.') from err
+          f'{place} must be a JSON object; got {checks.one_line(err)}. Remove '
+          'or fix the line.') from err
     yield values, place, done
 
 
-def _parquet(path, fields):
+def _parquet(path, column_groups):
   try:
     import pyarrow
     from pyarrow import parquet
   except ImportError as err:
     raise checks.DataError(
-        'text_lines.read: pyarrow must be installed for parquet files; got '
+        f'pyarrow must be installed to read {str(path)!r}; got '
         f"{checks.one_line(err)}. Run `pip install 'haikd[text]'`.") from err
   number, size = 0, path.stat().st_size
   try:
     with parquet.ParquetFile(path) as file:
       rows = file.metadata.num_rows
-      there = file.schema_arrow.names
-      # Where none is there, a message is due that says what is.
-      used = next((group for group in fields if {*group} <= {*there}), there)
-      for batch in file.iter_batches(batch_size=1024, columns=list(used)):
+      available = file.schema_arrow.names
+      # Without a matching group all columns are read: the message about the
+      # missing field lists them.
+      columns = next((group for group in column_groups
+                      if {*group} <= {*available}), available)
+      for batch in file.iter_batches(batch_size=1024, columns=list(columns)):
         for values in batch.to_pylist():
-          yield (values, f'row {number} of {str(path)!r}',
+          yield (values, _place('row', number, path),
                  size * (number + 1) / rows)
           number += 1
   except pyarrow.ArrowException as err:
     raise checks.DataError(
-        f'text_lines.read: {str(path)!r} must be a parquet file; got '
-        f'{checks.one_line(err)}. Fetch it again.') from err
+        f'{str(path)!r} must be a parquet file; got {checks.one_line(err)}. '
+        'Fetch it again.') from err
 
 
 def _lines(path):
@@ -155,15 +158,21 @@ def _lines(path):
   with open(path, 'rb') as file:
     for number, line in enumerate(file, start=1):
       done += len(line)
-      text = decode(line, f'line {number} of {str(path)!r}')
+      text = decode(line, _place('line', number, path))
       yield number, text.rstrip('\r\n'), done
 
 
+def _place(unit, number, path):
+  """Returns where a record is, for messages."""
+  return f'{unit} {number} of {str(path)!r}'
+
+
 @contextlib.contextmanager
-def _reading(path):
+def _explaining_read_errors(path):
+  """Turns errors of reading a file into DataErrors."""
   try:
     yield
   except OSError as err:
     raise checks.DataError(
-        f'text_lines.read: {str(path)!r} must be readable; got '
-        f'{checks.describe(err)}.') from err
+        f'{str(path)!r} must be readable; got {checks.describe(err)}. Remove '
+        'it, or correct its permissions.') from err

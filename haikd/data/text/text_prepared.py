@@ -1,76 +1,43 @@
-"""Texts made into rows of numbers once, and read by index from then on.
+"""Texts that are turned into rows of token ids once, then read by index."""
 
-Rows are written shard by shard, so that a preparation that is interrupted goes
-on with the shard it was at. A shard appears in one piece, and what is in it
-depends on the texts alone: where two processes prepare at once, both use what
-appeared first.
-"""
-
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import hashlib
 import io
-import itertools
-import os
 import pathlib
 import sys
-from typing import Any, NamedTuple, Optional, Protocol
+from typing import Optional, Protocol
 
 import numpy as np
 
 from haikd.core import checks
 from haikd.data import source
 from haikd.data.text import pruning
+from haikd.data.text import shards
 from haikd.data.text import text_files
 from haikd.data.text import text_tokenizers
 from haikd.data.text import tokenizer as tokenizer_lib
 from haikd.storage import files
 from haikd.storage import paths
 
-VERSION = 1  # Of what rows look like; another one prepares everything anew.
-SHARD_CHARACTERS = 2**23  # Of text, in a shard.
-BATCH_CHARACTERS = 2**18  # Of text, tokenised at a time.
-
-_INFO = 'info.json'
-
-Tokenizer = tokenizer_lib.Tokenizer
+_VERSION = 1  # The version of the rows' format: a new one prepares anew.
 
 
-class Recipe(NamedTuple):
-  """How records become rows.
+class RowFormat(Protocol):
+  """How the records of a split become rows, and rows become examples."""
 
-  Attributes:
-    name: of the data set.
-    options: all that rows depend on, beside records and tokenizer.
-    dtype: of a row.
-    rows: from batches of records to rows; counts `tokens` in its second
-      argument, and what else it has to say.
-    uncut: from batches of records to the ids of their texts before anything is
-      cut off, for pruning; None where nothing is pruned.
-  """
-
-  name: str
-  options: Mapping[str, Any]
-  dtype: np.dtype
-  rows: Callable[[Iterator[list[text_files.Record]], Counter],
-                 Iterator[np.ndarray]]
-  uncut: Optional[Callable[[Iterator[list[text_files.Record]]],
-                           Iterator[np.ndarray]]] = None
-
-
-class Made(Protocol):
-  """How the records of a split become rows, and rows examples."""
-
-  def recipe(self) -> Recipe:
+  def recipe(self) -> shards.Recipe:
     """Returns how records become rows."""
 
   def expand(self, rows: np.ndarray) -> Mapping[str, np.ndarray]:
     """Returns the columns of examples, from `[B]` rows."""
 
 
-class Rows:
-  """A Source of rows that are prepared.
+MakeFormat = Callable[[tokenizer_lib.Tokenizer, text_files.Corpus], RowFormat]
+
+
+class PreparedRows:
+  """A Source of prepared rows.
 
   Attributes:
     num_classes: V, or None.
@@ -78,15 +45,14 @@ class Rows:
     info: the statistics of the preparation.
   """
 
-  def __init__(self, folder: pathlib.Path, dtype: np.dtype,
-               expand: Callable[[np.ndarray], Mapping[str, np.ndarray]],
+  def __init__(self, folder: pathlib.Path, row_format: RowFormat,
                num_classes: Optional[int], text: source.TextInfo):
     from array_record.python import array_record_data_source
     self.num_classes = num_classes
     self.text = text
-    self.info = files.read_json(folder / _INFO)
-    self._dtype = dtype
-    self._expand = expand
+    self.info = shards.read_info(folder)
+    self._dtype = row_format.recipe().dtype
+    self._expand = row_format.expand
     self._rows = array_record_data_source.ArrayRecordDataSource(
         [str(folder / name) for name in self.info['files']])
 
@@ -104,45 +70,50 @@ class Rows:
             for i in range(len(indices))]
 
 
-def open_rows(make: Callable[[Tokenizer, text_files.Corpus], Made],
-              tokenizer: str,
-              where: text_files.Where,
-              split: str,
-              *,
-              prune: bool = False,
-              classes: Callable[[Tokenizer], Optional[int]]) -> Rows:
-  """Opens a split, and prepares it unless that has been done.
+def open_rows(
+    make_format: MakeFormat,
+    tokenizer: str,
+    location: text_files.Location,
+    split: str,
+    *,
+    prune: bool = False,
+    num_classes: Callable[[tokenizer_lib.Tokenizer], Optional[int]],
+) -> PreparedRows:
+  """Opens a split; prepares it unless that has been done.
 
   Args:
-    make: how the records of a split become rows, with which tokenizer.
+    make_format: returns the RowFormat of a split, given its tokenizer.
     tokenizer: as for `haikd.data.text.tokenizer.load`.
-    where: where the texts are.
-    split: 'train', 'validation' or what else there is.
-    prune: whether only those tokens are kept that the split 'train' uses.
-    classes: the number of classes there are then.
+    location: where the texts lie.
+    split: 'train', 'validation' or another split of the data set.
+    prune: whether to keep only the tokens that the split 'train' uses.
+    num_classes: returns the number of classes, given the tokenizer after
+      pruning.
 
   Returns:
     A Source.
 
   Raises:
-    ConfigError: what `where` says cannot be.
-    DataError: a text or a tokenizer that cannot be used, a split that is not
-      there or has no rows, or a folder that cannot be written.
+    ConfigError: a `location` with an option out of its range.
+    DataError: a text or a tokenizer that cannot be used, an unknown or empty
+      split, or a folder that cannot be written.
   """
   loaded, kept_ids = text_tokenizers.load(tokenizer), None
   if prune:
-    loaded, kept_ids = _prune(make, loaded, where)
-  corpus = find(where, split)
-  made = make(loaded, corpus)
-  folder = _prepare(made.recipe(), loaded, corpus, where.data_dir)
-  return Rows(folder, made.recipe().dtype, made.expand, classes(loaded),
-              text_tokenizers.keep(loaded, where.data_dir, kept_ids))
+    loaded, kept_ids = _prune(make_format, loaded, location)
+  corpus = open_corpus(location, split)
+  row_format = make_format(loaded, corpus)
+  folder = _prepare(row_format.recipe(), loaded, corpus, location.data_dir)
+  return PreparedRows(
+      folder, row_format, num_classes(loaded),
+      text_tokenizers.save_beside_data(loaded, location.data_dir, kept_ids))
 
 
-def find(where: text_files.Where, split: str) -> text_files.Corpus:
-  """Returns one split, as `text_files.find` does."""
-  top = text_tokenizers.root(where.data_dir)
-  return text_files.find(where, split, top / 'digests')
+def open_corpus(location: text_files.Location,
+                split: str) -> text_files.Corpus:
+  """Opens a split as `text_files.open_corpus` does; caches beside the data."""
+  root = text_tokenizers.root(location.data_dir)
+  return text_files.open_corpus(location, split, root / 'digests')
 
 
 def first_record(corpus: text_files.Corpus) -> text_files.Record:
@@ -154,136 +125,73 @@ def first_record(corpus: text_files.Corpus) -> text_files.Record:
 
 def _empty(corpus):
   return checks.DataError(
-      f'text_prepared.open_rows: split {corpus.split!r} must hold texts; got '
-      'none. Choose another split, or look at its files.')
+      f'Split {corpus.split!r} must hold texts; got none. Choose another '
+      'split, or check its files.')
 
 
-def _prune(make, tokenizer, where):
-  """Returns a tokenizer of what 'train' is made of, and the ids it keeps."""
-  corpus = find(where, 'train')
-  recipe = make(tokenizer, corpus).recipe()
-  kept = _folder(recipe, tokenizer, corpus, where.data_dir) / 'kept_ids.npy'
-  if not kept.exists():
+def _prune(
+    make_format: MakeFormat,
+    tokenizer: tokenizer_lib.Tokenizer,
+    location: text_files.Location,
+) -> tuple[tokenizer_lib.Tokenizer, np.ndarray]:
+  """Returns a tokenizer for what 'train' uses, and the ids it keeps."""
+  corpus = open_corpus(location, 'train')
+  recipe = make_format(tokenizer, corpus).recipe()
+  if recipe.full_ids is None:
+    raise TypeError(f'The recipe of {recipe.name!r} must have full_ids to be '
+                    'pruned; got None.')
+  folder = _folder(recipe, tokenizer, corpus, location.data_dir)
+  cached = folder / 'kept_ids.npy'
+  if not cached.exists():
     used = np.zeros(tokenizer.size, bool)
-    with _progress(f'counting {corpus.split}') as show:
+    with _progress_bar(f'counting {corpus.split}') as show:
       records = corpus.records()
-      while batch := list(_batches(records, show, BATCH_CHARACTERS)):
-        for ids in recipe.uncut(iter(batch)):
+      while batches := list(
+          shards.batches(records, show, shards.BATCH_CHARACTERS)):
+        for ids in recipe.full_ids(iter(batches)):
           used[ids] = True
     if not used.any():
       raise _empty(corpus)
     _, kept_ids = pruning.prune(tokenizer, np.flatnonzero(used))
     content = io.BytesIO()
     np.save(content, kept_ids)
-    with text_tokenizers.writing(kept.parent):
-      kept.parent.mkdir(parents=True, exist_ok=True)
-      paths.replace(kept, content.getvalue())
-  # All that was kept needs nothing else to be kept.
-  return pruning.prune(tokenizer, np.load(kept))
+    with text_tokenizers.explaining_write_errors(folder):
+      folder.mkdir(parents=True, exist_ok=True)
+      paths.replace(cached, content.getvalue())
+  # Pruning to the kept ids keeps exactly these.
+  return pruning.prune(tokenizer, np.load(cached))
 
 
 def _folder(recipe, tokenizer, corpus, data_dir):
-  """Returns where a split is prepared.
+  """Returns the folder of a prepared split.
 
-  The name depends on the texts, the tokenizer and the options, so that nothing
-  stale is ever read.
+  Its name is a hash of the texts, the tokenizer and the options, so that stale
+  rows are never read.
   """
-  key = dict(version=VERSION, texts=corpus.digest, tokenizer=tokenizer.digest,
-             options=recipe.options, shard=SHARD_CHARACTERS)
+  key = dict(version=_VERSION, texts=corpus.digest, tokenizer=tokenizer.digest,
+             options=recipe.options, shard=shards.SHARD_CHARACTERS)
   digest = hashlib.sha256(files.encode(key, sort_keys=True).encode())
   return (text_tokenizers.root(data_dir) / recipe.name /
           digest.hexdigest()[:16])
 
 
 def _prepare(recipe, tokenizer, corpus, data_dir):
-  """Makes the rows of a split unless that has been done; returns the folder."""
+  """Prepares a split unless that has been done; returns its folder."""
   folder = _folder(recipe, tokenizer, corpus, data_dir)
-  if not (folder / _INFO).exists():
-    with (text_tokenizers.writing(folder),
-          _progress(f'preparing {corpus.split}') as show):
+  if not shards.is_complete(folder):
+    with (text_tokenizers.explaining_write_errors(folder),
+          _progress_bar(f'preparing {corpus.split}') as show):
       folder.mkdir(parents=True, exist_ok=True)
       paths.remove_leftovers(text_tokenizers.root(data_dir))
-      _write_shards(folder, recipe, corpus, show)
-  if not files.read_json(folder / _INFO)['rows']:
+      shards.write(folder, recipe, corpus, show)
+  if not shards.read_info(folder)['rows']:
     raise _empty(corpus)
   return folder
 
 
-def _write_shards(folder, recipe, corpus, show):
-  """Writes the shards that are not there, and what there is in all."""
-  counts, names = Counter(documents=0, tokens=0, rows=0), []
-  records = corpus.records()
-  for number in itertools.count():
-    name = f'{number:05d}.array_record'
-    written = folder / f'{number:05d}.json'
-    if written.exists():
-      shard = Counter(files.read_json(written))
-      for record in itertools.islice(records, shard['documents']):
-        show(record.done)
-    else:
-      first = next(records, None)
-      if first is None:
-        break
-      shard = _write_shard(
-          folder / name, written, recipe,
-          _batches(itertools.chain([first], records), show, SHARD_CHARACTERS))
-    counts.update(shard)
-    if shard['rows']:
-      names.append(name)
-  files.write_json(folder / _INFO, dict(counts, files=names))
-
-
-def _batches(records, show, limit):
-  """Yields records of so many characters, a list at a time."""
-  batch, size, total = [], 0, 0
-  for record in records:
-    show(record.done)
-    batch.append(record)
-    size += sum(len(value) for value in record.values.values()
-                if isinstance(value, (str, bytes)))
-    if size >= BATCH_CHARACTERS:
-      yield batch
-      total += size
-      batch, size = [], 0
-      if total >= limit:
-        return
-  if batch:
-    yield batch
-
-
-def _write_shard(path, written, recipe, batches):
-  """Writes one shard, unless another has by then; returns what is in it."""
-  from array_record.python import array_record_module
-  counts = Counter(documents=0, tokens=0, rows=0)
-
-  def counted():
-    for batch in batches:
-      counts['documents'] += len(batch)
-      yield batch
-
-  temporary = paths.temporary(path)
-  # Records are read in any order: each is compressed by itself.
-  writer = array_record_module.ArrayRecordWriter(str(temporary),
-                                                 'group_size:1')
-  try:
-    for row in recipe.rows(counted(), counts):
-      writer.write(row.tobytes())
-      counts['rows'] += 1
-    writer.close()
-    if written.exists():  # The other may be reading its file already.
-      return Counter(files.read_json(written))
-    os.replace(temporary, path)
-  finally:
-    if writer.is_open():
-      writer.close()
-    temporary.unlink(missing_ok=True)
-  files.write_json(written, counts)
-  return counts
-
-
 @contextlib.contextmanager
-def _progress(title):
-  """Yields what shows how much is done: a bar if there is somebody to look."""
+def _progress_bar(title: str) -> Iterator[shards.ShowProgress]:
+  """Yields a function that shows progress: a bar if stderr is a terminal."""
   if not sys.stderr.isatty():
     yield lambda done: None
     return

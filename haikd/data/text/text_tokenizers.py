@@ -1,4 +1,4 @@
-"""The tokenizer of a data set: read once, and kept beside what it made."""
+"""The tokenizer of a data set: loaded once, and saved beside the data."""
 
 from collections.abc import Iterator
 import contextlib
@@ -14,10 +14,8 @@ from haikd.data import source
 from haikd.data.text import tokenizer as tokenizer_lib
 from haikd.storage import paths
 
-Tokenizer = tokenizer_lib.Tokenizer
 
-
-def load(path: str) -> Tokenizer:
+def load(path: str) -> tokenizer_lib.Tokenizer:
   """Loads a tokenizer, once for all splits of a run.
 
   Args:
@@ -38,15 +36,15 @@ def load(path: str) -> Tokenizer:
 
 @functools.lru_cache(maxsize=2)
 def _load(path, stamps):
-  del stamps  # They make a changed file a new argument.
+  del stamps  # In the cache's key, so that a changed file is loaded again.
   return tokenizer_lib.load(path)
 
 
 def root(data_dir: Optional[str]) -> pathlib.Path:
-  """Returns the folder of all that is prepared of texts.
+  """Returns the folder of everything that is prepared from texts.
 
   Args:
-    data_dir: where prepared files lie; None for where tfds has them.
+    data_dir: the folder of prepared files; None for that of tfds.
 
   Raises:
     DataError: it is in a bucket.
@@ -56,21 +54,22 @@ def root(data_dir: Optional[str]) -> pathlib.Path:
     data_dir = constants.DATA_DIR
   if paths.is_remote(data_dir):
     raise checks.DataError(
-        'text_tokenizers.root: data_dir must be a local folder for texts; got '
-        f'data_dir={data_dir!r}. Set config.data.data_dir to one that all '
+        'config.data.data_dir must be a local folder for texts; got '
+        f'{data_dir!r}. Set config.data.data_dir to a folder that all '
         'processes see, or to one on each machine.')
   return pathlib.Path(data_dir).expanduser() / 'haikd_text'
 
 
-def keep(tokenizer: Tokenizer, data_dir: Optional[str],
-         kept_ids: Optional[np.ndarray] = None) -> source.TextInfo:
-  """Writes a tokenizer beside what is prepared with it.
+def save_beside_data(
+    tokenizer: tokenizer_lib.Tokenizer, data_dir: Optional[str],
+    kept_ids: Optional[np.ndarray] = None) -> source.TextInfo:
+  """Writes a tokenizer beside the data that is prepared with it.
 
   Args:
-    tokenizer: maybe pruned.
-    data_dir: where prepared files lie, as for `root`.
-    kept_ids: which ids of the whole tokenizer its ids were; None if it is
-      whole.
+    tokenizer: the tokenizer of the data, pruned or not.
+    data_dir: the folder of prepared files, as for `root`.
+    kept_ids: int32 `[V]`, for each id of `tokenizer` its id in the tokenizer
+      that it was pruned from; None if it is not pruned.
 
   Returns:
     Where it is.
@@ -78,69 +77,68 @@ def keep(tokenizer: Tokenizer, data_dir: Optional[str],
   Raises:
     DataError: it cannot be written.
   """
-  said = f'{tokenizer.digest} {tokenizer.config}'
+  content = f'{tokenizer.digest} {tokenizer.config}'
   if tokenizer.template is not None:
-    said += f' {tokenizer.template}'
+    content += f' {tokenizer.template}'
   folder = root(data_dir) / 'tokenizers' / hashlib.sha256(
-      said.encode()).hexdigest()[:16]
-  if not (folder / 'tokenizer.json').exists():  # Which is written last.
-    with writing(folder):
+      content.encode()).hexdigest()[:16]
+  if not (folder / 'tokenizer.json').exists():  # Written last.
+    with explaining_write_errors(folder):
       tokenizer.save(folder)
   return source.TextInfo(str(folder), tokenizer.size, kept_ids)
 
 
 @contextlib.contextmanager
-def writing(folder: pathlib.Path) -> Iterator[None]:
-  """Makes what goes wrong with a folder of `root` a DataError."""
+def explaining_write_errors(folder: pathlib.Path) -> Iterator[None]:
+  """Turns errors of writing to a folder under `root` into DataErrors."""
   try:
     yield
-  except (OSError, RuntimeError) as err:  # array_record has the second.
+  except (OSError, RuntimeError) as err:  # array_record raises RuntimeError.
     raise checks.DataError(
-        'text_tokenizers.root: data_dir must be a folder that can be written, '
-        f'with room; got {str(folder)!r} ({checks.one_line(err)}). Set '
-        'config.data.data_dir.') from err
+        'config.data.data_dir must be a folder that can be written, with room; '
+        f'got {str(folder)!r} ({checks.one_line(err)}). Set '
+        'config.data.data_dir to another folder, or make room.') from err
 
 
-def ending(tokenizer: Tokenizer) -> int:
+def end_id(tokenizer: tokenizer_lib.Tokenizer) -> int:
   """Returns the token that ends a text; raises DataError if there is none."""
   special = tokenizer.special
   end = special.sep if special.eos is None else special.eos
   if end is None:
     raise checks.DataError(
-        'text_tokenizers.ending: tokenizer must have a token that ends texts; '
-        f'got {special}. Name it in tokenizer_config.json as eos_token.')
+        'config.data.options.tokenizer must have a token that ends texts; got '
+        f'{special}. Name it in tokenizer_config.json as eos_token.')
   return end
 
 
-def end_with(end: int, ids: np.ndarray) -> np.ndarray:
-  """Returns ids with one more at the end, unless it stands there."""
+def append_end(ids: np.ndarray, end: int) -> np.ndarray:
+  """Returns ids that end in `end`: appended, unless it is the last already."""
   if len(ids) and ids[-1] == end:
     return ids
   return np.append(ids, np.int32(end))
 
 
-def filler(tokenizer: Tokenizer) -> int:
-  """Returns the token that fills rows up, which the mask hides."""
+def pad_id(tokenizer: tokenizer_lib.Tokenizer) -> int:
+  """Returns the token that fills rows up; the mask hides it."""
   special = tokenizer.special
-  found = (special.pad, special.eos, special.sep, 0)
-  return next(i for i in found if i is not None)
+  candidates = (special.pad, special.eos, special.sep, 0)
+  return next(i for i in candidates if i is not None)
 
 
-def vocabulary_size(where: str, tokenizer: Tokenizer,
+def vocabulary_size(tokenizer: tokenizer_lib.Tokenizer,
                     vocabulary: Optional[int]) -> int:
-  """Returns V: that of the tokenizer, or what a user wants it to be.
+  """Returns V: `vocabulary`, or the size of the tokenizer if it is None.
 
   Args:
-    where: the data set, for messages.
-    tokenizer: of the data.
-    vocabulary: at least the size of the tokenizer; None for just that.
+    tokenizer: the tokenizer of the data.
+    vocabulary: at least the size of the tokenizer; None for exactly that.
 
   Raises:
     ConfigError: a vocabulary that is too small.
   """
   if vocabulary is not None and vocabulary < tokenizer.size:
     raise checks.ConfigError(
-        f'{where}: vocabulary must be no smaller than the tokenizer; got '
-        f'vocabulary={vocabulary}, tokenizer.size={tokenizer.size}. Set it to '
-        'None, or prune=True.')
+        'config.data.options.vocabulary must be at least the size of the '
+        f'tokenizer, {tokenizer.size}; got {vocabulary}. Set it to None; the '
+        'data set text can shrink its vocabulary with prune=True.')
   return vocabulary or tokenizer.size

@@ -1,6 +1,6 @@
 """Tokenizers of pretrained models: from text to ids and back.
 
-A thin coat over the package `tokenizers`, which is imported when one is loaded.
+A thin wrapper of the package `tokenizers`, which is imported on first use.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,8 +22,9 @@ _FILE, _CONFIG, _MAP, _TEMPLATE = (
     'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json',
     'chat_template.jinja')
 
-# What special tokens are called where no file says which is which.
-_KNOWN = dict(
+# The usual names of special tokens, for a tokenizer whose files don't say which
+# is which.
+_USUAL_NAMES = dict(
     bos=('<s>', '<|begin_of_text|>', '<bos>'),
     eos=('</s>', '<|endoftext|>', '<|end_of_text|>', '<eos>'),
     pad=('[PAD]', '<pad>', '<|finetune_right_pad_id|>'),
@@ -34,16 +35,16 @@ _KNOWN = dict(
 
 
 class Special(NamedTuple):
-  """The ids of special tokens, None for what a tokenizer does not have.
+  """The ids of special tokens, None for those a tokenizer does not have.
 
   Attributes:
     bos: begins a text.
     eos: ends a text.
-    pad: fills up.
-    unk: stands for what is not in the vocabulary.
-    cls: begins what an encoder reads.
-    sep: ends each sentence that an encoder reads.
-    mask: stands for what an encoder is to guess.
+    pad: fills rows up.
+    unk: replaces what is not in the vocabulary.
+    cls: begins the input of an encoder.
+    sep: ends each sentence in the input of an encoder.
+    mask: replaces a token that an encoder must predict.
   """
 
   bos: Optional[int] = None
@@ -55,13 +56,13 @@ class Special(NamedTuple):
   mask: Optional[int] = None
 
 
-class Encoded(NamedTuple):
-  """A text, or two, as a model takes it.
+class EncodedText(NamedTuple):
+  """A text, or a pair of texts, as token ids.
 
   Attributes:
     ids: int32 `[N]`.
-    types: of two texts, int32 `[N]`, 1 in the second and 0 elsewhere, where the
-      tokenizer says so; None of one.
+    types: of a pair, int32 `[N]`, 1 in the second text and 0 elsewhere, or all
+      0 if the tokenizer does not distinguish them; None for a single text.
   """
 
   ids: np.ndarray
@@ -69,21 +70,22 @@ class Encoded(NamedTuple):
 
 
 class Tokenizer:
-  """A tokenizer without truncation and padding of its own.
+  """A tokenizer with the truncation and padding of its file switched off.
 
   Attributes:
-    definition: what `tokenizer.json` holds; not to be changed.
-    config: what `tokenizer_config.json` holds; not to be changed.
-    template: what `chat_template.jinja` holds, which is only kept; or None.
+    definition: the content of `tokenizer.json`; don't modify it.
+    config: the content of `tokenizer_config.json`; don't modify it.
+    template: the content of `chat_template.jinja`, or None. It is saved again,
+      and not used otherwise.
     special: the ids of special tokens.
     size: the size of the vocabulary, one more than the largest id.
-    digest: a hash of all that texts and ids depend on.
+    digest: a hash of everything that ids and texts depend on.
 
   Args:
-    definition: what `tokenizer.json` holds.
-    config: what `tokenizer_config.json` holds.
-    template: what `chat_template.jinja` holds, or None.
-    source: where they are from, for messages.
+    definition: the content of `tokenizer.json`.
+    config: the content of `tokenizer_config.json`.
+    template: the content of `chat_template.jinja`, or None.
+    source: the file they come from, for messages.
 
   Raises:
     DataError: a definition that the package `tokenizers` refuses, or that
@@ -101,15 +103,15 @@ class Tokenizer:
       import tokenizers
     except ImportError as err:
       raise checks.DataError(
-          'tokenizer.load: tokenizers must be installed; got '
+          'tokenizers must be installed for data sets of texts; got '
           f"{checks.one_line(err)}. Run `pip install 'haikd[text]'`.") from err
     try:
       self._tokenizer = tokenizers.Tokenizer.from_str(text)
-    except Exception as err:  # The package has no other.
+    except Exception as err:  # The package raises no narrower type.
       raise checks.DataError(
-          f'tokenizer.load: {source} must hold a tokenizer that the package '
-          f'tokenizers reads; got {checks.one_line(err)}. Update the package, '
-          'or restore the file.') from err
+          f'{source} must hold a tokenizer that the package tokenizers reads; '
+          f'got {checks.one_line(err)}. Update the package, or restore the '
+          'file.') from err
     self.special = self._find_special()
     self.size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
     self.digest = hashlib.sha256(
@@ -120,34 +122,35 @@ class Tokenizer:
   def encode_batch(self, texts: Sequence[str],
                    pairs: Optional[Sequence[str]] = None, *,
                    special: bool = True,
-                   length: Optional[int] = None) -> list[Encoded]:
+                   length: Optional[int] = None) -> list[EncodedText]:
     """Returns texts as ids.
 
     Args:
-      texts: what to encode.
-      pairs: the second sentence of each, to make one sequence with the first.
-      special: whether special tokens are put around them, as the model was
-        trained with.
-      length: the largest number of ids, at which texts are cut, special tokens
-        included; None for no limit.
+      texts: the texts to encode.
+      pairs: the second text of each, which is joined with the first to one
+        sequence.
+      special: whether to add the special tokens that the model was trained
+        with.
+      length: the number of ids, special tokens included, to which texts are
+        truncated; None for no limit.
 
     Returns:
-      One Encoded a text.
+      One EncodedText for each text.
     """
     if length is None:
       self._tokenizer.no_truncation()
     else:
       self._tokenizer.enable_truncation(length)
-    given = texts if pairs is None else list(zip(texts, pairs, strict=True))
+    inputs = texts if pairs is None else list(zip(texts, pairs, strict=True))
     encoded = self._tokenizer.encode_batch_fast(
-        given, add_special_tokens=special)
+        inputs, add_special_tokens=special)
     if pairs is None:
-      return [Encoded(np.array(e.ids, np.int32)) for e in encoded]
-    return [Encoded(np.array(e.ids, np.int32), np.array(e.type_ids, np.int32))
-            for e in encoded]
+      return [EncodedText(np.array(e.ids, np.int32)) for e in encoded]
+    return [EncodedText(np.array(e.ids, np.int32),
+                        np.array(e.type_ids, np.int32)) for e in encoded]
 
   def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
-    """Returns the text that ids stand for.
+    """Returns the text of ids.
 
     Args:
       ids: `[N]` integers.
@@ -165,10 +168,10 @@ class Tokenizer:
     return self._tokenizer.id_to_token(int(index))
 
   def canonical(self) -> dict[str, Any]:
-    """Returns the definition as the package writes it, with nothing left out.
+    """Returns the definition as the package writes it, complete.
 
-    What a file says in an older way, or does not say, is in it as the package
-    understands it.
+    Older notation and missing fields of a file are replaced by what the package
+    reads them as.
     """
     self._tokenizer.no_truncation()
     return json.loads(self._tokenizer.to_str())
@@ -177,7 +180,7 @@ class Tokenizer:
     """Writes the files that `load` and transformers read.
 
     Args:
-      folder: made if need be; local or in a bucket.
+      folder: the folder, local or in a bucket; created if it is missing.
 
     Raises:
       OSError: it cannot be written.
@@ -194,87 +197,89 @@ class Tokenizer:
       files.replace(folder / _TEMPLATE, self.template)
     files.replace(folder / _FILE, files.encode(self.definition) + '\n')
 
-  def _find_special(self):
-    found = {}
-    for role, known in _KNOWN.items():
+  def _find_special(self) -> Special:
+    """Returns the special tokens, as `config` or else usual names have them."""
+    special = {}
+    for role, names in _USUAL_NAMES.items():
       key = f'{role}_token'
       if key in self.config:
         token = self.config[key]
-        known = (token['content'] if isinstance(token, Mapping) else token,)
-      ids = [self.id_of(token) for token in known if token is not None]
-      found[role] = next((i for i in ids if i is not None), None)
-    return Special(**found)
+        names = (token['content'] if isinstance(token, Mapping) else token,)
+      ids = [self.id_of(name) for name in names if name is not None]
+      special[role] = next((i for i in ids if i is not None), None)
+    return Special(**special)
 
 
 def load(path: str) -> Tokenizer:
   """Loads the tokenizer of a pretrained model.
 
-  Truncation and padding that a file asks for are left out: data sets set their
-  own.
+  Truncation and padding of the file are ignored: data sets choose theirs.
 
   Args:
     path: a folder of Hugging Face with `tokenizer.json`, such a file, or
-      'gguf:<file>', whose tokenizer has to be byte-level BPE. Which tokens are
-      special is read from `tokenizer_config.json` and `special_tokens_map.json`
-      in the same folder; without them, they go by their usual names.
+      'gguf:<file>', whose tokenizer must be byte-level BPE. The special tokens
+      are read from `tokenizer_config.json` and `special_tokens_map.json` in the
+      same folder; without them, they are recognised by their usual names.
 
   Returns:
     A Tokenizer.
 
   Raises:
-    DataError: a path that is not there or holds no such tokenizer, or a package
+    DataError: a path that is missing or holds no such tokenizer, or a package
       that is not installed.
   """
   if path.startswith(GGUF):
     definition, config = tokenizer_gguf.read(path.removeprefix(GGUF))
     return Tokenizer(definition, config, source=path)
-  path = paths.as_path(os.path.expanduser(path))
-  if not path.name.endswith('.json'):
-    path = path / _FILE
-  if not paths.exists(path):
+  file = paths.as_path(os.path.expanduser(path))
+  if not file.name.endswith('.json'):
+    file = file / _FILE
+  folder = file.parent
+  if not paths.exists(file):
     raise checks.DataError(
-        f'tokenizer.load: path must be a folder with {_FILE}, or that file; got'
-        f' {str(path.parent)!r}, which {_what_is_there(path.parent)}')
-  folder = path.parent
+        f'A tokenizer must be a folder with {_FILE}, or that file; got '
+        f'{str(folder)!r}, {_which_lacks_the_file(folder)}')
   config = _json_object(folder / _CONFIG)
   special = _json_object(folder / _MAP)
   return Tokenizer(
-      _json_object(path), {**special, **config},
-      template=_read_template(folder / _TEMPLATE), source=repr(str(path)))
+      _json_object(file), {**special, **config},
+      template=_read_template(folder / _TEMPLATE), source=repr(str(file)))
 
 
 def _read_template(path):
-  """Returns what a file holds; None if it is not there."""
+  """Returns the content of a file; None if it is missing."""
   if not paths.exists(path):
     return None
   try:
     return paths.read(path).decode()
   except (OSError, UnicodeDecodeError) as err:
     raise checks.DataError(
-        f'tokenizer.load: {str(path)!r} must be UTF-8; got '
-        f'{checks.one_line(err)}. Restore the file.') from err
+        f'{str(path)!r} must be UTF-8; got {checks.one_line(err)}. Restore the '
+        'file.') from err
 
 
 def _json_object(path):
-  """Returns what a file holds; nothing if it is not there."""
+  """Returns the JSON object of a file; an empty one if it is missing."""
   if not paths.exists(path):
     return {}
   value = files.read_json(path)
   if not isinstance(value, dict):
     raise checks.DataError(
-        f'tokenizer.load: {str(path)!r} must hold a JSON object; got '
-        f'{type(value).__name__}. Restore the file.')
+        f'{str(path)!r} must hold a JSON object; got {type(value).__name__}. '
+        'Restore the file.')
   return value
 
 
-def _what_is_there(folder):
+def _which_lacks_the_file(folder):
+  """Returns what the folder has instead of tokenizer.json, and a remedy."""
   names = paths.names(folder)
   slow = [name for name in names
           if name == 'vocab.txt' or name.endswith('.model')]
   if slow:
-    return (f'has {slow[0]} only. Make the other of it, where transformers is '
+    return (f'which has only {slow[0]}. Convert it where transformers is '
             f'installed: `AutoTokenizer.from_pretrained({str(folder)!r})'
             f'.save_pretrained({str(folder)!r})`.')
   if names:
-    return 'has none. Fetch it from where the model is from.'
-  return 'is not there or empty. Correct config.data.options.tokenizer.'
+    return f'which has no {_FILE}. Fetch it from where the model comes from.'
+  return ('which is missing or empty. Correct '
+          'config.data.options.tokenizer.')

@@ -1,31 +1,54 @@
-"""Byte-level BPE tokenizers, put together from the metadata of a GGUF file."""
+"""Byte-level BPE tokenizers, built from the metadata of a GGUF file."""
 
 from collections.abc import Mapping
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 from haikd.core import checks
 
-# What splits a text before merges begin, as llama.cpp and the models' own files
-# have it. ByteLevel, which comes last, splits no further.
+# The regular expressions that split a text before merging, as in llama.cpp and
+# the models' files. ByteLevel comes last and splits no further.
 _GPT2 = (r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+"
          r'|\s+(?!\S)|\s+')
 _LLAMA = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+"
           r'|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+')
-_PRE = {
-    'gpt-2': dict(splits=(_GPT2,)),
-    'smollm': dict(splits=(r'\p{N}', _GPT2)),
-    'default': dict(splits=(r'[\p{P}\$\+<=>\^~\|]+', _GPT2, r'\p{N}+',
-                            r'[0-9][0-9][0-9]')),
-    'llama-bpe': dict(splits=(_LLAMA.format(digits=r'\p{N}{1,3}'),),
-                      whole=True, bos=True),
-    'qwen2': dict(splits=(_LLAMA.format(digits=r'\p{N}'),), nfc=True),
+
+
+class _PreTokenizer(NamedTuple):
+  """What a value of `tokenizer.ggml.pre` means.
+
+  Attributes:
+    splits: regular expressions that split a text one after the other.
+    ignore_merges: whether a word of the vocabulary is one token, even if no
+      merge makes it.
+    add_bos: whether a text begins with bos, if the file does not say.
+    nfc: whether texts are normalised to NFC.
+  """
+
+  splits: tuple[str, ...]
+  ignore_merges: bool = False
+  add_bos: bool = False
+  nfc: bool = False
+
+
+_PRE_TOKENIZERS = {
+    'gpt-2': _PreTokenizer((_GPT2,)),
+    'smollm': _PreTokenizer((r'\p{N}', _GPT2)),
+    'default': _PreTokenizer((
+        r'[\p{P}\$\+<=>\^~\|]+', _GPT2, r'\p{N}+', r'[0-9][0-9][0-9]')),
+    'llama-bpe': _PreTokenizer(
+        (_LLAMA.format(digits=r'\p{N}{1,3}'),), ignore_merges=True,
+        add_bos=True),
+    'qwen2': _PreTokenizer((_LLAMA.format(digits=r'\p{N}'),), nfc=True),
 }
 
-_CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # In tokenizer.ggml.token_type.
+# Values of `tokenizer.ggml.token_type`.
+_CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5
 
-_KEYS = dict(bos='bos', eos='eos', pad='padding', unk='unknown', cls='cls',
-             sep='seperator', mask='mask')  # As GGUF spells them.
+# The names of special tokens in GGUF, which has the typo.
+_GGUF_NAMES = dict(
+    bos='bos', eos='eos', pad='padding', unk='unknown', cls='cls',
+    sep='seperator', mask='mask')
 
 Definition = dict[str, Any]
 
@@ -34,66 +57,65 @@ def read(path: str) -> tuple[Definition, dict[str, Any]]:
   """Reads the tokenizer of a GGUF file.
 
   Args:
-    path: of the file.
+    path: the file.
 
   Returns:
-    What `tokenizer.json` and `tokenizer_config.json` of the same tokenizer
-    would hold.
+    The content that `tokenizer.json` and `tokenizer_config.json` of the same
+    tokenizer would have.
 
   Raises:
-    DataError: no such file, one that is not GGUF, or a tokenizer of another
-      kind than byte-level BPE with a known way of splitting texts.
+    DataError: a file that is missing or is not GGUF, or a tokenizer that is not
+      byte-level BPE with a known way of splitting texts.
   """
   fields = _fields(path)
   kind = fields.get('model')
   if kind != 'gpt2':
     raise checks.DataError(
-        'tokenizer_gguf.read: tokenizer.ggml.model must be gpt2, byte-level '
-        f'BPE; got {kind!r} in {path!r}. Give the folder with tokenizer.json '
-        'that the file was made from.')
+        f"tokenizer.ggml.model of {path!r} must be 'gpt2', byte-level BPE; got "
+        f'{kind!r}. Give the folder with tokenizer.json that the file was made '
+        'from.')
   pre = fields.get('pre', 'default')
-  if pre not in _PRE:
+  if pre not in _PRE_TOKENIZERS:
     raise checks.DataError(
-        'tokenizer_gguf.read: tokenizer.ggml.pre must be a known way of '
-        f'splitting texts; got {pre!r} in {path!r}. '
-        f'{checks.suggest(pre, _PRE)} Give the folder with tokenizer.json that '
-        'the file was made from.')
+        f'tokenizer.ggml.pre of {path!r} must be a known way of splitting '
+        f'texts; got {pre!r}. {checks.suggest(pre, _PRE_TOKENIZERS)} Give the '
+        'folder with tokenizer.json that the file was made from.')
   for key in ('tokens', 'merges', 'token_type'):
     if key not in fields:
       raise checks.DataError(
-          f'tokenizer_gguf.read: metadata must hold tokenizer.ggml.{key}; got '
-          f'{sorted(fields)} in {path!r}. Convert the model again.')
+          f'{path!r} must have the metadata tokenizer.ggml.{key}; got only '
+          f'{sorted(fields)}. Convert the model again.')
   special = {
       role: fields['tokens'][fields[f'{name}_token_id']]
-      for role, name in _KEYS.items() if f'{name}_token_id' in fields
+      for role, name in _GGUF_NAMES.items() if f'{name}_token_id' in fields
   }
-  config = dict(
+  config: dict[str, Any] = dict(
       tokenizer_class='PreTrainedTokenizerFast',
       clean_up_tokenization_spaces=False,
       **{f'{role}_token': token for role, token in special.items()})
   if 'chat_template' in fields:
     config['chat_template'] = fields['chat_template']
-  return _definition(fields, _PRE[pre], special), config
+  return _definition(fields, _PRE_TOKENIZERS[pre], special), config
 
 
 def _fields(path):
   """Returns the metadata of the tokenizer, without its prefix."""
   if not pathlib.Path(path).is_file():
     raise checks.DataError(
-        f'tokenizer_gguf.read: path must be a GGUF file; got {path!r}, which is'
-        ' not there. Correct config.data.options.tokenizer.')
+        f"A tokenizer 'gguf:<file>' must name a GGUF file; got {path!r}, which "
+        'is missing. Correct config.data.options.tokenizer.')
   try:
     import gguf
   except ImportError as err:
     raise checks.DataError(
-        'tokenizer_gguf.read: gguf must be installed; got '
+        f'gguf must be installed to read {path!r}; got '
         f"{checks.one_line(err)}. Run `pip install 'haikd[text]'`.") from err
   try:
     reader = gguf.GGUFReader(path)
-  except Exception as err:  # It checks little before it computes.
+  except Exception as err:  # A broken file raises whatever parsing it raises.
     raise checks.DataError(
-        f'tokenizer_gguf.read: path must be a GGUF file; got {path!r} '
-        f'({checks.describe(err)}). Fetch it again.') from err
+        f'{path!r} must be a GGUF file; got {checks.describe(err)}. Fetch it '
+        'again.') from err
   fields = {
       name.removeprefix('tokenizer.ggml.'): field.contents()
       for name, field in reader.fields.items()
@@ -105,9 +127,9 @@ def _fields(path):
   return fields
 
 
-def _definition(fields: Mapping[str, Any], pre: Mapping[str, Any],
+def _definition(fields: Mapping[str, Any], pre: _PreTokenizer,
                 special: Mapping[str, str]) -> Definition:
-  """Returns what tokenizer.json would hold."""
+  """Returns the content that tokenizer.json would have."""
   kinds = fields['token_type']
   vocab = {
       token: i for i, token in enumerate(fields['tokens'])
@@ -118,19 +140,19 @@ def _definition(fields: Mapping[str, Any], pre: Mapping[str, Any],
            normalized=False, lstrip=False, rstrip=False, single_word=False)
       for i, kind in enumerate(kinds) if kind in (_CONTROL, _USER_DEFINED)
   ]
-  splits = [*map(_split, pre['splits']), _byte_level(regex=False)]
+  splits = [*map(_split, pre.splits), _byte_level(regex=False)]
   model = dict(
       type='BPE', dropout=None, unk_token=None, continuing_subword_prefix=None,
       end_of_word_suffix=None, fuse_unk=False, byte_fallback=False,
-      ignore_merges=pre.get('whole', False), vocab=vocab,
+      ignore_merges=pre.ignore_merges, vocab=vocab,
       merges=[merge.split(' ') for merge in fields['merges']])
   return dict(
       version='1.0', truncation=None, padding=None, added_tokens=added,
-      normalizer=dict(type='NFC') if pre.get('nfc') else None,
+      normalizer=dict(type='NFC') if pre.nfc else None,
       pre_tokenizer=dict(type='Sequence', pretokenizers=splits),
       post_processor=_template(
           first=special['bos'] if fields.get('add_bos_token',
-                                             pre.get('bos')) else None,
+                                             pre.add_bos) else None,
           last=special['eos'] if fields.get('add_eos_token') else None,
           ids=vocab),
       decoder=_byte_level(regex=True), model=model)
@@ -147,7 +169,7 @@ def _byte_level(*, regex):
 
 
 def _template(*, first, last, ids):
-  """Returns what adds a token before and after a text, or None."""
+  """Returns a post-processor that adds tokens around a text, or None."""
   if first is None and last is None:
     return None
 

@@ -1,12 +1,11 @@
-"""Sequences of tokens: what a model has to predict at which position."""
+"""Sequences of tokens: which token a model must predict at which position."""
 
 from typing import Optional
 
 import numpy as np
 
+from haikd.core import base
 from haikd.data import spec as spec_lib
-
-UNLABELLED = -100  # The label of what has none.
 
 
 def next_token(
@@ -17,35 +16,37 @@ def next_token(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Aligns labels to logits: position i predicts token i + 1.
 
-  This is the one place where sequences are shifted; losses and models never do.
-  A position counts if the token after it is real (and belongs to the
-  completion, when there is one), so that with a prompt of 4 tokens and a
-  completion of 3 the positions 3, 4 and 5 count.
+  This is the one place where sequences are shifted; losses and models never do
+  it. A position counts if the token after it is real (and, given `completion`,
+  belongs to the completion). With a prompt of 4 tokens and a completion of 3,
+  the positions 3, 4 and 5 count.
 
   Args:
     tokens: `[..., N]` integers.
     mask: `[..., N]` bool, true where a token is real.
-    completion: `[..., N]` bool, true where a token is to be learned; None for
-      every real one.
-    segments: `[..., N]` integers, which document of its row a token belongs to;
-      the last of one predicts nothing of the next. None where a row is one.
+    completion: `[..., N]` bool, true where a token is to be learned; None if
+      every real token is.
+    segments: `[..., N]` integers, the document of its row that a token belongs
+      to. The last token of a document does not predict the first of the next.
+      None if a row is one document.
 
   Returns:
     `labels`, `[..., N]` int32 with -100 where a position does not count, and
     `target_mask`, `[..., N]` bool, true where it does.
   """
-  wanted = mask if completion is None else mask & completion
+  learned = mask if completion is None else mask & completion
   target_mask = np.zeros_like(mask)
-  target_mask[..., :-1] = mask[..., :-1] & wanted[..., 1:]
+  target_mask[..., :-1] = mask[..., :-1] & learned[..., 1:]
   if segments is not None:
     target_mask[..., :-1] &= segments[..., :-1] == segments[..., 1:]
-  labels = np.full(tokens.shape, UNLABELLED, np.int32)
+  ignored = np.int32(base.IGNORED_LABEL)
+  labels = np.full(tokens.shape, ignored)
   labels[..., :-1] = tokens[..., 1:]
-  return np.where(target_mask, labels, np.int32(UNLABELLED)), target_mask
+  return np.where(target_mask, labels, ignored), target_mask
 
 
 def columns(length: int) -> dict[str, spec_lib.Column]:
-  """Returns what a sequence with its mask and labels is like.
+  """Describes the columns of a sequence with its mask and labels.
 
   Args:
     length: N.

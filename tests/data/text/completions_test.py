@@ -26,12 +26,12 @@ def open_rows(folder, tokenizer, *rows, **options):
     ('a b', 'c', [3, 4, 5, 2, 0, 0], [-100, 5, 2, -100, -100, -100]),
     ('', 'c d', [5, 6, 2, 0, 0, 0], [6, 2, -100, -100, -100, -100]),
     ('a b c', 'd e', [3, 4, 5, 6, 7, 2], [-100, -100, 6, 7, 2, -100]),
-    # Too long: the beginning of the prompt goes first.
+    # Too long: the prompt loses its beginning, then the completion its end.
     ('a b c d', 'e f', [4, 5, 6, 7, 8, 2], [-100, -100, 7, 8, 2, -100]),
     ('a b', 'a b c d e f g', [3, 4, 5, 6, 7, 8], [4, 5, 6, 7, 8, -100]),
 ])
-def test_completion_alone_is_learned(tmp_path, words, prompt, completion,
-                                     tokens, label):
+def test_only_the_completion_is_learned(tmp_path, words, prompt, completion,
+                                        tokens, label):
   row = open_rows(tmp_path, words,
                   dict(prompt=prompt, completion=completion))[0]
   assert row['tokens'].tolist() == tokens
@@ -47,14 +47,14 @@ def test_rows_may_be_padded_on_the_left(tmp_path, words):
   assert row['label'].tolist() == [-100, -100, -100, 4, 2, -100]
 
 
-def test_rows_that_were_cut_are_counted(tmp_path, words):
+def test_truncated_rows_are_counted(tmp_path, words):
   opened = open_rows(tmp_path, words, dict(prompt='a', completion='b'),
                      dict(prompt='a b c d', completion='a b'))
   assert opened.info['cut'] == 1 and opened.info['rows'] == 2
 
 
-def test_special_tokens_stand_before_and_after_the_two(tmp_path, bert_words):
-  # [CLS] and [SEP] are 2 and 3 there: none between prompt and completion.
+def test_special_tokens_surround_prompt_and_completion(tmp_path, bert_words):
+  # [CLS] is 2 and [SEP] is 3: none between prompt and completion.
   row = open_rows(tmp_path, bert_words, dict(prompt='a', completion='b'))[0]
   assert row['tokens'].tolist() == [2, 4, 5, 3, 0, 0]
 
@@ -64,7 +64,7 @@ def test_missing_field_is_named(tmp_path, words):
     open_rows(tmp_path, words, dict(completion='b'))
 
 
-def test_description_is_that_of_the_data(tmp_path, words):
+def test_description_matches_the_data(tmp_path, words):
   open_rows(tmp_path, words, dict(prompt='a', completion='b'))
   config = config_lib.base()
   config.batch_size = 1

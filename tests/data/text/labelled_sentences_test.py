@@ -47,7 +47,7 @@ def test_names_are_numbered_as_in_the_split_train(tmp_path, bert_words):
   assert opened.num_classes == 3 and labels(opened) == [2]
 
 
-def test_classes_may_be_given(tmp_path, bert_words):
+def test_classes_may_be_configured(tmp_path, bert_words):
   write(tmp_path, dict(text='a', label='no'), dict(text='b', label=1))
   opened = open_split(tmp_path, bert_words, classes=('no', 'yes', 'maybe'))
   assert opened.num_classes == 3 and labels(opened) == [0, 1]
@@ -57,8 +57,8 @@ def test_classes_may_be_given(tmp_path, bert_words):
     (dict(text='a b c d', label=0), {}),
     (dict(q='a b', p='c d', label=0), dict(field='q', second='p')),
 ])
-def test_pruning_keeps_what_stands_beyond_the_cut(tmp_path, bert_words, row,
-                                                  options):
+def test_pruning_keeps_tokens_beyond_the_truncation(tmp_path, bert_words, row,
+                                                    options):
   write(tmp_path, row)
   opened = open_split(tmp_path, bert_words, length=5, prune=True, **options)
   assert opened.text.kept_ids.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
@@ -73,7 +73,7 @@ def test_pairs_are_one_row_with_types(tmp_path, bert_words):
   assert 'types' not in row
 
 
-def test_tokenizer_without_types_gives_none(tmp_path, words):
+def test_tokenizer_without_types_has_no_such_column(tmp_path, words):
   write(tmp_path, dict(q='a', p='b c', label=0))
   path = tmp_path / 'words' / 'tokenizer.json'
   definition = json.loads(path.read_text())
@@ -89,7 +89,7 @@ def test_tokenizer_without_types_gives_none(tmp_path, words):
 
 @pytest.mark.parametrize('second', [None, 'other'])
 @pytest.mark.parametrize('classes', [None, 2, ('no', 'yes')])
-def test_description_is_that_of_the_data(tmp_path, bert_words, second, classes):
+def test_description_matches_the_data(tmp_path, bert_words, second, classes):
   write(tmp_path, dict(text='a', other='b', label=1))
   config = config_lib.base()
   config.batch_size = 1
@@ -107,20 +107,21 @@ def test_description_is_that_of_the_data(tmp_path, bert_words, second, classes):
 
 
 @pytest.mark.parametrize('label, classes, text', [
-    (2, 2, "line 1 .* must have one of 2 classes in 'label'; got 2"),
-    ('x', 2, "must have one of 2 classes in 'label'; got 'x'"),
-    ('x', ('y', 'z'), r"one of 2 classes \(y, z\) in 'label'; got 'x'"),
-    (0.5, 2, 'must have one of 2 classes'),
-    (0.5, None, "must have a text in 'label'; got 0.5"),
+    (2, 2, "line 1 .* must have one of 2 classes in the field 'label'; got 2"),
+    ('x', 2, "must have one of 2 classes in the field 'label'; got 'x'"),
+    ('x', ('y', 'z'),
+     r"one of 2 classes \(y, z\) in the field 'label'; got 'x'. Set config"),
+    (0.5, 2, "must have one of 2 classes in the field 'label'; got 0.5"),
+    (0.5, None, "must have a text in the field 'label'; got 0.5"),
 ])
-def test_label_that_is_no_class_is_refused(tmp_path, bert_words, label, classes,
-                                           text):
+def test_label_that_is_not_a_class_is_refused(tmp_path, bert_words, label,
+                                              classes, text):
   write(tmp_path, dict(text='a', label=label))
   with pytest.raises(checks.DataError, match=text):
     open_split(tmp_path, bert_words, classes=classes)
 
 
-def test_class_that_the_split_train_has_not_is_refused(tmp_path, bert_words):
+def test_class_missing_from_the_split_train_is_refused(tmp_path, bert_words):
   write(tmp_path, dict(text='a', label='y'))
   write(tmp_path, dict(text='a', label='x'), split='test')
   with pytest.raises(checks.DataError, match=r"one of 1 classes \(y\)"):
@@ -129,12 +130,15 @@ def test_class_that_the_split_train_has_not_is_refused(tmp_path, bert_words):
 
 def test_names_and_numbers_are_not_mixed(tmp_path, bert_words):
   write(tmp_path, dict(text='a', label='y'), dict(text='a', label=1))
-  with pytest.raises(checks.DataError, match='all be names, or all be numbers'):
+  with pytest.raises(checks.DataError, match=(
+      "field 'label' of split 'train' must hold only names of classes, or only "
+      'numbers; got both')):
     open_split(tmp_path, bert_words)
 
 
 @pytest.mark.parametrize('classes', [0, (), 'ab', 1.5])
-def test_classes_that_are_none_are_refused(tmp_path, bert_words, classes):
+def test_invalid_classes_are_refused(tmp_path, bert_words, classes):
   write(tmp_path, dict(text='a', label=0))
-  with pytest.raises(checks.ConfigError, match='classes must be how many'):
+  with pytest.raises(checks.ConfigError, match=(
+      'config.data.options.classes must be the number of classes, or a tuple')):
     open_split(tmp_path, bert_words, classes=classes)

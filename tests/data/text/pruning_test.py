@@ -1,4 +1,4 @@
-"""Smaller vocabularies: the same pieces for a corpus, and what has to stay."""
+"""Smaller vocabularies: the same pieces for a corpus, and the kept tokens."""
 
 import json
 
@@ -26,7 +26,7 @@ CORPUS = ['the cat is not there', 'newest weather, 12', 'slow café']
 OTHERS = ['zebra crossing', 'WIDER! 987', 'été 日本', ' the  lowest\n\t']
 
 
-def as_ours(made, **config):
+def wrapped(made, **config):
   return tokenizer_lib.Tokenizer(json.loads(made.to_str()), config)
 
 
@@ -41,11 +41,11 @@ def byte_level():
       single='<s> $A </s>', special_tokens=[('<s>', 0), ('</s>', 1)])
   made.add_tokens(['<tool>'])
   made.add_special_tokens(['<last>'])
-  return as_ours(made)
+  return wrapped(made)
 
 
 def byte_fallback():
-  """As Llama 2 has it: characters, and bytes for those that are not there."""
+  """Like Llama 2: characters, and bytes for unknown characters."""
   made = tokenizers.Tokenizer(models.BPE(
       unk_token='<unk>', byte_fallback=True, fuse_unk=True))
   made.normalizer = normalizers.Replace(' ', '▁')
@@ -60,14 +60,14 @@ def byte_fallback():
 
 
 def suffixed():
-  """As CLIP has it: the end of a word belongs to its last piece."""
+  """Like CLIP: the last piece of a word includes the end of the word."""
   made = tokenizers.Tokenizer(models.BPE(
       unk_token='<unk>', end_of_word_suffix='</w>'))
   made.pre_tokenizer = pre_tokenizers.Whitespace()
   made.train_from_iterator(TRAINING, trainers.BpeTrainer(
       vocab_size=150, end_of_word_suffix='</w>', show_progress=False,
       special_tokens=['<unk>']))
-  return as_ours(made)
+  return wrapped(made)
 
 
 def word_piece():
@@ -78,7 +78,7 @@ def word_piece():
   made.train_from_iterator(TRAINING, trainers.WordPieceTrainer(
       vocab_size=150, special_tokens=special, show_progress=False))
   made.post_processor = processors.BertProcessing(('[SEP]', 3), ('[CLS]', 2))
-  return as_ours(made)
+  return wrapped(made)
 
 
 def unigram():
@@ -90,52 +90,52 @@ def unigram():
       unk_token='<unk>', show_progress=False))
   made.post_processor = processors.Sequence([processors.TemplateProcessing(
       single='$A </s>', special_tokens=[('</s>', 2)])])
-  return as_ours(made)
+  return wrapped(made)
 
 
 ALL = [byte_level, byte_fallback, suffixed, word_piece, unigram]
 
 
-def pruned_for(whole, texts):
-  used = {int(i) for e in whole.encode_batch(texts) for i in e.ids}
-  return pruning.prune(whole, used)
+def pruned_for(original, texts):
+  used = {int(i) for e in original.encode_batch(texts) for i in e.ids}
+  return pruning.prune(original, used)
 
 
 @pytest.mark.parametrize('make', ALL)
 def test_texts_of_the_corpus_have_the_same_pieces(make):
-  whole = make()
+  original = make()
   for texts in (CORPUS, TRAINING[:2], ['日本 cat'], OTHERS):
-    pruned, kept_ids = pruned_for(whole, texts)
-    assert len(kept_ids) == pruned.size < whole.size
-    for before, after in zip(whole.encode_batch(texts),
+    pruned, kept_ids = pruned_for(original, texts)
+    assert len(kept_ids) == pruned.size < original.size
+    for before, after in zip(original.encode_batch(texts),
                              pruned.encode_batch(texts)):
       assert before.ids.tolist() == kept_ids[after.ids].tolist()
 
 
 @pytest.mark.parametrize('make', ALL)
 def test_ids_are_dense_and_in_the_old_order(make):
-  whole = make()
-  pruned, kept_ids = pruned_for(whole, CORPUS)
+  original = make()
+  pruned, kept_ids = pruned_for(original, CORPUS)
   assert kept_ids.dtype == np.int32 and (np.diff(kept_ids) > 0).all()
   for new, old in enumerate(kept_ids):
-    assert pruned.token_of(new) == whole.token_of(old)
-    assert pruned.id_of(whole.token_of(old)) == new
+    assert pruned.token_of(new) == original.token_of(old)
+    assert pruned.id_of(original.token_of(old)) == new
 
 
 @pytest.mark.parametrize('make', ALL)
-def test_special_tokens_stay(make):
-  whole = make()
-  pruned, _ = pruning.prune(whole, [])
-  for token in whole.definition['added_tokens']:
+def test_special_tokens_are_kept(make):
+  original = make()
+  pruned, _ = pruning.prune(original, [])
+  for token in original.definition['added_tokens']:
     assert (pruned.id_of(token['content']) is not None) == token['special']
-  for before, after in zip(whole.special, pruned.special):
+  for before, after in zip(original.special, pruned.special):
     assert (before is None) == (after is None)
     if before is not None:
-      assert whole.token_of(before) == pruned.token_of(after)
+      assert original.token_of(before) == pruned.token_of(after)
 
 
 @pytest.mark.parametrize('make', [byte_level, byte_fallback])
-def test_any_other_text_still_comes_back(make):
+def test_any_other_text_is_still_decoded_to_itself(make):
   pruned, _ = pruned_for(make(), CORPUS)
   for text in OTHERS + TRAINING:
     ids = pruned.encode_batch([text], special=False)[0].ids
@@ -149,53 +149,54 @@ def test_other_words_of_known_letters_are_not_unknown(make):
   assert pruned.special.unk is None or pruned.special.unk not in ids
 
 
-def test_parts_of_merges_stay_in_every_way_they_are_made():
-  # abc is made of ab + c by the lowest rank, and of a + bc; d stays alone.
+def test_parts_of_all_merges_to_a_piece_are_kept():
+  # abc is merged from ab + c, which has the lower rank, and from a + bc. d is
+  # kept because it is a single character, cd and da are not.
   vocab = {token: i for i, token in enumerate(
       ['a', 'b', 'c', 'd', 'cd', 'ab', 'bc', 'abc', 'da'])}
-  whole = as_ours(tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[
+  original = wrapped(tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[
       ('c', 'd'), ('a', 'b'), ('b', 'c'), ('ab', 'c'), ('a', 'bc'),
       ('d', 'a')])))
-  pruned, kept_ids = pruning.prune(whole, [vocab['abc']])
+  pruned, kept_ids = pruning.prune(original, [vocab['abc']])
   assert kept_ids.tolist() == [0, 1, 2, 3, 5, 6, 7]
   assert pruned.definition['model']['merges'] == [
       ['a', 'b'], ['b', 'c'], ['ab', 'c'], ['a', 'bc']]
 
 
 def test_merges_may_be_written_as_strings():
-  whole = byte_level()
-  definition = json.loads(json.dumps(whole.definition))
+  original = byte_level()
+  definition = json.loads(json.dumps(original.definition))
   definition['model']['merges'] = [
       ' '.join(merge) for merge in definition['model']['merges']]
   old = tokenizer_lib.Tokenizer(definition)
   assert (pruned_for(old, CORPUS)[0].definition ==
-          pruned_for(whole, CORPUS)[0].definition)
+          pruned_for(original, CORPUS)[0].definition)
 
 
 @pytest.mark.parametrize('make', ALL)
 @pytest.mark.parametrize('missing', [
     ('post_processor',), ('added_tokens',), ('model', 'type'),
     ('model', 'unk_id'), ('model', 'unk_token')])
-def test_what_a_file_may_leave_out_may_be_missing(make, missing):
+def test_optional_fields_of_a_file_may_be_missing(make, missing):
   definition = json.loads(json.dumps(make().definition))
   inner = definition
   for key in missing[:-1]:
     inner = inner[key]
   inner.pop(missing[-1], None)
   try:
-    whole = tokenizer_lib.Tokenizer(definition)
+    original = tokenizer_lib.Tokenizer(definition)
   except checks.DataError:
-    return  # The package asks for it.
-  pruned, kept_ids = pruned_for(whole, CORPUS)
-  assert pruned.size < whole.size
-  for before, after in zip(whole.encode_batch(CORPUS),
+    return  # The package requires it.
+  pruned, kept_ids = pruned_for(original, CORPUS)
+  assert pruned.size < original.size
+  for before, after in zip(original.encode_batch(CORPUS),
                            pruned.encode_batch(CORPUS)):
     assert before.ids.tolist() == kept_ids[after.ids].tolist()
 
 
-def test_added_tokens_that_are_used_stay_and_are_numbered_anew():
-  whole = byte_level()
-  pruned, kept_ids = pruned_for(whole, ['cat <tool>'])
+def test_used_added_tokens_are_kept_and_renumbered():
+  original = byte_level()
+  pruned, kept_ids = pruned_for(original, ['cat <tool>'])
   assert pruned.id_of('<tool>') == len(kept_ids) - 2
   assert pruned.id_of('<last>') == len(kept_ids) - 1
 
@@ -211,14 +212,14 @@ SINGLE = dict(single='[CLS] $A [SEP]',
     processors.Sequence([processors.ByteLevel(),
                          processors.TemplateProcessing(**SINGLE)]),
 ])
-def test_special_tokens_are_put_on_by_their_new_ids(processor):
+def test_special_tokens_are_added_with_their_new_ids(processor):
   words = ['a', '[UNK]', '[CLS]', 'b', '[SEP]', 'c']
   made = tokenizers.Tokenizer(models.WordLevel(
       {word: i for i, word in enumerate(words)}, unk_token='[UNK]'))
   made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
   made.post_processor = processor
   made.add_special_tokens(['[UNK]', '[CLS]', '[SEP]'])
-  pruned, kept_ids = pruning.prune(as_ours(made), [5])
+  pruned, kept_ids = pruning.prune(wrapped(made), [5])
   assert kept_ids.tolist() == [1, 2, 4, 5]
   assert pruned.encode_batch(['c a'])[0].ids.tolist() == [1, 3, 0, 2]
   assert [(t['id'], t['content'])
@@ -226,47 +227,49 @@ def test_special_tokens_are_put_on_by_their_new_ids(processor):
               (0, '[UNK]'), (1, '[CLS]'), (2, '[SEP]')]
 
 
-def test_tokens_that_are_only_put_on_stay():
+def test_tokens_that_only_processors_add_are_kept():
   made = tokenizers.Tokenizer(models.WordLevel(
       {'a': 0, 'b': 1, 'end': 2}, unk_token='a'))
   made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
   made.post_processor = processors.TemplateProcessing(
       single='$A end', special_tokens=[('end', 2)])
-  pruned, kept_ids = pruning.prune(as_ours(made), [])
+  pruned, kept_ids = pruning.prune(wrapped(made), [])
   assert kept_ids.tolist() == [0, 2]
   assert pruned.encode_batch(['a'])[0].ids.tolist() == [0, 1]
 
 
-def test_unknown_keeps_its_score():
-  # The score of unk is the lowest of all pieces less 10: without the worst
+def test_the_score_of_unk_does_not_change():
+  # The score of unk is the lowest score of a piece less 10: without the worst
   # piece, b (-3) + c (-9) would lose to unk (-11) + c.
-  whole = as_ours(tokenizers.Tokenizer(models.Unigram(
+  original = wrapped(tokenizers.Tokenizer(models.Unigram(
       [('<unk>', 0.0), ('ab', -1.0), ('c', -9.0), ('xyz', -50.0)], unk_id=0)))
-  pruned, kept_ids = pruning.prune(whole, [1, 2])
+  pruned, kept_ids = pruning.prune(original, [1, 2])
   assert kept_ids.tolist() == [0, 1, 2, 3]
   assert pruned.definition['model']['unk_id'] == 0
 
 
-def test_chat_template_stays():
-  whole = tokenizer_lib.Tokenizer(byte_level().definition, template='{{ a }}')
-  assert pruned_for(whole, CORPUS)[0].template == '{{ a }}'
+def test_chat_template_is_kept():
+  original = tokenizer_lib.Tokenizer(byte_level().definition,
+                                     template='{{ a }}')
+  assert pruned_for(original, CORPUS)[0].template == '{{ a }}'
 
 
-def test_config_is_numbered_anew():
-  whole = byte_level()
-  last = whole.id_of('<last>')
+def test_config_is_renumbered():
+  original = byte_level()
+  last = original.id_of('<last>')
+  tool = original.id_of('<tool>')
   config = dict(added_tokens_decoder={
-      '0': dict(content='<s>'), str(whole.id_of('<tool>')): dict(content='x'),
+      '0': dict(content='<s>'), str(tool): dict(content='x'),
       str(last): dict(content='<last>')})
-  whole = tokenizer_lib.Tokenizer(whole.definition, config)
-  pruned, kept_ids = pruned_for(whole, CORPUS)
+  original = tokenizer_lib.Tokenizer(original.definition, config)
+  pruned, kept_ids = pruned_for(original, CORPUS)
   assert pruned.config == dict(added_tokens_decoder={
       '0': dict(content='<s>'),
       str(len(kept_ids) - 1): dict(content='<last>')})
 
 
 @pytest.mark.parametrize('make', ALL)
-def test_pruned_tokenizers_are_saved_and_loaded(make, tmp_path):
+def test_pruned_tokenizers_can_be_saved_and_loaded(make, tmp_path):
   pruned, _ = pruned_for(make(), CORPUS)
   pruned.save(tmp_path)
   again = tokenizer_lib.load(str(tmp_path))
@@ -277,6 +280,7 @@ def test_pruned_tokenizers_are_saved_and_loaded(make, tmp_path):
 
 
 def test_ids_of_another_tokenizer_are_refused():
-  with pytest.raises(checks.DataError, match='must be ids.*got 400, size=400'):
-    pruning.prune(as_ours(tokenizers.Tokenizer(models.WordLevel(
+  with pytest.raises(checks.DataError, match=(
+      'used_ids must be ids of the tokenizer; got 400, size=400')):
+    pruning.prune(wrapped(tokenizers.Tokenizer(models.WordLevel(
         {str(i): i for i in range(400)}, unk_token='0'))), [3, 400])

@@ -31,7 +31,7 @@ def open_split(folder, tokenizer, split='train', **options):
 
 
 # In `bert_words` a is 4, b is 5 and so on; 2 is [CLS], 3 is [SEP], 0 pads.
-def test_sentences_are_padded_or_cut_with_their_special_tokens(tmp_path,
+def test_sentences_are_padded_or_truncated_with_special_tokens(tmp_path,
                                                                bert_words):
   (tmp_path / 'files').mkdir()
   (tmp_path / 'files' / 'train.txt').write_text('a b\n\nc\na b c d e f\n')
@@ -61,7 +61,8 @@ def test_pairs_have_two_rows_and_a_score(tmp_path, bert_words):
   assert opened[1]['label'].dtype == np.float32
 
 
-def test_splits_may_differ_and_filled_up_pairs_are_masked(tmp_path, bert_words):
+def test_splits_may_differ_and_padding_of_batches_is_masked(tmp_path,
+                                                            bert_words):
   write(tmp_path, 'train.jsonl', *(dict(text=t) for t in 'abcd'))
   write(tmp_path, 'test.jsonl', pair('a', 'b', 0.5), pair('c', 'd', 0.75),
         pair('e', 'f', 1.0))
@@ -88,15 +89,15 @@ def test_pruned_sentences_decode_to_the_same(tmp_path, bert_words):
   write(tmp_path, 'train.jsonl', dict(text='b d'))
   write(tmp_path, 'test.jsonl', pair('a', 'b', 1.0))
   opened = open_split(tmp_path, bert_words, prune=True)
-  # Special tokens, b and d are left: 0 to 3, 5 and 7.
+  # Special tokens, b and d are kept: 0 to 3, 5 and 7.
   assert opened.text.kept_ids.tolist() == [0, 1, 2, 3, 5, 7]
   assert opened[0]['tokens'].tolist() == [2, 4, 5, 3, 0]
   pairs = open_split(tmp_path, bert_words, 'test', prune=True)
   assert pairs[0]['tokens'].tolist() == [[2, 1, 3, 0, 0], [2, 4, 3, 0, 0]]
 
 
-def test_pieces_beyond_the_cut_are_kept(tmp_path, merging):
-  # Without bc, which stands behind the cut, `xabc` would be x, ab, c.
+def test_pieces_beyond_the_truncation_are_kept(tmp_path, merging):
+  # Without bc, which is truncated, `xabc` would be x, ab, c.
   write(tmp_path, 'train.jsonl', dict(text='xabc'), dict(text='ab'))
   pruned = open_split(tmp_path, merging, length=2, prune=True)
   kept_ids = pruned.text.kept_ids
@@ -104,7 +105,7 @@ def test_pieces_beyond_the_cut_are_kept(tmp_path, merging):
   assert kept_ids[pruned[0]['tokens']].tolist() == [4, 1]  # x, a.
 
 
-def test_pieces_of_pairs_beyond_the_cut_are_kept(tmp_path, merging):
+def test_pieces_of_pairs_beyond_the_truncation_are_kept(tmp_path, merging):
   write(tmp_path, 'train.jsonl', pair('ab', 'xabc', 1.0))
   pruned = open_split(tmp_path, merging, length=2, prune=True)
   assert pruned.text.kept_ids[pruned[0]['tokens']].tolist() == [[6, 0], [4, 1]]
@@ -114,7 +115,7 @@ def test_pruning_to_a_split_without_texts_is_refused(tmp_path, bert_words):
   (tmp_path / 'files').mkdir()
   (tmp_path / 'files' / 'train.txt').write_text('')
   write(tmp_path, 'test.jsonl', dict(text='a'))
-  with pytest.raises(checks.DataError, match="split 'train' must hold texts"):
+  with pytest.raises(checks.DataError, match="Split 'train' must hold texts"):
     open_split(tmp_path, bert_words, 'test', prune=True)
 
 
@@ -122,27 +123,28 @@ def test_pruning_to_a_split_without_texts_is_refused(tmp_path, bert_words):
     (dict(text='a', other='b'), ['text']),
     (pair('a', 'b', 0.5) | dict(other='c'), [*pair('a', 'b', 0.5)]),
 ])
-def test_columns_of_parquet_that_are_not_used_are_not_read(
+def test_unused_columns_of_parquet_are_not_read(
     tmp_path, bert_words, monkeypatch, row, read):
   (tmp_path / 'files').mkdir()
   parquet.write_table(pyarrow.Table.from_pylist([row]),
                       tmp_path / 'files' / 'train.parquet')
-  asked, inner = [], parquet.ParquetFile.iter_batches
+  requested, inner = [], parquet.ParquetFile.iter_batches
 
   def spy(self, *args, columns, **options):
-    asked.append(columns)
+    requested.append(columns)
     return inner(self, *args, columns=columns, **options)
 
   monkeypatch.setattr(parquet.ParquetFile, 'iter_batches', spy)
   assert len(open_split(tmp_path, bert_words)) == 1
-  assert asked == [read] * len(asked) != []
+  assert requested == [read] * len(requested) != []
 
 
 @pytest.mark.parametrize('score', [None, 'high', float('nan'), True])
 def test_score_must_be_a_number(tmp_path, bert_words, score):
   write(tmp_path, 'train.jsonl', pair('a', 'b', 1.0), pair('a', 'b', score))
   with pytest.raises(checks.DataError,
-                     match="line 2 .* must have a finite number in 'score'"):
+                     match="line 2 .* must have a finite number in the field "
+                     "'score'"):
     open_split(tmp_path, bert_words)
 
 
@@ -153,13 +155,14 @@ def test_other_fields_are_refused(tmp_path, bert_words):
     open_split(tmp_path, bert_words)
 
 
-def test_row_has_room_for_a_word(tmp_path, bert_words):
+def test_row_without_room_for_a_word_is_refused(tmp_path, bert_words):
   write(tmp_path, 'train.jsonl', dict(text='a'))
-  with pytest.raises(checks.ConfigError, match='length must be at least 4'):
+  with pytest.raises(checks.ConfigError, match=(
+      'config.data.options.length must be at least 4; got 3')):
     open_split(tmp_path, bert_words, length=3)
 
 
 def test_empty_split_is_refused(tmp_path, bert_words):
   write(tmp_path, 'train.jsonl')
-  with pytest.raises(checks.DataError, match="split 'train' must hold texts"):
+  with pytest.raises(checks.DataError, match="Split 'train' must hold texts"):
     open_split(tmp_path, bert_words)

@@ -1,4 +1,4 @@
-"""Files of texts: what a record is, and files that cannot be used."""
+"""Files of texts: their records, and files that cannot be used."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from haikd.data.text import text_files
 with tfds.core.registered.skip_registration():
 
   class Reviews(tfds.core.GeneratorBasedBuilder):
-    """Texts with a class."""
+    """A data set of texts with a class."""
 
     VERSION = tfds.core.Version('1.0.0')
     code_path = None
@@ -37,11 +37,12 @@ with tfds.core.registered.skip_registration():
         yield i, dict(text=text, label=i % 2)
 
 
-def find(folder, split='train', *, documents='file', source_dir=None, tfds=None,
-         field='text'):
-  where = text_files.Where(str(source_dir or folder) if tfds is None else None,
-                           str(folder / 'data'), tfds, documents, field)
-  return text_files.find(where, split, folder / 'digests')
+def open_corpus(folder, split='train', *, documents='file', source_dir=None,
+                tfds=None, field='text'):
+  location = text_files.Location(
+      str(source_dir or folder) if tfds is None else None,
+      str(folder / 'data'), tfds, documents, field)
+  return text_files.open_corpus(location, split, folder / 'digests')
 
 
 def texts(corpus, field='text'):
@@ -57,26 +58,27 @@ def write_lines(path, *rows):
     ('paragraph', ['a b\n c', 'd']),
     ('line', ['a b', 'c', 'd']),
 ])
-def test_text_holds_documents_as_the_option_says(tmp_path, documents, expected):
+def test_option_says_what_a_document_of_a_text_file_is(tmp_path, documents,
+                                                       expected):
   (tmp_path / 'train.txt').write_bytes(b'\xef\xbb\xbf\na b\n c\r\n\n \nd')
-  corpus = find(tmp_path, documents=documents)
+  corpus = open_corpus(tmp_path, documents=documents)
   assert texts(corpus) == expected
   assert [*corpus.records()][-1].done == 1
 
 
-def test_text_is_called_as_the_option_says(tmp_path):
+def test_option_names_the_field_of_a_text_file(tmp_path):
   (tmp_path / 'train.txt').write_text('a')
-  assert texts(find(tmp_path, field='body'), 'body') == ['a']
+  assert texts(open_corpus(tmp_path, field='body'), 'body') == ['a']
 
 
-def test_folder_is_read_in_the_order_of_names(tmp_path):
+def test_files_of_a_folder_are_read_in_order_of_name(tmp_path):
   folder = tmp_path / 'train'
   folder.mkdir()
   (folder / 'b.txt').write_text('second')
   (folder / 'a.txt').write_text('first')
   write_lines(folder / 'c.jsonl', dict(text='third'))
   (folder / 'README').write_text('no text')
-  corpus = find(tmp_path)
+  corpus = open_corpus(tmp_path)
   assert texts(corpus) == ['first', 'second', 'third']
   done = [record.done for record in corpus.records()]
   assert done == sorted(done) and done[-1] == 1
@@ -88,62 +90,65 @@ def test_json_lines_and_parquet_have_fields(tmp_path):
   parquet.write_table(pyarrow.Table.from_pylist(rows),
                       tmp_path / 'test.parquet')
   for split in ('train', 'test'):
-    corpus = find(tmp_path, split)
+    corpus = open_corpus(tmp_path, split)
     assert [record.values for record in corpus.records()] == rows
     assert [record.done for record in corpus.records()][-1] == 1
 
 
-@pytest.mark.parametrize('fields, expected', [
+@pytest.mark.parametrize('column_groups, expected', [
     ((('text',),), ['text']),
-    ((('body',), ('n', 'text')), ['text', 'n']),  # The first that is there.
-    ((('body',),), ['text', 'n', 'more']),  # For the message.
+    ((('body',), ('n', 'text')), ['text', 'n']),  # The first complete group.
+    ((('body',),), ['text', 'n', 'more']),  # The message lists them.
     ((), ['text', 'n', 'more']),
 ])
-def test_only_the_columns_that_are_used_are_read(tmp_path, fields, expected):
+def test_only_the_columns_that_are_used_are_read(tmp_path, column_groups,
+                                                 expected):
   row = dict(text='a', n=1, more=['b'])
   parquet.write_table(pyarrow.Table.from_pylist([row]),
                       tmp_path / 'train.parquet')
-  where = text_files.Where(str(tmp_path), None, None, 'file', 'text', fields)
-  record, = text_files.find(where, 'train', tmp_path / 'digests').records()
+  location = text_files.Location(
+      str(tmp_path), None, None, 'file', 'text', column_groups)
+  record, = text_files.open_corpus(
+      location, 'train', tmp_path / 'digests').records()
   assert record.values == {key: row[key] for key in expected}
 
 
-def test_tfds_set_is_read(tmp_path):
+def test_tfds_data_set_is_read(tmp_path):
   folder = str(tmp_path / 'data')
   prepared.prepare(lambda: Reviews(data_dir=folder, file_format='array_record'))
-  corpus = find(tmp_path, tfds='reviews')
+  corpus = open_corpus(tmp_path, tfds='reviews')
   assert texts(corpus) == ['a b', 'c é']
   assert [r.values['label'] for r in corpus.records()] == [0, 1]
-  assert corpus.digest != find(tmp_path, 'test', tfds='reviews').digest
+  assert corpus.digest != open_corpus(tmp_path, 'test', tfds='reviews').digest
   with pytest.raises(checks.DataError, match="got 'trian'. Did you mean"):
-    find(tmp_path, 'trian', tfds='reviews')
+    open_corpus(tmp_path, 'trian', tfds='reviews')
 
 
-def test_tfds_set_that_is_not_prepared_says_how(tmp_path):
+def test_unprepared_tfds_data_set_is_refused_with_the_command(tmp_path):
   with pytest.raises(checks.DataError, match='download_and_prepare'):
-    find(tmp_path, tfds='imdb_reviews')
+    open_corpus(tmp_path, tfds='imdb_reviews')
 
 
-def test_digest_depends_on_content_and_on_how_it_is_read(tmp_path):
+def test_digest_depends_on_content_and_options_of_reading(tmp_path):
   path = tmp_path / 'train.txt'
   path.write_text('a')
-  digest = find(tmp_path).digest
-  assert find(tmp_path, documents='line').digest != digest
+  digest = open_corpus(tmp_path).digest
+  assert open_corpus(tmp_path, documents='line').digest != digest
   path.write_text('b')
   os.utime(path, ns=(1, 1))
-  assert find(tmp_path).digest != digest
+  assert open_corpus(tmp_path).digest != digest
   path.write_text('a')
   path.rename(tmp_path / 'test.txt')
-  assert find(tmp_path, 'test').digest == digest
+  assert open_corpus(tmp_path, 'test').digest == digest
 
 
-def test_digest_of_a_file_that_is_not_changed_is_not_computed_again(tmp_path):
+def test_digest_of_an_unchanged_file_is_cached(tmp_path):
   path = tmp_path / 'train.txt'
   path.write_text('a')
-  digest = find(tmp_path).digest
-  kept, = (tmp_path / 'digests').iterdir()
-  kept.write_text('kept')
-  assert find(tmp_path).digest != digest
+  digest = open_corpus(tmp_path).digest
+  cached, = (tmp_path / 'digests').iterdir()
+  cached.write_text('another digest')
+  assert open_corpus(tmp_path).digest != digest
 
 
 @pytest.mark.parametrize('name, content, text', [
@@ -153,51 +158,58 @@ def test_digest_of_a_file_that_is_not_changed_is_not_computed_again(tmp_path):
     ('train.jsonl', b'{"text": "caf\xe9"}', 'line 1 of .* must be UTF-8'),
     ('train.jsonl', b'{"txt": "a"}',
      "line 1 .* must have the field 'text'; got .'txt'.. Did you mean 'txt'"),
-    ('train.jsonl', b'{"text": 3}', "must have a text in 'text'; got 3"),
-    ('train.jsonl', b'{"text": null}', "must have a text in 'text'; got None"),
+    ('train.jsonl', b'{"text": 3}',
+     "must have a text in the field 'text'; got 3"),
+    ('train.jsonl', b'{"text": null}',
+     "must have a text in the field 'text'; got None"),
     ('train.parquet', b'PAR', 'train.parquet. must be a parquet file.*again'),
 ])
 def test_file_that_cannot_be_used_is_refused(tmp_path, name, content, text):
   (tmp_path / name).write_bytes(content)
   with pytest.raises(checks.DataError, match=text):
-    texts(find(tmp_path))
+    texts(open_corpus(tmp_path))
 
 
-def test_missing_split_lists_those_there_are(tmp_path):
+def test_missing_split_lists_the_known_ones(tmp_path):
   (tmp_path / 'training.txt').touch()
   with pytest.raises(checks.DataError, match=(
-      "got 'train' in .*Did you mean 'training'.*<split>.jsonl")):
-    find(tmp_path)
+      "Split 'train' must be a file or folder in .*; got neither. Did you mean "
+      "'training'.*<split>.jsonl")):
+    open_corpus(tmp_path)
 
 
-def test_split_that_is_there_twice_or_empty_is_refused(tmp_path):
+def test_duplicate_or_empty_split_is_refused(tmp_path):
   (tmp_path / 'train.txt').touch()
   (tmp_path / 'train').mkdir()
-  with pytest.raises(checks.DataError, match='got train.txt, train in'):
-    find(tmp_path)
+  with pytest.raises(checks.DataError, match='one file or one folder; got '
+                     'train.txt, train in'):
+    open_corpus(tmp_path)
   (tmp_path / 'train.txt').unlink()
-  with pytest.raises(checks.DataError, match='must have files; got .*train'):
-    find(tmp_path)
+  with pytest.raises(checks.DataError, match="Split 'train' must have files"
+                     '; got the folder .*train'):
+    open_corpus(tmp_path)
 
 
 def test_file_that_cannot_be_opened_is_refused(tmp_path):
   (tmp_path / 'train').mkdir()
   (tmp_path / 'train' / 'a.txt').mkdir()
   with pytest.raises(checks.DataError, match='a.txt. must be readable; got Is'):
-    find(tmp_path)
+    open_corpus(tmp_path)
 
 
 @pytest.mark.parametrize('options, text', [
-    (dict(documents='lines'), "got documents='lines'. Did you mean 'line'"),
-    (dict(source_dir='gs://bucket/x'), "got source_dir='gs://bucket/x'. Mount"),
+    (dict(documents='lines'), 'config.data.options.documents must say what .*; '
+     "got 'lines'. Did you mean 'line'"),
+    (dict(source_dir='gs://bucket/x'), 'config.data.source_dir must be a local '
+     "folder .*; got 'gs://bucket/x'. Mount"),
 ])
 def test_options_out_of_range_are_refused(tmp_path, options, text):
   with pytest.raises(ValueError, match=text):
-    find(tmp_path, **options)
+    open_corpus(tmp_path, **options)
 
 
 @pytest.mark.parametrize('source_dir, tfds', [(None, None), ('x', 'y')])
-def test_texts_lie_in_one_place(tmp_path, source_dir, tfds):
-  where = text_files.Where(source_dir, None, tfds, 'file', 'text')
-  with pytest.raises(checks.ConfigError, match='either config.data.source_dir'):
-    text_files.find(where, 'train', tmp_path)
+def test_texts_come_from_either_files_or_tfds(tmp_path, source_dir, tfds):
+  location = text_files.Location(source_dir, None, tfds, 'file', 'text')
+  with pytest.raises(checks.ConfigError, match='Either config.data.source_dir'):
+    text_files.open_corpus(location, 'train', tmp_path)

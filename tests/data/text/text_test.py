@@ -71,11 +71,11 @@ def test_padded_rows(tmp_path, words, padding):
   assert listed(opened, 'mask') == mask.tolist()
 
 
-def test_tokens_that_the_tokenizer_puts_on_are_kept(tmp_path, bpe, bert_words):
+def test_tokens_that_the_tokenizer_adds_are_kept(tmp_path, bpe, bert_words):
   write(tmp_path, 'a b')
   opened = open_split(tmp_path, bpe, form='padded')
   tokens = [t for row in listed(opened, 'tokens') for t in row]
-  assert tokens[0] == 0 and 1 in tokens  # <s> and, though it put none, </s>.
+  assert tokens[0] == 0 and 1 in tokens  # <s>, and </s>, which it does not add.
   opened = open_split(tmp_path, bert_words, form='padded')
   assert listed(opened, 'tokens') == [[2, 4, 5, 3]]  # One [SEP], not two.
 
@@ -87,7 +87,7 @@ def test_documents_without_text_are_left_out(tmp_path, words):
   assert opened.info['documents'] == 2 and opened.info['tokens'] == 2
 
 
-def test_batches_have_inputs_by_name(tmp_path, words):
+def test_inputs_of_a_batch_have_names(tmp_path, words):
   write(tmp_path, DOCUMENTS)
   config = config_lib.base()
   config.batch_size = 2
@@ -117,17 +117,18 @@ def test_a_data_set_without_text_has_no_tokenizer():
 def test_pruned_data_decodes_to_the_same_texts(tmp_path, bpe):
   write(tmp_path, 'the cat and the mat')
   write(tmp_path, 'a theory of 1234', 'test.txt')
-  whole = {split: open_split(tmp_path, bpe, split)
-           for split in ('train', 'test')}
+  unpruned = {split: open_split(tmp_path, bpe, split)
+              for split in ('train', 'test')}
   pruned = {split: open_split(tmp_path, bpe, split, prune=True)
-            for split in ('test', 'train')}  # Whichever is opened first.
+            for split in ('test', 'train')}  # The order does not matter.
   kept_ids = pruned['train'].text.kept_ids
   np.testing.assert_array_equal(kept_ids, pruned['test'].text.kept_ids)
   assert pruned['train'].num_classes == pruned['test'].num_classes
-  assert pruned['test'].num_classes == len(kept_ids) < whole['test'].num_classes
-  for i in range(len(whole['train'])):  # Token by token.
+  assert pruned['test'].num_classes == len(kept_ids) < unpruned[
+      'test'].num_classes
+  for i in range(len(unpruned['train'])):  # Token by token.
     np.testing.assert_array_equal(kept_ids[pruned['train'][i]['tokens']],
-                                  whole['train'][i]['tokens'])
+                                  unpruned['train'][i]['tokens'])
   tokenizer = tokenizer_lib.load(pruned['test'].text.tokenizer)
   tokens = np.concatenate([row['tokens'][row['mask']]
                            for row in (pruned['test'][i]
@@ -135,7 +136,7 @@ def test_pruned_data_decodes_to_the_same_texts(tmp_path, bpe):
   assert tokenizer.decode(tokens) == '<s>a theory of 1234</s>'
 
 
-def test_what_is_used_beyond_the_tokenizer_is_the_vocabulary(tmp_path, words):
+def test_vocabulary_may_exceed_the_tokenizer(tmp_path, words):
   write(tmp_path, DOCUMENTS)
   assert open_split(tmp_path, words, vocabulary=64).num_classes == 64
 
@@ -147,11 +148,13 @@ def test_slices_know_their_tokenizer(tmp_path, words):
 
 
 @pytest.mark.parametrize('options, text', [
-    (dict(form='pact'), "form must be packed or padded; got form='pact'"),
-    (dict(padding='up'), "padding must be on the right or left; got paddi"),
-    (dict(vocabulary=5), 'no smaller than the tokenizer; got vocabulary=5, '
-     'tokenizer.size=13'),
-    (dict(prune=True, vocabulary=64), 'vocabulary must be None with prune'),
+    (dict(form='pact'), "config.data.options.form must be 'packed' or 'padded';"
+     " got 'pact'"),
+    (dict(padding='up'), "options.padding must be 'right' or 'left'; got 'up'"),
+    (dict(vocabulary=5), 'config.data.options.vocabulary must be at least the '
+     'size of the tokenizer, 13; got 5'),
+    (dict(prune=True, vocabulary=64), 'config.data.options.vocabulary must be '
+     'None with prune=True, .*; got 64'),
     (dict(prune=1), 'prune must be of type bool'),
 ])
 def test_options_out_of_range_are_refused(tmp_path, words, options, text):
@@ -163,8 +166,8 @@ def test_options_out_of_range_are_refused(tmp_path, words, options, text):
 @pytest.mark.parametrize('content', ['', '\n \n\n'])
 def test_empty_split_is_refused(tmp_path, words, content):
   write(tmp_path, content)
-  for _ in range(2):  # Also when it has been found to be empty before.
-    with pytest.raises(checks.DataError, match="split 'train' must hold texts"):
+  for _ in range(2):  # The second time, its preparation is complete.
+    with pytest.raises(checks.DataError, match="Split 'train' must hold texts"):
       open_split(tmp_path, words)
 
 
@@ -172,11 +175,13 @@ def test_tokenizer_that_cannot_end_a_text_is_refused(tmp_path, words):
   write(tmp_path, DOCUMENTS)
   (tmp_path / 'words' / 'tokenizer_config.json').write_text(
       json.dumps(dict(eos_token=None)))
-  with pytest.raises(checks.DataError, match='must have a token that ends'):
+  with pytest.raises(checks.DataError, match=(
+      'config.data.options.tokenizer must have a token that ends texts')):
     open_split(tmp_path, words)
 
 
 def test_bucket_is_refused(words):
-  with pytest.raises(checks.DataError, match='data_dir must be a local folder'):
+  with pytest.raises(checks.DataError, match=(
+      "config.data.data_dir must be a local folder .*; got 'gs://b/x'")):
     source.open_source('text', 'train', source_dir='.', data_dir='gs://b/x',
                        options=dict(tokenizer=words, length=4))

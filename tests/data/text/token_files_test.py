@@ -27,7 +27,7 @@ def open_split(folder, split='train', **options):
 def test_rows_are_cut_end_to_end_and_predict_the_next_token(tmp_path, dtype):
   save(tmp_path, [5, 6, 7, 8, 9, 10, 11, 0, 1, 2], dtype=dtype)
   opened = open_split(tmp_path)
-  assert len(opened) == 2 and opened.num_classes == 12  # 1 and 2 are left over.
+  assert len(opened) == 2 and opened.num_classes == 12  # 1 and 2 are dropped.
   second = opened[1]
   assert second['tokens'].tolist() == [9, 10, 11, 0]
   assert second['label'].tolist() == [10, 11, 0, -100]
@@ -44,7 +44,7 @@ def test_splits_may_be_sliced(tmp_path, part, first):
   assert open_split(tmp_path, part)[0]['tokens'][0] == first
 
 
-def test_a_file_is_mapped_and_a_large_split_not_kept(tmp_path, monkeypatch):
+def test_file_is_mapped_and_large_split_is_not_cached(tmp_path, monkeypatch):
   save(tmp_path, np.arange(40) % 12)
   monkeypatch.setattr(reader, 'CACHE_BYTES', 399)  # 10 rows of 40 bytes.
   opened = open_split(tmp_path)
@@ -58,13 +58,13 @@ def test_a_file_is_mapped_and_a_large_split_not_kept(tmp_path, monkeypatch):
   assert data.cached
 
 
-def test_only_the_rows_asked_for_are_looked_at(tmp_path):
+def test_only_requested_rows_are_validated(tmp_path):
   save(tmp_path, [0, 1, 2, 3, 4, 5, 12, 7])
   data = reader.Reader(open_split(tmp_path), 'train')
   assert data.gather([0])['tokens'].tolist() == [[0, 1, 2, 3]]
   with pytest.raises(checks.DataError, match=(
-      'ids must lie between 0 and vocabulary - 1; got 12 at index 6 of '
-      ".*train.npy', vocabulary=12")):
+      "train.npy' must hold ids from 0 to vocabulary - 1; got 12 at index 6, "
+      'vocabulary=12. Set config.data.options.vocabulary')):
     data.gather([0, 1])
 
 
@@ -77,12 +77,14 @@ def test_negative_ids_are_refused(tmp_path):
 def test_missing_file_says_how_to_make_one(tmp_path):
   save(tmp_path, range(8), split='training')
   with pytest.raises(checks.DataError, match=(
-      "train.npy', which is not there. Did you mean 'training'.*numpy.save")):
+      "Split 'train' must be a file of token ids; got .*train.npy', which is "
+      "missing. Did you mean 'training'.*numpy.save")):
     open_split(tmp_path)
 
 
-def test_missing_folder_says_which_field_to_set():
-  with pytest.raises(checks.DataError, match='Set config.data.source_dir'):
+def test_missing_folder_is_refused_by_its_field():
+  with pytest.raises(checks.DataError, match=(
+      'config.data.source_dir must be the folder .* got None. Set config')):
     source.open_source('tokens', 'train', options=OPTIONS)
 
 
@@ -93,21 +95,22 @@ def test_missing_folder_says_which_field_to_set():
     (np.zeros(3, int), 'must hold a row or more; got 3 tokens, length=4'),
     (np.array([None] * 9), 'must be an array that NumPy can map'),
 ])
-def test_file_that_is_not_of_ids_is_refused(tmp_path, array, text):
+def test_array_that_does_not_hold_ids_is_refused(tmp_path, array, text):
   np.save(tmp_path / 'train.npy', array)
   with pytest.raises(checks.DataError, match=text):
     open_split(tmp_path)
 
 
-def test_file_that_is_no_array_is_refused(tmp_path):
+def test_file_without_an_array_is_refused(tmp_path):
   (tmp_path / 'train.npy').write_text('ids')
   with pytest.raises(checks.DataError, match='must be an array that NumPy can'):
     open_split(tmp_path)
 
 
 @pytest.mark.parametrize('options, text', [
-    (dict(length=1), 'length must be at least 2; got length=1'),
-    (dict(vocabulary=0), 'vocabulary must be at least 1; got vocabulary=0'),
+    (dict(length=1), 'config.data.options.length must be at least 2; got 1'),
+    (dict(vocabulary=0),
+     'config.data.options.vocabulary must be at least 1; got 0'),
 ])
 def test_options_out_of_range_are_refused(tmp_path, options, text):
   for call in (open_split, lambda _, **options: token_files._spec(**options)):
@@ -116,17 +119,18 @@ def test_options_out_of_range_are_refused(tmp_path, options, text):
 
 
 @pytest.mark.parametrize('missing', OPTIONS)
-def test_options_must_be_given(missing):
+def test_options_without_a_default_are_required(missing):
   options = {key: OPTIONS[key] for key in OPTIONS if key != missing}
-  with pytest.raises(checks.ConfigError, match=f'must be given {missing}'):
+  with pytest.raises(checks.ConfigError, match=(
+      f'config.data.options.{missing} must be given')):
     source.open_source('tokens', 'train', options=options)
 
 
-def test_description_is_that_of_the_data(tmp_path):
+def test_description_matches_the_data(tmp_path):
   config = config_lib.base()
   config.batch_size = 3
   config.data.name, config.data.options = 'tokens', OPTIONS
-  described, num_classes = description.describe(config)  # There is no file yet.
+  described, num_classes = description.describe(config)  # Without a file.
   save(tmp_path, np.arange(40) % 12)
   config.data.source_dir = str(tmp_path)
   data = pipeline.build_data(config)

@@ -10,7 +10,7 @@ from haikd.data.text import tokenizer
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
-# What is made of the bytes, in this order.
+# The merges, in this order.
 MERGES = ['1 2', '12 3', '123 4', "' L", "'L L", "' t", '. .', 'Ġ a', 'a b',
           'Ã ©']
 # Tokens that no merge makes.
@@ -44,7 +44,7 @@ def write(path, *, pre='gpt-2', model='gpt2', leave_out=(), **more):
   return f'gguf:{path}'
 
 
-def cut(path, text, **options):
+def pieces_of(path, text, **options):
   loaded = tokenizer.load(write(path, **options))
   encoded, = loaded.encode_batch([text])
   assert loaded.decode(encoded.ids, skip_special=True) == text
@@ -57,15 +57,15 @@ def cut(path, text, **options):
     ('qwen2', '12345', ['1', '2', '3', '4', '5']),
     ('llama-bpe', '12345', ['<s>', '123', '4', '5']),  # Threes from the left.
     ('default', '12345', ['123', '4', '5']),
-    (None, '12345', ['123', '4', '5']),  # It is the default.
-    # 'LL is an ending to Llama and Qwen; to GPT-2 small letters only.
+    (None, '12345', ['123', '4', '5']),  # The default.
+    # 'LL is a contraction for Llama and Qwen; for GPT-2 only in small letters.
     ('gpt-2', "b'LL", ['b', "'", 'L', 'L']),
     ('llama-bpe', "b'LL", ['<s>', 'b', "'LL"]),
     ('qwen2', "b'LL", ['b', "'LL"]),
     ('smollm', "b'tb", ['b', "'t", 'b']),
     ('gpt-2', 'b  ab', ['b', 'Ġ', 'Ġa', 'b']),
     ('gpt-2', 'b \n', ['b', 'Ġ', 'Ċ']),
-    # Without a merge a word is whole to Llama only.
+    # Without a merge a word is one token for Llama only.
     ('gpt-2', 'whole', ['w', 'h', 'o', 'l', 'e']),
     ('llama-bpe', 'whole', ['<s>', 'whole']),
     ('gpt-2', 'b<tool>b</s>', ['b', '<tool>', 'b', '</s>']),
@@ -78,7 +78,7 @@ def test_text_is_split_as_its_kind_does(tmp_path, pre, text, tokens):
     assert loaded.decode(ids) == text
     assert loaded.decode(ids, skip_special=True) == 'b<tool>b'
   else:
-    assert cut(tmp_path / 'm.gguf', text, pre=pre) == tokens
+    assert pieces_of(tmp_path / 'm.gguf', text, pre=pre) == tokens
 
 
 def test_qwen_composes_letters(tmp_path):
@@ -94,15 +94,15 @@ def test_qwen_composes_letters(tmp_path):
     (dict(add_bos=True, add_eos=True), ['<s>', '1', '</s>']),
     (dict(pre='llama-bpe', add_bos=False), ['1']),
 ])
-def test_ends_are_put_on_as_the_file_says(tmp_path, options, tokens):
-  assert cut(tmp_path / 'm.gguf', '1', **options) == tokens
+def test_bos_and_eos_are_added_as_the_file_says(tmp_path, options, tokens):
+  assert pieces_of(tmp_path / 'm.gguf', '1', **options) == tokens
 
 
 def test_ids_are_those_of_the_file(tmp_path):
   loaded = tokenizer.load(write(tmp_path / 'm.gguf'))
   assert loaded.special == tokenizer.Special(bos=0, eos=1)
   assert loaded.id_of(BYTES[0]) == 3 and loaded.id_of('12') == 3 + 256
-  assert loaded.id_of('[PAD1]') is None  # It only fills the embedding up.
+  assert loaded.id_of('[PAD1]') is None  # It only pads the embedding.
   assert loaded.size == 3 + 256 + len(MERGES) + len(LOOSE)
 
 
@@ -111,11 +111,11 @@ def test_ids_are_those_of_the_file(tmp_path):
     'naïve café — “quoted”', '日本語 русский עברית', '👩‍👩‍👧‍👦 🏳️‍🌈',
     "don't I'LL", '\x00\x7f', ''])
 @pytest.mark.parametrize('pre', ['smollm', 'gpt-2', 'default'])
-def test_any_text_comes_back(tmp_path, pre, text):
-  cut(tmp_path / 'm.gguf', text, pre=pre)
+def test_any_text_is_decoded_to_itself(tmp_path, pre, text):
+  pieces_of(tmp_path / 'm.gguf', text, pre=pre)
 
 
-def test_what_is_saved_is_the_same_tokenizer(tmp_path):
+def test_a_saved_tokenizer_is_the_same(tmp_path):
   loaded = tokenizer.load(write(tmp_path / 'm.gguf', pre='smollm'))
   loaded.save(tmp_path / 'saved')
   again = tokenizer.load(str(tmp_path / 'saved'))
@@ -125,19 +125,24 @@ def test_what_is_saved_is_the_same_tokenizer(tmp_path):
 
 
 @pytest.mark.parametrize('options, text', [
-    (dict(model='llama'), "model must be gpt2.*got 'llama'.*folder with"),
-    (dict(pre='gpt-3'), "pre must be a known.*got 'gpt-3'.*mean 'gpt-2'"),
-    (dict(leave_out=['tokens']), 'metadata must hold tokenizer.ggml.tokens'),
+    (dict(model='llama'), "tokenizer.ggml.model of .*m.gguf' must be 'gpt2', "
+     "byte-level BPE; got 'llama'. Give the folder with"),
+    (dict(pre='gpt-3'), "tokenizer.ggml.pre of .*m.gguf' must be a known way .*"
+     "; got 'gpt-3'. Did you mean 'gpt-2'"),
+    (dict(leave_out=['tokens']),
+     "m.gguf' must have the metadata tokenizer.ggml.tokens; got only"),
 ])
-def test_other_kinds_are_refused_by_name(tmp_path, options, text):
+def test_other_kinds_of_tokenizers_are_refused(tmp_path, options, text):
   with pytest.raises(checks.DataError, match=text):
     tokenizer.load(write(tmp_path / 'm.gguf', **options))
 
 
 def test_missing_and_broken_files_are_refused(tmp_path):
   path = tmp_path / 'm.gguf'
-  with pytest.raises(checks.DataError, match='which is not there'):
+  with pytest.raises(checks.DataError, match=(
+      "'gguf:<file>' must name a GGUF file; got .*m.gguf', which is missing")):
     tokenizer.load(f'gguf:{path}')
   path.write_bytes(b'GGUF')
-  with pytest.raises(checks.DataError, match='path must be a GGUF file.*again'):
+  with pytest.raises(checks.DataError, match=(
+      "m.gguf' must be a GGUF file; got .*Fetch it again")):
     tokenizer.load(f'gguf:{path}')

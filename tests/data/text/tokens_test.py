@@ -12,7 +12,7 @@ def test_position_predicts_the_token_after_it():
   assert target_mask.tolist() == [[True, True, False]]
 
 
-def test_padding_is_neither_predicted_nor_predicts():
+def test_padding_neither_predicts_nor_is_predicted():
   mask = np.array([[True, True, False, False], [False, False, True, True]])
   labels, target_mask = tokens.next_token(
       np.array([[7, 8, 0, 0], [0, 0, 5, 6]]), mask)
@@ -35,7 +35,7 @@ def test_one_token_predicts_nothing():
   assert target_mask.tolist() == [False]
 
 
-def test_the_end_of_a_document_predicts_nothing_of_the_next():
+def test_the_end_of_a_document_does_not_predict_the_next():
   segments = np.array([1, 1, 2, 2, 2, 0])
   labels, target_mask = tokens.next_token(
       np.array([5, 6, 7, 8, 9, 0]), segments > 0, segments=segments)

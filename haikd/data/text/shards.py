@@ -1,0 +1,148 @@
+"""Writes the rows of a split shard by shard.
+
+A preparation that is interrupted resumes with the shard it was writing. A shard
+appears atomically, and its content depends on the texts alone: if two processes
+prepare at once, both use the shard that appeared first.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+import itertools
+import os
+import pathlib
+from typing import Any, NamedTuple, Optional
+
+import numpy as np
+
+from haikd.data.text import text_files
+from haikd.storage import files
+from haikd.storage import paths
+
+SHARD_CHARACTERS = 2**23  # Characters of text in a shard, about.
+BATCH_CHARACTERS = 2**18  # Characters of text that are tokenised at a time.
+
+Batches = Iterator[list[text_files.Record]]
+ShowProgress = Callable[[float], None]  # Takes the fraction that is done.
+
+_INFO = 'info.json'  # Written last: a folder with it is complete.
+
+
+class Recipe(NamedTuple):
+  """How records become rows.
+
+  Attributes:
+    name: the name of the data set.
+    options: everything that rows depend on, besides records and tokenizer.
+    dtype: the dtype of a row.
+    rows: turns batches of records into rows. It adds `tokens`, and any other
+      statistics, to its second argument.
+    full_ids: turns batches of records into the ids of their texts before
+      truncation, for pruning; None for a data set without pruning.
+  """
+
+  name: str
+  options: Mapping[str, Any]
+  dtype: np.dtype
+  rows: Callable[[Batches, Counter], Iterator[np.ndarray]]
+  full_ids: Optional[Callable[[Batches], Iterator[np.ndarray]]] = None
+
+
+def is_complete(folder: pathlib.Path) -> bool:
+  """Returns whether all shards of a split are written."""
+  return (folder / _INFO).exists()
+
+
+def read_info(folder: pathlib.Path) -> dict[str, Any]:
+  """Returns the statistics of a split, and the names of its `files`."""
+  return files.read_json(folder / _INFO)
+
+
+def write(folder: pathlib.Path, recipe: Recipe, corpus: text_files.Corpus,
+          show: ShowProgress) -> None:
+  """Writes the shards of a split that are missing, and then its statistics.
+
+  Args:
+    folder: an existing folder.
+    recipe: how the records of the split become rows.
+    corpus: the split.
+    show: called with the fraction of the split that is done.
+  """
+  names = []
+  counts = Counter(documents=0, tokens=0, rows=0)
+  records = corpus.records()
+  for number in itertools.count():
+    shard = folder / f'{number:05d}.array_record'
+    statistics = folder / f'{number:05d}.json'
+    if statistics.exists():
+      shard_counts = Counter(files.read_json(statistics))
+      for record in itertools.islice(records, shard_counts['documents']):
+        show(record.done)
+    else:
+      first = next(records, None)
+      if first is None:
+        break
+      shard_counts = _write_shard(
+          shard, statistics, recipe,
+          batches(itertools.chain([first], records), show, SHARD_CHARACTERS))
+    counts.update(shard_counts)
+    if shard_counts['rows']:
+      names.append(shard.name)
+  files.write_json(folder / _INFO, dict(counts, files=names))
+
+
+def batches(records: Iterator[text_files.Record], show: ShowProgress,
+            limit: int) -> Batches:
+  """Yields records in lists of BATCH_CHARACTERS or a little more.
+
+  Args:
+    records: the records; those beyond the limit stay in the iterator.
+    show: called with the fraction of the split that is done.
+    limit: stops after the batch that reaches so many characters.
+  """
+  batch, size, total = [], 0, 0
+  for record in records:
+    show(record.done)
+    batch.append(record)
+    size += sum(len(value) for value in record.values.values()
+                if isinstance(value, (str, bytes)))
+    if size >= BATCH_CHARACTERS:
+      yield batch
+      total += size
+      batch, size = [], 0
+      if total >= limit:
+        return
+  if batch:
+    yield batch
+
+
+def _write_shard(shard: pathlib.Path, statistics: pathlib.Path, recipe: Recipe,
+                 record_batches: Batches) -> Counter:
+  """Writes a shard unless another process has; returns its statistics."""
+  from array_record.python import array_record_module
+  counts = Counter(documents=0, tokens=0, rows=0)
+
+  def counting_documents():
+    for batch in record_batches:
+      counts['documents'] += len(batch)
+      yield batch
+
+  temporary = paths.temporary(shard)
+  # Rows are read in random order: each is compressed on its own.
+  writer = array_record_module.ArrayRecordWriter(str(temporary),
+                                                 'group_size:1')
+  try:
+    for row in recipe.rows(counting_documents(), counts):
+      writer.write(row.tobytes())
+      counts['rows'] += 1
+    writer.close()
+    # If another process has written the shard meanwhile, somebody may be
+    # reading it: don't replace it.
+    if statistics.exists():
+      return Counter(files.read_json(statistics))
+    os.replace(temporary, shard)
+  finally:
+    if writer.is_open():
+      writer.close()
+    temporary.unlink(missing_ok=True)
+  files.write_json(statistics, counts)
+  return counts
