@@ -1,4 +1,4 @@
-"""Data: builders, augmentation, and the pipeline that makes batches."""
+"""Data: data sets by name, augmentation, and the pipeline to batches."""
 
 from haikd.data import datasets
 from haikd.data import synthetic

@@ -1,13 +1,13 @@
-"""Batches by number: which examples are in one, and what is done to them.
+"""Batches by number: which examples are in one, and how they are transformed.
 
-Both classes are sources for Grain: batch b follows from b alone, whoever asks,
-in whatever order, in whichever thread.
+Both classes are random-access sources for Grain: batch b depends on b alone,
+not on the order or the thread in which batches are read.
 """
 
 import functools
 import math
 import sys
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 
@@ -17,27 +17,26 @@ from haikd.data.image import augment as augment_lib
 from haikd.data.image import normalise as normalise_lib
 from haikd.data.image import resize as resize_lib
 
-# Beside the seed, what a stream of random numbers is for.
+# Part of a seed: what its random numbers are for.
 _ORDER, _AUGMENT = 0, 1
 
 
 class Training:
-  """The endless stream of training batches, one process's share of each.
+  """One process's share of an endless stream of training batches.
 
-  All epochs are laid end to end, each in an order of its own, and cut into
-  batches of `batch_size`; a process takes its stretch of every batch. So a
-  batch is always full, nothing is dropped at the end of an epoch, and the
-  global batch does not depend on the number of processes (what augmentation
-  does to it does).
+  The epochs are concatenated, each in a new order, and cut into batches of
+  `batch_size`. Each process takes a contiguous share of every batch. So every
+  batch is full, no example is dropped at the end of an epoch, and the global
+  batch does not depend on the number of processes. (Its augmentation does.)
   """
 
   def __init__(self, reader: reader_lib.Reader,
                augment: augment_lib.Augment, *, batch_size: int, seed: int,
                scale: normalise_lib.Scale, process_index: int,
-               process_count: int, sizes: Optional[resize_lib.Sizes] = None):
+               process_count: int, resize: Optional[resize_lib.Resize] = None):
     self._reader = reader
     self._augment = augment
-    self._sizes = sizes
+    self._resize = resize
     self._batch_size = batch_size
     self._seed = seed
     self._scale = scale
@@ -54,21 +53,22 @@ class Training:
     return self.batch(self.indices(number), rng)
 
   def indices(self, number: int) -> np.ndarray:
-    """Returns which examples this process has in a batch, in order."""
+    """Returns the indices of this process's examples in a batch, in order."""
     start = number * self._batch_size + self._process_index * self._share
     epoch, first = divmod(start, len(self._reader))
     indices = self._order(epoch)[first:first + self._share]
     while len(indices) < self._share:
       epoch += 1
-      rest = self._order(epoch)[:self._share - len(indices)]
-      indices = np.concatenate([indices, rest])
+      missing = self._share - len(indices)
+      indices = np.concatenate([indices, self._order(epoch)[:missing]])
     return indices
 
   def batch(self, indices: np.ndarray, rng: np.random.Generator) -> base.Batch:
     """Returns a batch of the given examples."""
     fit = None
-    if self._sizes is not None:
-      fit = functools.partial(self._sizes.training, rng=rng)
+    if self._resize is not None:
+      crop = self._resize.training
+      fit = lambda image: crop(image, rng)
     examples = _to_float(self._reader.gather(indices, fit=fit))
     examples = self._augment(examples, rng)
     return _to_batch(examples, np.ones(len(indices), bool), self._scale)
@@ -79,19 +79,19 @@ class Training:
 
 
 class Evaluation:
-  """One pass over a split, one process's share of each batch.
+  """One process's share of one pass over a split.
 
-  There are as few batches as hold the split, all of one shape and hardly larger
-  than they need to be: 600 examples in batches of up to 512 make two of 300.
-  The last one is filled up with examples that are masked. Every process has the
-  same number of batches.
+  The split is cut into as few batches as possible, all of one shape and as
+  small as that number allows: 600 examples in batches of up to 512 make two of
+  300. Masked examples pad the last batch. Every process has the same number of
+  batches.
   """
 
   def __init__(self, reader: reader_lib.Reader, *, batch_size: int, shards: int,
                scale: normalise_lib.Scale, process_index: int,
-               process_count: int, sizes: Optional[resize_lib.Sizes] = None):
+               process_count: int, resize: Optional[resize_lib.Resize] = None):
     self._reader = reader
-    self._fit = None if sizes is None else sizes.evaluation
+    self._fit = None if resize is None else resize.evaluation
     self._scale = scale
     unit = math.lcm(shards, process_count)  # Divides every batch.
     self._count = math.ceil(len(reader) / _round_up(batch_size, unit))
@@ -115,7 +115,7 @@ def _round_up(number, unit):
 
 
 def _to_float(columns):
-  """Returns columns with images of bytes brought to [0, 1]."""
+  """Returns columns with uint8 images converted to float32 in [0, 1]."""
   image = columns.get('image')
   if image is None or image.dtype != np.uint8:
     return columns
@@ -127,9 +127,9 @@ def _to_batch(examples: reader_lib.Columns, real: np.ndarray,
   """Sorts columns into the fields of a Batch.
 
   Args:
-    examples: `{key: [B, ...]}`, see `pretrained_source.Source`.
-    real: bool `[B]`, false for what only fills a batch up.
-    scale: what is done to images.
+    examples: `{key: [B, ...]}`; `source.Source` says what the keys mean.
+    real: bool `[B]`, false for padding.
+    scale: standardises images.
 
   Returns:
     A Batch of float32, int32 and bool.
@@ -142,22 +142,21 @@ def _to_batch(examples: reader_lib.Columns, real: np.ndarray,
     inputs, = inputs.values()
   return base.Batch(
       inputs=inputs,
-      mask=_keep(examples.get('mask', real), real),
+      mask=_mask_padding(examples.get('mask', real), real),
       labels=_labels(examples.get('label'), real),
-      target_mask=_keep(examples.get('target_mask'), real))
+      target_mask=_mask_padding(examples.get('target_mask'), real))
 
 
 def _narrow(values):
-  """Returns values in the dtype of their kind that devices work in."""
+  """Returns values as bool, float32 or int32, according to their kind."""
   dtype = dict(b=np.bool_, f=np.float32).get(values.dtype.kind, np.int32)
   return np.ascontiguousarray(values, dtype)
 
 
-def _keep(mask: Optional[np.ndarray],
-          real: np.ndarray) -> Optional[np.ndarray]:
+def _mask_padding(mask: Optional[np.ndarray], real: np.ndarray) -> Any:
   if mask is None:
     return None
-  return mask & real.reshape(-1, *(1,) * (mask.ndim - 1))
+  return mask & _expand(real, mask.ndim)
 
 
 def _labels(label, real):
@@ -166,6 +165,9 @@ def _labels(label, real):
   label = _narrow(label)
   if label.dtype == np.int32 and not real.all():
     label = np.where(
-        real.reshape(-1, *(1,) * (label.ndim - 1)), label,
-        np.int32(base.IGNORED_LABEL))
+        _expand(real, label.ndim), label, np.int32(base.IGNORED_LABEL))
   return label
+
+
+def _expand(real, rank):
+  return real.reshape(-1, *(1,) * (rank - 1))

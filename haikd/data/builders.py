@@ -1,7 +1,7 @@
 """tfds builders of the data sets that haikd prepares itself.
 
-Importing this module imports tfds; `haikd.data.datasets` does so when a data
-set is opened.
+Importing this module imports tfds, so `haikd.data.datasets` imports it only
+when a data set is opened.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,15 +16,15 @@ ImageSplits = Mapping[str, tuple[np.ndarray, np.ndarray]]
 class _Images(tfds.core.GeneratorBasedBuilder):
   """Small images with labels, from arrays.
 
-  Images are a Tensor feature: the Image feature needs TensorFlow to encode an
-  array.
+  Images are a Tensor feature, because the Image feature needs TensorFlow to
+  encode an array.
   """
 
   SHAPE: tuple[int, int, int]
   NUM_CLASSES = 10
 
-  # Where tfds would look for checksums of downloads, of which there are none;
-  # it finds the path with importlib_resources, which it does not install.
+  # tfds would look here for checksums of downloads. There are no downloads, and
+  # tfds finds the path with importlib_resources, which it does not install.
   code_path = None
 
   def __init__(self, read: Callable[[], ImageSplits], *, digest: str = '',
@@ -56,7 +56,7 @@ class _Images(tfds.core.GeneratorBasedBuilder):
       yield index, dict(image=image[..., np.newaxis], label=int(label))
 
 
-# Left out of tfds's own list of names, where they might meet a namesake.
+# Not registered with tfds, whose list may hold data sets of the same names.
 with tfds.core.registered.skip_registration():
 
   class Digits(_Images):
@@ -66,7 +66,7 @@ with tfds.core.registered.skip_registration():
     SHAPE = (8, 8, 1)
 
   class Fashion(_Images):
-    """Fashion-MNIST, or anything else in its four idx files."""
+    """Fashion-MNIST, or any other data set in four such idx files."""
 
     VERSION = tfds.core.Version('1.0.0')
     SHAPE = (28, 28, 1)

@@ -1,4 +1,4 @@
-"""The data sets that haikd brings along."""
+"""The image data sets that come with haikd."""
 
 import functools
 import hashlib
@@ -23,8 +23,8 @@ def digits(split: str, *, data_dir: Optional[str] = None) -> source.Source:
 
   Args:
     split: 'train', 'validation' or 'test', each with the classes in the same
-      proportion; tfds slices such as 'train[:50%]' too.
-    data_dir: the folder of prepared files; None for that of tfds.
+      proportion, or a tfds slice such as 'train[:50%]'.
+    data_dir: the folder of prepared files; None for the default of tfds.
 
   Returns:
     A Source of `image`, `[8, 8, 1]` uint8, and `label`.
@@ -44,9 +44,9 @@ def _read_digits():
     from sklearn import datasets
   except ImportError as err:
     raise checks.DataError(
-        'datasets.digits: scikit-learn must be installed, which holds the '
-        f'images; got {checks.one_line(err)}. Run `pip install haikd[demo]`, or'
-        " `pip install -e '.[demo]'` in a checkout.") from err
+        'scikit-learn must be installed, since it holds the images of digits; '
+        f'got {checks.describe(err)}. Run `pip install haikd[demo]`, or '
+        "`pip install -e '.[demo]'` in a checkout.") from err
   raw = datasets.load_digits()
   images = np.round(raw.images * (255 / 16)).astype(np.uint8)
   order = stratified_order(raw.target)
@@ -69,27 +69,25 @@ def fashion(split: str,
 
   Args:
     split: 'train', 'validation' or 'test', or a slice of one.
-    source_dir: the folder of the four idx files, plain or .gz. None will do
+    source_dir: the folder of the four idx files, plain or .gz. It may be None
       once the data set is prepared in `data_dir`.
-    data_dir: the folder of prepared files; None for that of tfds.
+    data_dir: the folder of prepared files; None for the default of tfds.
 
   Returns:
     A Source of `image`, `[28, 28, 1]` uint8, and `label`.
 
   Raises:
-    DataError: an unknown split; files that are missing or damaged, or others
-      than those that were prepared; `data_dir` cannot be written.
+    DataError: an unknown split; files that are missing, damaged, or not those
+      that `data_dir` was prepared from; `data_dir` cannot be written.
   """
   from haikd.data import builders
   if source_dir is None:
     builder = builders.Fashion(dict, data_dir=data_dir)
     if not prepared.is_prepared(builder):
       raise checks.DataError(
-          'datasets.fashion: source_dir must be the folder of the idx files, '
-          'since nothing is prepared in data_dir; got source_dir=None, '
-          f'data_dir={str(builder.data_dir)!r}. Set config.data.source_dir; on '
-          'Debian, `apt-get install dataset-fashion-mnist` puts the files into '
-          '/usr/share/datasets/fashion-mnist.')
+          'config.data.source_dir must be the folder of the idx files, since '
+          'nothing is prepared in data_dir; got source_dir=None, '
+          f'data_dir={str(builder.data_dir)!r}. {idx.REMEDY}')
     return prepared.open_split(builder, split)
   folder = pathlib.Path(source_dir)
   digest = _digest(folder, idx.stamps(folder))
@@ -99,11 +97,10 @@ def fashion(split: str,
           functools.partial(_split_fashion, folder),
           digest=digest,
           data_dir=data_dir))
-  found = builder.info.metadata['digest']
-  if found != digest:
+  if builder.info.metadata['digest'] != digest:
     raise checks.DataError(
-        'datasets.fashion: source_dir must hold the files that were prepared in'
-        f' data_dir; got others, source_dir={str(source_dir)!r}, '
+        'config.data.source_dir must hold the files that data_dir was prepared '
+        f'from; got other files in source_dir={str(source_dir)!r}, '
         f'data_dir={str(builder.data_dir)!r}. Choose another data_dir, or '
         'delete that folder.')
   return prepared.open_split(builder, split)
@@ -111,8 +108,8 @@ def fashion(split: str,
 
 @functools.lru_cache(maxsize=1)
 def _digest(folder, stamps):
-  """Checks the files and returns a digest; once for all splits of a run."""
-  del stamps  # They make a changed file a new argument.
+  """Checks the files and returns a digest, once for all splits of a run."""
+  del stamps  # Keys of the cache: a changed file is read again.
   digest = hashlib.sha256()
   for arrays in _read_fashion(folder).values():
     for array in arrays:
@@ -125,13 +122,13 @@ def _read_fashion(folder):
   for part, (images, labels) in files.items():
     if images.shape[1:] != _FASHION_SHAPE:
       raise checks.DataError(
-          f'datasets.fashion: images must be of 28 x 28 pixels; got '
-          f'{part}.shape={images.shape}. Register a data set of your own for '
-          'others.')
+          'config.data.source_dir must hold images of 28 x 28 pixels; got '
+          f'{part}.shape={images.shape}. Register your own data set for images '
+          'of another size.')
     if labels.size and labels.max() > 9:
       index = int(labels.argmax())
       raise checks.DataError(
-          f'datasets.fashion: labels must be below 10; got {part} label '
+          f'config.data.source_dir must hold labels below 10; got {part} label '
           f'{labels[index]} at index {index}. Fetch the files again.')
   return files
 
@@ -148,10 +145,10 @@ def _split_fashion(folder):
 
 
 def stratified_order(labels: np.ndarray) -> np.ndarray:
-  """Returns an order of which every stretch has the classes in proportion.
+  """Returns an order in which every stretch has the classes in proportion.
 
-  Within a class the order is random, and the same for ever: RandomState's
-  stream is frozen, that of a Generator may change with NumPy.
+  Within a class the order is random but never changes: NumPy has frozen the
+  stream of RandomState, while that of a Generator may change.
 
   Args:
     labels: `[size]` integers.

@@ -1,4 +1,4 @@
-"""What a batch is like, said without the data if that can be."""
+"""The shapes and dtypes of a batch, known without the data where possible."""
 
 from typing import Optional
 
@@ -10,41 +10,52 @@ from haikd.core import checks
 from haikd.data import pipeline
 from haikd.data import reader as reader_lib
 from haikd.data import source
+from haikd.data import spec as spec_lib
 
 
 def describe(
     config: ml_collections.ConfigDict
 ) -> tuple[base.Batch, Optional[int]]:
-  """Says what a training batch is like, without the data if that can be.
+  """Returns the shapes and dtypes of a training batch.
+
+  Nothing is read of a data set of tfds, or of one registered with a `spec`. Of
+  any other one example is read.
 
   Args:
     config: a config made from `haikd.config.base()`.
 
   Returns:
     The global training batch as `jax.ShapeDtypeStruct`, and the number of
-    classes V or None. One example is read of a data set that was registered
-    without a `spec`.
+    classes V or None.
 
   Raises:
-    ConfigError: a config that cannot work, or images of different sizes that
-      nothing makes one.
-    DataError: a data set that has to be read and cannot be.
+    ConfigError: a config that cannot work, or images of different sizes without
+      `config.data.image_size`.
+    DataError: a data set that must be read and cannot be.
   """
   data = pipeline.build_data(config, process_index=0, process_count=1)
-  described = source.describe(**data.splits.dataset)
-  if described is None:
+  spec = source.describe(**data.splits.dataset)
+  if spec is None:
     return data.spec, data.num_classes
-  columns = {}
-  for key, column in described.columns.items():
-    shape = column.shape
-    if key == 'image':
-      shape = tuple(config.data.image_size if n is None else n for n in shape)
-    if None in shape:
-      raise checks.ConfigError(
-          f'description.describe: {key} must have one size in all examples of '
-          f'{config.data.name!r}; got shape={shape}. Set config.data.image_size'
-          ' for images, or leave it out with config.data.options.features.')
-    columns[key] = np.zeros((1, *shape), column.dtype)
-  example = source.Arrays(columns, num_classes=described.num_classes)
+  # An example of zeros goes through the pipeline in place of a real one.
+  columns = {
+      key: np.zeros((1, *_shape(key, column, config)), column.dtype)
+      for key, column in spec.columns.items()
+  }
+  example = source.Arrays(columns, num_classes=spec.num_classes)
   reader = reader_lib.Reader(example, config.data.train)
-  return data.spec_of(reader), described.num_classes
+  return data.spec_of(reader), spec.num_classes
+
+
+def _shape(key: str, column: spec_lib.Column,
+           config: ml_collections.ConfigDict) -> tuple[int, ...]:
+  """Returns the shape of one example's column, where every size is known."""
+  free = config.data.image_size if key == 'image' else None
+  shape = [free if size is None else size for size in column.shape]
+  known = tuple(size for size in shape if size is not None)
+  if len(known) != len(shape):
+    raise checks.ConfigError(
+        f'{key} must have one size in all examples of {config.data.name!r}; got'
+        f' shape={tuple(shape)}. Set config.data.image_size for images, or '
+        f'leave {key} out with config.data.options.features.')
+  return known

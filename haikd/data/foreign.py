@@ -1,4 +1,4 @@
-"""Calls of functions that a user brings, whose errors become one line."""
+"""Calls of a user's functions, whose errors become one line."""
 
 from collections.abc import Callable, Mapping
 import contextlib
@@ -11,49 +11,49 @@ _KINDS = {kind.__name__: kind for kind in (bool, int, float, str)}
 
 
 @contextlib.contextmanager
-def calling(rule: str):
-  """Makes what is raised inside a DataError, unless it is haikd's own.
+def calling(rule: str, remedy: str):
+  """Turns an exception raised inside into a DataError, unless it is haikd's.
 
-  The exception itself is its cause, which `--debug` shows.
+  The exception becomes the DataError's cause, which `--debug` shows.
 
   Args:
-    rule: the function, and what it must do: the beginning of the message.
+    rule: `<what the user gave> must <rule>`, the beginning of the message.
+    remedy: `Fix <what>`, the end of the message.
   """
   try:
     yield
   except (checks.ConfigError, checks.DataError):
     raise
-  except Exception as err:  # It is anybody's code.
+  except Exception as err:  # A user's code may raise anything.
     raise checks.DataError(
-        f'{rule}; got {type(err).__name__} ({checks.one_line(err)}). Correct '
-        'its options or its code; --debug shows where it failed.') from err
+        f'{rule}; got {checks.describe(err)}. {remedy}; --debug shows the '
+        'traceback.') from err
 
 
-def check_types(where: str, function: Callable,
+def check_types(field: str, function: Callable,
                 options: Mapping[str, Any]) -> None:
-  """Refuses options of another type than a function says.
+  """Refuses options whose type contradicts a function's annotations.
 
-  Only the annotations bool, int, float and str are looked at, and a function
-  that has none takes anything.
+  Only the annotations bool, int, float and str are checked. A parameter with
+  another annotation, or without one, takes any value.
 
   Args:
-    where: the field of the config that holds the options.
-    function: what they are for.
-    options: its keyword options, known to it.
+    field: the config field that holds the options, for messages.
+    function: takes the options.
+    options: its keyword options, all of which it has.
 
   Raises:
     ConfigError: a value of another type.
   """
   parameters = inspect.signature(function).parameters
   for name, value in options.items():
-    annotation = getattr(parameters.get(name), 'annotation', None)
-    if not isinstance(annotation, str):  # As `from __future__` makes them.
-      annotation = getattr(annotation, '__name__', None)
+    annotation = getattr(parameters.get(name), 'annotation', '')
+    if not isinstance(annotation, str):  # `from __future__` makes strings.
+      annotation = getattr(annotation, '__name__', '')
     kind = _KINDS.get(annotation)
     if kind is not None and not _is_of(value, kind):
       raise checks.ConfigError(
-          f'{where}: {name} must be of type {kind.__name__}; got '
-          f'{name}={value!r}.')
+          f'{field}.{name} must be of type {kind.__name__}; got {value!r}.')
 
 
 def _is_of(value, kind):

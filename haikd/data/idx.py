@@ -12,15 +12,18 @@ from haikd.core import checks
 
 PARTS = ('train', 't10k')
 
-_UNSIGNED_BYTE = 0x08  # The format's code for it.
+REMEDY = ('On Debian, `apt-get install dataset-fashion-mnist` puts the files '
+          'into /usr/share/datasets/fashion-mnist.')
+
+_UNSIGNED_BYTE = 0x08  # The format's code of the type.
 
 
 def read_pair(folder: pathlib.Path,
               part: str) -> tuple[np.ndarray, np.ndarray]:
-  """Reads the images of a part of an MNIST-like data set, and their labels.
+  """Reads the images and the labels of one part of an MNIST-like data set.
 
   Args:
-    folder: where the files are.
+    folder: the folder of the files.
     part: 'train' or 't10k'.
 
   Returns:
@@ -33,14 +36,14 @@ def read_pair(folder: pathlib.Path,
   labels = read(find(folder, _labels(part)), rank=1)
   if len(images) != len(labels):
     raise checks.DataError(
-        f'idx.read_pair: {part} must have a label for every image; got '
-        f'images={len(images)}, labels={len(labels)} in {str(folder)!r}. '
-        'Fetch the files again.')
+        f'config.data.source_dir must hold a label for every {part} image; got '
+        f'images={len(images)}, labels={len(labels)} in {str(folder)!r}. Fetch '
+        'the files again.')
   return images, labels
 
 
 def stamps(folder: pathlib.Path) -> tuple[tuple[int, int], ...]:
-  """Returns size and time of each file of both parts, in nanoseconds."""
+  """Returns the size and the time in nanoseconds of each of the four files."""
   files = [find(folder, name(part)) for part in PARTS
            for name in (_images, _labels)]
   stats = [file.stat() for file in files]
@@ -53,43 +56,42 @@ def find(folder: pathlib.Path, name: str) -> pathlib.Path:
     if path.is_file():
       return path
   raise checks.DataError(
-      f'idx.find: source_dir must hold {name} or {name}.gz; got '
-      f'source_dir={str(folder)!r}, which does not. On Debian, `apt-get '
-      'install dataset-fashion-mnist` puts the files into '
-      '/usr/share/datasets/fashion-mnist.')
+      f'config.data.source_dir must hold {name} or {name}.gz; got '
+      f'{str(folder)!r}, which does not. {REMEDY}')
 
 
 def read(path: pathlib.Path, *, rank: int) -> np.ndarray:
   """Reads an idx file of unsigned bytes.
 
   Args:
-    path: the file; one that ends in .gz is decompressed.
-    rank: the number of axes it must have.
+    path: the file; decompressed if it ends in .gz.
+    rank: the number of axes that the array must have.
 
   Returns:
     A uint8 array of that rank.
 
   Raises:
-    DataError: a file that is damaged or holds something else.
+    DataError: a file that is damaged or of another format.
   """
   opener = gzip.open if path.suffix == '.gz' else open
   try:
     with opener(path, 'rb') as file:
       content = file.read()
   except (OSError, EOFError, zlib.error) as err:
-    raise _damaged(path, 'be readable', checks.one_line(err)) from err
+    raise _damaged(path, 'be readable', checks.describe(err)) from err
   header = 4 + 4 * rank
   magic = bytes((0, 0, _UNSIGNED_BYTE, rank))
   if content[:4] != magic:
     raise _damaged(path, f'begin with the bytes {magic.hex()}',
                    content[:4].hex() or 'nothing')
   if len(content) < header:
-    raise _damaged(path, f'have a header of {header} bytes', len(content))
+    raise _damaged(path, f'have a header of {header} bytes',
+                   f'{len(content)} bytes')
   shape = struct.unpack(f'>{rank}I', content[4:header])
   size = len(content) - header
   if size != math.prod(shape):
     raise _damaged(path, f'hold {math.prod(shape)} values, as its header says',
-                   size)
+                   f'{size} values')
   return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
@@ -102,5 +104,5 @@ def _labels(part):
 
 
 def _damaged(path, rule, value):
-  return checks.DataError(f'idx.read: file must {rule}; got {value} in '
-                          f'{str(path)!r}. Fetch the file again.')
+  return checks.DataError(
+      f'the file {str(path)!r} must {rule}; got {value}. Fetch it again.')

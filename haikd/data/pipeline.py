@@ -1,4 +1,4 @@
-"""From a config to batches: sharded, shuffled, resumable, each one checked."""
+"""From a config to batches: sharded, shuffled, resumable and validated."""
 
 from collections.abc import Iterable, Mapping
 import functools
@@ -17,11 +17,11 @@ from haikd.data.image import augment as augment_lib
 from haikd.data.image import normalise as normalise_lib
 from haikd.data.image import resize as resize_lib
 
-_READ_THREADS = 4  # That read ahead, where a split is not in memory.
+_READ_THREADS = 4  # Threads that read ahead where a split is not in memory.
 
 
 class BatchIterator(Protocol):
-  """An iterator of batches that can be saved and put back."""
+  """An iterator of batches whose position can be saved and restored."""
 
   def __iter__(self) -> 'BatchIterator':
     """Returns itself."""
@@ -30,76 +30,84 @@ class BatchIterator(Protocol):
     """Returns the next batch, of NumPy arrays."""
 
   def get_state(self) -> dict[str, int]:
-    """Returns the place in the stream, as something JSON can hold."""
+    """Returns the position in the stream, in types of JSON."""
 
   def set_state(self, state: dict[str, int]) -> None:
-    """Goes to a place in the stream."""
+    """Moves to a position in the stream."""
 
 
 class Data:
   """The batches of one data set; made by `build_data`.
 
-  Splits are opened when something is first asked of them, and kept.
+  A split is opened when it is first needed, and kept.
 
   Attributes:
     splits: the splits of its data set, which another Data may share.
-    num_classes: V; None for a data set that does not say.
-    text: how texts became numbers; None for a data set of something else.
+    num_classes: V; None if the data set does not give it.
+    text: the TextInfo of a data set of texts; None for any other.
     sizes: `{split: number of examples}` of the splits that the config names.
-    spec: a Batch of `jax.ShapeDtypeStruct`, the global training batch; reads
+    spec: the global training batch, as a Batch of `jax.ShapeDtypeStruct`; reads
       one example.
   """
 
   def __init__(self, *, splits: reader_lib.Splits, train: str,
-               held_out: tuple[str, ...], augment: Mapping[str, Any],
+               held_out: tuple[str, str], augment: Mapping[str, Any],
                augment_field: str, batch_size: int, eval_batch_size: int,
                shards: int, seed: int, prefetch: int,
-               scale: normalise_lib.Scale, sizes: Optional[resize_lib.Sizes],
+               scale: normalise_lib.Scale,
+               resize: Optional[resize_lib.Resize],
                process_index: int, process_count: int):
     self.splits = splits
     self._train = train
     self._held_out = held_out
+    evaluated, final = held_out
+    # For messages. If several fields hold one split, the last of these counts.
+    self._fields = {
+        final: 'config.evaluation.final',
+        evaluated: 'config.evaluation.split',
+        train: 'config.data.train',
+    }
     self._augment = augment
     self._augment_field = augment_field
     self._batch_size = batch_size
     self._evaluation = dict(batch_size=eval_batch_size, shards=shards)
     self._seed = seed
     self._prefetch = prefetch
-    self._sizes = sizes
+    self._resize = resize
     self._common = dict(
         scale=scale,
-        sizes=sizes,
+        resize=resize,
         process_index=process_index,
         process_count=process_count)
 
   @property
   def num_classes(self) -> Optional[int]:
     """The number of classes or the size of the vocabulary."""
-    return self.splits[self._train].num_classes
+    return self._reader(self._train).num_classes
 
   @property
   def text(self) -> Optional[source_lib.TextInfo]:
-    """The tokenizer of the texts, and what was kept of it."""
-    return self.splits[self._train].text
+    """The tokenizer of the texts, and the ids kept if it was pruned."""
+    return self._reader(self._train).text
 
   @property
   def sizes(self) -> dict[str, int]:
     """The number of examples in each split that the config names."""
     return {
-        split: len(self.splits[split])
+        split: len(self._reader(split))
         for split in dict.fromkeys((self._train, *self._held_out))
     }
 
   @functools.cached_property
   def spec(self) -> base.Batch:
     """The shapes and dtypes of the global training batch."""
-    return self.spec_of(self.splits[self._train])
+    return self.spec_of(self._reader(self._train))
 
   def spec_of(self, reader: reader_lib.Reader) -> base.Batch:
-    """Returns what the global training batch of a split would be like.
+    """Returns the shapes and dtypes of a global training batch.
 
     Args:
-      reader: of one example or more.
+      reader: reads the examples of the batch; one is enough.
 
     Returns:
       A Batch of `jax.ShapeDtypeStruct`.
@@ -113,8 +121,8 @@ class Data:
   def check(self) -> None:
     """Opens, checks and decodes every split that the config names.
 
-    What is too large to keep is checked by its first example. Nothing that this
-    finds has to be found when hours of training are over.
+    Only the first example of a split too large to keep is checked. An error in
+    a held-out split is thus found before hours of training, not after them.
 
     Raises:
       ConfigError: augmentation, mean or std that do not suit the images.
@@ -122,28 +130,29 @@ class Data:
         batch, or examples that cannot be used.
     """
     for split in self.sizes:
-      reader = self.splits[split]
+      reader = self._reader(split)
       if split == self._train:
         self._check_size(reader)
       self._load(reader)
       if split == self._train:
         self._training(reader)[0]
       if split in self._held_out:
-        self._numbered(split)[0]
+        self._evaluation_of(reader)[0]
 
   def train(self) -> BatchIterator:
     """Returns an endless iterator of this process's share of training batches.
 
-    Every epoch has an order of its own. The first call reads the split, if it
-    is small enough to keep.
+    Every epoch has its own order. The first call reads the split if it is small
+    enough to keep.
 
     Returns:
-      An iterator from the first batch on, with `get_state` and `set_state`.
+      An iterator that starts at the first batch, with `get_state` and
+      `set_state`.
 
     Raises:
       DataError: a split smaller than a batch, or examples that cannot be used.
     """
-    reader = self.splits[self._train]
+    reader = self._reader(self._train)
     self._check_size(reader)
     self._load(reader)
     return iter(self._stream(self._training(reader), reader))
@@ -155,43 +164,45 @@ class Data:
       split: any split of the data set.
 
     Returns:
-      What can be iterated over, again and again. All batches of a split have
-      one shape; what fills the last one up is masked, with the label -100.
+      An iterable that can be iterated over repeatedly. All batches of a split
+      have one shape; padding in the last one is masked and has the label -100.
 
     Raises:
       DataError: an unknown or empty split, or examples that cannot be used.
     """
-    reader = self.splits[split]
+    reader = self._reader(split)
     self._load(reader)
-    return self._stream(self._numbered(split), reader)
+    return self._stream(self._evaluation_of(reader), reader)
+
+  def _reader(self, split):
+    return self.splits.reader(split, self._fields.get(split, 'split'))
 
   def _check_size(self, reader):
     if len(reader) < self._batch_size:
       raise checks.DataError(
-          f'pipeline.train: split {self._train!r} must hold a batch or more; '
-          f'got size={len(reader)}, config.batch_size={self._batch_size}. Set '
-          f'config.batch_size to {len(reader)} or less, or train on another '
-          'split.')
+          'config.data.train must name a split of at least one batch; got '
+          f'{self._train!r} of size={len(reader)}, '
+          f'config.batch_size={self._batch_size}. Set config.batch_size to '
+          f'{len(reader)} or less, or train on another split.')
 
   def _load(self, reader):
-    if self._sizes is None:  # Else images get their size each time anew.
+    if self._resize is None:  # Otherwise images are resized at each visit.
       reader.load()
 
-  def _numbered(self, split):
-    return batches.Evaluation(
-        self.splits[split], **self._evaluation, **self._common)
+  def _evaluation_of(self, reader):
+    return batches.Evaluation(reader, **self._evaluation, **self._common)
 
   def _training(self, reader):
     return batches.Training(
         reader,
         augment_lib.build_augment(
-            self._augment, reader.num_classes, where=self._augment_field),
+            self._augment, reader.num_classes, field=self._augment_field),
         batch_size=self._batch_size,
         seed=self._seed,
         **self._common)
 
   def _stream(self, numbered, reader):
-    import grain  # Takes a second, which `import haikd` should not.
+    import grain  # Takes a second: too long for `import haikd`.
     threads = 1 if reader.cached else _READ_THREADS
     return grain.MapDataset.source(numbered).to_iter_dataset(
         grain.ReadOptions(
@@ -206,19 +217,19 @@ def build_data(config: ml_collections.ConfigDict,
                augment_field: str = 'config.data.augment',
                process_index: Optional[int] = None,
                process_count: Optional[int] = None) -> Data:
-  """Returns the batches that a config describes.
+  """Returns the Data that a config describes; reads nothing yet.
 
-  Reads nothing yet. The global batch is divided among the processes; whoever
-  puts it on devices divides it further.
+  The global batch is divided among the processes here, and among the devices of
+  a process when it is put on them.
 
   Args:
     config: a config made from `haikd.config.base()`.
-    shards: over how many devices a batch is split; batches of evaluation are
-      made large enough to be divisible by it.
-    like: shares the splits it has opened, if they are of the same data set.
-    augment_field: where the user wrote the augmentations, for messages.
-    process_index: which process this is; JAX's by default.
-    process_count: how many there are; JAX's by default.
+    shards: the number of devices that a batch is split over; evaluation batches
+      are rounded up to a multiple of it.
+    like: a Data whose opened splits are shared if the data set is the same.
+    augment_field: the config field that holds the augmentations, for messages.
+    process_index: the index of this process; JAX's by default.
+    process_count: the number of processes; JAX's by default.
 
   Returns:
     A Data.
@@ -233,18 +244,18 @@ def build_data(config: ml_collections.ConfigDict,
     process_count = jax.process_count()
   if config.batch_size % process_count:
     raise checks.ConfigError(
-        'pipeline.build_data: config.batch_size must be a multiple of the '
-        f'number of processes; got config.batch_size={config.batch_size}, '
-        f'process_count={process_count}. The closest is '
-        f'{-(-config.batch_size // process_count) * process_count}.')
+        'config.batch_size must be a multiple of the number of processes; got '
+        f'{config.batch_size}, process_count={process_count}. The next multiple'
+        f' is {-(-config.batch_size // process_count) * process_count}.')
   if config.seed < 0:
-    raise checks.ConfigError('pipeline.build_data: config.seed must be 0 or '
-                             f'more; got config.seed={config.seed}.')
+    raise checks.ConfigError(
+        f'config.seed must be 0 or more; got {config.seed}.')
   data, evaluation = config.data, config.evaluation
   augment = data.augment.to_dict()
-  # Refuse now what cannot work.
-  augment_lib.build_augment(augment, None, where=augment_field)
-  sizes = resize_lib.build_sizes(augment, data.image_size, where=augment_field)
+  # Refuses unknown augmentations at once; the classes are not known yet.
+  augment_lib.build_augment(augment, None, field=augment_field)
+  resize = resize_lib.build_resize(
+      augment, data.image_size, field=augment_field)
   splits = reader_lib.Splits(
       name=data.name,
       options=data.options.to_dict(),
@@ -264,6 +275,6 @@ def build_data(config: ml_collections.ConfigDict,
       seed=config.seed,
       prefetch=data.prefetch,
       scale=normalise_lib.build_scale(data.mean, data.std),
-      sizes=sizes,
+      resize=resize,
       process_index=process_index,
       process_count=process_count)

@@ -1,7 +1,7 @@
 """Data sets prepared by tensorflow-datasets, without TensorFlow.
 
-They are written as array_record and read by index. Nothing is imported from
-tfds before a data set is opened: that takes half a second.
+They are stored as array_record and read by index. tfds is imported only when a
+data set is opened, because importing it takes half a second.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +15,7 @@ import numpy as np
 from haikd.core import checks
 from haikd.core import registry
 from haikd.data import spec as spec_lib
+from haikd.data import splits
 
 FILE_FORMAT = 'array_record'
 
@@ -23,7 +24,7 @@ class Prepared:
   """A Source that reads one split of a prepared data set.
 
   Attributes:
-    num_classes: of the feature `label`; None if it has no such thing.
+    num_classes: V, of the feature `label`; None if it is no class label.
   """
 
   def __init__(self, source: Any, keys: Sequence[str],
@@ -39,7 +40,7 @@ class Prepared:
     return self._pick(self._source[index])
 
   def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-    """Returns several examples, which is faster than one by one."""
+    """Returns several examples at once, which is faster than one by one."""
     return [self._pick(e) for e in self._source.__getitems__(indices)]
 
   def _pick(self, example):
@@ -50,8 +51,8 @@ def named(name: str, data_dir: Optional[str] = None) -> Callable[..., Prepared]:
   """Returns the function that opens a data set of tfds.
 
   Args:
-    name: what tfds calls it, such as 'mnist' or 'mnist:3.0.1'.
-    data_dir: the folder of prepared files; None for that of tfds.
+    name: its name in tfds, such as 'mnist' or 'mnist:3.0.1'.
+    data_dir: the folder of prepared files; None for the default of tfds.
 
   Returns:
     A function like those that are registered.
@@ -70,47 +71,46 @@ def named(name: str, data_dir: Optional[str] = None) -> Callable[..., Prepared]:
 
 
 def described(name: str, data_dir: Optional[str] = None) -> Callable:
-  """Returns the function that says what examples of a data set are like.
+  """Returns the function that returns the Spec of a data set of tfds.
 
   Args:
-    name: what tfds calls it.
-    data_dir: the folder of prepared files, which need not be there.
+    name: its name in tfds.
+    data_dir: the folder of prepared files, which need not exist.
 
   Returns:
-    A function with the options of that which `named` returns. It returns
-    `{key: shape and dtype}`, with None for sizes that differ from example to
-    example, and the number of classes or None.
+    A function `(**options) -> Spec` that takes the same options as the one that
+    `named` returns.
 
   Raises:
     ConfigError: a name that neither haikd nor tfds knows.
   """
-  features_of = _builder(name, data_dir).info.features
+  known = _builder(name, data_dir).info.features
 
   def tfds_data_set(*, features=()):
-    wanted = _wanted(features_of, features)
+    keys = _keys(known, features)
     columns = {
-        key: spec_lib.Column(features_of[key].shape, features_of[key].np_dtype)
-        for key in wanted
+        key: spec_lib.Column(known[key].shape, known[key].np_dtype)
+        for key in keys
     }
-    return columns, _num_classes(features_of, wanted)
+    return spec_lib.Spec(columns, _num_classes(known, keys))
 
   return tfds_data_set
 
 
 def is_prepared(builder: Any) -> bool:
-  """Returns whether a builder's files are there; tfds's own check warns."""
+  """Returns whether a builder's files exist; unlike tfds, it never warns."""
   return (builder.data_path / 'dataset_info.json').exists()
 
 
 def open_split(builder: Any,
                split: str,
                features: tuple[str, ...] = ()) -> Prepared:
-  """Opens a split of a data set that is prepared.
+  """Opens a split of a prepared data set.
 
   Args:
     builder: a tfds builder.
     split: one of its splits, or a slice such as 'train[:90%]'.
-    features: the features to read; all that are numbers if empty.
+    features: the features to read; all numeric ones if empty.
 
   Returns:
     A Source.
@@ -119,23 +119,24 @@ def open_split(builder: Any,
     ConfigError: an unknown feature.
     DataError: an unknown split, or a file format without access by index.
   """
-  wanted = _wanted(builder.info.features, features)
-  source = _data_source(builder, split)
-  return Prepared(source, wanted, _num_classes(builder.info.features, wanted))
+  known = builder.info.features
+  keys = _keys(known, features)
+  return Prepared(
+      _data_source(builder, split), keys, _num_classes(known, keys))
 
 
 def open_whole(name: str, split: str,
                data_dir: Optional[str] = None) -> tuple[Any, dict[str, Any]]:
-  """Opens a split with all its features, those that are no numbers too.
+  """Opens a split with all its features, numeric or not.
 
   Args:
-    name: what tfds calls the data set.
+    name: the name of the data set in tfds.
     split: one of its splits.
-    data_dir: the folder of prepared files; None for that of tfds.
+    data_dir: the folder of prepared files; None for the default of tfds.
 
   Returns:
-    Examples by index, as tfds gives them, and what tells them from others, as
-    something JSON can hold.
+    A sequence of examples as tfds returns them, and a dict, in types of JSON,
+    that identifies them.
 
   Raises:
     ConfigError: a name that tfds does not know.
@@ -150,12 +151,12 @@ def open_whole(name: str, split: str,
 
 
 def _ready(name, data_dir):
-  """Returns a builder of what is prepared."""
+  """Returns the builder of a data set; refuses one that is not prepared."""
   builder = _builder(name, data_dir)
   if not is_prepared(builder):
     raise checks.DataError(
-        f'prepared.named: {name!r} must be prepared in data_dir; got '
-        f'data_dir={str(builder.data_dir)!r}, where it is not. Run '
+        f'config.data.data_dir must hold {name!r}, prepared by tfds; got '
+        f'{str(builder.data_dir)!r}, which does not. Run '
         f'`tfds.builder({name!r}, data_dir=…).download_and_prepare('
         f'file_format={FILE_FORMAT!r})` once.')
   return builder
@@ -166,28 +167,25 @@ def _data_source(builder, split):
     return builder.as_data_source(split=split)
   except NotImplementedError as err:
     raise checks.DataError(
-        f'prepared.open_split: {builder.name!r} must be prepared as '
-        f'{FILE_FORMAT}; got {checks.one_line(err)} Prepare it again in another'
-        ' data_dir.') from err
-  except ValueError as err:
-    raise checks.DataError(
-        f'prepared.open_split: split must be one that {builder.name!r} has; '
-        f'got split={split!r}. {checks.suggest(split, builder.info.splits)}'
+        f'{builder.name!r} must be prepared as {FILE_FORMAT}; got '
+        f'{checks.describe(err)}. Prepare it again in another data_dir.'
     ) from err
+  except ValueError as err:
+    raise splits.UnknownSplitError(split, builder.info.splits) from err
 
 
 def prepare(make_builder: Callable[[], Any]) -> Any:
-  """Prepares a data set unless that has been done.
+  """Prepares a data set unless it is prepared already.
 
-  The files appear in one piece, by renaming a folder. Where two processes
-  prepare at once, the first to finish wins and the other reads its files.
+  The files appear all at once, by renaming a folder. If two processes prepare
+  at the same time, the first to finish wins and the other reads its files.
 
   Args:
-    make_builder: returns a tfds builder; called again when another process has
-      got there first.
+    make_builder: returns a tfds builder; called again if another process
+      finished first.
 
   Returns:
-    A builder that is prepared.
+    The builder of a prepared data set.
 
   Raises:
     DataError: `data_dir` cannot be written.
@@ -203,15 +201,15 @@ def prepare(make_builder: Callable[[], Any]) -> Any:
     if is_prepared(other):
       return other
     raise checks.DataError(
-        'prepared.prepare: data_dir must be a folder that can be written; got '
-        f'{str(builder.data_dir)!r} ({checks.one_line(err)}). Set '
-        'config.data.data_dir.') from err
+        'config.data.data_dir must be a folder that can be written; got '
+        f'{str(builder.data_dir)!r} ({checks.describe(err)}). Choose another.'
+    ) from err
   return builder
 
 
 @contextlib.contextmanager
 def _quiet():
-  """Keeps tfds from printing; its progress bar is shown to a person only."""
+  """Silences tfds; its progress bar is shown on a terminal only."""
   import tensorflow_datasets as tfds
   progress = contextlib.ExitStack()
   if not sys.stderr.isatty():
@@ -227,32 +225,31 @@ def _builder(name, data_dir):
     return tfds.builder(name, data_dir=data_dir)
   except tfds.core.DatasetNotFoundError as err:
     raise checks.ConfigError(
-        'prepared.named: config.data.name must be a registered data set or one '
-        f'of tfds; got {name!r}. '
-        f'{checks.suggest(name, registry.datasets.names())} A plugin that '
-        'brings it belongs in config.plugins.') from err
+        'config.data.name must be a registered data set or one of tfds; got '
+        f'{name!r}. {checks.suggest(name, registry.datasets.names())} If a '
+        'plugin registers it, add that to config.plugins.') from err
   except (ValueError, AssertionError) as err:
     raise checks.ConfigError(
-        'prepared.named: config.data.name must name a data set as tfds does, '
-        f'name/config:version; got {name!r} ({checks.one_line(err)}).') from err
+        'config.data.name must name a data set as tfds does, '
+        f'name/config:version; got {name!r} ({checks.describe(err)}).') from err
 
 
-def _wanted(known, chosen):
-  """Returns which features to read: those chosen, or all that are numbers."""
+def _keys(known, requested):
+  """Returns the features to read: those requested, or all numeric ones."""
   numeric = [key for key, feature in known.items() if _is_numeric(feature)]
-  for feature in chosen:
-    if feature not in numeric:
+  for key in requested:
+    if key not in numeric:
       raise checks.ConfigError(
-          'config.data.options: features must name features that hold numbers; '
-          f'got {feature!r}. {checks.suggest(feature, numeric)}')
-  return tuple(chosen) or tuple(numeric)
+          'config.data.options.features must name features that hold numbers; '
+          f'got {key!r}. {checks.suggest(key, numeric)}')
+  return tuple(requested) or tuple(numeric)
 
 
-def _num_classes(features, wanted):
-  label = features['label'] if 'label' in wanted else None
+def _num_classes(features, keys):
+  label = features['label'] if 'label' in keys else None
   return getattr(label, 'num_classes', None)
 
 
 def _is_numeric(feature):
-  dtype = feature.np_dtype  # Of a nested feature a dict.
+  dtype = feature.np_dtype  # A dict for a nested feature.
   return not isinstance(dtype, dict) and np.dtype(dtype).kind in 'biuf'

@@ -1,11 +1,11 @@
-"""Batches of examples by index, checked before anybody computes with them.
+"""Reads examples by index and validates them.
 
-A split that is small enough is decoded once and kept; batches are then gathered
-from one array a key, which is a hundred times faster than example by example.
+A split that is small enough is decoded once and kept. Batches are then gathered
+from one array per key, a hundred times faster than example by example.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import numpy as np
 
@@ -14,13 +14,14 @@ from haikd.core import checks
 from haikd.data import foreign
 from haikd.data import source as source_lib
 
-CACHE_BYTES = 2**29  # Splits up to this size, decoded, are kept in memory.
+CACHE_BYTES = 2**29  # Splits up to this decoded size are kept in memory.
 
-_CHUNK = 1024  # Examples that are decoded at a time.
-TARGETS = ('label', 'mask', 'target_mask')  # The keys that are no inputs.
+_CHUNK = 1024  # Examples decoded at a time.
+TARGETS = ('label', 'mask', 'target_mask')  # The keys that are not inputs.
 
 Columns = dict[str, np.ndarray]
 Fit = Callable[[np.ndarray], np.ndarray]
+Indices = Union[Sequence[int], np.ndarray]
 
 
 class Reader:
@@ -29,7 +30,7 @@ class Reader:
   Attributes:
     split: its name, for messages.
     num_classes: V, or None.
-    text: how its texts became numbers, or None.
+    text: the TextInfo of its texts, or None.
   """
 
   def __init__(self, source: source_lib.Source, split: str):
@@ -44,11 +45,11 @@ class Reader:
 
   @property
   def cached(self) -> bool:
-    """Whether the whole split is in memory."""
+    """Whether the split is in memory."""
     return self._columns is not None
 
   def load(self) -> None:
-    """Decodes and checks the whole split, if it is small enough to keep."""
+    """Decodes and checks the full split if it is small enough to keep."""
     if self.cached:
       return
     size = len(self)
@@ -65,31 +66,31 @@ class Reader:
     }
     for start in range(0, size, _CHUNK):
       indices = range(start, min(start + _CHUNK, size))
-      for key, value in self.gather(indices, like=example).items():
+      for key, value in self.gather(indices, template=example).items():
         columns[key][start:start + len(indices)] = value
     self._columns = columns
 
   def gather(self,
-             indices: Sequence[int],
-             like: Optional[Columns] = None,
+             indices: Indices,
+             template: Optional[Columns] = None,
              fit: Optional[Fit] = None) -> Columns:
     """Reads some examples.
 
     Args:
-      indices: their places in the split.
-      like: columns whose keys, shapes and dtypes they must have.
-      fit: makes images of one size, one by one; such a split is not kept.
+      indices: their indices in the split.
+      template: columns whose keys, shapes and dtypes the examples must have.
+      fit: resizes one image, or None. With it a split is never kept.
 
     Returns:
       `{key: [len(indices), ...]}`.
 
     Raises:
-      DataError: an example that cannot be used, by split and index.
+      DataError: an example that cannot be used, named by split and index.
     """
     if self._columns is not None:
       return {key: value[indices] for key, value in self._columns.items()}
     indices = [int(i) for i in indices]
-    columns = self._stack(self._read(indices), indices, like, fit)
+    columns = self._stack(self._read(indices), indices, template, fit)
     self._check(columns, indices)
     return columns
 
@@ -105,56 +106,58 @@ class Reader:
 
   def _reading(self, index):
     return foreign.calling(
-        f'reader.Reader: example {index} of split {self.split!r} must be '
-        'readable')
+        f'example {index} of split {self.split!r} must be readable',
+        "Fix the data or the data set's code")
 
   def _stack(self, examples: Sequence[Mapping[str, Any]],
-             indices: Sequence[int], like: Optional[Columns],
+             indices: Sequence[int], template: Optional[Columns],
              fit: Optional[Fit]) -> Columns:
-    """Stacks examples, refusing one that is not like the first."""
+    """Stacks examples; refuses one with other shapes than the first."""
     for index, example in zip(indices, examples):
       if not isinstance(example, Mapping):
         raise self._bad(index, 'be a dict', type(example).__name__,
-                        'Return dict(image=…, label=…) or the like.')
+                        'Return dict(image=…, label=…), for example.')
     examples = [{key: np.asarray(value)
                  for key, value in example.items()}
                 for example in examples]
     if fit is not None:
       for index, example in zip(indices, examples):
         self._fit(index, example, fit)
-    first = _form(examples[0]) if like is None else {
-        key: (value.shape[1:], value.dtype) for key, value in like.items()}
+    expected = _signature(examples[0]) if template is None else {
+        key: (value.shape[1:], value.dtype) for key, value in template.items()}
     for index, example in zip(indices, examples):
-      if _form(example) != first:
+      signature = _signature(example)
+      if signature != expected:
         raise self._bad(
             index, 'have the keys, shapes and dtypes of the others',
-            f'{_describe(_form(example))} instead of {_describe(first)}',
+            f'{_describe(signature)} instead of {_describe(expected)}',
             'Pad what is ragged and give a mask.')
     return {key: np.stack([example[key] for example in examples])
-            for key in first}
+            for key in expected}
 
   def _fit(self, index, example, fit):
     if 'image' not in example:
       raise self._bad(
           index, 'hold an image, since config.data.image_size is set',
-          f'the keys {sorted(example)}', 'Set it to None.')
-    with foreign.calling(f'reader.Reader: the image of example {index} of '
-                         f'split {self.split!r} must have a size to change'):
+          f'the keys {sorted(example)}', 'Set config.data.image_size to None.')
+    with foreign.calling(
+        f'the image of example {index} of split {self.split!r} must be '
+        'resizable', 'Fix the data or the augmentation that resizes it'):
       example['image'] = fit(example['image'])
 
   def _check(self, columns: Columns, indices: Sequence[int]) -> None:
-    """Raises DataError for values that no training could use."""
+    """Raises DataError for values that training cannot use."""
     first = indices[0]
     if not set(columns) - set(TARGETS):
       raise self._bad(first, 'hold an input', f'the keys {sorted(columns)}',
-                      'Add an image, tokens or the like.')
+                      'Add an image, tokens or another input.')
     for key, value in columns.items():
       if value.dtype.kind not in 'biuf':
         raise self._bad(first, f'hold numbers in {key}',
                         f'{key}.dtype={value.dtype}', 'Leave that key out.')
       if value.dtype.kind == 'f':
         self._refuse(~np.isfinite(value), indices, f'have a finite {key}',
-                     value, 'Clean the data first.')
+                     value, 'Fix the data.')
     self._check_masks(columns, first)
     if 'label' in columns:
       self._check_labels(columns['label'], indices)
@@ -174,12 +177,13 @@ class Reader:
   def _check_labels(self, label, indices):
     if self.num_classes is None:
       if label.dtype.kind == 'f' and label.ndim == 1:
-        return  # A number for each example.
+        return  # Scores.
       raise self._bad(indices[0], 'have no label unless num_classes is known',
                       'num_classes=None', 'Give the Source a num_classes.')
     if label.dtype.kind == 'f':
       if label.shape[-1] != self.num_classes or label.ndim < 2:
-        raise self._bad(indices[0], 'have one probability a class as its label',
+        raise self._bad(indices[0],
+                        'have one probability per class as its label',
                         f'label.shape={label.shape[1:]}, '
                         f'num_classes={self.num_classes}',
                         'Give integers, or a trailing axis of classes.')
@@ -190,7 +194,7 @@ class Reader:
     self._refuse(
         wrong, indices, f'have a label below num_classes={self.num_classes}, '
         f'or {base.IGNORED_LABEL} for none', label,
-        'Correct num_classes or the labels.')
+        'Fix num_classes or the labels.')
 
   def _refuse(self, wrong, indices, rule, values, remedy):
     """Raises DataError for the first example where `wrong` is true."""
@@ -200,33 +204,48 @@ class Reader:
 
   def _bad(self, index, rule, value, remedy):
     return checks.DataError(
-        f'reader.Reader: example {index} of split {self.split!r} must {rule}; '
-        f'got {value}. {remedy}')
+        f'example {index} of split {self.split!r} must {rule}; got {value}. '
+        f'{remedy}')
 
 
 class Splits:
   """The splits of one data set, each opened once and decoded once.
 
+  Attributes:
+    dataset: the arguments of `source.open_source`, except split and field.
+
   Args:
-    **dataset: as for `source_lib.open_source`, but for the split.
+    **dataset: the same.
   """
 
   def __init__(self, **dataset: Any):
     self.dataset = dataset
     self._readers: dict[str, Reader] = {}
 
-  def __getitem__(self, split: str) -> Reader:
-    """Returns the reader of a split, which is opened if need be."""
+  def reader(self, split: str, field: str) -> Reader:
+    """Returns the reader of a split, and opens the split at the first call.
+
+    Args:
+      split: any split of the data set.
+      field: the config field that holds `split`, for messages.
+
+    Returns:
+      A Reader.
+
+    Raises:
+      ConfigError: a config whose data set cannot be opened.
+      DataError: an unknown or empty split, or files that cannot be used.
+    """
     if split not in self._readers:
-      self._readers[split] = Reader(
-          source_lib.open_source(split=split, **self.dataset), split)
+      source = source_lib.open_source(split=split, field=field, **self.dataset)
+      self._readers[split] = Reader(source, split)
     return self._readers[split]
 
 
-def _form(example):
+def _signature(example):
   return {key: (value.shape, value.dtype) for key, value in example.items()}
 
 
-def _describe(form):
+def _describe(signature):
   return ', '.join(f'{key} {dtype}{list(shape)}'
-                   for key, (shape, dtype) in sorted(form.items()))
+                   for key, (shape, dtype) in sorted(signature.items()))

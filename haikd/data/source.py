@@ -1,9 +1,8 @@
-"""What a data set is, and how a config's name becomes one."""
+"""What a data set is, and how one is opened by its name in a config."""
 
 from collections.abc import Mapping
 import inspect
 import pathlib
-import re
 from typing import Any, NamedTuple, Optional, Protocol
 
 import numpy as np
@@ -13,34 +12,41 @@ from haikd.core import registry
 from haikd.data import foreign
 from haikd.data import prepared
 from haikd.data import spec as spec_lib
+from haikd.data import splits
 
-RESERVED = ('split', 'source_dir', 'data_dir')
+# Arguments of a data set's function that haikd passes, and the fields they
+# come from.
+RESERVED = {
+    'split': 'config.data.train or config.evaluation',
+    'source_dir': 'config.data.source_dir',
+    'data_dir': 'config.data.data_dir',
+}
 
 
 class Source(Protocol):
   """One split of a data set: examples that can be read in any order.
 
-  An example is a dict of arrays (or numbers), and all examples have the same
-  keys and shapes; what is ragged is padded and says so in its mask. These keys
-  have a meaning, all of them optional:
+  An example is a dict of arrays or numbers. All examples have the same keys and
+  shapes: ragged values are padded, and `mask` marks the padding. These keys
+  have a meaning and are optional:
 
     label: an integer or `[N]` integers below `num_classes`, -100 for none, or
-      probabilities with a trailing axis V. Already aligned to the logits. A
-      floating-point number where there are no classes: what is to be measured
-      against, such as how alike two sentences are.
+      probabilities with a trailing axis V; aligned to the logits already. Where
+      `num_classes` is None, a floating-point score, such as the similarity of
+      two sentences.
     mask: bool `[N]`, true where a position is real.
     target_mask: bool `[N]`, true where a position's logits count.
-    image: `[height, width, channels]`. uint8 is divided by 255; then come
-      augmentation and `(image - mean) / std`.
+    image: `[height, width, channels]`. uint8 is divided by 255; then the image
+      is augmented and standardised, `(image - mean) / std`.
 
-  Every other key is an input of the networks: one alone is passed as it is,
-  several as a dict. A Source that is too large for memory is read by several
-  threads at once.
+  Every other key is an input of the networks. A single input is passed as it
+  is, several as a dict. Several threads read a Source that is too large for
+  memory at once.
 
   Attributes:
     num_classes: V, the number of classes or the size of the vocabulary; None
-      if there are no labels to say so.
-    text: a TextInfo, if examples are made of text; may be left out.
+      for unlabelled examples and for scores.
+    text: a TextInfo if examples are made from text; may be absent.
   """
 
   num_classes: Optional[int]
@@ -53,13 +59,13 @@ class Source(Protocol):
 
 
 class TextInfo(NamedTuple):
-  """How the texts of a data set became numbers.
+  """How the texts of a data set were tokenized.
 
   Attributes:
     tokenizer: the folder of the tokenizer, with `tokenizer.json`.
     size: V, the size of its vocabulary.
-    kept_ids: int32 `[V]`, for each of its ids that of the tokenizer it was
-      pruned from; None if it is whole.
+    kept_ids: int32 `[V]`, each id's id in the tokenizer before pruning; None if
+      it was not pruned.
   """
 
   tokenizer: str
@@ -68,7 +74,7 @@ class TextInfo(NamedTuple):
 
   @property
   def identity(self) -> str:
-    """What tells it from other tokenizers: the folder is called by a hash."""
+    """Identifies the tokenizer: the name of its folder, which is a hash."""
     return pathlib.PurePath(self.tokenizer).name
 
 
@@ -76,12 +82,12 @@ class Subset:
   """Some consecutive examples of a Source.
 
   Attributes:
-    num_classes: those of the whole.
+    num_classes: that of the full Source.
     text: likewise.
 
   Args:
-    source: the whole.
-    indices: which of its examples.
+    source: the full Source.
+    indices: the indices of the examples in it.
   """
 
   def __init__(self, source: Source, indices: range):
@@ -98,7 +104,7 @@ class Subset:
 
 
 class Arrays:
-  """A Source that is held in memory, as one array for every key.
+  """A Source in memory, with one array for every key.
 
   Attributes:
     num_classes: V, or None.
@@ -112,8 +118,8 @@ class Arrays:
     sizes = {key: len(value) for key, value in self.columns.items()}
     if len(set(sizes.values())) != 1:
       raise checks.DataError(
-          'source.Arrays: columns must have the same number of examples; got '
-          f'{sizes or "no columns"}. Give every key one entry an example.')
+          'columns must have the same number of examples; got '
+          f'{sizes or "no columns"}. Give every key one entry per example.')
     self._size = min(sizes.values())
 
   def __len__(self) -> int:
@@ -124,13 +130,14 @@ class Arrays:
 
 
 def text_info(source: Source) -> Optional[TextInfo]:
-  """Returns how the texts of a Source became numbers, None if it has none."""
+  """Returns the TextInfo of a Source, or None if it has none."""
   return getattr(source, 'text', None)
 
 
 def open_source(name: str,
                 split: str,
                 *,
+                field: str = 'split',
                 options: Optional[Mapping[str, Any]] = None,
                 source_dir: Optional[str] = None,
                 data_dir: Optional[str] = None) -> Source:
@@ -138,8 +145,9 @@ def open_source(name: str,
 
   Args:
     name: a registered data set, or one of tfds that is prepared in `data_dir`.
-    split: 'train', 'validation', 'test' or what else the data set has, or a
-      part of one, such as 'train[:500]', 'train[80%:]' or 'test[-9:]'.
+    split: 'train', 'validation', 'test' or another split of the data set, or a
+      slice of one, such as 'train[:500]', 'train[80%:]' or 'test[-9:]'.
+    field: the config field that holds `split`, for messages.
     options: keyword options of the data set.
     source_dir: the folder of its raw files.
     data_dir: the folder of prepared files.
@@ -148,34 +156,38 @@ def open_source(name: str,
     A Source with at least one example.
 
   Raises:
-    ConfigError: an unknown name, an option the data set does not take, or a
-      value of another type than its annotation.
-    DataError: an unknown or empty split, files that cannot be used, or whatever
-      else the data set's function raises.
+    ConfigError: an unknown name, an option the data set does not take, or an
+      option whose type contradicts its annotation.
+    DataError: an unknown or empty split, files that cannot be used, or anything
+      else that the data set's function raises.
   """
   if name in registry.datasets.names():
     function = registry.datasets[name].function
   else:
     function = prepared.named(name, data_dir)
   options = dict(options or {})
-  folders = dict(source_dir=source_dir, data_dir=data_dir)
   _check_options(function, options)
-  whole, part = _parse_split(split)
-  folders = _accepted(name, function, folders)
-  with foreign.calling(f'source.open_source: data set {name!r} must open split '
-                       f'{split!r}'):
-    source = function(whole, **folders, **options)
+  full_split, indices_of = splits.parse(split, field)
+  folders = _accepted(
+      name, function, dict(source_dir=source_dir, data_dir=data_dir))
+  try:
+    with foreign.calling(f'data set {name!r} must open split {split!r}',
+                         'Fix its options or its code'):
+      source = function(full_split, **folders, **options)
+  except splits.UnknownSplitError as err:
+    raise splits.UnknownSplitError(err.split, err.known, field) from err
   for attribute in ('__len__', '__getitem__', 'num_classes'):
     if not hasattr(source, attribute):
       raise checks.ConfigError(
-          f'source.open_source: data set {name!r} must return a Source, with '
-          f'{attribute}; got {type(source).__name__}. haikd.data.Arrays makes '
-          'one of arrays.')
-  source = part(source)
+          f'data set {name!r} must return a Source, with {attribute}; got '
+          f'{type(source).__name__}. haikd.data.Arrays makes one from arrays.')
+  if indices_of is not None:
+    source = Subset(source, indices_of(len(source)))
   if not len(source):
     raise checks.DataError(
-        f'source.open_source: split {split!r} of {name!r} must have examples; '
-        'got size=0. Choose another split, or prepare the data again.')
+        f'{field} must name a split that has examples; got {split!r} of '
+        f'{name!r}, which has none. Choose another split, or prepare the data '
+        'again.')
   return source
 
 
@@ -184,21 +196,21 @@ def describe(name: str,
              options: Optional[Mapping[str, Any]] = None,
              source_dir: Optional[str] = None,
              data_dir: Optional[str] = None) -> Optional[spec_lib.Spec]:
-  """Says what the examples of a data set are like; its files may be elsewhere.
+  """Returns the Spec of a data set without reading its files.
 
   Args:
     name: a registered data set, or one of tfds.
     options: keyword options of the data set.
-    source_dir: the folder of its raw files; not looked into.
-    data_dir: the folder of prepared files, which need not be there.
+    source_dir: the folder of its raw files; not read.
+    data_dir: the folder of prepared files, which need not exist.
 
   Returns:
-    A Spec; None if whoever registered the data set gave none, or if with these
-    options only the data can say.
+    A Spec; None if the data set was registered without one, or if with these
+    options only the data tells.
 
   Raises:
-    ConfigError: an unknown name, or options that it does not take.
-    DataError: what else the data set's own description raises.
+    ConfigError: an unknown name, or options that the data set does not take.
+    DataError: anything else that the registered `spec` raises.
   """
   del source_dir
   options = dict(options or {})
@@ -209,54 +221,26 @@ def describe(name: str,
   else:
     function = spec = prepared.described(name, data_dir)
   _check_options(function, options)
-  with foreign.calling(f'source.describe: data set {name!r} must say what an '
-                       'example is like'):
+  with foreign.calling(
+      f'the spec of data set {name!r} must return a haikd.data.Spec or None',
+      'Fix its options or its code'):
     described = spec(**options)
     return None if described is None else spec_lib.Spec(*described)
 
 
-def check_split(where: str, split: str, known: tuple[str, ...]) -> None:
-  """Raises DataError unless `split` is one of `known`."""
-  if split not in known:
-    raise checks.DataError(
-        f'{where}: split must be one the data set has; got split={split!r}. '
-        f'{checks.suggest(split, known)}')
-
-
 def _check_options(function, options):
-  where = 'config.data.options'
-  checks.check_options(where, function, options, reserved=RESERVED)
-  foreign.check_types(where, function, options)
-
-
-def _parse_split(split):
-  """Returns a split's name and a function from it to the part asked for."""
-  name, bracket, rest = split.partition('[')
-  if not bracket:
-    return split, lambda source: source
-  match = re.fullmatch(r'(-?\d+%?)?:(-?\d+%?)?\]', rest)
-  if not match:
-    raise checks.DataError(
-        "source.open_source: split must be a name or a part such as 'train[:9]'"
-        f" or 'train[80%:]'; got split={split!r}.")
-
-  def bound(text, size):
-    if text is None:
-      return None
-    if text.endswith('%'):
-      return round(int(text[:-1]) / 100 * size)
-    return int(text)
-
-  def part(source):
-    size = len(source)
-    bounds = (bound(text, size) for text in match.groups())
-    return Subset(source, range(size)[slice(*bounds)])
-
-  return name, part
+  field = 'config.data.options'
+  for name, origin in RESERVED.items():
+    if name in options:
+      raise checks.ConfigError(
+          f'{field}.{name} must be left out; got {options[name]!r}. Set '
+          f'{origin} instead.')
+  checks.check_options(field, function, options, reserved=RESERVED)
+  foreign.check_types(field, function, options)
 
 
 def _accepted(name, function, folders):
-  """Returns the folders a data set takes; refuses one that would be ignored."""
+  """Returns the folders a data set takes; refuses one it would ignore."""
   names = checks.option_names(function)
   parameters = inspect.signature(function).parameters.values()
   if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
@@ -264,6 +248,6 @@ def _accepted(name, function, folders):
   for folder, path in folders.items():
     if path is not None and folder not in names:
       raise checks.ConfigError(
-          f'source.open_source: config.data.{folder} must be None for {name!r},'
-          f' which has no use for it; got {path!r}.')
+          f'config.data.{folder} must be None for {name!r}, which does not take'
+          f' it; got {path!r}.')
   return {key: path for key, path in folders.items() if key in names}

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple, Optional
 class Column(NamedTuple):
   """Shape and dtype of one key of an example.
 
-  `jax.ShapeDtypeStruct` does as well where every size is known: it refuses None
-  since JAX 0.11.
+  A `jax.ShapeDtypeStruct` may be used instead where every size is known. Since
+  JAX 0.11 it does not accept None.
 
   Attributes:
-    shape: without the batch axis. The height and width of `image` may be None:
-      they differ from example to example.
+    shape: without the batch axis. Height and width of `image` are None if they
+      differ from example to example.
     dtype: a NumPy dtype.
   """
 
@@ -24,7 +24,7 @@ class Spec(NamedTuple):
   """What every example of a data set looks like.
 
   Attributes:
-    columns: `{key: Column}` of one example.
+    columns: `{key: Column}`.
     num_classes: V, or None.
   """
 

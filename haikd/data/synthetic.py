@@ -1,4 +1,4 @@
-"""Made-up data for tests and dry runs: learnable, and the same every time."""
+"""Synthetic data for tests and dry runs: learnable and deterministic."""
 
 from collections.abc import Sequence
 
@@ -8,6 +8,7 @@ from haikd.core import checks
 from haikd.core import registry
 from haikd.data import source
 from haikd.data import spec as spec_lib
+from haikd.data import splits
 from haikd.data.text import tokens as tokens_lib
 
 _SPLITS = ('train', 'validation', 'test')
@@ -34,15 +35,15 @@ def synthetic(split: str,
               shape: Sequence[int] = (8, 8, 1),
               length: int = 16,
               vocabulary: int = 32) -> source.Source:
-  """Images of noisy prototypes, or ragged sequences with a rule to them.
+  """Images of noisy prototypes, or ragged token sequences that follow a rule.
 
   Args:
-    split: 'train', 'validation' or 'test'; all are of one size.
-    kind: 'images', or 'tokens' to be predicted one from the other.
+    split: 'train', 'validation' or 'test', each of `size` examples.
+    kind: 'images', or 'tokens' for next-token prediction.
     size: the number of examples.
     num_classes: of images; each class is one random prototype plus noise.
-    shape: of images, height, width and channels.
-    length: the longest sequence; the others have 2 tokens or more.
+    shape: of images: height, width and channels.
+    length: the greatest length of a sequence; the least is 2.
     vocabulary: of tokens; token 3x + 1 follows x, modulo the vocabulary.
 
   Returns:
@@ -53,7 +54,7 @@ def synthetic(split: str,
     ConfigError: an option out of its range.
     DataError: an unknown split.
   """
-  source.check_split('synthetic.synthetic', split, _SPLITS)
+  splits.check(split, _SPLITS)
   _check(kind, size, num_classes, length, vocabulary)
   random = np.random.RandomState(_SPLITS.index(split))
   if kind == 'tokens':
@@ -70,14 +71,14 @@ def synthetic(split: str,
 def _check(kind, size, num_classes, length, vocabulary):
   if kind not in _KINDS:
     raise checks.ConfigError(
-        f'synthetic.synthetic: kind must be known; got kind={kind!r}. '
-        f'{checks.suggest(kind, _KINDS)}')
+        'config.data.options.kind must be a known kind of data; got '
+        f'{kind!r}. {checks.suggest(kind, _KINDS)}')
   for name, value, least in (('size', size, 0), ('num_classes', num_classes, 1),
                              ('length', length, 2),
                              ('vocabulary', vocabulary, 2)):
     if value < least:
-      raise checks.ConfigError(f'synthetic.synthetic: {name} must be at least '
-                               f'{least}; got {name}={value}.')
+      raise checks.ConfigError(f'config.data.options.{name} must be at least '
+                               f'{least}; got {value}.')
 
 
 def _tokens(random, size, length, vocabulary):

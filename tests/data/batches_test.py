@@ -1,4 +1,4 @@
-"""Which examples are in a batch: by counting the numbers on them."""
+"""Which examples are in a batch, shown by examples that are numbers."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ UNSCALED = normalise.build_scale(0.0, 1.0)
 
 
 def numbered(size, **more):
-  """A reader of examples that are their own index."""
+  """Returns a reader of examples that are their own index."""
   columns = dict(number=np.arange(size), **more)
   return reader.Reader(source.Arrays(columns, num_classes=10), 'train')
 
@@ -31,7 +31,7 @@ def training(size, *, batch_size, seed=0, index=0, count=1):
 
 
 def draws(number, *, seed=0, index=0):
-  """Returns a random number that augmentation draws for a batch."""
+  """Returns a random number that the augmentation of a batch draws."""
   stage = batches.Training(
       numbered(12),
       lambda examples, rng: dict(number=rng.random((6, 1))),
@@ -54,7 +54,7 @@ def evaluation(data, *, batch_size, shards=1, index=0, count=1):
 
 
 def stream(size, epochs, **options):
-  """Returns the numbers of whole epochs, of which a batch is a divisor."""
+  """Returns the numbers of full epochs; batches must divide them."""
   stage = training(size, **options)
   count = size * epochs // options['batch_size']
   return np.concatenate([stage[i].inputs for i in range(count)])
@@ -73,7 +73,7 @@ def test_every_epoch_has_its_own_order():
 
 
 def test_batches_go_on_across_the_end_of_an_epoch():
-  # 5 examples in batches of 3: 15 batches are 9 epochs, cut where they may be.
+  # 5 examples in batches of 3: 15 batches are 9 epochs, cut inside batches too.
   stage = training(5, batch_size=3)
   numbers = np.concatenate([stage[i].inputs for i in range(15)])
   assert numbers.shape == (45,)
@@ -81,19 +81,19 @@ def test_batches_go_on_across_the_end_of_an_epoch():
     assert sorted(epoch) == list(range(5))
 
 
-def test_a_batch_may_be_the_whole_split():
+def test_a_batch_may_be_the_full_split():
   stage = training(4, batch_size=4)
   assert sorted(stage[7].inputs) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize('count', [1, 2, 3])
 def test_processes_share_the_batch_of_one_process(count):
-  whole = training(17, batch_size=6)
-  parts = [training(17, batch_size=6, index=i, count=count)
-           for i in range(count)]
+  alone = training(17, batch_size=6)
+  shares = [training(17, batch_size=6, index=i, count=count)
+            for i in range(count)]
   for number in range(10):
-    joined = np.concatenate([part[number].inputs for part in parts])
-    np.testing.assert_array_equal(joined, whole[number].inputs)
+    joined = np.concatenate([share[number].inputs for share in shares])
+    np.testing.assert_array_equal(joined, alone[number].inputs)
 
 
 def test_seeds_have_different_orders():
@@ -127,14 +127,14 @@ def test_evaluation_has_each_example_once(size, batch_size, count):
     for part in parts:
       seen.extend(part.inputs[part.mask])
   assert sorted(seen) == list(range(size))
-  assert len(lengths) == 1  # As many batches everywhere, all of one shape.
+  assert len(lengths) == 1  # Each process has as many batches, of one shape.
 
 
 @pytest.mark.parametrize('size, batch_size, shards, expected', [
     (64, 512, 8, [64]),  # Not 448 examples of padding.
     (65, 512, 8, [72]),
     (600, 512, 1, [300, 300]),
-    (10, 4, 3, [6, 6]),  # Batches of 4 cannot be; 6 is the next that can.
+    (10, 4, 3, [6, 6]),  # 3 does not divide 4; the next multiple is 6.
     (33, 16, 8, [16, 16, 16]),
     (5, 1, 1, [1] * 5),
 ])
@@ -194,7 +194,7 @@ def test_one_input_is_passed_as_it_is_and_several_as_a_dict():
       tokens=np.int32, kind=np.float32)
 
 
-def test_what_is_absent_is_none():
+def test_absent_fields_are_none():
   part = one(dict(tokens=np.zeros((1, 3), np.int32)))
   assert part == base.Batch(part.inputs, part.mask, None, None)
   assert part.mask.shape == (1,)

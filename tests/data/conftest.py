@@ -1,4 +1,4 @@
-"""Tokenizers small enough to know by heart, and one that was trained."""
+"""Tokenizers small enough to check by hand, and a trained one."""
 
 import json
 
@@ -20,7 +20,7 @@ CORPUS = (
 
 
 def word_tokenizer(special):
-  """Returns one of single words: special tokens, then the letters a to j."""
+  """Returns a tokenizer of words: the special tokens, then the letters a-j."""
   words = [*special, *LETTERS]
   made = tokenizers.Tokenizer(models.WordLevel(
       {word: i for i, word in enumerate(words)}, unk_token=special[1]))
@@ -38,7 +38,7 @@ def save(made, folder, **config):
 
 @pytest.fixture
 def words(tmp_path):
-  """A folder: 0 pads, 1 is unknown, 2 ends a text, a is 3, j is 12."""
+  """A tokenizer's folder: 0 pads, 1 is unknown, 2 ends a text, a-j are 3-12."""
   made = word_tokenizer(['<pad>', '<unk>', '</s>'])
   return save(made, tmp_path / 'words', eos_token='</s>', pad_token='<pad>',
               unk_token='<unk>')
@@ -46,19 +46,19 @@ def words(tmp_path):
 
 @pytest.fixture
 def bert_words(tmp_path):
-  """A folder: 0 pads, 1 is unknown, 2 is [CLS], 3 [SEP], a is 4, j is 13."""
+  """Likewise: 0 pads, 1 is unknown, 2 is [CLS], 3 is [SEP], a-j are 4-13."""
   made = word_tokenizer(['[PAD]', '[UNK]', '[CLS]', '[SEP]'])
   made.post_processor = processors.TemplateProcessing(
       single='[CLS] $A [SEP]', pair='[CLS] $A [SEP] $B:1 [SEP]:1',
       special_tokens=[('[CLS]', 2), ('[SEP]', 3)])
-  made.enable_truncation(4)  # As some files have it; not to be kept to.
+  made.enable_truncation(4)  # Some files set these; haikd must ignore them.
   made.enable_padding(length=9)
   return save(made, tmp_path / 'bert_words')
 
 
 @pytest.fixture
 def bpe(tmp_path):
-  """A folder: byte-level BPE, trained."""
+  """A folder: byte-level BPE, trained on CORPUS."""
   made = tokenizers.Tokenizer(models.BPE())
   made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   made.decoder = decoders.ByteLevel()
@@ -72,7 +72,7 @@ def bpe(tmp_path):
 
 @pytest.fixture
 def merging(tmp_path):
-  """A folder: BPE that cuts `xabc` into x, a, bc, and `ab` into ab."""
+  """A folder: BPE that splits `xabc` into x, a, bc, and keeps `ab` as one."""
   made = tokenizers.Tokenizer(models.BPE(
       vocab={piece: i for i, piece in enumerate(
           ['<pad>', 'a', 'b', 'c', 'x', 'bc', 'ab'])},

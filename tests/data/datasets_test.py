@@ -1,4 +1,4 @@
-"""digits against scikit-learn itself, fashion against files written here."""
+"""digits against scikit-learn itself; fashion against files written here."""
 
 import builtins
 import subprocess
@@ -37,7 +37,7 @@ def test_digits_are_those_of_scikit_learn(data_dir):
   labels = np.concatenate([part[1] for part in parts])
   assert images.dtype == np.uint8 and images.shape == (1797, 8, 8, 1)
   assert images.min() == 0 and images.max() == 255
-  # 255 is no multiple of 16, yet rounding back gives the 17 levels again.
+  # 255 is not a multiple of 16, yet rounding back gives the 17 levels again.
   levels = np.round(images[..., 0] * (16 / 255)).astype(np.uint8)
   assert keys(levels, labels) == keys(raw.images.astype(np.uint8), raw.target)
 
@@ -63,10 +63,11 @@ def test_digits_know_their_classes_and_slices(data_dir):
   assert (opened.num_classes, len(opened)) == (10, 10)
 
 
-def test_digits_name_the_splits_there_are(data_dir):
+def test_unknown_split_of_digits_lists_the_known_ones(data_dir):
   with pytest.raises(
       checks.DataError,
-      match="that 'digits' has; got split='valid'. Did you mean 'validation'?"):
+      match="split must name a split of the data set; got 'valid'. Did you mean"
+      r" 'validation'\? Known: test, train, validation"):
     datasets.digits('valid', data_dir=data_dir)
 
 
@@ -85,7 +86,9 @@ def without_sklearn(monkeypatch):
 def test_missing_scikit_learn_is_explained(tmp_path, without_sklearn):
   with pytest.raises(
       checks.DataError,
-      match=r"pip install haikd\[demo\]`, or `pip install -e '.\[demo\]'"):
+      match='scikit-learn must be installed, .*; got ImportError: No module '
+      "named 'sklearn'. "
+      r"Run `pip install haikd\[demo\]`, or `pip install -e '.\[demo\]'"):
     datasets.digits('train', data_dir=str(tmp_path))
 
 
@@ -101,7 +104,8 @@ def test_preparing_prints_nothing(tmp_path, capfd):
 def test_folder_that_cannot_be_written_is_refused(tmp_path):
   file = tmp_path / 'file'
   file.write_text('not a folder')
-  with pytest.raises(checks.DataError, match='data_dir must be a folder that'):
+  with pytest.raises(checks.DataError,
+                     match='config.data.data_dir must be a folder that can be'):
     datasets.digits('train', data_dir=str(file))
 
 
@@ -115,7 +119,7 @@ def test_processes_may_prepare_at_once(tmp_path):
   assert [process.communicate()[0] for process in running] == ['897\n'] * 2
 
 
-def test_preparing_that_was_cut_off_is_begun_again(tmp_path, monkeypatch):
+def test_interrupted_preparation_starts_again(tmp_path, monkeypatch):
 
   def killed():
     raise KeyboardInterrupt
@@ -178,22 +182,26 @@ def test_fashion_needs_no_files_once_prepared(tmp_path):
 def test_fashion_without_files_is_explained(tmp_path):
   with pytest.raises(
       checks.DataError,
-      match='source_dir must be the folder of the idx files.*got '
-      'source_dir=None.*config.data.source_dir.*apt-get install'):
+      match='config.data.source_dir must be the folder of the idx files.*got '
+      'source_dir=None.*apt-get install'):
     fashion(tmp_path, raw=None)
 
 
-def test_fashion_refuses_a_folder_that_is_not_there(tmp_path):
-  with pytest.raises(checks.DataError,
-                     match="source_dir must hold train-images.*got .*nowhere'"):
+def test_fashion_refuses_a_missing_folder(tmp_path):
+  with pytest.raises(
+      checks.DataError,
+      match="config.data.source_dir must hold train-images.*got '.*nowhere'"):
     fashion(tmp_path, raw='nowhere')
 
 
-def test_fashion_refuses_other_files_than_were_prepared(tmp_path):
+def test_fashion_refuses_files_that_were_not_prepared(tmp_path):
   write_fashion(tmp_path / 'raw')
   fashion(tmp_path)
   write_fashion(tmp_path / 'raw', seed=1)
-  with pytest.raises(checks.DataError, match='got others, .*another data_dir'):
+  with pytest.raises(
+      checks.DataError,
+      match='config.data.source_dir must hold the files that data_dir was '
+      'prepared from; got other files .*another data_dir'):
     fashion(tmp_path)
   assert len(fashion(tmp_path, prepared='elsewhere')) == 36
 
@@ -202,7 +210,8 @@ def test_fashion_refuses_damaged_files_and_leaves_nothing(tmp_path):
   write_fashion(tmp_path / 'raw')
   path = tmp_path / 'raw' / 't10k-images-idx3-ubyte'
   path.write_bytes(path.read_bytes()[:-1])
-  with pytest.raises(checks.DataError, match='as its header says; got 15679'):
+  with pytest.raises(checks.DataError,
+                     match='as its header says; got 15679 values'):
     fashion(tmp_path)
   with pytest.raises(checks.DataError, match='nothing is prepared'):
     fashion(tmp_path, raw=None)
@@ -210,7 +219,9 @@ def test_fashion_refuses_damaged_files_and_leaves_nothing(tmp_path):
 
 def test_fashion_refuses_images_of_another_size(tmp_path):
   write_fashion(tmp_path / 'raw', side=8)
-  with pytest.raises(checks.DataError, match=r'28 x 28.*got train.shape=\(40,'):
+  with pytest.raises(
+      checks.DataError,
+      match=r'images of 28 x 28 pixels; got train.shape=\(40, 8, 8\)'):
     fashion(tmp_path)
 
 
@@ -219,7 +230,8 @@ def test_fashion_refuses_labels_out_of_range(tmp_path):
   labels = np.zeros(20)
   labels[3] = 10
   write_idx(tmp_path / 'raw' / 't10k-labels-idx1-ubyte', labels)
-  with pytest.raises(checks.DataError, match='got t10k label 10 at index 3'):
+  with pytest.raises(checks.DataError,
+                     match='labels below 10; got t10k label 10 at index 3'):
     fashion(tmp_path)
 
 

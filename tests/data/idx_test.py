@@ -30,15 +30,16 @@ def test_read_returns_what_the_header_says(tmp_path, ending):
 
 
 @pytest.mark.parametrize('content, message', [
-    (b'', 'file must begin with the bytes 00000803; got nothing in '),
-    (LABELS, 'file must begin with the bytes 00000803; got 00000801 in'),
-    (b'\x1f\x8b' + IMAGES, 'begin with the bytes 00000803; got 1f8b0000 in'),
-    (IMAGES[:9], 'file must have a header of 16 bytes; got 9 in'),
-    (IMAGES[:-1], 'hold 12 values, as its header says; got 11 in'),
-    (IMAGES + b'0', 'hold 12 values, as its header says; got 13 in'),
+    (b'', 'begin with the bytes 00000803; got nothing'),
+    (LABELS, 'begin with the bytes 00000803; got 00000801'),
+    (b'\x1f\x8b' + IMAGES, 'begin with the bytes 00000803; got 1f8b0000'),
+    (IMAGES[:9], 'have a header of 16 bytes; got 9 bytes'),
+    (IMAGES[:-1], 'hold 12 values, as its header says; got 11 values'),
+    (IMAGES + b'0', 'hold 12 values, as its header says; got 13 values'),
 ])
 def test_damaged_file_is_refused(tmp_path, content, message):
-  with pytest.raises(checks.DataError, match=message):
+  with pytest.raises(checks.DataError,
+                     match=f"the file '.*/images' must {message}. Fetch it"):
     idx.read(write(tmp_path / 'images', content), rank=3)
 
 
@@ -46,7 +47,7 @@ def test_damaged_file_is_refused(tmp_path, content, message):
 def test_damaged_compression_is_refused(tmp_path, cut):
   path = tmp_path / 'images.gz'
   path.write_bytes(gzip.compress(IMAGES)[:cut])
-  with pytest.raises(checks.DataError, match='file must be readable; got'):
+  with pytest.raises(checks.DataError, match="gz' must be readable; got"):
     idx.read(path, rank=3)
 
 
@@ -55,14 +56,14 @@ def test_flipped_bits_in_compression_are_refused(tmp_path):
   content[10] ^= 0xff  # The first byte after gzip's header.
   path = tmp_path / 'images.gz'
   path.write_bytes(content)
-  with pytest.raises(checks.DataError, match='file must be readable; got'):
+  with pytest.raises(checks.DataError, match="gz' must be readable; got"):
     idx.read(path, rank=3)
 
 
-def test_what_is_not_gzip_in_spite_of_its_name_is_refused(tmp_path):
+def test_gz_file_that_is_not_gzip_is_refused(tmp_path):
   path = tmp_path / 'images.gz'
   path.write_bytes(IMAGES)
-  with pytest.raises(checks.DataError, match='be readable; got .*gzip'):
+  with pytest.raises(checks.DataError, match='must be readable; got .*gzip'):
     idx.read(path, rank=3)
 
 
@@ -70,7 +71,9 @@ def test_every_image_must_have_a_label(tmp_path):
   write(tmp_path / 'train-images-idx3-ubyte', IMAGES)
   write(tmp_path / 'train-labels-idx1-ubyte.gz',
         bytes([0, 0, 8, 1, 0, 0, 0, 1, 7]))
-  with pytest.raises(checks.DataError, match='got images=2, labels=1 in'):
+  with pytest.raises(
+      checks.DataError,
+      match='a label for every train image; got images=2, labels=1 in'):
     idx.read_pair(tmp_path, 'train')
 
 

@@ -1,4 +1,4 @@
-"""What must not be imported, and what not before it is needed."""
+"""What must not be imported, and what only when it is needed."""
 
 import subprocess
 import sys

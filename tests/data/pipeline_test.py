@@ -1,4 +1,4 @@
-"""The whole way from a config to batches."""
+"""From a config to batches."""
 
 import copy
 import json
@@ -14,6 +14,7 @@ from haikd.data import description
 from haikd.data import pipeline
 from haikd.data import reader
 from haikd.data import source
+from haikd.data import spec as spec_lib
 
 AUGMENT = dict(shift={}, noise={}, mixup=dict(alpha=0.5))
 
@@ -46,7 +47,7 @@ def assert_same(first, second):
 
 @pytest.fixture(params=['in_memory', 'from_files'])
 def kept(request, monkeypatch):
-  """Runs a test on a split that is cached, and on one read as it is needed."""
+  """Runs a test on a split that is cached, and on one read when needed."""
   if request.param == 'from_files':
     monkeypatch.setattr(reader.Reader, 'load', lambda self: None)
 
@@ -97,12 +98,12 @@ def test_state_may_be_set_in_the_middle():
 @pytest.mark.parametrize('count', [1, 2, 4])
 def test_processes_share_every_batch(kept, count):
   config = make_config()
-  whole = take(build(config).train(), 6)
-  parts = [take(build(config, index, count).train(), 6)
-           for index in range(count)]
+  alone = take(build(config).train(), 6)
+  shares = [take(build(config, index, count).train(), 6)
+            for index in range(count)]
   joined = [jax.tree.map(lambda *a: np.concatenate(a), *batch)
-            for batch in zip(*parts)]
-  assert_same(joined, whole)
+            for batch in zip(*shares)]
+  assert_same(joined, alone)
 
 
 @pytest.mark.parametrize('count', [1, 2, 3])
@@ -158,12 +159,12 @@ def test_sizes_and_classes_are_those_of_the_data():
 
 
 def test_images_are_standardised_after_augmentation():
-  # Zeros that a shift brings in are black before the mean is subtracted.
+  # Zeros that a shift fills in are black: the mean is subtracted afterwards.
   config = make_config(augment=dict(shift=dict(pixels=7)), mean=0.5, std=0.25)
   assert next(build(config).train()).inputs.min() == -2
 
 
-def test_sequences_bring_masks_and_shifted_labels():
+def test_sequences_have_masks_and_shifted_labels():
   config = make_config()
   config.data.options = dict(kind='tokens', size=20, length=6, vocabulary=9)
   batch = next(build(config).train())
@@ -171,13 +172,13 @@ def test_sequences_bring_masks_and_shifted_labels():
   np.testing.assert_array_equal(batch.labels[batch.target_mask],
                                 (3 * batch.inputs[batch.target_mask] + 1) % 9)
   built = pipeline.build_data(config, shards=8)
-  last, = list(built.evaluation('test'))[1:]  # 20 are 16 and 4.
+  last, = list(built.evaluation('test'))[1:]  # 20 examples are 16 and 4.
   assert last.mask.any(1).tolist() == [True] * 4 + [False] * 12
   assert (last.labels[4:] == -100).all() and not last.target_mask[4:].any()
 
 
 class Listed(list):
-  """A Source that counts what is read of it."""
+  """A Source that counts its reads."""
   num_classes = 3
   reads = 0
 
@@ -188,7 +189,7 @@ class Listed(list):
 
 @pytest.fixture
 def listed():
-  """A data set of a user's, as a list of examples."""
+  """A user's data set, as a list of examples."""
   examples = Listed(dict(x=np.float32([i]), label=i % 3) for i in range(20))
   with registry.datasets.temporary():
     registry.register_dataset('listed')(lambda split: examples)
@@ -210,11 +211,11 @@ def test_nothing_is_read_until_it_is_needed(listed):
   assert listed.reads == 1
 
 
-def test_error_in_a_thread_arrives_as_it_was(listed, monkeypatch):
+def test_error_in_a_thread_is_raised_unchanged(listed, monkeypatch):
   monkeypatch.setattr(reader, 'CACHE_BYTES', 0)
   listed.append(dict(x=np.float32([np.nan]), label=0))
   with pytest.raises(checks.DataError,
-                     match="example 20 of split 'train' must have a finite x"):
+                     match="^example 20 of split 'train' must have a finite x"):
     take(build(listed_config()).train(), 3)
 
 
@@ -222,7 +223,7 @@ def test_check_reads_each_split_once(listed):
   built = build(listed_config())
   built.check()
   reads = listed.reads
-  assert reads == 3 * 21  # And each first one, to see how large it is.
+  assert reads == 3 * 21  # The first example twice, to find its size.
   next(built.train())
   list(built.evaluation('validation'))
   assert listed.reads == reads
@@ -247,10 +248,21 @@ def test_check_finds_a_bad_example_of_a_held_out_split(field):
 
 
 @pytest.mark.parametrize('field', ['split', 'final'])
-def test_check_finds_a_split_that_is_not_there(field):
+def test_check_finds_an_unknown_split(field):
   config = make_config()
   config.evaluation[field] = 'valid'
-  with pytest.raises(checks.DataError, match="split='valid'. Did you mean"):
+  with pytest.raises(
+      checks.DataError,
+      match=f'config.evaluation.{field} must name a split of the data set; got '
+      "'valid'. Did you mean"):
+    build(config).check()
+
+
+def test_unknown_split_of_training_is_named_by_its_field():
+  config = make_config(train='trian')
+  config.evaluation.final = 'trian'
+  with pytest.raises(checks.DataError,
+                     match="config.data.train must name a split .* 'trian'"):
     build(config).check()
 
 
@@ -263,7 +275,7 @@ def test_check_finds_a_split_smaller_than_a_batch():
 
 @pytest.mark.parametrize('field, value', [
     ('mean', (0.1, 0.2)), ('std', (1.0, 1.0, 1.0)), ('std', (2.0, 1.0))])
-def test_check_finds_a_scale_for_other_channels(field, value):
+def test_check_finds_a_scale_for_another_number_of_channels(field, value):
   config = make_config(**{field: value})
   config.data.options.shape = (8, 8, 3) if len(value) == 2 else (8, 8, 1)
   with pytest.raises(checks.ConfigError,
@@ -290,10 +302,10 @@ def test_another_data_set_is_not_shared():
   assert (first.sizes['train'], second.sizes['train']) == (20, 30)
 
 
-def test_augmentations_are_named_by_where_they_were_written():
+def test_augmentations_are_named_by_their_field():
   config = make_config(augment=dict(shift=2))
   with pytest.raises(checks.ConfigError,
-                     match='config.teacher.train.augment.shift: options'):
+                     match='config.teacher.train.augment.shift must be a dict'):
     pipeline.build_data(config, augment_field='config.teacher.train.augment')
 
 
@@ -308,26 +320,31 @@ def test_split_smaller_than_a_batch_is_refused_for_training():
   config.batch_size = 21
   with pytest.raises(
       checks.DataError,
-      match='got size=20, config.batch_size=21. Set config.batch_size to 20'):
+      match='config.data.train must name a split of at least one batch; got '
+      "'train' of size=20, config.batch_size=21. Set config.batch_size to 20"):
     build(config).train()
 
 
 def test_unknown_split_is_refused():
-  with pytest.raises(checks.DataError, match="split='valid'. Did you mean"):
+  with pytest.raises(
+      checks.DataError,
+      match="split must name a split of the data set; got 'valid'. Did you me"):
     build(make_config()).evaluation('valid')
 
 
 def test_batch_must_be_shared_evenly():
   with pytest.raises(
       checks.ConfigError,
-      match='batch_size=8, process_count=3. The closest is 9'):
+      match='config.batch_size must be a multiple of the number of processes; '
+      'got 8, process_count=3. The next multiple is 9'):
     build(make_config(), 0, 3)
 
 
 def test_seed_must_not_be_negative():
   config = make_config()
   config.seed = -1
-  with pytest.raises(checks.ConfigError, match='got config.seed=-1'):
+  with pytest.raises(checks.ConfigError,
+                     match='config.seed must be 0 or more; got -1'):
     build(config)
 
 
@@ -347,7 +364,7 @@ def test_digits_come_as_images(tmp_path):
 
 
 def test_teacher_and_student_see_one_view():
-  # What consistent teaching needs: the label was mixed as the image was, once.
+  # Consistent teaching needs one view: image and label are mixed once, alike.
   config = make_config(augment=dict(mixup={}))
   batch = next(build(config).train())
   assert batch.inputs.ndim == 4 and batch.labels.shape == (8, 4)
@@ -360,7 +377,8 @@ def test_teacher_and_student_see_one_view():
     dict(options=dict(kind='tokens', length=5, vocabulary=7)),
     dict(image_size=6),
 ])
-def test_description_is_that_of_the_data_and_reads_none(data, monkeypatch):
+def test_description_is_that_of_the_data_and_reads_no_example(
+    data, monkeypatch):
   config = make_config(**data)
   built = build(config)
   expected = built.spec, built.num_classes
@@ -368,7 +386,7 @@ def test_description_is_that_of_the_data_and_reads_none(data, monkeypatch):
   assert description.describe(config) == expected
 
 
-def test_data_without_a_description_is_described_by_its_first_example(listed):
+def test_data_without_a_spec_is_described_by_its_first_example(listed):
   spec, num_classes = description.describe(listed_config())
   assert spec.inputs.shape == (8, 1) and spec.labels.shape == (8,)
   assert num_classes == 3 and listed.reads == 1
@@ -378,17 +396,52 @@ def test_data_without_a_description_is_described_by_its_first_example(listed):
     (dict(random_resized_crop={}, flip={}), (8,)),
     (dict(random_resized_crop={}, mixup={}), (8, 1000)),
 ])
-def test_imagenet_is_described_without_being_there(tmp_path, augment, labels):
+def test_imagenet_is_described_without_its_files(tmp_path, augment, labels):
   config = make_config(name='imagenet2012', options={}, image_size=224,
                        augment=augment, data_dir=str(tmp_path))
-  spec, num_classes = description.describe(config)
-  assert num_classes == 1000 and spec.labels.shape == labels
-  assert spec.inputs == jax.ShapeDtypeStruct((8, 224, 224, 3), np.float32)
+  batch, num_classes = description.describe(config)
+  assert num_classes == 1000 and batch.labels.shape == labels
+  assert batch.inputs.shape == (8, 224, 224, 3)
+  assert batch.inputs.dtype == np.float32
   assert not list(tmp_path.iterdir())
 
 
-def test_images_of_free_size_are_refused_without_an_image_size(tmp_path):
-  config = make_config(name='imagenet2012', options={}, data_dir=str(tmp_path))
+@pytest.fixture
+def pictures():
+  """A user's data set of images of free size, registered with a spec."""
+
+  def spec(*, classes=5):
+    columns = dict(
+        image=spec_lib.Column((None, None, 3), np.uint8),
+        label=spec_lib.Column((), np.int32))
+    return spec_lib.Spec(columns, classes)
+
+  def unopened(split, *, classes=5):
+    raise AssertionError('The data must not be opened.')
+
+  with registry.datasets.temporary():
+    registry.register_dataset('pictures', spec=spec)(unopened)
+    yield
+
+
+@pytest.mark.parametrize('augment, labels', [
+    (dict(random_resized_crop={}, flip={}), (8,)), (dict(mixup={}), (8, 7))])
+def test_registered_spec_may_leave_the_size_of_images_free(
+    pictures, augment, labels):
+  config = make_config(name='pictures', options=dict(classes=7), image_size=6,
+                       augment=augment)
+  batch, num_classes = description.describe(config)
+  assert num_classes == 7 and batch.labels.shape == labels
+  assert batch.inputs.shape == (8, 6, 6, 3)
+  assert batch.inputs.dtype == np.float32
+
+
+@pytest.mark.parametrize('name', ['imagenet2012', 'pictures'])
+def test_images_of_free_size_are_refused_without_an_image_size(
+    pictures, tmp_path, name):
+  data_dir = str(tmp_path) if name == 'imagenet2012' else None
+  config = make_config(name=name, options={}, data_dir=data_dir)
   with pytest.raises(checks.ConfigError, match=(
-      r'image must have one size .*\(None, None, 3\). Set config.data.image_')):
+      rf"image must have one size in all examples of '{name}'; got shape="
+      r'\(None, None, 3\). Set config.data.image_size')):
     description.describe(config)

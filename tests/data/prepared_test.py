@@ -1,4 +1,4 @@
-"""Data sets of tfds that somebody else has prepared."""
+"""Data sets that tfds has prepared."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ import tensorflow_datasets as tfds
 
 from haikd.core import checks
 from haikd.data import prepared
+from haikd.data import spec as spec_lib
 
 with tfds.core.registered.skip_registration():
 
@@ -41,7 +42,7 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.mark.parametrize('name', ['mixed', 'mixed:2.0.0'])
-def test_named_reads_the_features_that_are_numbers(data_dir, name):
+def test_named_reads_the_numeric_features(data_dir, name):
   opened = prepared.named(name, data_dir)('train')
   assert len(opened) == 5 and opened.num_classes == 4
   assert opened[3].keys() == {'x', 'label'}
@@ -56,7 +57,10 @@ def test_features_choose_what_is_read(data_dir):
 
 @pytest.mark.parametrize('feature', ['note', 'y'])
 def test_features_must_be_numbers(data_dir, feature):
-  with pytest.raises(checks.ConfigError, match=f"got '{feature}'.*label, x"):
+  with pytest.raises(
+      checks.ConfigError,
+      match='config.data.options.features must name features that hold numbers;'
+      f" got '{feature}'.*Known: label, x"):
     prepared.named('mixed', data_dir)('train', features=(feature,))
 
 
@@ -65,34 +69,39 @@ def test_splits_may_be_sliced(data_dir):
   assert [opened[i]['label'] for i in range(len(opened))] == [2, 3]
 
 
-def test_unknown_split_lists_those_there_are(data_dir):
+def test_unknown_split_lists_the_known_ones(data_dir):
   with pytest.raises(
       checks.DataError,
-      match="one that 'mixed' has; got split='trian'. Did you mean 'train'"):
+      match='split must name a split of the data set; got '
+      "'trian'. Did you mean 'train'"):
     prepared.named('mixed', data_dir)('trian')
 
 
 def test_unknown_name_suggests_a_registered_one(data_dir):
   with pytest.raises(checks.ConfigError,
-                     match="got 'digit'. Did you mean 'digits'.*plugins"):
+                     match='config.data.name must be a registered data set or '
+                     "one of tfds; got 'digit'. Did you mean 'digits'.*plugin"):
     prepared.named('digit', data_dir)
 
 
 @pytest.mark.parametrize('name', ['mnist:9.9.9', 'mnist/none', 'not a name'])
-def test_names_that_tfds_cannot_read_are_refused(data_dir, name):
-  with pytest.raises(checks.ConfigError, match=f"version; got '{name}'"):
+def test_names_that_tfds_cannot_parse_are_refused(data_dir, name):
+  with pytest.raises(
+      checks.ConfigError,
+      match=f"config.data.name must name .* name/config:version; got '{name}'"):
     prepared.named(name, data_dir)
 
 
 def test_data_set_that_is_not_prepared_is_explained(data_dir):
   with pytest.raises(
       checks.DataError,
-      match="'mnist' must be prepared in data_dir.*download_and_prepare"):
+      match="config.data.data_dir must hold 'mnist', prepared by tfds; got "
+      f"'{data_dir}.*', which does not.*download_and_prepare"):
     prepared.named('mnist', data_dir)
 
 
 class Builder:
-  """A tfds builder in one of the states that are hard to bring about."""
+  """A tfds builder in a state that is hard to reproduce."""
   name = 'fake'
 
   def __init__(self, folder, error=None):
@@ -110,11 +119,12 @@ class Builder:
 def test_file_format_without_access_by_index_is_explained(tmp_path):
   builder = Builder(tmp_path, NotImplementedError('tfrecord'))
   with pytest.raises(checks.DataError,
-                     match='prepared as array_record; got tfrecord'):
+                     match="'fake' must be prepared as array_record; got "
+                     'NotImplementedError: tfrecord. Prepare'):
     prepared.open_split(builder, 'train')
 
 
-def test_process_that_comes_second_reads_the_files_of_the_first(tmp_path):
+def test_second_process_to_finish_reads_the_files_of_the_first(tmp_path):
   (tmp_path / 'done').mkdir()
   (tmp_path / 'done' / 'dataset_info.json').touch()
   builders = [Builder(tmp_path / 'absent', OSError('Directory not empty')),
@@ -123,7 +133,7 @@ def test_process_that_comes_second_reads_the_files_of_the_first(tmp_path):
   assert prepared.prepare(lambda: builders.pop(0)) is second
 
 
-def test_what_is_prepared_is_not_prepared_again(tmp_path):
+def test_prepared_data_set_is_not_prepared_again(tmp_path):
   (tmp_path / 'dataset_info.json').touch()
   builder = Builder(tmp_path, AssertionError('prepared twice'))
   assert prepared.prepare(lambda: builder) is builder
@@ -131,14 +141,22 @@ def test_what_is_prepared_is_not_prepared_again(tmp_path):
 
 def test_disk_that_cannot_be_written_is_explained(tmp_path):
   with pytest.raises(checks.DataError,
-                     match='a folder that can be written.*disk full'):
+                     match='config.data.data_dir must be a folder that can be '
+                     'written; got .*disk full'):
     prepared.prepare(lambda: Builder(tmp_path, OSError('disk full')))
 
 
-def test_description_is_that_of_the_examples(data_dir):
-  columns, num_classes = prepared.described('mixed', data_dir)()
+def test_spec_is_that_of_the_examples(data_dir):
+  spec = prepared.described('mixed', data_dir)()
   example = prepared.named('mixed', data_dir)('train')[0]
-  assert num_classes == 4 and columns.keys() == example.keys()
-  assert columns['x'].shape == (2,) and columns['label'].shape == ()
-  columns, num_classes = prepared.described('mixed', data_dir)(features=('x',))
-  assert columns.keys() == {'x'} and num_classes is None
+  assert spec.num_classes == 4 and spec.columns.keys() == example.keys()
+  assert spec.columns['x'] == spec_lib.Column((2,), np.float32)
+  assert spec.columns['label'].shape == ()
+  spec = prepared.described('mixed', data_dir)(features=('x',))
+  assert spec.columns.keys() == {'x'} and spec.num_classes is None
+
+
+def test_spec_leaves_the_size_of_images_free(tmp_path):
+  spec = prepared.described('imagenet2012', str(tmp_path))()
+  assert spec.columns['image'] == spec_lib.Column((None, None, 3), np.uint8)
+  assert spec.num_classes == 1000

@@ -1,4 +1,4 @@
-"""Data that cannot be used is refused, with split and index."""
+"""Examples that cannot be used are refused, named by split and index."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from haikd.data import source
 
 
 class Listed:
-  """A Source of a user's: a list, counted as it is read."""
+  """A user's Source: a list that counts its reads."""
 
   def __init__(self, examples, num_classes=3):
     self.examples = examples
@@ -25,7 +25,7 @@ class Listed:
 
 
 class Batched(Listed):
-  """A Source that also reads several at once."""
+  """A Source that also reads several examples at once."""
 
   def __getitems__(self, indices):
     return [self.examples[i] for i in indices]
@@ -45,7 +45,7 @@ SOURCES = pytest.mark.parametrize('make', [Listed, Batched, in_memory])
 
 @SOURCES
 @pytest.mark.parametrize('load', [False, True])
-def test_gather_returns_columns_in_the_order_asked_for(make, load):
+def test_gather_returns_columns_in_the_requested_order(make, load):
   data = reader.Reader(make(good()), 'train')
   if load:
     data.load()
@@ -64,17 +64,17 @@ def test_small_split_is_read_once():
   assert data.cached and listed.reads == reads
 
 
-def test_large_split_is_read_as_it_is_needed(monkeypatch):
+def test_large_split_is_read_when_needed(monkeypatch):
   monkeypatch.setattr(reader, 'CACHE_BYTES', 8)
   listed = Listed(good())
   data = reader.Reader(listed, 'train')
   data.load()
   assert not data.cached
-  assert listed.reads == 1  # Only to see how large an example is.
+  assert listed.reads == 1  # To find the size of an example.
   assert data.gather([3, 1])['label'].tolist() == [0, 1]
 
 
-def test_split_of_several_chunks_is_read_whole(monkeypatch):
+def test_split_of_several_chunks_is_read_to_the_end(monkeypatch):
   monkeypatch.setattr(reader, '_CHUNK', 3)
   data = reader.Reader(Listed(good(8)), 'train')
   data.load()
@@ -88,7 +88,7 @@ def test_values_that_are_not_finite_are_refused(make, value):
   examples[2]['x'] = np.float32([0, value])
   with pytest.raises(
       checks.DataError,
-      match=rf"example 2 of split 'train' must have a finite x; got {value}"):
+      match=rf"^example 2 of split 'train' must have a finite x; got {value}"):
     reader.Reader(make(examples), 'train').load()
 
 
@@ -113,8 +113,8 @@ def test_example_that_cannot_be_read_is_named(method):
   kind = type('Failing', (Listed,), {method: fails})
   with pytest.raises(
       checks.DataError,
-      match=r"example 2 of split 'test' must be readable; got "
-      r'FileNotFoundError \(7.png\)'):
+      match="^example 2 of split 'test' must be readable; got "
+      "FileNotFoundError: 7.png. Fix the data or the data set's code; --debug"):
     reader.Reader(kind(good()), 'test').gather([2, 3])
 
 
@@ -152,7 +152,7 @@ def test_example_unlike_the_others_is_refused(bad, message):
 def test_example_unlike_those_of_another_chunk_is_refused(monkeypatch):
   monkeypatch.setattr(reader, '_CHUNK', 2)
   examples = good(3)
-  examples[2]['x'] = np.float32([1])  # Would be broadcast if it were let in.
+  examples[2]['x'] = np.float32([1])  # Would be broadcast if accepted.
   with pytest.raises(checks.DataError, match='example 2 .* the keys, shapes'):
     reader.Reader(Listed(examples), 'train').load()
 
@@ -164,10 +164,11 @@ def test_example_unlike_those_of_another_chunk_is_refused(monkeypatch):
     (dict(x=1.0, target_mask=np.ones(3, bool)),
      'must have a target_mask of the shape of its mask'),
     (dict(x=1.0, label=np.ones(2) / 2),
-     'must have one probability a class as its label'),
-    (dict(x=1.0, label=0.5), 'must have one probability a class as its label'),
+     'must have one probability per class as its label'),
+    (dict(x=1.0, label=0.5),
+     'must have one probability per class as its label'),
 ])
-def test_fields_that_mean_nothing_are_refused(example, message):
+def test_columns_without_a_meaning_are_refused(example, message):
   with pytest.raises(checks.DataError, match=message):
     reader.Reader(Listed([example]), 'train').load()
 
@@ -177,7 +178,7 @@ def test_labels_need_a_number_of_classes():
     reader.Reader(Listed(good(), num_classes=None), 'train').load()
 
 
-def test_a_number_for_each_example_needs_no_classes():
+def test_scores_need_no_number_of_classes():
   examples = [dict(x=i, label=np.float32(i / 2)) for i in range(3)]
   data = reader.Reader(Listed(examples, num_classes=None), 'train')
   assert data.gather([2, 1])['label'].tolist() == [1.0, 0.5]
@@ -187,7 +188,7 @@ def test_a_number_for_each_example_needs_no_classes():
     (np.float32(np.nan), 'must have a finite label'),
     (np.float32([1, 2]), 'unless num_classes is known'),
 ])
-def test_other_numbers_need_classes(label, text):
+def test_float_labels_other_than_finite_scores_are_refused(label, text):
   with pytest.raises(checks.DataError, match=text):
     reader.Reader(Listed([dict(x=1, label=label)], num_classes=None),
                   'train').load()

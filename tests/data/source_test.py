@@ -1,12 +1,14 @@
-"""From a config's name to a data set, and what a user may register."""
+"""From a name in a config to a data set, and what a user may register."""
 
-import jax
+import re
+
 import numpy as np
 import pytest
 
 from haikd.core import checks
 from haikd.core import registry
 from haikd.data import source
+from haikd.data import spec as spec_lib
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +19,7 @@ def temporary():
 
 @pytest.fixture
 def mine():
-  """A data set as a user registers it; it writes down what it was given."""
+  """A user's registered data set, which records its arguments."""
   given = {}
 
   @registry.register_dataset()
@@ -38,15 +40,18 @@ def test_registered_function_gets_split_folders_and_options(mine):
 def test_option_that_is_not_taken_is_refused(mine):
   with pytest.raises(
       checks.ConfigError,
-      match="config.data.options: sise must be an option of my_data; got "
+      match='config.data.options.sise must be an option of my_data; got '
       "'sise'. Did you mean 'size'"):
     source.open_source('my_data', 'train', options=dict(sise=5))
 
 
-@pytest.mark.parametrize('folder', source.RESERVED)
-def test_what_haikd_passes_is_no_option(mine, folder):
-  with pytest.raises(checks.ConfigError, match=f'{folder} must be an option'):
-    source.open_source('my_data', 'train', options={folder: 'x'})
+@pytest.mark.parametrize('name, field', source.RESERVED.items())
+def test_arguments_that_haikd_passes_are_not_options(mine, name, field):
+  with pytest.raises(
+      checks.ConfigError,
+      match=f"config.data.options.{name} must be left out; got 'x'. Set {field}"
+      ' instead'):
+    source.open_source('my_data', 'train', options={name: 'x'})
 
 
 @pytest.mark.parametrize('folder', ['source_dir', 'data_dir'])
@@ -59,7 +64,8 @@ def test_folder_that_would_be_ignored_is_refused(folder):
   assert len(source.open_source('plain', 'train')) == 3
   with pytest.raises(
       checks.ConfigError,
-      match=f"config.data.{folder} must be None for 'plain'.*got 'somewhere'"):
+      match=f"config.data.{folder} must be None for 'plain', which does not "
+      "take it; got 'somewhere'"):
     source.open_source('plain', 'train', **{folder: 'somewhere'})
 
 
@@ -78,7 +84,7 @@ def test_function_may_take_any_option():
 @pytest.mark.parametrize('error', [
     FileNotFoundError(2, 'No such file', 'a.png'), KeyError('x'),
     RuntimeError(), TypeError('a\nb')])
-def test_what_a_function_raises_is_one_line(error):
+def test_error_of_a_data_set_becomes_one_line(error):
 
   @registry.register_dataset()
   def breaks(split):
@@ -86,8 +92,9 @@ def test_what_a_function_raises_is_one_line(error):
 
   with pytest.raises(
       checks.DataError,
-      match=f"data set 'breaks' must open split 'train'; got "
-      f'{type(error).__name__} .*--debug') as raised:
+      match="^data set 'breaks' must open split 'train'; got "
+      f'{type(error).__name__}: .* Fix its options or its code; --debug'
+  ) as raised:
     source.open_source('breaks', 'train')
   assert raised.value.__cause__ is error and '\n' not in str(raised.value)
 
@@ -96,7 +103,7 @@ def test_what_a_function_raises_is_one_line(error):
 def test_option_of_another_type_is_refused(value):
   with pytest.raises(
       checks.ConfigError,
-      match='config.data.options: size must be of type int; got size='):
+      match=f'config.data.options.size must be of type int; got {value!r}'):
     source.open_source('synthetic', 'train', options=dict(size=value))
 
 
@@ -106,19 +113,30 @@ def test_annotation_may_be_a_string():
   def late(split, *, size: 'int' = 3):
     return source.Arrays(dict(x=np.zeros(size)))
 
-  with pytest.raises(checks.ConfigError, match='must be of type int'):
+  with pytest.raises(checks.ConfigError, match='size must be of type int'):
     source.open_source('late', 'train', options=dict(size='x'))
 
 
 def test_empty_split_is_refused(mine):
-  with pytest.raises(checks.DataError,
-                     match="split 'train' of 'my_data' must have examples"):
-    source.open_source('my_data', 'train', options=dict(size=0))
+  with pytest.raises(
+      checks.DataError,
+      match='config.data.train must name a split that has examples; got '
+      "'train' of 'my_data', which has none"):
+    source.open_source('my_data', 'train', options=dict(size=0),
+                       field='config.data.train')
+
+
+def test_unknown_split_is_named_by_its_field():
+  with pytest.raises(
+      checks.DataError,
+      match="config.evaluation.final must name a split of the data set; got 'v'"
+      '. Known: test, train, validation'):
+    source.open_source('synthetic', 'v[:9]', field='config.evaluation.final')
 
 
 @pytest.mark.parametrize('value, attribute', [
     (None, '__len__'), (iter('abc'), '__len__'), ([1, 2], 'num_classes')])
-def test_what_is_no_source_is_refused(value, attribute):
+def test_anything_but_a_source_is_refused(value, attribute):
   registry.register_dataset('bad')(lambda split: value)
   with pytest.raises(checks.ConfigError,
                      match=f"'bad' must return a Source, with {attribute}"):
@@ -126,7 +144,10 @@ def test_what_is_no_source_is_refused(value, attribute):
 
 
 def test_unknown_name_is_refused(mine):
-  with pytest.raises(checks.ConfigError, match="Did you mean 'my_data'"):
+  with pytest.raises(
+      checks.ConfigError,
+      match='config.data.name must be a registered data set or one of tfds; got'
+      " 'my_dat'. Did you mean 'my_data'"):
     source.open_source('my_dat', 'train')
 
 
@@ -152,7 +173,7 @@ def test_arrays_refuse_columns_that_do_not_match(columns):
     ('[80%:]', [8, 9]),
     ('[:99]', range(10)),
 ])
-def test_part_of_a_split_holds_its_examples(part, expected):
+def test_slice_of_a_split_holds_its_examples(part, expected):
   with registry.datasets.temporary():
     registry.register_dataset('ten')(lambda split: source.Arrays(
         dict(x=np.arange(10)), num_classes=7))
@@ -162,19 +183,23 @@ def test_part_of_a_split_holds_its_examples(part, expected):
 
 
 @pytest.mark.parametrize('split', ['train[3]', 'train[a:b]', 'train[:3', 'x[]'])
-def test_part_that_is_no_slice_is_refused(split):
-  with pytest.raises(checks.DataError, match='a part such as'):
-    source.open_source('digits', split)
+def test_malformed_slice_is_refused(split):
+  with pytest.raises(
+      checks.DataError,
+      match='config.data.train must be the name of a split or a slice such as '
+      r".*; got '" + re.escape(split)):
+    source.open_source('digits', split, field='config.data.train')
 
 
-def test_description_comes_from_the_options():
+def test_spec_depends_on_the_options():
 
   def spec(*, size=3):
-    return source.Spec(dict(x=jax.ShapeDtypeStruct((size,), np.float32)), 2)
+    return spec_lib.Spec(
+        dict(x=spec_lib.Column((size,), np.float32)), num_classes=2)
 
   @registry.register_dataset(spec=spec)
   def my_data(split, *, source_dir=None, size=3):
-    raise AssertionError('The data is not to be opened.')
+    raise AssertionError('The data must not be opened.')
 
   described = source.describe(
       'my_data', options=dict(size=5), source_dir='nowhere')
@@ -183,17 +208,22 @@ def test_description_comes_from_the_options():
     source.describe('my_data', options=dict(sise=5))
 
 
-def test_data_set_may_have_no_description(mine):
+def test_data_set_may_be_registered_without_a_spec(mine):
   assert source.describe('my_data') is None
 
 
-def test_what_a_description_raises_is_one_line():
-  registry.register_dataset('bad', spec=lambda: 1 / 0)(lambda split: None)
+@pytest.mark.parametrize('spec, error', [
+    (lambda: 1 / 0, 'ZeroDivisionError: division by zero'),
+    (lambda: 3, 'TypeError: .*int'),
+])
+def test_error_of_a_spec_becomes_one_line(spec, error):
+  registry.register_dataset('bad', spec=spec)(lambda split: None)
   with pytest.raises(checks.DataError, match=(
-      "source.describe: data set 'bad' must say .* got ZeroDivisionError")):
+      "^the spec of data set 'bad' must return a haikd.data.Spec or None; got "
+      f'{error}. Fix its options or its code; --debug')):
     source.describe('bad')
 
 
-def test_description_of_an_unknown_name_is_refused(tmp_path):
+def test_spec_of_an_unknown_name_is_refused(tmp_path):
   with pytest.raises(checks.ConfigError, match='must be a registered data set'):
     source.describe('no_such_data', data_dir=str(tmp_path))

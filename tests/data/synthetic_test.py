@@ -1,4 +1,4 @@
-"""Made-up data: learnable, and the same every time."""
+"""Synthetic data: learnable and deterministic."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def test_data_is_the_same_every_time_and_differs_between_splits(kind):
   assert any((first[key] != other[key]).any() for key in first)
 
 
-def test_images_have_the_form_asked_for():
+def test_images_have_the_requested_shape():
   made = synthetic.synthetic('train', size=7, num_classes=3, shape=(4, 5, 2))
   assert made.columns['image'].shape == (7, 4, 5, 2)
   assert made.columns['image'].dtype == np.uint8
@@ -47,14 +47,16 @@ def test_tokens_follow_their_rule_and_are_ragged():
 
 
 @pytest.mark.parametrize('options, message', [
-    (dict(kind='image'), "kind must be known; got kind='image'. Did you mean"),
-    (dict(num_classes=0), 'num_classes must be at least 1; got num_classes=0'),
-    (dict(length=1), 'length must be at least 2; got length=1'),
-    (dict(vocabulary=1), 'vocabulary must be at least 2'),
-    (dict(size=-1), 'size must be at least 0; got size=-1'),
+    (dict(kind='image'),
+     "kind must be a known kind of data; got 'image'. Did you mean 'images'"),
+    (dict(num_classes=0), 'num_classes must be at least 1; got 0'),
+    (dict(length=1), 'length must be at least 2; got 1'),
+    (dict(vocabulary=1), 'vocabulary must be at least 2; got 1'),
+    (dict(size=-1), 'size must be at least 0; got -1'),
 ])
 def test_options_out_of_range_are_refused(options, message):
-  with pytest.raises(checks.ConfigError, match=message):
+  with pytest.raises(checks.ConfigError,
+                     match=f'config.data.options.{message}'):
     synthetic.synthetic('train', **options)
 
 

@@ -250,8 +250,8 @@ def test_failure_of_one_process_ends_the_other(folder):
   started = time.monotonic()
   assert run.end() in (3, 6)
   assert time.monotonic() - started < 60
-  assert complaint(run, 1).startswith("reader.Reader: example 3 of split 'trai")
-  assert 'got process 1, which ended with exit code 3 (DataError: reader' in (
+  assert complaint(run, 1).startswith("example 3 of split 'train' must")
+  assert 'got process 1, which ended with exit code 3 (DataError: example' in (
       complaint(run, 0))
 
 

@@ -101,8 +101,8 @@ def test_try_that_ended_before_a_checkpoint_leaves_the_workdir(tmp_path,
 @pytest.mark.parametrize('fields, match', [
     ({'evaluation.final': 'bad'}, "example 7 of split 'bad' .* a finite x"),
     ({'evaluation.split': 'bad'}, "example 7 of split 'bad' .* a finite x"),
-    ({'evaluation.final': 'bad[:0]'}, 'must have examples'),
-    ({'evaluation.final': 'bad[x]'}, 'must be a name or a part'),
+    ({'evaluation.final': 'bad[:0]'}, 'must name a split that has examples'),
+    ({'evaluation.final': 'bad[x]'}, 'must be the name of a split or a slice'),
     ({'teacher.init': '/no/such/run'}, 'must hold a checkpoint'),
     ({'student.init': '/no/such/run'}, 'must hold a checkpoint'),
 ])

@@ -1,1 +1,1 @@
-"""Images: their size, scale and augmentation."""
+"""Images: resizing, normalisation and augmentation."""

@@ -1,18 +1,18 @@
-"""Augmentation: random changes to a whole batch of examples, by name.
+"""Augmentation: random changes to a batch of examples, by name.
 
 An augmentation is `f(examples, rng, **options) -> examples` on a dict of arrays
-whose first axis is `B`. Images come as `[B, height, width, channels]` float32
-in [0, 1], before mean and standard deviation. All randomness comes from `rng`,
-a `numpy.random.Generator` that depends on the seed and on the place of the
-batch in the stream alone, so that a resumed run sees what it would have seen.
-Teacher and student get the same view (arXiv:2106.05237).
+whose first axis is `B`. Images are `[B, height, width, channels]` float32 in
+[0, 1], before they are standardised. All randomness comes from `rng`, a
+`numpy.random.Generator` that depends only on the seed, the process, and the
+position of the batch in the stream, so a resumed run sees the batches it would
+have seen. Teacher and student get the same view (arXiv:2106.05237).
 
-The stage `size` is another thing: it makes images of one size from images of
-any, one by one, before there is a batch; see `haikd.data.image.resize`.
+An augmentation of the stage `size` differs: it resizes single images, before
+they become a batch; see `haikd.data.image.resize`.
 
-A config names augmentations as the keys of a dict, and ConfigDict sorts its
-keys; the order of application therefore belongs to the functions: by STAGES,
-and by name within a stage.
+Augmentations are applied by stage, in the order of STAGES, and by name within a
+stage. A config cannot give an order, because it names them as keys of a
+ConfigDict, which sorts its keys.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,6 +30,7 @@ Augment = Callable[[Examples, np.random.Generator], Examples]
 SIZE = 'size'
 STAGES = (SIZE, 'geometry', 'pixels', 'mix')
 
+# Arguments of an augmentation that haikd passes.
 RESERVED = ('examples', 'image', 'rng', 'num_classes', 'size')
 
 
@@ -37,12 +38,12 @@ class Entry(NamedTuple):
   """A registered augmentation.
 
   Attributes:
-    function: the augmentation.
+    function: the augmentation; returns Examples, or an image at stage `size`.
     stage: one of STAGES.
     module: the module that registered it.
   """
 
-  function: Callable[..., Examples]
+  function: Callable[..., Any]
   stage: str
   module: str
 
@@ -57,9 +58,9 @@ def register_augmentation(name: Optional[str] = None,
   """Registers a function as an augmentation.
 
   Args:
-    name: what configs call it; the function's own name by default.
-    stage: one of STAGES, when it is applied.
-    replace: whether it may take the place of another of that name.
+    name: its name in configs; the function's name by default.
+    stage: when it is applied, one of STAGES.
+    replace: whether it may replace another of that name.
 
   Returns:
     A decorator that returns the function unchanged.
@@ -69,7 +70,7 @@ def register_augmentation(name: Optional[str] = None,
   """
   if stage not in STAGES:
     raise checks.ConfigError(
-        f'augment.register_augmentation: stage must be known; got {stage!r}. '
+        f'stage must be a stage of augmentation; got {stage!r}. '
         f'{checks.suggest(stage, STAGES)}')
 
   def decorate(function):
@@ -84,24 +85,24 @@ def register_augmentation(name: Optional[str] = None,
 
 def lookup(field: str, name: str,
            options: Any) -> tuple[Entry, dict[str, Any]]:
-  """Returns a registered augmentation, and its options if it takes them.
+  """Returns a registered augmentation and its checked options.
 
   Args:
-    field: where the config names it, for messages.
-    name: of the augmentation.
-    options: what the config says.
+    field: the config field that holds the options, for messages.
+    name: the name of the augmentation.
+    options: its options in the config.
 
   Returns:
     The entry, and the options as a dict.
 
   Raises:
-    ConfigError: an unknown augmentation or option, or a value of another type
-      than the augmentation's annotation.
+    ConfigError: an unknown augmentation or option, or an option whose type
+      contradicts its annotation.
   """
   if not isinstance(options, Mapping):
     raise checks.ConfigError(
-        f'{field}: options must be a dict; got {options!r}. Write '
-        f'{name}={{}} for the defaults.')
+        f'{field} must be a dict of options; got {options!r}. Write {name}={{}}'
+        ' for the defaults.')
   entry = augmentations[name]
   options = dict(options)
   checks.check_options(field, entry.function, options, reserved=RESERVED)
@@ -113,25 +114,25 @@ def build_augment(
     augment: Mapping[str, Mapping[str, Any]],
     num_classes: Optional[int],
     *,
-    where: str = 'config.data.augment') -> Augment:
-  """Returns what a config's augmentations do to a batch, one after another.
+    field: str = 'config.data.augment') -> Augment:
+  """Returns a function that applies a config's augmentations to a batch.
 
   Args:
     augment: `{name: options}`.
     num_classes: V, passed to the functions that take it.
-    where: the field of the config that names them, for messages.
+    field: the config field that holds `augment`, for messages.
 
   Returns:
-    A function `(examples, rng) -> examples`, of all stages but `size`; what an
-    augmentation raises, it raises as a DataError.
+    A function `(examples, rng) -> examples`, of all stages but `size`. It turns
+    any error of an augmentation into a DataError.
 
   Raises:
-    ConfigError: an unknown augmentation or option, or a value of another type
-      than the augmentation's annotation.
+    ConfigError: an unknown augmentation or option, or an option whose type
+      contradicts its annotation.
   """
   steps = []
   for name, options in augment.items():
-    entry, options = lookup(f'{where}.{name}', name, options)
+    entry, options = lookup(f'{field}.{name}', name, options)
     if entry.stage == SIZE:
       continue
     if 'num_classes' in checks.option_names(entry.function):
@@ -141,7 +142,8 @@ def build_augment(
 
   def apply(examples, rng):
     for _, name, function, options in steps:
-      with foreign.calling(f'{where}.{name}: {name} must suit the images'):
+      with foreign.calling(f'{field}.{name} must work on the batch',
+                           'Fix its options or its code'):
         examples = function(examples, rng, **options)
     return examples
 

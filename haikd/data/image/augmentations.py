@@ -1,4 +1,4 @@
-"""Augmentations of images; see `haikd.data.image.augment` for what one is."""
+"""Augmentations of images; `haikd.data.image.augment` defines augmentation."""
 
 from typing import Optional
 
@@ -16,7 +16,7 @@ def shift(examples: augment.Examples,
           pixels: int = 1) -> augment.Examples:
   """Moves each image by up to `pixels` along both axes, filling with 0."""
   images = _images(examples, 'shift')
-  _at_least('shift', 'pixels', pixels, 0)
+  _check_at_least_0('shift.pixels', pixels)
   size, height, width, _ = images.shape
   edge = (pixels, pixels)
   padded = np.pad(images, ((0, 0), edge, edge, (0, 0)))
@@ -35,7 +35,8 @@ def flip(examples: augment.Examples,
          probability: float = 0.5) -> augment.Examples:
   """Mirrors each image, left to right, with a probability."""
   images = _images(examples, 'flip')
-  chosen = rng.random(len(images)) < _probability('flip', probability)
+  _check_probability('flip.probability', probability)
+  chosen = rng.random(len(images)) < probability
   images = np.where(_expand(chosen), images[:, :, ::-1], images)
   return {**examples, 'image': images}
 
@@ -45,9 +46,9 @@ def rotate(examples: augment.Examples,
            rng: np.random.Generator,
            *,
            degrees: float = 10.0) -> augment.Examples:
-  """Turns each image about its centre by up to `degrees` either way.
+  """Rotates each image about its centre by up to `degrees` either way.
 
-  Values are interpolated bilinearly; what comes from outside is 0.
+  Values are interpolated bilinearly and are 0 outside the image.
   """
   images = _images(examples, 'rotate')
   size, height, width, _ = images.shape
@@ -70,7 +71,7 @@ def crop(examples: augment.Examples,
   1 times the image's. Values are interpolated bilinearly.
   """
   images = _images(examples, 'crop')
-  _probability('crop', smallest, 'smallest')
+  _check_probability('crop.smallest', smallest)
   size, height, width, _ = images.shape
   side = np.sqrt(rng.uniform(smallest, 1.0, size))[:, None, None]
   top, left = rng.random((2, size))[..., None, None] * (1 - side[None])
@@ -89,8 +90,9 @@ def erase(examples: augment.Examples,
   """Sets a square of `pixels` x `pixels` to 0, anywhere inside the image."""
   images = _images(examples, 'erase')
   size, height, width, _ = images.shape
-  _at_least('erase', 'pixels', pixels, 0)
-  chosen = rng.random(size) < _probability('erase', probability)
+  _check_at_least_0('erase.pixels', pixels)
+  _check_probability('erase.probability', probability)
+  chosen = rng.random(size) < probability
   top = rng.integers(max(height - pixels, 0) + 1, size=size)[:, None]
   left = rng.integers(max(width - pixels, 0) + 1, size=size)[:, None]
   y, x = np.arange(height)[None], np.arange(width)[None]
@@ -105,9 +107,9 @@ def noise(examples: augment.Examples,
           rng: np.random.Generator,
           *,
           std: float = 0.1) -> augment.Examples:
-  """Adds normal noise of standard deviation `std`; black to white is 1."""
+  """Adds normal noise; `std` is 1 for the distance from black to white."""
   images = _images(examples, 'noise')
-  _at_least('noise', 'std', std, 0)
+  _check_at_least_0('noise.std', std)
   grain = rng.standard_normal(images.shape, dtype=np.float32)
   return {**examples, 'image': images + np.float32(std) * grain}
 
@@ -118,13 +120,13 @@ def mixup(examples: augment.Examples,
           *,
           num_classes: Optional[int],
           alpha: float = 0.2) -> augment.Examples:
-  """Mixes each image with another of the batch, and their labels alike.
+  """Mixes each image with another of the batch, and their labels likewise.
 
-  Labels become probabilities, `[B, V]`; without labels only images are mixed,
+  Labels become probabilities, `[B, V]`. Without labels only images are mixed,
   which is all that distillation needs.
 
   Args:
-    examples: with `image`, and perhaps `label`, `[B]` or `[B, V]`.
+    examples: with `image`, and optionally `label`, `[B]` or `[B, V]`.
     rng: the source of randomness.
     num_classes: V.
     alpha: weights are drawn from Beta(alpha, alpha), one for each pair.
@@ -138,7 +140,7 @@ def mixup(examples: augment.Examples,
   images = _images(examples, 'mixup')
   if not alpha > 0:
     raise checks.ConfigError(
-        f'images.mixup: alpha must be positive; got alpha={alpha}.')
+        f'augment.mixup.alpha must be positive; got {alpha}.')
   size = len(images)
   weight = rng.beta(alpha, alpha, size).astype(np.float32)
   partner = rng.permutation(size)
@@ -154,8 +156,8 @@ def mixup(examples: augment.Examples,
 def _one_hot(label, num_classes):
   if (label == base.IGNORED_LABEL).any():
     raise checks.DataError(
-        'images.mixup: label must be known for every example, or for none; '
-        f'got {base.IGNORED_LABEL}. Leave the key label out, or turn mixup '
+        'examples must all have a label for mixup, or none of them; got the '
+        f'label {base.IGNORED_LABEL}. Leave the key label out, or turn mixup '
         'off.')
   return np.eye(num_classes, dtype=np.float32)[label]
 
@@ -166,23 +168,32 @@ def _blend(values, weight, partner):
 
 
 def _sample(images, rows, columns):
-  """Returns images at fractional places, `[B, height, width]`; 0 outside."""
+  """Interpolates images bilinearly; they are 0 outside.
+
+  Args:
+    images: `[B, height, width, channels]`.
+    rows: the row to take each pixel from, `[B, height, width]` floating.
+    columns: its column, likewise.
+
+  Returns:
+    `[B, height, width, channels]`.
+  """
   size, height, width, channels = images.shape
   padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
-  # In padded coordinates, from the border of zeros on one side to the other.
+  # In padded coordinates, clipped to the border of zeros on either side.
   rows = np.clip(rows + 1, 0, height + 1).astype(np.float32)
   columns = np.clip(columns + 1, 0, width + 1).astype(np.float32)
   top = np.minimum(np.floor(rows), height)
   left = np.minimum(np.floor(columns), width)
   down, right = (rows - top)[..., None], (columns - left)[..., None]
-  # Places in the flattened batch: NumPy takes from one axis fastest.
+  # Indices into the flattened batch: NumPy gathers from one axis fastest.
   flat = padded.reshape(-1, channels)
   stride = width + 2
   first = np.arange(size)[:, None, None] * (height + 2) * stride
-  place = first + top.astype(np.intp) * stride + left.astype(np.intp)
-  upper = flat[place] + right * (flat[place + 1] - flat[place])
-  place += stride
-  lower = flat[place] + right * (flat[place + 1] - flat[place])
+  index = first + top.astype(np.intp) * stride + left.astype(np.intp)
+  upper = flat[index] + right * (flat[index + 1] - flat[index])
+  index += stride
+  lower = flat[index] + right * (flat[index + 1] - flat[index])
   return upper + down * (lower - upper)
 
 
@@ -191,8 +202,8 @@ def _images(examples, name):
   if images is None or images.ndim != 4 or 'mask' in examples:
     shapes = {key: value.shape for key, value in examples.items()}
     raise checks.DataError(
-        f'images.{name}: image must be of shape [B, height, width, channels], '
-        f'without a mask; got {shapes}. Take {name} out of the augmentations.')
+        f'examples must hold image [B, height, width, channels] and no mask for'
+        f' {name}; got {shapes}. Take {name} out of the augmentations.')
   return images
 
 
@@ -200,16 +211,13 @@ def _expand(values):
   return values[:, None, None, None]
 
 
-def _at_least(name, option, value, least):
-  if not value >= least:
+def _check_at_least_0(option, value):
+  if not value >= 0:
     raise checks.ConfigError(
-        f'images.{name}: {option} must be at least {least}; got '
-        f'{option}={value}.')
+        f'augment.{option} must be at least 0; got {value}.')
 
 
-def _probability(name, value, option='probability'):
+def _check_probability(option, value):
   if not 0 <= value <= 1:
     raise checks.ConfigError(
-        f'images.{name}: {option} must lie between 0 and 1; got '
-        f'{option}={value}.')
-  return value
+        f'augment.{option} must lie between 0 and 1; got {value}.')

@@ -1,4 +1,4 @@
-"""Images brought to a mean and a standard deviation, channel by channel."""
+"""Standardises images by a mean and a standard deviation per channel."""
 
 from typing import Any, NamedTuple, Union
 
@@ -6,15 +6,15 @@ import numpy as np
 
 from haikd.core import checks
 
-Numbers = Union[float, tuple[float, ...]]  # For all channels, or for each.
+Numbers = Union[float, tuple[float, ...]]  # One for all channels, or one each.
 
 
 class Scale(NamedTuple):
-  """What is done to images in [0, 1]; made by `build_scale`.
+  """Standardises images in [0, 1]; made by `build_scale`.
 
   Attributes:
     mean: subtracted; float32, a scalar or `[channels]`.
-    std: divides then; likewise.
+    std: divides the difference; likewise.
   """
 
   mean: np.ndarray
@@ -30,13 +30,13 @@ class Scale(NamedTuple):
       The same shape.
 
     Raises:
-      ConfigError: numbers for other channels than the images have.
+      ConfigError: a mean or std per channel for another number of channels.
     """
     for name, value in self._asdict().items():
       if value.ndim and images.shape[3:] != value.shape:
         raise checks.ConfigError(
-            f'scale.Scale: config.data.{name} must be a number, or one for each'
-            f' channel of the images; got {len(value)} of them, '
+            f'config.data.{name} must be a number, or one for each channel of '
+            f'the images; got {len(value)} numbers, '
             f'image.shape={images.shape[1:]}.')
     if self.mean.any() or (self.std != 1).any():
       return (images - self.mean) / self.std
@@ -44,7 +44,7 @@ class Scale(NamedTuple):
 
 
 def build_scale(mean: Numbers, std: Numbers) -> Scale:
-  """Returns the scaling of a config.
+  """Returns the Scale that a config describes.
 
   Args:
     mean: of images in [0, 1]; a number, or one for each channel.
@@ -54,25 +54,25 @@ def build_scale(mean: Numbers, std: Numbers) -> Scale:
     A Scale.
 
   Raises:
-    ConfigError: what is not finite, or a standard deviation that is not
-      positive.
+    ConfigError: a number that is not finite, or a standard deviation that is
+      not positive.
   """
   scale = Scale(_numbers('mean', mean), _numbers('std', std))
   if not (scale.std > 0).all():
     raise checks.ConfigError(
-        f'scale.build_scale: config.data.std must be positive; got std={std}. '
-        'Write 1.0 to leave images as they are.')
+        f'config.data.std must be positive; got {std}. Write 1.0 to leave '
+        'images as they are.')
   return scale
 
 
 def _numbers(name: str, value: Any) -> np.ndarray:
   try:
     numbers = np.asarray(value)
-  except ValueError:  # It is ragged.
+  except ValueError:  # The value is ragged.
     numbers = np.asarray(None)
   if (numbers.dtype.kind not in 'iuf' or numbers.ndim > 1 or
       not numbers.size or not np.isfinite(numbers).all()):
     raise checks.ConfigError(
-        f'scale.build_scale: config.data.{name} must be a finite number, or one'
-        f' for each channel; got {name}={value!r}.')
+        f'config.data.{name} must be a finite number, or one for each channel; '
+        f'got {value!r}.')
   return numbers.astype(np.float32)

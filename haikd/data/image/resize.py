@@ -1,9 +1,9 @@
-"""Images of any size made images of one, `config.data.image_size`.
+"""Resizes images of any size to one size, `config.data.image_size`.
 
-This is done to one image at a time, as it is read, before a batch is made. In
-training an augmentation of the stage `size` may choose what part of the image
-is seen: `f(image, rng, *, size, **options) -> image`, on uint8
-`[height, width, channels]`. Without one, and in evaluation, it is the centre.
+Each image is resized when it is read, before it joins a batch. In training an
+augmentation of the stage `size` may choose which part of the image is used:
+`f(image, rng, *, size, **options) -> image`, on uint8
+`[height, width, channels]`. Without one, and in evaluation, the centre is used.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,14 +15,14 @@ import numpy as np
 from haikd.core import checks
 from haikd.data.image import augment as augment_lib
 
-# Of the shorter side, how much evaluation sees: 224 pixels of 256.
+# The share of the shorter side that evaluation uses: 224 pixels of 256.
 CENTRE = 0.875
 
-_TRIES = 10
+_TRIES = 10  # Random windows to try before falling back to the centre.
 
 
-class Sizes(NamedTuple):
-  """How images become images of one size; made by `build_sizes`.
+class Resize(NamedTuple):
+  """Resizes an image to `config.data.image_size`; made by `build_resize`.
 
   Attributes:
     training: `(image, rng) -> image`.
@@ -33,43 +33,44 @@ class Sizes(NamedTuple):
   evaluation: Callable[[np.ndarray], np.ndarray]
 
 
-def build_sizes(augment: Mapping[str, Mapping[str, Any]],
-                image_size: Optional[int],
-                *,
-                where: str = 'config.data.augment') -> Optional[Sizes]:
-  """Returns what a config does to the size of images.
+def build_resize(augment: Mapping[str, Mapping[str, Any]],
+                 image_size: Optional[int],
+                 *,
+                 field: str = 'config.data.augment') -> Optional[Resize]:
+  """Returns the Resize that a config describes.
 
   Args:
     augment: `{name: options}` of all augmentations.
-    image_size: height and width to make of them, or None to keep theirs.
-    where: the field of the config that names them, for messages.
+    image_size: height and width to resize to, or None to keep the size.
+    field: the config field that holds `augment`, for messages.
 
   Returns:
-    Sizes, or None where images keep their size.
+    A Resize, or None if images keep their size.
 
   Raises:
     ConfigError: an augmentation of the stage `size` without an image size, or
       more than one.
   """
-  chosen = {}
+  crops = {}
   for name, options in augment.items():
-    entry, options = augment_lib.lookup(f'{where}.{name}', name, options)
+    entry, options = augment_lib.lookup(f'{field}.{name}', name, options)
     if entry.stage == augment_lib.SIZE:
-      chosen[name] = functools.partial(
+      crops[name] = functools.partial(
           entry.function, size=image_size, **options)
-  if chosen and image_size is None:
+  if crops and image_size is None:
     raise checks.ConfigError(
-        f'{where}: {", ".join(chosen)} must know the size of the images to '
-        'make; got config.data.image_size=None. Set it, for example to 224.')
-  if len(chosen) > 1:
+        f'config.data.image_size must be set for {", ".join(crops)}; got None. '
+        f'Set it, for example to 224, or leave {field}.{next(iter(crops))} out.'
+    )
+  if len(crops) > 1:
     raise checks.ConfigError(
-        f'{where}: one augmentation at most must choose the size of images; got'
-        f' {", ".join(chosen)}. Leave the others out.')
+        f'{field} must hold at most one augmentation of the stage `size`; got '
+        f'{", ".join(crops)}. Leave out all but one.')
   if image_size is None:
     return None
   centre = functools.partial(resize_and_crop, size=image_size)
-  training, = chosen.values() or [lambda image, rng: centre(image)]
-  return Sizes(training, centre)
+  training = next(iter(crops.values()), lambda image, rng: centre(image))
+  return Resize(training, centre)
 
 
 @augment_lib.register_augmentation(stage=augment_lib.SIZE)
@@ -79,19 +80,19 @@ def random_resized_crop(image: np.ndarray,
                         size: int,
                         smallest: float = 0.08,
                         ratio: float = 4 / 3) -> np.ndarray:
-  """Cuts a random window from an image and brings it to one size.
+  """Cuts a random window from an image and resizes it.
 
-  The area of the window is uniform between `smallest` and 1 times the image's,
-  its width over height log-uniform between 1 / `ratio` and `ratio`. Where no
-  such window is found inside the image, it is the largest at the centre that
-  keeps to the ratio.
+  The window's area is uniform between `smallest` and 1 times the image's, and
+  its width over height is log-uniform between 1 / `ratio` and `ratio`. If no
+  such window is found inside the image, the largest one at the centre within
+  the ratio is taken.
 
   Args:
     image: uint8 `[height, width, channels]`.
     rng: the source of randomness.
-    size: height and width of what is returned.
-    smallest: above 0, and 1 at most.
-    ratio: 1 or more.
+    size: height and width to resize to.
+    smallest: above 0 and at most 1.
+    ratio: at least 1.
 
   Returns:
     uint8 `[size, size, channels]`, interpolated bilinearly.
@@ -104,11 +105,11 @@ def random_resized_crop(image: np.ndarray,
   """
   if not 0 < smallest <= 1:
     raise checks.ConfigError(
-        'sizes.random_resized_crop: smallest must be above 0 and at most 1; got'
-        f' smallest={smallest}.')
+        'augment.random_resized_crop.smallest must be above 0 and at most 1; '
+        f'got {smallest}.')
   if not ratio >= 1:
-    raise checks.ConfigError('sizes.random_resized_crop: ratio must be at least'
-                             f' 1; got ratio={ratio}.')
+    raise checks.ConfigError('augment.random_resized_crop.ratio must be at '
+                             f'least 1; got {ratio}.')
   height, width = image.shape[:2]
   for _ in range(_TRIES):
     area = rng.uniform(smallest, 1.0) * height * width
@@ -124,14 +125,14 @@ def random_resized_crop(image: np.ndarray,
 
 
 def resize_and_crop(image: np.ndarray, *, size: int) -> np.ndarray:
-  """Brings the square at the centre of an image to one size.
+  """Resizes the square at the centre of an image.
 
-  Its side is `CENTRE` times the image's shorter one, as if that were resized
-  to 256 pixels and 224 cut out.
+  The side of the square is `CENTRE` times the image's shorter side, as if that
+  were resized to 256 pixels and the middle 224 cut out.
 
   Args:
     image: uint8 `[height, width, channels]`.
-    size: height and width of what is returned.
+    size: height and width to resize to.
 
   Returns:
     uint8 `[size, size, channels]`, interpolated bilinearly.
@@ -143,12 +144,13 @@ def resize_and_crop(image: np.ndarray, *, size: int) -> np.ndarray:
 
 
 def _resize(image, top, left, rows, columns, size):
-  """Returns a window of an image at another size; averages where it shrinks."""
+  """Returns a window of an image, resized; shrinking averages pixels."""
   from PIL import Image
   if image.ndim != 3 or image.dtype != np.uint8:
     raise checks.DataError(
-        'sizes.resize: image must be uint8 [height, width, channels]; got '
-        f'{image.dtype}{list(image.shape)}. Set config.data.image_size=None.')
+        'image must be uint8 [height, width, channels] to be resized; got '
+        f'{image.dtype}{list(image.shape)}. Set config.data.image_size to '
+        'None.')
   box = (left, top, left + columns, top + rows)
   channels = [
       Image.fromarray(channel).resize((size, size), Image.Resampling.BILINEAR,

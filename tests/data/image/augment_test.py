@@ -14,7 +14,7 @@ def temporary():
 
 
 def trace(name, stage='geometry'):
-  """Registers an augmentation that writes down its name."""
+  """Registers an augmentation that records its name."""
 
   @augment.register_augmentation(name, stage=stage)
   def function(examples, rng, *, times=1):
@@ -23,7 +23,7 @@ def trace(name, stage='geometry'):
   return function
 
 
-def test_nothing_changes_nothing():
+def test_no_augmentation_changes_nothing():
   examples = dict(image=np.ones(3))
   assert augment.build_augment({}, None)(examples, None) is examples
 
@@ -37,7 +37,7 @@ def test_order_is_by_stage_and_then_by_name():
   assert apply(dict(seen=[]), None)['seen'] == ['c', 'd', 'd', 'b', 'a']
 
 
-def test_number_of_classes_is_passed_to_those_who_take_it():
+def test_number_of_classes_is_passed_to_functions_that_take_it():
 
   @augment.register_augmentation()
   def takes(examples, rng, *, num_classes):
@@ -56,12 +56,14 @@ def test_generator_is_passed_on():
 
 
 @pytest.mark.parametrize('config, message', [
-    (dict(shfit={}), "name must be a registered augmentation; got 'shfit'. Did "
-     "you mean 'shift'"),
-    (dict(shift=dict(pixel=1)), 'config.data.augment.shift: pixel must be an '
+    (dict(shfit={}),
+     "a registered augmentation; got 'shfit'. Did you mean 'shift'"),
+    (dict(shift=dict(pixel=1)), 'config.data.augment.shift.pixel must be an '
      "option of shift; got 'pixel'. Did you mean 'pixels'"),
     (dict(mixup=dict(num_classes=3)), 'num_classes must be an option of mixup'),
-    (dict(shift=2), 'config.data.augment.shift: options must be a dict; got 2'),
+    (dict(shift=2),
+     'config.data.augment.shift must be a dict of options; got 2. Write '
+     'shift={}'),
 ])
 def test_unknown_names_and_options_are_refused(config, message):
   with pytest.raises(checks.ConfigError, match=message):
@@ -69,21 +71,21 @@ def test_unknown_names_and_options_are_refused(config, message):
 
 
 @pytest.mark.parametrize('options, rule', [
-    (dict(shift=dict(pixels='a')), "shift: pixels must be of type int; got"),
-    (dict(shift=dict(pixels=1.5)), 'shift: pixels must be of type int; got'),
-    (dict(shift=dict(pixels=True)), 'shift: pixels must be of type int'),
-    (dict(flip=dict(probability='x')), 'flip: probability must be of type flo'),
+    (dict(shift=dict(pixels='a')), "shift.pixels must be of type int; got 'a'"),
+    (dict(shift=dict(pixels=1.5)), 'shift.pixels must be of type int; got 1.5'),
+    (dict(shift=dict(pixels=True)), 'shift.pixels must be of type int'),
+    (dict(flip=dict(probability='x')), 'flip.probability must be of type flo'),
 ])
 def test_option_of_another_type_is_refused(options, rule):
   with pytest.raises(checks.ConfigError, match=f'config.x.{rule}'):
-    augment.build_augment(options, None, where='config.x')
+    augment.build_augment(options, None, field='config.x')
 
 
-def test_integer_may_stand_for_a_float():
+def test_integer_is_accepted_for_a_float():
   augment.build_augment(dict(flip=dict(probability=1)), None)
 
 
-def test_what_an_augmentation_raises_is_one_line():
+def test_error_of_an_augmentation_becomes_one_line():
 
   @augment.register_augmentation()
   def breaks(examples, rng, *, times=1):
@@ -91,13 +93,16 @@ def test_what_an_augmentation_raises_is_one_line():
 
   apply = augment.build_augment(dict(breaks=dict(times='a')), None)
   with pytest.raises(checks.DataError,
-                     match='config.data.augment.breaks: .*got TypeError') as e:
+                     match='config.data.augment.breaks must work on the batch; '
+                     'got TypeError: .* Fix its options or its code') as e:
     apply(dict(image=1), None)
   assert isinstance(e.value.__cause__, TypeError)
 
 
 def test_unknown_stage_is_refused():
-  with pytest.raises(checks.ConfigError, match="got 'pixel'. Did you mean"):
+  with pytest.raises(checks.ConfigError,
+                     match="stage must be a stage of augmentation; got 'pixel'."
+                     " Did you mean 'pixels'"):
     trace('x', stage='pixel')
 
 

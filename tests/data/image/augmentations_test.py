@@ -12,7 +12,7 @@ def rng(seed=0):
 
 
 def batch(*rows, **more):
-  """Images of one channel, each given as its rows."""
+  """Returns images of one channel, each given as its rows."""
   return dict(image=np.array(rows, np.float32)[..., np.newaxis], **more)
 
 
@@ -21,7 +21,7 @@ def repeated(rows, size=200):
 
 
 def distinct(examples):
-  """Returns the different images there are, as nested tuples."""
+  """Returns the set of different images, as nested tuples."""
   return {tuple(map(tuple, image.tolist()))
           for image in examples['image'][..., 0]}
 
@@ -60,35 +60,38 @@ def test_other_keys_are_passed_on(function):
     dict(image=np.zeros((2, 3, 3))),
     dict(image=np.zeros((2, 3, 3, 1)), mask=np.ones((2, 9), bool)),
 ])
-def test_what_holds_no_images_is_refused(function, examples):
+def test_examples_without_images_are_refused(function, examples):
   options = dict(num_classes=3) if function is augmentations.mixup else {}
   with pytest.raises(
       checks.DataError,
-      match=rf'images.{function.__name__}: image must be of shape .*got \{{'):
+      match=r'examples must hold image \[B, height, width, channels\] and no '
+      rf'mask for {function.__name__}; got \{{'):
     function(examples, rng(), **options)
 
 
 @pytest.mark.parametrize('function, options, message', [
     (augmentations.shift, dict(pixels=-1),
-     'shift: pixels must be at least 0; got'),
+     'shift.pixels must be at least 0; got -1'),
     (augmentations.erase, dict(pixels=-1),
-     'erase: pixels must be at least 0; got'),
-    (augmentations.noise, dict(std=-0.1), 'noise: std must be at least 0; got'),
+     'erase.pixels must be at least 0; got -1'),
+    (augmentations.noise, dict(std=-0.1),
+     'noise.std must be at least 0; got -0.1'),
     (augmentations.flip, dict(probability=2),
-     'flip: probability must lie between'),
+     'flip.probability must lie between 0 and 1; got 2'),
     (augmentations.erase, dict(probability=-1),
-     'erase: probability must lie between'),
-    (augmentations.crop, dict(smallest=1.5), 'crop: smallest must lie between'),
+     'erase.probability must lie between 0 and 1; got -1'),
+    (augmentations.crop, dict(smallest=1.5),
+     'crop.smallest must lie between 0 and 1; got 1.5'),
     (augmentations.mixup, dict(alpha=0, num_classes=2),
-     'mixup: alpha must be positive; got alpha=0'),
+     'mixup.alpha must be positive; got 0'),
 ])
 def test_options_out_of_range_are_refused(function, options, message):
-  with pytest.raises(checks.ConfigError, match=message):
+  with pytest.raises(checks.ConfigError, match=f'augment.{message}'):
     function(batch([[1, 2], [3, 4]]), rng(), **options)
 
 
 def test_shift_by_one_pixel_has_nine_outcomes():
-  # Every move of [[1, 2], [3, 4]] by -1, 0 or 1 along both axes, zeros beyond.
+  # Every move of [[1, 2], [3, 4]] by -1, 0 or 1 along both axes, zeros outside.
   expected = {
       ((1, 2), (3, 4)), ((0, 1), (0, 3)), ((2, 0), (4, 0)),
       ((0, 0), (1, 2)), ((0, 0), (0, 1)), ((0, 0), (2, 0)),
@@ -127,7 +130,7 @@ def test_flip_chooses_for_each_image():
 
 
 class Fixed:
-  """A generator whose uniform numbers are given."""
+  """A generator that returns given numbers."""
 
   def __init__(self, uniform=0.0, random=0.0):
     self._uniform, self._random = uniform, random
@@ -154,13 +157,13 @@ def test_rotate_keeps_the_centre_and_fills_corners_with_zero():
   turned = augmentations.rotate(batch(np.ones((5, 5))), Fixed(uniform=45))
   turned = turned['image'][0, ..., 0]
   assert turned[2, 2] == pytest.approx(1)
-  # A corner comes from 2 * sqrt(2) = 2.83 beside the centre along one axis;
+  # A corner is taken from 2 * sqrt(2) = 2.83 off the centre along one axis:
   # between 1 at 2 and 0 at 3, that is 0.17.
   assert turned[0, 0] == pytest.approx(3 - 2 * np.sqrt(2), abs=1e-5)
 
 
 def test_rotate_stays_within_its_angle():
-  # Of a point 10 pixels above the centre, 10 degrees leave the column by
+  # 10 degrees move a point 10 pixels above the centre sideways by
   # 10 * sin(10°) = 1.74: nothing arrives 3 columns away.
   image = np.zeros((21, 21))
   image[0, 10] = 1
@@ -170,10 +173,10 @@ def test_rotate_stays_within_its_angle():
   assert turned[:, :, (8, 9, 11, 12)].max() > 0
 
 
-def test_crop_of_the_whole_image_changes_nothing():
+def test_crop_of_the_full_image_changes_nothing():
   examples = batch([[1, 2, 3], [4, 5, 6], [7, 8, 9]])
-  whole = augmentations.crop(examples, rng(), smallest=1.0)['image']
-  np.testing.assert_allclose(whole, examples['image'], rtol=1e-6)
+  cropped = augmentations.crop(examples, rng(), smallest=1.0)['image']
+  np.testing.assert_allclose(cropped, examples['image'], rtol=1e-6)
 
 
 @pytest.mark.parametrize('place, expected', [
@@ -181,8 +184,8 @@ def test_crop_of_the_whole_image_changes_nothing():
     (1.0, [[4, 4.5, 5], [5.5, 6, 6.5], [7, 7.5, 8]]),
 ])
 def test_crop_enlarges_a_window(place, expected):
-  # A quarter of the area: half of the side. Pixels 0, 1/2 and 1 (or 1, 3/2 and
-  # 2) along both axes, of an image whose value is 3 * row + column.
+  # A quarter of the area is half the side. The crop has the pixels 0, 1/2 and 1
+  # (or 1, 3/2 and 2) along both axes; the image's value is 3 * row + column.
   examples = batch(np.arange(9).reshape(3, 3))
   fixed = Fixed(uniform=0.25, random=place)
   window = augmentations.crop(examples, fixed)['image']
@@ -200,7 +203,7 @@ def test_erase_makes_a_square_hole_anywhere_inside():
   assert distinct(holes) == expected
 
 
-def test_erase_spares_what_it_does_not_choose():
+def test_erase_leaves_other_images_alone():
   examples = repeated(np.ones((3, 3)))
   spared = augmentations.erase(examples, rng(), probability=0.0)['image']
   np.testing.assert_array_equal(spared, examples['image'])
@@ -219,7 +222,7 @@ def test_noise_has_the_given_spread_and_no_bias():
 
 
 def one_hot_images(labels):
-  """Images of which each shows its own label in one-hot form."""
+  """Returns images that show their label in one-hot form."""
   eye = np.eye(3, dtype=np.float32)[np.array(labels)]
   return dict(image=eye[:, np.newaxis, :, np.newaxis], label=np.array(labels))
 
@@ -233,7 +236,7 @@ def test_mixup_mixes_labels_as_it_mixes_images():
   assert ((mixed['label'] > 0).sum(-1) == 2).any()
 
 
-def test_mixup_takes_probabilities_for_labels():
+def test_mixup_accepts_probabilities_as_labels():
   examples = one_hot_images([0, 1, 2])
   soft = dict(examples, label=np.eye(3))
   np.testing.assert_array_equal(
@@ -274,10 +277,11 @@ def test_mixup_weights_are_of_the_beta_distribution():
       rtol=1e-6)
 
 
-def test_mixup_refuses_examples_without_a_label_among_others():
+def test_mixup_refuses_a_batch_with_unlabelled_examples():
   examples = one_hot_images([0, 1])
   examples['label'] = np.array([0, -100])
   with pytest.raises(
       checks.DataError,
-      match='mixup: label must be known for every example, or for none; got -'):
+      match='examples must all have a label for mixup, or none of them; got the'
+      ' label -100. Leave the key label out'):
     augmentations.mixup(examples, rng(), num_classes=3)

@@ -1,4 +1,4 @@
-"""Mean and standard deviation: a number, or one for each channel."""
+"""Mean and standard deviation: one number, or one for each channel."""
 
 import numpy as np
 import pytest
@@ -27,19 +27,20 @@ def test_images_may_stay_as_they_are(identity):
 
 @pytest.mark.parametrize('field', ['mean', 'std'])
 @pytest.mark.parametrize('numbers', [(0.5,), (0.5, 0.5, 0.5)])
-def test_numbers_for_other_channels_are_refused(field, numbers):
-  # One number would be broadcast over both channels, three refused by NumPy.
+def test_numbers_for_another_number_of_channels_are_refused(field, numbers):
+  # NumPy would broadcast one number over both channels, and refuse three.
   built = normalise.build_scale(**{'mean': 0.0, 'std': 1.0, field: numbers})
   with pytest.raises(
       checks.ConfigError,
       match=rf'config.data.{field} must be a number, or one for each channel.*'
-      rf'got {len(numbers)} of them, image.shape=\(1, 1, 2\)'):
+      rf'got {len(numbers)} numbers, image.shape=\(1, 1, 2\)'):
     built(IMAGES)
 
 
 @pytest.mark.parametrize('std', [0, 0.0, -1.0, (0.5, 0.0)])
 def test_std_must_be_positive(std):
-  with pytest.raises(checks.ConfigError, match='config.data.std must be posit'):
+  with pytest.raises(checks.ConfigError,
+                     match='config.data.std must be positive; got '):
     normalise.build_scale(0.0, std)
 
 
@@ -47,7 +48,7 @@ def test_std_must_be_positive(std):
     np.nan, np.inf, (0.5, np.nan), '0.5', None, True, (), ((1.0, 2.0),),
     ((1.0,), 2.0), ('a', 'b')])
 @pytest.mark.parametrize('field', ['mean', 'std'])
-def test_what_is_no_finite_number_is_refused(field, value):
+def test_anything_but_finite_numbers_is_refused(field, value):
   with pytest.raises(checks.ConfigError,
                      match=f'config.data.{field} must be a finite number'):
     normalise.build_scale(**{'mean': 0.0, 'std': 1.0, field: value})

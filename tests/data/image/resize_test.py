@@ -1,4 +1,4 @@
-"""Images of any size made images of one."""
+"""Images of any size are resized to one size."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def rng(seed=0):
 
 
 def ramp(height, width):
-  """An image whose channels are 4 x row and 4 x column, and 7."""
+  """Returns an image whose channels are 4 x row, 4 x column and 7."""
   rows, columns = np.mgrid[:height, :width]
   return np.stack([4 * rows, 4 * columns, np.full_like(rows, 7)],
                   axis=-1).astype(np.uint8)
@@ -24,11 +24,12 @@ def ramp(height, width):
 
 @pytest.mark.parametrize('height, width', [(32, 32), (48, 32), (32, 60)])
 def test_the_centre_is_seven_eighths_of_the_shorter_side(height, width):
-  """Of 32 pixels 28 remain, which at size 14 are averaged two by two or so.
+  """28 of 32 pixels remain, and resizing to 14 averages about two by two.
 
-  The first of 14 pixels has its centre 1 pixel from the window's edge, the
-  last as far from the other; on a ramp bilinear averaging keeps the value of
-  the centre, which lies half a pixel before that of the pixel it begins.
+  The first of the 14 pixels has its centre 1 pixel from one edge of the window,
+  the last 1 pixel from the other. On a ramp bilinear averaging keeps the value
+  at the centre. Input pixel i has its centre at i + 1/2, so a centre 1 pixel
+  from the edge is at pixel index 1/2.
   """
   image = resize.resize_and_crop(ramp(height, width), size=14)
   assert image.shape == (14, 14, 3) and image.dtype == np.uint8
@@ -48,10 +49,10 @@ def test_small_images_are_enlarged(channels):
 
 
 def windows(count=4000, height=40, width=60, **options):
-  """Returns the height and width of random windows, read off a ramp.
+  """Returns the heights and widths of random windows, and the windows.
 
-  Between the centres of the first and the last of 8 pixels lie 7/8 of the
-  window.
+  The size is read off a ramp: the centres of the first and the last of 8 pixels
+  are 7/8 of the window apart.
   """
   generator = rng()
   image = ramp(height, width)
@@ -63,21 +64,21 @@ def windows(count=4000, height=40, width=60, **options):
   return rows, columns, out
 
 
-def test_windows_have_the_areas_and_proportions_asked_for():
-  """Those that fit: no window of 1 to 1 covers more than 2/3 of 40 x 60."""
+def test_windows_have_the_requested_areas_and_proportions():
+  """Only windows that fit: no square covers more than 2/3 of 40 x 60."""
   rows, columns, out = windows()
   area = rows * columns / 2400
   assert 0.06 < area.min() < 0.1 and 0.8 < area.max() < 0.95
   shape = columns / rows
   assert 0.68 < shape.min() < 0.8 and 1.25 < shape.max() < 1.5
-  # Everything is seen, and the middle of the window lies in the middle.
+  # Windows reach every edge, and their mean centre is that of the image.
   assert out[..., 0].min() <= 4 and out[..., 0].max() >= 4 * 38
   middle = out[..., 1].mean() / 4
   assert abs(middle - 29.5) < 1
 
 
 def test_area_is_uniform_where_every_window_fits():
-  """In 60 x 60 squares of every area fit: the mean is (0.2 + 1) / 2."""
+  """Squares of every area fit into 60 x 60: the mean is (0.2 + 1) / 2."""
   rows, columns, _ = windows(
       height=60, width=60, smallest=0.2, ratio=1.0)
   np.testing.assert_allclose(rows, columns, atol=1)
@@ -88,7 +89,7 @@ def test_area_is_uniform_where_every_window_fits():
 
 @pytest.fixture
 def cut(monkeypatch):
-  """Returns a function that gives random windows as they are cut."""
+  """Returns a function that returns the boxes of random windows."""
 
   def boxes(count, height, width, **options):
     seen = []
@@ -103,7 +104,7 @@ def cut(monkeypatch):
   return boxes
 
 
-def test_proportions_are_uniform_in_their_logarithm(cut):
+def test_proportions_are_log_uniform(cut):
   _, _, rows, columns = cut(8000, 1000, 1000, ratio=2.0)
   # Below 0.45 of the area every window fits: sqrt(0.45 x 2) < 1.
   shape = np.log2(columns / rows)[rows * columns < 450_000]
@@ -116,24 +117,24 @@ def test_proportions_are_uniform_in_their_logarithm(cut):
 def test_windows_lie_anywhere_inside_the_image(cut):
   top, left, rows, columns = cut(4000, 5, 7, smallest=0.2)
   for start, size, side in ((top, rows, 5), (left, columns, 7)):
-    # Of two less than the side, there are three places, all as likely.
-    places = start[size == side - 2]
-    counts = np.bincount(places)
-    assert len(counts) == 3 and len(places) > 300
-    np.testing.assert_allclose(counts / len(places), 1 / 3, atol=0.08)
+    # A window 2 pixels shorter than the side has 3 starts, equally likely.
+    starts = start[size == side - 2]
+    counts = np.bincount(starts)
+    assert len(counts) == 3 and len(starts) > 300
+    np.testing.assert_allclose(counts / len(starts), 1 / 3, atol=0.08)
     assert (start >= 0).all() and (start + size <= side).all()
 
 
 def test_no_window_is_empty(cut):
-  # 0.08 to 0.25 of a pixel would be rounded to no row and no column.
+  # 0.08 to 0.25 of a pixel would round to 0 rows and 0 columns.
   _, _, rows, columns = cut(200, 1, 1)
   assert (rows == 1).all() and (columns == 1).all()
 
 
 def test_an_image_too_narrow_for_any_window_gives_its_centre():
-  """A window of 0.34 · 60 · 6 at ratio 2 is 7.8 wide at least: none fits.
+  """A window of 0.34 · 60 · 6 at ratio 2 is at least 7.8 wide: none fits.
 
-  The largest that keeps to the ratio is 12 x 6, which begins at row 24.
+  The largest within the ratio is 12 x 6, which begins at row 24.
   """
   out = resize.random_resized_crop(
       ramp(60, 6), rng(), size=12, smallest=0.34, ratio=2.0)
@@ -149,38 +150,44 @@ def test_the_same_generator_makes_the_same_view():
 
 
 @pytest.mark.parametrize('options, text', [
-    (dict(smallest=0.0), 'smallest must be above 0 .* got smallest=0.0'),
-    (dict(smallest=1.5), 'smallest must be above 0 and at most 1'),
-    (dict(ratio=0.5), 'ratio must be at least 1; got ratio=0.5'),
+    (dict(smallest=0.0), 'smallest must be above 0 and at most 1; got 0.0'),
+    (dict(smallest=1.5), 'smallest must be above 0 and at most 1; got 1.5'),
+    (dict(ratio=0.5), 'ratio must be at least 1; got 0.5'),
 ])
 def test_options_out_of_range_are_refused(options, text):
-  with pytest.raises(checks.ConfigError, match=text):
+  with pytest.raises(checks.ConfigError,
+                     match=f'augment.random_resized_crop.{text}'):
     resize.random_resized_crop(ramp(4, 4), rng(), size=2, **options)
 
 
 @pytest.mark.parametrize('image', [np.zeros((4, 4), np.uint8),
                                    np.zeros((4, 4, 1))])
-def test_what_is_no_image_of_bytes_is_refused(image):
-  with pytest.raises(checks.DataError, match='image must be uint8 .* got'):
+def test_anything_but_an_image_of_uint8_is_refused(image):
+  with pytest.raises(checks.DataError,
+                     match='image must be uint8 .* to be resized; got'):
     resize.resize_and_crop(image, size=2)
 
 
-def test_size_must_be_known_for_a_crop():
+def test_crop_needs_an_image_size():
   with pytest.raises(checks.ConfigError, match=(
-      'config.x: random_resized_crop must know the size .*image_size=None')):
-    resize.build_sizes(dict(random_resized_crop={}), None, where='config.x')
+      'config.data.image_size must be set for random_resized_crop; got None. '
+      'Set it, .* or leave config.x.random_resized_crop out')):
+    resize.build_resize(dict(random_resized_crop={}), None, field='config.x')
 
 
-def test_one_augmentation_at_most_chooses_the_size():
+def test_at_most_one_augmentation_resizes():
   known = augment.augmentations
   with known.temporary():
     augment.register_augmentation('other', stage='size')(lambda image, rng: 1)
-    with pytest.raises(checks.ConfigError, match='one augmentation at most'):
-      resize.build_sizes(dict(random_resized_crop={}, other={}), 8)
+    with pytest.raises(
+        checks.ConfigError,
+        match='config.data.augment must hold at most one augmentation of the '
+        'stage `size`; got random_resized_crop, other'):
+      resize.build_resize(dict(random_resized_crop={}, other={}), 8)
 
 
 class Pictures(list):
-  """Images of many sizes, each of one colour."""
+  """Images of different sizes, each of one colour."""
   num_classes = 3
 
 
@@ -211,7 +218,7 @@ def test_training_batches_have_the_size_of_the_config(config, augmentations):
   np.testing.assert_array_equal(batch.inputs, again.inputs)
 
 
-def test_every_visit_sees_another_part(config):
+def test_every_visit_uses_another_window(config):
   config.data.augment = dict(random_resized_crop={})
   config.batch_size = 20
   with registry.datasets.temporary():
@@ -221,7 +228,7 @@ def test_every_visit_sees_another_part(config):
   assert len(np.unique(batch.inputs, axis=0)) == 20
 
 
-def test_evaluation_sees_the_centre_whatever_training_sees(config):
+def test_evaluation_uses_the_centre_whatever_training_uses(config):
   config.data.augment = dict(random_resized_crop={})
   batch, = pipeline.build_data(config).evaluation('test')
   assert batch.inputs.shape == (20, 6, 6, 3)
@@ -239,7 +246,9 @@ def test_data_without_images_has_no_image_size():
   config = config_lib.base()
   config.data.name, config.data.options = 'synthetic', dict(kind='tokens')
   config.data.image_size = 6
-  with pytest.raises(checks.DataError, match='since config.data.image_size is'):
+  with pytest.raises(
+      checks.DataError,
+      match='must hold an image, since config.data.image_size is set; got'):
     pipeline.build_data(config).spec
 
 

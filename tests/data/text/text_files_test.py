@@ -120,7 +120,7 @@ def test_tfds_data_set_is_read(tmp_path):
   assert texts(corpus) == ['a b', 'c é']
   assert [r.values['label'] for r in corpus.records()] == [0, 1]
   assert corpus.digest != open_corpus(tmp_path, 'test', tfds='reviews').digest
-  with pytest.raises(checks.DataError, match="got split='trian'. Did you mean"):
+  with pytest.raises(checks.DataError, match="got 'trian'. Did you mean"):
     open_corpus(tmp_path, 'trian', tfds='reviews')
 
 
