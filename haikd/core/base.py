@@ -14,6 +14,7 @@ from haikd.core import attention_mask
 
 Array = jax.Array
 ArrayTree = Any  # A pytree of arrays.
+AnyArray = Any  # An array of JAX or NumPy, or a jax.ShapeDtypeStruct.
 
 # The label of an example or position that has none: losses and metrics leave it
 # out.
@@ -160,9 +161,9 @@ class Batch(NamedTuple):
   """
 
   inputs: ArrayTree
-  mask: Array
-  labels: Optional[Array] = None
-  target_mask: Optional[Array] = None
+  mask: AnyArray
+  labels: Optional[AnyArray] = None
+  target_mask: Optional[AnyArray] = None
 
 
 class Pair(NamedTuple):
