@@ -278,7 +278,8 @@ def test_nothing_is_computed_again_when_the_gradient_comes_back(small_blocks):
 @pytest.mark.parametrize('options', (
     dict(on='attention'), dict(on='logits', additive=True)))
 def test_only_additive_losses_on_maps_are_by_head(options):
-  with pytest.raises(checks.ConfigError, match='by_head must be additive'):
+  with pytest.raises(
+      checks.ConfigError, match='^by_head=True must come with additive=True'):
 
     @haikd.register_loss(by_head=True, **options)
     def anything(student, teacher, *, mask):

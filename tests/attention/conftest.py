@@ -63,7 +63,7 @@ def masks():
 @pytest.fixture
 def small_blocks(monkeypatch):
   """Cuts even small maps into blocks: of one example and 4 rows."""
-  monkeypatch.setattr(blocks, '_ROWS', 4)
-  monkeypatch.setattr(blocks, '_ENOUGH', dict(cpu=1))
-  monkeypatch.setattr(blocks, '_MOST', dict(cpu=1))
-  monkeypatch.setattr(blocks, '_ELSEWHERE', 1)
+  monkeypatch.setattr(blocks, '_MIN_ROWS', 4)
+  monkeypatch.setattr(blocks, '_CAUSAL_BYTES', dict(cpu=1))
+  monkeypatch.setattr(blocks, '_MAX_BYTES', dict(cpu=1))
+  monkeypatch.setattr(blocks, '_ACCELERATOR_BYTES', 1)

@@ -114,8 +114,8 @@ def test_size_of_blocks(platform, options, expected, compiled_for):
 
 
 def test_block_may_hold_two_of_four_examples(monkeypatch):
-  monkeypatch.setattr(blocks, '_ROWS', 4)
-  monkeypatch.setattr(blocks, '_ENOUGH', dict(cpu=2 * 4 * 2 * N * 4))
+  monkeypatch.setattr(blocks, '_MIN_ROWS', 4)
+  monkeypatch.setattr(blocks, '_CAUSAL_BYTES', dict(cpu=2 * 4 * 2 * N * 4))
   cut = blocks.cut(4, 2, N, N, causal=True, window=None, rows_of_loop=512)
   assert cut.examples == 2
   (query, key), (value, _) = make(0, batch=4), make(2, batch=4)

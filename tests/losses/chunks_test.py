@@ -282,11 +282,11 @@ def test_logits_are_never_whole_and_padding_is_never_visited():
 
 def test_other_labels_and_masks_are_refused():
   student, teacher, labels = make()
-  with pytest.raises(ValueError, match='losses.chunks: labels and logits must'):
+  with pytest.raises(ValueError, match='labels must begin with the axes of'):
     in_chunks(student, teacher, mask_of('none'), labels[:, :-1])
-  with pytest.raises(TypeError, match='losses.chunks: mask must be boolean'):
+  with pytest.raises(TypeError, match='mask must be boolean'):
     in_chunks(student, teacher, jnp.ones((B, N)), labels)
-  with pytest.raises(checks.ConfigError, match='additive or relational, not'):
+  with pytest.raises(checks.ConfigError, match='both additive and relational'):
     haikd.register_loss('both', on='logits', additive=True, relational=True)(
         lambda student, teacher, *, mask: None)
 
@@ -340,6 +340,6 @@ def test_whole_logits_of_a_teacher_have_their_gradient():
 @pytest.mark.parametrize('options', [
     {}, dict(bias=True, scale=1.5, soft_cap=3.0)])
 def test_groups_of_a_chunk_add_up(options, monkeypatch):
-  monkeypatch.setattr(cutting, '_LOGITS_OF_GROUP', 4 * V)
+  monkeypatch.setattr(cutting, '_MAX_LOGITS_IN_GROUP', 4 * V)
   assert SIZES.groups(16, V) == 4
   check('right', **options)

@@ -139,7 +139,7 @@ def test_gradient_is_that_of_differences():
 
 @pytest.mark.parametrize('temperature', (0, -1.0))
 def test_temperature_must_be_positive(temperature):
-  with pytest.raises(ValueError, match='temperature must be positive; got'):
+  with pytest.raises(ValueError, match='^temperature must be positive; got'):
     losses.similarity_distribution(
         random(3, 4), random(3, 4), mask=jnp.ones(3, bool),
         temperature=temperature)

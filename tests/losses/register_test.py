@@ -114,7 +114,7 @@ def test_labels_reach_only_a_loss_that_takes_them():
 
 def test_missing_teacher_is_one_clear_error():
   loss = haikd.register_loss(on='features')(difference)
-  with pytest.raises(TypeError, match='losses.difference: teacher must be'):
+  with pytest.raises(TypeError, match='^teacher must be given, since'):
     loss(jnp.ones((2, 3)), mask=jnp.ones(2, bool))
 
 
@@ -134,7 +134,7 @@ def test_result_must_be_a_sum():
   def mean(student, teacher, *, mask):
     return jnp.mean(student)
 
-  with pytest.raises(TypeError, match='losses.mean: a loss must return a haikd.'
+  with pytest.raises(TypeError, match='^a loss must return a haikd.'
                      'LossSum; got .*masked_mean'):
     mean(jnp.ones((2, 3)), jnp.ones((2, 3)), mask=jnp.ones(2, bool))
 

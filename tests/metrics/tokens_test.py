@@ -1,4 +1,4 @@
-"""What evaluation reports of language models, by hand."""
+"""Tests of the metrics of language models, by hand."""
 
 import math
 
@@ -53,9 +53,9 @@ def test_top5_agreement_by_hand():
   ])[None]
   mask = jnp.array([[True, True, False]])
   sums = measure(student, teacher, mask=mask)
-  # All five, and 3 and 4.
+  # The student has all five at the first position, 3 and 4 at the second.
   np.testing.assert_allclose(sums['top5_agreement'], (1 + 2 / 5, 2), rtol=1e-6)
-  # Neither most likely token, 4 nor 3, is the student's 0.
+  # The teacher's most likely tokens are 4 and 3, the student's is 0.
   np.testing.assert_allclose(sums['agreement'], (0, 2))
   assert set(sums) == {'kl', 'agreement', 'top5_agreement'}
 
