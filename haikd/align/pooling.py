@@ -155,8 +155,8 @@ def _to_sizes(target_shape):
 def _check_size(axis, size, out, mode):
   got = f'got target_shape[{axis}]={out}, input_array.shape[{axis}]={size}'
   if out != size and not 1 <= out <= size:
-    raise ValueError(f'target_shape[{axis}] must be from 1 to its axis; '
-                     f'{got}. Legal: 1 to {size}.')
+    raise ValueError(f'target_shape[{axis}] must be from 1 to the size of its '
+                     f'axis; {got}. Legal: 1 to {size}.')
   if mode is PaddingMode.SAME and out != size and not _reaches(size, out):
     below, above = out - 1, out + 1
     while not _reaches(size, below):
