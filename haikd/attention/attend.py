@@ -80,7 +80,7 @@ def _backward(residuals, gradient):
   batch, _, groups, _ = key.shape
   blocks = _cut(query, key, mask)
   mask_arrays, mask_of = maps_lib.split_mask(mask, batch, blocks.padded_rows)
-  # The term of the softmax's gradient that a whole row shares.
+  # The term of the softmax's gradient that is the same for a row.
   common = jnp.einsum(
       'bnhd,bnhd->bnh', gradient, outputs, preferred_element_type=jnp.float32)
 

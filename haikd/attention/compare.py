@@ -81,7 +81,7 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
   def backward(residuals, cotangent):
     scaled = tuple(
         gradient and jax.tree.map(
-            lambda x, like: (cotangent * x).astype(like.dtype), gradient,
+            lambda x, empty: (cotangent * x).astype(empty.dtype), gradient,
             dtypes) for gradient, dtypes in zip(*residuals))
     return scaled, None, None
 
@@ -127,7 +127,19 @@ class _Side(NamedTuple):
 
 
 def _fold(loss, heads, operands, masks, mask, wanted):
-  """Returns the total, and for each side (query, key) gradients, or None."""
+  """Evaluates a loss block by block, with the gradients that are wanted.
+
+  Args:
+    loss: `(*sides, mask) -> LossSum`, of the maps of a block.
+    heads: H of each side.
+    operands: for each side, (query, key) of each of its maps.
+    masks: for each side, the attention mask of each of its maps.
+    mask: bool, `[B, N]`, true where a position counts.
+    wanted: for each side, whether its gradient is wanted.
+
+  Returns:
+    The total; and for each side, gradients like its operands, or None.
+  """
   batch, length = mask.shape
   blocks = _cut(operands, masks, batch, length)
   split = [[maps_lib.split_mask(x, batch, blocks.padded_rows) for x in side]
@@ -196,7 +208,7 @@ def _fold(loss, heads, operands, masks, mask, wanted):
 
 
 def _cut(operands, masks, batch, length):
-  """Returns how to cut the maps of both sides alike."""
+  """Returns how to cut maps into blocks that suit both sides."""
   sources = [x for side in operands for x in side]
   rules = [maps_lib.causal_and_window(x) for side in masks for x in side]
   windows = [window for _, window in rules]

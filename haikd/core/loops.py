@@ -1,4 +1,4 @@
-"""Loops that XLA compiles better than the ones it is given."""
+"""Loops that avoid what XLA compiles badly."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from haikd.core import base
 
 def scan_parts(function: Callable, carry: Any,
                parts: base.ArrayTree) -> tuple[Any, Any]:
-  """Is `lax.scan`, without a loop where there is only one part.
+  """Runs `lax.scan`, or just the function if there is only one part.
 
   XLA does not remove a loop that runs once, and on CPU a convolution inside a
   loop takes up to 16 times as long.
@@ -19,10 +19,10 @@ def scan_parts(function: Callable, carry: Any,
   Args:
     function: `(carry, part) -> (carry, output)`.
     carry: a pytree.
-    parts: a pytree of arrays `[microbatches, ...]`.
+    parts: a pytree of arrays `[parts, ...]`.
 
   Returns:
-    The last carry and the outputs, stacked.
+    The last carry, and the stacked outputs.
   """
   length = jax.tree.leaves(parts)[0].shape[0]
   if length > 1:

@@ -218,15 +218,15 @@ def test_halves_of_a_batch_add_up(entry, variant):
     pytest.skip('relates examples to one another')
   for mask in make_masks(entry):
     inputs = make_inputs(entry)
-    whole = evaluate(entry, variant, inputs, mask)
+    batch = evaluate(entry, variant, inputs, mask)
     first, second = (
         evaluate(entry, variant, jax.tree.map(lambda x: x[part], inputs),
                  mask[part]) for part in (slice(0, 1), slice(1, None)))
-    assert_close(first[0] + second[0], whole[0])
-    assert first[1] + second[1] == whole[1]
+    assert_close(first[0] + second[0], batch[0])
+    assert first[1] + second[1] == batch[1]
     assert_close(
         jax.tree.map(lambda x, y: jnp.concatenate([x, y]), first[2], second[2]),
-        whole[2])
+        batch[2])
 
 
 def test_other_masks_compile_nothing_anew(entry):
@@ -304,13 +304,13 @@ def test_additive_loss_is_the_sum_over_single_positions(name):
   entry = LOSSES[name]
   inputs = make_inputs(entry)
   for mask in make_masks(entry):
-    whole = evaluate(entry, eager, inputs, mask)[:2]
+    together = evaluate(entry, eager, inputs, mask)[:2]
     rows = [x if x is None else x.reshape(mask.size, 1, *x.shape[mask.ndim:])
             for x in inputs]
     alone = [
         evaluate(entry, eager, [x if x is None else x[i] for x in rows],
                  mask.reshape(-1, 1)[i])[:2] for i in range(mask.size)]
-    assert_close(whole, tuple(map(sum, zip(*alone))))
+    assert_close(together, tuple(map(sum, zip(*alone))))
 
 
 @pytest.mark.parametrize(
@@ -332,8 +332,8 @@ def test_additive_loss_on_maps_is_the_same_block_by_block(name, monkeypatch):
     result = loss(*sides, mask=mask)
     return result.total, result.count
 
-  blockwise, whole = (
+  blockwise, materialised = (
       jax.value_and_grad(total, has_aux=True, allow_int=True)(student, x)
       for x in (False, True))
-  assert_close(blockwise[0], whole[0])
-  assert_close(blockwise[1][:2], whole[1][:2])
+  assert_close(blockwise[0], materialised[0])
+  assert_close(blockwise[1][:2], materialised[1][:2])

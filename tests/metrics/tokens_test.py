@@ -28,19 +28,19 @@ def test_perplexity_is_over_all_positions_that_count():
   logits = jnp.log(jnp.array([[[1 / 2, 1 / 4, 1 / 4]] * 2] * 2))
   mask = jnp.array([[True, True], [True, False]])
   labels = jnp.array([[0, 1], [2, 0]])
-  found = finish(measure(logits, None, mask=mask, labels=labels))
-  np.testing.assert_allclose(found['perplexity'], 32**(1 / 3), rtol=1e-6)
-  np.testing.assert_allclose(found['cross_entropy'], math.log(32) / 3,
-                             rtol=1e-6)
-  np.testing.assert_allclose(found['accuracy'], 1 / 3)
-  assert set(found) == {'perplexity', 'cross_entropy', 'accuracy'}
+  values = finish(measure(logits, None, mask=mask, labels=labels))
+  np.testing.assert_allclose(values['perplexity'], 32**(1 / 3), rtol=1e-6)
+  np.testing.assert_allclose(
+      values['cross_entropy'], math.log(32) / 3, rtol=1e-6)
+  np.testing.assert_allclose(values['accuracy'], 1 / 3)
+  assert set(values) == {'perplexity', 'cross_entropy', 'accuracy'}
 
 
 @pytest.mark.parametrize('nats, count, expected', (
     (2000.0, 2.0, np.inf), (0.0, 0.0, np.nan), (0.0, 5.0, 1.0)))
 def test_perplexity_at_its_ends(nats, count, expected):
-  found = finish(dict(cross_entropy=base.LossSum(nats, count)))
-  np.testing.assert_equal(found['perplexity'], expected)
+  values = finish(dict(cross_entropy=base.LossSum(nats, count)))
+  np.testing.assert_equal(values['perplexity'], expected)
 
 
 def test_top5_agreement_by_hand():
