@@ -143,9 +143,10 @@ def weighted(losses: Sequence[Callable[..., base.LossSum]],
     return (weigh(sums), sums), gradient
 
   def backward(gradient, cotangents):
-    return jax.tree.map(
+    scaled = jax.tree.map(
         lambda x, part: None if part is None else
-        (cotangents[0] * part).astype(x.dtype), logits, gradient),
+        (cotangents[0] * part).astype(x.dtype), logits, gradient)
+    return (scaled,)
 
   summed.defvjp(forward, backward, symbolic_zeros=True)
   value, sums = summed(logits)
