@@ -55,7 +55,7 @@ def assert_refused(outcome, code, match):
      'got student layer 7'),
     (['--config.losses.x.loss=feature_matching',
       '--config.student.taps.features=blok_*'], 2, "got 'blok_*'"),
-    (['--config.teacher.options.num_classes=5'], 2, '2 classes apart'),
+    (['--config.teacher.options.num_classes=5'], 2, 'differ by 2 classes'),
     (['--config.batch_size=12'], 2, 'divisible by replica x fsdp x'),
     (['--config.microbatches=3'], 2, 'divisible by replica x fsdp x'),
     (['--config.student.placement.mlp/up/w=-1'], 2,

@@ -1,4 +1,4 @@
-"""Average pooling to a shape that is given, for arrays of any rank."""
+"""Average pooling to a given shape, for arrays of any rank."""
 
 from collections.abc import Sequence
 import enum
@@ -11,21 +11,19 @@ import numpy as np
 
 from haikd.core import area_weights
 
-_WHERE = 'align.avg_pool_array_to_target_shape'
-
 
 class PaddingMode(enum.Enum):
-  """How windows are laid when an axis of size `in` shrinks to `out`.
+  """Where windows lie when an axis of size `in` shrinks to `out`.
 
-  Where `out` divides `in` all three are the same: blocks side by side.
+  If `out` divides `in`, all three are the same: adjacent windows.
 
   Attributes:
     VALID: stride in // out, window in - (out - 1) * stride; no padding, but
-      windows overlap and inner inputs weigh more.
-    SAME: stride and window ceil(in / out), zeros around; it cannot reach every
-      size.
-    ADAPTIVE: windows of in / out side by side, inputs on a border shared out
-      by area; every input weighs the same, and any size is reached.
+      windows overlap, so inner inputs weigh more.
+    SAME: stride and window ceil(in / out), zeros around the array; some sizes
+      cannot be reached.
+    ADAPTIVE: adjacent windows of in / out inputs; an input on a border is
+      shared by area. Every input weighs the same, and any size is reached.
   """
 
   VALID = 'VALID'
@@ -38,36 +36,36 @@ def avg_pool_array_to_target_shape(
     target_shape: Sequence[int],
     padding_mode: PaddingMode = PaddingMode.VALID,
     count_include_pad_for_same_padding: bool = False) -> jax.Array:
-  """Averages an array down to a shape, every axis by itself.
+  """Averages an array down to a shape, axis by axis.
 
   It brings the wider of two networks to the width of the narrower one without
-  anything to learn. Axes of equal size are left alone.
+  parameters. Axes of equal size are left alone.
 
-  Pooling is linear; it is additive over `B` as long as `B` is not pooled.
+  Pooling is linear; it is additive over `B` unless `B` is pooled.
 
   Args:
-    input_array: any shape; floating, or integer or bool, which count as
+    input_array: any shape; floating, or integer or bool, which are converted to
       float32.
-    target_shape: the sizes to reach, one for each axis, from 1 to its size.
+    target_shape: the target size of each axis, from 1 to the axis's size.
     padding_mode: a PaddingMode, or its name.
-    count_include_pad_for_same_padding: whether an average of SAME counts the
+    count_include_pad_for_same_padding: whether averages of SAME include the
       zeros around the array.
 
   Returns:
     An array of `target_shape`, with the dtype of `input_array` if that is
-    floating and float32 otherwise. Sums are made in float32 at least.
+    floating and float32 otherwise. Sums are computed in float32 or wider.
 
   Raises:
     TypeError: a size is not an integer.
-    ValueError: `target_shape` has another rank, a size out of its range or,
-      with SAME, one that cannot be reached; or there is no such mode.
+    ValueError: `target_shape` has another rank, a size out of range or, with
+      SAME, one that cannot be reached; or the mode is unknown.
   """
   array = jnp.asarray(input_array)
   mode = _to_mode(padding_mode)
   target = _to_sizes(target_shape)
   if len(target) != array.ndim:
-    raise ValueError(f'{_WHERE}: target_shape must have a size for each axis of'
-                     f' input_array; got target_shape={target}, '
+    raise ValueError('target_shape must have a size for each axis of '
+                     f'input_array; got target_shape={target}, '
                      f'input_array.shape={array.shape}. Reshape first.')
   for axis, sizes in enumerate(zip(array.shape, target)):
     _check_size(axis, *sizes, mode)
@@ -89,7 +87,7 @@ def avg_pool_array_to_target_shape(
 
 
 def _split(array: jax.Array, axis: int, parts: int) -> jax.Array:
-  """Makes two axes of one: `parts`, and what is in a part."""
+  """Splits an axis in two: `parts`, and the rest."""
   shape = array.shape
   return array.reshape(*shape[:axis], parts, shape[axis] // parts,
                        *shape[axis + 1:])
@@ -122,8 +120,8 @@ def _pool_same(array, axis, out, count_pad):
 
 
 def _pool_adaptive(array, axis, out):
-  # The windows repeat themselves after in / gcd inputs, so that the matrix is
-  # small: 4096 to 1536 takes one of 8 by 3.
+  # The windows repeat after in / gcd inputs, so the matrix is small: 4096 to
+  # 1536 takes one of 8 by 3.
   repeats = math.gcd(array.shape[axis], out)
   size, out = array.shape[axis] // repeats, out // repeats
   weights = area_weights.weights(size, out)
@@ -142,23 +140,23 @@ def _to_mode(mode):
     return PaddingMode(mode)
   except ValueError as err:
     names = ', '.join(known.name for known in PaddingMode)
-    raise ValueError(f'{_WHERE}: padding_mode must be a PaddingMode; got '
-                     f'padding_mode={mode!r}. Known: {names}.') from err
+    raise ValueError('padding_mode must be a PaddingMode; got '
+                     f'{mode!r}. Known: {names}.') from err
 
 
 def _to_sizes(target_shape):
   try:
     return tuple(operator.index(size) for size in target_shape)
   except TypeError as err:
-    raise TypeError(f'{_WHERE}: target_shape must be a tuple of integers; got '
-                    f'target_shape={target_shape!r}.') from err
+    raise TypeError('target_shape must be a tuple of integers; got '
+                    f'{target_shape!r}.') from err
 
 
 def _check_size(axis, size, out, mode):
   got = f'got target_shape[{axis}]={out}, input_array.shape[{axis}]={size}'
   if out != size and not 1 <= out <= size:
-    raise ValueError(f'{_WHERE}: target_shape[{axis}] must be a size that '
-                     f'averaging reaches; {got}. Legal: 1 to {size}.')
+    raise ValueError(f'target_shape[{axis}] must be from 1 to the size of its '
+                     f'axis; {got}. Legal: 1 to {size}.')
   if mode is PaddingMode.SAME and out != size and not _reaches(size, out):
     below, above = out - 1, out + 1
     while not _reaches(size, below):
@@ -166,9 +164,9 @@ def _check_size(axis, size, out, mode):
     while not _reaches(size, above):
       above += 1
     raise ValueError(
-        f'{_WHERE}: target_shape[{axis}] must be a size that SAME reaches; '
-        f'{got}. The closest in 1 to {size} are {below} and {above}; ADAPTIVE '
-        f'reaches all of them.')
+        f'target_shape[{axis}] must be a size that SAME can reach; {got}. The '
+        f'closest in 1 to {size} are {below} and {above}; ADAPTIVE reaches all '
+        'of them.')
 
 
 def _reaches(size, out):

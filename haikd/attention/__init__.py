@@ -1,4 +1,4 @@
-"""Attention whose maps are never whole: they are worked through in blocks."""
+"""Attention, and losses on its maps, in blocks: no map is materialised."""
 
 from haikd.attention.attend import attend
 from haikd.attention.compare import compare

@@ -1,15 +1,17 @@
-"""How attention maps are cut into blocks, and the loops over these.
+"""Cuts attention maps into blocks, and loops over the blocks.
 
 A block holds some examples with all their heads, some query rows, and every key
-that one of these rows may look at. A row is therefore seen at once: its softmax
-is computed as ever, and a loss may compare it with another.
+that one of these rows may attend to. It always holds complete rows, so the
+ordinary softmax applies (no running maximum), and a loss may compare one row
+with another.
 
-Above a causal diagonal nothing is computed. A loop has blocks of one size, so
-that there are a few loops, each over rows whose keys end alike; with a window
-one loop does for all.
+Nothing above a causal diagonal is computed. All blocks of one loop have the
+same size, so a causal map takes a few loops, each over rows whose keys end at
+about the same place. With a window, one loop is enough.
 """
 
 from collections.abc import Callable
+import dataclasses
 import functools
 from typing import Any, NamedTuple, Optional, Union
 
@@ -18,53 +20,37 @@ from jax import lax
 import jax.numpy as jnp
 
 from haikd.core import attention_mask
+from haikd.core import loops
 from haikd.core import masking
 from haikd.core import mesh_context
 
 Mask = Optional[Union[jax.Array, attention_mask.AttentionMask]]
 
-# Bytes of a block in float32. It has fewer rows, down to 64, rather than more
-# than most; and a causal one, of which blocks of padding are left out, no more
-# examples than give it enough. On CPU it should stay in the cache of a core,
-# elsewhere it should be large enough to keep the device busy.
-_ENOUGH, _MOST = dict(cpu=2**17), dict(cpu=2**22)
-_ELSEWHERE = 2**27
-_ROWS = 64  # At least, and the number of rows is a multiple of it.
-_LOOPS = (2, 8)  # Over the rows of a causal map, at least and at most.
+# Bytes of a block in float32, by platform. On CPU a block should stay in a
+# core's cache, elsewhere it should be large enough to keep the device busy. A
+# block shrinks to `_MIN_ROWS` rows before it exceeds `_MAX_BYTES`. A causal
+# block takes only as many examples as reach `_CAUSAL_BYTES`, so that blocks of
+# padding alone can be skipped.
+_CAUSAL_BYTES, _MAX_BYTES = dict(cpu=2**17), dict(cpu=2**22)
+_ACCELERATOR_BYTES = 2**27
+_MIN_ROWS = 64  # The number of rows is a multiple of it.
+_MIN_LOOPS, _MAX_LOOPS = 2, 8  # Over the rows of a causal map.
 
 
 class Span(NamedTuple):
-  """Blocks of one size, one below the other.
+  """Consecutive blocks of one size, one below the other.
 
   Attributes:
-    first: the number of the first one.
-    count: how many there are.
-    keys: how many keys each sees.
-    slides: whether the keys end where the rows do; else they begin at 0.
+    first: the number of the first block.
+    num_blocks: how many blocks there are.
+    keys: how many keys each block has.
+    slides: whether a block's keys end where its rows do; else they begin at 0.
   """
 
   first: int
-  count: int
+  num_blocks: int
   keys: int
   slides: bool
-
-
-class Blocks(NamedTuple):
-  """How maps are cut.
-
-  Attributes:
-    examples: in a block; divides B.
-    rows: in a block.
-    count: how many blocks lie one below the other.
-    keys: M.
-    spans: the loops over them.
-  """
-
-  examples: int
-  rows: int
-  count: int
-  keys: int
-  spans: tuple[Span, ...]
 
 
 class Place(NamedTuple):
@@ -74,129 +60,128 @@ class Place(NamedTuple):
   keys: attention_mask.Range
 
 
+class Blocks(NamedTuple):
+  """How maps are cut into blocks.
+
+  Attributes:
+    examples: how many examples a block has; divides B.
+    rows: how many rows a block has.
+    num_blocks: how many blocks lie one below the other.
+    keys: M.
+    spans: the loops over these blocks.
+  """
+
+  examples: int
+  rows: int
+  num_blocks: int
+  keys: int
+  spans: tuple[Span, ...]
+
+  @property
+  def padded_rows(self) -> int:
+    """N, rounded up to full blocks."""
+    return self.num_blocks * self.rows
+
+  def place(self, span: Span, number: jax.Array) -> Place:
+    """Returns where the block of a number lies; the span holds it."""
+    first = number * self.rows
+    if not span.slides:
+      return Place((first, self.rows), (0, span.keys))
+    # All blocks of a span have equally many keys, so those at either end of the
+    # map include keys that no row attends to.
+    key = jnp.clip(first + self.rows - span.keys, 0, self.keys - span.keys)
+    return Place((first, self.rows), (key, span.keys))
+
+
 def cut(batch: int, heads: int, queries: int, keys: int, *, causal: bool,
         window: Optional[int], rows_of_loop: int) -> Blocks:
   """Returns how to cut maps `[B, H, N, M]`.
 
   Args:
     batch: B.
-    heads: H; of several maps that a block has at once, the most.
+    heads: H; the largest, if a block has several maps at once.
     queries: N.
     keys: M.
-    causal: whether a query looks at no key after itself.
-    window: how many keys it sees at most, if that is known.
-    rows_of_loop: how many rows of a causal map one loop has, about. With n
-      loops (n + 1) / 2n of the map is computed, and n bodies are compiled.
+    causal: whether a query attends to no key after itself.
+    window: how many keys a query attends to at most, if that is known.
+    rows_of_loop: about how many rows of a causal map one loop has. With n
+      loops, (n + 1) / 2n of the map is computed, and n bodies are compiled.
   """
-  most = _MOST.get(mesh_context.platform(), _ELSEWHERE)
-  enough = most
-  row = 4 * heads * keys
-  rows, loops = queries, 1
-  if causal and queries > 2 * _ROWS:
-    enough = _ENOUGH.get(mesh_context.platform(), _ELSEWHERE)
-    loops = min(max(queries // rows_of_loop, _LOOPS[0]), _LOOPS[1])
-    # The fewer rows, the less a block reaches beyond their windows.
-    finest = _LOOPS[1] if window is None else 2 * _LOOPS[1]
-    rows = _round_up(-(-queries // finest))
-  elif batch * queries * row <= 2 * most:
+  platform = mesh_context.platform()
+  max_bytes = _MAX_BYTES.get(platform, _ACCELERATOR_BYTES)
+  enough_bytes = max_bytes
+  row_bytes = 4 * heads * keys
+  rows, num_loops = queries, 1
+  if causal and queries > 2 * _MIN_ROWS:
+    enough_bytes = _CAUSAL_BYTES.get(platform, _ACCELERATOR_BYTES)
+    num_loops = min(max(queries // rows_of_loop, _MIN_LOOPS), _MAX_LOOPS)
+    # The fewer rows a block has, the fewer keys outside their windows it has.
+    max_blocks = _MAX_LOOPS if window is None else 2 * _MAX_LOOPS
+    rows = _round_up(-(-queries // max_blocks))
+  elif batch * queries * row_bytes <= 2 * max_bytes:
     # Cutting costs more than it saves.
-    enough = most = 2 * most
-  if rows * row > most:
-    rows = min(rows, max(most // row // _ROWS, 1) * _ROWS)
-  wanted = max(enough // (rows * row), 1)
+    enough_bytes = max_bytes = 2 * max_bytes
+  if rows * row_bytes > max_bytes:
+    rows = min(rows, max(max_bytes // row_bytes // _MIN_ROWS, 1) * _MIN_ROWS)
+  max_examples = max(enough_bytes // (rows * row_bytes), 1)
   examples = max(n for n in range(1, batch + 1)
-                 if batch % n == 0 and n <= wanted)
-  count = -(-queries // rows)
-  spans = _spans(rows, count, keys, loops, window)
-  return Blocks(examples, rows, count, keys, spans)
+                 if batch % n == 0 and n <= max_examples)
+  num_blocks = -(-queries // rows)
+  spans = _spans(rows, num_blocks, keys, num_loops, window)
+  return Blocks(examples, rows, num_blocks, keys, spans)
 
 
-def _spans(rows, count, keys, loops, window):
-  loops = min(loops, count)
-  if loops == 1:
-    return (Span(0, count, keys, False),)
+def _spans(rows, num_blocks, keys, num_loops, window):
+  num_loops = min(num_loops, num_blocks)
+  if num_loops == 1:
+    return (Span(0, num_blocks, keys, False),)
   width = keys if window is None else _round_up(window - 1) + rows
   if 2 * width <= keys:
-    return (Span(0, count, width, True),)
-  ends = [count * (i + 1) // loops for i in range(loops)]
+    return (Span(0, num_blocks, width, True),)
+  ends = [num_blocks * (i + 1) // num_loops for i in range(num_loops)]
   return tuple(
       Span(first, end - first, min(end * rows, keys), False)
       for first, end in zip([0, *ends], ends))
 
 
 def _round_up(size):
-  return -(-size // _ROWS) * _ROWS
+  return -(-size // _MIN_ROWS) * _MIN_ROWS
 
 
 def run(blocks: Blocks, function: Callable, rows: Any,
-        keys: list[tuple[jax.Array, Optional[jax.Array]]], whole: Any,
+        keys: list[tuple[jax.Array, Optional[jax.Array]]], per_example: Any,
         init: Any, real: Optional[jax.Array]) -> tuple[Any, Any]:
   """Calls a function on every block.
 
   Args:
     blocks: how the maps are cut.
-    function: `(sums, rows, keys, whole, place) -> (sums, results)`, of one
+    function: `(sums, rows, keys, per_example, place) -> (sums, results)` of one
       block; the results are `[examples, rows, ...]`.
     rows: pytree of arrays `[B, N, ...]`; a block gets its part of them.
     keys: list of (keys, mask): `[B, M, G, ...]`, and bool `[B, M]`, behind
-      which they are taken as 0, or None. A block gets its part of the keys, as
+      which keys are taken as 0, or None. A block gets its part of the keys, as
       `[examples, G, keys, ...]`.
-    whole: pytree of arrays `[B, ...]`; a block gets those of its examples.
+    per_example: pytree of arrays `[B, ...]`; a block gets those of its
+      examples.
     init: pytree of arrays that the sums of each group of examples begin with.
-    real: bool, `[B, N]`, where a query is real: a block without any is left
-      out, its results are 0, unless devices with other queries have to meet.
-      None where all are.
+    real: bool, `[B, N]`, whether a query is real, or None if all are. A block
+      without real queries is skipped and its results are 0, unless devices
+      with other queries must take the same branch.
 
   Returns:
-    The last sums, `[groups, ...]`, group g holding the examples g, g + groups
-    and so on; and the results, `[B, N, ...]`.
+    The final sums, `[groups, ...]`, where group g holds the examples g,
+    g + groups and so on; and the results, `[B, N, ...]`.
   """
   batch, length = jax.tree.leaves(rows)[0].shape[:2]
   groups = batch // blocks.examples
-  if groups * blocks.count == 1 or mesh_context.needs_uniform_control_flow():
+  if (groups * blocks.num_blocks == 1 or
+      mesh_context.needs_uniform_control_flow()):
     real = None
 
-  def body(keys, whole, span, sums, part):
-    number, rows, real = part
-    first, key = number * blocks.rows, 0
-    if span.slides:
-      # All blocks see as many keys, those at the ends some in vain.
-      key = jnp.clip(first + blocks.rows - span.keys, 0,
-                     blocks.keys - span.keys)
-    place = Place((first, blocks.rows), (key, span.keys))
-
-    def compute(sums):
-      own = [lax.dynamic_slice_in_dim(x, *place.keys, axis=2) for x in keys]
-      return mesh_context.alike(
-          function(sums, rows, own, whole, place), sums, rows, keys, whole)
-
-    def skip(sums):
-      _, results = jax.eval_shape(compute, sums)
-      zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), results)
-      return sums, mesh_context.alike(zeros, sums, rows, keys, whole)
-
-    if real is None:
-      return compute(sums)
-    return lax.cond(jnp.any(real), compute, skip, sums)
-
-  def group(_, part):
-    rows, keys, whole, real = part
-    sums = mesh_context.alike(init, rows, keys, whole)
-    keys = [_heads_first(*x) for x in keys]
-    results = []
-    for span in blocks.spans:
-      taken = slice(span.first, span.first + span.count)
-      parts = (jnp.arange(taken.start, taken.stop, dtype=jnp.int32),
-               *jax.tree.map(lambda x: x[taken], (rows, real)))
-      run_one = functools.partial(body, keys, whole, span)
-      sums, more = _scan(run_one, sums, parts)
-      results.append(more)
-    return (), (sums, jax.tree.map(lambda *x: jnp.concatenate(x), *results))
-
   def split_rows(x):
-    padding = blocks.count * blocks.rows - length
+    padding = blocks.padded_rows - length
     x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
-    x = x.reshape(blocks.examples, groups, blocks.count, blocks.rows,
+    x = x.reshape(blocks.examples, groups, blocks.num_blocks, blocks.rows,
                   *x.shape[2:])
     return jnp.moveaxis(x, 0, 2)
 
@@ -204,25 +189,86 @@ def run(blocks: Blocks, function: Callable, rows: Any,
     x = jnp.moveaxis(x, 2, 0)
     return x.reshape(batch, -1, *x.shape[4:])[:, :length]
 
+  def run_group(_, part):
+    rows, keys, per_example, real = part
+    sums = mesh_context.alike(init, rows, keys, per_example)
+    group = _Group(blocks, function, [_heads_first(*x) for x in keys],
+                   per_example)
+    return (), group.run(sums, rows, real)
+
   parts = (jax.tree.map(split_rows, rows),
-           *jax.tree.map(lambda x: split_groups(x, groups), (keys, whole)),
+           *jax.tree.map(
+               lambda x: split_groups(x, groups), (keys, per_example)),
            None if real is None else split_rows(real))
-  _, (sums, results) = _scan(group, (), parts)
+  _, (sums, results) = loops.scan_parts(run_group, (), parts)
   return sums, jax.tree.map(join_rows, results)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Group:
+  """A group of examples, whose blocks lie one below the other.
+
+  Attributes:
+    blocks: how the maps are cut.
+    function: of one block; see `run`.
+    keys: of the examples, `[examples, G, M, ...]`, clean.
+    per_example: of the examples; see `run`.
+  """
+
+  blocks: Blocks
+  function: Callable
+  keys: list[jax.Array]
+  per_example: Any
+
+  def run(self, sums: Any, rows: Any,
+          real: Optional[jax.Array]) -> tuple[Any, Any]:
+    """Returns the sums and results; rows are `[blocks, examples, rows, …]`."""
+    results = []
+    for span in self.blocks.spans:
+      in_span = slice(span.first, span.first + span.num_blocks)
+      parts = (jnp.arange(in_span.start, in_span.stop, dtype=jnp.int32),
+               *jax.tree.map(lambda x: x[in_span], (rows, real)))
+      run_block = functools.partial(self._run_block, span)
+      sums, of_span = loops.scan_parts(run_block, sums, parts)
+      results.append(of_span)
+    return sums, jax.tree.map(lambda *x: jnp.concatenate(x), *results)
+
+  def _run_block(self, span, sums, part):
+    """Computes a block, or skips it if none of its queries is real."""
+    number, rows, real = part
+    place = self.blocks.place(span, number)
+    compute = functools.partial(self._compute, rows, place)
+    if real is None:
+      return compute(sums)
+
+    def skip(sums):
+      _, results = jax.eval_shape(compute, sums)
+      zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), results)
+      return sums, self._alike(zeros, sums, rows)
+
+    return lax.cond(jnp.any(real), compute, skip, sums)
+
+  def _compute(self, rows, place, sums):
+    keys = [lax.dynamic_slice_in_dim(x, *place.keys, axis=2) for x in self.keys]
+    result = self.function(sums, rows, keys, self.per_example, place)
+    return self._alike(result, sums, rows)
+
+  def _alike(self, tree, sums, rows):
+    return mesh_context.alike(tree, sums, rows, self.keys, self.per_example)
+
+
 def _heads_first(array, mask):
-  """Returns keys as `[b, G, M, ...]`, clean."""
+  """Returns keys as `[b, G, M, ...]`, with zeros behind the mask."""
   if mask is not None:
     array = masking.clean(array, mask)
   return jnp.swapaxes(array, 1, 2)
 
 
 def split_groups(array: jax.Array, groups: int) -> jax.Array:
-  """Makes `[groups, B / groups, ...]` of `[B, ...]`.
+  """Reshapes `[B, ...]` to `[groups, B / groups, ...]`.
 
-  Group g holds the examples g, g + groups and so on: an axis B that is split
-  over devices stays so.
+  Group g holds the examples g, g + groups and so on, so that an axis B that is
+  split over devices stays split.
   """
   array = array.reshape(-1, groups, *array.shape[1:])
   return jnp.swapaxes(array, 0, 1)
@@ -232,11 +278,3 @@ def join_groups(array: jax.Array) -> jax.Array:
   """Undoes `split_groups`."""
   array = jnp.swapaxes(array, 0, 1)
   return array.reshape(-1, *array.shape[2:])
-
-
-def _scan(function, carry, parts):
-  """Is `lax.scan`, without a loop where there is only one part."""
-  if jax.tree.leaves(parts)[0].shape[0] > 1:
-    return lax.scan(function, carry, parts)
-  carry, results = function(carry, jax.tree.map(lambda x: x[0], parts))
-  return carry, jax.tree.map(lambda x: x[None], results)

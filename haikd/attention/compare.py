@@ -1,12 +1,12 @@
-"""Losses on attention maps that are never whole.
+"""Losses on attention maps that are not materialised.
 
-A loss that is a sum over rows is computed block by block, and with it, while
-the block is there, its gradient with respect to queries and keys. The backward
-pass then only multiplies that by what the sum weighs in the objective.
+A loss that is a sum over rows is computed block by block. While a block exists,
+so is the gradient with respect to its queries and keys. The backward pass only
+multiplies this gradient by the weight of the sum in the objective.
 """
 
 from collections.abc import Callable
-from typing import Optional
+from typing import Any, NamedTuple, Optional
 
 import jax
 from jax import lax
@@ -18,8 +18,8 @@ from haikd.core import base
 from haikd.core import masking
 from haikd.core import mesh_context
 
-# More loops than in attention, of which a step has more: 8 at N = 1024. With
-# four it takes 5 to 15 % more time, and two thirds as long to compile; see
+# More loops than in attention, of which a step has more: 8 at N = 1024. Four
+# would take 5 to 15 % more time, and two thirds of the time to compile; see
 # tests/bench/attention_blocks.py.
 _ROWS_OF_LOOP = 128
 
@@ -29,31 +29,31 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
             mask: jax.Array,
             *,
             by_head: bool = False) -> base.LossSum:
-  """Evaluates a loss on maps that are not computed yet.
+  """Evaluates a loss on lazy maps.
 
   Additive over `B`.
 
   Args:
     function: `(student, teacher, *, mask) -> LossSum` of maps `[b, H, n, m]`
-      float32 and mask bool `[b, n]`: a sum over rows, its count one of the mask
-      alone. The maps of a block lack keys that no row there looks at; those in
-      padding are 0.
-    student: stands for `[B, H, N, N]`.
-    teacher: likewise, or None for a loss that takes none.
+      float32 and mask bool `[b, n]`: a sum over rows, whose count depends on
+      the mask only. The maps of a block lack keys that no row in it attends to;
+      padding in them is 0.
+    student: maps `[B, H, N, N]`.
+    teacher: maps `[B, H, N, N]`, or None for a loss that takes none.
     mask: bool, `[B]` or `[B, N]`, true where a position counts.
-    by_head: whether the loss is a sum over heads as well: blocks may then have
-      some heads alone, and be smaller.
+    by_head: whether the loss is a sum over heads as well. Blocks may then have
+      only some of the heads, and be smaller.
 
   Returns:
-    A LossSum; the total has a gradient for queries and keys on both sides, if
-    it is asked for.
+    A LossSum; the total is differentiable with respect to the queries and keys
+    of both sides, and only the gradients asked for are computed.
   """
   if mask.ndim == 1:
     mask = jnp.broadcast_to(mask[:, None], student.shape[::2])
   sides = tuple(x for x in (student, teacher) if x is not None)
 
-  def loss(*pooled, mask):
-    return function(*(*pooled, None)[:2], mask=mask)
+  def loss(student, teacher=None, *, mask):
+    return function(student, teacher, mask=mask)
 
   count = _count(loss, sides, mask)
   if by_head:
@@ -65,7 +65,8 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
 
   @jax.custom_vjp
   def total(operands, masks, mask):
-    return _fold(loss, heads, operands, masks, mask, (False,) * len(sides))[0]
+    wanted = (False,) * len(sides)
+    return _fold(loss, heads, operands, masks, mask, wanted)[0]
 
   def forward(operands, masks, mask):
     wanted = tuple(
@@ -73,14 +74,15 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
     operands, masks, mask = jax.tree.map(lambda x: x.value,
                                          (operands, masks, mask))
     value, gradients = _fold(loss, heads, operands, masks, mask, wanted)
-    like = jax.tree.map(lambda x: jnp.zeros((0,), x.dtype), operands)
-    return value, (gradients, like)
+    # Residuals must be arrays, so empty ones carry the dtypes.
+    dtypes = jax.tree.map(lambda x: jnp.zeros((0,), x.dtype), operands)
+    return value, (gradients, dtypes)
 
-  def backward(kept, cotangent):
-    gradients, like = kept
+  def backward(residuals, cotangent):
     scaled = tuple(
-        own and jax.tree.map(lambda x, y: (cotangent * x).astype(y.dtype), own,
-                             alike) for own, alike in zip(gradients, like))
+        gradient and jax.tree.map(
+            lambda x, empty: (cotangent * x).astype(empty.dtype), gradient,
+            dtypes) for gradient, dtypes in zip(*residuals))
     return scaled, None, None
 
   total.defvjp(forward, backward, symbolic_zeros=True)
@@ -90,7 +92,7 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
 
 
 def _count(loss, sides, mask):
-  """Returns the count, of which a compiler sees that it takes no maps."""
+  """Returns the count, in a way that shows the compiler it needs no maps."""
 
   def count(mask):
     zeros = (jnp.zeros(side.shape, jnp.float32) for side in sides)
@@ -99,13 +101,118 @@ def _count(loss, sides, mask):
   return jax.jit(count)(mask)
 
 
+class _Side(NamedTuple):
+  """How the maps of one network are computed, and whether for a gradient.
+
+  Attributes:
+    heads: H, to which the heads are pooled.
+    masks_of: for each map, what makes its mask; see `maps.split_mask`.
+    wanted: whether the queries and keys need a gradient.
+  """
+
+  heads: int
+  masks_of: tuple[Callable[[Any], maps_lib.Mask], ...]
+  wanted: bool
+
+  def maps(self, queries, keys, mask_arrays, place):
+    """Returns the maps of a block, before pooling."""
+    return tuple(
+        maps_lib.block_maps(query, key, mask_of(arrays), place)
+        for query, key, mask_of, arrays in zip(queries, keys, self.masks_of,
+                                               mask_arrays))
+
+  def pool(self, maps, keep):
+    """Returns the pooled maps, 0 where a query or key does not count."""
+    return jnp.where(keep, maps_lib.mean(maps, self.heads), 0.0)
+
+
 def _fold(loss, heads, operands, masks, mask, wanted):
-  """Returns the total, and for each side (query, key) gradients, or None."""
-  sources = [x for side in operands for x in side]
+  """Evaluates a loss block by block, with the gradients that are wanted.
+
+  Args:
+    loss: `(*sides, mask) -> LossSum`, of the maps of a block.
+    heads: H of each side.
+    operands: for each side, (query, key) of each of its maps.
+    masks: for each side, the attention mask of each of its maps.
+    mask: bool, `[B, N]`, true where a position counts.
+    wanted: for each side, whether its gradient is wanted.
+
+  Returns:
+    The total; and for each side, gradients like its operands, or None.
+  """
   batch, length = mask.shape
-  rules = [maps_lib.rules(x) for side in masks for x in side]
+  blocks = _cut(operands, masks, batch, length)
+  split = [[maps_lib.split_mask(x, batch, blocks.padded_rows) for x in side]
+           for side in masks]
+  mask_arrays = tuple(tuple(arrays for arrays, _ in side) for side in split)
+  sides = [
+      _Side(number, tuple(mask_of for _, mask_of in masks_of), want)
+      for number, masks_of, want in zip(heads, split, wanted)]
+  queries = tuple(tuple(query for query, _ in side) for side in operands)
+  keys = tuple(tuple(key for _, key in side) for side in operands)
+  structure = jax.tree.structure(keys)
+
+  def block(sums, rows, keys, per_example, place):
+    (queries, keep), (mask_arrays, real) = rows, per_example
+    keys = jax.tree.unflatten(structure, keys)
+    real = lax.dynamic_slice_in_dim(real, *place.keys, axis=1)
+    counts = keep[:, None, :, None] & real[:, None, None, :]
+    # Clean before the products: 0 x NaN is NaN.
+    queries = [[
+        maps_lib.queries_by_key_head(masking.clean(x, keep), key.shape[1])
+        for x, key in zip(*of_side)
+    ] for of_side in zip(queries, keys)]
+    maps = tuple(
+        side.maps(*of_side, place)
+        for side, *of_side in zip(sides, queries, keys, mask_arrays))
+
+    def total(maps):
+      pooled = (side.pool(x, counts) for side, x in zip(sides, maps))
+      return loss(*pooled, mask=keep).total
+
+    if not any(wanted):
+      return (sums[0] + total(maps), sums[1]), ()
+    value, pullback = jax.vjp(
+        lambda variables: total(
+            tuple(x or constant for x, constant in zip(variables, maps))),
+        tuple(x if side.wanted else () for side, x in zip(sides, maps)))
+    into_maps, = pullback(mesh_context.alike(jnp.ones_like(value), value))
+    gradients = [
+        [maps_lib.softmax_backward(*x) for x in zip(*of_side)]
+        if side.wanted else []
+        for side, *of_side in zip(sides, maps, into_maps, queries, keys)]
+    of_queries = tuple(tuple(x for x, _ in side) for side in gradients)
+    of_keys = tuple(
+        tuple(maps_lib.add_to_keys(total_of_key, x, place.keys)
+              for total_of_key, (_, x) in zip(totals, side))
+        for totals, side in zip(sums[1], gradients))
+    return (sums[0] + value, of_keys), of_queries
+
+  init = (jnp.zeros((), jnp.float32),
+          tuple(
+              tuple(maps_lib.zero_key_sums(x, blocks.examples)
+                    for x in side if want)
+              for side, want in zip(keys, wanted)))
+  keys_and_masks = [
+      (key, maps_lib.real_positions(allowed))
+      for of_side in zip(keys, masks) for key, allowed in zip(*of_side)]
+  (totals, of_keys), of_queries = blocks_lib.run(
+      blocks, block, (queries, mask), keys_and_masks, (mask_arrays, mask), init,
+      mask)
+  if not any(wanted):
+    return jnp.sum(totals), ()
+  gradients = tuple(
+      tuple(zip(of_query, map(maps_lib.join_key_sums, of_key))) if want else
+      None for of_query, of_key, want in zip(of_queries, of_keys, wanted))
+  return jnp.sum(totals), gradients
+
+
+def _cut(operands, masks, batch, length):
+  """Returns how to cut maps into blocks that suit both sides."""
+  sources = [x for side in operands for x in side]
+  rules = [maps_lib.causal_and_window(x) for side in masks for x in side]
   windows = [window for _, window in rules]
-  blocks = blocks_lib.cut(
+  return blocks_lib.cut(
       batch,
       max(query.shape[2] for query, _ in sources),
       length,
@@ -113,69 +220,3 @@ def _fold(loss, heads, operands, masks, mask, wanted):
       causal=all(causal for causal, _ in rules),
       window=None if None in windows else max(windows),
       rows_of_loop=_ROWS_OF_LOOP)
-  split = [[
-      maps_lib.by_example(x, batch, blocks.count * blocks.rows) for x in side
-  ] for side in masks]
-
-  def block(sums, rows, keys, whole, place):
-    queries, keep = rows
-    owns, real = whole
-    keys = iter(keys)
-    keys = [[next(keys) for _ in side] for side in operands]
-    real = lax.dynamic_slice_in_dim(real, *place.keys, axis=1)
-    counts = keep[:, None, :, None] & real[:, None, None, :]
-    # What stands behind a mask is multiplied by 0, which NaN survives.
-    queries = [[
-        maps_lib.queries_by_key_head(masking.clean(x, keep), key.shape[1])
-        for x, key in zip(*side)
-    ] for side in zip(queries, keys)]
-    maps = tuple(
-        tuple(
-            maps_lib.weights(query, key, mask_of(own), place)
-            for query, key, own, (_, mask_of) in zip(*side))
-        for side in zip(queries, keys, owns, split))
-
-    def total(maps):
-      pooled = (
-          jnp.where(counts, maps_lib.mean(side, number), 0.0)
-          for side, number in zip(maps, heads))
-      return loss(*pooled, mask=keep).total
-
-    if not any(wanted):
-      return (sums[0] + total(maps), sums[1]), ()
-    value, pull = jax.vjp(
-        lambda some: total(
-            tuple(x if own else y for x, y, own in zip(some, maps, wanted))),
-        tuple(x if own else () for x, own in zip(maps, wanted)))
-    into_maps, = pull(mesh_context.alike(jnp.ones_like(value), value))
-    of_keys, of_queries = [], []
-    for side, own in enumerate(wanted):
-      found = [
-          maps_lib.through_softmax(*x)
-          for x in zip(maps[side], into_maps[side], queries[side], keys[side])
-      ] if own else []
-      of_queries.append(tuple(x for x, _ in found))
-      of_keys.append(tuple(
-          maps_lib.add_keys(x, y, place.keys)
-          for x, (_, y) in zip(sums[1][side], found)))
-    return (sums[0] + value, tuple(of_keys)), tuple(of_queries)
-
-  init = (jnp.zeros((), jnp.float32),
-          tuple(
-              tuple(maps_lib.key_sums(key, blocks.examples)
-                    for _, key in side if own)
-              for side, own in zip(operands, wanted)))
-  (totals, of_keys), of_queries = blocks_lib.run(
-      blocks, block,
-      (tuple(tuple(x for x, _ in side) for side in operands), mask),
-      [(key, maps_lib.real_positions(own))
-       for side, allowed in zip(operands, masks)
-       for (_, key), own in zip(side, allowed)],
-      (tuple(tuple(own for own, _ in side) for side in split), mask),
-      init, mask)
-  if not any(wanted):
-    return jnp.sum(totals), ()
-  gradients = tuple(
-      tuple(zip(queries, map(maps_lib.keys_back, keys))) if own else None
-      for queries, keys, own in zip(of_queries, of_keys, wanted))
-  return jnp.sum(totals), gradients

@@ -1,4 +1,4 @@
-"""Losses on attention maps: where the networks look."""
+"""Losses on attention maps: what the networks attend to."""
 
 import jax
 import jax.numpy as jnp
@@ -18,25 +18,24 @@ def attention_transfer(student: jax.Array, teacher: jax.Array, *,
                        mask: jax.Array) -> base.LossSum:
   """Cosine distance between the rows of two attention maps.
 
-  It transfers where each query looks, and not how sharply: a row times a
-  constant is the same row. The distance 1 - cos is 0 for equal rows and 1 for
-  rows that share no key.
+  It transfers what each query attends to. Scaling a row changes nothing. The
+  distance 1 - cos is 0 for equal rows and 1 for rows that share no key.
 
-  Additive over `B`: the sums of two halves of a batch add up to its own.
+  Additive over `B`: the sums of a batch's two halves add up to the batch's.
 
   Args:
     student: `[B, H, N, N]` floating; queries, then keys.
     teacher: like `student`.
     mask: bool, `[B]` or `[B, N]`, true where a position counts. Padded keys
-      are taken out of both maps, padded queries out of sum and count.
+      are removed from both maps, padded queries from the sum and the count.
 
   Returns:
-    A LossSum: the distances (without unit, 0 to 2) summed over queries and
-    heads, and their number. The count depends on `mask` alone; a query that
-    looks at no valid key, in either map, adds 0 to the sum and to the gradient.
+    A LossSum: the distances (unitless, 0 to 2) summed over queries and heads,
+    and their number. The count depends on `mask` alone. A query that attends to
+    no valid key in one of the maps adds 0 to the sum and to the gradient.
 
   Raises:
-    ValueError: shapes do not agree, or are not those of square maps.
+    ValueError: shapes differ, or are not those of square maps.
 
   References:
     Zagoruyko and Komodakis, Paying More Attention to Attention,

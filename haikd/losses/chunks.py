@@ -1,15 +1,15 @@
-"""Sums over positions of logits that are never whole.
+"""Sums losses over positions without materialising their logits.
 
-Positions are worked through in chunks, those that count first, so that no chunk
-of padding is ever visited. Logits of student and teacher live for one chunk.
-What is summed enters an objective linearly: its gradient is therefore known but
-for a factor, and is computed beside it, while the chunk's logits are at hand.
-The backward pass multiplies, and recomputes nothing.
+Positions are processed in chunks, those that count first, so no chunk of
+padding alone is visited. Logits of student and teacher exist for one chunk.
+The objective is linear in these sums, so the gradient is known up to a scalar
+and is computed in the forward pass, while the chunk's logits exist. The
+backward pass multiplies by the scalar and recomputes nothing.
 """
 
 from collections.abc import Callable, Sequence
 import functools
-from typing import Any, Optional, Union
+from typing import Any, NamedTuple, Optional
 
 import jax
 from jax import lax
@@ -19,25 +19,25 @@ from haikd.core import base
 from haikd.core import mesh_context
 from haikd.losses import cutting
 
-_LARGEST_PRODUCT = 2.0**12  # Of a chunk's gradient in float16.
-
-Side = Optional[Union[base.LinearLogits, jax.Array]]
+# The largest value that a float16 gradient of the products is scaled to.
+_MAX_FLOAT16_GRADIENT = 2.0**12
+_ABSENT: Any = None  # Stands in a tail for hidden states and kernel.
 
 
 def add_up(function: Callable[..., Any],
            student: base.LinearLogits,
-           teacher: Side,
+           teacher: Optional[base.Logits],
            *,
            mask: jax.Array,
            labels: Optional[jax.Array] = None,
            sizes: cutting.ChunkSizes = cutting.ChunkSizes()) -> Any:
-  """Adds a function of logits up over all positions.
+  """Sums a function of logits over all positions.
 
   Args:
-    function: `(student, teacher, *, mask, labels) -> sums`, of logits `[R, V]`
-      float32 and of a mask and labels with the one axis R before that of
-      classes; a pytree of sums over R.
-    student: stands for logits `[..., V]`.
+    function: `(student, teacher, *, mask, labels) -> sums`. It takes logits
+      `[R, V]` float32, and a mask and labels whose one axis R replaces all axes
+      before that of classes; it returns a pytree of sums over R.
+    student: LinearLogits `[..., V]`.
     teacher: LinearLogits, or logits, of the same shape; or None.
     mask: bool, leading axes of the logits, true where a position counts.
     labels: `[...]` or `[..., V]`, or None.
@@ -47,10 +47,11 @@ def add_up(function: Callable[..., Any],
     The sums.
 
   Raises:
-    ValueError: the shapes do not fit.
+    ValueError: shapes do not fit.
   """
   cut = cutting.Cut(student, mask, sizes)
-  sides, labels = (cut.flat(student), cut.flat(teacher)), cut.flat(labels)
+  sides = cut.flatten('student', student), cut.flatten('teacher', teacher)
+  labels = cut.flatten('labels', labels)
 
   def call(number):
     chunk = cut.chunk(number)
@@ -59,8 +60,8 @@ def add_up(function: Callable[..., Any],
         for x in map(chunk.of, sides))
     return function(*logits, mask=chunk.keep, labels=chunk.of(labels))
 
-  like = jax.eval_shape(call, jnp.int32(0))
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+  shapes = jax.eval_shape(call, jnp.int32(0))
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
   return cut.loop(
       lambda number, sums: jax.tree.map(jnp.add, sums, call(number)),
       mesh_context.alike(zeros, sides, mask, labels))
@@ -69,7 +70,7 @@ def add_up(function: Callable[..., Any],
 def weighted(losses: Sequence[Callable[..., base.LossSum]],
              coefficients: jax.Array,
              student: base.LinearLogits,
-             teacher: Side,
+             teacher: Optional[base.Logits],
              *,
              mask: jax.Array,
              labels: Optional[jax.Array] = None,
@@ -78,179 +79,216 @@ def weighted(losses: Sequence[Callable[..., base.LossSum]],
   """Sums several additive losses over all positions, in one pass.
 
   Args:
-    losses: as the function of `add_up`, each giving a LossSum.
-    coefficients: float32 `[K]`, what the total of each is multiplied by; they
-      have no gradient.
-    student: stands for logits `[..., V]`.
+    losses: like the function of `add_up`, but each returns a LossSum.
+    coefficients: float32 `[K]`, the weight of each total; they have no
+      gradient.
+    student: LinearLogits `[..., V]`.
     teacher: LinearLogits, or logits, of the same shape; or None.
     mask: bool, leading axes of the logits, true where a position counts.
     labels: `[...]` or `[..., V]`, or None.
     sizes: of the chunks.
 
   Returns:
-    The weighted sum of the totals, a float32 scalar, with a gradient for
-    student and teacher, each only where it is asked for; and the LossSum of
-    each loss, without one.
+    The weighted sum of the totals, a float32 scalar, differentiable with
+    respect to student and teacher (only the gradients asked for are computed);
+    and the LossSum of each loss, without a gradient.
 
   Raises:
-    ValueError: the shapes do not fit.
+    ValueError: shapes do not fit.
   """
   cut = cutting.Cut(student, mask, sizes)
-  labels = cut.flat(labels)
+  labels = cut.flatten('labels', labels)
   coefficients = lax.stop_gradient(coefficients)
-  sides = cut.flat(student), cut.flat(teacher)
-  leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, sides))
-  lies_in_rows = jax.tree.leaves(tuple(map(_lies_in_rows, sides)))
+  logits = jax.tree.map(
+      jnp.asarray,
+      (cut.flatten('student', student), cut.flatten('teacher', teacher)))
+
+  def weigh(sums):
+    return sum(c * x.total for c, x in zip(coefficients, sums))
 
   def call(*logits, rows):
     mask, labels = rows
     sums = tuple(loss(*logits, mask=mask, labels=labels) for loss in losses)
-    return sum(c * x.total for c, x in zip(coefficients, sums)), sums
+    return weigh(sums), sums
 
-  def run(leaves, wanted):
-    """Returns the sums, and the gradient of the leaves that are wanted."""
-    sides = structure.unflatten(leaves)
-    zero = jnp.zeros((), jnp.float32)
-    zeros = [jnp.zeros(x.shape, jnp.float32) if want else None
-             for x, want in zip(leaves, wanted)]
+  def run(logits, wanted):
+    """Returns the sums, and the gradient of the wanted arrays of logits."""
+    sides = tuple(map(_Side, logits, wanted))
 
-    def more(number, carry):
-      sums, gradient = carry
+    def body(number, carry):
+      sums, totals = carry
       chunk = cut.chunk(number)
+      more, gradients = _differentiate(
+          call, [side.in_chunk(chunk) for side in sides],
+          (chunk.keep, chunk.of(labels)), sizes)
+      totals = tuple(
+          side.add(total, gradient, chunk.positions)
+          for side, total, gradient in zip(sides, totals, gradients))
+      return jax.tree.map(jnp.add, sums, more), totals
 
-      new, parts = _differentiate(
-          call, tuple(map(chunk.of, sides)), (chunk.keep, chunk.of(labels)),
-          structure.unflatten(wanted), sizes)
-      for i, part in enumerate(jax.tree.leaves(parts)):
-        if wanted[i] and lies_in_rows[i]:
-          gradient[i] = gradient[i].at[chunk.index].set(
-              part, mode='drop', unique_indices=True)
-        elif wanted[i]:
-          gradient[i] += part
-      return jax.tree.map(jnp.add, sums, new), gradient
-
-    zeros = [x if x is None or x.ndim < 2 or in_rows else sizes.split(x)
-             for x, in_rows in zip(zeros, lies_in_rows)]
-    start = (tuple(base.LossSum(zero, zero) for _ in losses), zeros)
+    zero = jnp.zeros((), jnp.float32)
+    init = (tuple(base.LossSum(zero, zero) for _ in losses),
+            tuple(side.zeros(sizes.split) for side in sides))
     return cut.loop(
-        more, mesh_context.alike(start, leaves, mask, labels, coefficients))
-
-  def result(sums):
-    return sum(c * x.total for c, x in zip(coefficients, sums)), sums
+        body, mesh_context.alike(init, logits, mask, labels, coefficients))
 
   @jax.custom_vjp
-  def summed(*leaves):
-    return result(run(leaves, [False] * len(leaves))[0])
+  def summed(logits):
+    sums, _ = run(logits, jax.tree.map(lambda _: False, logits))
+    return weigh(sums), sums
 
-  def forward(*leaves):
-    sums, gradient = run([x.value for x in leaves],
-                         [x.perturbed for x in leaves])
-    return result(sums), gradient
+  def forward(logits):
+    sums, gradient = run(jax.tree.map(lambda x: x.value, logits),
+                         jax.tree.map(lambda x: x.perturbed, logits))
+    return (weigh(sums), sums), gradient
 
   def backward(gradient, cotangents):
-    return tuple(
-        None if part is None else (cotangents[0] * part).astype(x.dtype)
-        for x, part in zip(leaves, gradient))
+    scaled = jax.tree.map(
+        lambda x, part: None if part is None else
+        (cotangents[0] * part).astype(x.dtype), logits, gradient)
+    return (scaled,)
 
   summed.defvjp(forward, backward, symbolic_zeros=True)
-  value, sums = summed(*leaves)
+  value, sums = summed(logits)
   return value, lax.stop_gradient(sums)
 
 
-def _lies_in_rows(side: Side) -> Any:
-  """Returns, leaf by leaf, whether a side has a row for each position."""
-  if isinstance(side, base.LinearLogits):
-    return jax.tree.map(lambda _: False, side)._replace(hidden=True)
-  return jax.tree.map(lambda _: True, side)
+class _Side(NamedTuple):
+  """The logits of one network, and which of their arrays need a gradient.
+
+  Logits are made of products `[R, V]` and a tail: bias, scale and cap. For
+  materialised logits the products are the logits, and the tail is empty.
+
+  Attributes:
+    logits: LinearLogits or an array, with one axis of positions; or None.
+    wanted: like `logits`, whether each array needs a gradient.
+  """
+
+  logits: Optional[base.Logits]
+  wanted: Any
+
+  def needs_gradient(self) -> bool:
+    """Returns whether any array needs a gradient."""
+    return any(jax.tree.leaves(self.wanted))
+
+  def in_chunk(self, chunk: cutting.Chunk) -> '_Side':
+    """Returns the side's part in a chunk."""
+    return self._replace(logits=chunk.of(self.logits))
+
+  def zeros(self, split: Callable[[jax.Array], jax.Array]) -> Any:
+    """Returns zeros for the sum of the gradient; None where it has none."""
+    zeros = jax.tree.map(
+        lambda x, want: jnp.zeros(x.shape, jnp.float32) if want else None,
+        self.logits, self.wanted)
+    if isinstance(zeros, base.LinearLogits) and zeros.kernel is not None:
+      return zeros._replace(kernel=split(zeros.kernel))
+    return zeros
+
+  def add(self, total: Any, gradient: Any, positions: jax.Array) -> Any:
+    """Adds a chunk's gradient to the total, each row at its position."""
+
+    def set_rows(total, rows):
+      return None if total is None else total.at[positions].set(
+          rows, mode='drop', unique_indices=True)
+
+    if not isinstance(self.logits, base.LinearLogits):
+      return set_rows(total, gradient)
+    shared = jax.tree.map(jnp.add, total._replace(hidden=None),
+                          gradient._replace(hidden=None))
+    return shared._replace(hidden=set_rows(total.hidden, gradient.hidden))
+
+  def products(self, split: Callable[[jax.Array], jax.Array]) -> Any:
+    """Returns the products, `[R, V]`; None where there are no logits."""
+    if isinstance(self.logits, base.LinearLogits):
+      return split(self.logits.products())
+    return self.logits
+
+  def tail(self) -> base.LinearLogits:
+    """Returns the tail: `tail.finish(products)` are the logits."""
+    if isinstance(self.logits, base.LinearLogits):
+      return self.logits._replace(hidden=_ABSENT, kernel=_ABSENT)
+    return base.LinearLogits(_ABSENT, _ABSENT)
+
+  def gradient(self, products: jax.Array, tail: base.LinearLogits) -> Any:
+    """Returns the gradient of the wanted arrays, given that of their parts."""
+    if not self.needs_gradient():
+      return jax.tree.map(lambda _: None, self.wanted)
+    if not isinstance(self.logits, base.LinearLogits):
+      return products
+    dtype = jnp.result_type(self.logits.hidden, self.logits.kernel)
+    unit: jax.typing.ArrayLike = 1.0
+    if dtype == jnp.float16:
+      # float16 ranges from 6e-8 to 65504. The loss scale, which keeps gradients
+      # in this range, is applied later.
+      unit = jnp.max(jnp.abs(products)) / _MAX_FLOAT16_GRADIENT
+      unit = jnp.where((unit > 0.0) & jnp.isfinite(unit), unit, 1.0)
+    products = (products / unit).astype(dtype)
+    einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    gradient = tail._replace(
+        hidden=einsum('rv,dv->rd', products, self.logits.kernel) * unit,
+        kernel=einsum('rd,rv->dv', self.logits.hidden, products) * unit)
+    return jax.tree.map(
+        lambda x, want: x if want else None, gradient, self.wanted)
 
 
-def _differentiate(function: Callable, sides: tuple[Side, Side], rows: Any,
-                   wanted: Any,
-                   sizes: cutting.ChunkSizes) -> tuple[Any, tuple[Any, Any]]:
-  """Calls `(student, teacher, rows) -> (value, sums)` on a chunk's logits.
+def _differentiate(function: Callable, sides: Sequence[_Side], rows: Any,
+                   sizes: cutting.ChunkSizes) -> tuple[Any, tuple[Any, ...]]:
+  """Calls `(student, teacher, *, rows) -> (value, sums)` on a chunk's logits.
 
   Returns:
-    The sums, and what is like the sides: the gradient of the value where any
-    of a side is wanted, and the side itself elsewhere.
+    The sums, and for each side the gradient of the value; see `_Side.gradient`.
   """
-  products = tuple(_products(side, sizes.split) for side in sides)
-  rests = tuple(_rest(side) for side in sides)
-  moves = [any(jax.tree.leaves(want)) for want in wanted]
-  pick = lambda values: tuple(x if move else None
-                              for x, move in zip(values, moves))
+  products = tuple(side.products(sizes.split) for side in sides)
+  tails = tuple(side.tail() for side in sides)
 
   def group(part):
-    """Differentiates with respect to the products and rests that move."""
+    """Differentiates with respect to the products and tails of some rows."""
     products, rows = part
+    inputs = tuple(zip(products, tails))
 
-    def of_moving(*moving):
+    def value_of(*variables):
       logits = (
-          (rest if new is None else new[1]).finish(
-              product if new is None else new[0])
-          for product, rest, new in zip(products, rests, moving))
+          tail.finish(product) for product, tail in (
+              variable or constant
+              for variable, constant in zip(variables, inputs)))
       return function(*logits, rows=rows)
 
-    moving = pick(tuple(zip(products, rests)))
-    value, pullback, sums = jax.vjp(of_moving, *moving, has_aux=True)
-    changes = pullback(jnp.ones_like(value))
-    of_products, of_rests = (
-        tuple(None if x is None else x[i] for x in changes) for i in range(2))
-    return (sums, of_rests), of_products
+    variables = (
+        x if side.needs_gradient() else None for x, side in zip(inputs, sides))
+    value, pullback, sums = jax.vjp(value_of, *variables, has_aux=True)
+    gradients = pullback(jnp.ones_like(value))
+    of_products, of_tails = zip(*(x or (None, None) for x in gradients))
+    return (sums, of_tails), of_products
 
-  (sums, of_rests), of_products = _in_groups(
+  (sums, of_tails), of_products = _in_groups(
       group, (products, rows), sizes.groups(*products[0].shape))
   return sums, tuple(
-      _back(side, product, rest) if move else side
-      for side, product, rest, move in zip(sides, of_products, of_rests, moves))
+      side.gradient(*parts) for side, *parts in zip(
+          sides, of_products, of_tails))
 
 
-def _in_groups(function: Callable, parts: Any, number: int) -> tuple[Any, Any]:
-  """Calls `rows -> (sums, results)` on groups of the rows of a chunk.
+def _in_groups(function: Callable, rows: Any, groups: int) -> tuple[Any, Any]:
+  """Calls `rows -> (sums, outputs)` on groups of a chunk's rows.
+
+  Args:
+    function: returns a pytree of sums over its rows, and one of outputs whose
+      first axis is that of its rows.
+    rows: pytree of arrays `[R, ...]`.
+    groups: how many groups there are.
 
   Returns:
-    What it returns of all rows.
+    The sums and outputs for all rows.
   """
-  if number == 1:
-    return function(parts)
-  parts = jax.tree.map(lambda x: x.reshape(number, -1, *x.shape[1:]), parts)
+  if groups == 1:
+    return function(rows)
+  parts = jax.tree.map(lambda x: x.reshape(groups, -1, *x.shape[1:]), rows)
 
-  def more(sums, part):
-    new, results = function(part)
-    return jax.tree.map(jnp.add, sums, new), results
+  def body(sums, part):
+    more, outputs = function(part)
+    return jax.tree.map(jnp.add, sums, more), outputs
 
   first = jax.tree.map(lambda x: x[0], parts)
-  like, _ = jax.eval_shape(function, first)
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-  sums, results = lax.scan(more, mesh_context.alike(zeros, parts), parts)
-  return sums, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
-
-
-def _products(side, split):
-  """Returns what logits are made of, `[R, V]`: products, or themselves."""
-  if isinstance(side, base.LinearLogits):
-    return split(side.products())
-  return side
-
-
-def _rest(side):
-  """Returns what makes logits of `_products`."""
-  if isinstance(side, base.LinearLogits):
-    return side._replace(hidden=None, kernel=None)
-  return base.LinearLogits(None, None)
-
-
-def _back(side, products, rest):
-  """Returns the gradient of a side, float32, of those of its parts."""
-  if not isinstance(side, base.LinearLogits):
-    return products
-  dtype, unit = jnp.result_type(side.hidden, side.kernel), 1.0
-  if dtype == jnp.float16:
-    # Its numbers begin at 6e-8 and end at 65504; the loss scale, which keeps
-    # gradients in between, comes in later.
-    unit = jnp.max(jnp.abs(products)) / _LARGEST_PRODUCT
-    unit = jnp.where((unit > 0.0) & jnp.isfinite(unit), unit, 1.0)
-  products = (products / unit).astype(dtype)
-  times = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-  return rest._replace(
-      hidden=times('rv,dv->rd', products, side.kernel) * unit,
-      kernel=times('rd,rv->dv', side.hidden, products) * unit)
+  shapes, _ = jax.eval_shape(function, first)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  sums, outputs = lax.scan(body, mesh_context.alike(zeros, parts), parts)
+  return sums, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)

@@ -1,4 +1,4 @@
-"""Positions cut into chunks, those that count first."""
+"""Cuts positions into chunks, those that count first."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Optional
@@ -13,27 +13,28 @@ from haikd.core import checks
 from haikd.core import masking
 from haikd.core import mesh_context
 
-# Of float32 logits in a chunk. A CPU is fastest where they stay in its cache,
-# others where the products are large.
-_BYTES_ON_CPU, _BYTES = 2**23, 2**28
-# On CPU what is computed of a chunk, some ten arrays like its logits, is
-# computed of groups of rows, to stay in a core's cache.
-_LOGITS_OF_GROUP = 2**18
-_WHERE = 'losses.chunks'
-# Rows of a chunk, at least: with fewer, adding to the kernel's gradient takes
-# longest. With a vocabulary beyond the largest a CPU makes do with some less.
-_ROWS, _ROWS_BEYOND, _LARGEST = 128, 96, 2**17
+# Bytes of float32 logits in a chunk. A CPU is fastest if they stay in its
+# cache, an accelerator if the matrix products are large.
+_CHUNK_BYTES_ON_CPU, _CHUNK_BYTES = 2**23, 2**28
+# On CPU, losses go through a chunk in groups of rows, so that their ten or so
+# temporary arrays, each as large as the logits, stay in a core's cache.
+_MAX_LOGITS_IN_GROUP = 2**18
+# The least rows of a chunk: with fewer, most time goes into adding to the
+# kernel's gradient. Above 2**17 classes a CPU uses 96 rows.
+_MIN_ROWS, _MIN_ROWS_LARGE_VOCABULARY = 128, 96
+_LARGE_VOCABULARY = 2**17
 
 
 class ChunkSizes(NamedTuple):
   """How positions are cut into chunks.
 
   Attributes:
-    chunk_bytes: of a chunk's float32 logits; None for what suits the platform.
-    agree: where several devices compute logits together, each a part of the
-      vocabulary, it makes them visit as many chunks: `number -> number`.
-    split: there, it lays an array out over them along its last axis, the
-      vocabulary: `array -> array`.
+    chunk_bytes: bytes of a chunk's float32 logits; None for the platform's
+      default.
+    agree: `number -> number` of chunks. Where several devices each compute a
+      part of the vocabulary, it makes them visit equally many chunks.
+    split: `array -> array`. There, it splits the last axis of an array, the
+      vocabulary, over these devices.
   """
 
   chunk_bytes: Optional[int] = None
@@ -41,15 +42,16 @@ class ChunkSizes(NamedTuple):
   split: Callable[[jax.Array], jax.Array] = lambda array: array
 
   def rows(self, positions: int, classes: int) -> int:
-    """Returns how many positions there are in a chunk."""
+    """Returns how many positions a chunk has."""
     on_cpu = mesh_context.platform() == 'cpu'
-    wanted = self.chunk_bytes or (_BYTES_ON_CPU if on_cpu else _BYTES)
-    rows = wanted // (4 * classes)
+    default_bytes = _CHUNK_BYTES_ON_CPU if on_cpu else _CHUNK_BYTES
+    rows = (self.chunk_bytes or default_bytes) // (4 * classes)
     if self.chunk_bytes is None:
-      fewest = _ROWS_BEYOND if on_cpu and classes > _LARGEST else _ROWS
-      rows = max(rows // fewest, 1) * fewest
-    group = _rows_of_group(classes) if on_cpu else 1
-    # An odd number of rows would go by in groups of one.
+      is_large = on_cpu and classes > _LARGE_VOCABULARY
+      min_rows = _MIN_ROWS_LARGE_VOCABULARY if is_large else _MIN_ROWS
+      rows = max(rows // min_rows, 1) * min_rows
+    group = _max_rows_in_group(classes) if on_cpu else 1
+    # A prime number of rows could only be cut into groups of one.
     if rows > group:
       rows -= rows % group
     if positions > group:
@@ -57,55 +59,53 @@ class ChunkSizes(NamedTuple):
     return max(min(rows, positions), 1)
 
   def groups(self, rows: int, classes: int) -> int:
-    """Returns in how many groups to go through the logits of a chunk.
-
-    Only on CPU in more than one.
-    """
+    """Returns how many groups a chunk's logits are cut into; 1 off the CPU."""
     if mesh_context.platform() != 'cpu':
       return 1
-    most = _rows_of_group(classes)
+    max_rows = _max_rows_in_group(classes)
     return next(n for n in range(1, rows + 1)
-                if rows % n == 0 and rows // n <= most)
+                if rows % n == 0 and rows // n <= max_rows)
 
 
-def _rows_of_group(classes):
-  return max(_LOGITS_OF_GROUP // classes, 1)
+def _max_rows_in_group(classes):
+  return max(_MAX_LOGITS_IN_GROUP // classes, 1)
 
 
 class Chunk(NamedTuple):
   """Some positions.
 
   Attributes:
-    index: int32 `[R]`, where they lie; beyond the last where none counts.
+    positions: int32 `[R]`, their indices; past the last position where none
+      counts.
     keep: bool `[R]`, which of them count.
   """
 
-  index: jax.Array
+  positions: jax.Array
   keep: jax.Array
 
   def of(self, rows: Any) -> Any:
-    """Returns its rows of what lies in rows, zeros where none counts."""
+    """Returns the chunk's part of an array's rows, zeros where none counts."""
     if rows is None:
       return None
     if isinstance(rows, base.LinearLogits):
       return rows._replace(hidden=self.of(rows.hidden))
-    rows = jnp.take(rows, self.index, axis=0, mode='clip')
+    rows = jnp.take(rows, self.positions, axis=0, mode='clip')
     return masking.clean(rows, self.keep)
 
 
 class Cut:
-  """The positions of a batch's logits, in chunks.
+  """The positions of a batch's logits, cut into chunks.
 
-  Padding comes last, and chunks that hold nothing else are not visited.
+  Padding comes last, and chunks of padding alone are not visited.
 
   Args:
-    student: stands for logits `[..., V]`.
+    student: LinearLogits `[..., V]`.
     mask: bool, leading axes of the logits, true where a position counts.
     sizes: of the chunks.
 
   Raises:
     TypeError: the mask is not boolean.
-    ValueError: its shape does not begin that of the logits.
+    ValueError: the mask's shape does not begin that of the logits.
   """
 
   def __init__(self, student: base.LinearLogits, mask: jax.Array,
@@ -115,41 +115,54 @@ class Cut:
     self._shape = student.shape[:-1]
     mask = masking.expand(mask, len(self._shape))
     mask = jnp.broadcast_to(mask, self._shape).reshape(-1)
+    self._num_positions = mask.size
     self._rows = sizes.rows(mask.size, student.shape[-1])
-    self._beyond = mask.size
     self._order = jnp.pad(
         jnp.argsort(~mask, stable=True).astype(jnp.int32),
         (0, -mask.size % self._rows))
-    self._count = jnp.sum(mask, dtype=jnp.int32)
-    self._number = sizes.agree(-(-self._count // self._rows))
+    self._num_kept = jnp.sum(mask, dtype=jnp.int32)
+    self._num_chunks = sizes.agree(-(-self._num_kept // self._rows))
     self._split = sizes.split
 
-  def flat(self, value: Any) -> Any:
-    """Returns a side, or labels, with one axis for all positions."""
+  def flatten(self, name: str, value: Any) -> Any:
+    """Returns logits or labels with a single axis for all positions.
+
+    Args:
+      name: of the argument, for messages.
+      value: LinearLogits or an array `[..., *rest]`, or None.
+
+    Returns:
+      LinearLogits or an array `[R, *rest]`, or None.
+
+    Raises:
+      ValueError: an array does not begin with the axes of the positions.
+    """
     if value is None:
       return None
     if isinstance(value, base.LinearLogits):
       return value._replace(
-          hidden=self.flat(value.hidden), kernel=self._split(value.kernel))
-    lead = len(self._shape)
-    if value.shape[:lead] != self._shape:
+          hidden=self.flatten(f'{name}.hidden', value.hidden),
+          kernel=self._split(value.kernel))
+    rank = len(self._shape)
+    if value.shape[:rank] != self._shape:
       raise ValueError(
-          f'{_WHERE}: labels and logits must begin with the axes of positions '
-          f'{self._shape}; got shape {value.shape}. Of other labels, no loss '
-          'can be additive.')
-    return value.reshape(-1, *value.shape[lead:])
+          f"{name} must begin with the axes of the student's positions, "
+          f'{self._shape}; got {name}.shape={value.shape}. A loss that takes '
+          'other shapes must not be registered with additive=True.')
+    return value.reshape(-1, *value.shape[rank:])
 
   def chunk(self, number: jax.Array) -> Chunk:
     """Returns the chunk of a number."""
     first = number * self._rows
-    keep = first + jnp.arange(self._rows) < self._count
-    index = lax.dynamic_slice_in_dim(self._order, first, self._rows)
-    # Each beyond in a place of its own: indices are promised to be unique.
-    beyond = self._beyond + jnp.arange(self._rows)
-    return Chunk(jnp.where(keep, index, beyond), keep)
+    keep = first + jnp.arange(self._rows) < self._num_kept
+    positions = lax.dynamic_slice_in_dim(self._order, first, self._rows)
+    # Rows that do not count get distinct positions past the last one: a scatter
+    # drops these, and its indices are promised to be unique.
+    past_last = self._num_positions + jnp.arange(self._rows)
+    return Chunk(jnp.where(keep, positions, past_last), keep)
 
-  def loop(self, more: Callable[[jax.Array, Any], Any], start: Any) -> Any:
-    """Runs `more` with the number of each chunk that counts, and a carry."""
-    # They are no more than that anyway, but a plan reads it here.
-    most = np.int32(self._order.size // self._rows)
-    return lax.fori_loop(0, lax.min(self._number, most), more, start)
+  def loop(self, body: Callable[[jax.Array, Any], Any], init: Any) -> Any:
+    """Runs `(number, carry) -> carry` for each chunk that counts."""
+    # The bound changes nothing; haikd.plan counts iterations by it.
+    max_chunks = np.int32(self._order.size // self._rows)
+    return lax.fori_loop(0, lax.min(self._num_chunks, max_chunks), body, init)

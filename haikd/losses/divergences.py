@@ -12,7 +12,8 @@ from haikd.core import base
 from haikd.core import masking
 from haikd.losses import register
 
-# Of (exp(-x) - 1 + x) / x^2, the highest power first: to 1e-8 where |x| < 1.
+# Coefficients of (exp(-x) - 1 + x) / x^2, the highest power first. The error
+# is 1e-8 where |x| < 1.
 _SERIES = np.array([(-1)**k / math.factorial(k) for k in range(11, 1, -1)],
                    np.float32)
 
@@ -29,35 +30,35 @@ def kl_divergence(student: jax.Array,
   """Divergence of the student's predictions from the teacher's, times T^2.
 
   The forward KL(p || q) of the teacher's softmax p from the student's q, both
-  at temperature T. It transfers how the teacher ranks the wrong classes, more
-  of it the higher T is. The gradient shrinks with 1/T^2; the factor T^2 keeps
-  its weight beside a loss on labels when T changes.
+  at temperature T. It transfers how the teacher ranks the wrong classes; a
+  higher T gives them more weight. The gradient shrinks with 1/T^2; the factor
+  T^2 keeps its weight relative to a loss on labels when T changes.
 
   A class that the teacher rules out (a logit of -inf) contributes nothing,
-  whatever the student makes of it; one that the student alone rules out makes
+  whatever the student's logit is. A class that only the student rules out makes
   the divergence infinite.
 
-  Additive over `B`: the sums of two halves of a batch add up to its own.
+  Additive over `B`: the sums of a batch's two halves add up to the batch's.
 
   Args:
     student: `[B, V]` or `[B, N, V]` floating, logits in nats.
     teacher: like `student`.
     mask: bool, `[B]` or `[B, N]`, true where a position counts.
-    temperature: T, positive; both sides' logits are divided by it.
+    temperature: T, positive; the logits of both networks are divided by it.
 
   Returns:
     A LossSum: T^2 KL in nats summed over positions, and their number.
 
   Raises:
-    ValueError: `temperature` is not positive, or shapes do not agree.
+    ValueError: `temperature` is not positive, or shapes differ.
 
   References:
     Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network,
     arXiv:1503.02531, equation 1 and section 2.1.
   """
   if isinstance(temperature, (int, float)) and not temperature > 0:
-    raise ValueError('losses.kl_divergence: temperature must be positive; got '
-                     f'temperature={temperature}. 1 leaves logits as they are.')
+    raise ValueError(f'temperature must be positive; got {temperature}. 1 '
+                     'leaves logits as they are.')
   rows = kl_rows(student / temperature, teacher / temperature)
   return masking.masked_mean(temperature**2 * rows, mask)
 
@@ -66,9 +67,9 @@ def kl_divergence(student: jax.Array,
 def kl_rows(student: jax.Array, teacher: jax.Array) -> jax.Array:
   """Returns KL(teacher || student) of each row of logits.
 
-  Each class gives p log(p/q) + q - p. What is added sums to 0, but makes every
-  term non-negative, and lets the rounding of the normalisers enter squared:
-  without it T^2 would magnify that rounding beyond the divergence itself.
+  Each class gives p log(p/q) + q - p. The q - p sum to 0. They make every term
+  non-negative, and the rounding errors of the normalisers enter only squared.
+  Otherwise the factor T^2 would magnify these errors beyond the divergence.
 
   Args:
     student: `[..., V]` float32.
@@ -80,17 +81,17 @@ def kl_rows(student: jax.Array, teacher: jax.Array) -> jax.Array:
   return _compare(student, teacher)[0]
 
 
-# Its derivative is q - p, which that of the formula above would find in a dozen
-# passes over the classes.
+# The derivative is q - p. Differentiating the formula would take a dozen passes
+# over the classes.
 @functools.partial(kl_rows.defjvp, symbolic_zeros=True)
 def _kl_rows_jvp(primals, tangents):
-  rows, p, q, ratio = _compare(*primals)
+  rows, p, q, log_ratio = _compare(*primals)
   student, teacher = tangents
   tangent = jnp.zeros_like(rows)
   if not isinstance(student, custom_derivatives.SymbolicZero):
     tangent += jnp.sum((q - p) * student, axis=-1)
   if not isinstance(teacher, custom_derivatives.SymbolicZero):
-    tangent += jnp.sum(p * (ratio - rows[..., None]) * teacher, axis=-1)
+    tangent += jnp.sum(p * (log_ratio - rows[..., None]) * teacher, axis=-1)
   return rows, tangent
 
 
@@ -98,15 +99,16 @@ def softmax(
     logits: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
   """Returns the softmax of each row, and its normaliser.
 
-  With one exponential in all, where `exp(log_softmax)` takes two, and with as
-  few arrays over the classes as can be: their traffic is what costs time.
+  It computes one exponential, where `exp(log_softmax)` takes two, and as few
+  arrays over the classes as possible: their memory traffic takes the time.
 
   Args:
     logits: `[..., V]` float32.
 
   Returns:
-    An array like `logits`; and two `[..., 1]`, the largest logit and what is
-    to be added to it, so that `exp(logits - sum of both)` is the softmax.
+    The softmax, an array like `logits`; and the normaliser, as two summands
+    `[..., 1]`, the largest logit and the rest: `exp(logits - their sum)` is the
+    softmax.
   """
   largest = jnp.max(logits, axis=-1, keepdims=True)
   powers = jnp.exp(logits - largest)
@@ -117,13 +119,13 @@ def softmax(
 def _compare(student, teacher):
   """Returns the divergences, p, q, and log(p/q)."""
   (p, normaliser_p), (q, normaliser_q) = map(softmax, (teacher, student))
-  possible = p > 0  # Elsewhere 0 log 0 = 0, and -inf must not meet -inf.
-  ratio = jnp.where(possible, teacher - student, 0.0)
-  apart = sum(x - y for x, y in zip(normaliser_p, normaliser_q))
-  ratio -= jnp.where(possible, apart, 0.0)
-  # Where p and q are close, q/p - 1 + log(p/q) from its series: it is exact,
-  # and faster than another exponential.
-  near = possible & (jnp.abs(ratio) < 1.0)
-  close = p * jnp.square(ratio) * jnp.polyval(_SERIES, ratio)
-  terms = jnp.where(near, close, p * ratio + q - p)
-  return jnp.sum(terms, axis=-1), p, q, ratio
+  possible = p > 0  # Elsewhere 0 log 0 = 0, and -inf - -inf would be NaN.
+  log_ratio = jnp.where(possible, teacher - student, 0.0)
+  log_normalisers = sum(x - y for x, y in zip(normaliser_p, normaliser_q))
+  log_ratio -= jnp.where(possible, log_normalisers, 0.0)
+  # Where p and q are close, q/p - 1 + log(p/q) comes from its series, which is
+  # exact, and faster than another exponential.
+  is_close = possible & (jnp.abs(log_ratio) < 1.0)
+  by_series = p * jnp.square(log_ratio) * jnp.polyval(_SERIES, log_ratio)
+  terms = jnp.where(is_close, by_series, p * log_ratio + q - p)
+  return jnp.sum(terms, axis=-1), p, q, log_ratio

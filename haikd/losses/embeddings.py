@@ -1,4 +1,4 @@
-"""Losses on embeddings: the vectors that stand for whole texts."""
+"""Losses on embeddings, which have one vector for each text."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from haikd.losses import cosines
 from haikd.losses import divergences
 from haikd.losses import register
 
-_NEVER = -1e9  # Of a similarity, which the softmax makes 0 of.
+_EXCLUDED = -1e9  # A similarity whose softmax is 0.
 
 
 @register.register_loss(
@@ -18,10 +18,10 @@ def embedding_cosine(student: jax.Array, teacher: jax.Array, *,
                      mask: jax.Array) -> base.LossSum:
   """Cosine distance between embeddings.
 
-  It transfers the direction of each vector, which is all that a search by
-  cosine similarity looks at, and not its length.
+  It transfers the direction of each vector and not its length. A search by
+  cosine similarity uses directions only.
 
-  Additive over `B`: the sums of two halves of a batch add up to its own.
+  Additive over `B`: the sums of a batch's two halves add up to the batch's.
 
   Args:
     student: `[B, D]`, or `[B, S, D]` for S texts an example, floating.
@@ -29,16 +29,16 @@ def embedding_cosine(student: jax.Array, teacher: jax.Array, *,
     mask: bool, `[B]` or `[B, S]`, true where a text counts.
 
   Returns:
-    A LossSum: 1 - cos (without unit, 0 to 2) summed over texts, and their
+    A LossSum: 1 - cos (unitless, 0 to 2) summed over texts, and their
     number. A vector of zeros, which has no direction, adds 0 to the sum and to
     the gradient.
 
   Raises:
-    ValueError: shapes do not agree.
+    ValueError: shapes differ.
 
   References:
-    Sanh et al., DistilBERT, arXiv:1910.01108, section 2, the third loss, of
-    whole texts in place of hidden states.
+    Sanh et al., DistilBERT, arXiv:1910.01108, section 2, the third loss, with
+    texts in place of hidden states.
   """
   return masking.masked_mean(cosines.distance(student, teacher), mask)
 
@@ -49,11 +49,11 @@ def embedding_matching(student: jax.Array, teacher: jax.Array, *,
                        mask: jax.Array) -> base.LossSum:
   """Mean squared error between embeddings.
 
-  It transfers the vectors themselves, length included, so that the student's
-  can be searched with the teacher's. Of vectors of length 1 it is 2/D times the
+  It transfers the vectors themselves, length included, so the student's can be
+  searched with the teacher's. For vectors of length 1 it is 2/D times the
   cosine distance.
 
-  Additive over `B`: the sums of two halves of a batch add up to its own.
+  Additive over `B`: the sums of a batch's two halves add up to the batch's.
 
   Args:
     student: `[B, D]`, or `[B, S, D]` for S texts an example, floating.
@@ -61,10 +61,10 @@ def embedding_matching(student: jax.Array, teacher: jax.Array, *,
     mask: bool, `[B]` or `[B, S]`, true where a text counts.
 
   Returns:
-    A LossSum: the squared errors summed, and valid texts times D.
+    A LossSum: the sum of the squared errors, and valid texts times D.
 
   Raises:
-    ValueError: shapes do not agree.
+    ValueError: shapes differ.
 
   References:
     Reimers and Gurevych, Making Monolingual Sentence Embeddings Multilingual
@@ -84,58 +84,57 @@ def similarity_distribution(student: jax.Array,
                             *,
                             mask: jax.Array,
                             temperature: float = 0.05) -> base.LossSum:
-  """Divergence of what a text resembles, among all texts of the batch.
+  """Divergence between the networks' similarities of the texts in a batch.
 
-  Each text is a query. Its cosine similarities with all other texts, divided by
-  the temperature, go through a softmax, in either network among its own
-  vectors; the loss is KL(p || q) of the teacher's distribution p from the
-  student's q. It transfers which texts are near and not where they lie, so that
-  the two may have different widths and need no alignment. Low temperatures look
-  at the nearest neighbours alone.
+  Each text is a query. Each network compares it with all other texts: a softmax
+  of their cosine similarities divided by the temperature gives a distribution.
+  The loss is KL(p || q) of the teacher's distribution p from the student's q.
+  It transfers which texts are near each other and not where their vectors lie,
+  so the networks may have different widths and need no alignment. A low
+  temperature weighs only the nearest neighbours.
 
-  Relates the texts of a batch to one another, so it is not additive over `B`:
-  the batch is gathered over all devices first. With microbatches the relations
-  are those within each, of all devices.
+  It relates the texts of a batch to one another, so it is not additive over
+  `B`: the batch is first gathered over all devices. With microbatches, texts
+  are compared within one microbatch of all devices.
 
   Args:
     student: `[B, D]`, or `[B, S, D]` for S texts an example, floating.
-    teacher: `[B, E]` or `[B, S, E]`, likewise.
-    mask: bool, `[B]` or `[B, S]`, true where a text counts. Others are neither
-      queries nor keys.
-    temperature: positive, without unit; both networks' cosines are divided by
-      it.
+    teacher: `[B, E]` or `[B, S, E]`, floating.
+    mask: bool, `[B]` or `[B, S]`, true where a text counts. Other texts are
+      neither queries nor keys.
+    temperature: positive, unitless; both networks' cosines are divided by it.
 
   Returns:
-    A LossSum: the divergences in nats summed over queries, and their number: 0
-    unless two texts or more count.
+    A LossSum: the divergences in nats summed over queries, and the number of
+    queries, which is 0 unless at least two texts count.
 
   Raises:
-    ValueError: `temperature` is not positive, or shapes but for the widths do
-      not agree.
+    ValueError: `temperature` is not positive, or shapes differ in more than the
+      width.
 
   References:
     Fang et al., SEED: Self-supervised Distillation for Visual Representation,
     arXiv:2101.04731, section 3.2, with the batch in place of the queue.
-    SEED compares a student's vectors with the teacher's, which have to be as
-    wide, and each with its own as well; here a text is no key of itself, where
-    both networks would agree on 1 and the softmax see little else. Similarities
-    of each network with its own vectors: Koohpayegani et al., CompRess,
-    arXiv:2010.14713, section 3, with two queues.
+    SEED compares a student's vectors with the teacher's, which must have the
+    same width, and each text with itself too. Here a text is not its own key:
+    both similarities would be 1 and dominate the softmax. Similarities among
+    one network's vectors: Koohpayegani et al., CompRess, arXiv:2010.14713,
+    section 3, with two queues.
   """
   if isinstance(temperature, (int, float)) and not temperature > 0:
     raise ValueError(
-        'losses.similarity_distribution: temperature must be positive; got '
-        f'temperature={temperature}. 0.05 looks at the nearest texts.')
+        f'temperature must be positive; got {temperature}. The default, 0.05, '
+        'weighs the nearest texts.')
   mask = jnp.broadcast_to(
       masking.expand(mask, student.ndim - 1), student.shape[:-1]).reshape(-1)
   other = mask & ~jnp.eye(mask.size, dtype=bool)
 
   def similarities(vectors):
     vectors, _ = cosines.directions(vectors.reshape(-1, vectors.shape[-1]))
-    # Exact, since the temperature magnifies what is rounded off.
+    # Full precision, because dividing by the temperature magnifies rounding.
     cosine = jnp.matmul(
         vectors, vectors.T, precision=jax.lax.Precision.HIGHEST)
-    return jnp.where(other, cosine / temperature, _NEVER)
+    return jnp.where(other, cosine / temperature, _EXCLUDED)
 
   rows = divergences.kl_rows(similarities(student), similarities(teacher))
   return masking.masked_mean(rows, mask & other.any(axis=-1))

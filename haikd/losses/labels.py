@@ -1,4 +1,4 @@
-"""Losses on labels: what the student predicts, against the truth."""
+"""Losses on labels: the student's predictions against the truth."""
 
 import functools
 from typing import Optional
@@ -27,15 +27,15 @@ def cross_entropy(student: jax.Array,
                   labels: Optional[jax.Array] = None) -> base.LossSum:
   """Cross-entropy of the student's predictions with the labels.
 
-  The hard part of distillation: it ties the student to the truth where the
-  teacher errs. Labels are aligned to the logits beforehand, nothing is shifted
-  here.
+  The hard-label term of distillation: it holds the student to the truth where
+  the teacher errs. Labels must already be aligned to the logits; nothing is
+  shifted here.
 
-  Additive over `B`: the sums of two halves of a batch add up to its own.
+  Additive over `B`: the sums of a batch's two halves add up to the batch's.
 
   Args:
     student: `[B, V]` or `[B, N, V]` floating, logits in nats.
-    teacher: not used; here so that every loss is called alike.
+    teacher: not used; every loss takes one.
     mask: bool, `[B]` or `[B, N]`, true where a position counts.
     labels: integer `[B]` or `[B, N]`, from 0 to V-1, or -100 where a position
       has no label and does not count; or floating, shaped like `student`, the
@@ -43,12 +43,12 @@ def cross_entropy(student: jax.Array,
 
   Returns:
     A LossSum: nats summed over positions, and their number. The sum is NaN if
-    a label that counts lies outside its range, which cannot be known before
-    the data are there and must not pass for a number.
+    a label that counts is out of range: this cannot be checked while tracing
+    and must not give a plausible number.
 
   Raises:
     TypeError: `labels` are neither integer nor floating.
-    ValueError: `labels` are missing, or their shape does not fit.
+    ValueError: `labels` are missing, or have the wrong shape.
 
   References:
     Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network,
@@ -56,32 +56,31 @@ def cross_entropy(student: jax.Array,
     probabilities: Zhang et al., mixup, arXiv:1710.09412, section 2.
   """
   del teacher
-  where = 'losses.cross_entropy'
   if labels is None:
-    raise ValueError(f'{where}: labels must be given; got labels=None. Use '
-                     'data that has labels, or a loss without them.')
+    raise ValueError('labels must be given; got None. Use data with labels, '
+                     'or a loss that needs none.')
   labels = jnp.asarray(labels)
   if checks.is_real(labels):
-    _check_labels(where, labels, student.shape, student)
+    _check_labels(labels, student.shape, student)
     labels = masking.clean(labels.astype(jnp.float32), mask)
     log_q = jnp.where(labels != 0.0, jax.nn.log_softmax(student), 0.0)
     return masking.masked_mean(-jnp.sum(labels * log_q, axis=-1), mask)
   if not jnp.issubdtype(labels.dtype, jnp.integer):
-    raise TypeError(f'{where}: labels must be integers, or floating '
-                    f'probabilities; got labels.dtype={labels.dtype}. Convert '
-                    'them with `labels.astype(int)`.')
-  _check_labels(where, labels, student.shape[:-1], student)
+    raise TypeError('labels must be integers, or floating probabilities; got '
+                    f'labels.dtype={labels.dtype}. Convert them with '
+                    '`labels.astype(int)`.')
+  _check_labels(labels, student.shape[:-1], student)
   checks.check_leading('labels', labels, mask)
   labels = labels.astype(jnp.int32)
   keep = masking.expand(mask, labels.ndim) & (labels != IGNORED_LABEL)
   legal = (labels >= 0) & (labels < student.shape[-1])
-  index = jnp.where(legal, labels, 0)
-  rows = surprise_rows(masking.clean(student, keep), index)
+  legal_labels = jnp.where(legal, labels, 0)
+  rows = cross_entropy_rows(masking.clean(student, keep), legal_labels)
   return masking.masked_mean(jnp.where(legal, rows, jnp.nan), keep)
 
 
 @jax.custom_jvp
-def surprise_rows(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def cross_entropy_rows(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """Returns -log q(label) of each row of logits.
 
   Args:
@@ -91,29 +90,29 @@ def surprise_rows(logits: jax.Array, labels: jax.Array) -> jax.Array:
   Returns:
     `[...]` float32, nats.
   """
-  return _surprise(logits, labels)[0]
+  return _compare(logits, labels)[0]
 
 
-# Its derivative is q, less 1 at the label: no scatter, and one pass.
-@functools.partial(surprise_rows.defjvp, symbolic_zeros=True)
-def _surprise_rows_jvp(primals, tangents):
-  rows, q, at_label = _surprise(*primals)
+# The derivative is q, less 1 at the label: no scatter, and one pass.
+@functools.partial(cross_entropy_rows.defjvp, symbolic_zeros=True)
+def _cross_entropy_rows_jvp(primals, tangents):
+  rows, q, at_label = _compare(*primals)
   if isinstance(tangents[0], custom_derivatives.SymbolicZero):
     return rows, jnp.zeros_like(rows)
   return rows, jnp.sum((q - at_label) * tangents[0], axis=-1)
 
 
-def _surprise(logits, labels):
-  """Returns -log q(label), q, and 1 at the label, 0 elsewhere."""
+def _compare(logits, labels):
+  """Returns -log q(label), q, and whether a class is the label."""
   q, (largest, rest) = divergences.softmax(logits)
-  own = jnp.take_along_axis(logits, labels[..., None], axis=-1)
+  label_logits = jnp.take_along_axis(logits, labels[..., None], axis=-1)
   at_label = labels[..., None] == jnp.arange(logits.shape[-1])
-  return (largest - own + rest)[..., 0], q, at_label
+  return (largest - label_logits + rest)[..., 0], q, at_label
 
 
-def _check_labels(where, labels, expected, student):
-  if labels.shape != expected:
+def _check_labels(labels, shape, student):
+  if labels.shape != shape:
     raise ValueError(
-        f'{where}: {labels.dtype} labels must have shape {expected}; got '
+        f'labels must have shape {shape} if they are {labels.dtype}; got '
         f'labels.shape={labels.shape}, student.shape={student.shape}. Integers '
-        'have the shape of the logits without V, probabilities have all of it.')
+        'have the shape of the logits without V, probabilities all of it.')

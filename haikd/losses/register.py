@@ -1,9 +1,9 @@
-"""The decorator that makes a function a loss, and what it guarantees."""
+"""The decorator that registers a loss, and the guard that it puts around it."""
 
 from collections.abc import Callable
 import functools
 import inspect
-from typing import Optional
+from typing import Any, Optional, Union
 
 import jax
 import jax.numpy as jnp
@@ -28,62 +28,63 @@ def register_loss(name: Optional[str] = None,
   """Registers a function `(student, teacher, *, mask, **options) -> LossSum`.
 
   The registered function is guarded, so that a loss of three lines is as safe
-  as one of thirty. Before it runs, logits or maps that were not computed yet
-  are materialised, student and teacher are cast to float32, and whatever stands
-  behind the mask is replaced by zeros, for the gradient as well. Afterwards its
-  result is checked. Shapes and the mask's dtype are checked while tracing.
+  as one of thirty. Before it runs, lazy logits or maps are materialised,
+  student and teacher are cast to float32, and everything behind the mask is
+  replaced by zeros, also for the gradient. Afterwards its result is checked.
+  Shapes and the mask's dtype are checked while tracing.
 
   Args:
-    name: what configs call it; the function's own name by default.
-    on: what it eats: 'logits', 'features', 'attention', or any tap's name.
+    name: what configs call the loss; the function's name by default.
+    on: what it takes: 'logits', 'features', 'attention', or any tap's name.
     example: `{argument: shape}` from which the contract test makes its inputs,
       for example `dict(student=(2, 3, 5), mask=(2, 3))`; a missing `teacher`
       has the student's shape.
-    relational: whether examples are related to one another; the step then
+    relational: whether it relates examples to one another. The step then
       gathers the batch over all devices before it calls the loss.
-    any_width: whether the last axes of student and teacher may differ, as they
-      may where each is compared with itself first. Such a loss gets its inputs
-      unaligned unless a config says otherwise.
+    any_width: whether the last axes of student and teacher may differ, as when
+      each is first compared with itself. Such a loss gets its inputs unaligned
+      unless a config says otherwise.
     additive: whether it is a sum over positions, or over the rows of maps, each
-      of which could be told alone, and its count one of `mask` and labels
-      alone. Of logits or maps that were not computed yet, such a loss gets a
-      piece after the other, and neither they nor their gradient are ever whole.
-      A piece of maps lacks keys that none of its queries may look at: what is
-      divided by their number is no such sum.
-    by_head: of an additive loss on maps, whether it is a sum over heads too. A
-      piece may then hold some heads alone, which is faster.
-    replace: whether it may take the place of another of that name.
+      of which depends on its own row only, and its count depends on `mask` and
+      labels only. Such a loss gets lazy logits or maps piece by piece: neither
+      they nor their gradient are ever materialised. A piece of maps lacks keys
+      that none of its queries may attend to, so a loss that divides by the
+      number of keys is not additive.
+    by_head: whether an additive loss on maps is a sum over heads too. A piece
+      may then hold only some of the heads, which is faster.
+    replace: whether it may replace a loss of the same name.
 
   Returns:
     A decorator that registers and returns the guarded function. It raises
-    ConfigError if the name is taken, or the function's parameters are others.
+    ConfigError if the name is taken, or the function lacks a loss's parameters.
   """
 
   def decorate(function: Callable) -> Callable:
-    title = name or function.__name__
+    loss_name = name or function.__name__
     _check_parameters(function)
     if additive and relational:
       raise checks.ConfigError(
-          'losses.register_loss: a loss must be additive or relational, not '
-          f'both; got {title!r} of {function.__module__}. What relates '
-          'examples to one another is no sum over positions.')
+          'a loss must not be both additive and relational; got '
+          f'{loss_name!r} of {function.__module__}. A loss that relates '
+          'examples to one another is not a sum over positions.')
     if by_head and not (additive and on == 'attention'):
       raise checks.ConfigError(
-          'losses.register_loss: a loss by_head must be additive, on '
-          f'attention; got additive={additive}, on={on!r} of {title!r} in '
-          f'{function.__module__}. Of others nothing is cut by head.')
-    guarded = _guard(function, f'losses.{title}', on, any_width=any_width,
-                     additive=additive, by_head=by_head)
+          "by_head=True must come with additive=True and on='attention'; got "
+          f'additive={additive}, on={on!r} for {loss_name!r} of '
+          f'{function.__module__}. Only losses on attention are evaluated head '
+          'by head.')
+    guarded = _guard(function, on, any_width=any_width, additive=additive,
+                     by_head=by_head)
     entry = registry.LossEntry(guarded, on, example, relational, any_width,
                                additive, function.__module__)
-    registry.losses.add(title, entry, replace=replace)
+    registry.losses.add(loss_name, entry, replace=replace)
     return guarded
 
   return decorate
 
 
 def _check_parameters(function: Callable) -> None:
-  """Raises ConfigError unless a function begins as every loss does."""
+  """Raises ConfigError unless a function has the parameters of a loss."""
   signature = inspect.signature(function)
   parameters = tuple(signature.parameters.values())
   positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -93,10 +94,9 @@ def _check_parameters(function: Callable) -> None:
       mask is None or
       mask.kind not in (positional, inspect.Parameter.KEYWORD_ONLY)):
     raise checks.ConfigError(
-        'losses.register_loss: a loss must take student, teacher, and the '
-        f'keyword mask; got {function.__name__}{signature} of '
-        f'{function.__module__}. Write `def {function.__name__}(student, '
-        'teacher, *, mask, …):`.')
+        'a loss must take student, teacher, and the keyword mask; got '
+        f'{function.__name__}{signature} of {function.__module__}. Write `def '
+        f'{function.__name__}(student, teacher, *, mask, …):`.')
 
 
 def get_loss(name: str) -> Callable:
@@ -109,7 +109,7 @@ def get_loss(name: str) -> Callable:
     The guarded function.
 
   Raises:
-    ConfigError: no loss has that name; the closest is named.
+    ConfigError: no loss has that name; the message names the closest.
   """
   return registry.losses[name].function
 
@@ -119,41 +119,43 @@ def loss_names() -> tuple[str, ...]:
   return registry.losses.names()
 
 
-def _guard(function: Callable, where: str, on: str, *, any_width: bool,
-           additive: bool, by_head: bool) -> Callable:
+def _guard(function: Callable, on: str, *, any_width: bool, additive: bool,
+           by_head: bool) -> Callable:
   parameters = inspect.signature(function).parameters
   takes_labels = 'labels' in parameters
   needs_teacher = parameters['teacher'].default is inspect.Parameter.empty
-  # Labels are of positions or examples, as a block is not.
-  knows_blocks = on == 'attention' and additive and not takes_labels
+  # A block holds rows of maps, but labels belong to positions or examples.
+  takes_blocks = on == 'attention' and additive and not takes_labels
 
   def in_chunks(student, teacher, mask, labels, options):
-    one = functools.partial(guarded, **options)
-    total, (found,) = chunks.weighted(
-        (one,), jnp.ones(1), student, teacher, mask=mask, labels=labels)
-    return base.LossSum(total, found.count)
+    loss = functools.partial(guarded, **options)
+    total, (loss_sum,) = chunks.weighted(
+        (loss,), jnp.ones(1), student, teacher, mask=mask, labels=labels)
+    return base.LossSum(total, loss_sum.count)
 
   @functools.wraps(function)
   def guarded(student, teacher=None, *, mask, labels=None, **options):
     checks.check_mask(mask)
     if additive and isinstance(student, base.LinearLogits):
       return in_chunks(student, teacher, mask, labels, options)
-    in_blocks = knows_blocks and all(
+    in_blocks = takes_blocks and all(
         isinstance(x, (base.QueryKey, attention.MeanMaps))
         for x in (student, teacher) if x is not None)
     prepare = _prepare_blocks if in_blocks else _prepare
-    student = prepare(where, 'student', student, mask, on)
+    student = prepare('student', student, mask, on)
     if teacher is None and needs_teacher:
-      raise TypeError(f'{where}: teacher must be given; got teacher=None. Of '
-                      'a loss without one, make `teacher=None` the default.')
+      raise TypeError(
+          f'teacher must be given, since {function.__name__} has no default '
+          'for it; got None. If the loss needs no teacher, declare '
+          '`teacher=None`.')
     if teacher is not None:
-      teacher = prepare(where, 'teacher', teacher, mask, on)
+      teacher = prepare('teacher', teacher, mask, on)
       checks.check_same_shape(student, teacher, any_width=any_width)
     if takes_labels:
       options['labels'] = labels
 
     def run(student, teacher, *, mask):
-      return _checked(where, function(student, teacher, mask=mask, **options))
+      return _check_result(function(student, teacher, mask=mask, **options))
 
     if in_blocks:
       return attention.compare(run, student, teacher, mask, by_head=by_head)
@@ -162,63 +164,62 @@ def _guard(function: Callable, where: str, on: str, *, any_width: bool,
   return guarded
 
 
-def _checked(where: str, result: base.LossSum) -> base.LossSum:
+def _check_result(result: base.LossSum) -> base.LossSum:
+  """Returns a loss's result in float32; raises TypeError if it is no sum."""
   if not isinstance(result, base.LossSum):
-    raise TypeError(f'{where}: a loss must return a haikd.LossSum; got '
-                    f'{type(result).__name__}. End it with '
-                    '`return haikd.masked_mean(values, mask)`.')
+    raise TypeError('a loss must return a haikd.LossSum; got '
+                    f'{type(result).__name__}. End it with `return '
+                    'haikd.masked_mean(values, mask)`.')
   return base.LossSum(*(jnp.asarray(x, jnp.float32) for x in result))
 
 
-def _prepare_blocks(where: str, name: str, value, mask: jax.Array,
-                    on: str) -> attention.MeanMaps:
-  """Returns maps that stay uncomputed, clean as those of `_prepare` are."""
+def _prepare_blocks(name: str, value: Union[base.QueryKey, attention.MeanMaps],
+                    mask: jax.Array, on: str) -> attention.MeanMaps:
+  """Checks and cleans maps, and leaves them lazy."""
+  del on
   if isinstance(value, base.QueryKey):
-    _check_query_key(where, name, value, mask)
+    _check_query_key(name, value, mask)
     value = masking.clean_query_key(value, mask)
     value = attention.MeanMaps((value,), value.shape[1])
-  _check_maps(where, name, value.shape, mask)
+  _check_maps(name, value.shape, mask)
   return value
 
 
-def _prepare(where: str, name: str, value, mask: jax.Array, on: str):
+def _prepare(name: str, value: Any, mask: jax.Array, on: str) -> jax.Array:
+  """Checks and materialises an argument of a loss; float32, clean."""
   if isinstance(value, base.LinearLogits):
     checks.check_leading(f'{name}.hidden', value.hidden, mask)
   if isinstance(value, base.QueryKey):
-    _check_query_key(where, name, value, mask)
+    _check_query_key(name, value, mask)
   if isinstance(value, attention.MeanMaps):
     value = value.materialise()
   value = jnp.asarray(masking.materialise(value, mask))
   if not checks.is_real(value):
-    raise TypeError(f'{where}: {name} must be floating point; got '
-                    f'{name}.dtype={value.dtype}.')
+    raise TypeError(
+        f'{name} must be floating point; got {name}.dtype={value.dtype}.')
   value = value.astype(jnp.float32)
   if on == 'attention':
-    return _clean_maps(where, name, value, mask)
+    return _clean_maps(name, value, mask)
   checks.check_leading(name, value, mask)
   return masking.clean(value, mask)
 
 
-def _clean_maps(where: str, name: str, maps: jax.Array,
-                mask: jax.Array) -> jax.Array:
+def _clean_maps(name: str, maps: jax.Array, mask: jax.Array) -> jax.Array:
   """Zeros the padded queries and keys of `[B, H, N, N]`; mask [B] or [B, N]."""
-  _check_maps(where, name, maps.shape, mask)
+  _check_maps(name, maps.shape, mask)
   if mask.ndim == 1:
     return masking.clean(maps, mask)
   keep = mask[:, None, :, None] & mask[:, None, None, :]
   return jnp.where(keep, maps, 0.0)
 
 
-def _check_maps(where: str, name: str, shape: tuple[int, ...],
-                mask: jax.Array) -> None:
+def _check_maps(name: str, shape: tuple[int, ...], mask: jax.Array) -> None:
   batch, _, queries, keys = shape if len(shape) == 4 else (None,) * 4
   if mask.shape not in ((batch,), (batch, queries)) or queries != keys:
-    raise ValueError(f'{where}: {name} must be [B, H, N, N] and mask [B] or '
-                     f'[B, N]; got {name}.shape={shape}, '
-                     f'mask.shape={mask.shape}.')
+    raise ValueError(f'{name} must be [B, H, N, N] and mask [B] or [B, N]; got '
+                     f'{name}.shape={shape}, mask.shape={mask.shape}.')
 
 
-def _check_query_key(where: str, name: str, value: base.QueryKey,
-                     mask: jax.Array) -> None:
+def _check_query_key(name: str, value: base.QueryKey, mask: jax.Array) -> None:
   checks.check_leading(f'{name}.query', value.query, mask)
   checks.check_leading(f'{name}.key', value.key, mask)

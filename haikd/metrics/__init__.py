@@ -1,4 +1,4 @@
-"""What evaluation reports: one file for each kind of output of a network."""
+"""What evaluation reports: one file for each kind of network output."""
 
 from haikd.metrics.families import finish
 from haikd.metrics.families import measure

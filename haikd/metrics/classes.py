@@ -1,4 +1,4 @@
-"""Metrics of classifiers, which give logits for a whole example."""
+"""Metrics of classifiers, which return logits for each example."""
 
 from typing import Any, NamedTuple, Optional
 
@@ -8,16 +8,16 @@ import numpy as np
 
 from haikd.metrics import means
 
-MOST_CLASSES = 1000  # Of which F1 is told.
+MAX_CLASSES = 1000  # F1 is not reported for more.
 
 
 class Counts(NamedTuple):
-  """How often each class was met, float32 `[V]`.
+  """How many examples each class has, float32 `[V]`.
 
   Attributes:
-    hits: where it was predicted and true.
-    predicted: where it was predicted.
-    true: where it was true.
+    hits: examples for which it was predicted and true.
+    predicted: examples for which it was predicted.
+    true: examples for which it was true.
   """
 
   hits: jax.Array
@@ -39,16 +39,17 @@ def measure(logits: jax.Array, target: Optional[jax.Array], *, mask: jax.Array,
 
   Returns:
     The LossSums of `means.of_logits` and, with labels of at most 1000 classes,
-    `f1`, the Counts of each class; no columns.
+    `f1`, Counts; no columns.
   """
-  sums = means.of_logits(logits, target, mask=mask, labels=labels)
+  sums: dict[str, Any] = dict(
+      means.of_logits(logits, target, mask=mask, labels=labels))
   size = logits.shape[-1]
-  if labels is not None and size <= MOST_CLASSES:
+  if labels is not None and size <= MAX_CLASSES:
     truth, labelled = means.true_classes(labels, mask)
-    best = jnp.argmax(logits, axis=-1)
+    most_likely = jnp.argmax(logits, axis=-1)
     predicted, true = (
         labelled[:, None] & (number[:, None] == jnp.arange(size))
-        for number in (best, truth))
+        for number in (most_likely, truth))
     sums['f1'] = Counts(*(jnp.sum(x, axis=0, dtype=jnp.float32)
                           for x in (predicted & true, predicted, true)))
   return sums, {}
@@ -63,19 +64,19 @@ def finish(sums: dict[str, Any], columns: dict) -> dict[str, float]:
 
   Returns:
     The means, and `f1`, the mean over classes of the harmonic mean of precision
-    and recall. A class that was neither true nor predicted is left out.
+    and recall. Classes that were neither true nor predicted are left out.
   """
   del columns
   sums = dict(sums)
   counts = sums.pop('f1', None)
-  found = means.finish(sums)
+  values = means.finish(sums)
   if counts is not None:
-    found['f1'] = _macro_f1(counts)
-  return found
+    values['f1'] = _macro_f1(counts)
+  return values
 
 
 def _macro_f1(counts):
-  # 2 / (1 / precision + 1 / recall).
-  met = counts.predicted + counts.true
-  scores = 2 * counts.hits[met > 0] / met[met > 0]
+  # 2 / (1 / precision + 1 / recall) = 2 hits / (predicted + true).
+  examples = counts.predicted + counts.true
+  scores = 2 * counts.hits[examples > 0] / examples[examples > 0]
   return float(np.mean(scores)) if scores.size else float('nan')

@@ -1,4 +1,4 @@
-"""Metrics of encoders, which give a vector for each text."""
+"""Metrics of encoders, which return a vector for each text."""
 
 from typing import Optional
 
@@ -17,27 +17,28 @@ def measure(
     output: base.Embedding, target: Optional[base.Embedding], *,
     mask: jax.Array, labels: Optional[jax.Array]
 ) -> tuple[dict[str, base.LossSum], dict[str, jax.Array]]:
-  """Compares vectors with a teacher's, and those of a pair with one another.
+  """Compares vectors with a teacher's, and the vectors of a pair of texts.
 
   Args:
     output: vectors `[B, D]`, or `[B, S, D]` for S texts an example.
-    target: the teacher's, or None; of another width, it is not compared with.
+    target: the teacher's, or None; vectors of another width are ignored.
     mask: bool, `[B]` or `[B, S]`, true where a text counts.
-    labels: floating `[B]`, how alike the two texts of an example are, in any
-      unit; others, and None, are not looked at.
+    labels: floating `[B]`, scores of how alike the two texts of an example are,
+      in any unit; other labels are ignored; or None.
 
   Returns:
-    Sums: `cosine` to the teacher's vectors. Columns, of pairs with scores:
-    `similarity`, the cosine of the two texts, `score`, and `kept`, whether the
+    Sums: `cosine` with the teacher's vectors. Columns, for pairs with scores:
+    `similarity`, the cosine of the two texts; `score`; and `kept`, whether the
     example counts.
   """
   vectors = output.vectors
-  sums, columns = {}, {}
+  sums: dict[str, base.LossSum] = {}
+  columns: dict[str, jax.Array] = {}
   if target is not None and target.vectors.shape == vectors.shape:
     cosine = cosines.similarity(vectors, target.vectors)
     sums['cosine'] = masking.masked_mean(cosine, mask)
-  pairs = vectors.ndim == 3 and vectors.shape[1] == 2
-  if pairs and labels is not None and checks.are_scores(labels):
+  are_pairs = vectors.ndim == 3 and vectors.shape[1] == 2
+  if are_pairs and labels is not None and checks.are_scores(labels):
     columns = dict(
         similarity=cosines.similarity(vectors[:, 0], vectors[:, 1]),
         score=labels.astype(jnp.float32),
@@ -51,23 +52,23 @@ def finish(sums: dict[str, base.LossSum],
 
   Args:
     sums: as from `measure`, added up.
-    columns: as from `measure`, of the whole split.
+    columns: as from `measure`, for all examples of the split.
 
   Returns:
-    `cosine` and, of pairs with scores, `spearman`, the correlation of the ranks
-    of cosine and score, in which equal values share their mean rank, and
-    `pearson`, that of the values. NaN where either side has only one value.
+    `cosine` and, for pairs with scores, `spearman`, the correlation of the
+    ranks of cosine and score, where equal values share their mean rank, and
+    `pearson`, that of the values. NaN if all cosines or all scores are equal.
   """
-  found = means.finish(sums)
+  values = means.finish(sums)
   if columns:
     from scipy import stats  # Slow to import.
     similarity, score = (
         columns[name][columns['kept']].astype(np.float64)
         for name in ('similarity', 'score'))
-    found['spearman'] = _correlation(
+    values['spearman'] = _correlation(
         stats.rankdata(similarity), stats.rankdata(score))
-    found['pearson'] = _correlation(similarity, score)
-  return found
+    values['pearson'] = _correlation(similarity, score)
+  return values
 
 
 def _correlation(first, second):

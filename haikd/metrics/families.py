@@ -1,12 +1,12 @@
-"""Which metrics there are of what a network returns.
+"""Chooses metrics by the kind of a network's output.
 
-A family measures on the device, batch by batch, and finishes on the host, when
-all batches have been measured. What it measures is sums, which add up over
-batches and devices, and columns, of which every example has a row.
+A family of metrics measures on the device, batch by batch, and finishes on the
+host, after the last batch. It measures sums, which add up over batches and
+devices, and columns, which have a row for every example.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Optional
+from typing import Any, cast, NamedTuple, Optional
 
 import jax
 
@@ -28,7 +28,7 @@ class Family(NamedTuple):
   Attributes:
     measure: `(output, target, *, mask, labels) -> (sums, columns)`; see
       `measure`.
-    finish: `(sums, columns) -> {metric: float}`, of the whole split, NumPy.
+    finish: `(sums, columns) -> {metric: float}` of a split; NumPy.
   """
 
   measure: Callable[..., tuple[Any, Any]]
@@ -36,9 +36,9 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
-    name: Family(room.measure, room.finish)
-    for name, room in (('classes', classes), ('tokens', tokens),
-                       ('embeddings', embeddings))
+    name: Family(module.measure, module.finish)
+    for name, module in (('classes', classes), ('tokens', tokens),
+                         ('embeddings', embeddings))
 }
 
 
@@ -48,15 +48,15 @@ def measure(output: base.Output,
             mask: jax.Array,
             labels: Optional[jax.Array] = None,
             sizes: cutting.ChunkSizes = cutting.ChunkSizes()) -> Measured:
-  """Compares what a network returned with labels and with a teacher's.
+  """Compares a network's output with labels and with a teacher's output.
 
   Sums are additive over `B`.
 
   Args:
     output: logits `[B, V]` or `[B, N, V]` float32, or LinearLogits, or an
       Embedding.
-    target: the teacher's, or None. One of another kind is not compared with.
-    mask: bool, the leading axes of what was returned, true where it counts.
+    target: the teacher's output, or None; one of another kind is ignored.
+    mask: bool, the leading axes of the output, true where it counts.
     labels: as in `Batch`, or None.
     sizes: of the chunks in which LinearLogits are computed.
 
@@ -66,15 +66,16 @@ def measure(output: base.Output,
   name = _family(output)
   if target is not None and _family(target) != name:
     target = None
-  # Scores say nothing of logits.
+  # Scores cannot be compared with logits.
   if labels is not None and name != 'embeddings' and checks.are_scores(labels):
     labels = None
   family = FAMILIES[name]
   if isinstance(output, base.LinearLogits):
-    # What is measured of logits has no columns, and positions do not interact.
+    # Metrics of logits have no columns, and positions do not interact.
     sums = chunks.add_up(
-        lambda *sides, **others: family.measure(*sides, **others)[0],
-        output, target, mask=mask, labels=labels, sizes=sizes)
+        lambda *logits, **options: family.measure(*logits, **options)[0],
+        output, cast(Optional[base.Logits], target), mask=mask, labels=labels,
+        sizes=sizes)
     return {name: sums}, {name: {}}
   if isinstance(target, base.LinearLogits):
     target = target.materialise()
@@ -82,22 +83,22 @@ def measure(output: base.Output,
   return {name: sums}, {name: columns}
 
 
-def finish(sums: dict[str, Any], columns: dict[str,
-                                               Any]) -> dict[str, float]:
+def finish(sums: dict[str, Any],
+           columns: dict[str, Any]) -> dict[str, float]:
   """Returns the metrics of a split.
 
   Args:
     sums: as from `measure`, added up over all batches.
-    columns: as from `measure`, the rows of all batches together; NumPy.
+    columns: as from `measure`, the rows of all batches; NumPy.
 
   Returns:
-    `{metric: value}`, NaN where there is nothing to tell it from.
+    `{metric: value}`, NaN where nothing counts.
   """
-  found = {}
+  values = {}
   for name, family in FAMILIES.items():
     if name in sums:
-      found.update(family.finish(sums[name], columns[name]))
-  return found
+      values.update(family.finish(sums[name], columns[name]))
+  return values
 
 
 def _family(output):

@@ -23,37 +23,37 @@ def of_logits(logits: jax.Array, target: Optional[jax.Array], *,
     logits: `[..., V]` floating.
     target: the same shape, or None.
     mask: bool, `[...]`, true where a position counts.
-    labels: integers shaped like `mask`, -100 where there is none, or
-      probabilities shaped like `logits`, whose largest counts as the class; or
+    labels: integers shaped like `mask`, -100 where there is no label; or
+      probabilities shaped like `logits`, whose largest marks the class; or
       None.
 
   Returns:
     LossSums: with labels `accuracy` and `cross_entropy` (nats); with a teacher
-    `kl` (nats, at a temperature of 1) and `agreement` of the most likely class.
+    `kl` (nats, at temperature 1) and `agreement` on the most likely class.
   """
   sums = {}
-  best = jnp.argmax(logits, axis=-1)
+  most_likely = jnp.argmax(logits, axis=-1)
   if labels is not None:
     truth, labelled = true_classes(labels, mask)
-    hits = (best == truth).astype(jnp.float32)
+    hits = (most_likely == truth).astype(jnp.float32)
     sums['accuracy'] = masking.masked_mean(hits, labelled)
     sums['cross_entropy'] = losses.cross_entropy(
         logits, mask=mask, labels=labels)
   if target is not None:
     sums['kl'] = losses.kl_divergence(
         logits, target, mask=mask, temperature=1.0)
-    same = (best == jnp.argmax(target, axis=-1)).astype(jnp.float32)
-    sums['agreement'] = masking.masked_mean(same, mask)
+    same = most_likely == jnp.argmax(target, axis=-1)
+    sums['agreement'] = masking.masked_mean(same.astype(jnp.float32), mask)
   return sums
 
 
 def true_classes(labels: jax.Array,
                  mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Returns the class of each position, and where there is one that counts.
+  """Returns the class of each position, and where it has one that counts.
 
   Args:
-    labels: integers shaped like `mask`, -100 where there is none, or
-      probabilities with a trailing axis, whose largest counts as the class.
+    labels: integers shaped like `mask`, -100 where there is no label; or
+      probabilities with a trailing axis, whose largest marks the class.
     mask: bool, true where a position counts.
 
   Returns:
@@ -64,7 +64,7 @@ def true_classes(labels: jax.Array,
 
 
 def finish(sums: Mapping[str, base.LossSum]) -> dict[str, float]:
-  """Returns the means; NaN of nothing."""
+  """Returns the means; NaN where nothing counts."""
   return {
       name: float(total / count) if count else float('nan')
       for name, (total, count) in sums.items()

@@ -1,8 +1,8 @@
-"""How metrics are shown: in what order, under what name, how exactly."""
+"""How metrics are shown: their order, names and precision."""
 
 from typing import NamedTuple
 
-_HUGE = 1e6  # What is larger is shown with three digits and an exponent.
+_HUGE = 1e6  # Larger values are shown with three digits and an exponent.
 
 
 class Score(NamedTuple):
@@ -11,8 +11,8 @@ class Score(NamedTuple):
   Attributes:
     name: of the metric.
     title: of its column in a table.
-    digits: how many stand behind the point.
-    percent: whether it is a share, which is shown in percent.
+    digits: how many digits follow the point.
+    percent: whether it is a fraction that is shown in percent.
   """
 
   name: str
@@ -25,8 +25,8 @@ class Score(NamedTuple):
 
     Args:
       value: of the metric.
-      sign: '+' to show the sign of a positive value, too.
-      unit: whether to write the per cent sign.
+      sign: '+' to show the sign of positive values too.
+      unit: whether to write the percent sign.
     """
     value *= 100 if self.percent else 1
     if abs(value) >= _HUGE:
@@ -45,7 +45,7 @@ SCORES = (Score('accuracy', 'accuracy', 2, True),
           Score('spearman', 'Spearman'),
           Score('pearson', 'Pearson'))
 
-# What is drawn of an evaluation: the first that there is.
+# The curve of an evaluation: the first of these metrics that it has.
 CURVES = (('perplexity', 'perplexity'),
           ('spearman', "Spearman's correlation"),
           ('accuracy', 'accuracy'),

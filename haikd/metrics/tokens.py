@@ -1,4 +1,4 @@
-"""Metrics of language models, which give logits for every position."""
+"""Metrics of language models, which return logits for every position."""
 
 from typing import Optional
 
@@ -11,7 +11,7 @@ from haikd.core import base
 from haikd.core import masking
 from haikd.metrics import means
 
-_TOP = 5
+_TOP = 5  # Tokens compared by `top5_agreement`.
 
 
 def measure(
@@ -29,16 +29,16 @@ def measure(
 
   Returns:
     The LossSums of `means.of_logits` and, with a teacher, `top5_agreement`: the
-    mean share of the teacher's five most likely tokens that are among the
-    student's five, in whatever order; no columns.
+    mean fraction of the teacher's five most likely tokens that are among the
+    student's five, in any order; no columns.
   """
   sums = means.of_logits(logits, target, mask=mask, labels=labels)
   if target is not None:
     size = min(_TOP, logits.shape[-1])
-    own, wanted = (lax.top_k(x, size)[1] for x in (logits, target))
-    found = jnp.any(wanted[..., :, None] == own[..., None, :], axis=-1)
-    share = jnp.mean(found.astype(jnp.float32), axis=-1)
-    sums['top5_agreement'] = masking.masked_mean(share, mask)
+    student, teacher = (lax.top_k(x, size)[1] for x in (logits, target))
+    shared = jnp.any(teacher[..., :, None] == student[..., None, :], axis=-1)
+    fraction = jnp.mean(shared.astype(jnp.float32), axis=-1)
+    sums['top5_agreement'] = masking.masked_mean(fraction, mask)
   return sums, {}
 
 
@@ -54,8 +54,8 @@ def finish(sums: dict[str, base.LossSum], columns: dict) -> dict[str, float]:
     of equally likely tokens that would be as hard to guess.
   """
   del columns
-  found = means.finish(sums)
-  if 'cross_entropy' in found:
+  values = means.finish(sums)
+  if 'cross_entropy' in values:
     with np.errstate(over='ignore'):
-      found['perplexity'] = float(np.exp(found['cross_entropy']))
-  return found
+      values['perplexity'] = float(np.exp(values['cross_entropy']))
+  return values

@@ -1,4 +1,4 @@
-"""Tests of which layer learns from which."""
+"""Tests of pairing layers."""
 
 import pytest
 
@@ -15,7 +15,7 @@ from haikd.core import checks
     ('uniform', 4, 6, ((0, (1,)), (1, (2,)), (2, (3,)), (3, (5,)))),
     # 5/3 and 10/3 round to 2 and 3.
     ('uniform', 3, 5, ((0, (1,)), (1, (2,)), (2, (4,)))),
-    # A deeper student: 1/3 and 2/3 round to 0, which is no layer, and 1.
+    # A deeper student: 1/3 rounds to 0, which is not a layer, and 2/3 to 1.
     ('uniform', 3, 1, ((0, (0,)), (1, (0,)), (2, (0,)))),
     ('last', 4, 12, ((3, (11,)),)),
     ('pool', 2, 6, ((0, (0, 1, 2)), (1, (3, 4, 5)))),
@@ -55,18 +55,19 @@ def test_pool_takes_every_layer_of_the_teacher_once(teacher):
 
 
 @pytest.mark.parametrize('selection, match', [
-    ((0, 3), r'student layer 3, student_depth=3. Legal: 0 to 2'),
+    ((0, 3), r'^layers must exist in the student; got student layer 3, '
+     r'student_depth=3. Legal: 0 to 2'),
     (((2, 5),), r'teacher layer 5, teacher_depth=5. Legal: 0 to 4, or -5 to'),
     ((-4,), r'student layer -4, student_depth=3'),
-    ((0, 0), r'got layers=\(0, 0\), where student 0 with teacher 0'),
-    (((2, 4), (-1, -1)), 'student 2 with teacher 4 comes more than once'),
+    ((0, 0), r'got \(0, 0\), which has student 0 with teacher 0 more than'),
+    (((2, 4), (-1, -1)), 'student 2 with teacher 4 more than once'),
     ((), 'at least one layer'),
-    (2, 'must name at least one layer; got layers=2'),
-    ((0, 1.0), r'indices or pairs of them; got 1\.0'),
-    ((True,), 'got True'),
-    (((0, 1, 2),), r'got \(0, 1, 2\)'),
-    (((0, (1, 2)),), r'got \(0, \(1, 2\)\)'),
-    ('unifrom', "Did you mean 'uniform'"),
+    (2, '^layers must name at least one layer; got 2'),
+    ((0, 1.0), r'^layers must be indices or pairs of indices; got 1\.0'),
+    ((True,), 'indices; got True'),
+    (((0, 1, 2),), r'indices; got \(0, 1, 2\)'),
+    (((0, (1, 2)),), r'indices; got \(0, \(1, 2\)\)'),
+    ('unifrom', "^layers must have a known form; .* Did you mean 'uniform'"),
 ])
 def test_selection_that_cannot_be(selection, match):
   with pytest.raises(checks.ConfigError, match=match):
@@ -81,5 +82,5 @@ def test_pool_needs_a_teacher_layer_for_each():
 
 @pytest.mark.parametrize('depths', [(0, 2), (2, 0)])
 def test_nothing_captured_is_refused(depths):
-  with pytest.raises(checks.ConfigError, match='must have a layer to pair'):
+  with pytest.raises(checks.ConfigError, match='^taps must match a layer'):
     align.pair_layers(None, *depths)

@@ -1,4 +1,4 @@
-"""Tests of average pooling to a shape that is given."""
+"""Tests of average pooling to a given shape."""
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ def pool_by_loops(array, out, mode, count_pad=False):
         for block in blocks
     ]
     return [s / n for s, n in zip(sums, counts)]
-  # Each input is cut in `out` equal pieces, `size` of which make a window.
+  # Each input is cut into `out` equal pieces; a window has `size` of them.
   return np.repeat(array, out).reshape(out, size).mean(axis=1)
 
 
@@ -76,8 +76,8 @@ def test_same_by_hand(variant, shape, target, count_pad, expected):
 
 
 def test_same_pads_less_before_than_after():
-  # 10 to 3: windows of 4, one zero on each side. 9 to 2: windows of 5, the
-  # only zero behind.
+  # 10 to 3: windows of 4, one zero on each side. 9 to 2: windows of 5, one zero
+  # after the array.
   np.testing.assert_allclose(pool(count_up(10), (3,), SAME), [1, 4.5, 8])
   np.testing.assert_allclose(pool(count_up(9), (2,), SAME), [2, 6.5])
 
@@ -104,8 +104,8 @@ def test_agrees_with_windows_written_out(mode, size, out):
 
 
 def test_same_counts_the_corners_of_several_axes():
-  # [[1 2 3], [4 5 6], [7 8 9]] to 2 x 2: windows of 2, zeros behind. Without
-  # them the last window holds 9 alone; with them it is 9 / 4.
+  # [[1 2 3], [4 5 6], [7 8 9]] to 2 x 2: windows of 2, zeros after the array.
+  # The last window averages 9 alone; with the zeros its average is 9 / 4.
   array = 1 + count_up(3, 3)
   np.testing.assert_allclose(pool(array, (2, 2), SAME), [[3, 4.5], [7.5, 9]])
   np.testing.assert_allclose(
@@ -142,7 +142,7 @@ def test_adaptive_matrix_is_as_small_as_the_sizes_allow():
   jaxpr = jax.make_jaxpr(lambda x: pool(x, (2, 1536), ADAPTIVE))(
       jnp.ones((2, 4096)))
   assert [const.shape for const in jaxpr.consts] == [(8, 3)]
-  # Where a product of float32 is rounded to bfloat16 unless told otherwise.
+  # Some platforms round float32 products to bfloat16 by default.
   assert 'HIGHEST' in str(jaxpr)
 
 
@@ -163,7 +163,7 @@ def test_integers_become_float32(dtype):
 @pytest.mark.parametrize('mode, size', [(VALID, 1001), (SAME, 1001),
                                         (ADAPTIVE, 1001), (VALID, 1000)])
 def test_bfloat16_is_summed_in_float32(mode, size):
-  # A sum of ones stops at 256 in bfloat16, which would give about 1/2 here.
+  # In bfloat16 a sum of ones stops at 256, which would give about 1/2 here.
   pooled = pool(jnp.ones(size, jnp.bfloat16), (2,), mode)
   np.testing.assert_allclose(pooled.astype(jnp.float32), [1, 1], atol=0.01)
 
@@ -191,10 +191,13 @@ def test_scalar_stays():
 
 @pytest.mark.parametrize('mode', [VALID, SAME, ADAPTIVE])
 @pytest.mark.parametrize('shape, target, match', [
-    ((2,), (3,), r'target_shape\[0\]=3.*shape\[0\]=2.*Legal: 1 to 2'),
-    ((4, 2), (4, 0), r'target_shape\[1\]=0.*shape\[1\]=2.*Legal: 1 to 2'),
-    ((2,), (-1,), r'target_shape\[0\]=-1.*shape\[0\]=2.*Legal: 1 to 2'),
-    ((4,), (2, 2), r'target_shape=\(2, 2\), input_array.shape=\(4,\)'),
+    ((2,), (3,), r'must be from 1 to the size of its axis; got '
+     r'target_shape\[0\]=3, '
+     r'input_array.shape\[0\]=2. Legal: 1 to 2'),
+    ((4, 2), (4, 0), r'must be from 1 .*shape\[1\]=0.*shape\[1\]=2. Legal: 1'),
+    ((2,), (-1,), r'must be from 1 .*shape\[0\]=-1.*shape\[0\]=2. Legal: 1'),
+    ((4,), (2, 2), r'must have a size for each axis of input_array; got '
+     r'target_shape=\(2, 2\), input_array.shape=\(4,\)'),
     ((4, 4), (2,), r'target_shape=\(2,\), input_array.shape=\(4, 4\)'),
 ])
 def test_size_that_cannot_be(mode, shape, target, match):
@@ -208,7 +211,8 @@ def test_size_that_cannot_be(mode, shape, target, match):
 def test_size_that_same_cannot_reach(size, out, below, above):
   with pytest.raises(
       ValueError,
-      match=rf'target_shape\[1\]={out}.*shape\[1\]={size}.*1 to {size} are '
+      match=rf'that SAME can reach; got target_shape\[1\]={out}, '
+      rf'input_array.shape\[1\]={size}.*1 to {size} are '
       f'{below} and {above}; ADAPTIVE'):
     pool(count_up(2, size), (2, out), SAME)
 
@@ -218,6 +222,7 @@ def test_size_that_is_no_integer():
     pool(count_up(4), (2.0,))
 
 
-def test_mode_that_is_not_there():
-  with pytest.raises(ValueError, match="'FULL'. Known: VALID, SAME, ADAPTIVE"):
+def test_mode_that_does_not_exist():
+  with pytest.raises(
+      ValueError, match="must be a PaddingMode; got 'FULL'. Known: VALID"):
     pool(count_up(4), (2,), 'FULL')

@@ -51,13 +51,13 @@ def test_pool_averages_the_wider_features(wider):
   narrow, wide = random(2, 3, 2), jnp.arange(48.0).reshape(2, 3, 8)
   sides = (wide, narrow) if wider == 'student' else (narrow, wide)
   pair = align.pool(*sides, mask=jnp.ones((2, 3), bool), on='features')
-  # Blocks of four numbers in a row: their first plus 1.5.
+  # The mean of four consecutive numbers is the first plus 1.5.
   np.testing.assert_allclose(getattr(pair, wider), wide[..., ::4] + 1.5)
   assert pair.student.shape == pair.teacher.shape == (2, 3, 2)
 
 
 def test_pool_of_widths_that_do_not_divide_weighs_every_feature_alike():
-  # 3 to 2: windows of 1.5, the middle feature shared by halves.
+  # 3 to 2: windows of 1.5, which share the middle feature equally.
   pair = align.pool(
       jnp.zeros((1, 2)),
       jnp.array([[3.0, 6.0, 9.0]]),
@@ -85,8 +85,8 @@ def test_pool_of_images():
 
 @pytest.mark.parametrize('content', [0.0, 1e4, np.nan, np.inf])
 def test_pooled_positions_are_masked_averages(content):
-  # Of four positions 0, 3 and 2 count: [x0, pad | x2, x3] gives x0 and the
-  # mean of x2 and x3; a row of padding does not count.
+  # Positions 0, 2 and 3 of four count: [x0, pad | x2, x3] gives x0 and the mean
+  # of x2 and x3. A row of padding does not count.
   values = jnp.array([[1.0, content, 3.0, 7.0], [content] * 4])[..., None]
   mask = jnp.array([[True, False, True, True], [False] * 4])
   pair = align.pool(jnp.zeros((2, 2, 1)), values, mask=mask, on='features')
@@ -123,7 +123,7 @@ def test_rows_stay_distributions_where_sizes_do_not_divide(positions, heads):
   sums = np.asarray(pair.teacher.sum(-1))
   valid = np.broadcast_to(np.asarray(pair.mask)[:, None], sums.shape)
   np.testing.assert_allclose(sums[valid], 1, rtol=1e-5)
-  if positions < 7:  # Else positions, and their mask, are left as they were.
+  if positions < 7:  # Otherwise positions and mask stay as they were.
     assert not sums[~valid].any()
 
 
@@ -184,13 +184,15 @@ def test_logits_pass_as_they_are(aligner):
 def test_vocabularies_must_agree(aligner):
   with pytest.raises(
       checks.ConfigError,
-      match=r'student\.shape=\(2, 5\), teacher\.shape=\(2, 8\), 3 classes '
-      'apart. Give the student the teacher'):
+      match=r'^student and teacher must have the same vocabulary; got '
+      r'student\.shape=\(2, 5\), teacher\.shape=\(2, 8\), which differ by 3 '
+      'classes. Give the student the teacher'):
     aligner(random(2, 5), random(2, 8), mask=BOTH, on='logits')
 
 
 def test_logits_must_have_the_same_positions():
-  with pytest.raises(checks.ConfigError, match='at the same positions'):
+  with pytest.raises(checks.ConfigError, match='^student and teacher must have '
+                     'logits at the same positions'):
     align.pool(random(2, 3, 5), random(2, 4, 5), mask=BOTH, on='logits')
 
 
@@ -223,14 +225,15 @@ def test_rank_and_batch_must_agree(aligner, shapes):
 
 @pytest.mark.parametrize('mask_shape', [(2, 4), (2, 5), (3,)])
 def test_mask_must_cover_the_longer_side(mask_shape):
-  with pytest.raises(checks.ConfigError, match='the side that has more'):
+  with pytest.raises(
+      checks.ConfigError, match='^mask must have the leading axes'):
     align.pool(
         random(2, 4, 3), random(2, 8, 3), mask=jnp.ones(mask_shape, bool),
         on='features')
 
 
 def test_maps_must_be_maps():
-  with pytest.raises(checks.ConfigError, match=r'maps \[B, H, N, N\]; got'):
+  with pytest.raises(checks.ConfigError, match=r'must be maps \[B, H, N, N\]'):
     align.pool(random(2, 4, 4), random(2, 4, 4), mask=BOTH, on='attention')
 
 
@@ -300,11 +303,12 @@ def test_padding_of_a_shorter_student_does_not_reach_what_is_learned():
 
 @pytest.mark.parametrize('on', ['logits', 'attention'])
 def test_project_is_for_features(on):
-  with pytest.raises(checks.ConfigError, match=f"got on='{on}'. Use align="):
+  with pytest.raises(checks.ConfigError, match=f"a loss on '{on}'. Use align="):
     align.project(random(2, 4), random(2, 6), mask=BOTH, on=on)
 
 
 def test_project_wants_a_mask_of_positions():
-  with pytest.raises(checks.ConfigError, match='leave the axis of'):
+  with pytest.raises(
+      checks.ConfigError, match='^mask must not have the axis of'):
     align.project(
         random(2, 4), random(2, 6), mask=jnp.ones((2, 6), bool), on='features')

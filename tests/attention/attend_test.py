@@ -1,4 +1,4 @@
-"""Tests of attention in blocks, against maps that are whole."""
+"""Tests of attention in blocks, against materialised maps."""
 
 import haiku as hk
 import jax
@@ -22,18 +22,18 @@ def draw(groups=2, batch=B, length=N):
           for x in shapes]
 
 
-def whole(masks, allowed):
-  return lambda *x: _whole(masks, allowed, *x)
+def materialised(masks, allowed):
 
+  def attend(query, key, value):
+    maps = masks.by_hand(query, key, allowed)
+    value = jnp.repeat(value, H // value.shape[2], axis=2)
+    return jnp.einsum('bhnm,bmhe->bnhe', maps, value)
 
-def _whole(masks, allowed, query, key, value):
-  maps = masks.by_hand(query, key, allowed)
-  value = jnp.repeat(value, H // value.shape[2], axis=2)
-  return jnp.einsum('bhnm,bmhe->bnhe', maps, value)
+  return attend
 
 
 def results(function, arguments, weights):
-  """Returns what a function gives, and the gradients of its weighted sum."""
+  """Returns a function's outputs, and the gradients of their weighted sum."""
 
   def total(*arguments):
     outputs = function(*arguments)
@@ -55,15 +55,15 @@ def in_blocks(mask):
 
 
 @pytest.mark.parametrize('name', MASKS)
-def test_blocks_give_what_whole_maps_give(name, small_blocks, masks):
+def test_blocks_agree_with_materialised_maps(name, small_blocks, masks):
   mask, real, allowed = masks.MASKS[name]
   *arguments, weights = draw()
-  if real is not None:  # What a query in padding gives is not to be used.
+  if real is not None:  # Outputs at padding must not be used.
     weights *= real[..., None, None]
-  found = results(in_blocks(mask), arguments, weights)
-  expected = results(whole(masks, allowed), arguments, weights)
+  got = results(in_blocks(mask), arguments, weights)
+  expected = results(materialised(masks, allowed), arguments, weights)
   keep = 1 if real is None else real[..., None, None]
-  assert_close((found[0] * keep, found[1]), (expected[0] * keep, expected[1]))
+  assert_close((got[0] * keep, got[1]), (expected[0] * keep, expected[1]))
 
 
 @pytest.mark.parametrize('groups', (1, 4))
@@ -71,18 +71,18 @@ def test_key_heads_serve_their_query_heads(groups, masks):
   mask, _, allowed = masks.MASKS['causal']
   *arguments, weights = draw(groups)
   assert_close(results(in_blocks(mask), arguments, weights),
-               results(whole(masks, allowed), arguments, weights))
+               results(materialised(masks, allowed), arguments, weights))
 
 
 def test_queries_and_keys_may_differ_in_number(small_blocks, masks):
   (query, _, _, weights), (_, key, value, _) = draw(), draw(length=9)
   allowed = masks.DRAWN[:, :1, :, :9]
-  found = results(in_blocks(jnp.asarray(allowed)), (query, key, value), weights)
-  assert_close(found, results(whole(masks, allowed), (query, key, value),
-                              weights))
+  got = results(in_blocks(jnp.asarray(allowed)), (query, key, value), weights)
+  assert_close(got, results(materialised(masks, allowed), (query, key, value),
+                            weights))
 
 
-def test_query_that_looks_at_no_key_gives_0_and_has_no_gradient(
+def test_query_that_attends_to_no_key_gives_0_and_has_no_gradient(
     small_blocks, masks):
   allowed = np.ones((N, N), bool)
   allowed[7] = False
@@ -94,23 +94,23 @@ def test_query_that_looks_at_no_key_gives_0_and_has_no_gradient(
 
 
 @pytest.mark.parametrize('dtype', (jnp.bfloat16, jnp.float16))
-def test_sums_of_halves_are_made_in_float32(dtype, small_blocks, masks):
+def test_half_precision_is_summed_in_float32(dtype, small_blocks, masks):
   mask, _, allowed = masks.MASKS['causal']
   *arguments, weights = draw()
   arguments = [x.astype(dtype) for x in arguments]
-  found = results(in_blocks(mask), arguments, weights)
-  assert all(x.dtype == dtype for x in jax.tree.leaves(found))
-  expected = results(whole(masks, allowed),
+  got = results(in_blocks(mask), arguments, weights)
+  assert all(x.dtype == dtype for x in jax.tree.leaves(got))
+  expected = results(materialised(masks, allowed),
                      [x.astype(jnp.float32) for x in arguments], weights)
-  assert_close(jax.tree.map(np.float32, found), expected, 0.03, 0.05)
+  assert_close(jax.tree.map(np.float32, got), expected, 0.03, 0.05)
 
 
-def test_eager_is_as_compiled(small_blocks, masks):
+def test_eager_agrees_with_compiled(small_blocks, masks):
   mask, _, allowed = masks.MASKS['right']
   *arguments, _ = draw()
-  found = in_blocks(mask)(*arguments)
-  expected = whole(masks, allowed)(*arguments)
-  assert_close(found[masks.RIGHT], expected[masks.RIGHT])
+  got = in_blocks(mask)(*arguments)
+  expected = materialised(masks, allowed)(*arguments)
+  assert_close(got[masks.RIGHT], expected[masks.RIGHT])
 
 
 def test_on_eight_devices_with_heads_split_by_the_compiler(
@@ -136,7 +136,8 @@ def test_on_eight_devices_with_heads_split_by_the_compiler(
   outputs, gradients = results(
       lambda *x: sharded(jnp.asarray(real), *x), list(map(split, arguments)),
       weights)
-  expected, by_hand = results(whole(masks, allowed), arguments, weights)
+  expected, by_hand = results(
+      materialised(masks, allowed), arguments, weights)
   assert_close((outputs[real], gradients), (expected[real], by_hand))
 
 
@@ -149,7 +150,7 @@ def test_keys_may_be_the_same_on_all_devices(masks):
   sharded = jax.shard_map(
       in_blocks(None), mesh=mesh, in_specs=(P('fsdp'), P(), P()),
       out_specs=P('fsdp'))
-  repeated = lambda query, *others: whole(masks, np.ones((N, N), bool))(
+  repeated = lambda query, *others: materialised(masks, np.ones((N, N), bool))(
       query, *(jnp.repeat(x, 8, axis=0) for x in others))
   assert_close(results(sharded, (query, *one), weights),
                results(repeated, (query, *one), weights))
@@ -158,7 +159,7 @@ def test_keys_may_be_the_same_on_all_devices(masks):
 @pytest.mark.parametrize('loop', (False, True))
 @pytest.mark.parametrize('remat', (False, True))
 def test_mask_is_carried_out_of_haiku_loops(loop, remat, masks):
-  """As capture does it: in the state, with a window for each layer."""
+  """In the Haiku state, as capture does it, with a window for each layer."""
   real = jnp.asarray(masks.RIGHT)
   windows = np.array([2, 5], np.int32)
 
@@ -178,9 +179,9 @@ def test_mask_is_carried_out_of_haiku_loops(loop, remat, masks):
   x = draw()[0]
   net = hk.transform_with_state(network)
   _, state = jax.jit(net.apply)({}, {}, None, x)
-  (found,), = (module.values() for module in state.values())
-  assert found.mask.causal
-  np.testing.assert_array_equal(found.mask.window,
+  (query_key,), = (module.values() for module in state.values())
+  assert query_key.mask.causal
+  np.testing.assert_array_equal(query_key.mask.window,
                                 windows if loop else windows[0])
 
 

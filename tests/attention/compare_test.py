@@ -1,4 +1,4 @@
-"""Tests of losses in blocks of maps, against maps that are whole."""
+"""Tests of losses on blocks of maps, against materialised maps."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def draw(heads, groups=None, seed=0):
 
 
 def pooled(maps, heads):
-  """Averages neighbouring heads by area, one output after the other."""
+  """Averages adjacent heads by area, one output at a time."""
   size = maps.shape[1] / heads
   outputs = []
   for i in range(heads):
@@ -35,7 +35,7 @@ def pooled(maps, heads):
 
 
 def cosines(student, teacher, real):
-  """Sums 1 - cos over the rows of real queries that look at a key."""
+  """Sums 1 - cos over the rows of real queries that attend to a key."""
   keep = real[:, None, :, None] & real[:, None, None]
   student, teacher = student * keep, teacher * keep
   squares = (student**2).sum(-1) * (teacher**2).sum(-1)
@@ -52,7 +52,7 @@ def absolute(student, teacher, real):
 
 
 def in_blocks(loss, student, teachers, masks, real, heads):
-  """Evaluates a loss as the objective does: what is lazy is aligned first."""
+  """Evaluates a loss as the objective does: it aligns lazy maps first."""
   allowed, teacher_allowed = masks
 
   def run(student, teachers):
@@ -68,7 +68,7 @@ def in_blocks(loss, student, teachers, masks, real, heads):
       student, teachers)
 
 
-def whole(masks, loss, student, teachers, allowed, real, heads):
+def materialised(masks, loss, student, teachers, allowed, real, heads):
   allowed, teacher_allowed = allowed
 
   def run(student, teachers):
@@ -93,10 +93,10 @@ def check(masks, names, heads, loss=None, by_hand=cosines, count=1,
   student = draw(heads[0], groups)
   teachers = tuple(draw(heads[1], seed=1 + i) for i in range(count))
   arguments = student, teachers
-  found = in_blocks(loss or haikd.losses.attention_transfer, *arguments,
-                    (mask, teacher_mask), real, min(heads))
-  assert_close(found, whole(masks, by_hand, *arguments,
-                            (allowed, teacher_allowed), real, min(heads)))
+  got = in_blocks(loss or haikd.losses.attention_transfer, *arguments,
+                  (mask, teacher_mask), real, min(heads))
+  assert_close(got, materialised(masks, by_hand, *arguments,
+                                 (allowed, teacher_allowed), real, min(heads)))
 
 
 @pytest.mark.parametrize('names, heads', (
@@ -112,7 +112,7 @@ def check(masks, names, heads, loss=None, by_hand=cosines, count=1,
     (('shared_array', 'causal'), (2, 4)),
     (('numpy_array', 'numpy_array'), (4, 4)),
 ))
-def test_blocks_give_what_whole_maps_give(names, heads, small_blocks, masks):
+def test_blocks_agree_with_materialised_maps(names, heads, small_blocks, masks):
   check(masks, names, heads)
 
 
@@ -128,7 +128,7 @@ def test_several_teacher_layers_are_averaged(small_blocks, masks):
   check(masks, ('right', 'right'), (2, 4), count=2)
 
 
-def test_loss_of_a_plugin_comes_in_blocks(small_blocks, masks):
+def test_loss_of_a_plugin_gets_blocks(small_blocks, masks):
   shapes = []
   with registry.losses.temporary():
 
@@ -139,7 +139,7 @@ def test_loss_of_a_plugin_comes_in_blocks(small_blocks, masks):
       return haikd.masked_mean(jnp.swapaxes(error, 1, 2), mask)
 
   check(masks, ('right', 'right'), (2, 4), absolute_maps, absolute)
-  # The first is of the count, which takes the maps' shape and no values.
+  # The first call is for the count, which needs the maps' shape only.
   assert shapes[0] == (B, 2, N, N) and {x[1:3] for x in shapes[1:]} == {(2, 4)}
 
 
@@ -174,7 +174,7 @@ def test_loss_by_head_gets_no_more_heads_than_are_pooled(
   assert {x[:3] for x in shapes[1:]} == {(1, apart, 4)}
 
 
-def test_loss_that_is_not_additive_gets_whole_maps(small_blocks):
+def test_loss_that_is_not_additive_gets_materialised_maps(small_blocks):
   shapes = []
   with registry.losses.temporary():
 
@@ -193,7 +193,7 @@ def test_loss_that_is_not_additive_gets_whole_maps(small_blocks):
     ('right', False),
     ('right', True),
     ('left', True),
-    ('none', False),  # Once aligned, only the network's own mask is known.
+    ('none', False),  # Aligned maps only have the network's mask.
 ))
 def test_padding_reaches_nothing(name, aligned, content, small_blocks, masks):
   real = jnp.asarray(masks.LEFT if name == 'left' else masks.RIGHT)
@@ -212,33 +212,33 @@ def test_padding_reaches_nothing(name, aligned, content, small_blocks, masks):
     return tuple(jnp.where(real[..., None, None], x, content) for x in pair)
 
   sides = draw(2), draw(2, seed=1)
-  found = loss(*(fill(x, content) for x in sides))
+  got = loss(*(fill(x, content) for x in sides))
   expected = loss(*(fill(x, 0.0) for x in sides))
-  jax.tree.map(np.testing.assert_array_equal, found, expected)
-  assert np.isfinite(found[0]) and found[1][0].any()
+  jax.tree.map(np.testing.assert_array_equal, got, expected)
+  assert np.isfinite(got[0]) and got[1][0].any()
 
 
 def test_mask_of_examples_counts_all_their_queries(small_blocks):
   student, teacher = (base.QueryKey(*draw(2, seed=i)) for i in range(2))
   loss = haikd.losses.attention_transfer
-  found = loss(student, teacher, mask=jnp.array([True, False, True]))
+  got = loss(student, teacher, mask=jnp.array([True, False, True]))
   keep = jnp.array([0, 2])
   expected = loss(*(x.materialise()[keep] for x in (student, teacher)),
                   mask=jnp.ones(2, bool))
-  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
-def test_gradient_of_half_precision_is_made_in_float32(small_blocks):
+def test_gradient_of_half_precision_is_computed_in_float32(small_blocks):
   halves = [jax.tree.map(lambda x: x.astype(jnp.bfloat16), draw(2, seed=i))
             for i in range(2)]
   real = jnp.ones((B, N), bool)
   loss = lambda student, teacher: haikd.losses.attention_transfer(
       base.QueryKey(*student), base.QueryKey(*teacher), mask=real).total
-  found = jax.jit(jax.value_and_grad(loss))(*halves)
-  assert found[1][0].dtype == jnp.bfloat16
+  got = jax.jit(jax.value_and_grad(loss))(*halves)
+  assert got[1][0].dtype == jnp.bfloat16
   singles = jax.tree.map(lambda x: x.astype(jnp.float32), halves)
   expected = jax.jit(jax.value_and_grad(loss))(*singles)
-  assert_close(jax.tree.map(np.float32, found), expected, 0.02, 0.02)
+  assert_close(jax.tree.map(np.float32, got), expected, 0.02, 0.02)
 
 
 def test_on_eight_devices(small_blocks, masks):
@@ -267,7 +267,7 @@ def test_on_eight_devices(small_blocks, masks):
                jax.jit(jax.value_and_grad(total))(*arguments))
 
 
-def test_nothing_is_computed_again_when_the_gradient_comes_back(small_blocks):
+def test_backward_pass_recomputes_nothing(small_blocks):
   real = jnp.ones((B, N), bool)
   loss = lambda student: haikd.losses.attention_transfer(
       base.QueryKey(*student), base.QueryKey(*draw(2, seed=1)), mask=real).total
@@ -278,7 +278,8 @@ def test_nothing_is_computed_again_when_the_gradient_comes_back(small_blocks):
 @pytest.mark.parametrize('options', (
     dict(on='attention'), dict(on='logits', additive=True)))
 def test_only_additive_losses_on_maps_are_by_head(options):
-  with pytest.raises(checks.ConfigError, match='by_head must be additive'):
+  with pytest.raises(
+      checks.ConfigError, match='^by_head=True must come with additive=True'):
 
     @haikd.register_loss(by_head=True, **options)
     def anything(student, teacher, *, mask):

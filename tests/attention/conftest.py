@@ -1,4 +1,4 @@
-"""Masks, each told by rules and once more written out by hand."""
+"""Attention masks, each given by rules and as an array."""
 
 import sys
 
@@ -14,7 +14,8 @@ LENGTHS = np.array([N, 5, 14])
 RIGHT = np.arange(N) < LENGTHS[:, None]  # Where a position is real.
 LEFT = RIGHT[:, ::-1]
 SEGMENTS = np.where(RIGHT, 1 + np.arange(N) // 6, 0)
-BEHIND = np.arange(N)[:, None] - np.arange(N)  # Of a key, from its query.
+# How many positions a key lies behind its query.
+BEHIND = np.arange(N)[:, None] - np.arange(N)
 DRAWN = np.random.default_rng(5).random((B, H, N, N)) < 0.3
 
 
@@ -23,7 +24,7 @@ def rules(real=None, segments=None, **options):
   return attention_mask.AttentionMask(*arrays, **options)
 
 
-# By name: the mask, where positions are real, and what it is as an array.
+# {name: (mask, which positions are real, the mask as an array)}.
 MASKS = dict(
     none=(None, None, np.ones((N, N), bool)),
     causal=(rules(causal=True), None, BEHIND >= 0),
@@ -46,7 +47,7 @@ MASKS = dict(
 
 
 def by_hand(query, key, allowed):
-  """Returns whole maps, `[B, H, N, M]`; rows without a key are 0."""
+  """Returns materialised maps, `[B, H, N, M]`; rows without a key are 0."""
   key = jnp.repeat(key, query.shape[2] // key.shape[2], axis=2)
   scores = jnp.einsum('bnhk,bmhk->bhnm', query, key)
   weights = jnp.exp(scores) * allowed
@@ -56,14 +57,14 @@ def by_hand(query, key, allowed):
 
 @pytest.fixture
 def masks():
-  """Gives what stands here to the tests."""
+  """Gives the contents of this module to tests."""
   return sys.modules[__name__]
 
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-  """Cuts even small maps into blocks: of one example and 4 rows."""
-  monkeypatch.setattr(blocks, '_ROWS', 4)
-  monkeypatch.setattr(blocks, '_ENOUGH', dict(cpu=1))
-  monkeypatch.setattr(blocks, '_MOST', dict(cpu=1))
-  monkeypatch.setattr(blocks, '_ELSEWHERE', 1)
+  """Cuts even small maps into blocks, of one example and 4 rows."""
+  monkeypatch.setattr(blocks, '_MIN_ROWS', 4)
+  monkeypatch.setattr(blocks, '_CAUSAL_BYTES', dict(cpu=1))
+  monkeypatch.setattr(blocks, '_MAX_BYTES', dict(cpu=1))
+  monkeypatch.setattr(blocks, '_ACCELERATOR_BYTES', 1)

@@ -1,4 +1,4 @@
-"""Cases in which a block could go wrong unseen: rules, sizes, weights."""
+"""Tests of cases in which wrong blocks might go unnoticed."""
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def rule(**options):
   return attention_mask.AttentionMask(None, None, **options)
 
 
-def looks_of(window=N):
+def causal_map(window=N):
   return (BEHIND >= 0) & (BEHIND < window)
 
 
@@ -47,19 +47,19 @@ def squares(student, teacher, *, mask):
   return haikd.masked_mean(jnp.swapaxes(values, 1, 2), mask)
 
 
-def assert_close(got, wanted):
+def assert_close(got, expected):
   jax.tree.map(
       lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), got,
-      wanted)
+      expected)
 
 
 @pytest.mark.parametrize('rules, allowed, weight', [
-    ((dict(causal=True),) * 2, (looks_of(),) * 2, 3.0),
+    ((dict(causal=True),) * 2, (causal_map(),) * 2, 3.0),
     ((dict(causal=True, window=2), dict(causal=True, window=6)),
-     (looks_of(2), looks_of(6)), 1.0),
-    ((dict(causal=True), dict(causal=False)), (looks_of(), EVERYWHERE), 1.0),
+     (causal_map(2), causal_map(6)), 1.0),
+    ((dict(causal=True), dict(causal=False)), (causal_map(), EVERYWHERE), 1.0),
 ], ids=['weight', 'windows', 'causal and not'])
-def test_sides_that_look_differently(small_blocks, rules, allowed, weight):
+def test_sides_with_different_masks(small_blocks, rules, allowed, weight):
   student, teacher = make(0), make(1)
 
   def ours(student, teacher):
@@ -73,17 +73,17 @@ def test_sides_that_look_differently(small_blocks, rules, allowed, weight):
     one, other = (maps_by_hand(*x, y) for x, y in zip(sides, allowed))
     return weight * jnp.sum(jnp.square(one - other))
 
-  got, wanted = (
+  got, expected = (
       jax.value_and_grad(function, (0, 1))(student, teacher)
       for function in (ours, by_hand))
-  assert_close(got, wanted)
+  assert_close(got, expected)
 
 
 def test_window_that_ends_right_behind_a_block(small_blocks):
   query, key = make(0)
   got = attention.attend(
       base.QueryKey(query, key, rule(causal=True, window=6)), key)
-  assert_close(got, outputs_by_hand(query, key, key, looks_of(6)))
+  assert_close(got, outputs_by_hand(query, key, key, causal_map(6)))
 
 
 def test_large_scores_do_not_overflow():
@@ -93,12 +93,12 @@ def test_large_scores_do_not_overflow():
 
 
 @pytest.mark.parametrize('platform, options, expected', (
-    # On CPU causal blocks hold one example unless it is small.
+    # On CPU a causal block holds one example, unless examples are small.
     ('cpu', dict(), (1, 128)),
     ('cpu', dict(window=128), (1, 64)),
     ('cpu', dict(queries=256, keys=256, heads=1), (2, 64)),
     ('cpu', dict(queries=4096, keys=4096, heads=8), (1, 64)),
-    # Of what is whole, 8 MiB are one block.
+    # Maps that are not causal make one block up to 8 MiB.
     ('cpu', dict(causal=False, queries=128, keys=128), (8, 128)),
     ('cpu', dict(causal=False), (1, 512)),
     ('cpu', dict(causal=False, queries=256, keys=256, batch=64), (8, 256)),
@@ -114,8 +114,8 @@ def test_size_of_blocks(platform, options, expected, compiled_for):
 
 
 def test_block_may_hold_two_of_four_examples(monkeypatch):
-  monkeypatch.setattr(blocks, '_ROWS', 4)
-  monkeypatch.setattr(blocks, '_ENOUGH', dict(cpu=2 * 4 * 2 * N * 4))
+  monkeypatch.setattr(blocks, '_MIN_ROWS', 4)
+  monkeypatch.setattr(blocks, '_CAUSAL_BYTES', dict(cpu=2 * 4 * 2 * N * 4))
   cut = blocks.cut(4, 2, N, N, causal=True, window=None, rows_of_loop=512)
   assert cut.examples == 2
   (query, key), (value, _) = make(0, batch=4), make(2, batch=4)
@@ -125,15 +125,15 @@ def test_block_may_hold_two_of_four_examples(monkeypatch):
     return jnp.sum(attention.attend(maps, value)**2)
 
   def by_hand(*arrays):
-    return jnp.sum(outputs_by_hand(*arrays, looks_of())**2)
+    return jnp.sum(outputs_by_hand(*arrays, causal_map())**2)
 
-  got, wanted = (
+  got, expected = (
       jax.value_and_grad(function, (0, 1, 2))(query, key, value)
       for function in (ours, by_hand))
-  assert_close(got, wanted)
+  assert_close(got, expected)
 
 
-def test_block_of_padding_is_left_out(small_blocks):
+def test_block_of_padding_is_skipped(small_blocks):
   query, key = make(0)
   real = jnp.asarray(np.arange(N) < 5)[None]
   mask = attention_mask.AttentionMask(real, None, causal=True)

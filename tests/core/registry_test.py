@@ -173,7 +173,7 @@ def test_plugin_that_cannot_be_imported_is_refused(
 ))
 def test_function_with_other_parameters_is_no_loss(function):
   before = haikd.loss_names()
-  match = (r'losses.register_loss: a loss must take student, teacher, .*; got '
+  match = (r'a loss must take student, teacher, .*; got '
            r'<lambda>\(.*\) of .*registry_test. Write')
   with pytest.raises(checks.ConfigError, match=match):
     haikd.register_loss(on='logits')(function)

@@ -181,5 +181,5 @@ def test_every_mesh_with_every_remat(model, mesh, scan, remat):
 
 @pytest.mark.parametrize('model', MODELS)
 def test_microbatches_on_a_mesh(model, monkeypatch):
-  monkeypatch.setattr(cutting, '_LOGITS_OF_GROUP', 2 * VOCABULARY)
+  monkeypatch.setattr(cutting, '_MAX_LOGITS_IN_GROUP', 2 * VOCABULARY)
   check(model, (2, 2, 2), True, 'gathers', microbatches=2)

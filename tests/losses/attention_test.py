@@ -19,7 +19,7 @@ def random_maps(seed, shape=(2, 3, 4, 4)):
 
 
 def cosine_distances(student, teacher, mask):
-  """Sum over valid queries and heads, one by one, in float64."""
+  """Sums over valid queries and heads, one by one, in float64."""
   total = 0.0
   for b, h, n in np.ndindex(student.shape[:3]):
     if mask[b, n]:
@@ -81,7 +81,7 @@ def test_mask_of_examples_counts_every_query():
 
 
 def test_causal_maps_padded_on_the_left_have_rows_without_a_key(variant):
-  # Queries 0 and 1 are padding and, looking back, see no valid key either.
+  # Queries 0 and 1 are padding, and no valid key precedes them.
   causal = jnp.tril(jnp.ones((4, 4)))
   student, teacher = random_maps(0) * causal, random_maps(1) * causal
   mask = jnp.array([[False, False, True, True]] * 2)
@@ -99,7 +99,7 @@ def test_causal_maps_padded_on_the_left_have_rows_without_a_key(variant):
 
 
 @pytest.mark.parametrize('side', ['student', 'teacher', 'both'])
-def test_query_that_looks_at_no_valid_key_adds_nothing(variant, side):
+def test_query_that_attends_to_no_valid_key_adds_nothing(variant, side):
   maps = dict(student=random_maps(0), teacher=random_maps(1))
   mask = np.ones((2, 4), bool)
   rest = np.delete(np.arange(4), 1)
@@ -119,14 +119,14 @@ def test_query_that_looks_at_no_valid_key_adds_nothing(variant, side):
   (total, count), grads = jax.value_and_grad(
       loss, (0, 1), has_aux=True)(*maps.values())
   np.testing.assert_allclose(total, expected, rtol=1e-5)
-  assert count == 2 * 4 * 3  # The count is the mask's alone.
+  assert count == 2 * 4 * 3  # The count depends on the mask only.
   for grad in grads:
     assert np.isfinite(grad).all() and not grad[:, :, 1].any()
 
 
 def test_gradient_descends_to_the_teacher():
-  # At a distance of 45 degrees: d(1 - cos)/ds = (s cos/|s| - t/|t|)/|s|, for
-  # s = (1, 0), t = (1, 1): (1/sqrt 2 - 1/sqrt 2, -1/sqrt 2).
+  # d(1 - cos)/ds = (s cos/|s| - t/|t|)/|s|. At 45 degrees, for s = (1, 0) and
+  # t = (1, 1), this is (1/sqrt 2 - 1/sqrt 2, -1/sqrt 2).
   student = jnp.array([[[[1.0, 0.0], [0.0, 1.0]]]])
   teacher = jnp.array([[[[0.5, 0.5], [0.0, 1.0]]]])
   grad = jax.grad(lambda s: losses.attention_transfer(

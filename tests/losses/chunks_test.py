@@ -1,6 +1,6 @@
-"""Losses of logits that are never whole, against the same of whole ones.
+"""Tests of losses on chunks of logits, against materialised logits.
 
-The reference materialises everything and is differentiated by JAX; its losses
+The reference materialises everything and is differentiated by JAX. Its losses
 are written out here.
 """
 
@@ -20,7 +20,7 @@ from haikd.losses import cutting
 
 B, N, V, D, E = 3, 50, 37, 8, 12  # Widths D of the student, E of the teacher.
 T, WEIGHTS = 2.0, (0.9, 0.1)
-# 16 positions to a chunk, which does not divide 150.
+# A chunk has 16 positions, which does not divide 150.
 SIZES = cutting.ChunkSizes(chunk_bytes=16 * V * 4)
 
 
@@ -48,7 +48,7 @@ def mask_of(kind):
 
 
 def by_hand(student, teacher, mask, labels, temperature=T, weights=WEIGHTS):
-  """Returns the weighted sum of two losses of whole logits."""
+  """Returns the weighted sum of two losses on materialised logits."""
   clean = lambda x: jnp.where(mask[..., None], x, 0.0)
 
   def logits(side):
@@ -87,9 +87,9 @@ def in_chunks(student, teacher, mask, labels, sizes=SIZES, weights=WEIGHTS,
       sizes=sizes)[0]
 
 
-def assert_close(got, wanted, rtol=1e-5):
-  """To `rtol` of the largest number of each array."""
-  for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+def assert_close(got, expected, rtol=1e-5):
+  """Compares to within `rtol` of the largest value of each array."""
+  for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
     largest = float(jnp.max(jnp.abs(y)))
     np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol * largest)
 
@@ -97,17 +97,17 @@ def assert_close(got, wanted, rtol=1e-5):
 def check(kind, compiled=lambda function: function, **options):
   student, teacher, labels = make(**options)
   mask = mask_of(kind)
-  got, wanted = (
+  got, expected = (
       compiled(jax.value_and_grad(function, (0, 1)))(
           student, teacher, mask, labels) for function in (in_chunks, by_hand))
-  assert_close(got, wanted)
+  assert_close(got, expected)
 
 
 @pytest.mark.parametrize('kind, compiled', [
     *((kind, jax.jit) for kind in (
         'none', 'right', 'left', 'scattered', 'row', 'all')),
     ('right', lambda function: function)])
-def test_value_and_gradient_are_those_of_whole_logits(kind, compiled):
+def test_value_and_gradient_are_those_of_materialised_logits(kind, compiled):
   check(kind, compiled)
 
 
@@ -119,7 +119,7 @@ def test_bias_scale_and_cap_of_logits_have_their_gradients(options):
 
 
 @pytest.mark.parametrize('rows', [1, 7, 150, 1000])
-def test_any_size_of_chunks_gives_the_same(rows):
+def test_result_does_not_depend_on_the_size_of_chunks(rows):
   student, teacher, labels = make()
   mask = mask_of('right')
   sizes = cutting.ChunkSizes(rows * V * 4)
@@ -133,13 +133,13 @@ def test_tied_table_has_the_sum_of_both_gradients():
   mask = mask_of('right')
 
   def tied(function, table):
-    own = base.LinearLogits(jnp.tanh(table[tokens]), table.T)
-    return function(own, teacher, mask, labels)
+    student = base.LinearLogits(jnp.tanh(table[tokens]), table.T)
+    return function(student, teacher, mask, labels)
 
-  got, wanted = (
+  got, expected = (
       jax.grad(functools.partial(tied, function))(student.kernel.T)
       for function in (in_chunks, by_hand))
-  assert_close(got, wanted)
+  assert_close(got, expected)
 
 
 def test_bfloat16_is_summed_in_float32():
@@ -150,27 +150,27 @@ def test_bfloat16_is_summed_in_float32():
   assert value.dtype == jnp.float32
   assert gradient.kernel.dtype == gradient.hidden.dtype == jnp.bfloat16
   wide = jax.tree.map(lambda x: x.astype(jnp.float32), (student, teacher))
-  wanted = jax.value_and_grad(by_hand)(*wide, mask, labels)
-  assert_close(value, wanted[0])
-  # bfloat16 has 8 bits: 2^-9 from rounding products, as much from the result.
-  assert_close(gradient, wanted[1], rtol=2**-7)
+  expected = jax.value_and_grad(by_hand)(*wide, mask, labels)
+  assert_close(value, expected[0])
+  # bfloat16 has 8 bits: rounding products gives 2^-9, rounding results as much.
+  assert_close(gradient, expected[1], rtol=2**-7)
 
 
-def test_float16_gradients_of_a_mean_over_many_do_not_vanish():
+def test_float16_gradients_of_a_large_mean_do_not_vanish():
   student, teacher, labels = make(dtype=jnp.float16)
   mask = mask_of('none')
-  tiny = jnp.array(WEIGHTS) * 1e-7  # Below what float16 can tell from 0.
+  tiny = jnp.array(WEIGHTS) * 1e-7  # Gradients would round to 0 in float16.
 
   def scaled(student):
     return 1e7 * in_chunks(student, teacher, mask, labels, weights=tiny)
 
   wide = jax.tree.map(lambda x: x.astype(jnp.float32), (student, teacher))
-  wanted = jax.grad(by_hand)(*wide, mask, labels)
-  assert_close(jax.grad(scaled)(student), wanted, rtol=5e-3)
+  expected = jax.grad(by_hand)(*wide, mask, labels)
+  assert_close(jax.grad(scaled)(student), expected, rtol=5e-3)
 
 
 @pytest.mark.parametrize('bad', [jnp.nan, jnp.inf])
-def test_what_stands_behind_the_mask_changes_no_bit(bad):
+def test_values_behind_the_mask_change_no_bit(bad):
   student, teacher, labels = make()
   mask = mask_of('right')
   spoil = lambda x: x._replace(
@@ -203,14 +203,14 @@ def test_sums_are_those_of_each_loss():
   mask = mask_of('right')
   _, sums = chunks.weighted((soft, hard), jnp.ones(2), student, teacher,
                             mask=mask, labels=labels, sizes=SIZES)
-  for loss, found in zip(((1, 0), (0, 1)), sums):
-    wanted = by_hand(student, teacher, mask, labels, weights=loss)
-    np.testing.assert_allclose(found.total, wanted, rtol=1e-5)
-  # 50 + 20 + 7 positions, of which one has no label.
+  for weights, loss_sum in zip(((1, 0), (0, 1)), sums):
+    expected = by_hand(student, teacher, mask, labels, weights=weights)
+    np.testing.assert_allclose(loss_sum.total, expected, rtol=1e-5)
+  # 50 + 20 + 7 positions; one has no label.
   assert [float(x.count) for x in sums] == [77, 76]
 
 
-def test_registered_losses_take_it_and_give_one_gradient_each():
+def test_registered_loss_takes_lazy_logits():
   student, teacher, labels = make()
   mask = mask_of('right')
 
@@ -227,9 +227,9 @@ def test_registered_losses_take_it_and_give_one_gradient_each():
 def test_teacher_may_be_logits_or_missing():
   student, teacher, labels = make()
   mask = mask_of('right')
-  whole = teacher.materialise()
+  logits = teacher.materialise()
   assert_close(
-      jax.grad(in_chunks)(student, whole, mask, labels),
+      jax.grad(in_chunks)(student, logits, mask, labels),
       jax.grad(by_hand)(student, teacher, mask, labels))
   got = jax.grad(lambda x: haikd.losses.cross_entropy(
       x, mask=mask, labels=labels).total)(student)
@@ -249,8 +249,8 @@ def plugin(additive):
 
 
 @pytest.mark.parametrize('additive', [True, False])
-def test_plugin_sees_chunks_if_it_is_additive(additive):
-  # 4096 positions of 4096 classes are 64 MiB, more than a chunk.
+def test_plugin_gets_chunks_if_it_is_additive(additive):
+  # Logits of 4096 positions and 4096 classes take 64 MiB, more than a chunk.
   student = base.LinearLogits(jnp.ones((2, 2048, 2)), jnp.ones((2, 4096)))
   teacher = student._replace(hidden=jnp.zeros((2, 2048, 2)))
   with registry.losses.temporary():
@@ -259,11 +259,11 @@ def test_plugin_sees_chunks_if_it_is_additive(additive):
         student, teacher, mask=jnp.arange(2048) < jnp.array([[2048], [100]]))
   assert (total, count) == (4 * 2148 * 4096, 2148 * 4096)
   rows = {shape[0] * (shape[1] if len(shape) == 3 else 1) for shape in sizes}
-  # A chunk is 512 positions, in groups of 64.
+  # A chunk has 512 positions, in groups of 64.
   assert rows == ({64} if additive else {4096})
 
 
-def test_logits_are_never_whole_and_padding_is_never_visited():
+def test_logits_are_not_materialised_and_padding_is_not_visited():
   positions, classes = 2048, 8192
   student = base.LinearLogits(jnp.ones((8, 256, 16)), jnp.ones((16, classes)))
   teacher = base.LinearLogits(jnp.ones((8, 256, 32)), jnp.ones((32, classes)))
@@ -272,43 +272,43 @@ def test_logits_are_never_whole_and_padding_is_never_visited():
   step = jax.jit(jax.value_and_grad(functools.partial(
       in_chunks, sizes=default)))
   compiled = step.lower(student, teacher, mask, labels).compile()
-  whole = 4 * positions * classes
-  # 256 of 2048 positions are 1/8 of the logits of one side.
+  bytes_of_logits = 4 * positions * classes
+  # 256 of 2048 positions: a chunk is 1/8 of one network's logits.
   assert default.rows(positions, classes) == 256
-  assert compiled.memory_analysis().temp_size_in_bytes < whole
+  assert compiled.memory_analysis().temp_size_in_bytes < bytes_of_logits
   cut = cutting.Cut(student, mask.at[3:].set(False), default)
   assert cut.loop(lambda _, visited: visited + 1, 0) == 3
 
 
-def test_other_labels_and_masks_are_refused():
+def test_labels_and_masks_that_do_not_fit_are_refused():
   student, teacher, labels = make()
-  with pytest.raises(ValueError, match='losses.chunks: labels and logits must'):
+  with pytest.raises(ValueError, match='labels must begin with the axes of'):
     in_chunks(student, teacher, mask_of('none'), labels[:, :-1])
-  with pytest.raises(TypeError, match='losses.chunks: mask must be boolean'):
+  with pytest.raises(TypeError, match='mask must be boolean'):
     in_chunks(student, teacher, jnp.ones((B, N)), labels)
-  with pytest.raises(checks.ConfigError, match='additive or relational, not'):
+  with pytest.raises(checks.ConfigError, match='both additive and relational'):
     haikd.register_loss('both', on='logits', additive=True, relational=True)(
         lambda student, teacher, *, mask: None)
 
 
-def test_float16_keeps_what_a_peaked_softmax_leaves_of_most_classes():
-  # Of most classes q - p is 1e-6 or less, which float16 alone makes 0.
+def test_float16_keeps_small_gradients_of_a_peaked_softmax():
+  # For most classes q - p is 1e-6 or less, which float16 alone rounds to 0.
   student, teacher, labels = make(dtype=jnp.float16)
   mask, small = mask_of('none'), jnp.array(WEIGHTS) * 1e-4
   wide = jax.tree.map(lambda x: x.astype(jnp.float32), (student, teacher))
   scaled = lambda *args: 1e4 * in_chunks(*args, mask, labels, weights=small)
   got = np.asarray(jax.grad(scaled)(student, teacher).kernel, np.float32)
-  wanted = np.asarray(jax.grad(by_hand)(*wide, mask, labels).kernel)
-  error = np.median(np.abs(got - wanted) / np.abs(wanted))
-  assert error < 2e-3  # 2^-11 from rounding, in a few places.
+  expected = np.asarray(jax.grad(by_hand)(*wide, mask, labels).kernel)
+  error = np.median(np.abs(got - expected) / np.abs(expected))
+  assert error < 2e-3  # A few roundings of 2^-11 each.
 
 
-def test_devices_that_agree_may_visit_chunks_beyond_the_last():
+def test_chunks_past_the_last_change_nothing():
   student, teacher, labels = make()
   mask = mask_of('right')
   sizes = SIZES._replace(agree=lambda number: number + 3)
   cut = cutting.Cut(student, mask, sizes)
-  # 77 positions that count are 5 chunks of 16; 150 are never more than 10.
+  # 77 positions count: 5 chunks of 16, plus 3. 150 positions have 10 chunks.
   assert cut.loop(lambda _, visited: visited + 1, 0) == 8
   assert_close(
       jax.value_and_grad(in_chunks)(student, teacher, mask, labels, sizes),
@@ -324,22 +324,22 @@ def test_mask_of_examples_keeps_all_their_positions():
       by_hand(student, teacher, mask, labels))
 
 
-def test_whole_logits_of_a_teacher_have_their_gradient():
+def test_materialised_logits_of_a_teacher_have_a_gradient():
   student, teacher, labels = make()
   mask = mask_of('right')
-  whole = teacher.materialise()
-  got = jax.grad(in_chunks, 1)(student, whole, mask, labels)
+  logits = teacher.materialise()
+  got = jax.grad(in_chunks, 1)(student, logits, mask, labels)
   p, q = (jax.nn.softmax(x.materialise() / T) for x in (teacher, student))
   ratio = jnp.log(p / q)
   # T^2 dKL/dt = T p (log p/q - KL).
-  wanted = WEIGHTS[0] * T * p * (
+  expected = WEIGHTS[0] * T * p * (
       ratio - jnp.sum(p * ratio, -1, keepdims=True))
-  assert_close(got, jnp.where(mask[..., None], wanted, 0.0))
+  assert_close(got, jnp.where(mask[..., None], expected, 0.0))
 
 
 @pytest.mark.parametrize('options', [
     {}, dict(bias=True, scale=1.5, soft_cap=3.0)])
 def test_groups_of_a_chunk_add_up(options, monkeypatch):
-  monkeypatch.setattr(cutting, '_LOGITS_OF_GROUP', 4 * V)
+  monkeypatch.setattr(cutting, '_MAX_LOGITS_IN_GROUP', 4 * V)
   assert SIZES.groups(16, V) == 4
   check('right', **options)

@@ -1,4 +1,4 @@
-"""Sizes of chunks, counted by hand."""
+"""Tests of the sizes of chunks, computed by hand."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from haikd.losses import cutting
 
 
 @pytest.mark.parametrize('platform, expected', [
-    # Of 2^18 logits: 5 rows of 50,257 classes, one of 262,208.
+    # A group has 2^18 logits: 5 rows of 50,257 classes, or one of 262,208.
     ('cpu', {(10**6, 8192, None): (256, 8),
              (131, 8192, None): (160, 5),
              (20, 8192, None): (20, 1),
@@ -20,9 +20,9 @@ from haikd.losses import cutting
              (10**6, 50257, 2**23): (41, 1),
              (10**6, 262208, None): (128, 1)}),
 ])
-def test_chunk_is_made_of_whole_groups(platform, expected, compiled_for):
+def test_chunk_has_a_whole_number_of_groups(platform, expected, compiled_for):
   with compiled_for(platform):
-    for (positions, classes, given), wanted in expected.items():
-      sizes = cutting.ChunkSizes(given)
+    for (positions, classes, chunk_bytes), size in expected.items():
+      sizes = cutting.ChunkSizes(chunk_bytes)
       rows = sizes.rows(positions, classes)
-      assert (rows, sizes.groups(rows, classes)) == wanted
+      assert (rows, sizes.groups(rows, classes)) == size

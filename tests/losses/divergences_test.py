@@ -23,13 +23,13 @@ def all_true(*shape):
 
 
 def softmax(logits):
-  """A softmax in float64, of NumPy alone."""
+  """A softmax in float64, in plain NumPy."""
   exps = np.exp(np.asarray(logits, np.float64))
   return exps / exps.sum(-1, keepdims=True)
 
 
 def kl(student, teacher, temperature=1.0):
-  """KL in float64 by its definition, without T^2, of each row."""
+  """KL of each row by its definition, in float64, without T^2."""
   p = softmax(np.divide(teacher, temperature))
   q = softmax(np.divide(student, temperature))
   return np.sum(p * np.log(p / q), axis=-1)
@@ -60,7 +60,7 @@ def test_kl_is_forward():
 
 
 def test_kl_gradient_is_temperature_times_difference_of_probabilities(variant):
-  # d/dz T^2 KL = T (q - p); one position, so that the mean is the sum.
+  # d/dz T^2 KL = T (q - p).
 
   @variant
   @jax.grad
@@ -76,8 +76,8 @@ def test_kl_gradient_is_temperature_times_difference_of_probabilities(variant):
 @pytest.mark.parametrize('temperature', [1e3, 1e4])
 def test_kl_tends_to_squared_error_of_centred_logits(temperature):
   # 1/2 mean over classes of (centred difference)^2: the differences are
-  # (.5, .5, -.5) and (-.1, .3, .3), centred (1, 1, -2)/3 and (-8, 4, 4)/30,
-  # so that the rows give 1/2 * 6/27 = 1/9 and 1/2 * 96/2700 = 4/225.
+  # (.5, .5, -.5) and (-.1, .3, .3), centred (1, 1, -2)/3 and (-8, 4, 4)/30.
+  # The rows give 1/2 * 6/27 = 1/9 and 1/2 * 96/2700 = 4/225.
   result = losses.kl_divergence(
       jnp.asarray(STUDENT),
       jnp.asarray(TEACHER),
@@ -94,7 +94,7 @@ def test_kl_is_never_negative_near_zero():
   each = jax.vmap(lambda s, t: losses.kl_divergence(
       s[None], t[None], mask=all_true(1)).total)(student, teacher)
   assert (each >= 0).all()
-  # Of the size of the exact values, which are around 5e-9.
+  # The exact values are around 5e-9 each.
   np.testing.assert_allclose(
       each.sum(), kl(student, teacher).sum(), rtol=1e-2)
 
@@ -106,12 +106,25 @@ def test_kl_of_equal_bfloat16_logits():
 
 
 def test_kl_of_far_distributions_is_exact():
-  # p is all but certain of class 0, q of class 1: KL = 80 - 0 within 1e-30.
+  # p is almost 1 at class 0, q at class 1: KL = 80 to within 1e-30.
   student, teacher = jnp.array([[0.0, 80.0]]), jnp.array([[80.0, 0.0]])
   loss = lambda s: losses.kl_divergence(s, teacher, mask=all_true(1)).total
   value, grad = jax.value_and_grad(loss)(student)
   np.testing.assert_allclose(value, 80.0, rtol=1e-6)
   np.testing.assert_allclose(grad, [[-1.0, 1.0]], atol=1e-6)
+
+
+@pytest.mark.parametrize('log_ratio', [-6.0, -3.0, -1.5, 1.5, 3.0, 6.0])
+def test_kl_of_ratios_beyond_the_series_is_exact(log_ratio):
+  # log(p/q) of the first class is beyond 1 in size. At 3 the series would be
+  # wrong by 5e-5 of the divergence.
+  p = 0.5 * math.exp(min(log_ratio, 0.0))
+  q = p * math.exp(-log_ratio)
+  student, teacher = (
+      jnp.log(jnp.array([[x, 1 - x]], jnp.float32)) for x in (q, p))
+  total, _ = losses.kl_divergence(student, teacher, mask=all_true(1))
+  expected = p * log_ratio + (1 - p) * math.log((1 - p) / (1 - q))
+  np.testing.assert_allclose(total, expected, rtol=2e-6)
 
 
 @pytest.mark.parametrize('student_too', [False, True])
@@ -157,7 +170,7 @@ def test_kl_counts_positions(mask_shape, count):
 
 @pytest.mark.parametrize('temperature', [0, -1.0, math.nan])
 def test_temperature_must_be_positive(temperature):
-  with pytest.raises(ValueError, match='temperature must be positive; got'):
+  with pytest.raises(ValueError, match='^temperature must be positive; got'):
     losses.kl_divergence(
         jnp.zeros((1, 2)),
         jnp.zeros((1, 2)),
@@ -172,8 +185,8 @@ def test_mask_over_classes_is_refused():
 
 
 def test_teachers_mixed_equal_the_mean_of_teachers():
-  # KL(sum w p || q) = sum w CE(p, q) - H(sum w p): the entropy is constant, so
-  # that the gradients agree while the values do not.
+  # KL(sum w p || q) = sum w CE(p, q) - H(sum w p). The entropy is constant, so
+  # the gradients agree although the values do not.
   rng = np.random.default_rng(1)
   student, one, two = (
       jnp.asarray(rng.normal(size=(4, 6)), jnp.float32) for _ in range(3))

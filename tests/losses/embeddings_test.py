@@ -48,7 +48,7 @@ def test_matching_is_the_mean_of_squares():
 
 
 def similarity_distribution(student, teacher, mask, temperature):
-  """The loss, query by query, in float64; its sum and count."""
+  """Returns the loss's sum and count, computed by query in float64."""
   divergences = []
   sides = [np.asarray(x, np.float64)[np.asarray(mask)]
            for x in (student, teacher)]
@@ -121,7 +121,7 @@ def test_one_text_has_no_relations(kept):
   assert value == 0 and not np.any(grad)
 
 
-def test_gradient_is_that_of_differences():
+def test_gradient_agrees_with_finite_differences():
   student, teacher = random(5, 3), random(5, 4, seed=1)
   mask = jnp.array([True, True, False, True, True])
   loss = lambda student: losses.similarity_distribution(
@@ -139,7 +139,7 @@ def test_gradient_is_that_of_differences():
 
 @pytest.mark.parametrize('temperature', (0, -1.0))
 def test_temperature_must_be_positive(temperature):
-  with pytest.raises(ValueError, match='temperature must be positive; got'):
+  with pytest.raises(ValueError, match='^temperature must be positive; got'):
     losses.similarity_distribution(
         random(3, 4), random(3, 4), mask=jnp.ones(3, bool),
         temperature=temperature)

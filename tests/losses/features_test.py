@@ -45,8 +45,8 @@ def test_gradient_is_twice_the_difference():
 
 @pytest.mark.parametrize('parts', [1, 2, 4])
 def test_sums_of_ragged_parts_are_the_sums_of_the_whole(parts):
-  # Lengths 8, 1, 4, 4: a mean of means would weigh the single position as much
-  # as the eight.
+  # Lengths 8, 1, 4, 4: a mean of means would weigh the single position like the
+  # eight.
   mask = jnp.arange(8) < jnp.array([8, 1, 4, 4])[:, None]
   rng = np.random.default_rng(0)
   student, teacher = (

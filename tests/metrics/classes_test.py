@@ -1,4 +1,4 @@
-"""What evaluation reports of classifiers, by hand."""
+"""Tests of the metrics of classifiers, by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,8 @@ def test_metrics_by_hand():
   np.testing.assert_array_equal(sums['f1'].true, (1, 0, 1))
 
 
-@pytest.mark.parametrize('rows', (3, 4))  # 3 rows, 3 classes: no broadcasting.
+# 3 rows of 3 classes would show a wrong broadcast.
+@pytest.mark.parametrize('rows', (3, 4))
 def test_labels_may_be_probabilities(rows):
   labels = jnp.array([[0.9, 0.1, 0], [0, 0.4, 0.6], [0, 0, 1], [1, 0, 0]])
   sums = measure(LOGITS[:rows], None, mask=MASK[:rows], labels=labels[:rows])
@@ -66,24 +67,24 @@ def test_scores_are_no_classes():
   assert measure(LOGITS, None, mask=MASK, labels=labels) == {}
 
 
-def test_f1_is_the_mean_over_classes_that_were_met():
-  # Class 0: precision 2/3 and recall 1; 1: 1 and 1/3; 2: never right; 3: not
-  # met. 2 p r / (p + r) is 4/5, 1/2 and 0.
+def test_f1_is_the_mean_over_classes_that_are_true_or_predicted():
+  # Class 0: precision 2/3 and recall 1; 1: 1 and 1/3; 2: never right; 3:
+  # neither true nor predicted. 2 p r / (p + r) is 4/5, 1/2 and 0.
   true = [0, 0, 1, 1, 1]
   predicted = [0, 0, 1, 0, 2]
   sums = measure(
       jax.nn.one_hot(jnp.array(predicted), 4), None,
       mask=jnp.ones(5, bool), labels=jnp.array(true))
-  found = metrics.finish(dict(classes=sums), dict(classes={}))
-  np.testing.assert_allclose(found['f1'], (4 / 5 + 1 / 2 + 0) / 3, rtol=1e-6)
-  assert list(found)[:2] == ['accuracy', 'cross_entropy']
-  np.testing.assert_allclose(found['accuracy'], 3 / 5)
+  values = metrics.finish(dict(classes=sums), dict(classes={}))
+  np.testing.assert_allclose(values['f1'], (4 / 5 + 1 / 2 + 0) / 3, rtol=1e-6)
+  assert list(values)[:2] == ['accuracy', 'cross_entropy']
+  np.testing.assert_allclose(values['accuracy'], 3 / 5)
 
 
 def test_nothing_labelled_has_no_f1():
   sums = measure(LOGITS, None, mask=MASK, labels=jnp.full(4, -100))
-  found = metrics.finish(dict(classes=sums), dict(classes={}))
-  assert np.isnan([found['f1'], found['accuracy']]).all()
+  values = metrics.finish(dict(classes=sums), dict(classes={}))
+  assert np.isnan([values['f1'], values['accuracy']]).all()
 
 
 @pytest.mark.parametrize('size, there', ((1000, True), (1001, False)))
@@ -91,4 +92,4 @@ def test_f1_is_left_out_of_many_classes(size, there):
   sums = measure(
       jnp.zeros((1, size)), None, mask=jnp.ones(1, bool), labels=jnp.zeros(
           1, jnp.int32))
-  assert ('f1' in sums) == there == (size <= classes.MOST_CLASSES)
+  assert ('f1' in sums) == there == (size <= classes.MAX_CLASSES)

@@ -1,4 +1,4 @@
-"""What evaluation reports of encoders, by hand and after SciPy."""
+"""Tests of the metrics of encoders, by hand and against SciPy."""
 
 import warnings
 
@@ -64,8 +64,8 @@ def test_correlations_are_those_of_scipy(ties):
   if ties:
     vectors[20:], scores = vectors[:20], np.round(scores)
   mask = np.ones((40, 2), bool)
-  mask[7, 0] = mask[33, 1] = False  # Neither is a pair.
-  found = finish(*measure(
+  mask[7, 0] = mask[33, 1] = False  # These examples lack a text.
+  values = finish(*measure(
       jnp.asarray(vectors), mask=jnp.asarray(mask), labels=jnp.asarray(scores)))
   first, second = vectors.astype(np.float64).swapaxes(0, 1)
   cosine = (first * second).sum(-1) / (
@@ -73,11 +73,11 @@ def test_correlations_are_those_of_scipy(ties):
   keep = mask.all(-1)
   cosine, scores = cosine[keep], scores[keep]
   if ties:
-    cosine = np.round(cosine, 12)  # Equal vectors, whatever the rounding.
+    cosine = np.round(cosine, 12)  # Makes cosines of equal vectors equal.
   np.testing.assert_allclose(
-      found['spearman'], stats.spearmanr(cosine, scores).statistic, rtol=1e-5)
+      values['spearman'], stats.spearmanr(cosine, scores).statistic, rtol=1e-5)
   np.testing.assert_allclose(
-      found['pearson'], stats.pearsonr(cosine, scores).statistic, rtol=1e-5)
+      values['pearson'], stats.pearsonr(cosine, scores).statistic, rtol=1e-5)
 
 
 @pytest.mark.parametrize('similarity, score', (
@@ -86,5 +86,5 @@ def test_correlations_are_those_of_scipy(ties):
 def test_undefined_correlations_are_nan(similarity, score):
   columns = dict(similarity=np.float32(similarity), score=np.float32(score),
                  kept=np.ones(len(score), bool))
-  found = finish({}, columns)
-  assert np.isnan([found['spearman'], found['pearson']]).all()
+  values = finish({}, columns)
+  assert np.isnan([values['spearman'], values['pearson']]).all()

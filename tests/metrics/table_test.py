@@ -1,4 +1,4 @@
-"""How metrics are shown."""
+"""Tests of how metrics are shown."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What evaluation reports of language models, by hand."""
+"""Tests of the metrics of language models, by hand."""
 
 import math
 
@@ -28,19 +28,19 @@ def test_perplexity_is_over_all_positions_that_count():
   logits = jnp.log(jnp.array([[[1 / 2, 1 / 4, 1 / 4]] * 2] * 2))
   mask = jnp.array([[True, True], [True, False]])
   labels = jnp.array([[0, 1], [2, 0]])
-  found = finish(measure(logits, None, mask=mask, labels=labels))
-  np.testing.assert_allclose(found['perplexity'], 32**(1 / 3), rtol=1e-6)
-  np.testing.assert_allclose(found['cross_entropy'], math.log(32) / 3,
-                             rtol=1e-6)
-  np.testing.assert_allclose(found['accuracy'], 1 / 3)
-  assert set(found) == {'perplexity', 'cross_entropy', 'accuracy'}
+  values = finish(measure(logits, None, mask=mask, labels=labels))
+  np.testing.assert_allclose(values['perplexity'], 32**(1 / 3), rtol=1e-6)
+  np.testing.assert_allclose(
+      values['cross_entropy'], math.log(32) / 3, rtol=1e-6)
+  np.testing.assert_allclose(values['accuracy'], 1 / 3)
+  assert set(values) == {'perplexity', 'cross_entropy', 'accuracy'}
 
 
 @pytest.mark.parametrize('nats, count, expected', (
     (2000.0, 2.0, np.inf), (0.0, 0.0, np.nan), (0.0, 5.0, 1.0)))
 def test_perplexity_at_its_ends(nats, count, expected):
-  found = finish(dict(cross_entropy=base.LossSum(nats, count)))
-  np.testing.assert_equal(found['perplexity'], expected)
+  values = finish(dict(cross_entropy=base.LossSum(nats, count)))
+  np.testing.assert_equal(values['perplexity'], expected)
 
 
 def test_top5_agreement_by_hand():
@@ -53,9 +53,9 @@ def test_top5_agreement_by_hand():
   ])[None]
   mask = jnp.array([[True, True, False]])
   sums = measure(student, teacher, mask=mask)
-  # All five, and 3 and 4.
+  # The student has all five at the first position, 3 and 4 at the second.
   np.testing.assert_allclose(sums['top5_agreement'], (1 + 2 / 5, 2), rtol=1e-6)
-  # Neither most likely token, 4 nor 3, is the student's 0.
+  # The teacher's most likely tokens are 4 and 3, the student's is 0.
   np.testing.assert_allclose(sums['agreement'], (0, 2))
   assert set(sums) == {'kl', 'agreement', 'top5_agreement'}
 
