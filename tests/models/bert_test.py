@@ -23,7 +23,7 @@ STACK = '__layer_stack_no_per_layer/block/'
 
 TOKENS = np.random.default_rng(0).integers(0, V, (4, 5))
 TYPES = np.random.default_rng(1).integers(0, 2, (4, 5))
-# Whole, padded on the right, padded on the left, on both sides.
+# No padding, padding on the right, on the left, and on both sides.
 MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [0, 0, 1, 1, 1],
                  [0, 1, 1, 1, 0]], bool)
 INPUTS = dict(tokens=TOKENS, types=TYPES)
@@ -36,7 +36,7 @@ def transformed(**options):
 
 
 def numbers(output):
-  """Returns the array that an output stands for."""
+  """Returns an output as an array."""
   if isinstance(output, base.Embedding):
     return output.vectors
   if isinstance(output, base.LinearLogits):
@@ -49,7 +49,7 @@ def run(params, inputs=INPUTS, mask=MASK, **options):
 
 
 def random_params(**options):
-  """Returns parameters of which none is 0 or 1."""
+  """Returns parameters none of which is 0 or 1."""
   shapes = jax.eval_shape(
       transformed(**options).init, jax.random.key(0), INPUTS, MASK)
   generator = np.random.default_rng(0)
@@ -59,7 +59,7 @@ def random_params(**options):
 
 
 def stack(params):
-  """Returns the parameters of the looped network from the unrolled one's."""
+  """Returns the unrolled network's parameters as the looped network's."""
   stacked = {}
   for path, leaves in params.items():
     first, _, rest = path.partition('/')
@@ -88,8 +88,8 @@ def gelu(x):
 def reference(params, inputs=INPUTS, mask=MASK, offset=OFFSET):
   """Returns features and maps of one text at a time, in float64.
 
-  Only the real positions of a row are computed at all; what is not is NaN in
-  features, and 0 in maps.
+  Only the real positions of a row are computed; padding is NaN in features and
+  0 in maps.
   """
   params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
   length = mask.shape[1]
@@ -198,7 +198,7 @@ def test_logits_of_tokens_equal_numpy():
 
 
 @pytest.mark.parametrize('head', bert.HEADS)
-def test_what_stands_in_padding_does_not_matter(head):
+def test_values_in_padding_do_not_matter(head):
   params = random_params(head=head)
   function = jax.jit(lambda inputs: run(params, inputs, head=head))
   spoilt = dict(tokens=np.where(MASK, TOKENS, V - 1 - TOKENS),
@@ -228,7 +228,7 @@ def test_a_mask_of_examples_means_both_texts_of_a_pair():
   np.testing.assert_array_equal(found[0], np.zeros((2, D)))
 
 
-def test_tokens_alone_are_of_the_first_type_and_whole():
+def test_tokens_alone_have_the_first_type_and_no_padding():
   params, function = random_params(), jax.jit(run)
   found = function(params, TOKENS, None)
   expected = function(params, dict(tokens=TOKENS, types=np.zeros_like(TYPES)),
@@ -237,7 +237,7 @@ def test_tokens_alone_are_of_the_first_type_and_whole():
 
 
 def test_packed_texts_do_not_see_each_other():
-  """Rows 1 and 3 in one, the second after the first."""
+  """Rows 1 and 3 share a row, one after the other."""
   params = random_params(head='masked_lm')
   apart = run(params, head='masked_lm')
   join = lambda x: np.concatenate([x[1][MASK[1]], x[3][MASK[3]]])[None]
@@ -267,8 +267,8 @@ def test_rows_of_padding_give_finite_values_and_gradients(head, scan):
     assert np.any(leaf != 0), path
 
 
-def test_a_vector_of_nothing_is_zero_and_has_a_finite_gradient():
-  """As of a row of padding; the length of 0 has no derivative there."""
+def test_the_vector_of_padding_is_zero_and_has_a_finite_gradient():
+  """The length of a vector has no derivative at 0."""
   params = random_params()
 
   def loss(params):
@@ -284,7 +284,7 @@ def test_a_vector_of_nothing_is_zero_and_has_a_finite_gradient():
 @pytest.mark.parametrize('head, scan', [
     ('embedding', True), ('classification', False), ('masked_lm', True)])
 def test_bfloat16_follows_float32(head, scan):
-  """An error of 2^-8, a few times over, of the largest number."""
+  """The error is a few times 2^-8, relative to the largest number."""
   params = random_params(head=head)
   expected = run(params, head=head)
   params = stack(params) if scan else params
@@ -322,7 +322,7 @@ def test_modules_return_the_dtype_of_the_tables():
 
 
 @pytest.mark.parametrize('scan', (False, True))
-def test_blocks_can_be_computed_again_in_the_backward_pass(scan):
+def test_blocks_can_be_recomputed_in_the_backward_pass(scan):
   params = random_params()
   params = stack(params) if scan else params
 
@@ -330,14 +330,15 @@ def test_blocks_can_be_computed_again_in_the_backward_pass(scan):
     net = hk.transform(lambda: remat.rematerialised(
         lambda inputs: bert.bert(
             inputs, mask=MASK, is_training=True, scan=scan, **SMALL).vectors,
-        registry.models['bert'].taps['features'], policy, 'config')(INPUTS))
+        registry.models['bert'].taps['features'], policy)(INPUTS))
     return jnp.sum(jnp.sin(net.apply(params, jax.random.key(0))))
 
-  once, again = (
+  saved, recomputed = (
       jax.jit(jax.grad(loss), static_argnums=1)(params, policy)
       for policy in ('none', 'full'))
   jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), again, once)
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), recomputed,
+      saved)
 
 
 def test_only_training_is_random_and_only_with_dropout():
@@ -352,8 +353,8 @@ def test_only_training_is_random_and_only_with_dropout():
 
 def test_dropout_is_on_the_embedding_each_branch_and_before_the_classes(
     monkeypatch):
-  # Whatever takes its place does what it does to the last parameters before
-  # it, or for the classes, to the first after it.
+  # Doubling in place of dropout equals doubling the last parameters before it,
+  # or, for the classes, the first after it.
   options = dict(head='classification')
   params = random_params(**options)
   monkeypatch.setattr(bert.layers, 'dropout', lambda x, *unused: 2 * x)
@@ -400,7 +401,7 @@ def test_published_sizes_have_their_published_number_of_parameters(
 
 
 def test_tensor_axes_fit_the_parameters():
-  """Each glob finds parameters, and its axis is that of heads, units or D."""
+  """Each glob matches parameters; its axis is that of heads, units or D."""
   shapes = jax.eval_shape(
       transformed(scan=True).init, jax.random.key(0), TOKENS, MASK)
   flat = {f'{path}/{name}': leaf.shape
@@ -412,23 +413,27 @@ def test_tensor_axes_fit_the_parameters():
 
 
 @pytest.mark.parametrize('options, text', [
-    (dict(vocabulary=0), 'models.bert: vocabulary must be a positive integer'),
-    (dict(width=13), 'heads must divide width; got heads=4, width=13'),
-    (dict(types=-1), 'types must be an integer that is at least 0; got types'),
-    (dict(position_offset=None), 'position_offset must be an integer'),
-    (dict(head='token'), "head must be a known name; got head='token'"),
-    (dict(pool='max'), "pool must be a known name; got pool='max'"),
-    (dict(activation='gleu'), "activation must be a known .* Did you .*'gelu'"),
+    (dict(vocabulary=0), '^vocabulary must be a positive integer; got 0'),
+    (dict(width=13), '^heads must divide width; got heads=4, width=13'),
+    (dict(types=-1), '^types must be an integer of at least 0; got -1'),
+    (dict(position_offset=None),
+     '^position_offset must be an integer of at least 0; got None'),
+    (dict(head='token'), "^head must be a known name; got 'token'"),
+    (dict(pool='max'), "^pool must be a known name; got 'max'"),
+    (dict(activation='gleu'),
+     "^activation must be a known name; got 'gleu'. Did you mean 'gelu'"),
     (dict(head='classification', pooler_activation='tahn'),
-     "activation must be a known name; got activation='tahn'"),
+     "^pooler_activation must be a known name; got 'tahn'"),
     (dict(head='classification', num_classes=None),
-     'num_classes must be a positive integer; got num_classes=None'),
-    (dict(epsilon=0), 'epsilon must be a number above 0'),
-    (dict(dropout=1.0), 'dropout must be at least 0'),
-    (dict(positions=6), 'rows must be of no more tokens than .* got 5 tokens, '
-     'and positions - position_offset = 4'),
+     "^num_classes must be given with head='classification'; got None"),
+    (dict(head='classification', num_classes=0),
+     '^num_classes must be a positive integer; got 0'),
+    (dict(epsilon=0), '^epsilon must be a number above 0; got 0'),
+    (dict(dropout=1.0), '^dropout must be at least 0 and below 1; got 1.0'),
+    (dict(positions=6), '^positions - position_offset must be at least the '
+     'length of rows; got 4, and rows of 5 tokens'),
 ])
-def test_options_that_cannot_be_are_refused(options, text):
+def test_invalid_options_are_refused(options, text):
   with pytest.raises(checks.ConfigError, match=text):
     jax.eval_shape(transformed(**options).init, jax.random.key(0), TOKENS, MASK)
 
@@ -443,6 +448,6 @@ def test_options_that_cannot_be_are_refused(options, text):
     (dict(tokens=TOKENS, segments=TOKENS, positions=TOKENS), None, ValueError,
      "rows must hold one text each for head='embedding'"),
 ])
-def test_inputs_that_cannot_be_are_refused(inputs, mask, error, text):
+def test_invalid_inputs_are_refused(inputs, mask, error, text):
   with pytest.raises(error, match=text):
     jax.eval_shape(transformed().init, jax.random.key(0), inputs, mask)
