@@ -25,7 +25,7 @@ ACTIVATIONS: dict[str, Activation] = dict(
 )
 
 _SCAN_ABOVE = 12  # Blocks.
-# Haiku's name for a stack whose layers take no inputs of their own.
+# Haiku's default name for a stack without per-layer inputs.
 _STACK = f'{globs.LAYER_STACK}_no_per_layer'
 
 

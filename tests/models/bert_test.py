@@ -15,9 +15,9 @@ from haikd.core import registry
 from haikd.models import bert
 from haikd.network import remat
 
-V, D, DEPTH, H, HIDDEN, PLACES, OFFSET = 11, 12, 2, 4, 10, 8, 2
+V, D, DEPTH, H, HIDDEN, POSITIONS, OFFSET = 11, 12, 2, 4, 10, 8, 2
 SMALL = dict(
-    vocabulary=V, positions=PLACES, position_offset=OFFSET, types=2, width=D,
+    vocabulary=V, positions=POSITIONS, position_offset=OFFSET, types=2, width=D,
     depth=DEPTH, heads=H, hidden=HIDDEN, epsilon=1e-3, num_classes=3)
 STACK = '__layer_stack_no_per_layer/block/'
 
@@ -166,9 +166,9 @@ def test_vectors_equal_numpy(pool, normalise):
     expected = last[range(4), MASK.argmax(1)]
   if normalise:
     expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
-  found = jax.jit(lambda p: run(p, pool=pool, normalise=normalise))(params)
-  assert found.dtype == jnp.float32
-  np.testing.assert_allclose(found, expected, atol=1e-4)
+  actual = jax.jit(lambda p: run(p, pool=pool, normalise=normalise))(params)
+  assert actual.dtype == jnp.float32
+  np.testing.assert_allclose(actual, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize('pooler, function', [
@@ -180,9 +180,9 @@ def test_logits_of_classes_equal_numpy(pooler, function):
   token = reference(params)[0][-1][range(4), MASK.argmax(1)]
   if pooler is not None:
     token = function(linear(params['pooler'], token))
-  found = jax.jit(lambda p: run(p, **options))(params)
+  actual = jax.jit(lambda p: run(p, **options))(params)
   np.testing.assert_allclose(
-      found, linear(params['logits'], token), atol=1e-4)
+      actual, linear(params['logits'], token), atol=1e-4)
 
 
 def test_logits_of_tokens_equal_numpy():
@@ -203,10 +203,10 @@ def test_values_in_padding_do_not_matter(head):
   function = jax.jit(lambda inputs: run(params, inputs, head=head))
   spoilt = dict(tokens=np.where(MASK, TOKENS, V - 1 - TOKENS),
                 types=np.where(MASK, TYPES, 1 - TYPES))
-  found, expected = function(spoilt), function(INPUTS)
+  actual, expected = function(spoilt), function(INPUTS)
   if head == 'masked_lm':
-    found, expected = found[MASK], expected[MASK]
-  np.testing.assert_array_equal(found, expected)
+    actual, expected = actual[MASK], expected[MASK]
+  np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize('head', bert.HEADS)
@@ -215,25 +215,25 @@ def test_texts_of_a_pair_are_rows_like_others(head):
   function = jax.jit(lambda inputs, mask: run(params, inputs, mask, head=head))
   rows = function(INPUTS, MASK)
   pairs = {name: x.reshape(2, 2, 5) for name, x in INPUTS.items()}
-  found = function(pairs, MASK.reshape(2, 2, 5))
-  np.testing.assert_array_equal(found, rows.reshape(2, 2, *rows.shape[1:]))
+  actual = function(pairs, MASK.reshape(2, 2, 5))
+  np.testing.assert_array_equal(actual, rows.reshape(2, 2, *rows.shape[1:]))
 
 
 def test_a_mask_of_examples_means_both_texts_of_a_pair():
   params, function = random_params(), jax.jit(run)
   pairs = {name: x.reshape(2, 2, 5) for name, x in INPUTS.items()}
-  found = function(params, pairs, np.array([False, True]))
+  actual = function(params, pairs, np.array([False, True]))
   expected = function(params, INPUTS, np.ones((4, 5), bool))
-  np.testing.assert_array_equal(found[1], expected[2:])
-  np.testing.assert_array_equal(found[0], np.zeros((2, D)))
+  np.testing.assert_array_equal(actual[1], expected[2:])
+  np.testing.assert_array_equal(actual[0], np.zeros((2, D)))
 
 
 def test_tokens_alone_have_the_first_type_and_no_padding():
   params, function = random_params(), jax.jit(run)
-  found = function(params, TOKENS, None)
+  actual = function(params, TOKENS, None)
   expected = function(params, dict(tokens=TOKENS, types=np.zeros_like(TYPES)),
                       np.ones((4, 5), bool))
-  np.testing.assert_allclose(found, expected, atol=1e-6)
+  np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 def test_packed_texts_do_not_see_each_other():
@@ -244,8 +244,8 @@ def test_packed_texts_do_not_see_each_other():
   packed = {name: join(x) for name, x in INPUTS.items()}
   packed['segments'] = np.array([[1, 1, 1, 2, 2, 2]])
   packed['positions'] = np.array([[0, 1, 2, 0, 1, 2]])
-  found = run(params, packed, np.ones((1, 6), bool), head='masked_lm')
-  np.testing.assert_allclose(found, join(apart), atol=1e-4)
+  actual = run(params, packed, np.ones((1, 6), bool), head='masked_lm')
+  np.testing.assert_allclose(actual, join(apart), atol=1e-4)
 
 
 @pytest.mark.parametrize('head, scan', [
@@ -289,9 +289,9 @@ def test_bfloat16_follows_float32(head, scan):
   expected = run(params, head=head)
   params = stack(params) if scan else params
   half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-  found = jax.jit(lambda p: run(p, head=head, scan=scan))(half)
+  actual = jax.jit(lambda p: run(p, head=head, scan=scan))(half)
   real = MASK if head == 'masked_lm' else slice(None)
-  error = np.abs(found.astype(jnp.float32) - expected)[real]
+  error = np.abs(actual.astype(jnp.float32) - expected)[real]
   assert np.max(error) < 0.04 * np.max(np.abs(expected[real]))
 
 
@@ -316,9 +316,9 @@ def test_modules_return_the_dtype_of_the_tables():
   jax.eval_shape(call, half)
   assert norms == [jnp.float32] * (2 * DEPTH + 1)
   assert dtypes.pop('embedding').dtype == jnp.float32
-  found = {leaf.dtype for out in dtypes.values()
-           for leaf in jax.tree.leaves(out) if leaf.dtype != bool}
-  assert len(dtypes) > 7 * DEPTH and found == {jnp.dtype(jnp.bfloat16)}
+  leaf_dtypes = {leaf.dtype for out in dtypes.values()
+                 for leaf in jax.tree.leaves(out) if leaf.dtype != bool}
+  assert len(dtypes) > 7 * DEPTH and leaf_dtypes == {jnp.dtype(jnp.bfloat16)}
 
 
 @pytest.mark.parametrize('scan', (False, True))
@@ -358,14 +358,14 @@ def test_dropout_is_on_the_embedding_each_branch_and_before_the_classes(
   options = dict(head='classification')
   params = random_params(**options)
   monkeypatch.setattr(bert.layers, 'dropout', lambda x, *unused: 2 * x)
-  found = run(params, **options)
+  actual = run(params, **options)
   monkeypatch.undo()
   doubled = dict(params)
   for path, leaves in params.items():
     if path.endswith(('embed/norm', 'attn/output', 'mlp/down')):
       doubled[path] = jax.tree.map(lambda x: 2 * x, leaves)
   doubled['logits'] = params['logits'] | dict(w=2 * params['logits']['w'])
-  np.testing.assert_allclose(found, run(doubled, **options), atol=1e-4)
+  np.testing.assert_allclose(actual, run(doubled, **options), atol=1e-4)
 
 
 def test_more_than_twelve_blocks_are_looped_over():
@@ -407,9 +407,9 @@ def test_tensor_axes_fit_the_parameters():
   flat = {f'{path}/{name}': leaf.shape
           for path, leaves in shapes.items() for name, leaf in leaves.items()}
   for glob, axis in registry.models['bert'].tensor.items():
-    found = [shape[axis] for name, shape in flat.items()
+    sizes = [shape[axis] for name, shape in flat.items()
              if name.rpartition('block/')[2].startswith(glob.rstrip('*'))]
-    assert set(found) == {HIDDEN if 'mlp' in glob else D}, glob
+    assert set(sizes) == {HIDDEN if 'mlp' in glob else D}, glob
 
 
 @pytest.mark.parametrize('options, text', [

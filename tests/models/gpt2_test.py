@@ -50,8 +50,8 @@ def test_a_sequence_gives_the_same_wherever_it_starts():
   """The three real tokens of rows 1, 2 and 3 start at 0, 2 and 1."""
   tokens = np.zeros_like(TOKENS)
   tokens[MASK] = np.concatenate([TOKENS[0], *[[3, 1, 4]] * 3])
-  found = jax.jit(logits)(random_params(), tokens)[1:][MASK[1:]]
-  first, *others = found.reshape(3, 3, V)
+  actual = jax.jit(logits)(random_params(), tokens)[1:][MASK[1:]]
+  first, *others = actual.reshape(3, 3, V)
   for other in others:
     np.testing.assert_allclose(other, first, rtol=1e-4, atol=1e-4)
 
@@ -108,14 +108,14 @@ def test_dropout_is_on_the_embedding_and_at_the_end_of_each_branch(monkeypatch):
   # Doubling in place of dropout equals doubling the last map before it.
   monkeypatch.setattr(gpt2.layers, 'dropout', lambda x, *unused: 2 * x)
   params = random_params(tied=False)
-  found = logits(params, tied=False)
+  actual = logits(params, tied=False)
   monkeypatch.undo()
   doubled = {
       path: jax.tree.map(lambda x: 2 * x, leaves) if path.endswith(
           ('embed', 'attn/output', 'mlp/down')) else leaves
       for path, leaves in params.items()}
   expected = logits(doubled, tied=False)
-  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_more_than_twelve_blocks_are_looped_over():

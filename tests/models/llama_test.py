@@ -67,10 +67,10 @@ def norm(params, x, epsilon):
       params['scale'])
 
 
-def rotated(x, place, rope_base=100.0):
+def rotated(x, position, rope_base=100.0):
   """Rotates one head, `[K]`, as K/2 complex numbers (x_i, x_{i + K/2})."""
   size = len(x) // 2
-  turn = np.exp(1j * place * rope_base**(-np.arange(size) / size))
+  turn = np.exp(1j * position * rope_base**(-np.arange(size) / size))
   turned = (x[:size] + 1j * x[size:]) * turn
   return np.concatenate([turned.real, turned.imag])
 
@@ -86,7 +86,7 @@ def reference(params, tokens, mask, *, heads=H, groups=G, epsilon=1e-5):
   kernel = params['logits']['w'] if 'logits' in params else table.T
   out = dict(logits=[], maps=[], features=[])
   for row, real in zip(tokens, mask):
-    places = [max(sum(real[:i + 1]) - 1, 0) for i in range(len(row))]
+    positions = [max(sum(real[:i + 1]) - 1, 0) for i in range(len(row))]
     x = table[row]
     for i in range(DEPTH):
       at = lambda name: params[f'block_{i}/{name}']  # noqa: B023
@@ -102,8 +102,8 @@ def reference(params, tokens, mask, *, heads=H, groups=G, epsilon=1e-5):
         for n in range(len(row)):
           seen = [m for m in range(n + 1) if real[m]]
           scores = np.array([
-              rotated(query[n, head], places[n])
-              @ rotated(key[m, group], places[m]) for m in seen])
+              rotated(query[n, head], positions[n])
+              @ rotated(key[m, group], positions[m]) for m in seen])
           weights = np.exp(scores / math.sqrt(query.shape[-1]))
           maps[head, n, seen] = weights / weights.sum() if seen else 0
           mixed[n, head] = maps[head, n] @ value[:, group]
@@ -128,8 +128,8 @@ def test_logits_equal_numpy(tied, scan):
   assert ('logits' in params) != tied
   expected, _, _ = reference(params, TOKENS, MASK)
   function = jax.jit(lambda p: logits(p, tied=tied, scan=scan))
-  found = function(stack(params) if scan else params)
-  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+  actual = function(stack(params) if scan else params)
+  np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_logits_agree_in_eager_and_jit():
@@ -143,15 +143,15 @@ def test_other_groups_of_heads_equal_numpy(heads, groups):
   options = dict(heads=heads, key_value_heads=groups)
   params = random_params(**options)
   expected, _, _ = reference(params, TOKENS, MASK, heads=heads, groups=groups)
-  found = jax.jit(lambda p: logits(p, **options))(params)
-  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+  actual = jax.jit(lambda p: logits(p, **options))(params)
+  np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_epsilon_is_added_to_the_mean_square():
   params = random_params()
   expected, _, _ = reference(params, TOKENS, MASK, epsilon=0.3)
-  found = jax.jit(lambda p: logits(p, epsilon=0.3))(params)
-  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+  actual = jax.jit(lambda p: logits(p, epsilon=0.3))(params)
+  np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('bias, modules', [
@@ -161,8 +161,8 @@ def test_epsilon_is_added_to_the_mean_square():
 def test_biases_are_where_the_options_want_them(bias, modules):
   params = jax.eval_shape(
       transformed(**{bias: True}).init, jax.random.key(0), TOKENS, MASK)
-  found = {path for path, leaves in params.items() if 'b' in leaves}
-  assert found == {
+  biased = {path for path, leaves in params.items() if 'b' in leaves}
+  assert biased == {
       f'block_{i}/{module}' for i in range(DEPTH) for module in modules}
 
 
@@ -212,12 +212,12 @@ def test_more_than_twelve_blocks_are_looped_over():
 def test_a_later_token_changes_no_earlier_logits():
   params, function = random_params(), jax.jit(logits)
   before = function(params)
-  for place in range(1, 5):
+  for position in range(1, 5):
     tokens = TOKENS.copy()
-    tokens[:, place] = (tokens[:, place] + 1) % V
+    tokens[:, position] = (tokens[:, position] + 1) % V
     after = function(params, tokens)
-    np.testing.assert_array_equal(after[:, :place], before[:, :place])
-    assert not np.allclose(after[0, place:], before[0, place:])
+    np.testing.assert_array_equal(after[:, :position], before[:, :position])
+    assert not np.allclose(after[0, position:], before[0, position:])
 
 
 @pytest.mark.parametrize('layers', (None, (0, 2)))
@@ -231,9 +231,9 @@ def test_a_window_hides_what_is_far_behind(layers, scan):
           window=2, window_layers=layers, scan=scan, **SMALL),
       dict(maps='attn/maps')))
   _, captured = jax.jit(lambda p: net.apply(p, None))(params)
-  place = np.arange(5)
-  causal = (place <= place[:, None]) & MASK[:, None]
-  near = causal & (place > place[:, None] - 2)
+  position = np.arange(5)
+  causal = (position <= position[:, None]) & MASK[:, None]
+  near = causal & (position > position[:, None] - 2)
   for i, query_key in enumerate(captured['maps']):
     seen = near if layers is None or i in layers else causal
     maps = query_key.materialise()
@@ -251,8 +251,8 @@ def test_a_sequence_gives_the_same_wherever_it_starts():
   """The three real tokens of rows 1, 2 and 3 start at 0, 2 and 1."""
   tokens = np.zeros_like(TOKENS)
   tokens[MASK] = np.concatenate([TOKENS[0], *[[3, 1, 4]] * 3])
-  found = jax.jit(logits)(random_params(), tokens)[1:][MASK[1:]]
-  first, *others = found.reshape(3, 3, V)
+  actual = jax.jit(logits)(random_params(), tokens)[1:][MASK[1:]]
+  first, *others = actual.reshape(3, 3, V)
   for other in others:
     np.testing.assert_allclose(other, first, rtol=1e-4, atol=1e-4)
 
@@ -292,11 +292,11 @@ def test_rotation_equals_a_value_by_hand():
   mask = np.array([[False, True, True, True, True]])
   rows = sequences.read(np.zeros((1, 5), int), mask)
   head = np.broadcast_to(np.float32([1, 0, 0, 1]), (1, 5, 1, 4))
-  found = rotary.rotate(head, rotary.angles(rows, 4, 100.0))
+  actual = rotary.rotate(head, rotary.angles(rows, 4, 100.0))
   expected = [-0.9899925, -0.2955202, 0.1411200, 0.9553365]
-  np.testing.assert_allclose(found[0, 4, 0], expected, atol=1e-6)
+  np.testing.assert_allclose(actual[0, 4, 0], expected, atol=1e-6)
   # The first real position, and padding before it, are not turned.
-  np.testing.assert_array_equal(found[0, :2, 0], head[0, :2, 0])
+  np.testing.assert_array_equal(actual[0, :2, 0], head[0, :2, 0])
 
 
 @pytest.mark.parametrize('scan', (False, True))
@@ -329,9 +329,9 @@ def test_modules_return_the_dtype_of_the_embedding():
 
   half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), random_params())
   jax.eval_shape(run, half)
-  found = {leaf.dtype for name, out in dtypes.items()
-           for leaf in jax.tree.leaves(out) if leaf.dtype != bool}
-  assert len(dtypes) > 9 * DEPTH and found == {jnp.dtype(jnp.bfloat16)}
+  leaf_dtypes = {leaf.dtype for name, out in dtypes.items()
+                 for leaf in jax.tree.leaves(out) if leaf.dtype != bool}
+  assert len(dtypes) > 9 * DEPTH and leaf_dtypes == {jnp.dtype(jnp.bfloat16)}
 
 
 def test_only_training_is_random_and_only_with_dropout():
@@ -348,13 +348,13 @@ def test_dropout_is_on_the_embedding_and_at_the_end_of_each_branch(monkeypatch):
   # Doubling in place of dropout equals doubling the last kernel before it.
   monkeypatch.setattr(llama.layers, 'dropout', lambda x, *unused: 2 * x)
   params = random_params()
-  found = logits(params)
+  actual = logits(params)
   monkeypatch.undo()
   doubled = {
       path: jax.tree.map(lambda x: 2 * x, leaves) if path.endswith(
           ('embed', 'attn/output', 'mlp/down')) else leaves
       for path, leaves in params.items()}
-  np.testing.assert_allclose(found, logits(doubled), rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(actual, logits(doubled), rtol=1e-4, atol=1e-4)
 
 
 def test_norms_are_computed_in_float32():

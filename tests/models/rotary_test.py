@@ -43,8 +43,8 @@ def turns(scaling, length=4, head_size=4, base=100.0, **columns):
     (LLAMA3, 4.0, (1, 0.28125)),
 ])
 def test_frequencies_equal_values_by_hand(scaling, base, frequencies):
-  found, growth = turns(scaling, base=base)
-  np.testing.assert_allclose(found[0], frequencies, rtol=1e-6)
+  actual, growth = turns(scaling, base=base)
+  np.testing.assert_allclose(actual[0], frequencies, rtol=1e-6)
   assert growth == pytest.approx(1)
 
 
@@ -54,8 +54,8 @@ def test_frequencies_equal_values_by_hand(scaling, base, frequencies):
     (4, (1, 1 / 30)),
 ])
 def test_dynamic_depends_on_the_length(length, frequencies):
-  found, _ = turns(DYNAMIC, length)
-  np.testing.assert_allclose(found[0], frequencies, rtol=1e-6)
+  actual, _ = turns(DYNAMIC, length)
+  np.testing.assert_allclose(actual[0], frequencies, rtol=1e-6)
 
 
 @pytest.mark.parametrize('more, slowed', [
@@ -69,17 +69,17 @@ def test_dynamic_depends_on_the_length(length, frequencies):
     (dict(beta_slow=10**0.25, truncate=False), (0, 2 / 7, 4 / 7, 6 / 7)),
 ])
 def test_yarn_slows_down_slow_features(more, slowed):
-  found, growth = turns(YARN | more, head_size=8)
+  actual, growth = turns(YARN | more, head_size=8)
   expected = 10**(-np.arange(4) / 2) * (1 - np.array(slowed) / 2)
-  np.testing.assert_allclose(found[0], expected, rtol=1e-5)
+  np.testing.assert_allclose(actual[0], expected, rtol=1e-5)
   assert growth == pytest.approx(1 + 0.1 * math.log(2))
 
 
 @pytest.mark.parametrize('length, frequencies', [
     (3, (1, 0.1 / 2)), (4, (1 / 2, 0.1 / 4))])
 def test_longrope_has_factors_for_each_length(length, frequencies):
-  found, growth = turns(LONGROPE, length)
-  np.testing.assert_allclose(found[0], frequencies, rtol=1e-6)
+  actual, growth = turns(LONGROPE, length)
+  np.testing.assert_allclose(actual[0], frequencies, rtol=1e-6)
   assert growth == pytest.approx(math.sqrt(1 + 2))  # ln 9 is 2 ln 3.
 
 
@@ -94,11 +94,11 @@ def test_a_given_attention_factor_is_used(scaling):
     (DYNAMIC, 0.1, 1 / 30), (LONGROPE, 0.05, 0.025)])
 def test_the_length_is_that_of_each_document(scaling, short, long):
   """Documents of 2, 4 and 2 positions in one row."""
-  found, _ = turns(
+  actual, _ = turns(
       scaling, 8,
       positions=jnp.array([[0, 1, 0, 1, 2, 3, 0, 1]]),
       segments=jnp.array([[1, 1, 2, 2, 2, 2, 3, 3]]))
-  np.testing.assert_allclose(found[:, 1], [short, long, short], rtol=1e-6)
+  np.testing.assert_allclose(actual[:, 1], [short, long, short], rtol=1e-6)
 
 
 def test_padding_does_not_lengthen_a_document():
