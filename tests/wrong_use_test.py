@@ -6,8 +6,8 @@ import pytest
 
 from haikd import launch
 
-# <room.function>: <argument> must <rule>; got <value>. <remedy>.
-SHAPE = re.compile(r'haikd: [\w.]+: .+ must .+\.\n')
+# <field or argument> must <rule>; got <value>. <remedy>.
+SHAPE = re.compile(r'haikd: .+ (must .+|is missing\. .+)\.\n')
 
 FILE = """
 from haikd import config as config_lib
