@@ -1,6 +1,6 @@
-"""An encoder of text of the BERT family."""
+"""A text encoder of the BERT family."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Optional, Union
 
 import haiku as hk
@@ -21,7 +21,7 @@ POOLS = ('mean', 'token')
 
 
 class Embed(hk.Module):
-  """Adds up what tables say of tokens, their places and their types."""
+  """Token, position and type embeddings, added and normalised."""
 
   def __init__(self, vocabulary: int, positions: int, position_offset: int,
                types: int, width: int, epsilon: float):
@@ -35,14 +35,14 @@ class Embed(hk.Module):
 
   @property
   def embeddings(self) -> jax.Array:
-    """The table of tokens, `[V, D]`."""
+    """The token embeddings, `[V, D]`."""
     return self._table('embeddings', self.vocabulary)
 
   def __call__(self, sequence: sequences.Sequence) -> jax.Array:
     """Maps rows of `[B, N]` to `[B, N, D]`."""
     outputs = self.embeddings[sequence.tokens]
-    places = sequence.positions + self.position_offset
-    outputs += self._table('positions', self.positions)[places]
+    rows = sequence.positions + self.position_offset
+    outputs += self._table('positions', self.positions)[rows]
     if self.types:
       types = 0 if sequence.types is None else sequence.types
       outputs += self._table('types', self.types)[types]
@@ -54,12 +54,12 @@ class Embed(hk.Module):
 
 
 class Block(hk.Module):
-  """Attention and MLP, each beside a shortcut, and a norm after the sum.
+  """Post-norm transformer block.
 
-  Its call takes nothing but arrays, so that it can be recomputed as it is.
+  Its call takes arrays only, so that `hk.remat` can wrap it.
   """
 
-  def __init__(self, heads: int, hidden: int, activation: Callable,
+  def __init__(self, heads: int, hidden: int, activation: layers.Activation,
                epsilon: float, dropout: float, is_training: bool, name: str):
     super().__init__(name=name)
     self.heads = heads
@@ -73,18 +73,18 @@ class Block(hk.Module):
                allowed: attention_mask.AttentionMask) -> jax.Array:
     """Maps `[B, N, D]` to the same; `allowed` as in `transformer.Attention`."""
 
-    def add(positions, branch, norm):
+    def add(features, branch, norm):
       branch = layers.dropout(branch, self.dropout, self.is_training)
-      return transformer.layer_norm(positions + branch, self.epsilon, norm)
+      return transformer.layer_norm(features + branch, self.epsilon, norm)
 
     attention = transformer.Attention(self.heads)
-    middle = add(inputs, attention(inputs, allowed), 'norm_attn')
+    attended = add(inputs, attention(inputs, allowed), 'norm_attn')
     mlp = transformer.Mlp(self.hidden, self.activation)
-    return add(middle, mlp(middle), 'norm_mlp')
+    return add(attended, mlp(attended), 'norm_mlp')
 
 
 class Unembed(hk.Module):
-  """Makes logits of positions by the table that embeds, not computed yet."""
+  """Maps positions to lazy logits, with the token embeddings as kernel."""
 
   def __init__(self):
     super().__init__(name='logits')
@@ -99,8 +99,8 @@ class Unembed(hk.Module):
     taps=dict(
         features='block*', attention='attn/maps', embedding='embedding'),
     tensor={
-        # As in llama: heads, hidden units and features of the embedding lie
-        # apart, and what comes back from them is summed.
+        # As in llama: heads, hidden units and embedding features are split,
+        # and the products of `output` and `down` are summed over the axis.
         'embed/embeddings': -1,
         'attn/query/*': -1,
         'attn/key/*': -1,
@@ -133,28 +133,28 @@ def bert(inputs: Union[jax.Array, Mapping[str, jax.Array]],
   """A bidirectional encoder: BERT, MiniLM, RoBERTa or DistilBERT.
 
   The defaults are BERT base. Each block is a module `block_i` with output
-  `[B, N, D]`. Inside, `attn` offers its maps as `maps`; its linear maps
-  `query`, `key`, `value` and `output`, and those of `mlp`, `up` and `down`, are
-  modules too. Activations have the dtype of the tables; norms, softmax, pooling
-  and the vectors of texts are float32.
+  `[B, N, D]`. Inside it, `attn` offers its maps as `maps`. The linear maps
+  `query`, `key`, `value` and `output` of `attn`, and `up` and `down` of `mlp`,
+  are modules too. Activations have the dtype of the embeddings; norms, softmax,
+  pooling and text vectors are float32.
 
-  A position looks at every real one of its document. Places are counted over
-  real positions, and the first token is the first real one, so that a text
-  gives the same wherever in its row it stands.
+  A position attends to every real position of its document. Only real positions
+  are counted, and the first token is the first real one, so that a text gives
+  the same outputs wherever in its row it starts.
 
   Args:
-    inputs: `[..., N]` integers below V, or a dict of such `tokens` and some of
-      `positions`, `segments` and `types`; see `sequences.read`. Axes before
-      the last, such as that of the two sentences of a pair, are rows alike.
+    inputs: `[..., N]` integers below V, or a dict of such `tokens` and any of
+      `positions`, `segments` and `types`; see `sequences.read`. All axes before
+      the last, such as the axis of the two sentences of a pair, count rows.
     is_training: whether dropout is active, which takes a random key.
-    num_classes: for head 'classification'; other heads make no use of it.
-    mask: bool, shaped as tokens or as their first axes, true where a position
-      is real; None if all are.
+    num_classes: for head 'classification'; other heads ignore it.
+    mask: bool, of the shape of tokens or of their first axes, true where a
+      position is real; None if all are.
     vocabulary: V.
-    positions: rows of the table of places.
-    position_offset: which row the first place of a text reads; 2 in RoBERTa.
-    types: rows of the table of token types, 0 for no such table, when types in
-      `inputs` say nothing. Without types in `inputs` all are of the first.
+    positions: rows of the position embeddings.
+    position_offset: the row for the first position of a text; 2 in RoBERTa.
+    types: rows of the type embeddings; 0 for no type embeddings, and types in
+      `inputs` are then ignored. Without types in `inputs` all are of type 0.
     width: D.
     depth: the number of blocks.
     heads: H, which divides D.
@@ -164,51 +164,53 @@ def bert(inputs: Union[jax.Array, Mapping[str, jax.Array]],
     epsilon: added to the variance in a norm.
     head: 'embedding', a vector for each text; 'classification', logits for
       each text, from its first token; 'masked_lm', logits for each position,
-      made by the table that embeds.
-    pool: what a vector is read from: 'mean', the mean over real positions, or
+      with the token embeddings as kernel.
+    pool: how a text becomes a vector: 'mean', the mean over real positions, or
       'token', the first token. For head 'embedding'.
     normalise: whether vectors have length 1. For head 'embedding'.
-    pooler_activation: of the linear map before the logits: 'tanh' in BERT and
-      RoBERTa, 'relu' in DistilBERT; None for no such map. For head
-      'classification'.
+    pooler_activation: the activation of the linear map before the logits:
+      'tanh' in BERT and RoBERTa, 'relu' in DistilBERT; None for no such map.
+      For head 'classification'.
     dropout: rate, in training, on the embedding, at the end of each branch and
       before the logits of head 'classification'.
     scan: whether to compile one block and loop over it. The blocks' parameters
-      are then stacked, `[depth, ...]`, under the one name `block`. None for so
+      are then stacked, `[depth, ...]`, under the one name `block`. None: only
       above 12 blocks.
 
   Returns:
-    By head: an Embedding of vectors `[..., D]`, offered as the tap `embedding`
-    too; logits `[..., V]`; or LinearLogits that stand for `[..., N, V]`. Texts
-    do not interact.
+    By head: an Embedding of vectors `[..., D]`, also offered as the tap
+    `embedding`; logits `[..., num_classes]`; or LinearLogits, `[..., N, V]`.
+    Texts do not interact.
 
   Raises:
-    ConfigError: an option that cannot be, or rows longer than the table of
-      places; the legal values are named.
+    ConfigError: an invalid option, or rows longer than the position embeddings;
+      the message gives the rule.
     TypeError: tokens are not integers, or the mask is not boolean.
     ValueError: `inputs` or `mask` of another form, or several documents in a
       row where the head reads one.
 
   References:
     BERT: Devlin et al., arXiv:1810.04805. RoBERTa: Liu et al.,
-    arXiv:1907.11692. DistilBERT: Sanh et al., arXiv:1910.01108. Vectors of
-    sentences: Reimers and Gurevych, arXiv:1908.10084, section 3.
+    arXiv:1907.11692. DistilBERT: Sanh et al., arXiv:1910.01108. Sentence
+    vectors: Reimers and Gurevych, arXiv:1908.10084, section 3.
   """
-  where = 'models.bert'
   hidden = 4 * width if hidden is None else hidden
   layers.check_positive(
-      where, vocabulary=vocabulary, positions=positions, width=width,
-      depth=depth, heads=heads, hidden=hidden)
-  layers.check_at_least_zero(
-      where, position_offset=position_offset, types=types)
-  layers.check_divides(where, heads=heads, width=width)
-  layers.check_above_zero(where, epsilon=epsilon)
-  layers.check_fraction(where, dropout=dropout)
-  layers.check_choice(where, 'head', head, HEADS)
-  layers.check_choice(where, 'pool', pool, POOLS)
-  function = layers.activation(where, activation)
-  sequence, leading = _read(where, inputs, mask)
-  _check_rows(where, sequence, head, positions - position_offset)
+      vocabulary=vocabulary,
+      positions=positions,
+      width=width,
+      depth=depth,
+      heads=heads,
+      hidden=hidden)
+  layers.check_at_least_zero(position_offset=position_offset, types=types)
+  layers.check_divides(heads=heads, width=width)
+  layers.check_above_zero(epsilon=epsilon)
+  layers.check_fraction(dropout=dropout)
+  layers.check_choice('head', head, HEADS)
+  layers.check_choice('pool', pool, POOLS)
+  function = layers.activation('activation', activation)
+  sequence, leading = _read(inputs, mask)
+  _check_rows(sequence, head, positions - position_offset)
   allowed = sequence.allowed(causal=False)
 
   def block(features, name):
@@ -228,50 +230,54 @@ def bert(inputs: Union[jax.Array, Mapping[str, jax.Array]],
     vectors = _unit(vectors) if normalise else vectors
     vectors = vectors.reshape(*leading, width)
     return base.Embedding(tap_lib.tap('embedding', vectors))
-  layers.check_positive(where, num_classes=num_classes)
+  if num_classes is None:
+    raise checks.ConfigError(
+        f'num_classes must be given with head={head!r}; got None.')
+  layers.check_positive(num_classes=num_classes)
   token = _first(features, sequence.mask)
   if pooler_activation is not None:
-    function = layers.activation(where, pooler_activation)
+    function = layers.activation('pooler_activation', pooler_activation)
     token = function(layers.Linear(width, name='pooler')(token))
   token = layers.dropout(token, dropout, is_training)
   logits = layers.Linear(num_classes, name='logits')(token)
   return logits.reshape(*leading, num_classes)
 
 
-def _read(where: str, inputs: Any, mask: Optional[jax.Array]):
-  """Returns all rows as a Sequence, and the axes that they come from."""
+def _read(
+    inputs: Any, mask: Optional[jax.Array]
+) -> tuple[sequences.Sequence, tuple[int, ...]]:
+  """Flattens the leading axes into rows; returns the rows and these axes."""
   columns = inputs if isinstance(inputs, Mapping) else dict(tokens=inputs)
   tokens = columns.get('tokens')
   if tokens is None or tokens.ndim < 2:
-    return sequences.read(where, inputs, mask), ()  # Says what is wrong.
-  mask = layers.position_mask(where, mask, tokens)
+    return sequences.read(inputs, mask), ()  # Raises: inputs are no rows.
+  mask = layers.position_mask(mask, tokens)
   rows = lambda x: x.reshape(-1, x.shape[-1])
   columns = jax.tree.map(rows, dict(columns))
-  return sequences.read(where, columns, rows(mask)), tokens.shape[:-1]
+  return sequences.read(columns, rows(mask)), tokens.shape[:-1]
 
 
-def _check_rows(where: str, sequence: sequences.Sequence, head: str,
-                places: int) -> None:
+def _check_rows(sequence: sequences.Sequence, head: str, limit: int) -> None:
   length = sequence.tokens.shape[1]
-  if length > places:
+  if length > limit:
     raise checks.ConfigError(
-        f'{where}: rows must be of no more tokens than there are places; got '
-        f'{length} tokens, and positions - position_offset = {places}. Cut '
-        'the rows, or raise positions.')
+        'positions - position_offset must be at least the length of rows; got '
+        f'{limit}, and rows of {length} tokens. Cut the rows, or raise '
+        'positions.')
   if sequence.segments is not None and head != 'masked_lm':
     raise ValueError(
-        f'{where}: rows must hold one text each for head={head!r}; got '
-        'segments, of rows packed with several. Choose rows that are padded.')
+        f'rows must hold one text each for head={head!r}; got segments, which '
+        'mark rows packed with several. Choose a data set of padded rows.')
 
 
 def _first(features: jax.Array, mask: jax.Array) -> jax.Array:
   """Returns the first real position of each row, `[B, D]`."""
-  place = jnp.argmax(mask, axis=1)[:, None, None]
-  return jnp.take_along_axis(features, place, axis=1)[:, 0]
+  first = jnp.argmax(mask, axis=1)[:, None, None]
+  return jnp.take_along_axis(features, first, axis=1)[:, 0]
 
 
 def _pooled(features: jax.Array, mask: jax.Array, pool: str) -> jax.Array:
-  """Returns a vector for each row, `[B, D]` float32; 0 if nothing is real."""
+  """Returns a vector for each row, `[B, D]` float32; 0 for all padding."""
   if pool == 'token':
     return _first(features, mask).astype(jnp.float32)
   total = jnp.sum(
@@ -280,6 +286,6 @@ def _pooled(features: jax.Array, mask: jax.Array, pool: str) -> jax.Array:
 
 
 def _unit(vectors: jax.Array) -> jax.Array:
-  # The maximum is inside the root, whose gradient at 0 is infinite.
+  # The maximum is inside the root: the gradient of a root at 0 is infinite.
   squares = jnp.sum(vectors**2, axis=-1, keepdims=True)
   return vectors * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))

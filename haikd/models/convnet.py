@@ -1,6 +1,7 @@
 """A small convolutional network."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+import functools
 
 import haiku as hk
 import jax
@@ -18,7 +19,7 @@ class Stage(hk.Module):
   """A 3x3 convolution, a norm, an activation, and pooling by two."""
 
   def __init__(self, channels: int, *, norm: str, groups: int, decay: float,
-               activation: Callable, pool: str, name: str):
+               activation: layers.Activation, pool: str, name: str):
     super().__init__(name=name)
     self.channels = channels
     self.norm = norm
@@ -57,62 +58,62 @@ def convnet(inputs: jax.Array,
             dropout: float = 0.0) -> jax.Array:
   """A stack of 3x3 convolutions, the mean over the image, and a linear layer.
 
-  Each stage is a module `stage_i`; what is captured of it is
-  `[B, h_i, w_i, C_i]`, where every stage that pools halves h and w.
+  Each stage is a module `stage_i`. Its captured output is
+  `[B, h_i, w_i, C_i]`; every stage that pools halves h and w.
 
   Args:
     inputs: images, `[B, h, w, C]` floating.
     is_training: whether dropout is active, which takes a random key, and
-      BatchNorm uses, and updates, the statistics of the batch.
+      whether BatchNorm uses the statistics of the batch and updates its running
+      ones.
     num_classes: V.
     channels: C_i of each stage.
     norm: 'none', 'batch' (Ioffe and Szegedy) or 'group' (Wu and He).
-    groups: number of groups of 'group'; divides every C_i.
-    decay: how much BatchNorm's running statistics keep in a step.
+    groups: the number of groups of norm 'group'; divides every C_i.
+    decay: the share of BatchNorm's running statistics kept in a step.
     activation: a name from `layers.ACTIVATIONS`.
     pool: 'max' or 'avg' over 2x2 pixels at the end of each stage, or 'none'.
     dropout: rate, in training, at the input of the last linear layer.
 
   Returns:
     Logits, `[B, V]` in the dtype of `inputs`. Examples interact in training
-    through BatchNorm, and in no other way.
+    through BatchNorm only.
 
   Raises:
-    ConfigError: an option that cannot be, or more pooling than the image has
-      pixels for.
+    ConfigError: an invalid option, or more pooling than the image has pixels
+      for.
     TypeError: `inputs` is not floating point.
-    ValueError: `inputs` has not four axes.
+    ValueError: `inputs` does not have four axes.
 
   References:
     BatchNorm: Ioffe and Szegedy, arXiv:1502.03167.
     GroupNorm: Wu and He, arXiv:1803.08494.
   """
-  where = 'models.convnet'
-  layers.check_images(where, inputs)
-  layers.check_positive(where, num_classes=num_classes, groups=groups)
-  layers.check_sizes(where, 'channels', channels)
-  layers.check_choice(where, 'norm', norm, NORMS)
-  layers.check_choice(where, 'pool', pool, POOLS)
-  layers.check_fraction(where, dropout=dropout, decay=decay)
+  layers.check_images(inputs)
+  layers.check_positive(num_classes=num_classes, groups=groups)
+  layers.check_sizes('channels', channels)
+  layers.check_choice('norm', norm, NORMS)
+  layers.check_choice('pool', pool, POOLS)
+  layers.check_fraction(dropout=dropout, decay=decay)
   if norm == 'group' and any(size % groups for size in channels):
     raise checks.ConfigError(
-        f'{where}: groups must divide every one of channels; got groups='
-        f'{groups}, channels={tuple(channels)}. Choose a common divisor.')
+        f'groups must divide each of channels; got groups={groups}, '
+        f'channels={tuple(channels)}. Choose a common divisor.')
   if pool != 'none' and min(inputs.shape[1:3]) < 2**len(channels):
     raise checks.ConfigError(
-        f'{where}: channels must be few enough to halve the image each time; '
-        f'got channels={tuple(channels)}, inputs.shape={inputs.shape}. Give '
-        "fewer, or pool='none'.")
-  options = dict(
+        'channels must have few enough stages for each to halve the image; got '
+        f'channels={tuple(channels)}, inputs.shape={inputs.shape}. Give fewer, '
+        "or pool='none'.")
+  stage = functools.partial(
+      Stage,
       norm=norm,
       groups=groups,
       decay=decay,
-      activation=layers.activation(where, activation),
+      activation=layers.activation('activation', activation),
       pool=pool)
   outputs = inputs
   for i, size in enumerate(channels):
-    stage = Stage(size, name=f'stage_{i}', **options)
-    outputs = stage(outputs, is_training)
+    outputs = stage(size, name=f'stage_{i}')(outputs, is_training)
   outputs = jnp.mean(outputs, axis=(1, 2))
   outputs = layers.dropout(outputs, dropout, is_training)
   return layers.Linear(num_classes, name='logits')(outputs)

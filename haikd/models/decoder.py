@@ -1,6 +1,6 @@
 """The parts of a decoder of the Llama family."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Optional, Union
 
 import haiku as hk
@@ -17,7 +17,7 @@ from haikd.models import sequences
 
 
 class Embed(hk.Module):
-  """Looks tokens up in a table, `[V, D]`."""
+  """Token embeddings: rows of a table, `[V, D]`."""
 
   def __init__(self, vocabulary: int, width: int):
     super().__init__(name='embed')
@@ -42,11 +42,11 @@ class Attention(hk.Module):
     heads: H.
     key_value_heads: G.
     head_size: K.
-    qk_norm: as in `llama.llama`, and the rest likewise.
-    qkv_bias: see there.
-    output_bias: see there.
-    epsilon: see there.
-    name: of the module.
+    qk_norm: see `llama.llama`.
+    qkv_bias: see `llama.llama`.
+    output_bias: see `llama.llama`.
+    epsilon: see `llama.llama`.
+    name: the module's name.
   """
 
   def __init__(self, *, heads: int, key_value_heads: int, head_size: int,
@@ -87,9 +87,9 @@ class Attention(hk.Module):
 
 
 class Mlp(hk.Module):
-  """One linear map gates another, and a third leads back."""
+  """Gated MLP: an activated gate times a linear map, then a map to D."""
 
-  def __init__(self, *, hidden: int, activation: Callable, bias: bool,
+  def __init__(self, *, hidden: int, activation: layers.Activation, bias: bool,
                name: str = 'mlp'):
     super().__init__(name=name)
     self.hidden = hidden
@@ -108,9 +108,9 @@ class Mlp(hk.Module):
 
 
 class Block(hk.Module):
-  """Attention and MLP, each behind a norm and beside a shortcut.
+  """Pre-norm transformer block with RMSNorm.
 
-  Its call takes nothing but arrays, so that it can be recomputed as it is.
+  Its call takes arrays only, so that `hk.remat` can wrap it.
   """
 
   def __init__(self, attention: Mapping[str, Any], mlp: Mapping[str, Any],
@@ -127,18 +127,18 @@ class Block(hk.Module):
                window: Optional[Union[int, jax.Array]]) -> jax.Array:
     """Maps `[B, N, D]` to `[B, N, D]`."""
 
-    def branch(name, module, positions, *more):
-      outputs = module(norm(positions, self.epsilon, name), *more)
+    def branch(name, module, features, *arguments):
+      outputs = module(norm(features, self.epsilon, name), *arguments)
       return layers.dropout(outputs, self.dropout, self.is_training)
 
     module = Attention(epsilon=self.epsilon, **self.attention)
     allowed = sequence.allowed(causal=True, window=window)
-    middle = inputs + branch('norm_attn', module, inputs, rotation, allowed)
-    return middle + branch('norm_mlp', Mlp(**self.mlp), middle)
+    attended = inputs + branch('norm_attn', module, inputs, rotation, allowed)
+    return attended + branch('norm_mlp', Mlp(**self.mlp), attended)
 
 
 class Unembed(hk.Module):
-  """Makes logits of positions, which are not computed yet."""
+  """Maps positions to lazy logits."""
 
   def __init__(self, vocabulary: int):
     super().__init__(name='logits')

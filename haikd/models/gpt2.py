@@ -1,6 +1,6 @@
 """A decoder language model of the GPT-2 family."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Optional, Union
 
 import haiku as hk
@@ -17,7 +17,7 @@ from haikd.models import transformer
 
 
 class Embed(hk.Module):
-  """Adds up what tables say of tokens and of their places."""
+  """Token embeddings plus learned position embeddings."""
 
   def __init__(self, vocabulary: int, positions: int, width: int):
     super().__init__(name='embed')
@@ -27,26 +27,27 @@ class Embed(hk.Module):
 
   @property
   def embeddings(self) -> jax.Array:
-    """The table of tokens, `[V, D]`."""
+    """The token embeddings, `[V, D]`."""
     return self._table('embeddings', self.vocabulary, 0.02)
 
   def __call__(self, sequence: sequences.Sequence) -> jax.Array:
     """Maps rows of `[B, N]` to `[B, N, D]`."""
-    places = self._table('positions', self.positions, 0.01)
-    return self.embeddings[sequence.tokens] + places[sequence.positions]
+    position_embeddings = self._table('positions', self.positions, 0.01)
+    return (self.embeddings[sequence.tokens] +
+            position_embeddings[sequence.positions])
 
-  def _table(self, name, rows, deviation):
-    init = hk.initializers.TruncatedNormal(deviation)
+  def _table(self, name, rows, stddev):
+    init = hk.initializers.TruncatedNormal(stddev)
     return hk.get_parameter(name, (rows, self.width), init=init)
 
 
 class Block(hk.Module):
-  """Attention and MLP, each behind a norm and beside a shortcut.
+  """Pre-norm transformer block.
 
-  Its call takes nothing but arrays, so that it can be recomputed as it is.
+  Its call takes arrays only, so that `hk.remat` can wrap it.
   """
 
-  def __init__(self, heads: int, hidden: int, activation: Callable,
+  def __init__(self, heads: int, hidden: int, activation: layers.Activation,
                epsilon: float, dropout: float, is_training: bool, name: str):
     super().__init__(name=name)
     self.heads = heads
@@ -60,22 +61,22 @@ class Block(hk.Module):
                allowed: attention_mask.AttentionMask) -> jax.Array:
     """Maps `[B, N, D]` to the same; `allowed` as in `transformer.Attention`."""
 
-    def branch(norm, module, positions, *more):
-      normed = transformer.layer_norm(positions, self.epsilon, norm)
-      outputs = module(normed, *more)
+    def branch(norm, module, features, *arguments):
+      normed = transformer.layer_norm(features, self.epsilon, norm)
+      outputs = module(normed, *arguments)
       return layers.dropout(outputs, self.dropout, self.is_training)
 
     attention = transformer.Attention(self.heads)
-    middle = inputs + branch('norm_attn', attention, inputs, allowed)
+    attended = inputs + branch('norm_attn', attention, inputs, allowed)
     mlp = transformer.Mlp(self.hidden, self.activation)
-    return middle + branch('norm_mlp', mlp, middle)
+    return attended + branch('norm_mlp', mlp, attended)
 
 
 @registry.register_model(
     taps=dict(features='block*', attention='attn/maps'),
     tensor={
-        # As in llama: heads, hidden units and features of the embedding lie
-        # apart, and what comes back from them is summed.
+        # As in llama: heads, hidden units and embedding features are split,
+        # and the products of `output` and `down` are summed over the axis.
         'embed/embeddings': -1,
         'attn/query/*': -1,
         'attn/key/*': -1,
@@ -100,86 +101,85 @@ def gpt2(inputs: Union[jax.Array, Mapping[str, jax.Array]],
          tied: bool = True,
          dropout: float = 0.0,
          scan: Optional[bool] = None) -> base.LinearLogits:
-  """A decoder language model: what follows each token, given those before.
+  """A decoder language model: predicts each token's successor.
 
   The defaults are those of the smallest GPT-2. Each block is a module `block_i`
-  with output `[B, N, D]`. Inside, `attn` offers its maps as `maps`; its linear
-  maps `query`, `key`, `value` and `output`, and those of `mlp`, `up` and
-  `down`, are modules too. Activations have the dtype of the tables; norms and
-  softmax are computed in float32.
+  with output `[B, N, D]`. Inside it, `attn` offers its maps as `maps`. The
+  linear maps `query`, `key`, `value` and `output` of `attn`, and `up` and
+  `down` of `mlp`, are modules too. Activations have the dtype of the
+  embeddings; norms and softmax are computed in float32.
 
-  A position looks at real positions of its document up to itself, and is placed
-  by how many of them there are before it, so that a document gives the same
-  wherever in which row it stands. One that may look at nothing, as before a
-  sequence padded on the left, has maps of 0 and finite logits.
+  A position attends to the real positions of its document up to itself. Its
+  position embedding is that of the number of real positions before it, so that
+  a document gives the same outputs wherever in a row it starts. A position that
+  may attend to nothing, as in padding on the left, has maps of 0 and finite
+  logits.
 
   Args:
-    inputs: tokens, `[B, N]` integers below V, or a dict of such `tokens` and of
-      `segments` and `positions`, where rows hold several documents; see
+    inputs: tokens, `[B, N]` integers below V; or, where rows hold several
+      documents, a dict of `tokens`, `segments` and `positions`; see
       `sequences.read`.
     is_training: whether dropout is active, which takes a random key.
     num_classes: V, the size of the vocabulary.
     mask: bool, `[B, N]` or `[B]`, true where a position is real; None if all
       are.
-    positions: the longest document; N may not be larger.
+    positions: the rows of the position embeddings; N may not be larger.
     width: D.
     depth: the number of blocks.
     heads: H, which divides D.
     hidden: units of a block's MLP; None for 4 D.
     activation: a name from `layers.ACTIVATIONS`, for the MLP.
     epsilon: added to the variance in a norm.
-    tied: whether the table of the embedding serves for the logits too, in place
-      of the parameter `logits/w`.
+    tied: whether the token embeddings are also the kernel of the logits, in
+      place of the parameter `logits/w`.
     dropout: rate, in training, on the embedding and at the end of each branch.
     scan: whether to compile one block and loop over it. The blocks' parameters
-      are then stacked, `[depth, ...]`, under the one name `block`. None for so
+      are then stacked, `[depth, ...]`, under the one name `block`. None: only
       above 12 blocks.
 
   Returns:
-    LinearLogits that stand for `[B, N, V]`. Examples do not interact.
+    LinearLogits, `[B, N, V]`. Examples do not interact.
 
   Raises:
-    ConfigError: an option that cannot be, or rows that are too long; the legal
-      values are named.
-    TypeError: tokens are not integers, or `mask` not boolean.
-    ValueError: tokens have not two axes, `mask` does not suit them, or `inputs`
-      has other columns.
+    ConfigError: an invalid option, or rows that are too long; the message gives
+      the rule.
+    TypeError: tokens are not integers, or `mask` is not boolean.
+    ValueError: tokens do not have two axes, `mask` does not fit them, or
+      `inputs` has other columns.
 
   References:
     GPT-2: Radford et al., Language Models are Unsupervised Multitask Learners,
     2019, section 2.3.
   """
-  where = 'models.gpt2'
-  sequence = sequences.read(where, inputs, mask)
+  sequence = sequences.read(inputs, mask)
   hidden = 4 * width if hidden is None else hidden
   layers.check_positive(
-      where,
       num_classes=num_classes,
       positions=positions,
       width=width,
       depth=depth,
       heads=heads,
       hidden=hidden)
-  layers.check_divides(where, heads=heads, width=width)
-  layers.check_fraction(where, dropout=dropout)
-  layers.check_above_zero(where, epsilon=epsilon)
+  layers.check_divides(heads=heads, width=width)
+  layers.check_fraction(dropout=dropout)
+  layers.check_above_zero(epsilon=epsilon)
   length = sequence.tokens.shape[1]
   if length > positions:
-    # A place beyond the table would read its last row.
+    # JAX would clamp a position beyond the table to its last row.
     raise checks.ConfigError(
-        f'{where}: positions must be at least the length of rows; got '
-        f'positions={positions}, N={length}. Choose shorter rows.')
-  function = layers.activation(where, activation)
+        'positions must be at least the length of rows; got positions='
+        f'{positions}, N={length}. Choose shorter rows.')
+  function = layers.activation('activation', activation)
   allowed = sequence.allowed(causal=True)
 
-  def block(values, name):
+  def block(features, name):
     module = Block(heads, hidden, function, epsilon, dropout, is_training, name)
-    return module(values, allowed)
+    return module(features, allowed)
 
   embed = Embed(num_classes, positions, width)
-  outputs = layers.dropout(embed(sequence), dropout, is_training)
-  outputs = layers.run_blocks(block, depth, outputs, scan)
-  outputs = transformer.layer_norm(outputs, epsilon, 'norm')
+  features = layers.dropout(embed(sequence), dropout, is_training)
+  features = layers.run_blocks(block, depth, features, scan)
+  features = transformer.layer_norm(features, epsilon, 'norm')
   if tied:
-    return base.LinearLogits(outputs, embed.embeddings.T)
-  return decoder.Unembed(num_classes)(outputs)
+    return base.LinearLogits(features, embed.embeddings.T)
+  return decoder.Unembed(num_classes)(features)

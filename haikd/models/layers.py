@@ -1,4 +1,4 @@
-"""What the models share: a linear layer, and checks of their options."""
+"""What the models share: layers, and checks of options and inputs."""
 
 from collections.abc import Callable, Iterable, Sequence
 import functools
@@ -10,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from haikd.core import checks
+from haikd.core import globs
 
-ACTIVATIONS = dict(
+Activation = Callable[[jax.Array], jax.Array]
+
+ACTIVATIONS: dict[str, Activation] = dict(
     elu=jax.nn.elu,
     gelu=functools.partial(jax.nn.gelu, approximate=False),
     gelu_tanh=functools.partial(jax.nn.gelu, approximate=True),
@@ -22,7 +25,8 @@ ACTIVATIONS = dict(
 )
 
 _SCAN_ABOVE = 12  # Blocks.
-_STACK = '__layer_stack_no_per_layer'
+# Haiku's default name for a stack without per-layer inputs.
+_STACK = f'{globs.LAYER_STACK}_no_per_layer'
 
 
 class Linear(hk.Module):
@@ -49,28 +53,30 @@ class Linear(hk.Module):
 
 
 def run_blocks(block: Callable[..., jax.Array], depth: int, inputs: jax.Array,
-               scan: Optional[bool], *each: np.ndarray) -> jax.Array:
-  """Runs blocks of one kind, one after the other.
+               scan: Optional[bool], *per_block: np.ndarray) -> jax.Array:
+  """Runs blocks of one kind, one after another.
 
   Args:
-    block: of its inputs, its name and its part of each of `each`. The name is
-      `block_0` and so on, or where it is looped over, `block` for all of them.
-    depth: how many there are.
-    inputs: of the first.
-    scan: whether to compile one and loop over it; None for so above 12.
-    *each: arrays, `[depth, ...]`, of what differs from block to block.
+    block: takes its inputs, its name and its entry of each of `per_block`. The
+      names are `block_0`, `block_1` and so on; with `scan` all are `block`.
+    depth: the number of blocks.
+    inputs: the inputs of the first block.
+    scan: whether to compile one block and loop over it; None: only above 12
+      blocks.
+    *per_block: arrays, `[depth, ...]`, of what differs between blocks.
 
   Returns:
-    What the last one returns.
+    The outputs of the last block.
   """
   if depth > _SCAN_ABOVE if scan is None else scan:
-    # Of the same name whether or not blocks differ, so that weights fit both.
+    # The name is the same whether or not blocks differ, so that weights fit
+    # both.
     stack = hk.layer_stack(depth, with_per_layer_inputs=True, name=_STACK)
-    loop = stack(lambda x, *parts: (block(x, 'block', *parts), None))
-    return loop(inputs, *map(jnp.asarray, each))[0]
+    loop = stack(lambda x, *entries: (block(x, 'block', *entries), None))
+    return loop(inputs, *map(jnp.asarray, per_block))[0]
   outputs = inputs
   for i in range(depth):
-    outputs = block(outputs, f'block_{i}', *(values[i] for values in each))
+    outputs = block(outputs, f'block_{i}', *(values[i] for values in per_block))
   return outputs
 
 
@@ -81,114 +87,110 @@ def dropout(inputs: jax.Array, rate: float, is_training: bool) -> jax.Array:
   return hk.dropout(hk.next_rng_key(), rate, inputs)
 
 
-def activation(where: str, name: str) -> Callable[[jax.Array], jax.Array]:
-  """Returns the activation of that name, or raises ConfigError."""
-  check_choice(where, 'activation', name, ACTIVATIONS)
+def activation(option: str, name: str) -> Activation:
+  """Returns the activation that an option names, or raises ConfigError."""
+  check_choice(option, name, ACTIVATIONS)
   return ACTIVATIONS[name]
 
 
-def check_choice(where: str, name: str, value: Any,
-                 known: Iterable[str]) -> None:
+def check_choice(option: str, value: Any, known: Iterable[str]) -> None:
   """Raises ConfigError unless an option is one of the known names."""
   if value not in tuple(known):
-    raise checks.ConfigError(
-        f'{where}: {name} must be a known name; got {name}={value!r}. '
-        f'{checks.suggest(str(value), known)}')
+    raise checks.ConfigError(f'{option} must be a known name; got {value!r}. '
+                             f'{checks.suggest(str(value), known)}')
 
 
-def check_positive(where: str, **sizes: Any) -> None:
+def check_positive(**sizes: Any) -> None:
   """Raises ConfigError unless every option is a positive integer."""
-  for name, value in sizes.items():
+  for option, value in sizes.items():
     if not _is_size(value):
-      raise checks.ConfigError(f'{where}: {name} must be a positive integer; '
-                               f'got {name}={value!r}.')
+      raise checks.ConfigError(
+          f'{option} must be a positive integer; got {value!r}.')
 
 
-def check_at_least_zero(where: str, **sizes: Any) -> None:
-  """Raises ConfigError unless every option is an integer that is at least 0."""
-  for name, value in sizes.items():
+def check_at_least_zero(**sizes: Any) -> None:
+  """Raises ConfigError unless every option is an integer of at least 0."""
+  for option, value in sizes.items():
     if not _is_size(value) and (value != 0 or isinstance(value, bool)):
-      raise checks.ConfigError(f'{where}: {name} must be an integer that is at '
-                               f'least 0; got {name}={value!r}.')
+      raise checks.ConfigError(
+          f'{option} must be an integer of at least 0; got {value!r}.')
 
 
-def check_sizes(where: str, name: str, sizes: Sequence[int]) -> None:
-  """Raises ConfigError unless an option holds one positive integer or more."""
+def check_sizes(option: str, sizes: Sequence[int]) -> None:
+  """Raises ConfigError unless an option holds one or more positive integers."""
   is_sequence = isinstance(sizes, (tuple, list))
   if not is_sequence or not sizes or not all(map(_is_size, sizes)):
     raise checks.ConfigError(
-        f'{where}: {name} must hold one positive integer or more; got '
-        f'{name}={sizes!r}. Write a tuple, such as (64, 64).')
+        f'{option} must hold one or more positive integers; got {sizes!r}. '
+        'Write a tuple, such as (64, 64).')
 
 
-def check_fraction(where: str, **fractions: float) -> None:
+def check_fraction(**fractions: float) -> None:
   """Raises ConfigError unless every option is at least 0 and below 1."""
-  for name, value in fractions.items():
+  for option, value in fractions.items():
     if not 0 <= value < 1:
-      raise checks.ConfigError(f'{where}: {name} must be at least 0 and below '
-                               f'1; got {name}={value!r}.')
+      raise checks.ConfigError(
+          f'{option} must be at least 0 and below 1; got {value!r}.')
 
 
-def check_above_zero(where: str, **numbers: float) -> None:
+def check_above_zero(**numbers: float) -> None:
   """Raises ConfigError unless every option is a number above 0."""
-  for name, value in numbers.items():
+  for option, value in numbers.items():
     if not checks.is_number(value) or value <= 0:
-      raise checks.ConfigError(f'{where}: {name} must be a number above 0; got '
-                               f'{name}={value!r}.')
+      raise checks.ConfigError(
+          f'{option} must be a number above 0; got {value!r}.')
 
 
-def check_divides(where: str, **sizes: int) -> None:
-  """Raises ConfigError unless the first of two sizes divides the second."""
-  (name, divisor), (whole, size) = sizes.items()
+def check_divides(**sizes: int) -> None:
+  """Raises ConfigError unless the first of two options divides the second."""
+  (divisor_option, divisor), (option, size) = sizes.items()
   if size % divisor:
     below = max(size // divisor, 1) * divisor
     raise checks.ConfigError(
-        f'{where}: {name} must divide {whole}; got {name}={divisor}, '
-        f'{whole}={size}. It divides {below} and {below + divisor}.')
+        f'{divisor_option} must divide {option}; got {divisor_option}='
+        f'{divisor}, {option}={size}. It divides {below} and '
+        f'{below + divisor}.')
 
 
-def check_real(where: str, inputs: jax.Array) -> None:
+def check_real(inputs: jax.Array) -> None:
   """Raises TypeError unless the inputs are floating point."""
   if not checks.is_real(inputs):
-    raise TypeError(f'{where}: inputs must be floating point; got inputs.dtype='
+    raise TypeError('inputs must be floating point; got inputs.dtype='
                     f'{jnp.result_type(inputs)}. Scale images to [0, 1].')
 
 
-def check_images(where: str, inputs: jax.Array) -> None:
+def check_images(inputs: jax.Array) -> None:
   """Raises unless the inputs are floating-point images `[B, h, w, C]`."""
-  check_real(where, inputs)
+  check_real(inputs)
   if inputs.ndim != 4:
-    raise ValueError(f'{where}: inputs must be images [B, h, w, C]; got '
-                     f'inputs.shape={inputs.shape}. Add the axis of channels '
-                     'to grey images, as in `images[..., None]`.')
+    raise ValueError('inputs must be images [B, h, w, C]; got inputs.shape='
+                     f'{inputs.shape}. Add a channel axis to grey images, as '
+                     'in `images[..., None]`.')
 
 
-def check_tokens(where: str, tokens: jax.Array) -> None:
-  """Raises unless the inputs are integer tokens `[B, N]`."""
+def check_tokens(name: str, tokens: jax.Array) -> None:
+  """Raises unless a column of the inputs is integer, `[B, N]`."""
   if not jnp.issubdtype(tokens.dtype, jnp.integer):
-    raise TypeError(f'{where}: tokens must be integers; got tokens.dtype='
+    raise TypeError(f'{name} must be integers; got {name}.dtype='
                     f'{tokens.dtype}. Choose a data set of tokens.')
   if tokens.ndim != 2:
-    raise ValueError(f'{where}: tokens must be of shape [B, N]; got '
-                     f'tokens.shape={tokens.shape}. Choose a data set of '
-                     'tokens.')
+    raise ValueError(f'{name} must be of shape [B, N]; got {name}.shape='
+                     f'{tokens.shape}. Choose a data set of tokens.')
 
 
-def position_mask(where: str, mask: Optional[jax.Array],
-                  tokens: jax.Array) -> jax.Array:
-  """Returns the mask of positions, `[B, N]`, of one for positions or rows.
+def position_mask(mask: Optional[jax.Array], tokens: jax.Array) -> jax.Array:
+  """Expands a mask of positions or of rows to a mask of positions.
 
   Args:
-    where: the model, for messages.
     mask: bool, `[B, N]` or `[B]`, or None where every position is real.
     tokens: `[B, N]`, or with more axes before the last.
 
   Returns:
-    bool, shaped as tokens.
+    bool, of the shape of `tokens`.
 
   Raises:
     TypeError: the mask is not boolean.
-    ValueError: its shape does not begin that of `tokens`.
+    ValueError: the shape of the mask does not begin that of `tokens`.
   """
   if mask is None:
     return jnp.ones(tokens.shape, bool)

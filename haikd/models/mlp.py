@@ -1,6 +1,6 @@
 """A multilayer perceptron."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import haiku as hk
 import jax
@@ -12,7 +12,7 @@ from haikd.models import layers
 class Hidden(hk.Module):
   """A linear layer and its activation."""
 
-  def __init__(self, size: int, activation: Callable, name: str):
+  def __init__(self, size: int, activation: layers.Activation, name: str):
     super().__init__(name=name)
     self.size = size
     self.activation = activation
@@ -32,8 +32,8 @@ def mlp(inputs: jax.Array,
         dropout: float = 0.0) -> jax.Array:
   """A multilayer perceptron on flattened inputs.
 
-  Each hidden layer is a module `hidden_i`; what is captured of it, `[B, D_i]`,
-  comes after the activation and before dropout.
+  Each hidden layer is a module `hidden_i`. Its captured output, `[B, D_i]`,
+  is taken after the activation and before dropout.
 
   Args:
     inputs: `[B, ...]` floating; the axes after the first are flattened.
@@ -47,15 +47,14 @@ def mlp(inputs: jax.Array,
     Logits, `[B, V]` in the dtype of `inputs`. Examples do not interact.
 
   Raises:
-    ConfigError: an option that cannot be; the legal values are named.
+    ConfigError: an invalid option; the message gives the rule.
     TypeError: `inputs` is not floating point.
   """
-  where = 'models.mlp'
-  layers.check_real(where, inputs)
-  layers.check_positive(where, num_classes=num_classes)
-  layers.check_sizes(where, 'hidden', hidden)
-  layers.check_fraction(where, dropout=dropout)
-  function = layers.activation(where, activation)
+  layers.check_real(inputs)
+  layers.check_positive(num_classes=num_classes)
+  layers.check_sizes('hidden', hidden)
+  layers.check_fraction(dropout=dropout)
+  function = layers.activation('activation', activation)
   outputs = inputs.reshape(inputs.shape[0], -1)
   for i, size in enumerate(hidden):
     outputs = Hidden(size, function, name=f'hidden_{i}')(outputs)

@@ -1,7 +1,7 @@
-"""Residual networks, built of Haiku's own block groups."""
+"""Residual networks, built from Haiku's block groups."""
 
-from collections.abc import Sequence
-from typing import Optional
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
 
 import haiku as hk
 import jax
@@ -11,14 +11,15 @@ from haikd.core import checks
 from haikd.core import registry
 from haikd.models import layers
 
-_LAYOUT = ('blocks', 'channels', 'bottleneck')
+_LAYOUT_OPTIONS = ('blocks', 'channels', 'bottleneck')
 
 
 class ResNet(hk.Module):
   """`hk.nets.ResNet` for any number of groups, with a choice of stems.
 
-  Where `hk.nets.ResNet` can express a network, this one has its parameters
-  under the same names and computes the same, save for the initial logits.
+  For a network that `hk.nets.ResNet` can express, this one has parameters of
+  the same names and computes the same. Only the logits are initialised
+  differently.
   """
 
   def __init__(self, *, num_classes: int, blocks: Sequence[int],
@@ -26,7 +27,7 @@ class ResNet(hk.Module):
                small_images: bool, preactivation: bool, decay: float,
                name: str):
     super().__init__(name=name)
-    norm = dict(
+    norm: dict[str, Any] = dict(
         create_scale=True, create_offset=True, decay_rate=decay, eps=1e-5)
     self.pools = not small_images
     self.preactivation = preactivation
@@ -80,12 +81,12 @@ def resnet(inputs: jax.Array,
            small_images: bool = False,
            preactivation: bool = False,
            decay: float = 0.9) -> jax.Array:
-  """A residual network: one of the published depths, or one's own layout.
+  """A residual network: one of the published depths, or another layout.
 
-  Each group of blocks is a module `block_group_i`; what is captured of it is
-  `[B, h_i, w_i, C_i]`, where every group after the first halves h and w.
+  Each group of blocks is a module `block_group_i`. Its captured output is
+  `[B, h_i, w_i, C_i]`; every group after the first halves h and w.
 
-  The networks customary for 32x32 images are `small_images=True` with
+  The customary networks for 32x32 images are `small_images=True` with
   `blocks=(n, n, n), channels=(16, 32, 64)` for ResNet-(6n + 2), and with
   `blocks=(n, n, n), channels=(16 k, 32 k, 64 k), stem=16, preactivation=True`
   for the wide WRN-(6n + 4)-k. Shortcuts that change shape are 1x1
@@ -93,53 +94,50 @@ def resnet(inputs: jax.Array,
 
   Args:
     inputs: images, `[B, h, w, C]` floating.
-    is_training: whether BatchNorm uses, and updates, the statistics of the
-      batch.
+    is_training: whether BatchNorm uses the statistics of the batch and updates
+      its running ones.
     num_classes: V.
     depth: 18, 34, 50, 101, 152 or 200, for the published layout; give either
       this or `blocks` and `channels`.
     blocks: the number of blocks in each group.
     channels: C_i, the channels that each group returns.
-    bottleneck: with `blocks`, whether a block is 1x1, 3x3 and 1x1, the first
-      two with a quarter of the channels, in place of 3x3 and 3x3; False unless
-      given.
-    stem: channels of the first convolution; the first of `channels` unless
-      given, or a quarter of it with bottlenecks. `width` applies to it too.
+    bottleneck: with `blocks`: whether a block is 1x1, 3x3 and 1x1, the first
+      two with a quarter of the channels, in place of 3x3 and 3x3; None for
+      False.
+    stem: channels of the first convolution; None for the first of `channels`,
+      or a quarter of it with bottlenecks. `width` applies to it too.
     width: factor on all channels, such as 0.5 for half as many.
     small_images: whether the stem is a 3x3 convolution that keeps the size of
       the image, in place of 7x7 with stride 2 and a max-pool of stride 2.
     preactivation: whether norm and activation come before each convolution
       (the second version), in place of after it.
-    decay: how much BatchNorm's running statistics keep in a step.
+    decay: the share of BatchNorm's running statistics kept in a step.
 
   Returns:
     Logits, `[B, V]` in the dtype of `inputs`. Examples interact in training
-    through BatchNorm, and in no other way.
+    through BatchNorm only.
 
   Raises:
-    ConfigError: an option that cannot be, or options that contradict each
-      other.
+    ConfigError: an invalid option, or options that contradict each other.
     TypeError: `inputs` is not floating point.
-    ValueError: `inputs` has not four axes.
+    ValueError: `inputs` does not have four axes.
 
   References:
     He et al., arXiv:1512.03385, table 1 and section 4.2; preactivation: He et
     al., arXiv:1603.05027; wide: Zagoruyko and Komodakis, arXiv:1605.07146.
   """
-  where = 'models.resnet'
-  layers.check_images(where, inputs)
-  layers.check_positive(where, num_classes=num_classes)
-  layers.check_fraction(where, decay=decay)
-  blocks, channels, bottleneck = _layout(where, depth, blocks, channels,
-                                         bottleneck)
+  layers.check_images(inputs)
+  layers.check_positive(num_classes=num_classes)
+  layers.check_fraction(decay=decay)
+  blocks, channels, bottleneck = _layout(depth, blocks, channels, bottleneck)
   if stem is None:
     stem = max(channels[0] // 4, 1) if bottleneck else channels[0]
-  layers.check_positive(where, stem=stem)
-  stem, *channels = (_scaled(where, size, width) for size in (stem, *channels))
+  layers.check_positive(stem=stem)
+  stem, *channels = (_scaled(size, width) for size in (stem, *channels))
   if bottleneck and any(size % 4 for size in channels):
     raise checks.ConfigError(
-        f'{where}: channels must be multiples of 4 with bottlenecks; got '
-        f'channels={tuple(channels)} after width={width}. Choose others.')
+        'channels must be multiples of 4 with bottlenecks; got '
+        f'{tuple(channels)} after width={width}. Choose others.')
   network = ResNet(
       num_classes=num_classes,
       blocks=blocks,
@@ -153,41 +151,43 @@ def resnet(inputs: jax.Array,
   return network(inputs, is_training)
 
 
-def _layout(where, depth, blocks, channels, bottleneck):
-  """Returns blocks, channels and bottleneck, from a depth or as given."""
-  layout = dict(zip(_LAYOUT, (blocks, channels, bottleneck)))
-  given = [name for name in _LAYOUT if layout[name] is not None]
+def _layout(
+    depth: Optional[int], blocks: Optional[Sequence[int]],
+    channels: Optional[Sequence[int]], bottleneck: Optional[bool]
+) -> tuple[Sequence[int], Sequence[int], bool]:
+  """Returns blocks, channels and bottleneck, of a depth or as given."""
   if depth is not None:
+    options = zip(_LAYOUT_OPTIONS, (blocks, channels, bottleneck))
+    given = [name for name, value in options if value is not None]
     if given:
       raise checks.ConfigError(
-          f'{where}: depth must come alone; got depth={depth} and '
-          f'{", ".join(given)}. Leave out the one or the others.')
+          f'depth must come alone; got depth={depth} and {", ".join(given)}. '
+          'Leave out the one or the others.')
     known = hk.nets.ResNet.CONFIGS
     if depth not in known:
       raise checks.ConfigError(
-          f'{where}: depth must be one of {", ".join(map(str, known))}; got '
-          f'depth={depth!r}. Give blocks and channels for another layout.')
-    config = known[depth]
+          f'depth must be one of {", ".join(map(str, known))}; got {depth!r}. '
+          'Give blocks and channels for another layout.')
+    config: Mapping[str, Any] = known[depth]
     return (config['blocks_per_group'], config['channels_per_group'],
             config['bottleneck'])
   if blocks is None or channels is None:
     raise checks.ConfigError(
-        f'{where}: depth must be given, or both blocks and channels; got '
-        f'depth=None, blocks={blocks!r}, channels={channels!r}. For example, '
-        'depth=18.')
-  layers.check_sizes(where, 'blocks', blocks)
-  layers.check_sizes(where, 'channels', channels)
+        'depth must be given, or both blocks and channels; got depth=None, '
+        f'blocks={blocks!r}, channels={channels!r}. For example, depth=18.')
+  layers.check_sizes('blocks', blocks)
+  layers.check_sizes('channels', channels)
   if len(blocks) != len(channels):
     raise checks.ConfigError(
-        f'{where}: blocks must have as many groups as channels; got blocks='
+        'blocks must have as many groups as channels; got blocks='
         f'{tuple(blocks)}, channels={tuple(channels)}.')
   return blocks, channels, bool(bottleneck)
 
 
-def _scaled(where, size, width):
+def _scaled(size: int, width: float) -> int:
   scaled = round(size * width)
   if scaled < 1:
     raise checks.ConfigError(
-        f'{where}: width must leave a channel or more; got width={width} for '
-        f'{size} channels. Customary values are 0.25 to 4.')
+        f'width must leave at least one channel; got {width} for {size} '
+        'channels. Customary values are 0.25 to 4.')
   return scaled

@@ -14,17 +14,17 @@ _COLUMNS = ('tokens', 'segments', 'positions', 'types')
 
 
 class Sequence(NamedTuple):
-  """A batch of rows.
+  """A batch of rows of tokens.
 
   Attributes:
     tokens: `[B, N]` integers.
     mask: bool, `[B, N]`, true where a position is real.
-    positions: `[B, N]` int32, the place of each real position in its document,
+    positions: `[B, N]` int32, the index of each real position in its document,
       from 0; 0 in padding before it.
     segments: `[B, N]` int32, which document of its row a position belongs to;
       None where a row is one document.
     types: `[B, N]` int32, which sentence of a pair a position belongs to; None
-      where all are of the first.
+      where all belong to the first.
   """
 
   tokens: jax.Array
@@ -39,14 +39,14 @@ class Sequence(NamedTuple):
       causal: bool,
       window: Optional[Union[int, jax.Array]] = None
   ) -> attention_mask.AttentionMask:
-    """Returns where a query may look at a key.
+    """Returns which keys each query may attend to.
 
-    Keys are real and of the query's own document.
+    They are the real keys of the query's document.
 
     Args:
-      causal: whether a query looks at itself and what stands before it only.
-      window: how many keys a query sees at most, itself and those right before
-        it; with `causal` only. None for all.
+      causal: whether a query attends only to itself and to keys before it.
+      window: how many keys a query attends to at most, itself and those right
+        before it; with `causal` only. None for all.
     """
     if isinstance(window, np.integer):
       window = int(window)
@@ -54,21 +54,20 @@ class Sequence(NamedTuple):
         self.mask, self.segments, causal, window)
 
 
-def read(where: str, inputs: Union[jax.Array, Mapping[str, Any]],
+def read(inputs: Union[jax.Array, Mapping[str, Any]],
          mask: Optional[jax.Array]) -> Sequence:
   """Returns the rows of a batch.
 
   Args:
-    where: the model, for messages.
-    inputs: tokens, `[B, N]` integers, or a dict of `tokens` and, as they are
-      there, `segments`, `positions` and `types`, shaped alike.
+    inputs: tokens, `[B, N]` integers, or a dict of `tokens` and any of
+      `segments`, `positions` and `types`, all of the same shape.
     mask: bool, `[B, N]` or `[B]`, true where a position is real; None if all
       are.
 
   Returns:
-    A Sequence. Without `positions` each real position of a row has the number
-    of real ones before it, so that a document gives the same wherever in its
-    row it stands.
+    A Sequence. Without `positions`, a real position is numbered by the real
+    ones before it in its row. A document then gives the same outputs wherever
+    in its row it starts.
 
   Raises:
     TypeError: tokens are not integers, or the mask is not boolean.
@@ -78,21 +77,22 @@ def read(where: str, inputs: Union[jax.Array, Mapping[str, Any]],
   unknown = sorted(set(columns) - set(_COLUMNS))
   if unknown or 'tokens' not in columns:
     raise ValueError(
-        f'{where}: inputs must be tokens, or a dict of tokens and some of '
+        'inputs must be tokens, or a dict of tokens and any of '
         f'{", ".join(_COLUMNS[1:])}; got {sorted(columns)}. Choose a data set '
         'of tokens.')
   tokens = columns['tokens']
-  for value in columns.values():
-    layers.check_tokens(where, value)
+  for name, value in columns.items():
+    layers.check_tokens(name, value)
     if value.shape != tokens.shape:
-      raise ValueError(f'{where}: inputs must all be of the shape of tokens; '
-                       f'got shapes {[x.shape for x in columns.values()]}.')
-  mask = layers.position_mask(where, mask, tokens)
+      raise ValueError(f'{name} must have the shape of tokens; got '
+                       f'{name}.shape={value.shape}, tokens.shape='
+                       f'{tokens.shape}.')
+  mask = layers.position_mask(mask, tokens)
   positions = columns.get('positions')
   if positions is None:
     if 'segments' in columns:
-      raise ValueError(f'{where}: inputs must have positions beside segments; '
-                       f'got {sorted(columns)}. Count them anew in each '
+      raise ValueError('inputs must have positions if they have segments; got '
+                       f'{sorted(columns)}. Count positions from 0 in each '
                        'document.')
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
   return Sequence(tokens, mask, positions, columns.get('segments'),

@@ -1,6 +1,5 @@
-"""The parts of a transformer with norms of mean and variance."""
+"""The parts of a transformer with LayerNorm."""
 
-from collections.abc import Callable
 from typing import Optional, Union
 
 import haiku as hk
@@ -31,8 +30,8 @@ class Attention(hk.Module):
 
     Args:
       inputs: `[B, N, D]` floating.
-      looks: where a query may look at a key, as in `base.QueryKey`; None for
-        everywhere.
+      allowed: which keys a query may attend to, as in `base.QueryKey`; None for
+        all.
 
     Returns:
       `[B, N, D]` in the dtype of `inputs`.
@@ -54,7 +53,8 @@ class Attention(hk.Module):
 class Mlp(hk.Module):
   """Two linear layers with an activation between them."""
 
-  def __init__(self, hidden: int, activation: Callable, name: str = 'mlp'):
+  def __init__(self, hidden: int, activation: layers.Activation,
+               name: str = 'mlp'):
     super().__init__(name=name)
     self.hidden = hidden
     self.activation = activation

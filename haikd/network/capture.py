@@ -1,9 +1,10 @@
-"""Intermediates of any Haiku network, taken from outside.
+"""Captures intermediates of any Haiku network from outside.
 
-A method interceptor sees every module call. What a tap wants is written into
-the Haiku state under a reserved name and split off again when the network has
-run. The state, unlike a Python list, is carried properly out of `hk.remat` and
-`hk.layer_stack`; the latter stacks it to `[L, ...]`, which is unstacked here.
+A method interceptor sees every module call. It writes the outputs that match a
+tap into the Haiku state under a reserved name, and they are split off when the
+network has run. Unlike a Python list, the state is carried correctly out of
+`hk.remat` and `hk.layer_stack`. `hk.layer_stack` stacks it to `[L, ...]`, which
+is unstacked here.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,11 +19,19 @@ from haikd.core import checks
 from haikd.core import globs as globs_lib
 
 _RESERVED = 'haikd_tap'
-ATTENTION = 'attention'  # This kind takes query and key of stock modules.
+# The kind of tap that takes the query and key of a stock hk.MultiHeadAttention.
+ATTENTION = 'attention'
 
 
 class _Entry(NamedTuple):
-  """One captured value, still in the state that it was carried out in."""
+  """A captured value as it lies in the Haiku state.
+
+  Attributes:
+    kind: the kind of its tap.
+    order: the index of the call, over all kinds.
+    bundle: the module name that the state has it under.
+    value: the value, stacked by the layer_stacks around its module.
+  """
 
   kind: str
   order: int
@@ -33,16 +42,16 @@ class _Entry(NamedTuple):
 def capture(
     forward: Callable,
     taps: Mapping[str, Union[str, tuple[str, ...]]]) -> Callable:
-  """Makes a Haiku function return intermediates beside its output.
+  """Makes a Haiku function also return intermediates.
 
-  A tap is a glob over module names, see `globs.matches`: `block_*` finds every
-  module so called at any depth, `block_*/attn` those called `attn` directly
-  inside one. What is captured is the value that the module returns,
-  which for `haikd.tap` is what was offered. The kind `attention` takes
-  `base.QueryKey` from a stock `hk.MultiHeadAttention`.
+  A tap is a glob over module names, see `globs.matches`: `block_*` matches
+  modules of these names at any depth, `block_*/attn` a module `attn` directly
+  inside one of them. The captured value is the output of the module; for
+  `haikd.tap` it is the offered value. For the kind `attention` it is the
+  `base.QueryKey` of a stock `hk.MultiHeadAttention`.
 
-  Nothing is captured while parameters are initialised, so that the network gets
-  the parameters and state it would have had without.
+  Nothing is captured during initialisation, so that parameters and state are
+  those of the network without capture.
 
   Args:
     forward: a function that uses Haiku modules, to be transformed later.
@@ -50,16 +59,16 @@ def capture(
       `dict(features='block_*', attention='block_*/attn')`.
 
   Returns:
-    A function like `forward` that returns `(output, taps)`, the latter a dict
-    from kind to a tuple of values in call order (empty while initialising). It
-    has to be transformed with `hk.transform_with_state`, or `hk.transform` if
+    A function like `forward` that returns `(output, taps)`, where `taps` is
+    `{kind: tuple of values in call order}`, empty during initialisation.
+    Transform it with `hk.transform_with_state`, or with `hk.transform` if
     `forward` has no state.
 
   Raises:
     ConfigError: when the result is applied: a glob that matches no module, a
-      module called more than once, a module inside `hk.scan` or another control
-      flow that cannot carry new state, or an attention module whose query and
-      key are not found.
+      module called more than once, a module inside `hk.scan` or other control
+      flow that cannot carry new state, or an attention module without children
+      `query` and `key`.
   """
 
   def captured(*args, **kwargs):
@@ -79,7 +88,8 @@ def capture(
     try:
       output, state = inner.apply(params, state, key, *args, **kwargs)
     except (TypeError, ValueError, jax.errors.UnexpectedTracerError) as err:
-      raise recorder.explain(err) from err
+      recorder.check_carried(err)
+      raise
     state, values = recorder.split(state)
     updater.update(state)
     return output, values
@@ -88,7 +98,7 @@ def capture(
 
 
 class _Recorder:
-  """Writes what the taps want into the Haiku state, and takes it out again."""
+  """Writes the outputs that match taps into the Haiku state and reads them."""
 
   def __init__(self, taps):
     self._globs = {
@@ -96,18 +106,19 @@ class _Recorder:
         for kind, globs in taps.items()
     }
     self._order = itertools.count()
-    self._matched = set()  # (kind, glob) of the globs that found something.
-    self._written = {}  # (kind, order) -> (name of the module, ranks).
-    self._seen = {}  # Names of all modules that were called.
-    self._attention = []  # Stock attention modules being called right now.
+    self._matched = set()  # (kind, glob) of the globs that match a module.
+    self._written = {}  # {(kind, order): (name of the module, ranks)}.
+    self._called = {}  # Names of all modules that were called.
+    # (name, {child: output}) of the stock attention modules being called.
+    self._attention = []
 
   def intercept(self, next_call, args, kwargs, context):
-    """Calls a method of a module and records the result if it is wanted."""
+    """Calls a method of a module and records the output if a tap matches."""
     if context.method_name != '__call__':
       return next_call(*args, **kwargs)
     module = context.module
     parts = globs_lib.parts(module.module_name)
-    self._seen['/'.join(parts)] = True
+    self._called['/'.join(parts)] = True
     matches = self._matches(parts)
     self._matched.update(matches)
     kinds = list(dict.fromkeys(kind for kind, _ in matches))
@@ -130,9 +141,9 @@ class _Recorder:
     return output
 
   def split(self, state):
-    """Returns the network's own state, and `{kind: values in call order}`."""
+    """Returns the network's state, and `{kind: values in call order}`."""
     self._check_matched()
-    own, entries = {}, []
+    network_state, entries = {}, []
     for bundle, variables in state.items():
       for name, value in variables.items():
         reserved, _, rest = name.partition(':')
@@ -140,30 +151,30 @@ class _Recorder:
           kind, _, order = rest.rpartition(':')
           entries.append(_Entry(kind, int(order), bundle, value))
         else:
-          own.setdefault(bundle, {})[name] = value
+          network_state.setdefault(bundle, {})[name] = value
     entries.sort(key=lambda entry: entry.order)
-    values = {}
-    for kind in self._globs:
-      mine = [entry for entry in entries if entry.kind == kind]
-      values[kind] = self._in_call_order(mine)
-    return own, values
+    values = {
+        kind: self._in_call_order(
+            [entry for entry in entries if entry.kind == kind])
+        for kind in self._globs
+    }
+    return network_state, values
 
-  def explain(self, err):
-    """Returns a clear error for state that control flow could not carry."""
+  def check_carried(self, err):
+    """Raises ConfigError if control flow could not carry the new state."""
     text = checks.one_line(err)
     leaked = isinstance(err, jax.errors.UnexpectedTracerError)
     if self._written and (leaked or 'pytree structure' in text or
                           'out_axes' in text):
       names = sorted({name for name, _ in self._written.values()})
-      return checks.ConfigError(
-          'capture.capture: a captured module must not be called inside '
-          'hk.scan, hk.vmap or another transformation that would have to carry '
-          f'new state; got {names}. Use hk.layer_stack, or return the values '
-          'from it and offer them with haikd.tap.')
-    return err
+      raise checks.ConfigError(
+          'a captured module must not be called inside hk.scan, hk.vmap or '
+          'another transformation that would have to carry new state; got '
+          f'{names}. Use hk.layer_stack, or return the values from the '
+          'transformation and offer them with haikd.tap.') from err
 
   def _matches(self, parts):
-    """Returns (kind, glob) of all globs that a module's name matches."""
+    """Returns (kind, glob) of all globs that match a module's name."""
     return [(kind, glob)
             for kind, globs in self._globs.items()
             for glob in globs if globs_lib.matches(glob, parts)]
@@ -173,27 +184,27 @@ class _Recorder:
       for glob in globs:
         if (kind, glob) not in self._matched:
           raise checks.ConfigError(
-              f'capture.capture: taps.{kind} must match a module that is '
-              f'called; got {glob!r}. {checks.suggest(glob, self._seen)}')
+              f'taps.{kind} must match a module that is called; got '
+              f'{glob!r}. {checks.suggest(glob, self._called)}')
 
   def _write(self, kind, module_name, value):
     if not jax.tree.leaves(value):
       raise checks.ConfigError(
-          f'capture.capture: a captured module must return an array; got '
-          f'{type(value).__name__} from {module_name!r} for taps.{kind}.')
+          f'taps.{kind} must match modules that return an array; got '
+          f'{type(value).__name__} from {module_name!r}. Narrow the glob.')
     written = hk.get_current_state().get(module_name, {})
     if any(name.startswith(f'{_RESERVED}:{kind}:') for name in written):
       raise checks.ConfigError(
-          f'capture.capture: a captured module must be called once; got a '
-          f'second call of {module_name!r} for taps.{kind}. Offer each of its '
-          'results with haikd.tap, or narrow the glob.')
-    key = (kind, next(self._order))
+          f'taps.{kind} must match modules that are called once; got a second '
+          f'call of {module_name!r}. Offer each of its outputs with haikd.tap, '
+          'or narrow the glob.')
+    order = next(self._order)
     ranks = [leaf.ndim for leaf in jax.tree.leaves(value)]
-    self._written[key] = (module_name, ranks)
-    hk.set_state(f'{_RESERVED}:{kind}:{key[1]:06d}', value)
+    self._written[kind, order] = (module_name, ranks)
+    hk.set_state(f'{_RESERVED}:{kind}:{order:06d}', value)
 
   def _in_call_order(self, entries):
-    """Unstacks what layer_stack stacked; its layers ran one after another."""
+    """Returns the values, layer_stacks unstacked: layer 0 first, then 1."""
     values = []
     groups = itertools.groupby(entries, key=self._stack_of)
     for stack, group in groups:
@@ -213,9 +224,10 @@ class _Recorder:
     return entry.bundle.removesuffix(inner_name)
 
   def _unstack(self, entry):
+    """Returns the value of each layer."""
     _, ranks = self._written[entry.kind, entry.order]
     leaves, structure = jax.tree.flatten(entry.value)
-    # Nested stacks are flattened: the outer one runs its layers more slowly.
+    # Nested stacks are flattened: the inner one runs once a layer of the outer.
     leaves = [
         leaf.reshape((-1,) + leaf.shape[leaf.ndim - rank:])
         for leaf, rank in zip(leaves, ranks)
@@ -227,21 +239,21 @@ class _Recorder:
 
 
 def _query_key(module, children, args, kwargs) -> base.QueryKey:
-  """Returns what a stock attention module computes its maps from."""
+  """Returns the query and key that a stock attention module's maps are of."""
   name = module.module_name
   if set(children) != {'query', 'key'}:
     raise checks.ConfigError(
-        'capture.capture: an attention module must have children named query '
-        f'and key; got {sorted(children) or "neither"} in {name!r}. Offer '
-        'haikd.QueryKey with haikd.tap in its place.')
+        f'taps.{ATTENTION} must match attention modules with children named '
+        f'query and key; got {sorted(children) or "neither"} in {name!r}. '
+        'Offer haikd.QueryKey with haikd.tap instead, and match that.')
   heads = {
       child: value.reshape(value.shape[:-1] + (module.num_heads, -1))
       for child, value in children.items()
   }
   if heads['query'].ndim != 4:
     raise checks.ConfigError(
-        'capture.capture: attention must run on [B, N, D]; got '
-        f"query.shape={children['query'].shape} in {name!r}.")
+        f'taps.{ATTENTION} must match attention on [B, N, D]; got query.shape='
+        f"{children['query'].shape} in {name!r}. Narrow the glob.")
   mask = kwargs.get('mask', args[3] if len(args) > 3 else None)
   query = heads['query'] * heads['query'].shape[-1]**-0.5
   return base.QueryKey(query, heads['key'], None if mask is None else mask > 0)

@@ -1,8 +1,9 @@
 """A network from its config: a registered model, its precision and its taps."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 import contextlib
 import inspect
+import re
 from typing import Any, NamedTuple, Optional
 
 import haiku as hk
@@ -20,11 +21,11 @@ from haikd.network.capture import \
 
 
 class NetworkOutput(NamedTuple):
-  """What a network gives for a batch.
+  """The outputs of a network for a batch.
 
   Attributes:
-    logits: `[B, V]` or `[B, N, V]`, or LinearLogits; or, of an encoder, an
-      Embedding in place of them.
+    logits: `[B, V]` or `[B, N, V]`, or LinearLogits; an encoder has an
+      Embedding instead.
     taps: `{kind: values in call order}`.
   """
 
@@ -36,16 +37,16 @@ class Network(NamedTuple):
   """A Haiku network, ready to be initialised and applied.
 
   Attributes:
-    title: the part of the config it comes from, for messages.
+    title: the name of its config, 'student' or 'teacher', for messages.
     init: `(rng, batch) -> (params, state)`; both float32.
     apply: `(params, state, rng, batch, *, is_training, batch_axes=(),
       gather=None) -> (NetworkOutput, state)`; casts parameters and inputs to
-      the compute dtype. Without a key, as in evaluation, it uses a fixed one.
-      `batch_axes` are the mesh axes over which BatchNorm takes its statistics;
-      `gather(part, shape, dtype)` makes whole a parameter of which the device
-      has a part, where it is used.
-    tensor: `{glob over parameters: axis}` of what is split over `tensor`.
-    placement: those of its globs that stand in the config.
+      the compute dtype. If `rng` is None, as in evaluation, it uses a fixed
+      key. `batch_axes` are the mesh axes over which BatchNorm takes its
+      statistics. `gather(part, shape, dtype)` returns the full parameter, where
+      it is used, of the part that the device holds.
+    tensor: `{glob over parameters: axis that is split over `tensor`}`.
+    placement: the globs of `tensor` that the config gives.
   """
 
   title: str
@@ -56,10 +57,10 @@ class Network(NamedTuple):
 
   def infer(self, frozen: base.Variables, batch: base.Batch,
             gather: Optional[Callable] = None) -> NetworkOutput:
-    """Returns what it gives when it is used and not trained.
+    """Runs the network in inference mode.
 
     Args:
-      frozen: its parameters and state.
+      frozen: the network's parameters and state.
       batch: the batch.
       gather: as for `apply`.
     """
@@ -83,36 +84,35 @@ def build_network(config: config_lib.ConfigDict,
   Args:
     config: the fields of `haikd.config.network()`.
     title: 'student' or 'teacher', for messages.
-    num_classes: handed to a model that takes `num_classes`, unless its options
-      say otherwise.
+    num_classes: passed to a model that takes `num_classes`, unless its options
+      give another.
     kinds: the kinds of taps that some loss uses; nothing else is captured.
 
   Returns:
     A Network.
 
   Raises:
-    ConfigError: an unknown model or option, or a kind that has no tap.
+    ConfigError: an unknown model or option, or a kind without a tap. `init` and
+      `apply` raise it for an invalid option, and for globs that match nothing.
   """
-  where = f'config.{title}'
+  field = f'config.{title}'
   entry = registry.models[config.model]
   model, options = entry.function, dict(config.options)
-  names = checks.option_names(model)
-  if 'num_classes' in names:
+  takes_mask = 'mask' in checks.option_names(model)
+  inputs_name = next(iter(inspect.signature(model).parameters))
+  reserved = (inputs_name, 'is_training', 'mask')
+  option_names = checks.option_names(model, reserved=reserved)
+  if 'num_classes' in option_names:
     options.setdefault('num_classes', num_classes)
-  checks.check_options(
-      f'{where}.options',
-      model,
-      options,
-      reserved=(next(iter(inspect.signature(model).parameters)), 'is_training',
-                'mask'))
-  taps = _taps(where, config, entry, kinds)
-  # Those of the config come first, and in place of the model's own.
+  checks.check_options(f'{field}.options', model, options, reserved=reserved)
+  taps = _taps(field, config, entry, kinds)
+  # The config's rules come first and override the model's.
   rules = {**config.placement, **entry.tensor, **config.placement}
   policy = precision.policy(config.precision)
   blocks = config.remat_modules or entry.taps.get('features')
 
   def forward(batch, is_training, batch_axes, gather):
-    extra = {'mask': batch.mask} if 'mask' in names else {}
+    extra = {'mask': batch.mask} if takes_mask else {}
     with contextlib.ExitStack() as stack:
       stack.enter_context(precision.norms_in_float32())
       stack.enter_context(precision.synchronised_batch_norm(batch_axes))
@@ -122,58 +122,81 @@ def build_network(config: config_lib.ConfigDict,
           inputs, is_training=is_training, **extra, **options)
       if not is_training or hk.running_init():
         return call(batch.inputs)
-      kept = config.remat or ('none' if gather is None else 'gathers')
-      return remat.rematerialised(call, blocks, kept, where)(batch.inputs)
+      saved = config.remat or ('none' if gather is None else 'gathers')
+      return remat.rematerialised(call, blocks, saved)(batch.inputs)
 
   network = hk.transform_with_state(capture(forward, taps))
 
   def init(rng, batch):
-    return network.init(rng, batch, True, (), None)
+    with _errors_name_fields(field, config, option_names):
+      return network.init(rng, batch, True, (), None)
 
   def apply(params, state, rng, batch, *, is_training, batch_axes=(),
             gather=None):
-    # A network may ask for a key even when it has no use for one.
+    # A network may ask for a key even where it does not use one.
     rng = jax.random.key(0) if rng is None else rng
     if gather is None:
       params = policy.cast_to_compute(params)
     batch = batch._replace(inputs=policy.cast_to_compute(batch.inputs))
-    (logits, values), state = network.apply(params, state, rng, batch,
-                                            is_training, batch_axes, gather)
+    with _errors_name_fields(field, config, option_names):
+      (logits, values), state = network.apply(params, state, rng, batch,
+                                              is_training, batch_axes, gather)
     return NetworkOutput(logits, values), state
 
   return Network(title, init, apply, rules, tuple(config.placement))
 
 
 def gathered(gather: Callable, dtype: Any) -> contextlib.AbstractContextManager:
-  """Gathers every parameter that is asked for; enter it in a transform.
+  """Gathers every parameter where it is used; enter it in a transform.
 
   Args:
     gather: as for `Network.apply`.
-    dtype: what floating-point parameters are used in; None for their own.
+    dtype: the dtype that floating-point parameters are used in; None for the
+      one they are stored in.
 
   Returns:
     A context manager.
   """
 
   def getter(next_getter, value, context):
-    wanted = dtype if dtype and checks.is_real(value) else value.dtype
-    return next_getter(gather(value, context.original_shape, wanted))
+    is_cast = dtype and checks.is_real(value)
+    compute_dtype = dtype if is_cast else value.dtype
+    return next_getter(gather(value, context.original_shape, compute_dtype))
 
   return hk.custom_getter(getter)
 
 
 def count_parameters(params: base.ArrayTree) -> int:
-  """Returns how many numbers a tree of parameters holds."""
+  """Returns the number of scalars in a tree of parameters."""
   return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def _taps(where, config, entry, kinds):
-  known = {**entry.taps, **config.taps}
+@contextlib.contextmanager
+def _errors_name_fields(field: str, config: config_lib.ConfigDict,
+                        options: Collection[str]) -> Iterator[None]:
+  """Makes ConfigErrors begin with the config field that they are about.
+
+  The message of a model begins with one of its options, and that of capture or
+  remat with a field of the network.
+  """
+  try:
+    yield
+  except checks.ConfigError as err:
+    name, = re.findall(r'^\w*', str(err))
+    if name in options:
+      raise checks.ConfigError(f'{field}.options.{err}') from err
+    separator = '.' if name in config else ': '
+    raise checks.ConfigError(f'{field}{separator}{err}') from err
+
+
+def _taps(field: str, config: config_lib.ConfigDict,
+          entry: registry.ModelEntry, kinds: Iterable[str]) -> dict[str, Any]:
+  """Returns the globs of the kinds, from the config or else from the model."""
+  globs = {**entry.taps, **config.taps}
   for kind in kinds:
-    if kind not in known:
+    if kind not in globs:
       raise checks.ConfigError(
-          f'network.build_network: {where}.taps must say where to find '
-          f'{kind!r}, which a loss uses; got {sorted(known) or "no taps"} for '
-          f'model {config.model!r}. Add {where}.taps.{kind} = a glob over '
-          'module names.')
-  return {kind: known[kind] for kind in kinds}
+          f'{field}.taps.{kind} must be given, since a loss uses it and model '
+          f'{config.model!r} has no such tap; got {sorted(globs) or "no taps"}.'
+          f' Set {field}.taps.{kind} to a glob over module names.')
+  return {kind: globs[kind] for kind in kinds}

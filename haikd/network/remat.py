@@ -1,14 +1,14 @@
-"""What a network keeps for its backward pass, and what it computes again.
+"""Rematerialisation: what a network saves for its backward pass.
 
-A method interceptor wraps the modules of a glob, blocks as a rule, in
-`hk.remat`, so that any network can be trained this way, in or out of
-`hk.layer_stack`. What is kept follows from a policy:
+A method interceptor wraps the modules that match a glob, usually blocks, in
+`hk.remat`. This works for any network, inside and outside `hk.layer_stack`. The
+policy decides what is saved; the rest is recomputed:
 
   none     everything; the fastest, and the most memory.
-  gathers  everything but gathered parameters: each device keeps its own part
-           of them and gathers again when the gradient comes back.
+  gathers  everything but gathered parameters: each device keeps its part of
+           them and gathers again in the backward pass.
   dots     the results of matrix products with parameters.
-  full     nothing but what passes between blocks.
+  full     only the inputs of the blocks.
 """
 
 from collections.abc import Callable
@@ -21,38 +21,39 @@ from haikd.core import checks
 from haikd.core import globs
 
 
-def rematerialised(function: Callable, glob: Optional[str], policy: str,
-                   where: str) -> Callable:
-  """Makes the modules of a glob keep only what a policy says.
+def rematerialised(function: Callable, glob: Optional[str],
+                   policy: str) -> Callable:
+  """Makes the modules that match a glob save only what a policy allows.
 
-  Of modules inside one another the outermost counts.
+  If matching modules are nested, only the outermost is wrapped.
 
   Args:
     function: a Haiku function of arrays, to be called inside a transform.
-    glob: over module names, see `globs.matches`; None to take the function as a
-      whole.
+    glob: over module names, see `globs.matches`; None to wrap the function
+      itself.
     policy: one of `rules.REMATS`.
-    where: the part of the config that names them, for messages.
 
   Returns:
     A function that computes the same.
 
   Raises:
-    ConfigError: when it is called: the glob matches no module.
+    ConfigError: when the returned function is called: the glob matches no
+      module.
   """
   if policy == 'none':
     return function
-  kept = _POLICIES[policy]
+  saveable = _POLICIES[policy]
   if glob is None:
-    return hk.remat(function, policy=kept)
-  seen, inside, matched = {}, False, False
+    return hk.remat(function, policy=saveable)
+  called: dict[str, bool] = {}  # Names of all modules that were called.
+  inside = matched = False
 
-  def keep_less(next_method, args, kwargs, context):
+  def rematted(next_method, args, kwargs, context):
     nonlocal inside, matched
     if context.method_name != '__call__':
       return next_method(*args, **kwargs)
     name = globs.parts(context.module.module_name)
-    seen['/'.join(name)] = True
+    called['/'.join(name)] = True
     if inside or not globs.matches(glob, name):
       return next_method(*args, **kwargs)
     leaves, structure = jax.tree.flatten((args, kwargs))
@@ -65,20 +66,20 @@ def rematerialised(function: Callable, glob: Optional[str], policy: str,
 
     inside = matched = True
     try:
-      return hk.remat(call, policy=kept)(arrays)
+      return hk.remat(call, policy=saveable)(arrays)
     finally:
       inside = False
 
-  def keeping_less(*args):
-    with hk.intercept_methods(keep_less):
+  def wrapped(*args):
+    with hk.intercept_methods(rematted):
       outputs = function(*args)
     if not matched:
       raise checks.ConfigError(
-          f'remat.rematerialised: {where}.remat_modules must match a module '
-          f'that is called; got {glob!r}. {checks.suggest(glob, seen)}')
+          'remat_modules must match a module that is called; got '
+          f'{glob!r}. {checks.suggest(glob, called)}')
     return outputs
 
-  return keeping_less
+  return wrapped
 
 
 def _is_no_gather(primitive: Any, *unused, **also_unused) -> bool:

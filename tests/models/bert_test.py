@@ -15,15 +15,15 @@ from haikd.core import registry
 from haikd.models import bert
 from haikd.network import remat
 
-V, D, DEPTH, H, HIDDEN, PLACES, OFFSET = 11, 12, 2, 4, 10, 8, 2
+V, D, DEPTH, H, HIDDEN, POSITIONS, OFFSET = 11, 12, 2, 4, 10, 8, 2
 SMALL = dict(
-    vocabulary=V, positions=PLACES, position_offset=OFFSET, types=2, width=D,
+    vocabulary=V, positions=POSITIONS, position_offset=OFFSET, types=2, width=D,
     depth=DEPTH, heads=H, hidden=HIDDEN, epsilon=1e-3, num_classes=3)
 STACK = '__layer_stack_no_per_layer/block/'
 
 TOKENS = np.random.default_rng(0).integers(0, V, (4, 5))
 TYPES = np.random.default_rng(1).integers(0, 2, (4, 5))
-# Whole, padded on the right, padded on the left, on both sides.
+# No padding, padding on the right, on the left, and on both sides.
 MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [0, 0, 1, 1, 1],
                  [0, 1, 1, 1, 0]], bool)
 INPUTS = dict(tokens=TOKENS, types=TYPES)
@@ -36,7 +36,7 @@ def transformed(**options):
 
 
 def numbers(output):
-  """Returns the array that an output stands for."""
+  """Returns an output as an array."""
   if isinstance(output, base.Embedding):
     return output.vectors
   if isinstance(output, base.LinearLogits):
@@ -49,7 +49,7 @@ def run(params, inputs=INPUTS, mask=MASK, **options):
 
 
 def random_params(**options):
-  """Returns parameters of which none is 0 or 1."""
+  """Returns parameters none of which is 0 or 1."""
   shapes = jax.eval_shape(
       transformed(**options).init, jax.random.key(0), INPUTS, MASK)
   generator = np.random.default_rng(0)
@@ -59,7 +59,7 @@ def random_params(**options):
 
 
 def stack(params):
-  """Returns the parameters of the looped network from the unrolled one's."""
+  """Returns the unrolled network's parameters as the looped network's."""
   stacked = {}
   for path, leaves in params.items():
     first, _, rest = path.partition('/')
@@ -88,8 +88,8 @@ def gelu(x):
 def reference(params, inputs=INPUTS, mask=MASK, offset=OFFSET):
   """Returns features and maps of one text at a time, in float64.
 
-  Only the real positions of a row are computed at all; what is not is NaN in
-  features, and 0 in maps.
+  Only the real positions of a row are computed; padding is NaN in features and
+  0 in maps.
   """
   params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
   length = mask.shape[1]
@@ -166,9 +166,9 @@ def test_vectors_equal_numpy(pool, normalise):
     expected = last[range(4), MASK.argmax(1)]
   if normalise:
     expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
-  found = jax.jit(lambda p: run(p, pool=pool, normalise=normalise))(params)
-  assert found.dtype == jnp.float32
-  np.testing.assert_allclose(found, expected, atol=1e-4)
+  actual = jax.jit(lambda p: run(p, pool=pool, normalise=normalise))(params)
+  assert actual.dtype == jnp.float32
+  np.testing.assert_allclose(actual, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize('pooler, function', [
@@ -180,9 +180,9 @@ def test_logits_of_classes_equal_numpy(pooler, function):
   token = reference(params)[0][-1][range(4), MASK.argmax(1)]
   if pooler is not None:
     token = function(linear(params['pooler'], token))
-  found = jax.jit(lambda p: run(p, **options))(params)
+  actual = jax.jit(lambda p: run(p, **options))(params)
   np.testing.assert_allclose(
-      found, linear(params['logits'], token), atol=1e-4)
+      actual, linear(params['logits'], token), atol=1e-4)
 
 
 def test_logits_of_tokens_equal_numpy():
@@ -198,15 +198,15 @@ def test_logits_of_tokens_equal_numpy():
 
 
 @pytest.mark.parametrize('head', bert.HEADS)
-def test_what_stands_in_padding_does_not_matter(head):
+def test_values_in_padding_do_not_matter(head):
   params = random_params(head=head)
   function = jax.jit(lambda inputs: run(params, inputs, head=head))
   spoilt = dict(tokens=np.where(MASK, TOKENS, V - 1 - TOKENS),
                 types=np.where(MASK, TYPES, 1 - TYPES))
-  found, expected = function(spoilt), function(INPUTS)
+  actual, expected = function(spoilt), function(INPUTS)
   if head == 'masked_lm':
-    found, expected = found[MASK], expected[MASK]
-  np.testing.assert_array_equal(found, expected)
+    actual, expected = actual[MASK], expected[MASK]
+  np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize('head', bert.HEADS)
@@ -215,37 +215,37 @@ def test_texts_of_a_pair_are_rows_like_others(head):
   function = jax.jit(lambda inputs, mask: run(params, inputs, mask, head=head))
   rows = function(INPUTS, MASK)
   pairs = {name: x.reshape(2, 2, 5) for name, x in INPUTS.items()}
-  found = function(pairs, MASK.reshape(2, 2, 5))
-  np.testing.assert_array_equal(found, rows.reshape(2, 2, *rows.shape[1:]))
+  actual = function(pairs, MASK.reshape(2, 2, 5))
+  np.testing.assert_array_equal(actual, rows.reshape(2, 2, *rows.shape[1:]))
 
 
 def test_a_mask_of_examples_means_both_texts_of_a_pair():
   params, function = random_params(), jax.jit(run)
   pairs = {name: x.reshape(2, 2, 5) for name, x in INPUTS.items()}
-  found = function(params, pairs, np.array([False, True]))
+  actual = function(params, pairs, np.array([False, True]))
   expected = function(params, INPUTS, np.ones((4, 5), bool))
-  np.testing.assert_array_equal(found[1], expected[2:])
-  np.testing.assert_array_equal(found[0], np.zeros((2, D)))
+  np.testing.assert_array_equal(actual[1], expected[2:])
+  np.testing.assert_array_equal(actual[0], np.zeros((2, D)))
 
 
-def test_tokens_alone_are_of_the_first_type_and_whole():
+def test_tokens_alone_have_the_first_type_and_no_padding():
   params, function = random_params(), jax.jit(run)
-  found = function(params, TOKENS, None)
+  actual = function(params, TOKENS, None)
   expected = function(params, dict(tokens=TOKENS, types=np.zeros_like(TYPES)),
                       np.ones((4, 5), bool))
-  np.testing.assert_allclose(found, expected, atol=1e-6)
+  np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 def test_packed_texts_do_not_see_each_other():
-  """Rows 1 and 3 in one, the second after the first."""
+  """Rows 1 and 3 share a row, one after the other."""
   params = random_params(head='masked_lm')
   apart = run(params, head='masked_lm')
   join = lambda x: np.concatenate([x[1][MASK[1]], x[3][MASK[3]]])[None]
   packed = {name: join(x) for name, x in INPUTS.items()}
   packed['segments'] = np.array([[1, 1, 1, 2, 2, 2]])
   packed['positions'] = np.array([[0, 1, 2, 0, 1, 2]])
-  found = run(params, packed, np.ones((1, 6), bool), head='masked_lm')
-  np.testing.assert_allclose(found, join(apart), atol=1e-4)
+  actual = run(params, packed, np.ones((1, 6), bool), head='masked_lm')
+  np.testing.assert_allclose(actual, join(apart), atol=1e-4)
 
 
 @pytest.mark.parametrize('head, scan', [
@@ -267,8 +267,8 @@ def test_rows_of_padding_give_finite_values_and_gradients(head, scan):
     assert np.any(leaf != 0), path
 
 
-def test_a_vector_of_nothing_is_zero_and_has_a_finite_gradient():
-  """As of a row of padding; the length of 0 has no derivative there."""
+def test_the_vector_of_padding_is_zero_and_has_a_finite_gradient():
+  """The length of a vector has no derivative at 0."""
   params = random_params()
 
   def loss(params):
@@ -284,14 +284,14 @@ def test_a_vector_of_nothing_is_zero_and_has_a_finite_gradient():
 @pytest.mark.parametrize('head, scan', [
     ('embedding', True), ('classification', False), ('masked_lm', True)])
 def test_bfloat16_follows_float32(head, scan):
-  """An error of 2^-8, a few times over, of the largest number."""
+  """The error is a few times 2^-8, relative to the largest number."""
   params = random_params(head=head)
   expected = run(params, head=head)
   params = stack(params) if scan else params
   half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-  found = jax.jit(lambda p: run(p, head=head, scan=scan))(half)
+  actual = jax.jit(lambda p: run(p, head=head, scan=scan))(half)
   real = MASK if head == 'masked_lm' else slice(None)
-  error = np.abs(found.astype(jnp.float32) - expected)[real]
+  error = np.abs(actual.astype(jnp.float32) - expected)[real]
   assert np.max(error) < 0.04 * np.max(np.abs(expected[real]))
 
 
@@ -316,13 +316,13 @@ def test_modules_return_the_dtype_of_the_tables():
   jax.eval_shape(call, half)
   assert norms == [jnp.float32] * (2 * DEPTH + 1)
   assert dtypes.pop('embedding').dtype == jnp.float32
-  found = {leaf.dtype for out in dtypes.values()
-           for leaf in jax.tree.leaves(out) if leaf.dtype != bool}
-  assert len(dtypes) > 7 * DEPTH and found == {jnp.dtype(jnp.bfloat16)}
+  leaf_dtypes = {leaf.dtype for out in dtypes.values()
+                 for leaf in jax.tree.leaves(out) if leaf.dtype != bool}
+  assert len(dtypes) > 7 * DEPTH and leaf_dtypes == {jnp.dtype(jnp.bfloat16)}
 
 
 @pytest.mark.parametrize('scan', (False, True))
-def test_blocks_can_be_computed_again_in_the_backward_pass(scan):
+def test_blocks_can_be_recomputed_in_the_backward_pass(scan):
   params = random_params()
   params = stack(params) if scan else params
 
@@ -330,14 +330,15 @@ def test_blocks_can_be_computed_again_in_the_backward_pass(scan):
     net = hk.transform(lambda: remat.rematerialised(
         lambda inputs: bert.bert(
             inputs, mask=MASK, is_training=True, scan=scan, **SMALL).vectors,
-        registry.models['bert'].taps['features'], policy, 'config')(INPUTS))
+        registry.models['bert'].taps['features'], policy)(INPUTS))
     return jnp.sum(jnp.sin(net.apply(params, jax.random.key(0))))
 
-  once, again = (
+  saved, recomputed = (
       jax.jit(jax.grad(loss), static_argnums=1)(params, policy)
       for policy in ('none', 'full'))
   jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), again, once)
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), recomputed,
+      saved)
 
 
 def test_only_training_is_random_and_only_with_dropout():
@@ -352,19 +353,19 @@ def test_only_training_is_random_and_only_with_dropout():
 
 def test_dropout_is_on_the_embedding_each_branch_and_before_the_classes(
     monkeypatch):
-  # Whatever takes its place does what it does to the last parameters before
-  # it, or for the classes, to the first after it.
+  # Doubling in place of dropout equals doubling the last parameters before it,
+  # or, for the classes, the first after it.
   options = dict(head='classification')
   params = random_params(**options)
   monkeypatch.setattr(bert.layers, 'dropout', lambda x, *unused: 2 * x)
-  found = run(params, **options)
+  actual = run(params, **options)
   monkeypatch.undo()
   doubled = dict(params)
   for path, leaves in params.items():
     if path.endswith(('embed/norm', 'attn/output', 'mlp/down')):
       doubled[path] = jax.tree.map(lambda x: 2 * x, leaves)
   doubled['logits'] = params['logits'] | dict(w=2 * params['logits']['w'])
-  np.testing.assert_allclose(found, run(doubled, **options), atol=1e-4)
+  np.testing.assert_allclose(actual, run(doubled, **options), atol=1e-4)
 
 
 def test_more_than_twelve_blocks_are_looped_over():
@@ -400,35 +401,39 @@ def test_published_sizes_have_their_published_number_of_parameters(
 
 
 def test_tensor_axes_fit_the_parameters():
-  """Each glob finds parameters, and its axis is that of heads, units or D."""
+  """Each glob matches parameters; its axis is that of heads, units or D."""
   shapes = jax.eval_shape(
       transformed(scan=True).init, jax.random.key(0), TOKENS, MASK)
   flat = {f'{path}/{name}': leaf.shape
           for path, leaves in shapes.items() for name, leaf in leaves.items()}
   for glob, axis in registry.models['bert'].tensor.items():
-    found = [shape[axis] for name, shape in flat.items()
+    sizes = [shape[axis] for name, shape in flat.items()
              if name.rpartition('block/')[2].startswith(glob.rstrip('*'))]
-    assert set(found) == {HIDDEN if 'mlp' in glob else D}, glob
+    assert set(sizes) == {HIDDEN if 'mlp' in glob else D}, glob
 
 
 @pytest.mark.parametrize('options, text', [
-    (dict(vocabulary=0), 'models.bert: vocabulary must be a positive integer'),
-    (dict(width=13), 'heads must divide width; got heads=4, width=13'),
-    (dict(types=-1), 'types must be an integer that is at least 0; got types'),
-    (dict(position_offset=None), 'position_offset must be an integer'),
-    (dict(head='token'), "head must be a known name; got head='token'"),
-    (dict(pool='max'), "pool must be a known name; got pool='max'"),
-    (dict(activation='gleu'), "activation must be a known .* Did you .*'gelu'"),
+    (dict(vocabulary=0), '^vocabulary must be a positive integer; got 0'),
+    (dict(width=13), '^heads must divide width; got heads=4, width=13'),
+    (dict(types=-1), '^types must be an integer of at least 0; got -1'),
+    (dict(position_offset=None),
+     '^position_offset must be an integer of at least 0; got None'),
+    (dict(head='token'), "^head must be a known name; got 'token'"),
+    (dict(pool='max'), "^pool must be a known name; got 'max'"),
+    (dict(activation='gleu'),
+     "^activation must be a known name; got 'gleu'. Did you mean 'gelu'"),
     (dict(head='classification', pooler_activation='tahn'),
-     "activation must be a known name; got activation='tahn'"),
+     "^pooler_activation must be a known name; got 'tahn'"),
     (dict(head='classification', num_classes=None),
-     'num_classes must be a positive integer; got num_classes=None'),
-    (dict(epsilon=0), 'epsilon must be a number above 0'),
-    (dict(dropout=1.0), 'dropout must be at least 0'),
-    (dict(positions=6), 'rows must be of no more tokens than .* got 5 tokens, '
-     'and positions - position_offset = 4'),
+     "^num_classes must be given with head='classification'; got None"),
+    (dict(head='classification', num_classes=0),
+     '^num_classes must be a positive integer; got 0'),
+    (dict(epsilon=0), '^epsilon must be a number above 0; got 0'),
+    (dict(dropout=1.0), '^dropout must be at least 0 and below 1; got 1.0'),
+    (dict(positions=6), '^positions - position_offset must be at least the '
+     'length of rows; got 4, and rows of 5 tokens'),
 ])
-def test_options_that_cannot_be_are_refused(options, text):
+def test_invalid_options_are_refused(options, text):
   with pytest.raises(checks.ConfigError, match=text):
     jax.eval_shape(transformed(**options).init, jax.random.key(0), TOKENS, MASK)
 
@@ -443,6 +448,6 @@ def test_options_that_cannot_be_are_refused(options, text):
     (dict(tokens=TOKENS, segments=TOKENS, positions=TOKENS), None, ValueError,
      "rows must hold one text each for head='embedding'"),
 ])
-def test_inputs_that_cannot_be_are_refused(inputs, mask, error, text):
+def test_invalid_inputs_are_refused(inputs, mask, error, text):
   with pytest.raises(error, match=text):
     jax.eval_shape(transformed().init, jax.random.key(0), inputs, mask)

@@ -1,4 +1,4 @@
-"""What every model of the zoo must do."""
+"""The contract that every image model of the zoo must keep."""
 
 import functools
 
@@ -33,7 +33,7 @@ MODELS = [
     ('vit', VIT | dict(dropout=0.5, scan=True), False),
 ]
 
-# One of each model: eager computation compiles every operation by itself.
+# One case a model: eager computation compiles every operation by itself.
 EAGER = (0, 2, 6, 7)
 
 
@@ -59,8 +59,8 @@ def transformed(case):
 def network(case):
   """Returns the network's jitted `apply`, its parameters and its state.
 
-  None of the parameters is 0 or 1, as some are at first; the state is that
-  after one step of training.
+  None of the parameters is 0 or 1, as some are when initialised. The state is
+  that after one step of training.
   """
   net = transformed(case)
   apply = jax.jit(net.apply, static_argnums=4)
@@ -99,7 +99,7 @@ def test_gradients_reach_every_parameter(case):
   grads = jax.jit(jax.grad(loss))(params)
   for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
     assert np.all(np.isfinite(leaf)), path
-    # What is added to all keys alike, a softmax over keys does not see.
+    # A bias common to all keys cancels in the softmax over keys.
     if not jax.tree_util.keystr(path).endswith("attn/key']['b']"):
       assert np.any(np.abs(leaf) > 1e-6), path
 
@@ -147,18 +147,18 @@ def test_only_training_changes_the_state(case):
     assert any(changed) == (has_state and is_training)
 
 
-def test_a_model_at_rest_treats_examples_apart(case):
+def test_examples_do_not_interact_in_inference(case):
   """The logits of an example do not change with the rest of the batch."""
   apply, params, state = network(case)
-  whole, _ = apply(params, state, None, images(), False)
-  others = images().at[1:].set(jnp.sin(5 * images()[1:]))
-  among, _ = apply(params, state, None, others, False)
-  np.testing.assert_allclose(whole[:1], among[:1], atol=1e-5)
-  assert not np.allclose(whole[1:], among[1:], atol=1e-3)
+  before, _ = apply(params, state, None, images(), False)
+  changed = images().at[1:].set(jnp.sin(5 * images()[1:]))
+  after, _ = apply(params, state, None, changed, False)
+  np.testing.assert_allclose(before[:1], after[:1], atol=1e-5)
+  assert not np.allclose(before[1:], after[1:], atol=1e-3)
 
 
 def test_integer_images_are_refused(case):
-  text = f'models.{MODELS[case][0]}: inputs must be floating point'
+  text = '^inputs must be floating point; got inputs.dtype=uint8'
   with pytest.raises(TypeError, match=text):
     transformed(case).init(
         jax.random.key(0), jnp.ones(IMAGES, jnp.uint8), False)

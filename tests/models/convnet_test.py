@@ -52,7 +52,7 @@ def test_parameters_are_counted(norm, count):
     ('none', [(8, 7), (8, 7)]),
 ])
 def test_stages_halve_the_image(pool, sizes):
-  """8 halves to 4 and 2; 7 to 3 and 1, as what is over is left out."""
+  """8 halves to 4 and 2; 7 to 3 and 1, rounded down."""
   _, outputs = jax.eval_shape(
       lambda x: stages(x, channels=(4, 6), pool=pool), jnp.ones((2, 8, 7, 1)))
   expected = [(2, *size, c) for size, c in zip(sizes, (4, 6))]
@@ -61,7 +61,7 @@ def test_stages_halve_the_image(pool, sizes):
 
 @pytest.mark.parametrize('pool, reduce', [('max', np.max), ('avg', np.mean)])
 def test_pooling_equals_numpy(pool, reduce):
-  """A pooled stage is the pooled output of the stage that does not pool."""
+  """A stage with pooling gives the pooled output of one without."""
   x = jax.random.normal(jax.random.key(1), (2, 4, 6, 1))
   _, (plain,) = stages(x, channels=(3,), norm='none', pool='none')
   _, (pooled,) = stages(x, channels=(3,), norm='none', pool=pool)
@@ -70,7 +70,7 @@ def test_pooling_equals_numpy(pool, reduce):
 
 
 def test_a_stage_equals_numpy():
-  """The middle pixel of a 3x3 image sees all of it: a plain dot product."""
+  """The kernel covers a 3x3 image at its middle pixel: a dot product."""
   x = jax.random.normal(jax.random.key(1), (2, 3, 3, 2))
   params, (out,) = stages(x, channels=(4,), norm='none', pool='none')
   kernel = params['stage_0/conv']['w']
@@ -79,9 +79,9 @@ def test_a_stage_equals_numpy():
 
 
 def test_batch_norm_keeps_a_running_mean():
-  """After one step from nothing Haiku's corrected mean is the batch's own.
+  """After one step Haiku's debiased mean is that of the batch.
 
-  The network then computes at rest what it computed in training.
+  The network then computes the same in inference as in training.
   """
   x = jax.random.normal(jax.random.key(1), (5, 4, 4, 1))
   net = transformed(channels=(3,))
@@ -93,18 +93,22 @@ def test_batch_norm_keeps_a_running_mean():
 
 
 @pytest.mark.parametrize('options, text', [
-    (dict(channels=()), r'models.convnet: channels must hold .* channels=\(\)'),
-    (dict(norm='layer'), "norm must be a known name; got norm='layer'"),
-    (dict(pool='mean'), "pool must be a known name; got pool='mean'"),
-    (dict(norm='group', groups=3), 'groups must divide .* got groups=3, chann'),
-    (dict(channels=(4,) * 4), r'must be few enough .*=\(4, 4, 4, 4\), inp'),
-    (dict(decay=1.0), 'decay must be at least 0 .* got decay=1.0'),
+    (dict(channels=()),
+     r'^channels must hold one or more positive integers; got \(\)'),
+    (dict(norm='layer'), "^norm must be a known name; got 'layer'"),
+    (dict(pool='mean'), "^pool must be a known name; got 'mean'"),
+    (dict(norm='group', groups=3),
+     '^groups must divide each of channels; got groups=3, channels='),
+    (dict(channels=(4,) * 4), '^channels must have few enough stages .* got '
+     r'channels=\(4, 4, 4, 4\), inputs.shape='),
+    (dict(decay=1.0), '^decay must be at least 0 and below 1; got 1.0'),
 ])
-def test_options_that_cannot_be_are_refused(options, text):
+def test_invalid_options_are_refused(options, text):
   with pytest.raises(checks.ConfigError, match=text):
     transformed(**options).init(jax.random.key(0), jnp.ones((1, 8, 8, 1)))
 
 
 def test_grey_images_without_channels_are_refused():
-  with pytest.raises(ValueError, match=r'images \[B, h, w, C\]; got inputs.sh'):
+  text = r'^inputs must be images \[B, h, w, C\]; got inputs.shape='
+  with pytest.raises(ValueError, match=text):
     transformed().init(jax.random.key(0), jnp.ones((1, 8, 8)))

@@ -1,4 +1,4 @@
-"""Tests of gpt2; its values are in tests/interop/decoder_parity_test.py."""
+"""Tests of gpt2; tests/interop/decoder_parity_test.py checks its values."""
 
 import fnmatch
 
@@ -34,7 +34,7 @@ def shapes(**options):
 
 
 def random_params(**options):
-  """Returns parameters of which none is 0 or 1."""
+  """Returns parameters none of which is 0 or 1."""
   generator = np.random.default_rng(0)
   return jax.tree.map(
       lambda x: jnp.asarray(generator.normal(0.1, 0.4, x.shape), x.dtype),
@@ -46,12 +46,12 @@ def logits(params, tokens=TOKENS, mask=MASK, **options):
   return output.materialise()
 
 
-def test_a_sequence_gives_the_same_wherever_it_stands():
-  """Rows 1, 2 and 3 hold three real tokens at the places 0, 2 and 1."""
+def test_a_sequence_gives_the_same_wherever_it_starts():
+  """The three real tokens of rows 1, 2 and 3 start at 0, 2 and 1."""
   tokens = np.zeros_like(TOKENS)
   tokens[MASK] = np.concatenate([TOKENS[0], *[[3, 1, 4]] * 3])
-  found = jax.jit(logits)(random_params(), tokens)[1:][MASK[1:]]
-  first, *others = found.reshape(3, 3, V)
+  actual = jax.jit(logits)(random_params(), tokens)[1:][MASK[1:]]
+  first, *others = actual.reshape(3, 3, V)
   for other in others:
     np.testing.assert_allclose(other, first, rtol=1e-4, atol=1e-4)
 
@@ -78,13 +78,13 @@ def test_rows_of_padding_give_finite_values_and_gradients():
   assert np.isfinite(value)
   for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
     assert np.all(np.isfinite(leaf)), path
-    # What is added to all keys alike, a softmax over keys does not see.
+    # A bias common to all keys cancels in the softmax over keys.
     if not jax.tree_util.keystr(path).endswith("attn/key']['b']"):
       assert np.any(np.abs(leaf) > 1e-6), path
 
 
 def test_bfloat16_follows_float32():
-  """An error of 2^-8, a few times over, of the largest logit."""
+  """The error is a few times 2^-8, relative to the largest logit."""
   params = random_params()
   expected = logits(params)
   half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
@@ -105,17 +105,17 @@ def test_only_training_is_random_and_only_with_dropout():
 
 
 def test_dropout_is_on_the_embedding_and_at_the_end_of_each_branch(monkeypatch):
-  # Whatever takes its place does what it does to the last map before it.
+  # Doubling in place of dropout equals doubling the last map before it.
   monkeypatch.setattr(gpt2.layers, 'dropout', lambda x, *unused: 2 * x)
   params = random_params(tied=False)
-  found = logits(params, tied=False)
+  actual = logits(params, tied=False)
   monkeypatch.undo()
   doubled = {
       path: jax.tree.map(lambda x: 2 * x, leaves) if path.endswith(
           ('embed', 'attn/output', 'mlp/down')) else leaves
       for path, leaves in params.items()}
   expected = logits(doubled, tied=False)
-  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_more_than_twelve_blocks_are_looped_over():
@@ -128,7 +128,7 @@ def test_hidden_units_are_four_times_the_width():
 
 
 def test_tensor_axes_fit_the_parameters():
-  """Each glob finds parameters, and its axis is one of heads, units or so."""
+  """Each glob matches parameters; its axis is that of heads, units or D."""
   sizes = {'embed/embeddings': D, 'attn/query/*': D, 'attn/key/*': D,
            'attn/value/*': D, 'attn/output/w': D, 'mlp/up/*': HIDDEN,
            'mlp/down/w': HIDDEN, 'logits/w': V}
@@ -138,22 +138,22 @@ def test_tensor_axes_fit_the_parameters():
   axes = registry.models['gpt2'].tensor
   assert set(axes) == set(sizes)
   for glob, axis in axes.items():
-    found = [x for name, x in flat.items() if fnmatch.fnmatch(name, f'*{glob}')]
-    assert len(found) == 1 + glob.endswith('*')
-    assert {shape[axis] for shape in found} == {sizes[glob]}
+    matched = [shape for name, shape in flat.items()
+               if fnmatch.fnmatch(name, f'*{glob}')]
+    assert len(matched) == 1 + glob.endswith('*')
+    assert {shape[axis] for shape in matched} == {sizes[glob]}
 
 
 @pytest.mark.parametrize('options, text', [
-    (dict(num_classes=0),
-     'models.gpt2: num_classes must be a positive integer'),
-    (dict(heads=5), 'heads must divide width; got heads=5, width=12'),
-    (dict(hidden=0), 'hidden must be a positive integer; got hidden=0'),
-    (dict(dropout=1.0), 'dropout must be at least 0 .* got dropout=1.0'),
-    (dict(epsilon=0), 'epsilon must be a number above 0; got epsilon=0'),
-    (dict(activation='gelo'), "activation must be a known name; .*'gelo'"),
-    (dict(positions=4), 'positions must be at least the length of rows; got '
+    (dict(num_classes=0), '^num_classes must be a positive integer; got 0'),
+    (dict(heads=5), '^heads must divide width; got heads=5, width=12'),
+    (dict(hidden=0), '^hidden must be a positive integer; got 0'),
+    (dict(dropout=1.0), '^dropout must be at least 0 and below 1; got 1.0'),
+    (dict(epsilon=0), '^epsilon must be a number above 0; got 0'),
+    (dict(activation='gelo'), "^activation must be a known name; got 'gelo'"),
+    (dict(positions=4), '^positions must be at least the length of rows; got '
      'positions=4, N=5'),
 ])
-def test_options_that_cannot_be_are_refused(options, text):
+def test_invalid_options_are_refused(options, text):
   with pytest.raises(checks.ConfigError, match=text):
     shapes(**options)

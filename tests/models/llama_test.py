@@ -23,7 +23,7 @@ SMALL = dict(num_classes=V, width=D, depth=DEPTH, heads=H, key_value_heads=G,
 STACK = '__layer_stack_no_per_layer/block/'
 
 TOKENS = np.random.default_rng(0).integers(0, V, (4, 5))
-# Whole, padded on the right, padded on the left, on both sides.
+# No padding, padding on the right, on the left, and on both sides.
 MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [0, 0, 1, 1, 1],
                  [0, 1, 1, 1, 0]], bool)
 
@@ -40,7 +40,7 @@ def logits(params, tokens=TOKENS, mask=MASK, **options):
 
 
 def random_params(**options):
-  """Returns parameters of which none is 0 or 1."""
+  """Returns parameters none of which is 0 or 1."""
   shapes = jax.eval_shape(
       transformed(**options).init, jax.random.key(0), TOKENS, MASK)
   generator = np.random.default_rng(0)
@@ -50,7 +50,7 @@ def random_params(**options):
 
 
 def stack(params):
-  """Returns the parameters of the looped network from the unrolled one's."""
+  """Returns the unrolled network's parameters as the looped network's."""
   stacked = {}
   for path, leaves in params.items():
     first, _, rest = path.partition('/')
@@ -67,10 +67,10 @@ def norm(params, x, epsilon):
       params['scale'])
 
 
-def rotated(x, place, rope_base=100.0):
+def rotated(x, position, rope_base=100.0):
   """Rotates one head, `[K]`, as K/2 complex numbers (x_i, x_{i + K/2})."""
   size = len(x) // 2
-  turn = np.exp(1j * place * rope_base**(-np.arange(size) / size))
+  turn = np.exp(1j * position * rope_base**(-np.arange(size) / size))
   turned = (x[:size] + 1j * x[size:]) * turn
   return np.concatenate([turned.real, turned.imag])
 
@@ -78,15 +78,15 @@ def rotated(x, place, rope_base=100.0):
 def reference(params, tokens, mask, *, heads=H, groups=G, epsilon=1e-5):
   """Returns logits, maps and features, position by position, in float64.
 
-  The real tokens of a row are its positions 0, 1, 2 and so on. A position that
-  has nothing to look at takes nothing from attention.
+  The real tokens of a row have the positions 0, 1, 2 and so on. Attention gives
+  0 to a position that may attend to nothing.
   """
   params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
   table = params['embed']['embeddings']
   kernel = params['logits']['w'] if 'logits' in params else table.T
   out = dict(logits=[], maps=[], features=[])
   for row, real in zip(tokens, mask):
-    places = [max(sum(real[:i + 1]) - 1, 0) for i in range(len(row))]
+    positions = [max(sum(real[:i + 1]) - 1, 0) for i in range(len(row))]
     x = table[row]
     for i in range(DEPTH):
       at = lambda name: params[f'block_{i}/{name}']  # noqa: B023
@@ -102,8 +102,8 @@ def reference(params, tokens, mask, *, heads=H, groups=G, epsilon=1e-5):
         for n in range(len(row)):
           seen = [m for m in range(n + 1) if real[m]]
           scores = np.array([
-              rotated(query[n, head], places[n])
-              @ rotated(key[m, group], places[m]) for m in seen])
+              rotated(query[n, head], positions[n])
+              @ rotated(key[m, group], positions[m]) for m in seen])
           weights = np.exp(scores / math.sqrt(query.shape[-1]))
           maps[head, n, seen] = weights / weights.sum() if seen else 0
           mixed[n, head] = maps[head, n] @ value[:, group]
@@ -128,8 +128,8 @@ def test_logits_equal_numpy(tied, scan):
   assert ('logits' in params) != tied
   expected, _, _ = reference(params, TOKENS, MASK)
   function = jax.jit(lambda p: logits(p, tied=tied, scan=scan))
-  found = function(stack(params) if scan else params)
-  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+  actual = function(stack(params) if scan else params)
+  np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_logits_agree_in_eager_and_jit():
@@ -143,31 +143,31 @@ def test_other_groups_of_heads_equal_numpy(heads, groups):
   options = dict(heads=heads, key_value_heads=groups)
   params = random_params(**options)
   expected, _, _ = reference(params, TOKENS, MASK, heads=heads, groups=groups)
-  found = jax.jit(lambda p: logits(p, **options))(params)
-  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+  actual = jax.jit(lambda p: logits(p, **options))(params)
+  np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_epsilon_is_added_to_the_mean_square():
   params = random_params()
   expected, _, _ = reference(params, TOKENS, MASK, epsilon=0.3)
-  found = jax.jit(lambda p: logits(p, epsilon=0.3))(params)
-  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+  actual = jax.jit(lambda p: logits(p, epsilon=0.3))(params)
+  np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('bias, modules', [
     ('qkv_bias', ('attn/query', 'attn/key', 'attn/value')),
     ('output_bias', ('attn/output',)),
     ('mlp_bias', ('mlp/gate', 'mlp/up', 'mlp/down'))])
-def test_biases_are_where_they_are_asked_for(bias, modules):
+def test_biases_are_where_the_options_want_them(bias, modules):
   params = jax.eval_shape(
       transformed(**{bias: True}).init, jax.random.key(0), TOKENS, MASK)
-  found = {path for path, leaves in params.items() if 'b' in leaves}
-  assert found == {
+  biased = {path for path, leaves in params.items() if 'b' in leaves}
+  assert biased == {
       f'block_{i}/{module}' for i in range(DEPTH) for module in modules}
 
 
 def test_norms_of_queries_and_keys_are_over_each_head():
-  """Scales of 0 for keys leave maps even, whatever the queries."""
+  """With a scale of 0 for keys, maps are uniform for any queries."""
   params = random_params(qk_norm=True)
   for i in range(DEPTH):
     assert params[f'block_{i}/attn/norm_query']['scale'].shape == (K,)
@@ -212,12 +212,12 @@ def test_more_than_twelve_blocks_are_looped_over():
 def test_a_later_token_changes_no_earlier_logits():
   params, function = random_params(), jax.jit(logits)
   before = function(params)
-  for place in range(1, 5):
+  for position in range(1, 5):
     tokens = TOKENS.copy()
-    tokens[:, place] = (tokens[:, place] + 1) % V
+    tokens[:, position] = (tokens[:, position] + 1) % V
     after = function(params, tokens)
-    np.testing.assert_array_equal(after[:, :place], before[:, :place])
-    assert not np.allclose(after[0, place:], before[0, place:])
+    np.testing.assert_array_equal(after[:, :position], before[:, :position])
+    assert not np.allclose(after[0, position:], before[0, position:])
 
 
 @pytest.mark.parametrize('layers', (None, (0, 2)))
@@ -231,9 +231,9 @@ def test_a_window_hides_what_is_far_behind(layers, scan):
           window=2, window_layers=layers, scan=scan, **SMALL),
       dict(maps='attn/maps')))
   _, captured = jax.jit(lambda p: net.apply(p, None))(params)
-  place = np.arange(5)
-  causal = (place <= place[:, None]) & MASK[:, None]
-  near = causal & (place > place[:, None] - 2)
+  position = np.arange(5)
+  causal = (position <= position[:, None]) & MASK[:, None]
+  near = causal & (position > position[:, None] - 2)
   for i, query_key in enumerate(captured['maps']):
     seen = near if layers is None or i in layers else causal
     maps = query_key.materialise()
@@ -241,29 +241,29 @@ def test_a_window_hides_what_is_far_behind(layers, scan):
         maps > 0, np.broadcast_to(seen[:, None], maps.shape))
 
 
-def test_what_stands_in_padding_does_not_matter():
+def test_values_in_padding_do_not_matter():
   params, function = random_params(), jax.jit(logits)
   spoilt = function(params, np.where(MASK, TOKENS, V - 1 - TOKENS))
   np.testing.assert_array_equal(spoilt[MASK], function(params)[MASK])
 
 
-def test_a_sequence_gives_the_same_wherever_it_stands():
-  """Rows 1, 2 and 3 hold three real tokens at the places 0, 2 and 1."""
+def test_a_sequence_gives_the_same_wherever_it_starts():
+  """The three real tokens of rows 1, 2 and 3 start at 0, 2 and 1."""
   tokens = np.zeros_like(TOKENS)
   tokens[MASK] = np.concatenate([TOKENS[0], *[[3, 1, 4]] * 3])
-  found = jax.jit(logits)(random_params(), tokens)[1:][MASK[1:]]
-  first, *others = found.reshape(3, 3, V)
+  actual = jax.jit(logits)(random_params(), tokens)[1:][MASK[1:]]
+  first, *others = actual.reshape(3, 3, V)
   for other in others:
     np.testing.assert_allclose(other, first, rtol=1e-4, atol=1e-4)
 
 
-def test_no_mask_and_a_mask_of_rows_mean_whole_rows():
+def test_no_mask_and_a_mask_of_rows_mean_rows_without_padding():
   params, function = random_params(), jax.jit(logits)
-  whole = function(params, TOKENS, np.ones((4, 5), bool))
-  np.testing.assert_array_equal(function(params, TOKENS, None), whole)
+  expected = function(params, TOKENS, np.ones((4, 5), bool))
+  np.testing.assert_array_equal(function(params, TOKENS, None), expected)
   rows = function(params, TOKENS, np.array([True, False, True, True]))
   real = np.array([0, 2, 3])
-  np.testing.assert_array_equal(rows[real], whole[real])
+  np.testing.assert_array_equal(rows[real], expected[real])
 
 
 @pytest.mark.parametrize('scan', (False, True))
@@ -290,18 +290,18 @@ def test_rotation_equals_a_value_by_hand():
   -sin 0.3 + i cos 0.3; real parts come first.
   """
   mask = np.array([[False, True, True, True, True]])
-  rows = sequences.read('test', np.zeros((1, 5), int), mask)
+  rows = sequences.read(np.zeros((1, 5), int), mask)
   head = np.broadcast_to(np.float32([1, 0, 0, 1]), (1, 5, 1, 4))
-  found = rotary.rotate(head, rotary.angles(rows, 4, 100.0))
+  actual = rotary.rotate(head, rotary.angles(rows, 4, 100.0))
   expected = [-0.9899925, -0.2955202, 0.1411200, 0.9553365]
-  np.testing.assert_allclose(found[0, 4, 0], expected, atol=1e-6)
+  np.testing.assert_allclose(actual[0, 4, 0], expected, atol=1e-6)
   # The first real position, and padding before it, are not turned.
-  np.testing.assert_array_equal(found[0, :2, 0], head[0, :2, 0])
+  np.testing.assert_array_equal(actual[0, :2, 0], head[0, :2, 0])
 
 
 @pytest.mark.parametrize('scan', (False, True))
 def test_bfloat16_follows_float32(scan):
-  """An error of 2^-8, a few times over, of the largest logit."""
+  """The error is a few times 2^-8, relative to the largest logit."""
   params = random_params()
   expected = logits(params)
   params = stack(params) if scan else params
@@ -329,9 +329,9 @@ def test_modules_return_the_dtype_of_the_embedding():
 
   half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), random_params())
   jax.eval_shape(run, half)
-  found = {leaf.dtype for name, out in dtypes.items()
-           for leaf in jax.tree.leaves(out) if leaf.dtype != bool}
-  assert len(dtypes) > 9 * DEPTH and found == {jnp.dtype(jnp.bfloat16)}
+  leaf_dtypes = {leaf.dtype for name, out in dtypes.items()
+                 for leaf in jax.tree.leaves(out) if leaf.dtype != bool}
+  assert len(dtypes) > 9 * DEPTH and leaf_dtypes == {jnp.dtype(jnp.bfloat16)}
 
 
 def test_only_training_is_random_and_only_with_dropout():
@@ -345,16 +345,16 @@ def test_only_training_is_random_and_only_with_dropout():
 
 
 def test_dropout_is_on_the_embedding_and_at_the_end_of_each_branch(monkeypatch):
-  # Whatever takes its place does what it does to the last kernel before it.
+  # Doubling in place of dropout equals doubling the last kernel before it.
   monkeypatch.setattr(llama.layers, 'dropout', lambda x, *unused: 2 * x)
   params = random_params()
-  found = logits(params)
+  actual = logits(params)
   monkeypatch.undo()
   doubled = {
       path: jax.tree.map(lambda x: 2 * x, leaves) if path.endswith(
           ('embed', 'attn/output', 'mlp/down')) else leaves
       for path, leaves in params.items()}
-  np.testing.assert_allclose(found, logits(doubled), rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(actual, logits(doubled), rtol=1e-4, atol=1e-4)
 
 
 def test_norms_are_computed_in_float32():
@@ -376,9 +376,9 @@ def test_norms_are_computed_in_float32():
 
 
 def test_embedding_and_logits_start_out_small():
-  """Normal, 0.02 and 1 / sqrt(64) wide, and cut off at twice that.
+  """Normal with deviations 0.02 and 1 / sqrt(64), truncated at twice that.
 
-  What is left of a normal distribution then has 0.8796 times the deviation.
+  The truncated distribution has 0.8796 times the deviation.
   """
   options = SMALL | dict(num_classes=1000, width=64, depth=1)
   params = jax.jit(transformed(**options).init)(
@@ -407,7 +407,7 @@ def test_hidden_units_are_eight_thirds_of_the_width():
 
 
 def test_tensor_axes_fit_the_parameters():
-  """Each glob finds parameters, and its axis is one of heads, units or so."""
+  """Each glob matches parameters; its axis is that of heads, units or D."""
   shapes = jax.eval_shape(
       transformed(scan=True, qkv_bias=True, mlp_bias=True).init,
       jax.random.key(0), TOKENS, MASK)
@@ -426,27 +426,27 @@ def test_tensor_axes_fit_the_parameters():
 
 
 @pytest.mark.parametrize('options, text', [
-    (dict(num_classes=0), 'num_classes must be a positive integer'),
-    (dict(depth=0), 'models.llama: depth must be a positive .* got depth=0'),
+    (dict(num_classes=0), '^num_classes must be a positive integer; got 0'),
+    (dict(depth=0), '^depth must be a positive integer; got 0'),
     (dict(width=13, head_size=None),
-     'heads must divide width; got heads=4, width=13. It divides 12 and 16'),
-    (dict(key_value_heads=3), 'key_value_heads must divide heads; got '
+     '^heads must divide width; got heads=4, width=13. It divides 12 and 16'),
+    (dict(key_value_heads=3), '^key_value_heads must divide heads; got '
      'key_value_heads=3, heads=4. It divides 3 and 6'),
-    (dict(head_size=3), 'head_size must be even, .* got head_size=3'),
-    (dict(hidden=0), 'hidden must be a positive integer; got hidden=0'),
-    (dict(dropout=1.0), 'dropout must be at least 0 .* got dropout=1.0'),
-    (dict(rope_base=0), 'rope_base must be a number above 0; got rope_base=0'),
-    (dict(epsilon=-1), 'epsilon must be a number above 0; got epsilon=-1'),
-    (dict(activation='glu'), "activation must be a known name; got .*'glu'"),
+    (dict(head_size=3), '^head_size must be even, .* got head_size=3'),
+    (dict(hidden=0), '^hidden must be a positive integer; got 0'),
+    (dict(dropout=1.0), '^dropout must be at least 0 and below 1; got 1.0'),
+    (dict(rope_base=0), '^rope_base must be a number above 0; got 0'),
+    (dict(epsilon=-1), '^epsilon must be a number above 0; got -1'),
+    (dict(activation='glu'), "^activation must be a known name; got 'glu'"),
     (dict(rope_scaling=dict(kind='ntk')),
-     'models.llama: rope_scaling must be None or a dict whose kind is one of'),
-    (dict(window=0), 'window must be a positive integer; got window=0'),
-    (dict(window_layers=(1,)), 'window must be given with window_layers; got '
+     '^rope_scaling must be None or a dict whose kind is one of'),
+    (dict(window=0), '^window must be a positive integer; got 0'),
+    (dict(window_layers=(1,)), '^window must be given with window_layers; got '
      r'window=None, window_layers=\(1,\)'),
-    (dict(window=2, window_layers=(0, 3)), 'window_layers must be blocks, from '
-     r'0 to 2; got window_layers=\(0, 3\), depth=3'),
+    (dict(window=2, window_layers=(0, 3)), '^window_layers must be blocks, '
+     r'from 0 to 2; got \(0, 3\), depth=3'),
 ])
-def test_options_that_cannot_be_are_refused(options, text):
+def test_invalid_options_are_refused(options, text):
   with pytest.raises(checks.ConfigError, match=text):
     jax.eval_shape(transformed(**options).init, jax.random.key(0), TOKENS, MASK)
 
@@ -458,6 +458,6 @@ def test_options_that_cannot_be_are_refused(options, text):
     (np.ones((2, 3), int), np.ones((2, 4), bool), ValueError,
      'mask must have the leading axes of tokens'),
 ])
-def test_inputs_that_cannot_be_are_refused(tokens, mask, error, text):
+def test_invalid_inputs_are_refused(tokens, mask, error, text):
   with pytest.raises(error, match=text):
     jax.eval_shape(transformed().init, jax.random.key(0), tokens, mask)

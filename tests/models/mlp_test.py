@@ -32,8 +32,8 @@ def test_logits_equal_numpy():
   np.testing.assert_allclose(net.apply(params, x), expected, atol=1e-6)
 
 
-def test_the_tapped_hidden_layer_is_free_of_dropout():
-  """relu(1·w) has a zero only where w is negative, dropout would add some."""
+def test_captured_hidden_layers_have_no_dropout():
+  """relu(1·w) is 0 only where w is negative; dropout would add zeros."""
   seen = []
 
   def interceptor(call, args, kwargs, context):
@@ -58,13 +58,16 @@ def test_features_are_the_hidden_layers():
 
 
 @pytest.mark.parametrize('options, text', [
-    (dict(hidden=()), r'models.mlp: hidden must hold .* got hidden=\(\)'),
-    (dict(hidden=(4, 0)), r'models.mlp: hidden must hold .* got hidden=\(4, 0'),
-    (dict(hidden=4), r'models.mlp: hidden must hold .* got hidden=4'),
-    (dict(activation='rellu'), "activation='rellu'. Did you mean 'relu'"),
-    (dict(dropout=1.0), 'models.mlp: dropout must .* got dropout=1.0'),
-    (dict(num_classes=0), 'models.mlp: num_classes must .* got num_classes=0'),
+    (dict(hidden=()),
+     r'^hidden must hold one or more positive integers; got \(\)'),
+    (dict(hidden=(4, 0)),
+     r'^hidden must hold one or more positive integers; got \(4, 0\)'),
+    (dict(hidden=4), '^hidden must hold one or more positive integers; got 4'),
+    (dict(activation='rellu'),
+     "^activation must be a known name; got 'rellu'. Did you mean 'relu'"),
+    (dict(dropout=1.0), '^dropout must be at least 0 and below 1; got 1.0'),
+    (dict(num_classes=0), '^num_classes must be a positive integer; got 0'),
 ])
-def test_options_that_cannot_be_are_refused(options, text):
+def test_invalid_options_are_refused(options, text):
   with pytest.raises(checks.ConfigError, match=text):
     transformed(**options).init(jax.random.key(0), jnp.ones((1, 4)))

@@ -1,4 +1,4 @@
-"""Documents that share a row give what they give in rows of their own."""
+"""Documents packed in a row give the same outputs as one document a row."""
 
 import functools
 
@@ -23,8 +23,8 @@ CASES = dict(
     gpt2_looped=('gpt2', dict(positions=N, tied=False, scan=True)),
 )
 
-# Row 0: documents of 3, 2 and 1 positions and one of padding, in that order.
-# Row 1: padding, a document of 1 and one of 5.
+# Row 0: documents of 3, 2 and 1 positions, then one position of padding.
+# Row 1: one position of padding, then documents of 1 and 5 positions.
 LENGTHS = ((3, 2, 1), (1, 5))
 MASK = np.arange(N) != np.array([[N - 1], [0]])
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 3, 0], [0, 1, 2, 2, 2, 2, 2]], np.int32)
@@ -32,7 +32,7 @@ POSITIONS = np.array([[0, 1, 2, 0, 1, 0, 0], [0, 0, 0, 1, 2, 3, 4]], np.int32)
 TOKENS = np.random.default_rng(0).integers(0, V, (2, N))
 PACKED = dict(tokens=TOKENS, segments=SEGMENTS, positions=POSITIONS)
 
-# The same documents on rows of their own.
+# The same documents, one a row.
 DOCUMENTS = [np.split(row[real], np.cumsum(lengths)[:-1])
              for row, real, lengths in zip(TOKENS, MASK, LENGTHS)]
 ALONE = np.stack([np.pad(document, (0, N - len(document)))
@@ -42,7 +42,7 @@ ALONE_MASK = np.arange(N) < np.array([[n] for row in LENGTHS for n in row])
 
 @functools.cache
 def network(case):
-  """Returns the jitted logits of a case, of parameters of which none is 0."""
+  """Returns parameters, none of them 0, and the jitted logits of a case."""
   model, options = CASES[case]
   net = hk.transform(
       lambda inputs, mask: registry.models[model].function(
@@ -83,7 +83,7 @@ def test_gradients_are_those_of_documents_alone(case):
 
 @pytest.mark.parametrize('case', CASES)
 def test_another_document_changes_nothing(case):
-  """Of row 1 the first is read first, were it not for its segment."""
+  """Without segments, document 2 of row 1 would attend to document 1."""
   params, logits = network(case)
   tokens = TOKENS.copy()
   tokens[1, 1] = (tokens[1, 1] + 1) % V

@@ -1,4 +1,4 @@
-"""The configs that no test can run: what they describe, and how large it is."""
+"""The configs that are too large to run in a test: networks and their sizes."""
 
 import importlib.util
 import pathlib
@@ -29,8 +29,8 @@ def llama(width, depth, hidden, key_value_width):
   """Parameters of a Llama with a vocabulary of 128,256.
 
   A block has queries and output, D x D each, keys and values, D x G K each,
-  three maps of the MLP and two norms; beside them there are embedding, logits
-  and the last norm.
+  three maps of the MLP and two norms. Outside the blocks there are embedding,
+  logits and the last norm.
   """
   block = (2 * width**2 + 2 * width * key_value_width + 3 * width * hidden +
            2 * width)
@@ -58,7 +58,8 @@ def resnet(blocks):
 
 # Published: 8.03 billion (arXiv:2407.21783), 25.557 and 60.193 million (the
 # table of torchvision's models). The student of C4 is Llama 3.2 1B, published
-# with 1,235,814,400 parameters, and as many again as its embedding has.
+# with 1,235,814,400 parameters, plus an untied kernel of logits of the size of
+# the embedding.
 @pytest.mark.parametrize('name, role, count, by_hand', [
     (C4, 'teacher', 8_030_261_248, llama(4096, 32, 14_336, 1024)),
     (C4, 'student', 1_235_814_400 + 128_256 * 2048,
@@ -94,8 +95,8 @@ def test_configs_are_valid_and_can_be_built(name, variant):
     (C4, (512, 2048), 128_256), (IMAGENET, (4096, 224, 224, 3), 1000)])
 def test_batches_are_described_without_the_data(
     name, shape, num_classes):
-  spec, found = description.describe(load(name))
-  assert spec.inputs.shape == shape and found == num_classes
+  spec, described_classes = description.describe(load(name))
+  assert spec.inputs.shape == shape and described_classes == num_classes
 
 
 def test_function_matching_uses_no_labels():

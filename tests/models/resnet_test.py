@@ -31,7 +31,7 @@ def shapes(size, **options):
 @pytest.mark.parametrize('depth, count', [(18, 11_689_512), (50, 25_557_032)])
 def test_published_depths_have_their_published_number_of_parameters(
     depth, count):
-  """The counts that are customarily quoted, with 1000 classes."""
+  """The counts that are usually quoted, for 1000 classes."""
   params = shapes(224, depth=depth, num_classes=1000)
   assert hk.data_structures.tree_size(params) == count
 
@@ -138,17 +138,24 @@ def test_width_multiplies_all_channels():
 
 
 @pytest.mark.parametrize('options, text', [
-    (dict(), 'depth must be given, or both blocks and channels; got depth=No'),
-    (dict(depth=20), 'depth must be one of 18, 34, .* got depth=20. Give'),
-    (dict(depth=18, blocks=(1,)), 'depth must come alone; got depth=18 and b'),
-    (dict(depth=18, bottleneck=False), 'depth must come alone; .* bottleneck'),
-    (dict(blocks=(1, 1)), r'both blocks and .* blocks=\(1, 1\), channels=None'),
-    (dict(blocks=(), channels=()), r'blocks must hold .* got blocks=\(\)'),
-    (dict(blocks=(1, 1), channels=(4,)), 'blocks must have as many groups as'),
-    (dict(depth=18, width=0.001), 'width must leave a channel .* width=0.001'),
-    (dict(blocks=(1,), channels=(6,), bottleneck=True), 'multiples of 4 with'),
-    (dict(depth=18, stem=0), 'stem must be a positive integer; got stem=0'),
+    (dict(), '^depth must be given, or both blocks and channels; got depth=No'),
+    (dict(depth=20), '^depth must be one of 18, 34, .* got 20. Give blocks'),
+    (dict(depth=18, blocks=(1,)),
+     '^depth must come alone; got depth=18 and blocks'),
+    (dict(depth=18, bottleneck=False),
+     '^depth must come alone; got depth=18 and bottleneck'),
+    (dict(blocks=(1, 1)), '^depth must be given, or both blocks and channels; '
+     r'got depth=None, blocks=\(1, 1\), channels=None'),
+    (dict(blocks=(), channels=()),
+     r'^blocks must hold one or more positive integers; got \(\)'),
+    (dict(blocks=(1, 1), channels=(4,)),
+     '^blocks must have as many groups as channels; got blocks='),
+    (dict(depth=18, width=0.001),
+     '^width must leave at least one channel; got 0.001 for 64 channels'),
+    (dict(blocks=(1,), channels=(6,), bottleneck=True),
+     '^channels must be multiples of 4 with bottlenecks'),
+    (dict(depth=18, stem=0), '^stem must be a positive integer; got 0'),
 ])
-def test_options_that_cannot_be_are_refused(options, text):
+def test_invalid_options_are_refused(options, text):
   with pytest.raises(checks.ConfigError, match=text):
     shapes(32, **options)

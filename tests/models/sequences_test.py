@@ -5,7 +5,7 @@ import pytest
 
 from haikd.models import sequences
 
-# Padding, a document of 2 and one of 3.
+# Padding, a document of 2 positions and one of 3.
 MASK = np.array([[False, True, True, True, True, True]])
 SEGMENTS = np.array([[0, 1, 1, 2, 2, 2]])
 POSITIONS = np.array([[0, 0, 1, 0, 1, 2]])
@@ -14,9 +14,10 @@ ROW = dict(tokens=TOKENS, segments=SEGMENTS, positions=POSITIONS)
 
 
 def allowed(inputs, mask, **options):
-  found = sequences.read('test', inputs, mask).allowed(**options)
-  found = np.broadcast_to(found.block((0, 6), (0, 6)), (1, 1, 6, 6))
-  return [''.join('.x'[int(sees)] for sees in row) for row in found[0, 0]]
+  """Returns a row of text a query, with an x for each allowed key."""
+  rules = sequences.read(inputs, mask).allowed(**options)
+  array = np.broadcast_to(rules.block((0, 6), (0, 6)), (1, 1, 6, 6))
+  return [''.join('.x'[int(attends)] for attends in row) for row in array[0, 0]]
 
 
 @pytest.mark.parametrize('inputs, options, expected', [
@@ -32,7 +33,7 @@ def allowed(inputs, mask, **options):
     (ROW, dict(causal=True, window=2),
      ['......', '.x....', '.xx...', '...x..', '...xx.', '....xx']),
 ])
-def test_a_query_looks_where_it_may(inputs, options, expected):
+def test_a_query_attends_to_allowed_keys(inputs, options, expected):
   assert allowed(inputs, MASK, **options) == expected
 
 
@@ -42,29 +43,31 @@ def test_a_query_looks_where_it_may(inputs, options, expected):
     (MASK[:, ::-1], [0, 1, 2, 3, 4, 4]),
     (np.array([True]), [0, 1, 2, 3, 4, 5]),
 ])
-def test_places_are_counted_over_real_positions(mask, expected):
-  found = sequences.read('test', TOKENS, mask).positions
-  np.testing.assert_array_equal(found[0], expected)
+def test_real_positions_are_counted(mask, expected):
+  positions = sequences.read(TOKENS, mask).positions
+  np.testing.assert_array_equal(positions[0], expected)
 
 
 def test_columns_are_passed_on():
-  found = sequences.read('test', ROW | dict(types=TOKENS), MASK)
-  np.testing.assert_array_equal(found.positions, POSITIONS)
-  np.testing.assert_array_equal(found.segments, SEGMENTS)
-  np.testing.assert_array_equal(found.types, TOKENS)
-  assert sequences.read('test', TOKENS, MASK).segments is None
+  sequence = sequences.read(ROW | dict(types=TOKENS), MASK)
+  np.testing.assert_array_equal(sequence.positions, POSITIONS)
+  np.testing.assert_array_equal(sequence.segments, SEGMENTS)
+  np.testing.assert_array_equal(sequence.types, TOKENS)
+  assert sequences.read(TOKENS, MASK).segments is None
 
 
 @pytest.mark.parametrize('inputs, error, text', [
     (dict(tokens=TOKENS, ids=TOKENS), ValueError,
-     r"test: inputs must be tokens, or a dict of .*; got \['ids', 'tokens'\]"),
-    (dict(types=TOKENS), ValueError, r"got \['types'\]"),
+     r"^inputs must be tokens, or a dict of .*; got \['ids', 'tokens'\]"),
+    (dict(types=TOKENS), ValueError,
+     r"^inputs must be tokens, or a dict of .*; got \['types'\]"),
     (dict(tokens=TOKENS, segments=SEGMENTS), ValueError,
-     'inputs must have positions beside segments'),
-    (ROW | dict(types=TOKENS[:, 1:]), ValueError,
-     r'inputs must all be of the shape of tokens; got shapes .*\(1, 5\)'),
-    (ROW | dict(types=TOKENS * 0.5), TypeError, 'must be integers'),
+     '^inputs must have positions if they have segments'),
+    (ROW | dict(types=TOKENS[:, 1:]), ValueError, '^types must have the shape '
+     r'of tokens; got types.shape=\(1, 5\), tokens.shape=\(1, 6\)'),
+    (ROW | dict(types=TOKENS * 0.5), TypeError,
+     '^types must be integers; got types.dtype=float64'),
 ])
-def test_inputs_that_cannot_be_are_refused(inputs, error, text):
+def test_invalid_inputs_are_refused(inputs, error, text):
   with pytest.raises(error, match=text):
-    sequences.read('test', inputs, MASK)
+    sequences.read(inputs, MASK)

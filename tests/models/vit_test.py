@@ -30,7 +30,7 @@ def images(dtype=jnp.float32):
 
 
 def stack(params, depth):
-  """Returns the parameters of the looped network from the unrolled one's."""
+  """Returns the unrolled network's parameters as the looped network's."""
   stacked = {}
   for path, leaves in params.items():
     first, _, rest = path.partition('/')
@@ -101,7 +101,7 @@ def reference(params, images, *, depth=3, heads=2, size=2, epsilon=1e-6):
 
 
 def random_params(**options):
-  """Returns parameters of which none is 0 or 1."""
+  """Returns parameters none of which is 0 or 1."""
   shapes = jax.eval_shape(
       transformed(**options).init, jax.random.key(0), images())
   generator = np.random.default_rng(0)
@@ -118,7 +118,7 @@ def test_published_sizes_have_their_published_number_of_parameters(
     options, count):
   """The counts of DeiT-Ti and ViT-B for 224 pixels and 1000 classes.
 
-  For a block 12·D² + 13·D, 12 times; the patches 768·D + D, token and 196 + 1
+  12 blocks of 12·D² + 13·D each; the patches 768·D + D, the token and 196 + 1
   positions D each, the last norm 2·D, and the logits 1000·(D + 1).
   """
   net = hk.transform(
@@ -147,10 +147,10 @@ def test_logits_equal_numpy(pool, wrap):
     (dict(distilled=True, distillation_head=True), 8 + 8 + 3 * (8 + 1)),
 ])
 def test_logits_of_other_networks_equal_numpy(options, count):
-  """Beside the usual parameters they have `count` more, worked out by hand."""
-  usual, params = random_params(), random_params(**options)
+  """They have `count` more parameters than the default, worked out by hand."""
+  default, params = random_params(), random_params(**options)
   size = hk.data_structures.tree_size
-  assert size(params) - size(usual) == count
+  assert size(params) - size(default) == count
   logits = jax.jit(transformed(**options).apply)(params, None, images())
   expected, _, _ = reference(params, images())
   np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
@@ -163,7 +163,7 @@ def test_epsilon_is_added_to_the_variance():
   np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_ratio_of_hidden_units_to_width_gives_them_back():
+def test_mlp_ratio_gives_the_hidden_units_it_was_made_from():
   """In floating point 15 / 22 x 22 is 14.99…."""
   assert int(15 / 22 * 22) == 14
   options = dict(width=22, mlp_ratio=15 / 22)
@@ -211,7 +211,7 @@ def test_scan_computes_the_same_function_and_gradient():
 @pytest.mark.parametrize('dtype, tolerance', [(jnp.bfloat16, 0.03),
                                               (jnp.float16, 0.004)])
 def test_attention_in_half_precision_is_close_to_float32(dtype, tolerance):
-  """Relative to the largest value: 2^-8 and 2^-11, a few times over."""
+  """The error is a few times 2^-8 or 2^-11, relative to the largest value."""
   net = hk.transform(lambda x: transformer.Attention(2)(x))
   x = jax.random.normal(jax.random.key(1), (2, 5, 8))
   params = jax.jit(net.init)(jax.random.key(0), x)
@@ -245,33 +245,40 @@ def test_linear_maps_of_attention_keep_the_axis_of_positions():
 
 
 @pytest.mark.parametrize('options, text', [
-    (dict(patch_size=3), r'patch_size must divide .* got patch_size=3, inputs'),
-    (dict(width=10, heads=4), 'heads=4, width=10. 8 and 12 are widths'),
-    (dict(width=3, heads=4), 'heads=4, width=3. 4 and 8 are widths'),
-    (dict(depth=0), 'models.vit: depth must be a positive .* got depth=0'),
-    (dict(pool='cls'), "pool must be a known name; got pool='cls'"),
-    (dict(mlp_ratio=0.1), 'mlp_ratio must give .* got mlp_ratio=0.1, width=8'),
-    (dict(epsilon=0), 'models.vit: epsilon must be a number above 0'),
-    (dict(image_size=4), 'images must be 4 x 4 x 2, as image_size .* got 4 x '
-     '6 x 2'),
-    (dict(channels=3), 'images must be 4 x 6 x 3, .* got 4 x 6 x 2. Resize'),
-    (dict(pool='mean', distilled=True), "pool must be 'token' beside a dist"),
-    (dict(distillation_head=True), 'distilled must be True for distillation_'),
-    (dict(dropout=-0.1), 'dropout must be at least 0 .* got dropout=-0.1'),
+    (dict(patch_size=3), '^patch_size must divide the height and width of '
+     'images; got patch_size=3, inputs.shape='),
+    (dict(width=10, heads=4), '^heads must divide width; got heads=4, width=10.'
+     ' It divides 8 and 12'),
+    (dict(width=3, heads=4), '^heads must divide width; got heads=4, width=3. '
+     'It divides 4 and 8'),
+    (dict(depth=0), '^depth must be a positive integer; got 0'),
+    (dict(pool='cls'), "^pool must be a known name; got 'cls'"),
+    (dict(mlp_ratio=0.1), '^mlp_ratio must give at least one hidden unit; got '
+     'mlp_ratio=0.1, width=8'),
+    (dict(epsilon=0), '^epsilon must be a number above 0; got 0'),
+    (dict(image_size=4), '^images must be 4 x 4 x 2, as image_size and '
+     'channels say; got 4 x 6 x 2. Resize'),
+    (dict(channels=3), '^images must be 4 x 6 x 3, as image_size and channels '
+     'say; got 4 x 6 x 2. Resize'),
+    (dict(pool='mean', distilled=True),
+     "^pool must be 'token' with a distillation token; got pool='mean'"),
+    (dict(distillation_head=True),
+     '^distilled must be True for distillation_head'),
+    (dict(dropout=-0.1), '^dropout must be at least 0 and below 1; got -0.1'),
 ])
-def test_options_that_cannot_be_are_refused(options, text):
+def test_invalid_options_are_refused(options, text):
   with pytest.raises(checks.ConfigError, match=text):
     transformed(**options).init(jax.random.key(0), images())
 
 
 @pytest.mark.parametrize('scan', (False, True))
 def test_tensor_axes_fit_the_parameters(scan):
-  """Each glob finds parameters, and its axis is that of heads or units."""
+  """Each glob matches parameters; its axis is that of heads or units."""
   shapes = jax.eval_shape(
       transformed(mlp_ratio=4.0, scan=scan).init, jax.random.key(0), images())
   flat = {f'{path}/{name}': leaf.shape
           for path, leaves in shapes.items() for name, leaf in leaves.items()}
   for glob, axis in registry.models['vit'].tensor.items():
-    found = [shape[axis] for name, shape in flat.items()
+    sizes = [shape[axis] for name, shape in flat.items()
              if fnmatch.fnmatch(name, f'*/{glob}')]
-    assert set(found) == {32 if 'mlp' in glob else 8}, glob
+    assert set(sizes) == {32 if 'mlp' in glob else 8}, glob

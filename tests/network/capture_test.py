@@ -1,4 +1,4 @@
-"""Intermediates of networks that know nothing of capture."""
+"""Tests of capture on networks that do not know about it."""
 
 import haiku as hk
 import jax
@@ -59,14 +59,14 @@ def inputs():
 def apply(forward, taps, x, params=None):
   """Returns output, taps and state after a captured run."""
   network = hk.transform_with_state(haikd.capture(forward, taps))
-  own, state = network.init(jax.random.key(1), x)
-  params = own if params is None else params
+  initial, state = network.init(jax.random.key(1), x)
+  params = initial if params is None else params
   (output, values), state = network.apply(params, state, None, x)
   return output, values, state
 
 
 def by_hand(params, x):
-  """Hidden states and maps of `plain` in NumPy, from its parameters."""
+  """Computes hidden states and maps of `plain` in NumPy."""
   linear = lambda name, x: x @ params[name]['w'] + params[name]['b']
   features, maps = [], []
   for i in range(LAYERS):
@@ -215,7 +215,7 @@ def test_nested_stacks_are_flattened_in_the_order_of_calls():
   assert len(taps['features']) == 6
 
 
-def test_offered_value_is_found_by_its_path():
+def test_a_glob_matches_the_path_of_an_offered_value():
 
   def forward(x):
     with hk.experimental.name_scope('block_0'):
@@ -226,13 +226,13 @@ def test_offered_value_is_found_by_its_path():
   np.testing.assert_allclose(taps['any_kind'][0], 2 * inputs())
 
 
-def test_several_globs_make_one_kind():
+def test_one_kind_takes_several_globs():
   _, taps, _ = apply(plain, dict(features=('block_2', 'block_0/linear')),
                      inputs())
   assert len(taps['features']) == 2
 
 
-def test_dropout_takes_the_key_it_is_given():
+def test_dropout_uses_the_given_key():
 
   def forward(x):
     return hk.dropout(hk.next_rng_key(), 0.5, hk.Linear(9, name='block_0')(x))
@@ -247,7 +247,7 @@ def test_dropout_takes_the_key_it_is_given():
 
 
 @pytest.mark.parametrize('forward', NETWORKS)
-def test_capture_that_no_loss_uses_costs_nothing(forward):
+def test_unused_taps_cost_nothing(forward):
   x = inputs()
   params, state = hk.transform_with_state(forward).init(jax.random.key(1), x)
 
@@ -300,36 +300,46 @@ class Nothing(hk.Module):
     return None
 
 
-class OwnAttention(hk.MultiHeadAttention):
-  """Does not make the children that its base class has."""
+class ChildlessAttention(hk.MultiHeadAttention):
+  """Does not create the children of its base class."""
 
   def __call__(self, query, key, value, mask=None):
     return query
 
 
 def childless(x):
-  return OwnAttention(
+  return ChildlessAttention(
       2, 4, w_init=hk.initializers.VarianceScaling(), name='block_0')(x, x, x)
+
+
+CARRIED = ('^a captured module must not be called inside hk.scan, hk.vmap or '
+           r"another transformation .*; got \['block_0'\]")
 
 
 @pytest.mark.parametrize('forward, taps, match', (
     (plain, dict(features='blok_*'),
-     r"taps\.features must match a module that is called; got 'blok_\*'\. Did"),
-    (plain, dict(features='attn/block_*'), 'must match a module that'),
-    (scanned, dict(features='block_0'), 'not be called inside hk.scan'),
-    (conditional, dict(features='block_0'), 'or another transformation'),
-    (mapped, dict(features='block_0'), 'or another transformation'),
-    (plain, dict(features=('block_0', 'blok_1')), "got 'blok_1'"),
-    (shared, dict(features='block_0'), "second call of 'block_0'"),
-    (silent, dict(features='block_0'), 'must return an array; got NoneType'),
-    (childless, dict(attention='block_0'), 'children named query and key'),
+     r"^taps.features must match a module that is called; got 'blok_\*'. Did"),
+    (plain, dict(features='attn/block_*'), '^taps.features must match a module '
+     r"that is called; got 'attn/block_\*'"),
+    (scanned, dict(features='block_0'), CARRIED),
+    (conditional, dict(features='block_0'), CARRIED),
+    (mapped, dict(features='block_0'), CARRIED),
+    (plain, dict(features=('block_0', 'blok_1')),
+     "^taps.features must match a module that is called; got 'blok_1'"),
+    (shared, dict(features='block_0'), '^taps.features must match modules that '
+     "are called once; got a second call of 'block_0'"),
+    (silent, dict(features='block_0'), '^taps.features must match modules that '
+     "return an array; got NoneType from 'block_0'"),
+    (childless, dict(attention='block_0'), '^taps.attention must match '
+     "attention modules with children named query and key; got neither in "
+     "'block_0'"),
 ))
 def test_what_cannot_be_captured_is_refused(forward, taps, match):
   with pytest.raises(checks.ConfigError, match=match):
     apply(forward, taps, inputs())
 
 
-def test_error_of_the_network_itself_is_left_alone():
+def test_errors_of_the_network_itself_are_not_changed():
 
   def forward(x):
     hk.Linear(3, name='block_0')(x)

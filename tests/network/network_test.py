@@ -1,4 +1,4 @@
-"""A network from its config: what it keeps, gathers and is cast to."""
+"""Tests of networks: remat, gathers, dtypes, taps and errors."""
 
 import haiku as hk
 import jax
@@ -8,6 +8,7 @@ import pytest
 
 from haikd import config as config_lib
 from haikd.core import base
+from haikd.core import checks
 from haikd.core import registry
 from haikd.network import network as network_lib
 
@@ -27,22 +28,22 @@ def make_batch():
   return base.Batch(image, np.ones(2, bool))
 
 
-def keep_whole(value, shape, dtype):
+def pass_through(value, shape, dtype):
   assert value.shape == tuple(shape)
   return value.astype(dtype)
 
 
 @pytest.mark.parametrize('fields, gather, is_training, blocks', [
     ({}, None, True, 0),
-    # Where parameters are gathered, blocks keep no whole ones.
-    ({}, keep_whole, True, DEPTH),
-    ({}, keep_whole, False, 0),
-    ({'remat': 'none'}, keep_whole, True, 0),
+    # If parameters are gathered, blocks save no gathered ones.
+    ({}, pass_through, True, DEPTH),
+    ({}, pass_through, False, 0),
+    ({'remat': 'none'}, pass_through, True, 0),
     ({'remat': 'full'}, None, True, DEPTH),
     ({'remat': 'full', 'remat_modules': 'block_1'}, None, True, 1),
-    ({'remat_modules': 'block_*/mlp'}, keep_whole, True, DEPTH),
+    ({'remat_modules': 'block_*/mlp'}, pass_through, True, DEPTH),
 ])
-def test_blocks_are_computed_again_as_the_config_says(
+def test_blocks_are_recomputed_as_the_config_says(
     fields, gather, is_training, blocks):
   network, batch = build(**fields), make_batch()
   params, state = network.init(jax.random.key(0), batch)
@@ -55,7 +56,7 @@ def test_blocks_are_computed_again_as_the_config_says(
   assert str(jax.make_jaxpr(run)(params)).count('= remat2[') == blocks
 
 
-def test_policy_where_parameters_are_gathered_is_that_of_gathers():
+def test_gathered_parameters_have_the_policy_gathers():
   network, batch = build(), make_batch()
   params, state = network.init(jax.random.key(0), batch)
 
@@ -65,33 +66,33 @@ def test_policy_where_parameters_are_gathered_is_that_of_gathers():
         gather=gather)[0].logits.sum()
     return str(jax.make_jaxpr(jax.grad(loss))(params)).count('dot_general[')
 
-  assert products(keep_whole) == products(None)  # None is computed again.
+  assert products(pass_through) == products(None)  # No product is recomputed.
 
 
-@pytest.mark.parametrize('precision, dtype', [
+@pytest.mark.parametrize('precision, compute_dtype', [
     ('float32', jnp.float32), ('bfloat16', jnp.bfloat16)])
-def test_parameters_are_gathered_as_they_lie_and_used_in_the_compute_dtype(
-    precision, dtype):
+def test_parameters_are_gathered_uncast_and_used_in_the_compute_dtype(
+    precision, compute_dtype):
   seen = set()
 
-  def gather(value, shape, wanted):
-    seen.add((value.dtype, jnp.dtype(wanted)))
-    return keep_whole(value, shape, wanted)
+  def gather(value, shape, dtype):
+    seen.add((value.dtype, jnp.dtype(dtype)))
+    return pass_through(value, shape, dtype)
 
   network, batch = build(precision=precision), make_batch()
   params, state = network.init(jax.random.key(0), batch)
-  gathered, whole = (
+  gathered, replicated = (
       network.apply(params, state, None, batch, is_training=False, gather=f)[0]
       for f in (gather, None))
-  # What is cast before it is gathered has its gradient summed in that dtype.
-  assert seen == {(jnp.dtype('float32'), jnp.dtype(dtype))}
-  assert gathered.logits.dtype == whole.logits.dtype == dtype
+  # A cast before the gather would sum the gradient in the compute dtype.
+  assert seen == {(jnp.dtype('float32'), jnp.dtype(compute_dtype))}
+  assert gathered.logits.dtype == replicated.logits.dtype == compute_dtype
   np.testing.assert_array_equal(
-      *(np.float32(x.logits) for x in (gathered, whole)))
+      *(np.float32(x.logits) for x in (gathered, replicated)))
 
 
 @pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
-def test_numbers_that_are_not_real_keep_their_dtype(precision):
+def test_integer_parameters_keep_their_dtype(precision):
 
   def counting(inputs, *, is_training, num_classes):
     table = hk.get_parameter('table', (8, 2), jnp.int32, jnp.ones)
@@ -101,7 +102,7 @@ def test_numbers_that_are_not_real_keep_their_dtype(precision):
 
   def gather(value, shape, dtype):
     seen[tuple(shape)] = jnp.dtype(dtype)
-    return keep_whole(value, shape, dtype)
+    return pass_through(value, shape, dtype)
 
   with registry.models.temporary():
     registry.register_model()(counting)
@@ -115,7 +116,7 @@ def test_numbers_that_are_not_real_keep_their_dtype(precision):
   assert seen == {(8, 2): jnp.dtype('int32'), (64, 5): real, (5,): real}
 
 
-def test_taps_of_the_config_come_before_those_of_the_model():
+def test_taps_of_the_config_override_those_of_the_model():
   config = config_lib.base().student
   config.model = 'vit'
   config.options = dict(patch_size=4, width=8, depth=DEPTH, heads=2)
@@ -127,3 +128,44 @@ def test_taps_of_the_config_come_before_those_of_the_model():
   output, _ = network.apply(params, state, None, batch, is_training=False)
   assert {kind: len(x) for kind, x in output.taps.items()} == dict(
       features=1, attention=DEPTH)
+
+
+@pytest.mark.parametrize('fields, kinds, text', [
+    ({'options.heads': 3}, (),
+     r'^config\.student\.options\.heads must divide width; got heads=3'),
+    ({'options.image_size': 4}, (),
+     r'^config\.student: images must be 4 x 4 x 1, as image_size'),
+    ({'taps.features': 'blok_*'}, ('features',),
+     r'^config\.student\.taps\.features must match a module that is called'),
+    ({'remat': 'full', 'remat_modules': 'blok_*'}, (),
+     r'^config\.student\.remat_modules must match a module that is called'),
+])
+def test_errors_begin_with_the_config_field(fields, kinds, text):
+  config = config_lib.base().student
+  config.model = 'vit'
+  config.options = dict(patch_size=4, width=8, depth=DEPTH, heads=2)
+  with config.unlocked():
+    for name, value in fields.items():
+      section, _, leaf = name.rpartition('.')
+      (config[section] if section else config)[leaf] = value
+
+  network = network_lib.build_network(
+      config, title='student', num_classes=5, kinds=kinds)
+
+  def run():
+    params, state = network.init(jax.random.key(0), make_batch())
+    network.apply(params, state, jax.random.key(0), make_batch(),
+                  is_training=True)
+
+  with pytest.raises(checks.ConfigError, match=text):
+    jax.eval_shape(run)
+
+
+def test_a_kind_without_a_tap_is_refused():
+  config = config_lib.base().student
+  config.model = 'mlp'
+  with pytest.raises(checks.ConfigError,
+                     match=r'^config\.student\.taps\.attention must be given, '
+                     "since a loss uses it and model 'mlp' has no such tap"):
+    network_lib.build_network(
+        config, title='student', num_classes=5, kinds=('attention',))

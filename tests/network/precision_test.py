@@ -1,4 +1,4 @@
-"""Precision: policies, norms, synchronised BatchNorm and the loss scale."""
+"""Tests of policies, norms, synchronised BatchNorm and the loss scale."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ import pytest
 from haikd.core import checks
 from haikd.network import precision
 
-# A mean well off zero, where half precision has few digits left.
+# With a mean far from zero, where half precision has few digits left.
 INPUTS = 20 + 3 * np.random.RandomState(0).randn(2, 8, 4).astype(np.float32)
 
 NORMS = {
@@ -50,7 +50,8 @@ def test_policy_keeps_parameters_in_float32(name):
 @pytest.mark.parametrize('function',
                          [precision.policy, precision.initial_loss_scale])
 def test_unknown_precision_names_the_closest(function):
-  with pytest.raises(checks.ConfigError, match="'bf16'.*Known: bfloat16"):
+  text = "^precision must be a known name; got 'bf16'.*Known: bfloat16"
+  with pytest.raises(checks.ConfigError, match=text):
     function('bf16')
 
 
@@ -66,7 +67,7 @@ def test_norms_compute_in_float32_and_return_their_input_dtype(norm, dtype):
   actual, _ = apply(widened, inputs)
   expected, _ = apply(NORMS[norm], inputs.astype(jnp.float32))
   assert actual.dtype == dtype
-  # One rounding, that of the result: exactly equal after it.
+  # Equal exactly: only the result is rounded.
   np.testing.assert_array_equal(
       np.asarray(actual, np.float32),
       np.asarray(expected.astype(dtype), np.float32))
@@ -93,7 +94,7 @@ def test_moving_statistics_stay_in_float32():
   _, state = apply(function, inputs)
   assert {x.dtype for x in jax.tree.leaves(state)} == {
       jnp.dtype('float32'), jnp.dtype('int32')}
-  # Zero-debiased, so that after one batch the average is that batch's mean.
+  # Debiased, so that after one batch the average is that batch's mean.
   np.testing.assert_allclose(
       state['batch_norm/~/mean_ema']['average'],
       np.mean(np.asarray(inputs, np.float64), (0, 1), keepdims=True),
@@ -112,7 +113,7 @@ def test_batch_norm_keeps_the_axis_its_author_chose():
     assert plain.cross_replica_axis is None
     return outputs
 
-  # Only 'mine' is bound here, so that any other axis would fail.
+  # Only 'mine' is bound here, so any other axis would fail.
   jax.vmap(lambda x: apply(function, x)[0], axis_name='mine')(INPUTS)
 
 
@@ -137,7 +138,7 @@ SHARDED = textwrap.dedent("""
           return hk.Linear(2)(jax.nn.relu(x))
       return hk.transform_with_state(forward)
 
-    # Shards with means far apart: statistics of one shard would be far off.
+    # The means of shards are far apart, and so are their statistics.
     x = np.random.RandomState(0).randn(16, 3).astype(np.float32)
     x += 3 * np.repeat(np.arange(8), 2)[:, None]
     params, state = build(()).init(jax.random.key(0), x, True)
@@ -186,11 +187,11 @@ def test_loss_scale_follows_the_gradients(jit):
   adjust = jax.jit(adjust) if jit else adjust
   scale = precision.initial_loss_scale('float16')
   assert scale.loss_scale == 32768
-  # An overflow halves it, and never below 1.
+  # An overflow halves the scale, down to 1.
   for expected in [2.0**k for k in range(14, -1, -1)] + [1.0, 1.0]:
     scale = adjust(scale, jnp.array(False))
     assert scale.loss_scale == expected
-  # 2000 finite steps double it.
+  # 2000 finite steps double the scale.
   scale = precision.DynamicLossScale(jnp.float32(8), jnp.int32(1998))
   scale = adjust(scale, jnp.array(True))
   assert (scale.loss_scale, scale.counter) == (8, 1999)

@@ -1,4 +1,4 @@
-"""What a network keeps for its backward pass."""
+"""Tests of what a network saves for its backward pass."""
 
 import haiku as hk
 import jax
@@ -12,7 +12,7 @@ from haikd.network import remat
 
 
 class Block(hk.Module):
-  """A linear layer and a sine, which takes more than arrays."""
+  """A linear layer and a sine, whose call takes more than arrays."""
 
   def __call__(self, x, scale, kind='sin', mask=None):
     x = hk.Linear(4)(x) * (1 if mask is None else mask)
@@ -28,11 +28,11 @@ def forward(x, policy, glob='block_*', kind='sin'):
 
   if hk.running_init():
     return network(x)
-  return remat.rematerialised(network, glob, policy, 'config.student')(x)
+  return remat.rematerialised(network, glob, policy)(x)
 
 
-def saved(policy, glob='block_*'):
-  """Returns how many sines are computed for value and gradient."""
+def counts(policy, glob='block_*'):
+  """Returns the numbers of products and sines of a gradient."""
   net = hk.without_apply_rng(
       hk.transform(lambda x: forward(x, policy, glob)))
   x = jnp.ones((2, 4))
@@ -42,16 +42,16 @@ def saved(policy, glob='block_*'):
   return text.count('dot_general'), text.count('= sin ')
 
 
-def test_full_computes_products_again_and_dots_does_not():
-  # Three products forward; backward three for the kernels, two for the inputs.
-  assert saved('none') == (8, 3)
-  # The last block needs its product again for the cosine, as the others do.
-  assert saved('full')[0] == 8 + 3
-  assert saved('dots')[0] == 8
-  assert saved('gathers')[0] == 8
+def test_full_recomputes_products_and_dots_does_not():
+  # Forward 3 products; backward 3 for the kernels and 2 for the inputs.
+  assert counts('none') == (8, 3)
+  # Every block, also the last, recomputes its product for the cosine.
+  assert counts('full')[0] == 8 + 3
+  assert counts('dots')[0] == 8
+  assert counts('gathers')[0] == 8
 
 
-def test_dots_keeps_no_product_of_two_activations():
+def test_dots_saves_no_product_of_two_activations():
 
   class Scores(hk.Module):
 
@@ -63,7 +63,7 @@ def test_dots_keeps_no_product_of_two_activations():
 
     def network(x):
       scores = lambda x: Scores()(x)
-      return remat.rematerialised(scores, 'scores', policy, 'here')(x)
+      return remat.rematerialised(scores, 'scores', policy)(x)
 
     net = hk.without_apply_rng(hk.transform(network))
     x = jnp.ones((2, 3, 4))
@@ -71,27 +71,27 @@ def test_dots_keeps_no_product_of_two_activations():
     return str(jax.make_jaxpr(jax.grad(
         lambda p: net.apply(p, x).sum()))(params)).count('dot_general')
 
-  # Backward one product for the kernel and two for the scores, whose cosine
-  # needs them again.
+  # Forward 2 products; backward 1 for the kernel and 2 for the scores. The
+  # cosine needs the scores again.
   assert count('none') == 2 + 3
   assert count('dots') == 2 + 3 + 1
   assert count('full') == 2 + 3 + 2
 
 
-def test_modules_outside_the_glob_keep_what_they_have():
-  assert saved('full', 'block_1')[0] == 8 + 1
+def test_modules_outside_the_glob_are_not_wrapped():
+  assert counts('full', 'block_1')[0] == 8 + 1
 
 
-def test_function_is_taken_as_a_whole_without_a_glob():
-  assert saved('full', None)[0] == 8 + 3
+def test_the_function_is_wrapped_without_a_glob():
+  assert counts('full', None)[0] == 8 + 3
 
 
 def test_glob_that_matches_nothing_is_refused():
-  assert saved('none', 'blok_*') == saved('none')
+  assert counts('none', 'blok_*') == counts('none')
   with pytest.raises(checks.ConfigError,
-                     match=r"config.student.remat_modules must match .* got "
-                     r"'blok_\*'. Did you mean 'block_"):
-    saved('full', 'blok_*')
+                     match='^remat_modules must match a module that is '
+                     r"called; got 'blok_\*'. Did you mean 'block_"):
+    counts('full', 'blok_*')
 
 
 @pytest.mark.parametrize('policy', ('none', 'gathers', 'dots', 'full'))
@@ -122,7 +122,7 @@ def test_modules_inside_one_another_are_wrapped_once(monkeypatch):
 
   def nested(x):
     network = lambda x: Outer(name='block_outer')(x)
-    return remat.rematerialised(network, 'block_*', 'full', 'here')(x)
+    return remat.rematerialised(network, 'block_*', 'full')(x)
 
   net = hk.without_apply_rng(hk.transform(nested))
   params = {'block_outer/block_inner/linear': dict(
@@ -131,7 +131,7 @@ def test_modules_inside_one_another_are_wrapped_once(monkeypatch):
   assert len(calls) == 1
 
 
-def test_gathers_are_made_again_and_nothing_else_is():
+def test_gathers_alone_are_repeated():
   mesh = jax.make_mesh((8,), ('x',), axis_types=(jax.sharding.AxisType.Auto,))
   spec = jax.sharding.PartitionSpec('x')
 
@@ -146,7 +146,7 @@ def test_gathers_are_made_again_and_nothing_else_is():
 
     def network(x):
       gathering = lambda x: Gathering(name='block')(x)
-      return remat.rematerialised(gathering, 'block', policy, 'here')(x)
+      return remat.rematerialised(gathering, 'block', policy)(x)
 
     net = hk.without_apply_rng(hk.transform(network))
     params = {'block': {'w': jnp.ones((8, 8))}}

@@ -251,7 +251,7 @@ def mutate(**changes):
      r"taps\.features must match a module that is called; got 'blok\*'"),
     (mutate(student__model='mlp', student__options={},
             distillation__use_attention_transfer=True),
-     r"config\.student\.taps must say where to find 'attention'"),
+     r"config\.student\.taps\.attention must be given, since a loss"),
     (mutate(teacher__options__num_classes=100),
      r"term 'kl_divergence': .*(10|100).*(10|100)"),
     (mutate(distillation__use_feature_matching=True,
