@@ -1,6 +1,6 @@
-"""Every family goes in and out again: tensors are the same before and after.
+"""Tensors of each family are the same after they are loaded and exported.
 
-What a network computes with them, the parity tests compare.
+The parity tests compare what a network computes with them.
 """
 
 import inspect
@@ -27,7 +27,7 @@ FILE = 'model.safetensors'
 
 
 def expect(model, options, **changes):
-  """Returns an abstract network, as Haiku itself makes it."""
+  """Returns an abstract network, made by Haiku."""
   options = {**options, **changes}
   function = registry.models[model].function
   if model == 'vit':
@@ -62,10 +62,10 @@ def test_parameters_are_as_the_rules_say(case):
   for rule in rules:
     layers = found.options['depth'] if '{layer}' in rule.tensor else 1
     for layer in range(layers):
-      values = tensors[rule.tensor.replace('{layer}', str(layer))]
+      values = tensors[rule.tensor_of(layer)]
       if rule.part:
-        values = np.split(values, rule.part.count,
-                          rule.part.axis)[rule.part.index]
+        axis, number, parts = rule.part
+        values = np.split(values, parts, axis)[number]
       module = rule.module.replace('block', f'block_{layer}', 1)
       np.testing.assert_array_equal(params[module][rule.name],
                                     rule.layout.load(values))
@@ -102,9 +102,9 @@ def test_half_of_the_blocks_is_a_network_too(case, tmp_path):
   network = interop.load(
       'config.student.init', init, expect(found.model, options),
       options=options, layers=(last,))
-  _, whole = load(init, scan=False)
+  _, params = load(init, scan=False)
   np.testing.assert_array_equal(network.params['block_0/attn/query']['w'],
-                                whole[f'block_{last}/attn/query']['w'])
+                                params[f'block_{last}/attn/query']['w'])
 
 
 @pytest.mark.parametrize('case', CASES)
