@@ -40,7 +40,7 @@ class _Piece(NamedTuple):
   block: Optional[int]  # Along the leading axis of a stack; None without one.
 
   @property
-  def like(self) -> jax.ShapeDtypeStruct:
+  def spec(self) -> jax.ShapeDtypeStruct:
     """Its shape and dtype."""
     return jax.ShapeDtypeStruct(
         self.array.shape[self.block is not None:], np.dtype(self.array.dtype))
@@ -106,7 +106,7 @@ def export(folder: paths.Path, *, model: str, options: Mapping[str, Any],
   planned, vocabulary = _plan(family.tensors(options, ()), params)
   if vocabulary:  # The options may give its size before it was pruned.
     config['vocab_size'] = vocabulary
-  config['torch_dtype'] = planned[0].like.dtype.name
+  config['torch_dtype'] = planned[0].spec.dtype.name
   if classes is not None and len(classes) == len(config.get('id2label', ())):
     config.update(options_lib.write_labels(classes))
   if length is not None and family.LENGTH is not None:
@@ -177,14 +177,14 @@ def _join(name: str, pieces: list[_Piece],
           problems: list[str]) -> storing.PlannedTensor:
   """Returns the tensor that consists of pieces; adds to problems."""
   pieces = sorted(pieces, key=lambda piece: piece.rule.part or (0, 0))
-  rule, like = pieces[0].rule, pieces[0].like
-  shape, part = list(rule.stored_shape(like)), rule.part
+  rule, spec = pieces[0].rule, pieces[0].spec
+  shape, part = list(rule.stored_shape(spec)), rule.part
   parts = part.parts if part else 1
   if len(pieces) != parts:
     problems.append(f'{len(pieces)} of {parts} parts of {name}')
   if part is None:
     return storing.PlannedTensor(
-        name, jax.ShapeDtypeStruct(shape, like.dtype), pieces[0].read)
+        name, jax.ShapeDtypeStruct(shape, spec.dtype), pieces[0].read)
   axis = part.axis
   shape[axis] *= parts
 
@@ -192,7 +192,7 @@ def _join(name: str, pieces: list[_Piece],
     return np.concatenate([piece.read() for piece in pieces], axis)
 
   return storing.PlannedTensor(
-      name, jax.ShapeDtypeStruct(shape, like.dtype), read)
+      name, jax.ShapeDtypeStruct(shape, spec.dtype), read)
 
 
 def _prepare(folder, tokenizer):

@@ -47,7 +47,7 @@ class MappedPart(NamedTuple):
     return np.array(self.array[tuple(index)], dtype, order='C')
 
 
-def fill(like: jax.ShapeDtypeStruct,
+def fill(template: jax.ShapeDtypeStruct,
          parts: Sequence[Callable[[], MappedPart]], *,
          stacked: bool) -> jax.Array:
   """Returns an array whose parts are read one after another.
@@ -55,7 +55,7 @@ def fill(like: jax.ShapeDtypeStruct,
   Each process reads only what its own devices hold.
 
   Args:
-    like: shape, dtype and sharding.
+    template: shape, dtype and sharding.
     parts: functions that open a part of the array: all of it or, if it is
       stacked, one entry of its leading axis each.
     stacked: whether each part is an entry of the leading axis.
@@ -64,7 +64,7 @@ def fill(like: jax.ShapeDtypeStruct,
     The array, complete on its devices.
   """
   device_shards: dict[jax.Device, jax.Array] = {}
-  devices_of = _devices_by_bounds(like)
+  devices_of = _devices_by_bounds(template)
   for number, open_part in enumerate(parts):
     part = open_part()
     for bounds, devices in devices_of.items():
@@ -76,8 +76,8 @@ def fill(like: jax.ShapeDtypeStruct,
         if not start <= number < stop:
           continue
         offset = (number - start,)
-      for block in _blocks(part, inner, like.dtype):
-        values = part.read(block, like.dtype)
+      for block in _blocks(part, inner, template.dtype):
+        values = part.read(block, template.dtype)
         values = values[(None,) * len(offset)]
         starts = (*offset, *(b[0] - a[0] for a, b in zip(inner, block)))
         for device in devices:
@@ -85,14 +85,15 @@ def fill(like: jax.ShapeDtypeStruct,
             device_shards[device] = jax.device_put(values, device)
             continue
           if device not in device_shards:
-            device_shards[device] = jnp.zeros(shape, like.dtype, device=device)
+            device_shards[device] = jnp.zeros(
+                shape, template.dtype, device=device)
           device_shards[device] = _write(device_shards[device], values, starts)
         # The block is freed before the next is read.
         jax.block_until_ready([device_shards[device] for device in devices])
         del values
   return jax.make_array_from_single_device_arrays(
-      like.shape, like.sharding, list(device_shards.values()),
-      dtype=like.dtype)
+      template.shape, template.sharding, list(device_shards.values()),
+      dtype=template.dtype)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -101,13 +102,13 @@ def _write(array, block, starts):
   return lax.dynamic_update_slice(array, block, starts)
 
 
-def _devices_by_bounds(like) -> dict[Bounds, list[jax.Device]]:
+def _devices_by_bounds(template) -> dict[Bounds, list[jax.Device]]:
   """Returns the devices of this process that hold each part of an array."""
   devices_of: dict[Bounds, list[jax.Device]] = {}
-  indices = like.sharding.addressable_devices_indices_map(like.shape)
+  indices = template.sharding.addressable_devices_indices_map(template.shape)
   for device, index in indices.items():
     bounds = tuple(
-        axis.indices(size)[:2] for axis, size in zip(index, like.shape))
+        axis.indices(size)[:2] for axis, size in zip(index, template.shape))
     devices_of.setdefault(bounds, []).append(device)
   return devices_of
 

@@ -151,6 +151,6 @@ def norm(module: str, tensor: str, *, offset: bool = True) -> tuple[Rule, ...]:
       scale,)
 
 
-def _dummy(like: jax.ShapeDtypeStruct) -> np.ndarray:
+def _dummy(spec: jax.ShapeDtypeStruct) -> np.ndarray:
   """Returns an array of a shape that takes no memory: one number, repeated."""
-  return np.broadcast_to(np.zeros((), like.dtype), like.shape)
+  return np.broadcast_to(np.zeros((), spec.dtype), spec.shape)

@@ -25,18 +25,18 @@ class PlannedTensor(NamedTuple):
 
   Attributes:
     name: in the file.
-    like: its shape and dtype.
+    spec: its shape and dtype.
     read: returns its values; called when they are written.
   """
 
   name: str
-  like: jax.ShapeDtypeStruct
+  spec: jax.ShapeDtypeStruct
   read: Callable[[], np.ndarray]
 
   @property
   def size(self) -> int:
     """The size in bytes."""
-    return math.prod(self.like.shape) * self.like.dtype.itemsize
+    return math.prod(self.spec.shape) * self.spec.dtype.itemsize
 
 
 def write(folder: pathlib.Path, planned: Sequence[PlannedTensor], *,
@@ -91,8 +91,8 @@ def _write_file(path, shard):
   position = 0
   for tensor in shard:
     header[tensor.name] = dict(
-        dtype=_NAMES[tensor.like.dtype],
-        shape=list(tensor.like.shape),
+        dtype=_NAMES[tensor.spec.dtype],
+        shape=list(tensor.spec.shape),
         data_offsets=[position, position + tensor.size])
     position += tensor.size
   content = json.dumps(header).encode()

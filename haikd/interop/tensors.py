@@ -52,7 +52,7 @@ class _StoredTensor(NamedTuple):
 
   path: pathlib.Path
   offset: int
-  like: jax.ShapeDtypeStruct
+  spec: jax.ShapeDtypeStruct
 
 
 class Safetensors:
@@ -91,7 +91,7 @@ class Safetensors:
     for name, file in weight_map.items():
       if name not in self._stored or self._stored[name].path != folder / file:
         raise _broken(folder / file, f'it does not hold {name}')
-    self.shapes = {name: stored.like for name, stored in self._stored.items()}
+    self.shapes = {name: stored.spec for name, stored in self._stored.items()}
 
   def read(self, name: str, dtype: np.dtype) -> np.ndarray:
     """Returns a tensor as it is in the file, mapped.
@@ -101,10 +101,10 @@ class Safetensors:
       dtype: ignored; only a reader of coded tensors decodes to it.
     """
     del dtype
-    path, offset, like = self._stored[name]
-    if not math.prod(like.shape):  # No byte can be mapped.
-      return np.empty(like.shape, like.dtype)
-    return np.memmap(path, like.dtype, 'r', offset, like.shape)
+    path, offset, spec = self._stored[name]
+    if not math.prod(spec.shape):  # No byte can be mapped.
+      return np.empty(spec.shape, spec.dtype)
+    return np.memmap(path, spec.dtype, 'r', offset, spec.shape)
 
 
 def read_header(path: pathlib.Path) -> tuple[dict[str, Any], int]:
@@ -128,9 +128,9 @@ def read_header(path: pathlib.Path) -> tuple[dict[str, Any], int]:
   return header, 8 + length
 
 
-def dtype_and_shape(like: Any) -> str:
+def dtype_and_shape(spec: Any) -> str:
   """Returns the dtype and shape of an array as text."""
-  return f'{like.dtype}{list(like.shape)}'
+  return f'{spec.dtype}{list(spec.shape)}'
 
 
 def _read_tensors(path) -> Iterator[tuple[str, _StoredTensor]]:
@@ -145,13 +145,13 @@ def _read_tensors(path) -> Iterator[tuple[str, _StoredTensor]]:
       begin, end = map(int, entry['data_offsets'])
     except (KeyError, TypeError, ValueError) as err:
       raise _broken(path, f'{name} is {entry}, which is not known') from err
-    like = jax.ShapeDtypeStruct(shape, dtype)
+    spec = jax.ShapeDtypeStruct(shape, dtype)
     if min(shape, default=0) < 0 or (
         end - begin != math.prod(shape) * dtype.itemsize):
       raise _broken(
-          path, f'{name} has {end - begin} bytes for {dtype_and_shape(like)}')
+          path, f'{name} has {end - begin} bytes for {dtype_and_shape(spec)}')
     spans.append((begin, end, name))
-    yield name, _StoredTensor(path, start + begin, like)
+    yield name, _StoredTensor(path, start + begin, spec)
   position = 0
   for begin, end, name in sorted(spans):
     if begin != position:

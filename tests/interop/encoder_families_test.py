@@ -108,9 +108,9 @@ def test_names_of_old_files_are_found():
 def test_vocabulary_is_marked_where_it_can_be_pruned():
   theirs = tensors('roberta_masked_lm')
   rules, _ = bert.tensors(read('roberta_masked_lm'), theirs)
-  found = {f'{rule.module}/{rule.name}': rule for rule in rules
-           if 40 in theirs[rule.tensor.format(layer=0)].shape}
-  assert {name: rule.vocabulary for name, rule in found.items()} == {
+  marked = {f'{rule.module}/{rule.name}': rule for rule in rules
+            if 40 in theirs[rule.tensor.format(layer=0)].shape}
+  assert {name: rule.vocabulary for name, rule in marked.items()} == {
       'embed/embeddings': 0, 'logits/b': 0}
 
 
@@ -119,15 +119,15 @@ def test_patches_are_read_row_by_row_with_channels_last():
   kernel = np.random.default_rng(0).normal(size=(5, 3, 2, 2))
   rules, _ = vit.tensors(dict(patch_size=2), ())
   layout = rules[0].layout
-  found = layout.load(kernel)
-  assert found.shape == (12, 5)
+  actual = layout.load(kernel)
+  assert actual.shape == (12, 5)
   for row in range(2):
     for column in range(2):
       for channel in range(3):
         np.testing.assert_array_equal(
-            found[(row * 2 + column) * 3 + channel],
+            actual[(row * 2 + column) * 3 + channel],
             kernel[:, channel, row, column])
-  np.testing.assert_array_equal(layout.store(found), kernel)
+  np.testing.assert_array_equal(layout.store(actual), kernel)
 
 
 @pytest.mark.parametrize('case, changes, text', [

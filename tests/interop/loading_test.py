@@ -66,10 +66,10 @@ def test_stack_has_layers_on_top_of_one_another(toy):
 def test_layers_are_those_that_are_named(toy, stacked):
   params = load(toy, toy.expect(stacked=stacked, depth=2), dict(depth=2),
                 layers=(3, 1))
-  found = (params[f'{STACK}/attn/query']['w'] if stacked else
-           [params[f'block_{i}/attn/query']['w'] for i in range(2)])
-  np.testing.assert_array_equal(found[0], query(toy, 3))
-  np.testing.assert_array_equal(found[1], query(toy, 1))
+  actual = (params[f'{STACK}/attn/query']['w'] if stacked else
+            [params[f'block_{i}/attn/query']['w'] for i in range(2)])
+  np.testing.assert_array_equal(actual[0], query(toy, 3))
+  np.testing.assert_array_equal(actual[1], query(toy, 1))
 
 
 def test_narrower_network_takes_what_comes_first(toy):
@@ -105,9 +105,9 @@ def test_numbers_are_cast(toy, stored, dtype):
              for name, x in toy.tensors.items()})
   params = load(toy, toy.expect(dtype, stacked=True))
   expected = query(toy, 2).astype(jnp.dtype(stored)).astype(jnp.dtype(dtype))
-  found = params[f'{STACK}/attn/query']['w']
-  assert found.dtype == dtype
-  np.testing.assert_array_equal(np.asarray(found[2]), expected)
+  actual = params[f'{STACK}/attn/query']['w']
+  assert actual.dtype == dtype
+  np.testing.assert_array_equal(np.asarray(actual[2]), expected)
 
 
 @pytest.mark.parametrize('block', (32, 2**22))
@@ -120,11 +120,11 @@ def test_placement_changes_no_number(toy, monkeypatch, block, sizes, stacked):
   rules = {'query/w': -1, 'up/w': -1, 'up/b': -1}
   where = mesh_lib.place(mesh, expected, rules)
   expected = mesh_lib.abstract(expected, where)
-  found = load(toy, expected)
-  for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected.params)):
+  actual = load(toy, expected)
+  for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected.params)):
     assert x.sharding == y.sharding and x.shape == y.shape
   plain = load(toy, toy.expect(stacked=stacked))
-  jax.tree.map(np.testing.assert_array_equal, found, plain)
+  jax.tree.map(np.testing.assert_array_equal, actual, plain)
 
 
 def test_stack_may_be_split_between_layers(toy):
@@ -277,21 +277,21 @@ def memory(tmp_path, *args):
   script = pathlib.Path(__file__).with_name('measure_memory.py')
   out = subprocess.run([sys.executable, script, str(tmp_path), *args],
                        capture_output=True, text=True, check=True).stdout
-  found = json.loads(out)
-  return found['own'] / found['largest']
+  result = json.loads(out)
+  return result['extra'] / result['largest']
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
-@pytest.mark.parametrize('stacked, stored, wanted', (
+@pytest.mark.parametrize('stacked, stored, loaded', (
     ('True', 'float32', 'bfloat16'), ('False', 'bfloat16', 'float32')))
 def test_memory_is_less_than_the_largest_tensor(tmp_path, stacked, stored,
-                                                wanted):
-  assert memory(tmp_path, '200', stacked, stored, wanted) < 1.2
+                                                loaded):
+  assert memory(tmp_path, '200', stacked, stored, loaded) < 1.2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('stacked', ('True', 'False'))
-@pytest.mark.parametrize('stored, wanted', (
+@pytest.mark.parametrize('stored, loaded', (
     ('float32', 'bfloat16'), ('bfloat16', 'float32'), ('float32', 'float32')))
-def test_memory_stays_flat(tmp_path, stacked, stored, wanted):
-  assert memory(tmp_path, '400', stacked, stored, wanted) < 1.2
+def test_memory_stays_flat(tmp_path, stacked, stored, loaded):
+  assert memory(tmp_path, '400', stacked, stored, loaded) < 1.2

@@ -186,6 +186,6 @@ def test_texts_have_no_scale(tmp_path):
 def test_home_is_expanded(toy, monkeypatch):
   monkeypatch.setenv('HOME', str(toy.folder.parent))
   (toy.folder / 'tokenizer.json').write_text('{}')
-  found = interop.describe('hf:~/toy')
-  assert found == interop.describe(toy.init)
-  assert found.tokenizer == str(toy.folder)
+  pretrained = interop.describe('hf:~/toy')
+  assert pretrained == interop.describe(toy.init)
+  assert pretrained.tokenizer == str(toy.folder)

@@ -41,16 +41,16 @@ def test_numbers_are_those_that_the_library_wrote(tmp_path, dtype):
   reader = tensors.Safetensors(tmp_path)
   assert reader.shapes['a'].shape == (2, 3)
   assert reader.shapes['a'].dtype == dtype
-  found = reader.read('a', np.float32)
-  assert found.dtype == dtype
-  np.testing.assert_array_equal(found, values)
+  actual = reader.read('a', np.float32)
+  assert actual.dtype == dtype
+  np.testing.assert_array_equal(actual, values)
   assert reader.read('scalar', np.float32).shape == ()
 
 
 def test_tensor_is_mapped_and_cannot_be_written(tmp_path):
   safetensors.save_file(dict(a=A), tmp_path / tensors.WEIGHTS)
-  found = tensors.Safetensors(tmp_path).read('a', np.float32)
-  assert isinstance(found, np.memmap) and not found.flags.writeable
+  actual = tensors.Safetensors(tmp_path).read('a', np.float32)
+  assert isinstance(actual, np.memmap) and not actual.flags.writeable
 
 
 def test_empty_tensor_is_no_trouble(tmp_path):

@@ -63,18 +63,18 @@ def test_a_written_config_says_the_same(more):
   options = OPTIONS | more
   values = gpt2.write_config(options)
   assert values['architectures'] == ['GPT2LMHeadModel']
-  found = gpt2.read_config(fields_lib.Fields('config.json', values))
-  assert found == options
+  actual = gpt2.read_config(fields_lib.Fields('config.json', values))
+  assert actual == options
 
 
 @pytest.mark.parametrize('names, prefix', [
     ((), 'transformer.'), (('wte.weight',), '')])
 def test_tensors_have_the_prefix_that_is_there(names, prefix):
   rules, ignored = gpt2.tensors(OPTIONS, names)
-  found = {rule.tensor for rule in rules}
-  assert f'{prefix}wte.weight' in found
-  assert f'{prefix}h.{{layer}}.attn.c_attn.bias' in found
-  assert 'lm_head.weight' not in found and 'lm_head.weight' in ignored
+  tensors = {rule.tensor for rule in rules}
+  assert f'{prefix}wte.weight' in tensors
+  assert f'{prefix}h.{{layer}}.attn.c_attn.bias' in tensors
+  assert 'lm_head.weight' not in tensors and 'lm_head.weight' in ignored
 
 
 def test_axes_of_the_vocabulary_are_marked():

@@ -83,10 +83,10 @@ def test_a_config_of_llama_3_is_read():
                    head_size=128)),
 ])
 def test_configs_of_others_are_read(kind, expected):
-  found = read(CONFIGS[kind])
-  assert {name: found[name] for name in expected} == expected
-  assert found['rope_scaling'] is None
-  assert ('window' in found) == (kind == 'mistral')
+  actual = read(CONFIGS[kind])
+  assert {name: actual[name] for name in expected} == expected
+  assert actual['rope_scaling'] is None
+  assert ('window' in actual) == (kind == 'mistral')
 
 
 @pytest.mark.parametrize('kind, more, expected', [
@@ -110,8 +110,8 @@ def test_configs_of_others_are_read(kind, expected):
     ('qwen3', dict(attention_bias=True), dict(qkv_bias=True, output_bias=True)),
 ])
 def test_fields_that_differ_are_read(kind, more, expected):
-  found = read(CONFIGS[kind], **more)
-  assert {name: found[name] for name in expected} == expected
+  actual = read(CONFIGS[kind], **more)
+  assert {name: actual[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize('kind, field, option, default', [
@@ -156,10 +156,10 @@ def test_what_is_left_out_is_as_transformers_has_it(kind, field, option,
           original_length=64)),
 ])
 def test_scalings_are_read_where_they_stand(fields, expected):
-  found = scaling(**fields)
+  actual = scaling(**fields)
   if expected and 'attention_factor' in expected:
     expected['attention_factor'] = pytest.approx(expected['attention_factor'])
-  assert found == expected
+  assert actual == expected
 
 
 @pytest.mark.parametrize('kind, more, text', [
@@ -235,12 +235,12 @@ def test_a_written_scaling_says_the_same(numbers):
 def test_model_type_is_one_that_has_the_options(options, kind):
   values = llama.write_config(SMALL | options)
   assert values['model_type'] == kind
-  found = read(values)
+  actual = read(values)
   expected = dict(window=None, window_layers=None) | options
   if len(expected['window_layers'] or ()) == 3:
     expected['window_layers'] = None
   for name, value in expected.items():
-    assert found.get(name) == value
+    assert actual.get(name) == value
 
 
 @pytest.mark.parametrize('options', [
@@ -277,10 +277,10 @@ def test_defaults_are_written_as_they_come_out():
     (('embed_tokens.weight',), '')])
 def test_tensors_have_the_prefix_that_is_there(names, prefix):
   rules, ignored = llama.tensors(SMALL | dict(tied=True), names)
-  found = {rule.tensor for rule in rules}
-  assert f'{prefix}embed_tokens.weight' in found
-  assert f'{prefix}layers.{{layer}}.mlp.up_proj.weight' in found
-  assert 'lm_head.weight' not in found and 'lm_head.weight' in ignored
+  tensors = {rule.tensor for rule in rules}
+  assert f'{prefix}embed_tokens.weight' in tensors
+  assert f'{prefix}layers.{{layer}}.mlp.up_proj.weight' in tensors
+  assert 'lm_head.weight' not in tensors and 'lm_head.weight' in ignored
 
 
 def test_axes_of_the_vocabulary_are_marked():
