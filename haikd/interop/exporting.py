@@ -82,9 +82,9 @@ def export(folder: paths.Path, *, model: str, options: Mapping[str, Any],
     params: its Haiku parameters.
     tokenizer: a folder with `tokenizer.json`, or that file; None for none.
     card: the model card, in Markdown.
-    classes: the names of the classes in the order of their ids. They are
-      written if the network has as many classes, else placeholders are. None
-      for placeholders.
+    classes: the names of the classes in the order of their ids; None if they
+      are unknown. Placeholders are written for None, and for names that are not
+      as many as the network's classes.
     scale: the mean and the standard deviation of each channel of images, as
       `interop.describe` returns them; None to leave them out.
     length: of the texts that it was trained on, in tokens; None to write only

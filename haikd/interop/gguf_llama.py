@@ -170,7 +170,7 @@ def _llama3(file, base, head_size):
 
   The file holds only the resulting divisors of the frequencies. All of Meta's
   models have the same numbers except for the factor, which is the largest
-  divisor. The divisors of other models differ from the expected ones.
+  divisor. Models whose divisors differ from these are refused.
   """
   divisors = file.read(_FACTORS, np.dtype(np.float32))
   scaling = dict(

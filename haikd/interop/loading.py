@@ -99,7 +99,7 @@ def _match(field, init, expected, options, layers, kept_ids):
 
 
 class _Progress(contextlib.AbstractContextManager):
-  """A progress bar on standard error, if it is a terminal and loading slow."""
+  """A progress bar on standard error, for slow loading in a terminal."""
 
   def __init__(self, title, total):
     self._title, self._total = title, total

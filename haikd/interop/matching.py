@@ -16,12 +16,10 @@ from haikd.interop import reduction
 from haikd.interop import rules as rules_lib
 from haikd.interop import tensors
 
-# The options of sizes that a smaller network may have smaller.
+# The options that may be smaller in a network than in its weights.
 _SIZES = ('width', 'depth', 'heads', 'key_value_heads', 'head_size', 'hidden',
           'positions', 'vocabulary')
 _FLOATING = (np.float64, np.float32, np.float16, jnp.bfloat16)
-
-Rules = Mapping[tuple[str, str], rules_lib.Rule]  # By module and name.
 
 
 class Match(NamedTuple):

@@ -73,7 +73,7 @@ def test_options_written_are_read_again(case):
 
 @pytest.mark.parametrize('case', TEXT + IMAGES)
 def test_new_files_have_the_names_and_values_of_theirs(case):
-  """All tensors of theirs, except a pooler that no vector is computed with."""
+  """All tensors of their files, except a pooler that no output depends on."""
   theirs = tensors(case)
   rules, _ = family(case).tensors(read(case), ())
   stored = {}

@@ -58,8 +58,8 @@ _HEADS = dict(
     distilbert=('pre_classifier', 'classifier', 'vocab_transform',
                 'vocab_layer_norm', 'vocab_projector.bias'))
 
-# Buffers, heads that are not read, and the second copy of the embedding table
-# that makes the logits.
+# Buffers, heads that are not read, and the copy of the embedding table that a
+# file may hold for the logits.
 _IGNORED_TENSORS = (
     '*embeddings.position_ids', '*embeddings.token_type_ids',
     '*pooler.dense.*', 'classifier.*', 'pre_classifier.*', 'cls.*', 'lm_head.*',

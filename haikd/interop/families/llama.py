@@ -53,7 +53,7 @@ def read_config(fields: fields_lib.Fields) -> dict[str, Any]:
       fields, (f'{prefix}ForCausalLM', f'{prefix}Model'))
   width = fields.take('hidden_size', kind=int)
   heads = fields.take('num_attention_heads', kind=int)
-  # A config that leaves it out means the default of transformers.
+  # Without the field transformers uses these defaults.
   head_size = fields.take('head_dim', 128 if model_type == 'qwen3' else None,
                           kind=int, null=True)
   head_size = head_size or width // heads
@@ -163,7 +163,7 @@ def write_config(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_window(fields, model_type, depth):
-  """Takes the fields of attention windows, which each model type has its own.
+  """Takes the fields of attention windows, which depend on the model type.
 
   Returns:
     The options `window` and `window_layers`.
@@ -185,8 +185,8 @@ def _read_window(fields, model_type, depth):
       window is None and _SLIDING in types):
     raise checks.DataError(
         f'{fields.title("layer_types")} must be {_FULL} or {_SLIDING} for each '
-        f'layer, and {_FULL} for all without a window; got {types}, which '
-        'haikd does not support.')
+        f'of {depth} layers, and {_FULL} for all without a window; got '
+        f'{types}, which haikd does not support.')
   chosen = tuple(i for i, name in enumerate(types) if name == _SLIDING)
   if not chosen:
     return {}
