@@ -1,4 +1,4 @@
-"""Networks of others: their configs and tensors, in and out."""
+"""Reads and writes networks in the formats of other libraries."""
 
 from haikd.interop.exporting import export
 from haikd.interop.loading import check

@@ -1,4 +1,4 @@
-"""Which block of which module a parameter belongs to, by its name."""
+"""The block and module that a parameter belongs to, by its Haiku name."""
 
 import re
 from typing import NamedTuple, Optional
@@ -7,17 +7,16 @@ from haikd.core import base
 from haikd.core import globs
 
 _BLOCK = re.compile(r'block_(\d+)')
-_STACK = '__layer_stack'
 
 
 class Address(NamedTuple):
-  """Where a parameter stands, as a `rules.Rule` calls it.
+  """The place of a parameter in its network, in the terms of `rules.Rule`.
 
   Attributes:
-    module: such as 'block/attn/query', whatever the number of the block.
+    module: such as 'block/attn/query', without the number of the block.
     name: of the parameter in its module, such as 'w'.
     block: the number of its block; None outside of blocks and in a stack.
-    stacked: whether it is of all blocks, along its leading axis.
+    stacked: whether its leading axis runs over all blocks.
   """
 
   module: str
@@ -27,10 +26,10 @@ class Address(NamedTuple):
 
   @property
   def title(self) -> str:
-    """The name in messages."""
-    block = self.module if self.block is None else self.module.replace(
+    """What messages call the parameter."""
+    module = self.module if self.block is None else self.module.replace(
         'block', f'block_{self.block}', 1)
-    return f'{block}/{self.name}'
+    return f'{module}/{self.name}'
 
 
 def of(module: str, name: str) -> Address:
@@ -42,7 +41,7 @@ def of(module: str, name: str) -> Address:
     name: of the parameter.
   """
   first, *others = globs.parts(module)
-  if first.startswith(_STACK):
+  if first.startswith(globs.LAYER_STACK):
     return Address('/'.join(others), name, stacked=True)
   if match := _BLOCK.fullmatch(first):
     return Address('/'.join(('block', *others)), name, int(match[1]))
@@ -55,12 +54,12 @@ def depth(params: base.ArrayTree) -> int:
   Args:
     params: Haiku parameters, or their shapes.
   """
-  found = 0
+  blocks = 0
   for module, parameters in params.items():
     for name, leaf in parameters.items():
       address = of(module, name)
       if address.stacked:
-        found = max(found, leaf.shape[0])
+        blocks = max(blocks, leaf.shape[0])
       elif address.block is not None:
-        found = max(found, address.block + 1)
-  return found
+        blocks = max(blocks, address.block + 1)
+  return blocks

@@ -1,4 +1,4 @@
-"""A network as a folder that transformers loads."""
+"""Writes a network as a folder that transformers loads."""
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
@@ -25,25 +25,28 @@ from haikd.processes import distributed
 from haikd.storage import files
 from haikd.storage import paths
 
-_TOKENIZER = ('tokenizer.json', 'tokenizer_config.json',
-              'special_tokens_map.json', 'added_tokens.json', 'vocab.txt',
-              'vocab.json', 'merges.txt', 'chat_template.jinja')
-_SPECIAL = ('bos', 'eos', 'pad')  # Whose numbers a config has.
-_LENGTH = 2048  # Which transformers takes where a config has none.
+_TOKENIZER_FILES = ('tokenizer.json', 'tokenizer_config.json',
+                    'special_tokens_map.json', 'added_tokens.json', 'vocab.txt',
+                    'vocab.json', 'merges.txt', 'chat_template.jinja')
+_SPECIAL_TOKENS = ('bos', 'eos', 'pad')  # A config has their ids.
+_DEFAULT_LENGTH = 2048  # Of transformers, for a config without a length.
 
 
 class _Piece(NamedTuple):
-  """A parameter, or one block of it, as it goes into a tensor."""
+  """A parameter, or one block of a stack, that goes into a tensor."""
 
   rule: rules.Rule
   array: Any
-  block: Optional[int]  # Along the leading axis of a stack.
+  block: Optional[int]  # Along the leading axis of a stack; None without one.
 
   @property
-  def shape(self) -> tuple[int, ...]:
-    return self.array.shape[self.block is not None:]
+  def spec(self) -> jax.ShapeDtypeStruct:
+    """Its shape and dtype."""
+    return jax.ShapeDtypeStruct(
+        self.array.shape[self.block is not None:], np.dtype(self.array.dtype))
 
   def read(self) -> np.ndarray:
+    """Returns its values as the tensor holds them, gathered if need be."""
     array = self.array
     if self.block is not None:
       array = _entry(array, self.block)
@@ -56,140 +59,148 @@ class _Piece(NamedTuple):
 
 @jax.jit
 def _entry(stack, block):
-  """Returns an entry of the leading axis; one program serves for all."""
+  """Returns an entry of the leading axis; one program serves all entries."""
   return lax.dynamic_index_in_dim(stack, block, keepdims=False)
 
 
 def export(folder: paths.Path, *, model: str, options: Mapping[str, Any],
            params: base.ArrayTree, tokenizer: Optional[paths.Path],
            card: str, classes: Optional[Sequence[str]] = None,
-           scale: Optional[images.Scale] = None,
+           scale: Optional[images.ChannelStatistics] = None,
            length: Optional[int] = None) -> None:
   """Writes a network as a folder that transformers loads.
 
-  Parameters are written as they are, tensor by tensor, so that the host never
-  holds all of them. The folder appears when it is complete. Call it on all
-  processes; the first one writes.
+  Parameters are written in their dtype, tensor by tensor, so that the host
+  never holds all of them. The folder appears when it is complete. All processes
+  call this; the first one writes.
 
   Args:
-    folder: a local folder that is empty, not there, or from an earlier export,
-      which it takes the place of.
+    folder: a local folder that is empty, missing or an earlier export, which is
+      replaced.
     model: the registered model.
-    options: of it.
+    options: of the model.
     params: its Haiku parameters.
     tokenizer: a folder with `tokenizer.json`, or that file; None for none.
     card: the model card, in Markdown.
-    classes: the names of the classes in the order of their numbers, which are
-      written where the network has as many; None for their numbers.
+    classes: the names of the classes in the order of their ids; None if they
+      are unknown. Placeholders are written for None, and for names that are not
+      as many as the network's classes.
     scale: the mean and the standard deviation of each channel of images, as
-      `interop.describe` returns them; None to say nothing of them.
+      `interop.describe` returns them; None to leave them out.
     length: of the texts that it was trained on, in tokens; None to write only
-      what the options say.
+      what the options give.
 
   Raises:
     ConfigError: transformers has no such network, or the folder holds
       something else.
-    DataError: parameters are missing or left over, or a file cannot be read or
+    DataError: parameters are missing or unknown, or a file cannot be read or
       written.
   """
   if paths.is_remote(folder):
     raise checks.ConfigError(
-        f'interop.export: folder must be local; got {folder}. Export to this '
-        'machine, and copy it.')
+        f'folder must be local; got {folder}. Export to this machine, and copy '
+        'the folder.')
   folder = pathlib.Path(folder)
   family = pretrained_source_lib.family_of(model)
   config = {**family.write_config(options)}
   planned, vocabulary = _plan(family.tensors(options, ()), params)
-  if vocabulary:  # The options may tell of one that was pruned.
+  if vocabulary:  # The options may give its size before it was pruned.
     config['vocab_size'] = vocabulary
-  config['torch_dtype'] = planned[0].like.dtype.name
+  config['torch_dtype'] = planned[0].spec.dtype.name
   if classes is not None and len(classes) == len(config.get('id2label', ())):
     config.update(options_lib.write_labels(classes))
   if length is not None and family.LENGTH is not None:
-    config.setdefault(family.LENGTH, max(length, _LENGTH))
+    config.setdefault(family.LENGTH, max(length, _DEFAULT_LENGTH))
   extra = {}
   if options.get('head') == 'embedding':
     from haikd.interop.families import pooling
     extra = pooling.write_pooling(options)
   if scale is not None:
     extra[images.FILE] = images.write_scale(scale, options)
-  # Before the first waits for what others gather, or they for it.
-  tokens, special = distributed.first(
+  # This raises on all processes before any of them gathers: later the others
+  # would wait for a process that is gone.
+  tokenizer_files, special_ids = distributed.first(
       functools.partial(_prepare, folder, tokenizer))
-  if jax.process_index():  # It only helps to gather what is to be written.
+  if jax.process_index():  # It only takes part in gathering the parameters.
     for tensor in planned:
       tensor.read()
     return
-  for name, number in special.items():
-    config.setdefault(name, number)
+  for name, token_id in special_ids.items():
+    config.setdefault(name, token_id)
   with _appearing(folder) as temporary:
     files.write_json(temporary / 'config.json', config)
     for name, content in extra.items():
       (temporary / name).parent.mkdir(parents=True, exist_ok=True)
       files.write_json(temporary / name, content)
-    for name, path in tokens.items():
+    for name, path in tokenizer_files.items():
       shutil.copyfile(path, temporary / name)
     files.replace(temporary / 'README.md', card)
     storing.write(temporary, planned)
 
 
-def _plan(found: rules.Tensors,
-          params: base.ArrayTree) -> tuple[list[storing.Tensor], Optional[int]]:
-  """Returns what is to be written, and the size of the vocabulary."""
-  known = {(rule.module, rule.name): rule for rule in found.rules}
-  pieces, problems, seen, vocabulary = {}, [], set(), None
+def _plan(
+    network_rules: rules.Tensors, params: base.ArrayTree
+) -> tuple[list[storing.PlannedTensor], Optional[int]]:
+  """Returns the tensors to write, and the size of the vocabulary."""
+  by_parameter = network_rules.by_parameter
+  pieces: dict[str, list[_Piece]] = {}
+  problems, seen, vocabulary = [], set(), None
   for module, parameters in params.items():
     for name, array in parameters.items():
       address = addresses.of(module, name)
-      rule = known.get((address.module, name))
+      rule = by_parameter.get((address.module, name))
       if rule is None:
-        problems.append(f'{address.title}, which has no place')
+        problems.append(f'{address.title}, which transformers does not have')
         continue
       seen.add((address.module, name))
-      blocks = range(len(array)) if address.stacked else (None,)
       if rule.vocabulary is not None:
         vocabulary = array.shape[rule.vocabulary]
-      for block in blocks:
-        number = block if address.stacked else address.block
-        title = rule.tensor.replace('{layer}', str(number))
-        pieces.setdefault(title, []).append(_Piece(rule, array, block))
-  for module, name in known.keys() - seen:
+      if address.stacked:
+        for block in range(len(array)):
+          pieces.setdefault(rule.tensor_of(block), []).append(
+              _Piece(rule, array, block))
+      else:
+        pieces.setdefault(rule.tensor_of(address.block), []).append(
+            _Piece(rule, array, None))
+  for module, name in by_parameter.keys() - seen:
     problems.append(f'no {module}/{name}')
-  planned = [_whole(*item, problems) for item in pieces.items()]
+  planned = [_join(*item, problems) for item in pieces.items()]
   if problems:
     raise checks.DataError(
-        'interop.export: params must be all that transformers has of this '
-        f'network, and no more; got {", ".join(sorted(problems)[:5])}. Give '
-        'the options that it was built with.')
+        'params must be those that transformers has for this network; got '
+        f'{checks.abbreviate(sorted(problems))}. Give the options that the '
+        'network was built with.')
   return planned, vocabulary
 
 
-def _whole(name, pieces, problems):
-  """Returns the tensor that pieces make."""
+def _join(name: str, pieces: list[_Piece],
+          problems: list[str]) -> storing.PlannedTensor:
+  """Returns the tensor that consists of pieces; adds to problems."""
   pieces = sorted(pieces, key=lambda piece: piece.rule.part or (0, 0))
-  first, dtype = pieces[0], np.dtype(pieces[0].array.dtype)
-  # Takes no memory: all numbers are the same one.
-  dummy = np.broadcast_to(np.zeros((), dtype), first.shape)
-  shape = list(first.rule.layout.store(dummy).shape)
-  part = first.rule.part
-  if len(pieces) != (part.count if part else 1):
-    problems.append(f'{len(pieces)} parts of {name}')
+  rule, spec = pieces[0].rule, pieces[0].spec
+  shape, part = list(rule.stored_shape(spec)), rule.part
+  parts = part.parts if part else 1
+  if len(pieces) != parts:
+    problems.append(f'{len(pieces)} of {parts} parts of {name}')
   if part is None:
-    return storing.Tensor(name, jax.ShapeDtypeStruct(shape, dtype), first.read)
-  shape[part.axis] *= part.count
+    return storing.PlannedTensor(
+        name, jax.ShapeDtypeStruct(shape, spec.dtype), pieces[0].read)
+  axis = part.axis
+  shape[axis] *= parts
 
   def read():
-    return np.concatenate([piece.read() for piece in pieces], part.axis)
+    return np.concatenate([piece.read() for piece in pieces], axis)
 
-  return storing.Tensor(name, jax.ShapeDtypeStruct(shape, dtype), read)
+  return storing.PlannedTensor(
+      name, jax.ShapeDtypeStruct(shape, spec.dtype), read)
 
 
 def _prepare(folder, tokenizer):
-  """Checks what there is; returns files of the tokenizer and its numbers."""
+  """Checks the folder; returns the tokenizer's files and special ids."""
   _check_folder(folder)
-  tokens = _tokenizer_files(tokenizer)
-  special = _special_tokens(tokens)
-  return {name: str(path) for name, path in tokens.items()}, special
+  tokenizer_files = _tokenizer_files(tokenizer)
+  paths_by_name = {name: str(path) for name, path in tokenizer_files.items()}
+  return paths_by_name, _special_ids(tokenizer_files)
 
 
 def _tokenizer_files(path) -> dict[str, pathlib.Path]:
@@ -197,33 +208,35 @@ def _tokenizer_files(path) -> dict[str, pathlib.Path]:
   if path is None:
     return {}
   path = pathlib.Path(path)
-  found = {name: path / name for name in _TOKENIZER
-           if (path / name).is_file()}
+  by_name = {name: path / name for name in _TOKENIZER_FILES
+             if (path / name).is_file()}
   if path.is_file() and path.suffix == '.json':
-    found = {_TOKENIZER[0]: path}
-  if not found:
+    by_name = {_TOKENIZER_FILES[0]: path}
+  if not by_name:
     raise checks.DataError(
-        'interop.export: tokenizer must be a folder with tokenizer.json, or '
-        f'that file; got {path}. Give the one that the data was prepared with.')
-  return found
+        'tokenizer must be a folder with tokenizer.json, or that file; got '
+        f'{path}. Give the one that the data was prepared with.')
+  return by_name
 
 
-def _special_tokens(tokens) -> dict[str, Optional[int]]:
-  """Returns the numbers of special tokens, None where the files have none.
+def _special_ids(tokenizer_files) -> dict[str, Optional[int]]:
+  """Returns the fields for the ids of special tokens; None for unknown ids.
 
-  A config that leaves them out has those of its family's first tokenizer.
+  transformers gives a config without these fields the ids of the first
+  tokenizer of its family.
   """
-  if not {'tokenizer.json', 'tokenizer_config.json'} <= set(tokens):
+  if not {'tokenizer.json', 'tokenizer_config.json'} <= set(tokenizer_files):
     return {}
-  said = files.read_json(tokens['tokenizer_config.json'])
-  added = files.read_json(tokens['tokenizer.json']).get('added_tokens', ())
-  numbers = {token['content']: token['id'] for token in added}
-  found = {}
-  for name in _SPECIAL:
-    token = said.get(f'{name}_token')
+  config = files.read_json(tokenizer_files['tokenizer_config.json'])
+  tokenizer = files.read_json(tokenizer_files['tokenizer.json'])
+  ids = {token['content']: token['id']
+         for token in tokenizer.get('added_tokens', ())}
+  fields = {}
+  for name in _SPECIAL_TOKENS:
+    token = config.get(f'{name}_token')
     token = token.get('content') if isinstance(token, Mapping) else token
-    found[f'{name}_token_id'] = numbers.get(token)
-  return found
+    fields[f'{name}_token_id'] = ids.get(token)
+  return fields
 
 
 def _check_folder(folder):
@@ -233,21 +246,22 @@ def _check_folder(folder):
   if folder.is_dir() and storing.is_ours(folder):
     return
   raise checks.ConfigError(
-      'interop.export: folder must be empty, not there, or an earlier export; '
-      f'got {folder}. Choose another, or remove it.')
+      f'folder must be empty, missing or an earlier export; got {folder}. '
+      'Choose another, or remove it.')
 
 
 @contextlib.contextmanager
 def _appearing(folder) -> Iterator[pathlib.Path]:
-  """Gives a folder to write in, which takes the other's place at the end."""
+  """Yields a folder to write in, which replaces `folder` at the end."""
   folder = folder.absolute()
-  place = None
+  private = None
   try:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # It is open to no one else, so that the folder is made within.
-    place = pathlib.Path(
+    # `mkdtemp` makes a folder that only this user can open; a folder inside it
+    # has the permissions of any other.
+    private = pathlib.Path(
         tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
-    temporary, old = place / 'new', place / 'old'
+    temporary, old = private / 'new', private / 'old'
     temporary.mkdir()
     yield temporary
     if folder.exists():
@@ -260,8 +274,8 @@ def _appearing(folder) -> Iterator[pathlib.Path]:
       raise
   except OSError as err:
     raise checks.DataError(
-        f'interop.export: folder must be writable; got {folder} '
-        f'({checks.one_line(err)}). Make room, or choose another.') from err
+        f'folder must be writable; got {folder} ({checks.one_line(err)}). Make '
+        'room, or choose another.') from err
   finally:
-    if place is not None:
-      shutil.rmtree(place, ignore_errors=True)
+    if private is not None:
+      shutil.rmtree(private, ignore_errors=True)

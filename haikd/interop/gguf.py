@@ -1,4 +1,4 @@
-"""The tensors and metadata of a GGUF file, decoded as they are read."""
+"""The tensors and metadata of a GGUF file. Tensors are decoded when read."""
 
 from collections.abc import Mapping
 import functools
@@ -13,102 +13,102 @@ import numpy as np
 
 from haikd.core import checks
 
-_NUMBERS = 2**18  # That are decoded at once, about.
+_DECODED_AT_ONCE = 2**18  # Numbers, about.
 
 
-class _Entry(NamedTuple):
-  """Where the bytes of a tensor are, and what they mean."""
+class _GgufTensor(NamedTuple):
+  """The place of a tensor's bytes in the file, and what they mean."""
 
   offset: int
-  stored: tuple[int, ...]  # The axes of the bytes.
+  stored: tuple[int, ...]  # The shape of what is stored.
   dtype: np.dtype  # Of what is stored.
   kind: Any  # A gguf.GGMLQuantizationType.
-  shape: tuple[int, ...]
+  shape: tuple[int, ...]  # Of the tensor.
 
 
 class Gguf:
-  """The tensors of a GGUF file, mapped where they are plain numbers.
+  """The tensors of a GGUF file, mapped unless they are quantised.
 
   Attributes:
     path: the file.
-    shapes: `{name: ShapeDtypeStruct}`; what is quantised is said to be float32.
-    metadata: `{key: value}`, save for those of the tokenizer.
+    shapes: `{name: ShapeDtypeStruct}`, with float32 for quantised tensors.
+    metadata: `{key: value}`, without the keys of the tokenizer.
 
   Args:
     path: the file.
 
   Raises:
     DataError: the file cannot be read, or is quantised in a way that cannot be
-      decoded; or the gguf package is not installed.
+      decoded, or the package gguf is not installed.
   """
 
   def __init__(self, path: pathlib.Path):
     if importlib.util.find_spec('gguf') is None:
       raise checks.DataError(
-          'interop.read: gguf must be installed to read GGUF files; got none. '
-          "Run `pip install 'haikd[text]'`.")
+          f'{path}: the package gguf must be installed to read the file. Run '
+          "`pip install 'haikd[text]'`.")
     self.path = str(path)
     try:
       stat = os.stat(path)
-      found = _open(self.path, stat.st_size, stat.st_mtime_ns)
+      metadata, stored = _open(self.path, stat.st_size, stat.st_mtime_ns)
     except checks.DataError:
       raise
-    except Exception as err:  # gguf raises whatever a wrong offset leads to.
+    except Exception as err:  # A wrong offset causes errors of any kind.
       raise checks.DataError(
-          f'interop.read: {path} must be a whole GGUF file; got one that '
-          f'cannot be read ({checks.describe(err)}). Fetch it again.') from err
-    self.metadata: Mapping[str, Any] = found[0]
-    self._entries: Mapping[str, _Entry] = found[1]
+          f'{path} must be a complete GGUF file; got one that cannot be read '
+          f'({checks.describe(err)}). Fetch it again.') from err
+    self.metadata: Mapping[str, Any] = metadata
+    self._tensors: Mapping[str, _GgufTensor] = stored
     self.shapes = {
         name: jax.ShapeDtypeStruct(
-            entry.shape,
-            np.float32 if entry.dtype == np.uint8 else entry.dtype)
-        for name, entry in self._entries.items()
+            tensor.shape,
+            np.float32 if tensor.dtype == np.uint8 else tensor.dtype)
+        for name, tensor in self._tensors.items()
     }
 
   def read(self, name: str, dtype: np.dtype) -> Union[np.ndarray, 'Quantised']:
-    """Returns a tensor: mapped, or if it is quantised, decoded when needed.
+    """Returns a tensor: mapped, or decoded when needed if it is quantised.
 
     Args:
       name: of the tensor.
       dtype: to decode to.
     """
-    entry = self._entries[name]
+    tensor = self._tensors[name]
     stored = np.memmap(
-        self.path, entry.dtype, 'r', entry.offset, entry.stored)
-    if entry.dtype != np.uint8:
+        self.path, tensor.dtype, 'r', tensor.offset, tensor.stored)
+    if tensor.dtype != np.uint8:
       return stored
-    found = Quantised(stored, entry.kind, entry.shape, np.dtype(dtype))
-    return found if found.ndim == 2 else np.asarray(found)
+    quantised = Quantised(stored, tensor.kind, tensor.shape, np.dtype(dtype))
+    return quantised if quantised.ndim == 2 else np.asarray(quantised)
 
 
 class Quantised:
-  """A quantised matrix, of which rows are decoded when they are asked for.
+  """A quantised matrix whose rows are decoded when they are read.
 
-  It can be turned and cut like an array; what is cut out of it is an array, and
-  so is what NumPy makes of the whole.
+  It can be transposed and indexed like an array. Indexing and `np.asarray`
+  return decoded arrays.
 
   Attributes:
     shape: of the matrix.
-    strides: such that rows are the slowest, whichever axis they lie along.
+    strides: only their order is right: the axis of stored rows is the slowest.
 
   Args:
     stored: the bytes of its rows.
     kind: a `gguf.GGMLQuantizationType`.
-    shape: of the matrix, or of what else is stored.
+    shape: of what is stored: the matrix, or an array of other axes.
     dtype: to decode to.
-    turned: whether rows lie along the last axis.
+    transposed: whether the stored rows are the columns of the matrix.
   """
 
   def __init__(self, stored: np.ndarray, kind: Any, shape: tuple[int, ...],
-               dtype: np.dtype, turned: bool = False):
+               dtype: np.dtype, transposed: bool = False):
     self._stored = stored
     self._kind = kind
     self._dtype = dtype
-    self._turned = turned
+    self._transposed = transposed
     self._shape = shape
-    self.shape = shape[::-1] if turned else shape
-    self.strides = tuple(range(len(shape), 0, -1))[::-1 if turned else 1]
+    self.shape = shape[::-1] if transposed else shape
+    self.strides = tuple(range(len(shape), 0, -1))[::-1 if transposed else 1]
 
   @property
   def ndim(self) -> int:
@@ -116,21 +116,21 @@ class Quantised:
     return len(self.shape)
 
   @property
-  def T(self) -> 'Quantised':  # noqa: N802  As NumPy calls it.
-    """The matrix turned."""
+  def T(self) -> 'Quantised':  # noqa: N802  The name in NumPy.
+    """The transposed matrix."""
     return Quantised(self._stored, self._kind, self._shape, self._dtype,
-                     not self._turned)
+                     not self._transposed)
 
   def __getitem__(self, index) -> np.ndarray:
-    if self._turned:
+    if self._transposed:
       return self.T[index[::-1]].T
     rows, *others = index
     return self._decode(self._stored[rows])[(slice(None), *others)]
 
   def __array__(self, dtype=None, copy=None) -> np.ndarray:
-    del copy  # What is decoded is always new.
+    del copy  # Decoding always makes a new array.
     values = self._decode(self._stored)
-    values = values.T if self._turned else values
+    values = values.T if self._transposed else values
     return values if dtype is None else values.astype(dtype)
 
   def _decode(self, stored):
@@ -139,7 +139,7 @@ class Quantised:
     values = np.empty((*stored.shape[:-1], self._shape[-1]), self._dtype)
     rows = stored.reshape(-1, stored.shape[-1])
     decoded = values.reshape(-1, values.shape[-1])
-    step = max(1, _NUMBERS // decoded.shape[-1])
+    step = max(1, _DECODED_AT_ONCE // decoded.shape[-1])
     for i in range(0, len(rows), step):
       decoded[i:i + step] = gguf.dequantize(rows[i:i + step], self._kind)
     return values
@@ -147,41 +147,46 @@ class Quantised:
 
 @functools.lru_cache(maxsize=1)
 def _open(path, *version):
-  """Returns metadata and entries; gguf takes seconds for a large vocabulary.
+  """Returns metadata and tensors of a file.
 
-  What gguf itself returns is not kept: it holds every token as an array.
+  The last file is cached, since gguf takes seconds for a large vocabulary. What
+  gguf itself returns is not cached: it holds every token as an array.
+
+  Args:
+    path: the file.
+    *version: its size and time, so that a changed file is read again.
   """
   del version
   import gguf
   reader = gguf.GGUFReader(path)
   if reader.byte_order != 'I':
-    raise ValueError('its bytes are in the order of other machines')
+    raise ValueError('its byte order is not that of this machine')
   metadata = {
       name: field.contents()
       for name, field in reader.fields.items()
       if not name.startswith('tokenizer.')
   }
-  entries = {}
+  tensors = {}
   for tensor in reader.tensors:
     shape = tuple(map(int, reversed(tensor.shape)))
     dtype = tensor.data.dtype
     stored = tensor.data.shape
     if tensor.tensor_type == gguf.GGMLQuantizationType.BF16:
       dtype, stored = np.dtype(jnp.bfloat16), shape
-    entries[tensor.name] = _Entry(tensor.data_offset, stored, dtype,
-                                  tensor.tensor_type, shape)
-  for kind in {e.kind for e in entries.values() if e.dtype == np.uint8}:
+    tensors[tensor.name] = _GgufTensor(
+        tensor.data_offset, stored, dtype, tensor.tensor_type, shape)
+  for kind in {x.kind for x in tensors.values() if x.dtype == np.uint8}:
     _check_decodes(path, kind)
-  return metadata, entries
+  return metadata, tensors
 
 
 def _check_decodes(path, kind):
+  """Raises DataError unless gguf can decode a kind of quantisation."""
   import gguf
   size = gguf.GGML_QUANT_SIZES[kind][1]
   try:
     gguf.dequantize(np.zeros((1, size), np.uint8), kind)
   except NotImplementedError as err:
     raise checks.DataError(
-        f'interop.read: {path} must be quantised in a way that gguf decodes; '
-        f'got {kind.name}. Take another file of the model, such as Q8_0.'
-    ) from err
+        f'{path} must be quantised in a way that gguf decodes; got {kind.name}.'
+        ' Use another file of the model, such as Q8_0.') from err

@@ -1,4 +1,4 @@
-"""What the metadata of a GGUF file means, and what its tensors are called."""
+"""The metadata and tensor names of GGUF files, for the model `llama`."""
 
 from collections.abc import Collection, Mapping
 import math
@@ -14,38 +14,37 @@ from haikd.interop import rules
 MODEL = 'llama'
 ARCHITECTURES = ('llama', 'qwen2', 'qwen3')
 
-_FACTORS = 'rope_freqs.weight'  # What llama3's scaling divides frequencies by.
+_FACTORS = 'rope_freqs.weight'  # Divide the frequencies in llama3's scaling.
 
 
 def read_metadata(file: gguf.Gguf) -> dict[str, Any]:
-  """Returns the options of the model `llama` that a file was made for.
+  """Returns the options of the model `llama` that a file is for.
 
   Args:
     file: an open file.
 
   Raises:
-    DataError: its architecture, or something that its metadata says, is not
-      supported.
+    DataError: its architecture or a field of its metadata is not supported.
   """
-  kind = file.metadata.get('general.architecture')
-  if kind not in ARCHITECTURES:
+  architecture = file.metadata.get('general.architecture')
+  if architecture not in ARCHITECTURES:
     raise checks.DataError(
-        f'interop.describe: architecture of {file.path} must be one of '
-        f'{", ".join(ARCHITECTURES)}; got {kind!r}. Take its safetensors.')
-  fields = fields_lib.Fields(
-      file.path, {
-          name.removeprefix(f'{kind}.'): value
-          for name, value in file.metadata.items()
-          if name.startswith(f'{kind}.')
-      })
-  # The length it was trained for limits nothing; the size of the vocabulary is
-  # seen from the tensors.
+        f'{file.path}: general.architecture must be one of '
+        f'{", ".join(ARCHITECTURES)}; got {architecture!r}. Use the '
+        'safetensors of the model.')
+  prefix = f'{architecture}.'
+  values = {name.removeprefix(prefix): value
+            for name, value in file.metadata.items() if name.startswith(prefix)}
+  fields = fields_lib.Fields(file.path, values, prefix)
+  # The training length limits nothing, and the tensors give the size of the
+  # vocabulary.
   fields.ignore(('context_length', 'vocab_size'))
   names = file.shapes
   if 'token_embd.weight' not in names:
     raise checks.DataError(
-        f'interop.describe: {file.path} must hold token_embd.weight; got '
-        f'{sorted(names)[:5]}. Take the file of a whole network.')
+        f'{file.path} must hold token_embd.weight; got '
+        f'{checks.abbreviate(sorted(names)) or "no tensors"}. Use the file of '
+        'a complete network.')
   width = fields.take('embedding_length', kind=int)
   heads = fields.take('attention.head_count', kind=int)
   head_size = fields.take('attention.key_length', width // heads, kind=int)
@@ -75,29 +74,29 @@ def read_metadata(file: gguf.Gguf) -> dict[str, Any]:
   return options
 
 
-def tensors(kind: str, options: Mapping[str, Any],
+def tensors(architecture: str, options: Mapping[str, Any],
             names: Collection[str]) -> rules.Tensors:
   """Returns where the parameters of the model `llama` are found.
 
   Args:
-    kind: the architecture that the file names.
+    architecture: that the file names.
     options: of the model.
-    names: of the tensors there are.
+    names: of the tensors in the file.
   """
   query = key = rules.TRANSPOSED
-  if kind == 'llama':  # The others are stored as Hugging Face has them.
+  if architecture == 'llama':  # The others are stored as in Hugging Face files.
     query, key = (_interleaved(options[name]) for name in
                   ('heads', 'key_value_heads'))
 
   def linear(module, tensor, bias, layout=rules.TRANSPOSED):
     parameters = ('w', 'weight'), ('b', 'bias')
     return [
-        rules.Rule(f'block/{module}', name, f'blk.{{layer}}.{tensor}.{kind}',
-                   layout) for name, kind in parameters[:1 + bias]
+        rules.Rule(f'block/{module}', name, f'blk.{{layer}}.{tensor}.{suffix}',
+                   layout) for name, suffix in parameters[:1 + bias]
     ]
 
   biases = options['qkv_bias']
-  found = [
+  network_rules = [
       rules.Rule('embed', 'embeddings', 'token_embd.weight', vocabulary=0),
       *rules.norm('block/norm_attn', 'blk.{layer}.attn_norm', offset=False),
       *linear('attn/query', 'attn_q', biases, query),
@@ -113,24 +112,30 @@ def tensors(kind: str, options: Mapping[str, Any],
   if options['qk_norm']:
     for name, tensor in (('norm_query', 'attn_q_norm'),
                          ('norm_key', 'attn_k_norm')):
-      found.append(rules.Rule(f'block/attn/{name}', 'scale',
-                              f'blk.{{layer}}.{tensor}.weight'))
+      network_rules.append(
+          rules.Rule(f'block/attn/{name}', 'scale',
+                     f'blk.{{layer}}.{tensor}.weight'))
   if not options['tied']:
     output = 'output' if 'output.weight' in names else 'token_embd'
-    found.append(rules.Rule('logits', 'w', f'{output}.weight',
-                            rules.TRANSPOSED, vocabulary=1))
-  return rules.Tensors(tuple(found), ignored=(_FACTORS,))
+    network_rules.append(
+        rules.Rule('logits', 'w', f'{output}.weight', rules.TRANSPOSED,
+                   vocabulary=1))
+  return rules.Tensors(tuple(network_rules), ignored=(_FACTORS,))
 
 
 def _interleaved(heads):
-  """Returns the layout of a map to queries or keys, as llama.cpp rotates them.
+  """Returns the layout of the queries or keys of llama.cpp.
 
-  There the two numbers that are rotated together lie side by side; here the
-  first halves of all come before the second.
+  RoPE rotates pairs of features. llama.cpp stores the two features of a pair
+  side by side; haikd stores the first features of all pairs, then the second.
+
+  Args:
+    heads: the number of query or key heads.
   """
 
   def swap(values, *sizes):
-    values = np.asarray(values)  # Whole, if it is quantised: one block's.
+    # Decodes a quantised matrix completely; it is that of one block only.
+    values = np.asarray(values)
     shape = heads, *sizes, *values.shape[1:]
     return values.reshape(shape).swapaxes(1, 2).reshape(values.shape)
 
@@ -140,7 +145,7 @@ def _interleaved(heads):
 
 
 def _scaling(file, fields, base, head_size):
-  """Returns the option `rope_scaling`."""
+  """Takes the fields of a scaling; returns the option `rope_scaling`."""
   kind = fields.take('rope.scaling.type', 'none', kind=str)
   factor = fields.take('rope.scaling.factor', 1.0, kind=float)
   length = fields.take('rope.scaling.original_context_length', None,
@@ -155,30 +160,32 @@ def _scaling(file, fields, base, head_size):
   if kind == 'yarn' and length:
     return dict(kind='yarn', factor=factor, original_length=length)
   raise checks.DataError(
-      f'interop.describe: rope.scaling.type of {file.path} must be none, '
-      f'linear or yarn; got {kind!r}, original_context_length={length}. Take '
-      'its safetensors.')
+      f'{fields.title("rope.scaling.type")} must be none, linear, or yarn with '
+      f'original_context_length; got {kind!r}, original_context_length='
+      f'{length}. Use the safetensors of the model.')
 
 
 def _llama3(file, base, head_size):
-  """Returns the numbers of llama3's scaling, of which the file has the result.
+  """Returns the numbers of llama3's scaling.
 
-  All of Meta's models have the same but for the factor, the largest of what the
-  frequencies are divided by. Others are told by their results.
+  The file holds only the resulting divisors of the frequencies. All of Meta's
+  models have the same numbers except for the factor, which is the largest
+  divisor. Models whose divisors differ from these are refused.
   """
-  found = file.read(_FACTORS, np.dtype(np.float32))
+  divisors = file.read(_FACTORS, np.dtype(np.float32))
   scaling = dict(
       kind='llama3',
-      factor=float(found.max()),
+      factor=float(divisors.max()),
       low_freq_factor=1.0,
       high_freq_factor=4.0,
       original_length=8192)
   turns = 8192 / (2 * math.pi) * base**-(np.arange(0, head_size, 2) / head_size)
-  share = np.clip((turns - 1) / 3, 0, 1)  # How much stays as it was.
-  expected = 1 / (share + (1 - share) / scaling['factor'])
-  if found.shape != expected.shape or not np.allclose(found, expected, 1e-3):
+  unscaled = np.clip((turns - 1) / 3, 0, 1)  # The share that is not scaled.
+  expected = 1 / (unscaled + (1 - unscaled) / scaling['factor'])
+  if divisors.shape != expected.shape or not np.allclose(
+      divisors, expected, 1e-3):
     raise checks.DataError(
-        f'interop.describe: {_FACTORS} of {file.path} must be what llama3 has '
-        f'with low_freq_factor=1, high_freq_factor=4 and 8192 positions; got '
-        'others. Take its safetensors.')
+        f'{file.path}: {_FACTORS} must be that of llama3 with '
+        'low_freq_factor=1, high_freq_factor=4 and 8192 positions; got other '
+        'numbers. Use the safetensors of the model.')
   return scaling

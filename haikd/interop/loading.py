@@ -1,4 +1,4 @@
-"""Pretrained weights, brought onto devices tensor by tensor."""
+"""Loads pretrained weights onto devices, tensor by tensor."""
 
 from collections.abc import Mapping, Sequence
 import contextlib
@@ -11,11 +11,11 @@ import jax
 import numpy as np
 
 from haikd.core import base
-from haikd.interop import matching
+from haikd.interop import matching as matching_lib
 from haikd.interop import placing
 from haikd.interop import pretrained_source as pretrained_source_lib
 
-_PATIENCE = 2  # Seconds after which a bar is shown.
+_BAR_DELAY = 2  # Seconds of loading after which a progress bar is shown.
 
 
 def load(field: str,
@@ -27,11 +27,11 @@ def load(field: str,
          kept_ids: Optional[np.ndarray] = None) -> base.Variables:
   """Returns a network with pretrained weights.
 
-  Of each tensor a device gets what its shard needs, a block at a time, so that
-  the host never holds a network. What is wrong with any of them is found before
-  the first is read. A network may be smaller than the weights in the numbers of
-  its blocks, features, hidden units, whole heads and positions, of which it
-  takes the first, and in its tokens.
+  A device gets of each tensor what its shard needs, a block at a time, so that
+  the host never holds a network. All tensors are checked before the first is
+  read. A network may have fewer blocks, features, hidden units, heads and
+  positions than the weights, and takes the first of each; and it may have fewer
+  tokens.
 
   Args:
     field: of the config that names the weights, for messages.
@@ -39,36 +39,36 @@ def load(field: str,
     expected: the network's parameters and state as `jax.ShapeDtypeStruct`s,
       with the dtypes and shardings that they are to have.
     options: of the model.
-    layers: which block of the weights each block takes; None for the same, of
-      which there must be as many.
-    kept_ids: `[V]` integers, which tokens of the weights the network has, in
-      the order of its own; None for all.
+    layers: the block of the weights that each block takes; None for the block
+      of the same number, if both have as many.
+    kept_ids: `[V]` integers, the tokens of the weights that the network has, in
+      its order; None for all.
 
   Returns:
-    Parameters and the state, which such a network has none in.
+    The parameters, and `expected.state`, which is empty for such a network.
 
   Raises:
     ConfigError: the network is no part of the one that was trained.
-    DataError: the weights cannot be read, or are missing, left over or of
-      another shape.
+    DataError: the weights cannot be read, or are missing, unused or of another
+      shape.
   """
-  match = _match(field, init, expected, options, layers, kept_ids)
+  matching = _match(field, init, expected, options, layers, kept_ids)
   leaves = jax.tree.leaves(expected.params)
   total = sum(math.prod(leaf.shape) for leaf in leaves)
   with _Progress(field, total) as progress:
 
-    def open_part(found, number, leaf):
-      view = match.open_part(found, number, leaf.dtype)
-      progress.advance(math.prod(leaf.shape) // len(found.tensors))
-      return view
+    def open_part(match, number, leaf):
+      part = matching.open_part(match, number, leaf.dtype)
+      progress.advance(math.prod(leaf.shape) // len(match.tensors))
+      return part
 
-    params = {}
-    for (module, name), found in match.matches.items():
+    params: dict[str, dict[str, jax.Array]] = {}
+    for (module, name), match in matching.matches.items():
       leaf = expected.params[module][name]
-      parts = [functools.partial(open_part, found, number, leaf)
-               for number in range(len(found.tensors))]
+      parts = [functools.partial(open_part, match, number, leaf)
+               for number in range(len(match.tensors))]
       params.setdefault(module, {})[name] = placing.fill(
-          leaf, parts, stacked=found.address.stacked)
+          leaf, parts, stacked=match.address.stacked)
   return base.Variables(params, expected.state)
 
 
@@ -79,7 +79,9 @@ def check(field: str,
           options: Mapping[str, Any],
           layers: Optional[Sequence[int]] = None,
           kept_ids: Optional[np.ndarray] = None) -> None:
-  """Raises what `load` would before it reads a tensor; takes what it does.
+  """Raises what `load` would raise before it reads a tensor.
+
+  The arguments are those of `load`.
 
   Raises:
     ConfigError: as `load`.
@@ -89,25 +91,25 @@ def check(field: str,
 
 
 def _match(field, init, expected, options, layers, kept_ids):
-  """Returns what each parameter takes, all of it checked."""
-  return matching.Matching(
+  """Returns the tensors of each parameter, all of them checked."""
+  return matching_lib.match(
       field, init, pretrained_source_lib.open_source(init), expected.params,
       options=options, layers=layers,
       kept_ids=None if kept_ids is None else np.asarray(kept_ids))
 
 
 class _Progress(contextlib.AbstractContextManager):
-  """A bar on standard error, where it is a terminal and loading takes long."""
+  """A progress bar on standard error, for slow loading in a terminal."""
 
   def __init__(self, title, total):
     self._title, self._total = title, total
     self._start, self._done, self._bar = time.monotonic(), 0, None
 
   def advance(self, count):
-    """Says that so many more numbers are being read."""
+    """Adds to the count of numbers that have been or are being read."""
     self._done += count
     if self._bar is None:
-      if time.monotonic() - self._start < _PATIENCE or jax.process_index():
+      if time.monotonic() - self._start < _BAR_DELAY or jax.process_index():
         return
       self._bar = _open_bar()
       self._task = self._bar.add_task(f'reading {self._title}',

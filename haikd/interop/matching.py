@@ -1,4 +1,4 @@
-"""Which part of which tensor each parameter of a network is read from."""
+"""Which tensor each parameter of a network is read from."""
 
 from collections.abc import Iterator, Mapping, Sequence
 import fnmatch
@@ -11,274 +11,217 @@ from haikd.core import base
 from haikd.core import checks
 from haikd.interop import addresses
 from haikd.interop import placing
-from haikd.interop import pretrained_source as pretrained
-from haikd.interop import rules
+from haikd.interop import pretrained_source as pretrained_source_lib
+from haikd.interop import reduction
+from haikd.interop import rules as rules_lib
+from haikd.interop import tensors
 
-# What slices of a network have in common, whatever the model calls it.
+# The options that may be smaller in a network than in its weights.
 _SIZES = ('width', 'depth', 'heads', 'key_value_heads', 'head_size', 'hidden',
           'positions', 'vocabulary')
-_REAL = (np.float64, np.float32, np.float16, jnp.bfloat16)
-
-Shape = tuple[int, ...]
+_FLOATING = (np.float64, np.float32, np.float16, jnp.bfloat16)
 
 
 class Match(NamedTuple):
-  """Where one parameter is found.
+  """The tensors that one parameter is read from.
 
   Attributes:
     address: of the parameter.
-    rule: for it.
-    tensors: names: one, or one for each block of a stack.
+    rule: that applies to it.
+    tensors: the names of its tensors: one, or one for each block of a stack.
   """
 
   address: addresses.Address
-  rule: rules.Rule
+  rule: rules_lib.Rule
   tensors: tuple[str, ...]
 
 
-class Matching:
-  """What a network takes from pretrained weights, checked as a whole.
+class Matching(NamedTuple):
+  """The tensors of all parameters of a network; returned by `match`.
 
   Attributes:
     matches: by module and name of the parameter.
-
-  Args:
-    field: of the config that names the weights, for messages.
-    init: the weights, likewise.
-    source: the weights.
-    expected: parameters as ShapeDtypeStructs.
-    options: of the network that is to have them.
-    layers: which block of the source each block takes; None for its own.
-    kept_ids: which tokens of the source the network has; None for all.
-
-  Raises:
-    ConfigError: `layers`, heads or tokens that cannot be taken.
-    DataError: tensors are missing, left over or of another shape.
+    reader: of the tensors.
+    kept_ids: the tokens of the weights that the network has; None for all.
   """
 
-  def __init__(self, field: str, init: str, source: pretrained.Source,
-               expected: base.ArrayTree, *, options: Mapping[str, Any],
-               layers: Optional[Sequence[int]],
-               kept_ids: Optional[np.ndarray]):
-    self._source, self._kept = source, kept_ids
-    own = source.pretrained.options
-    both = {**own, **options}
-    self._blocks = _take_blocks(field, init, own, expected, layers)
-    _check_heads(field, own, both)
-    vocabulary = source.pretrained.vocabulary
-    _check_ids(field, vocabulary, kept_ids)
-    # Which parameters there are, the network's own options say; how they lie,
-    # those of the source.
-    found = source.tensors(
-        {**both, **{name: own[name] for name in _SIZES if name in own}})
-    self._rules = {(rule.module, rule.name): rule for rule in found.rules}
-    self._check_vocabulary(field, init, vocabulary, expected)
-    problems = []
-    self.matches: dict[tuple[str, str], Match] = {}
-    self._smaller = _smaller(own, both)
-    self._learn_hidden(expected)
-    for module, name, leaf in _leaves(expected):
-      self._match(module, name, leaf, problems)
-    problems += self._left_over(found.ignored, own.get('depth', 0))
-    if problems:
-      raise checks.DataError(
-          f'interop.load: {field} must hold the tensors of this network; got '
-          f'{init} with {first(problems)}. Choose the options that the weights '
-          'were made for; nothing was loaded.')
+  matches: Mapping[tuple[str, str], Match]
+  reader: tensors.TensorReader
+  kept_ids: Optional[np.ndarray]
 
   def open_part(self, match: Match, number: int,
-                dtype: np.dtype) -> placing.View:
-    """Returns one part of a parameter as it lies in its tensor.
+                dtype: np.dtype) -> placing.MappedPart:
+    """Returns one part of a parameter, mapped from its tensor.
 
     Args:
       match: of the parameter.
-      number: which block of a stack; 0 for what is not stacked.
+      number: of the block in a stack; 0 if the parameter is not stacked.
       dtype: to decode to.
     """
     rule = match.rule
-    tensor = self._source.reader.read(match.tensors[number], dtype)
-    view = rule.layout.load(_part(tensor, rule.part))
-    if rule.vocabulary is None or self._kept is None:
-      return placing.View(view)
-    return placing.View(view, self._kept, rule.vocabulary % view.ndim)
+    array = rule.load(self.reader.read(match.tensors[number], dtype))
+    if rule.vocabulary is None or self.kept_ids is None:
+      return placing.MappedPart(array)
+    return placing.MappedPart(
+        array, self.kept_ids, rule.vocabulary % array.ndim)
 
-  def _check_vocabulary(self, field, init, vocabulary, expected):
-    wanted = vocabulary if self._kept is None else len(self._kept)
-    for module, name, leaf in _leaves(expected):
-      rule = self._rules.get((addresses.of(module, name).module, name))
-      if rule is None or rule.vocabulary is None:
-        continue
-      size = leaf.shape[rule.vocabulary]
-      if size != wanted:
-        kept = '' if self._kept is None else f', of which {wanted} are kept'
-        raise checks.ConfigError(
-            f'interop.load: the vocabulary of a network with {field} must be '
-            f'that of {init}, {vocabulary} tokens{kept}; got {size}. Use its '
-            'own tokenizer, with the option vocabulary of the data set where '
-            'the network has room for more tokens, or prune both.')
 
-  def _match(self, module, name, leaf, problems):
+def match(field: str, init: str,
+          source: pretrained_source_lib.PretrainedSource,
+          expected: base.ArrayTree, *, options: Mapping[str, Any],
+          layers: Optional[Sequence[int]],
+          kept_ids: Optional[np.ndarray]) -> Matching:
+  """Returns the tensors that a network is read from, all of them checked.
+
+  Args:
+    field: of the config that names the weights, for messages.
+    init: the value of that field.
+    source: the weights.
+    expected: the parameters as ShapeDtypeStructs.
+    options: of the network.
+    layers: the block of the weights that each block takes; None for the block
+      of the same number.
+    kept_ids: the tokens of the weights that the network has; None for all.
+
+  Raises:
+    ConfigError: the weights do not have these layers, heads or tokens.
+    DataError: tensors are missing, unused or of another shape.
+  """
+  trained = source.pretrained.options
+  options = {**trained, **options}
+  blocks = reduction.choose_blocks(field, init, trained, expected, layers)
+  reduction.check_heads(field, init, trained, options)
+  vocabulary = source.pretrained.vocabulary
+  reduction.check_ids(init, vocabulary, kept_ids)
+  # The network's options decide which parameters exist; the source's sizes
+  # decide their layout in the file.
+  sizes = {name: trained[name] for name in _SIZES if name in trained}
+  all_rules = source.tensors({**options, **sizes})
+  rules, shapes = all_rules.by_parameter, source.reader.shapes
+  _check_vocabulary(field, init, vocabulary, kept_ids, rules, expected)
+  reductions = reduction.reductions(trained, options)
+  reductions |= _hidden_reduction(rules, shapes, expected)
+  matches: dict[tuple[str, str], Match] = {}
+  problems: list[str] = []
+  for module, name, leaf in _leaves(expected):
     address = addresses.of(module, name)
-    rule = self._rules.get((address.module, name))
+    rule = rules.get((address.module, name))
     if rule is None:
-      problems.append(f'nothing for {address.title} {_form(leaf)}')
-      return
-    if address.stacked:
-      blocks = self._blocks
-    else:
-      blocks = [None if address.block is None else self._blocks[address.block]]
-    names = tuple(rule.tensor.replace('{layer}', str(i)) for i in blocks)
+      problems.append(
+          f'nothing for {address.title} {tensors.dtype_and_shape(leaf)}')
+      continue
+    names = _tensor_names(address, rule, blocks)
+    matches[module, name] = Match(address, rule, names)
     shape = leaf.shape[address.stacked:]
     for tensor in names:
-      if problem := self._problem(rule, tensor, shape):
+      if problem := _problem(
+          rule, tensor, shapes.get(tensor), shape, reductions, kept_ids):
         problems.append(problem)
-    self.matches[module, name] = Match(address, rule, names)
-
-  def _problem(self, rule, tensor, shape):
-    """Returns what is wrong with a tensor for a parameter of a shape."""
-    like = self._source.reader.shapes.get(tensor)
-    if like is None:
-      return f'no {tensor}'
-    if like.dtype not in _REAL:
-      return f'{tensor} {_form(like)}, which is quantised or no number'
-    found = _loaded_shape(rule, like)
-    fits = found is not None and len(found) == len(shape)
-    for axis, size in enumerate(shape if fits else ()):
-      if rule.vocabulary is not None and axis == rule.vocabulary % len(shape):
-        kept = self._kept
-        fits &= size == (found[axis] if kept is None else len(kept))
-      else:
-        fits &= size == found[axis] or (found[axis], size) in self._smaller
-    if fits:
-      return None
-    return (f'{tensor} {_form(like)}, which as {list(found or ())} does not '
-            f'give {rule.module}/{rule.name} {list(shape)}')
-
-  def _learn_hidden(self, expected):
-    """Adds what the units of an MLP are cut to: no model has to say them."""
-    for module, name, leaf in _leaves(expected):
-      address = addresses.of(module, name)
-      rule = self._rules.get((address.module, name))
-      if (address.module, name) == ('block/mlp/up', 'w') and rule:
-        tensor = rule.tensor.replace('{layer}', '0')
-        like = self._source.reader.shapes.get(tensor)
-        found = like and _loaded_shape(rule, like)
-        if found and leaf.shape[-1] < found[-1]:
-          self._smaller.add((found[-1], leaf.shape[-1]))
-
-  def _left_over(self, ignored, depth):
-    """Yields a problem for each tensor that no parameter takes."""
-    taken = {(match.address.module, match.address.name)
-             for match in self.matches.values()}
-    known = set()
-    for (module, name), rule in self._rules.items():
-      if (module, name) in taken:
-        known |= {rule.tensor.replace('{layer}', str(i)) for i in range(depth)}
-    for name in sorted(set(self._source.reader.shapes) - known):
-      if not any(fnmatch.fnmatchcase(name, glob) for glob in ignored):
-        yield f'a surplus {name}'
-
-
-def first(problems: Sequence[str]) -> str:
-  """Returns the first parts of a list, and how many more there are."""
-  more = len(problems) - 5
-  return ', '.join(problems[:5]) + (f' and {more} more' if more > 0 else '')
+  used = _used_tensors(matches.values(), trained.get('depth', 0))
+  problems += _surplus(shapes, used, all_rules.ignored)
+  if problems:
+    raise checks.DataError(
+        f'{field} must hold the tensors of this network; got {init} with '
+        f'{checks.abbreviate(problems)}. Choose the options that the weights '
+        'were made for; nothing was loaded.')
+  return Matching(matches, source.reader, kept_ids)
 
 
 def _leaves(params) -> Iterator[tuple[str, str, Any]]:
+  """Yields module, name and value of each parameter."""
   for module, parameters in params.items():
     for name, leaf in parameters.items():
       yield module, name, leaf
 
 
-def _take_blocks(field, init, own, expected, layers):
-  """Returns which block of the source each block takes."""
-  depth, there = addresses.depth(expected), own.get('depth', 0)
-  layers_field = f'{field}_layers'
-  if layers is None:
-    if depth != there:
+def _check_vocabulary(field, init, vocabulary, kept_ids, rules, expected):
+  """Refuses a network with another number of tokens than are read."""
+  count = vocabulary if kept_ids is None else len(kept_ids)
+  for module, name, leaf in _leaves(expected):
+    rule = rules.get((addresses.of(module, name).module, name))
+    if rule is None or rule.vocabulary is None:
+      continue
+    size = leaf.shape[rule.vocabulary]
+    if size != count:
+      kept = '' if kept_ids is None else f', of which {count} are kept'
       raise checks.ConfigError(
-          f'interop.load: depth must be that of {init} where {layers_field} is '
-          f'None; got depth={depth}, and it has {there}. Set {layers_field} to '
-          f'the {depth} layers to take.')
-    return list(range(depth))
-  right = all(isinstance(i, (int, np.integer)) and 0 <= i < there
-              for i in layers)
-  if len(layers) != depth or not right:
-    raise checks.ConfigError(
-        f'interop.load: {layers_field} must be {depth} numbers, one for each '
-        f'block, from 0 to {there - 1}; got {tuple(layers)}.')
-  return list(layers)
+          f'{field} must have the {size} tokens of the network; got {init} '
+          f'with {vocabulary}{kept}. Prepare the data with its tokenizer, and '
+          'with the option vocabulary if the weights have more tokens than '
+          'that; or prune both.')
 
 
-def _head_sizes(options):
-  """Returns the sizes of attention that must be kept: K and H/G."""
-  heads = options['heads']
-  size = options.get('head_size') or options['width'] // heads
-  return dict(head_size=size,
-              ratio=heads // (options.get('key_value_heads') or heads))
+def _hidden_reduction(rules, shapes, expected) -> reduction.Reductions:
+  """Returns the reduction of the MLP's hidden width.
 
-
-def _check_heads(field, own, options):
-  """Refuses heads that are not the source's own."""
-  if 'heads' not in own:
-    return
-  there, here = _head_sizes(own), _head_sizes(options)
-  if there != here:
-    raise checks.ConfigError(
-        f'interop.load: heads must be as those of {field}, of head_size='
-        f'{there["head_size"]} and {there["ratio"]} to each of key_value_heads;'
-        f' got head_size={here["head_size"]} and {here["ratio"]}. Take fewer '
-        'heads, but whole ones.')
-
-
-def _check_ids(field, vocabulary, kept_ids):
-  if kept_ids is not None and not (
-      vocabulary and len(kept_ids) and 0 <= np.min(kept_ids) and
-      np.max(kept_ids) < vocabulary):
-    raise checks.ConfigError(
-        f'interop.load: kept_ids must be tokens of {field}, which has '
-        f'{vocabulary}; got {len(kept_ids)} from '
-        f'{np.min(kept_ids, initial=0)} to {np.max(kept_ids, initial=0)}.')
-
-
-def _smaller(own, options):
-  """Returns `{(size in the source, smaller size)}` of what may be cut."""
+  It is inferred from the parameter shapes because not every model has the
+  option.
+  """
   pairs = set()
-  for name in ('width', 'hidden', 'positions'):
-    if own.get(name) and options.get(name):
-      pairs.add((own[name], options[name]))
-  if 'heads' in own:
-    size = _head_sizes(own)['head_size']
-    for name in ('heads', 'key_value_heads'):
-      pair = (o.get(name) or o['heads'] for o in (own, options))
-      pairs.add(tuple(count * size for count in pair))
-  return {(large, small) for large, small in pairs if small < large}
+  for module, name, leaf in _leaves(expected):
+    address = addresses.of(module, name)
+    rule = rules.get((address.module, name))
+    if (address.module, name) == ('block/mlp/up', 'w') and rule:
+      stored = shapes.get(rule.tensor_of(0))
+      loaded = stored and rule.loaded_shape(stored)
+      if loaded and leaf.shape[-1] < loaded[-1]:
+        pairs.add((loaded[-1], leaf.shape[-1]))
+  return pairs
 
 
-def _part(tensor, part):
-  """Returns a part of a tensor, as a view."""
-  if part is None:
-    return tensor
-  size = tensor.shape[part.axis] // part.count
-  index = [slice(None)] * tensor.ndim
-  index[part.axis] = slice(part.index * size, (part.index + 1) * size)
-  return tensor[tuple(index)]
+def _tensor_names(address, rule, blocks) -> tuple[str, ...]:
+  """Returns the tensors of a parameter: one, or one for each block."""
+  if address.stacked:
+    return tuple(rule.tensor_of(block) for block in blocks)
+  block = None if address.block is None else blocks[address.block]
+  return (rule.tensor_of(block),)
 
 
-def _loaded_shape(rule, like) -> Optional[Shape]:
-  """Returns the shape that a tensor has as a parameter; None if it cannot."""
-  part = rule.part
-  if part and (len(like.shape) <= part.axis or
-               like.shape[part.axis] % part.count):
+def _problem(rule, tensor, stored, shape, reductions, kept_ids):
+  """Returns why a tensor cannot be read as a parameter; None if it can.
+
+  Args:
+    rule: of the parameter.
+    tensor: its name.
+    stored: its shape and dtype; None if the source does not have it.
+    shape: of the parameter, or of one block of a stack.
+    reductions: the sizes of axes that are cut.
+    kept_ids: the tokens that are read; None for all.
+  """
+  if stored is None:
+    return f'no {tensor}'
+  title = f'{tensor} {tensors.dtype_and_shape(stored)}'
+  if stored.dtype not in _FLOATING:
+    return f'{title}, which is quantised or not floating point'
+  loaded = rule.loaded_shape(stored)
+  if loaded is not None and _fits(rule, loaded, shape, reductions, kept_ids):
     return None
-  # Takes no memory: all numbers are the same one.
-  tensor = np.broadcast_to(np.zeros((), like.dtype), like.shape)
-  try:
-    return rule.layout.load(_part(tensor, part)).shape
-  except (ValueError, IndexError, ZeroDivisionError):
-    return None
+  return (f'{title}, which as {list(loaded or ())} does not give '
+          f'{rule.module}/{rule.name} {list(shape)}')
 
 
-def _form(leaf):
-  return f'{leaf.dtype}{list(leaf.shape)}'
+def _fits(rule, loaded, shape, reductions, kept_ids) -> bool:
+  """Returns whether a parameter can be cut from what its tensor holds."""
+  if len(loaded) != len(shape):
+    return False
+  for axis, (large, size) in enumerate(zip(loaded, shape)):
+    if rule.vocabulary is not None and axis == rule.vocabulary % len(shape):
+      fits = size == (large if kept_ids is None else len(kept_ids))
+    else:
+      fits = size == large or (large, size) in reductions
+    if not fits:
+      return False
+  return True
+
+
+def _used_tensors(matches, depth) -> set[str]:
+  """Returns the tensors of the matched parameters, in all blocks."""
+  return {match.rule.tensor_of(block) for match in matches
+          for block in range(depth)}
+
+
+def _surplus(shapes, used, ignored) -> Iterator[str]:
+  """Yields a problem for each tensor that no parameter uses."""
+  for name in sorted(set(shapes) - used):
+    if not any(fnmatch.fnmatchcase(name, glob) for glob in ignored):
+      yield f'a surplus {name}'

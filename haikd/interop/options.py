@@ -8,7 +8,8 @@ from haikd.core import checks
 from haikd.core import registry
 from haikd.interop import fields as fields_lib
 
-# A name of theirs for each of ours comes last, and is the one that is written.
+# {name in transformers: name in haikd's models}. Where several names mean one
+# function, the last one is the name that is written.
 _ACTIVATIONS = dict(
     gelu_fast='gelu_tanh',
     gelu_new='gelu_tanh',
@@ -21,7 +22,7 @@ _ACTIVATIONS = dict(
 
 
 def complete(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns options with the defaults of those that are not there.
+  """Returns options, with the model's defaults for those that are missing.
 
   Args:
     model: a registered model.
@@ -34,56 +35,72 @@ def complete(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_architecture(fields: fields_lib.Fields, known: Iterable[str]) -> str:
-  """Takes the architecture, which is the first of those known if none is said.
+  """Takes the architecture; a config without one has the first known one.
+
+  Args:
+    fields: of `config.json`.
+    known: the architectures that are supported.
 
   Raises:
-    DataError: another one, or several.
+    DataError: another architecture, or several.
   """
   known = tuple(known)
-  found = fields.take('architectures', None, kind=list) or known[:1]
-  if len(found) != 1 or found[0] not in known:
+  names = fields.take('architectures', None, kind=list) or known[:1]
+  if len(names) != 1 or names[0] not in known:
     raise checks.DataError(
-        f'interop.read: architectures of {fields.path} must be one of '
-        f'{", ".join(known)}; got {found}, not supported.')
-  return found[0]
+        f'{fields.title("architectures")} must be one of {", ".join(known)}; '
+        f'got {names}, which haikd does not support.')
+  return names[0]
 
 
 def read_activation(fields: fields_lib.Fields, name: str) -> str:
-  """Takes the field of an activation and returns what the models call it.
+  """Takes the field of an activation and returns its name in haikd's models.
+
+  Args:
+    fields: of `config.json`.
+    name: of the field.
 
   Raises:
-    DataError: one that is not known.
+    DataError: an activation that is not known.
   """
   value = fields.take(name, kind=str)
   fields.expect(name, *_ACTIVATIONS)
   return _ACTIVATIONS[value]
 
 
-def write_activation(where: str, name: str) -> str:
-  """Returns what others call an activation of the models.
+def write_activation(name: str) -> str:
+  """Returns the name that transformers has for an activation of the models.
+
+  Args:
+    name: the option `activation`.
 
   Raises:
-    ConfigError: they have none like it.
+    ConfigError: transformers has no such activation.
   """
-  theirs = {ours: other for other, ours in _ACTIVATIONS.items()}
-  check_choice(where, 'activation', name, theirs)
-  return theirs[name]
+  names = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
+  check_choice('activation', name, names)
+  return names[name]
 
 
-def check_choice(where: str, name: str, value: Any,
-                 legal: Iterable[Any]) -> None:
-  """Raises ConfigError unless an option has a value that can be exported."""
+def check_choice(name: str, value: Any, legal: Iterable[Any]) -> None:
+  """Raises ConfigError unless an option has a value that can be exported.
+
+  Args:
+    name: of the option.
+    value: its value.
+    legal: the values that can be exported.
+  """
   legal = tuple(legal)
   if value not in legal:
     raise checks.ConfigError(
-        f'{where}: {name} must be {" or ".join(map(repr, legal))}; got '
-        f'{name}={value!r}, which no network of this kind there can have.')
+        f'options.{name} must be {" or ".join(map(repr, legal))}; got '
+        f'{value!r}, which no network of this kind has in transformers.')
 
 
 def read_labels(fields: fields_lib.Fields) -> int:
-  """Takes the names of the classes and returns how many there are."""
+  """Takes the names of the classes and returns the number of classes."""
   labels = fields.take('id2label', None, kind=dict)
-  # What is not written there has its default, two.
+  # Without either field transformers has two classes.
   count = fields.take('num_labels', None, kind=int)
   return len(labels) if labels else count or 2
 
@@ -92,19 +109,23 @@ def read_names(fields: fields_lib.Fields) -> Optional[tuple[str, ...]]:
   """Takes the names of the classes and returns them in the order of their ids.
 
   Returns:
-    The names, some of which may be the same; None where a config has none, or
-    only numbers.
+    The names, some of which may be equal. None if a config has no names, or
+    only placeholders made from the ids.
   """
   labels = fields.take('id2label', None, kind=dict) or {}
-  names = {int(number): str(name) for number, name in labels.items()}
-  if not names or sorted(names) != list(range(len(labels))):
+  by_id = {int(number): str(name) for number, name in labels.items()}
+  if not by_id or sorted(by_id) != list(range(len(labels))):
     return None
-  found = [names[i] for i in range(len(names))]
-  return None if found == _placeholders(len(found)) else tuple(found)
+  names = [by_id[i] for i in range(len(by_id))]
+  return None if names == _placeholders(len(names)) else tuple(names)
 
 
 def write_labels(names: Union[int, Sequence[str]]) -> dict[str, Any]:
-  """Returns the fields that name classes; so many by their numbers."""
+  """Returns the fields that name the classes.
+
+  Args:
+    names: of the classes; a number of classes for placeholders.
+  """
   labels = _placeholders(names) if isinstance(names, int) else names
   return dict(
       id2label={str(i): name for i, name in enumerate(labels)},

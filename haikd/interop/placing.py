@@ -1,89 +1,99 @@
-"""Arrays on devices, filled block by block from what is mapped on the host.
+"""Fills arrays on devices block by block from arrays mapped on the host.
 
 A host never holds more of an array than one block of some megabytes: devices
-are given memory for their shards first, and blocks are written into it.
+allocate their shards first, and blocks are written into them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 import functools
 import math
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-_BLOCK = 4 * 2**20  # Bytes that are read at once, about.
+_BLOCK = 4 * 2**20  # Bytes, about, of one read.
 
-Bounds = tuple[tuple[int, int], ...]  # First and last plus 1 along each axis.
+Bounds = tuple[tuple[int, int], ...]  # (start, stop) along each axis.
 
 
-class View(NamedTuple):
-  """A part of an array as it lies in a file.
+class MappedPart(NamedTuple):
+  """A part of an array as it is stored in a file.
 
   Attributes:
     array: a mapped array with the axes of the part, as large or larger; what is
       beyond the part is not read.
-    ids: integers, what to take along `axis`, or None for what comes first.
+    ids: integers, the entries along `axis` that make the part; None for the
+      first ones.
     axis: see `ids`.
   """
 
-  array: np.ndarray
+  array: Any
   ids: Optional[np.ndarray] = None
   axis: int = 0
 
   def read(self, bounds: Bounds, dtype: np.dtype) -> np.ndarray:
-    """Returns a copy of what is between bounds, contiguous, in a dtype."""
-    index = [slice(*pair) for pair in bounds]
+    """Returns a contiguous copy of what is within bounds.
+
+    Args:
+      bounds: of a block in the part.
+      dtype: of the copy.
+    """
+    index: list[Any] = [slice(*pair) for pair in bounds]
     if self.ids is not None:
       index[self.axis] = self.ids[index[self.axis]]
     return np.array(self.array[tuple(index)], dtype, order='C')
 
 
-def fill(like: jax.ShapeDtypeStruct, parts: Sequence[Callable[[], View]], *,
+def fill(template: jax.ShapeDtypeStruct,
+         parts: Sequence[Callable[[], MappedPart]], *,
          stacked: bool) -> jax.Array:
   """Returns an array whose parts are read one after another.
 
-  Each process reads what its own devices hold, and no more.
+  Each process reads only what its own devices hold.
 
   Args:
-    like: shape, dtype and sharding.
-    parts: functions that open a part of the array: the whole of it or, if it is
+    template: shape, dtype and sharding.
+    parts: functions that open a part of the array: all of it or, if it is
       stacked, one entry of its leading axis each.
-    stacked: whether it is.
+    stacked: whether each part is an entry of the leading axis.
 
   Returns:
     The array, complete on its devices.
   """
-  shards = _shards(like)
-  begun = {}  # What has been written of each device's shard.
+  device_shards: dict[jax.Device, jax.Array] = {}
+  devices_of = _devices_by_bounds(template)
   for number, open_part in enumerate(parts):
-    view = open_part()
-    for shard, devices in shards.items():
-      inner, at = shard, ()
+    part = open_part()
+    for bounds, devices in devices_of.items():
+      shape = tuple(stop - start for start, stop in bounds)
+      inner: Sequence[tuple[int, int]] = bounds  # Of the shard in the part.
+      offset: tuple[int, ...] = ()  # Of the part in the shard.
       if stacked:
-        (first, last), *inner = shard
-        if not first <= number < last:
+        (start, stop), *inner = bounds
+        if not start <= number < stop:
           continue
-        at = (number - first,)
-      shape = tuple(last - first for first, last in shard)
-      for block in _blocks(view, inner, like.dtype):
-        values = view.read(block, like.dtype)
-        values = values[(None,) * len(at)]
-        starts = (*at, *(b[0] - a[0] for a, b in zip(inner, block)))
+        offset = (number - start,)
+      for block in _blocks(part, inner, template.dtype):
+        values = part.read(block, template.dtype)
+        values = values[(None,) * len(offset)]
+        starts = (*offset, *(b[0] - a[0] for a, b in zip(inner, block)))
         for device in devices:
           if values.shape == shape:
-            begun[device] = jax.device_put(values, device)
+            device_shards[device] = jax.device_put(values, device)
             continue
-          if device not in begun:
-            begun[device] = jnp.zeros(shape, like.dtype, device=device)
-          begun[device] = _write(begun[device], values, starts)
+          if device not in device_shards:
+            device_shards[device] = jnp.zeros(
+                shape, template.dtype, device=device)
+          device_shards[device] = _write(device_shards[device], values, starts)
         # The block is freed before the next is read.
-        jax.block_until_ready([begun[device] for device in devices])
+        jax.block_until_ready([device_shards[device] for device in devices])
         del values
   return jax.make_array_from_single_device_arrays(
-      like.shape, like.sharding, list(begun.values()), dtype=like.dtype)
+      template.shape, template.sharding, list(device_shards.values()),
+      dtype=template.dtype)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -92,25 +102,25 @@ def _write(array, block, starts):
   return lax.dynamic_update_slice(array, block, starts)
 
 
-def _shards(like) -> dict[Bounds, list[jax.Device]]:
-  """Returns which of this process's devices hold what of an array."""
-  shards = {}
-  where = like.sharding.addressable_devices_indices_map(like.shape)
-  for device, index in where.items():
+def _devices_by_bounds(template) -> dict[Bounds, list[jax.Device]]:
+  """Returns the devices of this process that hold each part of an array."""
+  devices_of: dict[Bounds, list[jax.Device]] = {}
+  indices = template.sharding.addressable_devices_indices_map(template.shape)
+  for device, index in indices.items():
     bounds = tuple(
-        part.indices(size)[:2] for part, size in zip(index, like.shape))
-    shards.setdefault(bounds, []).append(device)
-  return shards
+        axis.indices(size)[:2] for axis, size in zip(index, template.shape))
+    devices_of.setdefault(bounds, []).append(device)
+  return devices_of
 
 
-def _blocks(view, bounds, dtype) -> Iterator[Bounds]:
-  """Cuts what is between bounds along the axis that is slowest in the file."""
+def _blocks(part, bounds, dtype) -> Iterator[Bounds]:
+  """Cuts bounds into blocks along the axis that is slowest in the file."""
   bounds = tuple(bounds)
-  sizes = [last - first for first, last in bounds]
+  sizes = [stop - start for start, stop in bounds]
   if not bounds:
     yield bounds
     return
-  axis = max(range(len(sizes)), key=lambda i: abs(view.array.strides[i]))
+  axis = max(range(len(sizes)), key=lambda i: abs(part.array.strides[i]))
   row = math.prod(sizes) // max(sizes[axis], 1) * dtype.itemsize
   count = max(1, -(-sizes[axis] * row // _BLOCK))
   rows = max(1, -(-sizes[axis] // count))

@@ -1,4 +1,4 @@
-"""Where pretrained weights come from: a folder of Hugging Face, or GGUF."""
+"""Opens pretrained weights: a folder of Hugging Face, or a GGUF file."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 import contextlib
@@ -10,14 +10,13 @@ from types import ModuleType
 from typing import Any, NamedTuple, Optional
 
 from haikd.core import checks
-from haikd.interop import fields
+from haikd.interop import fields as fields_lib
 from haikd.interop import gguf
 from haikd.interop import gguf_llama
 from haikd.interop import images
 from haikd.interop import options as options_lib
 from haikd.interop import rules
 from haikd.interop import tensors
-from haikd.storage import files
 from haikd.storage import paths
 
 FAMILIES = ('bert', 'gpt2', 'llama', 'vit')
@@ -29,18 +28,18 @@ Options = Mapping[str, Any]
 
 
 class Pretrained(NamedTuple):
-  """What a network is that weights were made for.
+  """The network that weights were trained for.
 
   Attributes:
     model: the registered model.
-    options: its options, all that the weights decide.
-    vocabulary: the number of tokens that it has a vector for; None for images.
-    tokenizer: where its tokenizer is, as `haikd.data.text.tokenizer.load` takes
-      it; None if there is none.
-    classes: their names in the order of their numbers; None if nobody says, or
+    options: those of its options that the weights decide.
+    vocabulary: the number of its token embeddings; None for images.
+    tokenizer: its tokenizer, as `haikd.data.text.tokenizer.load` takes it; None
+      if it has none.
+    classes: their names in the order of their ids; None if they are unknown, or
       the network does not classify.
     scale: the mean and the standard deviation of each channel, by which images
-      from 0 to 1 are scaled; None if nobody says, or it takes no images.
+      in [0, 1] are normalised; None if they are unknown, or it takes no images.
   """
 
   model: str
@@ -48,15 +47,15 @@ class Pretrained(NamedTuple):
   vocabulary: Optional[int]
   tokenizer: Optional[str]
   classes: Optional[tuple[str, ...]] = None
-  scale: Optional[images.Scale] = None
+  scale: Optional[images.ChannelStatistics] = None
 
 
-class Source(NamedTuple):
-  """Pretrained weights, opened.
+class PretrainedSource(NamedTuple):
+  """Opened pretrained weights.
 
   Attributes:
-    pretrained: what they were made for.
-    reader: the tensors.
+    pretrained: the network that they were trained for.
+    reader: of the tensors.
     tensors: `options -> rules.Tensors`.
   """
 
@@ -66,37 +65,41 @@ class Source(NamedTuple):
 
 
 def is_pretrained(init: Optional[str]) -> bool:
-  """Returns whether an `init` names weights of others, not a workdir."""
+  """Returns whether an `init` names pretrained weights, not a workdir."""
   return str(init or '').startswith((_FOLDER, _GGUF))
 
 
 def describe(init: str) -> Pretrained:
-  """Returns what weights were made for, from configs and headers alone.
+  """Returns the network that weights were trained for.
+
+  Only configs and headers are read.
 
   Args:
     init: `hf:<folder>`, which holds `config.json` and safetensors, or
-      `gguf:<file>`. A `~` stands for the home folder.
+      `gguf:<file>`. A `~` means the home folder.
 
   Raises:
     ConfigError: it is something else.
-    DataError: nothing is there, it is broken, or of a kind or with a field that
-      is not supported.
+    DataError: the weights are missing or broken, or their kind or one of their
+      fields is not supported.
   """
   return open_source(init).pretrained
 
 
-def open_source(init: str) -> Source:
-  """Opens pretrained weights; takes and raises what `describe` does."""
+def open_source(init: str) -> PretrainedSource:
+  """Opens pretrained weights.
+
+  Its argument and errors are those of `describe`.
+  """
   if not is_pretrained(init):
     raise checks.ConfigError(
-        f'interop.describe: init must be {_FOLDER}<folder> or {_GGUF}<file>; '
-        f'got init={init!r}.')
-  kind, _, place = init.partition(':')
-  if paths.is_remote(place):
+        f'init must be {_FOLDER}<folder> or {_GGUF}<file>; got {init!r}.')
+  kind, _, location = init.partition(':')
+  if paths.is_remote(location):
     raise checks.ConfigError(
-        'interop.describe: init must be local, since its weights are mapped '
-        f'into memory; got init={init!r}. Copy it to this machine.')
-  path = pathlib.Path(os.path.expanduser(place))
+        'init must be local, since its weights are mapped into memory; got '
+        f'{init!r}. Copy it to this machine.')
+  path = pathlib.Path(os.path.expanduser(location))
   return _open_gguf(path) if f'{kind}:' == _GGUF else _open_folder(path)
 
 
@@ -113,42 +116,39 @@ def family_of(model: str) -> ModuleType:
     model: its name.
 
   Raises:
-    ConfigError: there is none, so that no one else reads its weights.
+    ConfigError: the model has no family, so no other library has it.
   """
   known = {family.MODEL: family for family in families()}
   if model not in known:
     raise checks.ConfigError(
-        'interop.export: model must be one that transformers has; got '
-        f'model={model!r}. {checks.suggest(model, known)}')
+        f'model must be one that transformers has; got {model!r}. '
+        f'{checks.suggest(model, known)}')
   return known[model]
 
 
 def _open_folder(folder):
   if not folder.is_dir():
     raise checks.DataError(
-        f'interop.describe: init must name a folder; got {folder}. Give the '
-        'one that holds config.json and the weights.')
-  content = files.read_json(folder / 'config.json')
-  if not isinstance(content, dict):
-    raise checks.DataError(
-        f'interop.describe: {folder / "config.json"} must hold a JSON object; '
-        f'got {type(content).__name__}. Fetch the model again.')
-  kind = content.get('model_type')
+        f'init must name a folder; got {folder}. Give the one that holds '
+        'config.json and the weights.')
+  path = folder / 'config.json'
+  content = fields_lib.read_object(path)
+  fields = fields_lib.Fields(str(path), content)
+  model_type = content.get('model_type')
   known = {name: family for family in families() for name in family.MODEL_TYPES}
-  if not isinstance(kind, str) or kind not in known:
+  if not isinstance(model_type, str) or model_type not in known:
     raise checks.DataError(
-        f'interop.describe: model_type of {folder} must be one that is '
-        f'supported; got {kind!r}. {checks.suggest(str(kind), known)}')
-  family = known[kind]
-  found = fields.Fields(str(folder / 'config.json'), content)
+        f'{fields.title("model_type")} must be one that haikd supports; got '
+        f'{model_type!r}. {checks.suggest(str(model_type), known)}')
+  family = known[model_type]
   classes = scale = None
-  with _reading(folder / 'config.json'):
-    options = family.read_config(found)
-    found.done()
-    is_of_images = 'image_size' in options
-    if is_of_images or options.get('head') == 'classification':
-      classes = options_lib.read_names(found)
-  if is_of_images:
+  with _reading(path):
+    options = family.read_config(fields)
+    fields.done()
+    takes_images = 'image_size' in options
+    if takes_images or options.get('head') == 'classification':
+      classes = options_lib.read_names(fields)
+  if takes_images:
     with _reading(folder / images.FILE):
       scale = images.read_scale(folder, options['channels'])
   if options.get('head') == 'embedding':
@@ -158,7 +158,7 @@ def _open_folder(folder):
   reader = tensors.Safetensors(folder)
   rules_of = functools.partial(_rules, family, reader)
   has_tokenizer = any((folder / name).exists() for name in _TOKENIZERS)
-  return Source(
+  return PretrainedSource(
       Pretrained(family.MODEL, options, _vocabulary(rules_of(options), reader),
                  str(folder) if has_tokenizer else None, classes, scale),
       reader, rules_of)
@@ -167,13 +167,14 @@ def _open_folder(folder):
 def _open_gguf(path):
   if not path.is_file():
     raise checks.DataError(
-        f'interop.describe: init must name a file; got {path}.')
+        f'init must name a file; got {path}. Give the GGUF file itself.')
   reader = gguf.Gguf(path)
   with _reading(path):
     options = gguf_llama.read_metadata(reader)
-  kind = reader.metadata['general.architecture']
-  rules_of = lambda options: gguf_llama.tensors(kind, options, reader.shapes)
-  return Source(
+  architecture = reader.metadata['general.architecture']
+  rules_of = lambda options: gguf_llama.tensors(
+      architecture, options, reader.shapes)
+  return PretrainedSource(
       Pretrained(gguf_llama.MODEL, options,
                  _vocabulary(rules_of(options), reader), f'{_GGUF}{path}'),
       reader, rules_of)
@@ -181,16 +182,16 @@ def _open_gguf(path):
 
 @contextlib.contextmanager
 def _reading(path: pathlib.Path) -> Iterator[None]:
-  """Makes a DataError that names a file of whatever a broken one leads to."""
+  """Turns any error that a broken file causes into one that names the file."""
   try:
     yield
   except (checks.ConfigError, checks.DataError):
     raise
-  except Exception as err:  # Whatever wrong types and values lead to.
+  except Exception as err:  # Wrong types and values cause errors of any kind.
     raise checks.DataError(
-        f'interop.describe: {path} must be as networks of its kind have it; '
-        f'got one that cannot be understood ({checks.describe(err)}). Fetch '
-        'the model again.') from err
+        f'{path} must have values as networks of its kind have them; got a '
+        f'file that cannot be read ({checks.describe(err)}). Fetch the model '
+        'again.') from err
 
 
 def _rules(family: ModuleType, reader: tensors.TensorReader,
@@ -199,9 +200,9 @@ def _rules(family: ModuleType, reader: tensors.TensorReader,
   return family.tensors(options, names)
 
 
-def _vocabulary(found, reader):
-  """Returns the number of rows of the table of tokens, if there is one."""
-  for rule in found.rules:
+def _vocabulary(network_rules, reader):
+  """Returns the number of token embeddings; None if there are no tokens."""
+  for rule in network_rules.rules:
     if rule.vocabulary is not None and rule.tensor in reader.shapes:
       return reader.shapes[rule.tensor].shape[0]
   return None

@@ -1,4 +1,4 @@
-"""What the fields of a config say of rotations, and how they are written."""
+"""The fields of a config on rotary position embeddings (RoPE)."""
 
 from collections.abc import Mapping
 import math
@@ -7,12 +7,12 @@ from typing import Any, Optional
 from haikd.core import checks
 from haikd.interop import fields as fields_lib
 
-_BASE = 10000.0  # Where none is written.
+_BASE = 10000.0  # Of a config that has none.
 _LENGTH = 'original_max_position_embeddings'
 
-# The numbers of each kind, as the models call them and as configs do: those
-# that have to be there, and those that need not.
-_NEEDED = dict(
+# {kind of scaling: {name of a number in haikd's models: name in a config}};
+# first the numbers that a config must have, then those that it may have.
+_REQUIRED = dict(
     linear=dict(factor='factor'),
     dynamic=dict(factor='factor'),
     yarn={},
@@ -39,7 +39,7 @@ _OPTIONAL = dict(
 
 
 def read(fields: fields_lib.Fields) -> dict[str, Any]:
-  """Takes the fields of rotations and returns the options they stand for.
+  """Takes the fields of RoPE and returns the options that they mean.
 
   Older configs have `rope_theta` and `rope_scaling`, newer ones
   `rope_parameters` in place of both.
@@ -53,61 +53,48 @@ def read(fields: fields_lib.Fields) -> dict[str, Any]:
   Raises:
     DataError: a kind or number that is not supported.
   """
-  # The length that it was trained for in the end limits nothing by itself.
+  # The final training length alone limits nothing.
   fields.ignore(('max_position_embeddings',))
   length = fields.take(_LENGTH, None, kind=int)
   base = fields.take('rope_theta', None, kind=float)
   fields.expect('partial_rotary_factor', 1.0)
-  # Where both are written, transformers takes the older one too.
+  # Where a config has both, transformers too takes the older one.
   older = fields.take('rope_scaling', None, kind=dict)
   newer = fields.take('rope_parameters', None, kind=dict)
   values = fields_lib.Fields(
-      f'rope_scaling of {fields.path}', older or newer or {})
-  old_kind = values.take('type', None, kind=str)
-  kind = values.take('rope_type', None, kind=str) or old_kind or 'default'
+      fields.path, older or newer or {},
+      prefix='rope_scaling.' if older else 'rope_parameters.')
   base = values.take('rope_theta', None, kind=float) or base or _BASE
   values.expect('partial_rotary_factor', 1.0)
-  if kind == 'default':
-    scaling = None
-  elif kind in _NEEDED:
-    scaling = dict(kind=kind)
-    for name, theirs in _NEEDED[kind].items():
-      scaling[name] = _tuple(values.take(theirs))
-    for name, theirs in _OPTIONAL[kind].items():
-      value = values.take(theirs, None)
-      if value is not None:
-        scaling[name] = _tuple(value)
-    if kind != 'linear':
-      _complete(fields, values, length, scaling)
-  else:
-    raise checks.DataError(
-        f'interop.read: the kind of {values.path} must be one of '
-        f'{", ".join(_NEEDED)}; got {kind!r}, which is not supported.')
-  values.ignore((_LENGTH,))  # Others go by no such length.
+  scaling = _read_scaling(values)
+  if scaling is not None and scaling['kind'] != 'linear':
+    _complete(fields, values, length, scaling)
+  values.ignore((_LENGTH,))  # The other kinds do not use that length.
   values.done()
   return dict(rope_base=base, rope_scaling=scaling)
 
 
 def write(base: float, scaling: Optional[Mapping[str, Any]]) -> dict[str, Any]:
-  """Returns the fields that say what options say of rotations.
+  """Returns the fields that mean the same as the options of RoPE.
 
   Args:
     base: the option `rope_base`.
     scaling: the option `rope_scaling`.
 
   Returns:
-    Fields as older versions have them, which newer ones read too.
+    The fields of older versions of transformers, which newer ones read too.
   """
   if scaling is None:
     return dict(rope_theta=base)
   kind = scaling['kind']
   written = dict(rope_type=kind)
-  for name, theirs in {**_NEEDED[kind], **_OPTIONAL[kind]}.items():
-    value = scaling.get(name)
+  for ours, theirs in {**_REQUIRED[kind], **_OPTIONAL[kind]}.items():
+    value = scaling.get(ours)
     if value is not None:
       written[theirs] = list(value) if isinstance(value, tuple) else value
   values = dict(rope_theta=base, rope_scaling=written)
-  # Kinds that go by a length go by the one that they make longer.
+  # For kinds that depend on a length, transformers reads the final length here;
+  # for `dynamic`, the length that is extended.
   if kind == 'dynamic':
     values['max_position_embeddings'] = scaling['original_length']
   elif kind != 'linear':
@@ -116,14 +103,35 @@ def write(base: float, scaling: Optional[Mapping[str, Any]]) -> dict[str, Any]:
   return values
 
 
+def _read_scaling(values) -> Optional[dict[str, Any]]:
+  """Takes the kind of a scaling and its numbers; None without a scaling."""
+  older = values.take('type', None, kind=str)
+  newer = values.take('rope_type', None, kind=str)
+  kind = newer or older or 'default'
+  if kind == 'default':
+    return None
+  if kind not in _REQUIRED:
+    raise checks.DataError(
+        f'{values.title("rope_type" if newer else "type")} must be one of '
+        f'{", ".join(_REQUIRED)}; got {kind!r}, which haikd does not support.')
+  scaling = dict(kind=kind)
+  for ours, theirs in _REQUIRED[kind].items():
+    scaling[ours] = _tuple(values.take(theirs))
+  for ours, theirs in _OPTIONAL[kind].items():
+    value = values.take(theirs, None)
+    if value is not None:
+      scaling[ours] = _tuple(value)
+  return scaling
+
+
 def _complete(fields, values, length, scaling):
-  """Adds the numbers of a scaling that follow from others."""
+  """Adds the numbers of a scaling that follow from other fields."""
   kind = scaling['kind']
   trained = fields.take('max_position_embeddings', kind=int)
   if kind == 'dynamic':
     scaling['original_length'] = trained
     return
-  # Where both are written, transformers takes the one outside.
+  # Where a config has both, transformers takes the one outside the scaling.
   original = length or scaling.get('original_length') or trained
   scaling['original_length'] = original
   scaling.setdefault('factor', max(trained / original, 1.0))

@@ -1,56 +1,68 @@
-"""Where each parameter of a network is found among another's tensors."""
+"""Which tensor of a file, in which layout, holds each parameter."""
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
+import jax
 import numpy as np
 
-View = Callable[[np.ndarray], np.ndarray]
+Rearrange = Callable[[np.ndarray], np.ndarray]
 
 
 class Layout(NamedTuple):
   """How the axes of a parameter follow from those of its tensor.
 
-  Both functions take and return NumPy arrays, copy nothing if they can help it,
-  and are inverse to each other.
+  Both functions take and return NumPy arrays, return views where they can, and
+  are inverse to each other.
 
   Attributes:
     load: from the tensor to the parameter.
     store: from the parameter to the tensor.
   """
 
-  load: View
-  store: View
+  load: Rearrange
+  store: Rearrange
 
 
 AS_IS = Layout(lambda x: x, lambda x: x)
 TRANSPOSED = Layout(lambda x: x.T, lambda x: x.T)
 
 
-class Part(NamedTuple):
-  """One of several equal parts that a tensor is made of.
+class TensorPart(NamedTuple):
+  """One of the equal parts that a tensor consists of.
 
   Attributes:
-    axis: of the tensor that they lie along.
-    index: which part.
-    count: how many there are.
+    axis: of the tensor, along which the parts lie.
+    number: of the part, from 0.
+    parts: the number of parts.
   """
 
   axis: int
-  index: int
-  count: int
+  number: int
+  parts: int
+
+  def divides(self, shape: tuple[int, ...]) -> bool:
+    """Returns whether a tensor of this shape has such parts."""
+    return self.axis < len(shape) and shape[self.axis] % self.parts == 0
+
+  def of(self, tensor: Any) -> Any:
+    """Returns the part of a tensor, as a view."""
+    size = tensor.shape[self.axis] // self.parts
+    index = [slice(None)] * tensor.ndim
+    index[self.axis] = slice(self.number * size, (self.number + 1) * size)
+    return tensor[tuple(index)]
 
 
 class Rule(NamedTuple):
-  """Where one parameter is found.
+  """Which tensor holds one parameter.
 
   Attributes:
     module: the Haiku module, such as 'block/attn/query'. The first part 'block'
-      stands for `block_0`, `block_1`, … and for the stack of all of them.
+      means each of `block_0`, `block_1`, … and the stack of all of them.
     name: of the parameter in its module, such as 'w'.
     tensor: the name of the tensor, with '{layer}' for the number of the block.
     layout: from the axes of the tensor, or of its part, to the parameter's.
-    part: which part of the tensor it is, if not the whole.
+    part: the part of the tensor that holds the parameter; None for all of it.
     vocabulary: the axis of the parameter that counts tokens; pruning a
       vocabulary takes rows or columns along it.
   """
@@ -59,8 +71,30 @@ class Rule(NamedTuple):
   name: str
   tensor: str
   layout: Layout = AS_IS
-  part: Optional[Part] = None
+  part: Optional[TensorPart] = None
   vocabulary: Optional[int] = None
+
+  def tensor_of(self, block: Optional[int]) -> str:
+    """Returns the name of the tensor for a block; None outside of blocks."""
+    return self.tensor.replace('{layer}', str(block))
+
+  def load(self, tensor: Any) -> np.ndarray:
+    """Returns the parameter that a tensor holds, as a view where possible."""
+    return self.layout.load(self.part.of(tensor) if self.part else tensor)
+
+  def loaded_shape(
+      self, tensor: jax.ShapeDtypeStruct) -> Optional[tuple[int, ...]]:
+    """Returns the shape of the parameter; None if the tensor cannot hold it."""
+    if self.part and not self.part.divides(tensor.shape):
+      return None
+    try:
+      return self.load(_dummy(tensor)).shape
+    except (ValueError, IndexError, ZeroDivisionError):
+      return None
+
+  def stored_shape(self, parameter: jax.ShapeDtypeStruct) -> tuple[int, ...]:
+    """Returns the shape of the tensor, or of its part, for a parameter."""
+    return self.layout.store(_dummy(parameter)).shape
 
 
 class Tensors(NamedTuple):
@@ -68,23 +102,28 @@ class Tensors(NamedTuple):
 
   Attributes:
     rules: one for each parameter.
-    ignored: globs over tensors that may be there and hold nothing needed, such
-      as buffers or a head that is not used.
+    ignored: globs over tensors that a file may have and no parameter needs,
+      such as buffers or a head that is not used.
   """
 
   rules: tuple[Rule, ...]
   ignored: tuple[str, ...] = ()
 
+  @property
+  def by_parameter(self) -> dict[tuple[str, str], Rule]:
+    """The rules by module and name of their parameters."""
+    return {(rule.module, rule.name): rule for rule in self.rules}
+
 
 def decoder(rules: Iterable[Rule], *, tied: bool,
             ignored: Iterable[str]) -> Tensors:
-  """Returns the rules of a language model, those of its logits included.
+  """Returns the rules of a language model, including those of its logits.
 
   Args:
     rules: of all other parameters.
-    tied: whether the table that embeds makes the logits too, in which case they
-      may be saved a second time.
-    ignored: globs over other tensors that hold nothing needed.
+    tied: whether the embedding table makes the logits too, in which case a file
+      may hold it twice.
+    ignored: globs over other tensors that no parameter needs.
   """
   tensor = 'lm_head.weight'
   if tied:
@@ -94,12 +133,12 @@ def decoder(rules: Iterable[Rule], *, tied: bool,
 
 
 def linear(module: str, tensor: str, *, bias: bool = True) -> tuple[Rule, ...]:
-  """Returns the rules of a linear map that PyTorch keeps as `[out, in]`.
+  """Returns the rules of a linear map that PyTorch stores as `[out, in]`.
 
   Args:
     module: the Haiku module.
-    tensor: the tensors' common name, without '.weight'.
-    bias: whether it has one.
+    tensor: the common name of its tensors, without '.weight'.
+    bias: whether the map has a bias.
   """
   weight = Rule(module, 'w', f'{tensor}.weight', TRANSPOSED)
   return (weight, Rule(module, 'b', f'{tensor}.bias')) if bias else (weight,)
@@ -110,3 +149,8 @@ def norm(module: str, tensor: str, *, offset: bool = True) -> tuple[Rule, ...]:
   scale = Rule(module, 'scale', f'{tensor}.weight')
   return (scale, Rule(module, 'offset', f'{tensor}.bias')) if offset else (
       scale,)
+
+
+def _dummy(spec: jax.ShapeDtypeStruct) -> np.ndarray:
+  """Returns an array of a shape that takes no memory: one number, repeated."""
+  return np.broadcast_to(np.zeros((), spec.dtype), spec.shape)

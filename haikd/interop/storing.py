@@ -1,4 +1,4 @@
-"""Tensors written as safetensors files, one after another."""
+"""Writes tensors to safetensors files, one after another."""
 
 from collections.abc import Callable, Sequence
 import contextlib
@@ -15,43 +15,44 @@ from haikd.core import checks
 from haikd.interop import tensors
 from haikd.storage import files
 
-_SHARD = 5 * 10**9  # Bytes of a file at most; a larger tensor has its own.
+_MAX_SHARD = 5 * 10**9  # Bytes of a file, unless one tensor is larger.
 _PRODUCER = 'haikd'
 _NAMES = {dtype: name for name, dtype in tensors.DTYPES.items()}
 
 
-class Tensor(NamedTuple):
+class PlannedTensor(NamedTuple):
   """A tensor that is to be written.
 
   Attributes:
     name: in the file.
-    like: its shape and dtype.
-    read: gives its values, when they are needed.
+    spec: its shape and dtype.
+    read: returns its values; called when they are written.
   """
 
   name: str
-  like: jax.ShapeDtypeStruct
+  spec: jax.ShapeDtypeStruct
   read: Callable[[], np.ndarray]
 
   @property
   def size(self) -> int:
-    """In bytes."""
-    return math.prod(self.like.shape) * self.like.dtype.itemsize
+    """The size in bytes."""
+    return math.prod(self.spec.shape) * self.spec.dtype.itemsize
 
 
-def write(folder: pathlib.Path, planned: Sequence[Tensor], *,
-          limit: int = _SHARD) -> None:
+def write(folder: pathlib.Path, planned: Sequence[PlannedTensor], *,
+          limit: int = _MAX_SHARD) -> None:
   """Writes tensors to one file, or to shards and their index.
 
   Args:
-    folder: where to.
-    planned: what, in the order of the files.
-    limit: bytes of a file at most; a larger tensor has one of its own.
+    folder: to write to.
+    planned: the tensors, in the order in which they are written.
+    limit: the most bytes of a file; a larger tensor has a file to itself.
 
   Raises:
     OSError: a file cannot be written.
   """
-  shards, size = [[]], 0
+  shards: list[list[PlannedTensor]] = [[]]
+  size = 0
   for tensor in planned:
     if shards[-1] and size + tensor.size > limit:
       shards.append([])
@@ -61,20 +62,20 @@ def write(folder: pathlib.Path, planned: Sequence[Tensor], *,
   if len(shards) == 1:
     _write_file(folder / tensors.WEIGHTS, shards[0])
     return
-  places = {}
+  weight_map = {}
   for number, shard in enumerate(shards, start=1):
     name = f'model-{number:05}-of-{len(shards):05}.safetensors'
     _write_file(folder / name, shard)
-    places.update({tensor.name: name for tensor in shard})
+    weight_map.update({tensor.name: name for tensor in shard})
   total = sum(tensor.size for tensor in planned)
   files.write_json(
       folder / tensors.INDEX,
       dict(metadata=dict(total_size=total, producer=_PRODUCER),
-           weight_map=places))
+           weight_map=weight_map))
 
 
 def is_ours(folder: pathlib.Path) -> bool:
-  """Returns whether what lies in a folder was written by `write`."""
+  """Returns whether the weights in a folder were written by `write`."""
   with contextlib.suppress(checks.DataError, AttributeError):
     if (folder / tensors.WEIGHTS).exists():
       header, _ = tensors.read_header(folder / tensors.WEIGHTS)
@@ -90,8 +91,8 @@ def _write_file(path, shard):
   position = 0
   for tensor in shard:
     header[tensor.name] = dict(
-        dtype=_NAMES[tensor.like.dtype],
-        shape=list(tensor.like.shape),
+        dtype=_NAMES[tensor.spec.dtype],
+        shape=list(tensor.spec.shape),
         data_offsets=[position, position + tensor.size])
     position += tensor.size
   content = json.dumps(header).encode()

@@ -1,4 +1,4 @@
-"""The tensors of safetensors files, mapped into memory and never copied."""
+"""The tensors of safetensors files, mapped into memory and not copied."""
 
 from collections.abc import Iterator, Mapping
 import json
@@ -17,7 +17,7 @@ WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
 METADATA = '__metadata__'
 
-# By their names in the header of a file.
+# {name in the header of a file: dtype}
 DTYPES = {
     name: np.dtype(dtype) for name, dtype in (
         ('F64', np.float64), ('F32', np.float32), ('F16', np.float16),
@@ -29,37 +29,37 @@ DTYPES = {
 }
 
 _PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.pickle')
-_HEADER = 100_000_000  # Bytes; what the format allows.
+_MAX_HEADER = 100_000_000  # Bytes; the limit of the format.
 
 
 class TensorReader(Protocol):
   """The tensors of a file or folder.
 
   Attributes:
-    path: where they are, for messages.
-    shapes: `{name: ShapeDtypeStruct}`, known without reading them.
+    path: the file or folder, for messages.
+    shapes: `{name: ShapeDtypeStruct}`, known without reading the tensors.
   """
 
   path: str
   shapes: Mapping[str, jax.ShapeDtypeStruct]
 
   def read(self, name: str, dtype: np.dtype) -> np.ndarray:
-    """Returns a tensor: mapped as it is, or decoded to `dtype`."""
+    """Returns a tensor: mapped as it is stored, or decoded to `dtype`."""
 
 
-class _Place(NamedTuple):
-  """Where the bytes of a tensor are."""
+class _StoredTensor(NamedTuple):
+  """The file of a tensor, the offset of its bytes, and what they hold."""
 
   path: pathlib.Path
   offset: int
-  shape: jax.ShapeDtypeStruct
+  spec: jax.ShapeDtypeStruct
 
 
 class Safetensors:
   """The tensors of a folder: of one file, or of shards with an index.
 
-  Only headers are read. What `read` returns is a view of the file, of which the
-  system loads what is used and drops what it needs room for.
+  Only headers are read. `read` returns a view of the file: the system loads
+  the pages that are used, and drops them when it needs room.
 
   Attributes:
     path: the folder.
@@ -69,57 +69,57 @@ class Safetensors:
     folder: with `model.safetensors` or `model.safetensors.index.json`.
 
   Raises:
-    DataError: there are none, or a file is missing or broken.
+    DataError: the folder has no safetensors, or a file is missing or broken.
   """
 
   def __init__(self, folder: pathlib.Path):
     self.path = str(folder)
-    self._places: dict[str, _Place] = {}
+    self._stored: dict[str, _StoredTensor] = {}
+    weight_map: dict[str, str] = {}
     if (folder / WEIGHTS).exists():
-      files, wanted = [WEIGHTS], {}
+      files = [WEIGHTS]
     elif (folder / INDEX).exists():
-      wanted = _weight_map(folder / INDEX)
-      files = sorted(set(wanted.values()))
+      weight_map = _read_weight_map(folder / INDEX)
+      files = sorted(set(weight_map.values()))
     else:
-      raise _nothing(folder)
-    for name in files:
-      for tensor, place in _places(folder / name):
-        if tensor in self._places:
-          raise _broken(folder / name, f'{tensor} is in another file too')
-        self._places[tensor] = place
-    for tensor, name in wanted.items():
-      if tensor not in self._places or (
-          self._places[tensor].path != folder / name):
-        raise _broken(folder / name, f'it does not hold {tensor}')
-    self.shapes = {name: place.shape for name, place in self._places.items()}
+      raise _no_safetensors(folder)
+    for file in files:
+      for name, stored in _read_tensors(folder / file):
+        if name in self._stored:
+          raise _broken(folder / file, f'{name} is in another file too')
+        self._stored[name] = stored
+    for name, file in weight_map.items():
+      if name not in self._stored or self._stored[name].path != folder / file:
+        raise _broken(folder / file, f'it does not hold {name}')
+    self.shapes = {name: stored.spec for name, stored in self._stored.items()}
 
   def read(self, name: str, dtype: np.dtype) -> np.ndarray:
-    """Returns a tensor as it is in the file, mapped; `dtype` is not used.
+    """Returns a tensor as it is in the file, mapped.
 
     Args:
       name: of the tensor.
-      dtype: to decode to, of a reader that has to decode.
+      dtype: ignored; only a reader of coded tensors decodes to it.
     """
     del dtype
-    path, offset, like = self._places[name]
-    if not math.prod(like.shape):  # Nothing can be mapped.
-      return np.empty(like.shape, like.dtype)
-    return np.memmap(path, like.dtype, 'r', offset, like.shape)
+    path, offset, spec = self._stored[name]
+    if not math.prod(spec.shape):  # No byte can be mapped.
+      return np.empty(spec.shape, spec.dtype)
+    return np.memmap(path, spec.dtype, 'r', offset, spec.shape)
 
 
 def read_header(path: pathlib.Path) -> tuple[dict[str, Any], int]:
-  """Returns the header of a safetensors file, and where its data begins.
+  """Returns the header of a safetensors file and the offset of its data.
 
   Args:
     path: the file.
 
   Raises:
-    DataError: the file cannot be read, or is something else.
+    DataError: the file cannot be read, or is no safetensors file.
   """
   try:
     with open(path, 'rb') as file:
       length = int.from_bytes(file.read(8), 'little')
-      content = file.read(length) if length <= _HEADER else b''
+      content = file.read(length) if length <= _MAX_HEADER else b''
     header = json.loads(content)
     if len(content) < length or not isinstance(header, dict):
       raise ValueError('its header is cut short')
@@ -128,8 +128,13 @@ def read_header(path: pathlib.Path) -> tuple[dict[str, Any], int]:
   return header, 8 + length
 
 
-def _places(path) -> Iterator[tuple[str, _Place]]:
-  """Yields the tensors of a file, having checked that it is whole."""
+def dtype_and_shape(spec: Any) -> str:
+  """Returns the dtype and shape of an array as text."""
+  return f'{spec.dtype}{list(spec.shape)}'
+
+
+def _read_tensors(path) -> Iterator[tuple[str, _StoredTensor]]:
+  """Yields the tensors of a file, and checks that it is complete."""
   header, start = read_header(path)
   header.pop(METADATA, None)
   spans = []
@@ -140,12 +145,13 @@ def _places(path) -> Iterator[tuple[str, _Place]]:
       begin, end = map(int, entry['data_offsets'])
     except (KeyError, TypeError, ValueError) as err:
       raise _broken(path, f'{name} is {entry}, which is not known') from err
+    spec = jax.ShapeDtypeStruct(shape, dtype)
     if min(shape, default=0) < 0 or (
         end - begin != math.prod(shape) * dtype.itemsize):
-      raise _broken(path, f'{name} has {end - begin} bytes for '
-                          f'{dtype}{list(shape)}')
+      raise _broken(
+          path, f'{name} has {end - begin} bytes for {dtype_and_shape(spec)}')
     spans.append((begin, end, name))
-    yield name, _Place(path, start + begin, jax.ShapeDtypeStruct(shape, dtype))
+    yield name, _StoredTensor(path, start + begin, spec)
   position = 0
   for begin, end, name in sorted(spans):
     if begin != position:
@@ -157,34 +163,36 @@ def _places(path) -> Iterator[tuple[str, _Place]]:
     raise _broken(path, f'it has {size} bytes of data instead of {position}')
 
 
-def _weight_map(path):
+def _read_weight_map(path) -> dict[str, str]:
+  """Returns `{tensor: file}` of an index."""
   try:
-    found = json.loads(path.read_bytes())['weight_map']
-    if not all(name == os.path.basename(name) for name in found.values()):
-      raise ValueError('it names files elsewhere')
+    weight_map = json.loads(path.read_bytes())['weight_map']
+    if not all(file == os.path.basename(file) for file in weight_map.values()):
+      raise ValueError('it names files in other folders')
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
     raise _broken(path, checks.describe(err)) from err
-  for name in sorted(set(found.values())):
-    if not (path.parent / name).exists():
-      raise _broken(path, f'{name}, which it names, is missing')
-  return found
+  for file in sorted(set(weight_map.values())):
+    if not (path.parent / file).exists():
+      raise _broken(path, f'{file}, which it names, is missing')
+  return weight_map
 
 
-def _nothing(folder):
+def _no_safetensors(folder):
   """Returns the error of a folder without safetensors."""
-  found = sorted(path.name for path in folder.iterdir())
-  pickles = [name for name in found if name.endswith(_PICKLES)]
+  names = sorted(path.name for path in folder.iterdir())
+  pickles = [name for name in names if name.endswith(_PICKLES)]
   remedy = 'Give the folder that holds config.json and the weights'
   if pickles:
-    remedy = (f'{pickles[0]} may run any code and is not opened: convert it '
-              'with `save_pretrained(folder, safe_serialization=True)` of '
-              'transformers, where you trust it')
+    remedy = (f'{pickles[0]} may run any code and is not opened. If you trust '
+              'it, convert it with `save_pretrained(folder, '
+              'safe_serialization=True)` of transformers')
   return checks.DataError(
-      f'interop.read: {folder} must hold {WEIGHTS} or {INDEX}; got '
-      f'{", ".join(found[:8]) or "an empty folder"}. {remedy}.')
+      f'{folder} must hold {WEIGHTS} or {INDEX}; got '
+      f'{checks.abbreviate(names, limit=8) or "an empty folder"}. {remedy}.')
 
 
-def _broken(path, reason):
+def _broken(path, problem):
+  """Returns the error of a broken file."""
   return checks.DataError(
-      f'interop.read: {path} must be a whole safetensors file or index; got '
-      f'one of which {reason}. Fetch the model again.')
+      f'{path} must be a complete safetensors file or index; got a broken one: '
+      f'{problem}. Fetch the model again.')

@@ -1,4 +1,4 @@
-"""A family of networks that is as small as can be, and weights for it."""
+"""A minimal family of networks, and weights for it."""
 
 import json
 import types
@@ -31,19 +31,21 @@ def write_config(options):
 
 def tensors(options, names):
   del names
-  found = [
+  network_rules = [
       rules.Rule('embed', 'embeddings', 'embed.weight', vocabulary=0),
       *rules.norm('norm', 'norm', offset=False),
       *rules.linear('block/mlp/up', 'h.{layer}.up'),
       *rules.linear('block/attn/output', 'h.{layer}.output', bias=False),
   ]
   for index, name in enumerate(('query', 'key', 'value')):
-    found.append(rules.Rule(f'block/attn/{name}', 'w', 'h.{layer}.qkv.weight',
-                            rules.TRANSPOSED, rules.Part(0, index, 3)))
+    network_rules.append(
+        rules.Rule(f'block/attn/{name}', 'w', 'h.{layer}.qkv.weight',
+                   rules.TRANSPOSED, rules.TensorPart(0, index, 3)))
   if not options['tied']:
-    found.append(rules.Rule('logits', 'w', 'head.weight', rules.TRANSPOSED,
-                            vocabulary=1))
-  return rules.Tensors(tuple(found), ignored=('*.buffer',))
+    network_rules.append(
+        rules.Rule('logits', 'w', 'head.weight', rules.TRANSPOSED,
+                   vocabulary=1))
+  return rules.Tensors(tuple(network_rules), ignored=('*.buffer',))
 
 
 FAMILY = types.SimpleNamespace(
@@ -52,50 +54,50 @@ FAMILY = types.SimpleNamespace(
 
 
 def make_tensors(tied=True, seed=0):
-  """Returns what PyTorch would save of a network, `[out, in]`."""
+  """Returns the tensors that PyTorch would save, `[out, in]`."""
   rng = np.random.RandomState(seed)
   rand = lambda *shape: rng.randn(*shape).astype(np.float32)
-  found = {'embed.weight': rand(VOCABULARY, WIDTH), 'norm.weight': rand(WIDTH)}
+  made = {'embed.weight': rand(VOCABULARY, WIDTH), 'norm.weight': rand(WIDTH)}
   for i in range(DEPTH):
-    found[f'h.{i}.qkv.weight'] = rand(3 * WIDTH, WIDTH)
-    found[f'h.{i}.output.weight'] = rand(WIDTH, WIDTH)
-    found[f'h.{i}.up.weight'] = rand(HIDDEN, WIDTH)
-    found[f'h.{i}.up.bias'] = rand(HIDDEN)
-    found[f'h.{i}.buffer'] = np.arange(3)
+    made[f'h.{i}.qkv.weight'] = rand(3 * WIDTH, WIDTH)
+    made[f'h.{i}.output.weight'] = rand(WIDTH, WIDTH)
+    made[f'h.{i}.up.weight'] = rand(HIDDEN, WIDTH)
+    made[f'h.{i}.up.bias'] = rand(HIDDEN)
+    made[f'h.{i}.buffer'] = np.arange(3)
   if not tied:
-    found['head.weight'] = rand(VOCABULARY, WIDTH)
-  return found
+    made['head.weight'] = rand(VOCABULARY, WIDTH)
+  return made
 
 
 def shapes(*, vocabulary=VOCABULARY, stacked=False, **options):
   """Returns the shapes of a network's parameters."""
-  said = dict(OPTIONS, **options)
-  width, hidden, depth = said['width'], said['hidden'], said['depth']
-  kept = said['heads'] * said['head_size']
+  options = dict(OPTIONS, **options)
+  width, hidden, depth = (options[x] for x in ('width', 'hidden', 'depth'))
+  features = options['heads'] * options['head_size']
   block = {
-      'attn/query': dict(w=(width, kept)),
-      'attn/key': dict(w=(width, kept)),
-      'attn/value': dict(w=(width, kept)),
-      'attn/output': dict(w=(kept, width)),
+      'attn/query': dict(w=(width, features)),
+      'attn/key': dict(w=(width, features)),
+      'attn/value': dict(w=(width, features)),
+      'attn/output': dict(w=(features, width)),
       'mlp/up': dict(w=(width, hidden), b=(hidden,)),
   }
-  found = dict(
+  params = dict(
       embed=dict(embeddings=(vocabulary, width)), norm=dict(scale=(width,)))
-  if not said['tied']:
-    found['logits'] = dict(w=(width, vocabulary))
+  if not options['tied']:
+    params['logits'] = dict(w=(width, vocabulary))
   for module, parameters in block.items():
     if stacked:
-      found[f'__layer_stack_no_per_layer/block/{module}'] = {
+      params[f'__layer_stack_no_per_layer/block/{module}'] = {
           name: (depth, *shape) for name, shape in parameters.items()}
     else:
-      found.update({f'block_{i}/{module}': parameters for i in range(depth)})
-  return found
+      params.update({f'block_{i}/{module}': parameters for i in range(depth)})
+  return params
 
 
 def expect(dtype=np.float32, place=None, **options):
-  """Returns an abstract network; `place` gives a shape its sharding."""
-  one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  place = place or (lambda shape: one)
+  """Returns an abstract network; `place` maps a shape to its sharding."""
+  single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  place = place or (lambda shape: single)
   params = jax.tree.map(
       lambda shape: jax.ShapeDtypeStruct(
           shape, jnp.dtype(dtype), sharding=place(shape)),
@@ -105,7 +107,7 @@ def expect(dtype=np.float32, place=None, **options):
 
 @pytest.fixture
 def toy(monkeypatch, tmp_path):
-  """The family, its weights in a folder, and what tells it."""
+  """The toy family, and a folder with weights of it."""
   monkeypatch.setattr(pretrained_source, 'families', lambda: [FAMILY])
   folder = tmp_path / 'toy'
 

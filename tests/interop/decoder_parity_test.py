@@ -1,6 +1,6 @@
 """Decoders compute what transformers computes with the same weights.
 
-What is expected was written by make_decoder_goldens.py with PyTorch.
+make_decoder_goldens.py wrote the expected values with PyTorch.
 """
 
 import functools
@@ -37,7 +37,7 @@ def family(case):
 
 @functools.cache
 def read(folder):
-  """Returns options, tensors and what is expected of one case."""
+  """Returns options, tensors and expected values of one case."""
   values = json.loads((folder / 'config.json').read_text())
   fields = fields_lib.Fields('config.json', values)
   options = family(folder.name).read_config(fields)
@@ -47,7 +47,7 @@ def read(folder):
 
 
 def parameters(case, options, tensors):
-  """Returns parameters, each made as its rule says; all tensors are used."""
+  """Returns parameters by their rules, and checks that all tensors are used."""
   rules, _ = family(case).tensors(options, tensors)
   params, used = {}, set()
   for rule in rules:
@@ -66,7 +66,7 @@ def parameters(case, options, tensors):
 
 
 def stacked(params, depth):
-  """Returns the parameters of a network that loops over its blocks."""
+  """Returns the parameters of a network that scans over its blocks."""
   result = {}
   for path, leaves in params.items():
     first, _, rest = path.partition('/')
@@ -79,7 +79,7 @@ def stacked(params, depth):
 
 
 def check(folder, scan=False):
-  """Compares one case with what is expected, padded on either side."""
+  """Compares one case with its expected values, padded on either side."""
   case = folder.name
   options, tensors, expected = read(folder)
   params = parameters(case, options, tensors)
@@ -106,7 +106,7 @@ def check(folder, scan=False):
     real = lambda x: np.asarray(x)[..., mask, :]  # noqa: B023
     np.testing.assert_allclose(
         real(hidden), real(at('hidden')), rtol=0, atol=1e-4)
-    # Heads first, so that the mask is of rows and queries.
+    # With heads first, the mask selects rows and queries.
     np.testing.assert_allclose(
         real(np.moveaxis(maps, 2, 0)), real(np.moveaxis(at('maps'), 2, 0)),
         rtol=0, atol=1e-4)
@@ -125,7 +125,7 @@ def test_decoders_give_the_same_in_a_loop_over_blocks(case):
 
 
 def goldens():
-  """Returns the module that writes them; PyTorch has to be installed."""
+  """Returns the module that writes goldens, or skips the test."""
   pytest.importorskip('torch')
   pytest.importorskip('transformers')
   path = HERE / 'make_decoder_goldens.py'
@@ -146,7 +146,7 @@ def test_other_weights_give_the_same_as_transformers(case, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('case', CASES)
 def test_transformers_reads_a_written_config_as_it_was(case, tmp_path):
-  """Its network of the weights gives the same logits as before."""
+  """transformers computes the same logits with the written config."""
   module = goldens()
   import transformers
   options, tensors, expected = read(GOLDEN / case)
@@ -157,7 +157,7 @@ def test_transformers_reads_a_written_config_as_it_was(case, tmp_path):
   model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
   assert type(model).__name__ == config['architectures'][0]
   mask = expected['left/mask']
-  found = module.compute(
+  actual = module.compute(
       model, expected['left/tokens'].astype(int), mask.astype(int))
   np.testing.assert_allclose(
-      found['logits'][mask], expected['left/logits'][mask], atol=1e-5)
+      actual['logits'][mask], expected['left/logits'][mask], atol=1e-5)

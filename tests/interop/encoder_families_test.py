@@ -1,4 +1,4 @@
-"""Tests of what the configs and tensors of encoders mean."""
+"""Tests of the configs and tensor names of encoders."""
 
 import json
 import pathlib
@@ -73,7 +73,7 @@ def test_options_written_are_read_again(case):
 
 @pytest.mark.parametrize('case', TEXT + IMAGES)
 def test_new_files_have_the_names_and_values_of_theirs(case):
-  """Every tensor of theirs, but for a pooler that no vector comes from."""
+  """All tensors of their files, except a pooler that no output depends on."""
   theirs = tensors(case)
   rules, _ = family(case).tensors(read(case), ())
   stored = {}
@@ -108,9 +108,9 @@ def test_names_of_old_files_are_found():
 def test_vocabulary_is_marked_where_it_can_be_pruned():
   theirs = tensors('roberta_masked_lm')
   rules, _ = bert.tensors(read('roberta_masked_lm'), theirs)
-  found = {f'{rule.module}/{rule.name}': rule for rule in rules
-           if 40 in theirs[rule.tensor.format(layer=0)].shape}
-  assert {name: rule.vocabulary for name, rule in found.items()} == {
+  marked = {f'{rule.module}/{rule.name}': rule for rule in rules
+            if 40 in theirs[rule.tensor.format(layer=0)].shape}
+  assert {name: rule.vocabulary for name, rule in marked.items()} == {
       'embed/embeddings': 0, 'logits/b': 0}
 
 
@@ -119,30 +119,34 @@ def test_patches_are_read_row_by_row_with_channels_last():
   kernel = np.random.default_rng(0).normal(size=(5, 3, 2, 2))
   rules, _ = vit.tensors(dict(patch_size=2), ())
   layout = rules[0].layout
-  found = layout.load(kernel)
-  assert found.shape == (12, 5)
+  actual = layout.load(kernel)
+  assert actual.shape == (12, 5)
   for row in range(2):
     for column in range(2):
       for channel in range(3):
         np.testing.assert_array_equal(
-            found[(row * 2 + column) * 3 + channel],
+            actual[(row * 2 + column) * 3 + channel],
             kernel[:, channel, row, column])
-  np.testing.assert_array_equal(layout.store(found), kernel)
+  np.testing.assert_array_equal(layout.store(actual), kernel)
 
 
 @pytest.mark.parametrize('case, changes, text', [
     ('bert', dict(architectures=['BertForQuestionAnswering']),
-     r"architectures of config.json must be one of BertModel, .* got \['BertF"),
+     r"config.json: architectures must be one of BertModel, .* got \['BertF"),
     ('bert', dict(architectures=['RobertaModel']), 'must be one of BertModel'),
     ('bert', dict(position_embedding_type='relative_key'),
-     "got position_embedding_type='relative_key', which is not supported"),
-    ('bert', dict(is_decoder=True), 'got is_decoder=True'),
-    ('bert', dict(hidden_act='quick_gelu'), "got hidden_act='quick_gelu'"),
+     "config.json: position_embedding_type must be 'absolute'; got "
+     "'relative_key', which haikd does not support"),
+    ('bert', dict(is_decoder=True), 'is_decoder must be False; got True'),
+    ('bert', dict(hidden_act='quick_gelu'),
+     "hidden_act must be .*; got 'quick_gelu'"),
     ('bert', dict(embedding_size=8), r"got \{'embedding_size': 8\}"),
     ('bert_masked_lm', dict(tie_word_embeddings=False),
-     'got tie_word_embeddings=False'),
-    ('roberta_masked_lm', dict(hidden_act='relu'), "must be 'gelu'; got"),
-    ('roberta', dict(pad_token_id=None), 'pad_token_id .* must be a number'),
+     'tie_word_embeddings must be True; got False'),
+    ('roberta_masked_lm', dict(hidden_act='relu'),
+     "hidden_act must be 'gelu'; got 'relu'"),
+    ('roberta', dict(pad_token_id=None),
+     'config.json: pad_token_id must be a whole number, .*; got None'),
     ('vit', dict(architectures=['ViTModel']),
      'must be one of ViTForImageClassification; got ViTModel, which has no '
      'logits .* Choose a network that was trained to classify'),
@@ -166,22 +170,23 @@ def test_bert_trained_on_pairs_is_read_for_its_tokens():
 
 
 @pytest.mark.parametrize('family, options, text', [
-    (bert, dict(types=0, position_offset=2), 'position_offset must be 0; got '
-     'position_offset=2, which no network of this kind there can have'),
-    (bert, dict(types=0, epsilon=1e-5), 'epsilon must be 1e-12; got'),
-    (bert, dict(activation='elu'), "activation must be .* got activation='elu"),
+    (bert, dict(types=0, position_offset=2), 'options.position_offset must be '
+     '0; got 2, which no network of this kind has in transformers'),
+    (bert, dict(types=0, epsilon=1e-5), 'options.epsilon must be 1e-12; got'),
+    (bert, dict(activation='elu'), "options.activation must be .* got 'elu'"),
     (bert, dict(head='classification', num_classes=2, pooler_activation='relu'),
-     "pooler_activation must be 'tanh'; got pooler_activation='relu'"),
+     "options.pooler_activation must be 'tanh'; got 'relu'"),
     (bert, dict(head='classification', num_classes=2, pooler_activation=None),
-     "pooler_activation must be 'tanh'; got pooler_activation=None"),
-    (bert, dict(head='classification'), 'num_classes must be among the opt'),
+     "options.pooler_activation must be 'tanh'; got None"),
+    (bert, dict(head='classification'), 'options.num_classes must be given for '
+     "head='classification'; got None. Set it in the config"),
     (bert, dict(head='masked_lm', position_offset=2, activation='relu'),
-     "activation must be 'gelu'; got activation='relu'"),
-    (vit, dict(num_classes=2, image_size=8), 'channels must be among'),
-    (vit, dict(num_classes=2, channels=1), 'image_size must be among .* got '
-     'image_size=None. Say it in the config'),
+     "options.activation must be 'gelu'; got 'relu'"),
+    (vit, dict(num_classes=2, image_size=8), 'options.channels must be given'),
+    (vit, dict(num_classes=2, channels=1), 'options.image_size must be given '
+     'for a vit; got None. Set it in the config'),
     (vit, dict(num_classes=2, channels=1, image_size=8, pool='mean'),
-     "pool must be 'token'; got pool='mean'"),
+     "options.pool must be 'token'; got 'mean'"),
 ])
 def test_what_cannot_be_written_is_refused(family, options, text):
   with pytest.raises(checks.ConfigError, match=text):
@@ -217,22 +222,24 @@ def test_pooling_is_read(config, pool, normalise, tmp_path):
   assert pooling.read_pooling(tmp_path) == dict(pool=pool, normalise=normalise)
 
 
-def test_a_folder_that_says_nothing_has_the_mean_of_length_one(tmp_path):
+def test_folder_without_modules_has_the_mean_of_length_one(tmp_path):
   assert pooling.read_pooling(tmp_path) == dict(pool='mean', normalise=True)
 
 
 @pytest.mark.parametrize('kinds, config, text', [
     (('Transformer', 'Pooling', 'Dense'), dict(pooling_mode='mean'),
-     'the last or not; got Transformer, Pooling, Dense, not supported'),
-    (('Transformer',), {}, 'got Transformer, not supported'),
+     'modules.json: the modules must be Transformer, Pooling and perhaps '
+     'Normalize; got Transformer, Pooling, Dense, which haikd does not'),
+    (('Transformer',), {}, 'got Transformer, which haikd does not support'),
     (('Transformer', 'Pooling'), dict(pooling_mode_max_tokens=True),
-     'must be mean or cls; got pooling_mode_max_tokens, not supported'),
+     'config.json: pooling_mode must be mean or cls; got '
+     'pooling_mode_max_tokens, which haikd does not support'),
     (('Transformer', 'Pooling'), dict(
         pooling_mode_cls_token=True, pooling_mode_mean_tokens=True),
-     'got pooling_mode_cls_token, pooling_mode_mean_tokens, not supported'),
+     'got pooling_mode_cls_token, pooling_mode_mean_tokens, which'),
     (('Transformer', 'Pooling'), dict(pooling_mode='lasttoken'),
-     'got lasttoken, not supported'),
-    (('Transformer', 'Pooling'), {}, 'got none, not supported'),
+     'got lasttoken, which haikd does not support'),
+    (('Transformer', 'Pooling'), {}, 'got none, which haikd does not support'),
     (('Transformer', 'Pooling'), None, 'must hold JSON; got .*1_Pooling'),
 ])
 def test_other_poolings_are_refused_by_name(kinds, config, text, tmp_path):

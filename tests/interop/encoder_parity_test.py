@@ -1,6 +1,6 @@
 """Encoders compute what transformers computes with the same weights.
 
-What is expected was written by make_encoder_goldens.py with PyTorch.
+make_encoder_goldens.py wrote the expected values with PyTorch.
 """
 
 import functools
@@ -39,7 +39,7 @@ def family(case):
 
 @functools.cache
 def read(folder):
-  """Returns options, tensors and what is expected of one case."""
+  """Returns options, tensors and expected values of one case."""
   values = json.loads((folder / 'config.json').read_text())
   fields = fields_lib.Fields('config.json', values)
   options = family(folder.name).read_config(fields)
@@ -49,7 +49,7 @@ def read(folder):
 
 
 def parameters(case, options, tensors):
-  """Returns parameters, each made as its rule says; all tensors are used."""
+  """Returns parameters by their rules, and checks that all tensors are used."""
   rules, ignored = family(case).tensors(options, tensors)
   params, used = {}, set()
   for rule in rules:
@@ -67,7 +67,7 @@ def parameters(case, options, tensors):
 
 
 def stacked(params):
-  """Returns the parameters of a network that loops over its blocks."""
+  """Returns the parameters of a network that scans over its blocks."""
   result = {}
   for path, leaves in params.items():
     first, _, rest = path.partition('/')
@@ -80,7 +80,7 @@ def stacked(params):
 
 
 def run(folder, inputs, mask=None, **more):
-  """Returns the output, hidden states and maps, and what is expected."""
+  """Returns the output, hidden states and attention maps."""
   case = folder.name
   options, tensors, expected = read(folder)
   options = options | more
@@ -100,7 +100,7 @@ def run(folder, inputs, mask=None, **more):
 
 
 def check_text(folder, side, **more):
-  """Compares one case and side with what is expected."""
+  """Compares one case and side with its expected values."""
   options, _, expected = read(folder)
   at = lambda name: expected.get(f'{side}/{name}', expected.get(name))
   mask = at('mask')
@@ -114,15 +114,15 @@ def check_text(folder, side, **more):
   np.testing.assert_allclose(queries(maps), queries(at('maps')), atol=1e-4)
   if options['head'] == 'masked_lm':
     assert isinstance(output, base.LinearLogits)
-    found, wanted = output.materialise()[mask], at('logits')[mask]
+    actual, target = output.materialise()[mask], at('logits')[mask]
   elif options['head'] == 'classification':
-    found, wanted = output, at('logits')
+    actual, target = output, at('logits')
   else:
     pool = more.get('pool', 'mean')
     is_unit = more.get('normalise', True)
-    wanted = at(pool + ('_normalised' if is_unit else ''))
-    found = output.vectors
-  np.testing.assert_allclose(found, wanted, atol=1e-4)
+    target = at(pool + ('_normalised' if is_unit else ''))
+    actual = output.vectors
+  np.testing.assert_allclose(actual, target, atol=1e-4)
 
 
 def check_images(folder, **more):
@@ -184,7 +184,7 @@ def test_other_weights_give_the_same_as_transformers(case, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('case', TEXT + IMAGES)
 def test_transformers_reads_what_is_written_from_options(case, tmp_path):
-  """Config and names come from options, values from the golden file."""
+  """Config and tensor names come from options, values from the golden file."""
   module = goldens()
   options, theirs, expected = read(GOLDEN / case)
   names = {
@@ -196,9 +196,9 @@ def test_transformers_reads_what_is_written_from_options(case, tmp_path):
                         tmp_path / 'model.safetensors', dict(format='pt'))
   config = family(case).write_config(options)
   (tmp_path / 'config.json').write_text(json.dumps(config))
-  found = module.compute(case, module.load(tmp_path))
-  assert set(found) == set(expected)
-  for name, value in found.items():
+  actual = module.compute(case, module.load(tmp_path))
+  assert set(actual) == set(expected)
+  for name, value in actual.items():
     np.testing.assert_allclose(value, expected[name], atol=1e-6)
 
 
@@ -208,7 +208,7 @@ def test_transformers_reads_what_is_written_from_options(case, tmp_path):
     reason='HAIKD_MINILM names no folder of all-MiniLM-L6-v2')
 @pytest.mark.parametrize('length', (24, 60))
 def test_minilm_gives_the_cosines_of_its_own_code(length):
-  """Rows of any length, and the sentences of a pair, give the same."""
+  """Rows of any length, and sentences in pairs, give the same vectors."""
   import tokenizers
   expected = json.loads((GOLDEN / 'minilm.json').read_text())
   folder = pathlib.Path(os.environ['HAIKD_MINILM'])
@@ -224,7 +224,7 @@ def test_minilm_gives_the_cosines_of_its_own_code(length):
   mask = np.array([row.attention_mask for row in rows], bool)
   assert mask.sum(1).tolist() == expected['lengths']
   tokens = np.array([row.ids for row in rows])
-  # Each with the first.
+  # Each sentence with the first one.
   pairs = np.stack([tokens[:1].repeat(5, 0), tokens], axis=1)
   masks = np.stack([mask[:1].repeat(5, 0), mask], axis=1)
   net = hk.transform(lambda inputs, mask: registry.models['bert'].function(

@@ -1,4 +1,4 @@
-"""What is written is read again by the safetensors library."""
+"""The safetensors library reads the exported files."""
 
 import json
 import os
@@ -45,12 +45,12 @@ def test_tensors_are_those_that_were_read(toy, tmp_path, stacked, tied):
   toy.write(toy.make_tensors(tied), tied=tied)
   params = load(toy, stacked=stacked, tied=tied)
   export(toy, tmp_path / 'out', params, dict(toy.options, tied=tied))
-  found = safetensors.load_file(tmp_path / 'out' / FILE)
+  written = safetensors.load_file(tmp_path / 'out' / FILE)
   expected = {name: x for name, x in toy.make_tensors(tied).items()
               if not name.endswith('buffer')}
-  assert set(found) == set(expected)
+  assert set(written) == set(expected)
   for name, values in expected.items():
-    np.testing.assert_array_equal(found[name], values, err_msg=name)
+    np.testing.assert_array_equal(written[name], values, err_msg=name)
 
 
 @pytest.mark.parametrize('dtype', ('float32', 'bfloat16'))
@@ -100,12 +100,14 @@ def test_file_is_as_pytorch_wants_it(toy, tmp_path):
 
 
 def test_shards_are_as_large_as_they_may_be(tmp_path):
-  # Of 16, 24, 8 and 100 bytes: 40 fit, then 8; 100 have their own.
+  # 16, 24, 8 and 100 bytes: the first two fill a file of 40, and the last one
+  # has a file to itself.
   planned = []
   for i, size in enumerate((4, 6, 2, 25)):
     values = np.full(size, i, np.float32)
-    like = jax.ShapeDtypeStruct(values.shape, values.dtype)
-    planned.append(storing.Tensor(f't{i}', like, lambda values=values: values))
+    spec = jax.ShapeDtypeStruct(values.shape, values.dtype)
+    planned.append(storing.PlannedTensor(
+        f't{i}', spec, lambda values=values: values))
   storing.write(tmp_path, planned, limit=40)
   index = json.loads((tmp_path / f'{FILE}.index.json').read_text())
   assert index['metadata']['total_size'] == 148
@@ -113,28 +115,28 @@ def test_shards_are_as_large_as_they_may_be(tmp_path):
   assert index['weight_map'] == dict(
       t0=name.format(1), t1=name.format(1), t2=name.format(2),
       t3=name.format(3))
-  found = safetensors.load_file(tmp_path / name.format(1))
-  np.testing.assert_array_equal(found['t1'], np.ones(6))
+  written = safetensors.load_file(tmp_path / name.format(1))
+  np.testing.assert_array_equal(written['t1'], np.ones(6))
   assert storing.is_ours(tmp_path)
 
 
 def test_tensors_are_read_one_at_a_time(tmp_path):
-  held = []
+  alive = []
 
   def plan(i):
     def read():
-      assert not held, 'two at once'
+      assert not alive, 'two at once'
       values = np.zeros(4, np.float32)
-      held.append(i)
+      alive.append(i)
       return values.view(Released)
 
-    like = jax.ShapeDtypeStruct((4,), np.dtype(np.float32))
-    return storing.Tensor(f't{i}', like, read)
+    spec = jax.ShapeDtypeStruct((4,), np.dtype(np.float32))
+    return storing.PlannedTensor(f't{i}', spec, read)
 
   class Released(np.ndarray):
 
     def __del__(self):
-      held.clear()
+      alive.clear()
 
   storing.write(tmp_path, [plan(i) for i in range(3)])
   assert len(safetensors.load_file(tmp_path / FILE)) == 3
@@ -149,11 +151,11 @@ def test_tokenizer_is_copied_and_its_special_tokens_told(toy, tmp_path):
       dict(eos_token='</s>', pad_token=dict(content='<pad>'), bos_token=None)))
   (source / 'notes.txt').write_text('mine')
   export(toy, tmp_path / 'out', load(toy), tokenizer=source)
-  found = contents(tmp_path / 'out')
-  assert set(found) == {'config.json', 'README.md', FILE, 'tokenizer.json',
-                        'tokenizer_config.json'}
-  assert found['tokenizer.json'] == (source / 'tokenizer.json').read_bytes()
-  config = json.loads(found['config.json'])
+  written = contents(tmp_path / 'out')
+  assert set(written) == {'config.json', 'README.md', FILE, 'tokenizer.json',
+                          'tokenizer_config.json'}
+  assert written['tokenizer.json'] == (source / 'tokenizer.json').read_bytes()
+  config = json.loads(written['config.json'])
   assert (config['eos_token_id'], config['pad_token_id']) == (5, 3)
   assert config['bos_token_id'] is None
 
@@ -176,15 +178,15 @@ def test_earlier_export_is_replaced(toy, tmp_path):
   (tmp_path / 'out' / 'old').write_text('')
   export(toy, tmp_path / 'out', jax.tree.map(lambda x: x + 1, params))
   assert set(contents(tmp_path / 'out')) == {'config.json', 'README.md', FILE}
-  found = safetensors.load_file(tmp_path / 'out' / FILE)
-  np.testing.assert_array_equal(found['norm.weight'],
+  written = safetensors.load_file(tmp_path / 'out' / FILE)
+  np.testing.assert_array_equal(written['norm.weight'],
                                 toy.tensors['norm.weight'] + 1)
   assert {path.name for path in tmp_path.iterdir()} == {'out', 'toy'}
 
 
 def test_folder_of_others_is_left_alone(toy, tmp_path):
   before = contents(toy.folder)
-  with pytest.raises(checks.ConfigError, match='folder must be empty'):
+  with pytest.raises(checks.ConfigError, match='folder must be empty, missing'):
     export(toy, toy.folder, load(toy))
   assert contents(toy.folder) == before
 
@@ -212,8 +214,8 @@ def test_bucket_is_refused(toy):
 @pytest.mark.parametrize('change, match', (
     (lambda params: params.pop('norm'), 'no norm/scale'),
     (lambda params: params.update(gate=dict(w=jnp.ones(3))),
-     'gate/w, which has no place'),
-    (lambda params: params.pop('block_2/attn/key'), '2 parts of h.2.qkv'),
+     'params must be those .* got gate/w, which transformers does not have'),
+    (lambda params: params.pop('block_2/attn/key'), '2 of 3 parts of h.2.qkv'),
 ))
 def test_other_parameters_are_refused(toy, tmp_path, change, match):
   params = load(toy)
@@ -225,17 +227,17 @@ def test_other_parameters_are_refused(toy, tmp_path, change, match):
 
 def export_golden(case, folder, changes=None, **more):
   """Exports ones in the shapes of a network, and returns its config."""
-  found = interop.describe(f'hf:{GOLDEN / case}')
-  options = {**found.options, **(changes or {})}
-  function = registry.models[found.model].function
+  pretrained = interop.describe(f'hf:{GOLDEN / case}')
+  options = {**pretrained.options, **(changes or {})}
+  function = registry.models[pretrained.model].function
   inputs = jnp.zeros((1, 4), jnp.int32)
-  if found.model == 'vit':
+  if pretrained.model == 'vit':
     size = options['image_size']
     inputs = jnp.zeros((1, size, size, options['channels']))
   net = hk.transform(lambda x: function(x, is_training=False, **options))
   shapes = jax.eval_shape(net.init, jax.random.key(0), inputs)
   params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
-  interop.export(folder, model=found.model, options=options, params=params,
+  interop.export(folder, model=pretrained.model, options=options, params=params,
                  tokenizer=None, card='', **more)
   return json.loads((folder / 'config.json').read_text())
 
@@ -282,8 +284,8 @@ def test_nothing_is_said_of_a_scale_that_is_not_known(tmp_path):
     ('llama', 100, 2048),
     ('llama', None, None),
     ('gpt2', 8192, None),
-    ('bert', 8192, 12),  # Its table of positions.
-    ('llama_yarn', 8192, 'as without'),  # Follows from its scaling.
+    ('bert', 8192, 12),  # The size of its position embeddings.
+    ('llama_yarn', 8192, 'as without'),  # Its scaling gives the length.
 ))
 def test_length_is_written_where_no_option_says_it(
     tmp_path, case, length, expected):
@@ -311,7 +313,7 @@ def test_folder_is_as_open_as_any_other(toy, tmp_path):
 
 
 def test_others_hear_of_what_the_first_refuses(toy, tmp_path, monkeypatch):
-  """Before they gather: else they would wait for a process that is gone."""
+  """Before they gather; later they would wait for a process that is gone."""
   def first(function):
     del function
     raise checks.ConfigError('the folder of process 0')
@@ -322,7 +324,7 @@ def test_others_hear_of_what_the_first_refuses(toy, tmp_path, monkeypatch):
   params = load(toy)
   monkeypatch.setattr(jax, 'process_index', lambda: 1)
   monkeypatch.setattr(distributed, 'first', first)
-  monkeypatch.setattr(storing.Tensor, 'read', read)
+  monkeypatch.setattr(storing.PlannedTensor, 'read', read)
   with pytest.raises(checks.ConfigError, match='the folder of process 0'):
     export(toy, tmp_path / 'out', params)
 

@@ -1,6 +1,6 @@
-"""Every family goes in and out again: tensors are the same before and after.
+"""Tensors of each family are the same after they are loaded and exported.
 
-What a network computes with them, the parity tests compare.
+The parity tests compare what a network computes with them.
 """
 
 import inspect
@@ -27,7 +27,7 @@ FILE = 'model.safetensors'
 
 
 def expect(model, options, **changes):
-  """Returns an abstract network, as Haiku itself makes it."""
+  """Returns an abstract network, made by Haiku."""
   options = {**options, **changes}
   function = registry.models[model].function
   if model == 'vit':
@@ -44,28 +44,28 @@ def expect(model, options, **changes):
 
 
 def load(init, **changes):
-  found = interop.describe(init)
-  expected = expect(found.model, found.options, **changes)
+  pretrained = interop.describe(init)
+  expected = expect(pretrained.model, pretrained.options, **changes)
   network = interop.load('config.teacher.init', init, expected,
-                         options={**found.options, **changes})
-  return found, network.params
+                         options={**pretrained.options, **changes})
+  return pretrained, network.params
 
 
 @pytest.mark.parametrize('case', CASES)
 def test_parameters_are_as_the_rules_say(case):
   init = f'hf:{GOLDEN / case}'
-  found, params = load(init, scan=False)
+  pretrained, params = load(init, scan=False)
   tensors = safetensors.load_file(GOLDEN / case / FILE)
-  family = pretrained_source.family_of(found.model)
-  rules = family.tensors(found.options, tensors).rules
+  family = pretrained_source.family_of(pretrained.model)
+  rules = family.tensors(pretrained.options, tensors).rules
   compared = 0
   for rule in rules:
-    layers = found.options['depth'] if '{layer}' in rule.tensor else 1
+    layers = pretrained.options['depth'] if '{layer}' in rule.tensor else 1
     for layer in range(layers):
-      values = tensors[rule.tensor.replace('{layer}', str(layer))]
+      values = tensors[rule.tensor_of(layer)]
       if rule.part:
-        values = np.split(values, rule.part.count,
-                          rule.part.axis)[rule.part.index]
+        axis, number, parts = rule.part
+        values = np.split(values, parts, axis)[number]
       module = rule.module.replace('block', f'block_{layer}', 1)
       np.testing.assert_array_equal(params[module][rule.name],
                                     rule.layout.load(values))
@@ -76,13 +76,13 @@ def test_parameters_are_as_the_rules_say(case):
 @pytest.mark.parametrize('scan', (False, True))
 @pytest.mark.parametrize('case', CASES)
 def test_exported_and_loaded_again_nothing_has_changed(case, scan, tmp_path):
-  found, params = load(f'hf:{GOLDEN / case}', scan=scan)
+  pretrained, params = load(f'hf:{GOLDEN / case}', scan=scan)
   folder = tmp_path / 'out'
-  interop.export(folder, model=found.model,
-                 options={**found.options, 'scan': scan}, params=params,
+  interop.export(folder, model=pretrained.model,
+                 options={**pretrained.options, 'scan': scan}, params=params,
                  tokenizer=None, card='')
   again, same = load(f'hf:{folder}', scan=scan)
-  assert again == found
+  assert again == pretrained
   jax.tree.map(np.testing.assert_array_equal, params, same)
   before = safetensors.load_file(GOLDEN / case / FILE)
   after = safetensors.load_file(folder / FILE)
@@ -94,17 +94,17 @@ def test_exported_and_loaded_again_nothing_has_changed(case, scan, tmp_path):
 @pytest.mark.parametrize('case', CASES)
 def test_half_of_the_blocks_is_a_network_too(case, tmp_path):
   init = f'hf:{GOLDEN / case}'
-  found = interop.describe(init)
-  options = {**found.options, 'depth': 1, 'scan': False}
+  pretrained = interop.describe(init)
+  options = {**pretrained.options, 'depth': 1, 'scan': False}
   if options.get('window_layers'):
     options['window_layers'] = (0,)
-  last = found.options['depth'] - 1
+  last = pretrained.options['depth'] - 1
   network = interop.load(
-      'config.student.init', init, expect(found.model, options),
+      'config.student.init', init, expect(pretrained.model, options),
       options=options, layers=(last,))
-  _, whole = load(init, scan=False)
+  _, params = load(init, scan=False)
   np.testing.assert_array_equal(network.params['block_0/attn/query']['w'],
-                                whole[f'block_{last}/attn/query']['w'])
+                                params[f'block_{last}/attn/query']['w'])
 
 
 @pytest.mark.parametrize('case', CASES)

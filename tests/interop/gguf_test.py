@@ -1,7 +1,7 @@
 """Files are written by the gguf package; expected values come from NumPy.
 
 The order of queries and keys is that of `LlamaModel.permute` in llama.cpp's
-convert_hf_to_gguf.py, written down here once more.
+convert_hf_to_gguf.py, which `permute` repeats.
 """
 
 import gguf as gguf_package
@@ -30,7 +30,7 @@ OPTIONS = dict(
 
 
 def permute(values, heads):
-  """Puts the two halves of a head side by side, as llama.cpp does."""
+  """Interleaves the two halves of each head, as llama.cpp does."""
   shape = heads, 2, len(values) // heads // 2, *values.shape[1:]
   return values.reshape(shape).swapaxes(1, 2).reshape(values.shape)
 
@@ -38,27 +38,27 @@ def permute(values, heads):
 def make_tensors(biases=False, tied=True):
   rng = np.random.RandomState(0)
   rand = lambda *shape: rng.randn(*shape).astype(np.float32)
-  found = {'token_embd': rand(VOCABULARY, WIDTH), 'output_norm': rand(WIDTH)}
+  made = {'token_embd': rand(VOCABULARY, WIDTH), 'output_norm': rand(WIDTH)}
   if not tied:
-    found['output'] = rand(VOCABULARY, WIDTH)
+    made['output'] = rand(VOCABULARY, WIDTH)
   for i in range(DEPTH):
     for name, shape in (
         ('attn_norm', (WIDTH,)), ('attn_q', QUERY), ('attn_k', KEY),
         ('attn_v', KEY), ('attn_output', QUERY), ('ffn_norm', (WIDTH,)),
         ('ffn_gate', (HIDDEN, WIDTH)), ('ffn_up', (HIDDEN, WIDTH)),
         ('ffn_down', (WIDTH, HIDDEN))):
-      found[f'blk.{i}.{name}'] = rand(*shape)
-  found = {f'{name}.weight': x for name, x in found.items()}
+      made[f'blk.{i}.{name}'] = rand(*shape)
+  made = {f'{name}.weight': x for name, x in made.items()}
   if biases:
     for i in range(DEPTH):
-      found[f'blk.{i}.attn_q.bias'] = rand(QUERY[0])
-      found[f'blk.{i}.attn_k.bias'] = rand(KEY[0])
-      found[f'blk.{i}.attn_v.bias'] = rand(KEY[0])
-  return found
+      made[f'blk.{i}.attn_q.bias'] = rand(QUERY[0])
+      made[f'blk.{i}.attn_k.bias'] = rand(KEY[0])
+      made[f'blk.{i}.attn_v.bias'] = rand(KEY[0])
+  return made
 
 
 def write(path, tensors, kind='llama', quantised=None, **more):
-  """Writes a file as llama.cpp would; `more` are other fields."""
+  """Writes a file as llama.cpp does; `more` are additional fields."""
   writer = gguf_package.GGUFWriter(path, kind)
   writer.add_block_count(DEPTH)
   writer.add_context_length(512)
@@ -98,9 +98,9 @@ def write(path, tensors, kind='llama', quantised=None, **more):
 
 def expect(dtype=np.float32, stacked=False, **changes):
   """Returns an abstract network of the family llama."""
-  said = {**OPTIONS, 'vocabulary': VOCABULARY, **changes}
-  width, hidden = said['width'], said['hidden']
-  query = said['heads'] * 16
+  options = {**OPTIONS, 'vocabulary': VOCABULARY, **changes}
+  width, hidden = options['width'], options['hidden']
+  query = options['heads'] * 16
   key = query * KEYS // HEADS
   block = {
       'norm_attn': dict(scale=(width,)), 'norm_mlp': dict(scale=(width,)),
@@ -108,13 +108,13 @@ def expect(dtype=np.float32, stacked=False, **changes):
       'attn/value': dict(w=(width, key)), 'attn/output': dict(w=(query, width)),
       'mlp/gate': dict(w=(width, hidden)), 'mlp/up': dict(w=(width, hidden)),
       'mlp/down': dict(w=(hidden, width))}
-  if said['qkv_bias']:
+  if options['qkv_bias']:
     for name, size in (('query', query), ('key', key), ('value', key)):
       block[f'attn/{name}']['b'] = (size,)
-  shapes = dict(embed=dict(embeddings=(said['vocabulary'], width)),
+  shapes = dict(embed=dict(embeddings=(options['vocabulary'], width)),
                 norm=dict(scale=(width,)))
-  if not said['tied']:
-    shapes['logits'] = dict(w=(width, said['vocabulary']))
+  if not options['tied']:
+    shapes['logits'] = dict(w=(width, options['vocabulary']))
   for module, parameters in block.items():
     if stacked:
       shapes[f'__layer_stack_no_per_layer/block/{module}'] = {
@@ -136,9 +136,9 @@ def load(init, dtype=np.float32, kept_ids=None, stacked=False, **changes):
 
 def test_metadata_gives_the_options(tmp_path):
   init = write(tmp_path / 'x.gguf', make_tensors())
-  found = interop.describe(init)
-  assert found.options == dict(OPTIONS, rope_base=float(np.float32(1e5)))
-  assert (found.model, found.vocabulary, found.tokenizer) == (
+  pretrained = interop.describe(init)
+  assert pretrained.options == dict(OPTIONS, rope_base=float(np.float32(1e5)))
+  assert (pretrained.model, pretrained.vocabulary, pretrained.tokenizer) == (
       'llama', VOCABULARY, init)
 
 
@@ -152,13 +152,13 @@ def test_queries_and_keys_have_their_own_order_again(tmp_path, kind, stacked):
   for module, tensor in (('query', 'attn_q'), ('key', 'attn_k'),
                          ('value', 'attn_v')):
     if stacked:
-      found = jax.tree.map(
+      actual = jax.tree.map(
           lambda x: x[1],
           params[f'__layer_stack_no_per_layer/block/attn/{module}'])
     else:
-      found = params[f'block_1/attn/{module}']
-    np.testing.assert_array_equal(found['w'], made[f'blk.1.{tensor}.weight'].T)
-    np.testing.assert_array_equal(found['b'], made[f'blk.1.{tensor}.bias'])
+      actual = params[f'block_1/attn/{module}']
+    np.testing.assert_array_equal(actual['w'], made[f'blk.1.{tensor}.weight'].T)
+    np.testing.assert_array_equal(actual['b'], made[f'blk.1.{tensor}.bias'])
 
 
 def test_layouts_are_inverse_to_each_other():
@@ -172,15 +172,16 @@ def test_layouts_are_inverse_to_each_other():
     Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_1))
 @pytest.mark.parametrize('dtype', ('float32', 'bfloat16'))
 def test_what_is_quantised_is_decoded(tmp_path, monkeypatch, quantised, dtype):
-  monkeypatch.setattr(gguf, '_NUMBERS', 3 * WIDTH)  # 40 rows in 14 steps.
+  # 40 rows in 14 steps.
+  monkeypatch.setattr(gguf, '_DECODED_AT_ONCE', 3 * WIDTH)
   made = make_tensors()
   init = write(tmp_path / 'x.gguf', made, quantised=quantised)
-  found = load(init, dtype)['embed']['embeddings']
+  actual = load(init, dtype)['embed']['embeddings']
   coded = gguf_package.quantize(made['token_embd.weight'], quantised)
   expected = gguf_package.dequantize(coded, quantised).astype(jnp.dtype(dtype))
-  np.testing.assert_array_equal(np.asarray(found), expected)
-  # Coded in few bits it is near what it was, and no row is another.
-  np.testing.assert_allclose(np.asarray(found, np.float32),
+  np.testing.assert_array_equal(np.asarray(actual), expected)
+  # Few bits keep the values close, so no row is mistaken for another.
+  np.testing.assert_allclose(np.asarray(actual, np.float32),
                              made['token_embd.weight'], atol=0.5)
 
 
@@ -192,12 +193,12 @@ def test_rows_are_decoded_when_they_are_needed(tmp_path, monkeypatch):
       gguf_package, 'dequantize',
       lambda x, kind: (rows.append(len(x)), plain(x, kind))[1])
   tensor = reader.read('token_embd.weight', np.dtype(np.float32))
-  whole = np.asarray(tensor)
+  decoded = np.asarray(tensor)
   assert sum(rows) == VOCABULARY
-  np.testing.assert_array_equal(tensor[4:7, 3:9], whole[4:7, 3:9])
+  np.testing.assert_array_equal(tensor[4:7, 3:9], decoded[4:7, 3:9])
   ids = np.array([30, 2])
-  np.testing.assert_array_equal(tensor.T[1:5, ids], whole.T[1:5, ids])
-  np.testing.assert_array_equal(np.asarray(tensor.T), whole.T)
+  np.testing.assert_array_equal(tensor.T[1:5, ids], decoded.T[1:5, ids])
+  np.testing.assert_array_equal(np.asarray(tensor.T), decoded.T)
   assert sum(rows) == VOCABULARY + 3 + 2 + VOCABULARY
 
 
@@ -205,10 +206,10 @@ def test_rows_are_decoded_when_they_are_needed(tmp_path, monkeypatch):
 def test_plain_numbers_are_mapped(tmp_path, quantised):
   write(tmp_path / 'x.gguf', make_tensors(), quantised=quantised)
   reader = gguf.Gguf(tmp_path / 'x.gguf')
-  found = reader.read('token_embd.weight', np.dtype(np.float32))
-  assert isinstance(found, np.memmap)
-  assert found.dtype == reader.shapes['token_embd.weight'].dtype
-  assert found.shape == (VOCABULARY, WIDTH)
+  actual = reader.read('token_embd.weight', np.dtype(np.float32))
+  assert isinstance(actual, np.memmap)
+  assert actual.dtype == reader.shapes['token_embd.weight'].dtype
+  assert actual.shape == (VOCABULARY, WIDTH)
 
 
 @pytest.mark.parametrize('quantised', (None, Kind.Q8_0))
@@ -237,7 +238,8 @@ def test_narrower_network_takes_whole_heads(tmp_path, monkeypatch, quantised):
 
 def test_other_groups_of_heads_are_refused(tmp_path):
   init = write(tmp_path / 'x.gguf', make_tensors())
-  with pytest.raises(checks.ConfigError, match='and 2 to each of key_value'):
+  with pytest.raises(checks.ConfigError,
+                     match='and 2 heads to each of key_value'):
     load(init, key_value_heads=4)
 
 
@@ -255,7 +257,7 @@ def test_scaling_of_positions(tmp_path, scaling, expected):
 
 
 def llama3_factors(factor, low, high, length, head_size=16, rope_base=1e5):
-  """What convert_hf_to_gguf.py writes, frequency by frequency."""
+  """Returns what convert_hf_to_gguf.py writes, frequency by frequency."""
   factors = []
   for i in range(0, head_size, 2):
     wave_length = 2 * np.pi * rope_base**(i / head_size)
@@ -269,7 +271,7 @@ def llama3_factors(factor, low, high, length, head_size=16, rope_base=1e5):
   return np.array(factors, np.float32)
 
 
-def test_scaling_of_llama3_is_told_by_its_factors(tmp_path):
+def test_scaling_of_llama3_is_inferred_from_its_factors(tmp_path):
   made = make_tensors()
   made['rope_freqs.weight'] = llama3_factors(32.0, 1.0, 4.0, 8192)
   init = write(tmp_path / 'x.gguf', made)
@@ -283,17 +285,24 @@ def test_other_factors_are_refused(tmp_path):
   made = make_tensors()
   made['rope_freqs.weight'] = llama3_factors(32.0, 1.0, 8.0, 8192)
   init = write(tmp_path / 'x.gguf', made)
-  with pytest.raises(checks.DataError, match='rope_freqs.weight of .*others'):
+  with pytest.raises(checks.DataError,
+                     match='x.gguf: rope_freqs.weight must .* other'):
     interop.describe(init)
 
 
 @pytest.mark.parametrize('kind, more, match', (
-    ('gemma', {}, "one of llama, qwen2, qwen3; got 'gemma'"),
-    ('llama', dict(rope__scaling__type='longrope'), "got 'longrope'"),
-    ('llama', dict(expert_count=8), "got {'expert_count': 8}"),
+    ('gemma', {}, 'x.gguf: general.architecture must be one of llama, qwen2, '
+     "qwen3; got 'gemma'"),
+    ('llama', dict(rope__scaling__type='longrope'),
+     "x.gguf: llama.rope.scaling.type must be none, .* got 'longrope'"),
+    ('llama', dict(rope__scaling__type='yarn'),
+     "got 'yarn', original_context_length=None"),
+    ('llama', dict(expert_count=8), "got {'llama.expert_count': 8}"),
     ('llama', dict(attention__sliding_window_pattern=[1, 0]), 'pattern'),
-    ('llama', dict(rope__dimension_count=8), 'rope.dimension_count=8'),
-    ('llama', dict(attention__value_length=8), 'attention.value_length=8'),
+    ('llama', dict(rope__dimension_count=8),
+     'x.gguf: llama.rope.dimension_count must be 16; got 8'),
+    ('qwen2', dict(attention__value_length=8),
+     'x.gguf: qwen2.attention.value_length must be 16; got 8'),
 ))
 def test_what_is_not_supported_is_refused_by_name(tmp_path, kind, more, match):
   init = write(tmp_path / 'x.gguf', make_tensors(), kind, **more)
@@ -317,7 +326,7 @@ def test_broken_file_is_refused(tmp_path, size):
   path = tmp_path / 'x.gguf'
   init = write(path, make_tensors())
   path.write_bytes(path.read_bytes()[:size])
-  with pytest.raises(checks.DataError, match='must be a whole GGUF') as error:
+  with pytest.raises(checks.DataError, match='complete GGUF file') as error:
     interop.describe(init)
   assert '\n' not in str(error.value)
 
@@ -349,11 +358,12 @@ def test_number_of_heads_is_a_number(tmp_path, monkeypatch, value):
       lambda self, unused: getattr(self, add)('llama.attention.head_count',
                                               value))
   init = write(tmp_path / 'x.gguf', make_tensors())
-  with pytest.raises(checks.DataError, match='head_count of .*x.gguf must be'):
+  with pytest.raises(checks.DataError,
+                     match='x.gguf: llama.attention.head_count must be'):
     interop.describe(init)
 
 
-def test_whatever_metadata_lead_to_names_the_file(tmp_path, monkeypatch):
+def test_any_error_of_metadata_names_the_file(tmp_path, monkeypatch):
   def fail(unused):
     raise TypeError('no such sum')
 

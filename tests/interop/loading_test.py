@@ -1,4 +1,4 @@
-"""Expected values are the tensors themselves, cut and turned in NumPy."""
+"""Expected values are the tensors, cut and transposed in NumPy."""
 
 import json
 import pathlib
@@ -66,10 +66,10 @@ def test_stack_has_layers_on_top_of_one_another(toy):
 def test_layers_are_those_that_are_named(toy, stacked):
   params = load(toy, toy.expect(stacked=stacked, depth=2), dict(depth=2),
                 layers=(3, 1))
-  found = (params[f'{STACK}/attn/query']['w'] if stacked else
-           [params[f'block_{i}/attn/query']['w'] for i in range(2)])
-  np.testing.assert_array_equal(found[0], query(toy, 3))
-  np.testing.assert_array_equal(found[1], query(toy, 1))
+  actual = (params[f'{STACK}/attn/query']['w'] if stacked else
+            [params[f'block_{i}/attn/query']['w'] for i in range(2)])
+  np.testing.assert_array_equal(actual[0], query(toy, 3))
+  np.testing.assert_array_equal(actual[1], query(toy, 1))
 
 
 def test_narrower_network_takes_what_comes_first(toy):
@@ -77,7 +77,7 @@ def test_narrower_network_takes_what_comes_first(toy):
   params = load(toy, options=options)
   np.testing.assert_array_equal(params['embed']['embeddings'],
                                 toy.tensors['embed.weight'][:, :8])
-  # Three whole heads of four features, of each third of the tensor.
+  # Three heads of four features, from each third of the tensor.
   np.testing.assert_array_equal(params['block_1/attn/value']['w'],
                                 value(toy, 1)[:8, :12])
   np.testing.assert_array_equal(params['block_1/attn/output']['w'],
@@ -98,16 +98,16 @@ def test_kept_tokens_are_taken_in_their_order(toy):
                                 toy.tensors['head.weight'][ids].T)
 
 
-@pytest.mark.parametrize('stored, wanted', (
+@pytest.mark.parametrize('stored, dtype', (
     ('float32', 'bfloat16'), ('bfloat16', 'float32'), ('float16', 'float32')))
-def test_numbers_are_cast(toy, stored, wanted):
+def test_numbers_are_cast(toy, stored, dtype):
   toy.write({name: x if x.dtype == int else x.astype(jnp.dtype(stored))
              for name, x in toy.tensors.items()})
-  params = load(toy, toy.expect(wanted, stacked=True))
-  expected = query(toy, 2).astype(jnp.dtype(stored)).astype(jnp.dtype(wanted))
-  found = params[f'{STACK}/attn/query']['w']
-  assert found.dtype == wanted
-  np.testing.assert_array_equal(np.asarray(found[2]), expected)
+  params = load(toy, toy.expect(dtype, stacked=True))
+  expected = query(toy, 2).astype(jnp.dtype(stored)).astype(jnp.dtype(dtype))
+  actual = params[f'{STACK}/attn/query']['w']
+  assert actual.dtype == dtype
+  np.testing.assert_array_equal(np.asarray(actual[2]), expected)
 
 
 @pytest.mark.parametrize('block', (32, 2**22))
@@ -120,11 +120,11 @@ def test_placement_changes_no_number(toy, monkeypatch, block, sizes, stacked):
   rules = {'query/w': -1, 'up/w': -1, 'up/b': -1}
   where = mesh_lib.place(mesh, expected, rules)
   expected = mesh_lib.abstract(expected, where)
-  found = load(toy, expected)
-  for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected.params)):
+  actual = load(toy, expected)
+  for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected.params)):
     assert x.sharding == y.sharding and x.shape == y.shape
   plain = load(toy, toy.expect(stacked=stacked))
-  jax.tree.map(np.testing.assert_array_equal, found, plain)
+  jax.tree.map(np.testing.assert_array_equal, actual, plain)
 
 
 def test_stack_may_be_split_between_layers(toy):
@@ -138,9 +138,9 @@ def test_stack_may_be_split_between_layers(toy):
 
 
 def test_device_reads_its_shard_and_no_more(toy, monkeypatch):
-  read, plain = [], placing.View.read
+  read, plain = [], placing.MappedPart.read
   monkeypatch.setattr(
-      placing.View, 'read',
+      placing.MappedPart, 'read',
       lambda *args: read.append(plain(*args)) or read[-1])
   mesh = mesh_lib.build_mesh(dict(replica=2, fsdp=4, tensor=1))
   expected = toy.expect(stacked=True)
@@ -182,7 +182,7 @@ def test_whatever_is_wrong_is_listed_and_nothing_read(toy, monkeypatch):
 
 def test_long_lists_are_cut(toy):
   toy.write({'embed.weight': toy.tensors['embed.weight']})
-  # 1 + 4 x 6 parameters, of which each three share a tensor.
+  # 1 + 4 x 6 parameters miss a tensor; query, key and value share one.
   with pytest.raises(checks.DataError, match=r'and \d+ more'):
     load(toy)
 
@@ -195,14 +195,22 @@ def test_parameter_that_no_rule_knows_is_named(toy):
 
 
 @pytest.mark.parametrize('options, cut, match', (
-    (dict(depth=2), {}, 'Set config.student.init_layers to the 2 layers'),
-    (dict(depth=2), dict(layers=(0, 4)), r'from 0 to 3; got \(0, 4\)'),
+    (dict(depth=2), {},
+     'config.student.options.depth must be 4, .* got 2. Set '
+     'config.student.init_layers to the 2 layers'),
+    (dict(depth=2), dict(layers=(0, 4)),
+     r'config.student.init_layers must be .* from 0 to 3; got \(0, 4\)'),
     (dict(depth=2), dict(layers=(0,)), 'must be 2 numbers'),
-    (dict(head_size=8), {}, 'head_size=4 .*got head_size=8'),
-    ({}, dict(kept_ids=[0, 12]), 'kept_ids must be tokens .*from 0 to 12'),
-    ({}, dict(kept_ids=[0, 1]), r'12 tokens, of which 2 are kept; got 12'),
-    (dict(vocabulary=13), {}, r'12 tokens; got 13'),
-    (dict(vocabulary=11), {}, r'12 tokens; got 11'),
+    (dict(head_size=8), {},
+     'config.student.options must give the heads of hf:.*/toy, with '
+     'head_size=4 and 1 heads .*got head_size=8 and 1.'),
+    ({}, dict(kept_ids=[0, 12]),
+     'kept_ids must be ids of the 12 tokens of hf:.*; got 2 ids from 0 to 12'),
+    ({}, dict(kept_ids=[0, 1]),
+     r'config.student.init must have the 12 tokens of the network; got '
+     r'hf:.*/toy with 12, of which 2 are kept\.'),
+    (dict(vocabulary=13), {}, r'the 13 tokens of .* with 12\.'),
+    (dict(vocabulary=11), {}, r'the 11 tokens of .* with 12\.'),
 ))
 def test_networks_that_are_no_part_are_refused(toy, options, cut, match):
   with pytest.raises(checks.ConfigError, match=match):
@@ -246,8 +254,8 @@ def test_larger_networks_are_refused(toy, larger):
     load(toy, options=larger)
 
 
-def test_classes_are_not_cut(toy):
-  # Of 24 hidden units 20 may be taken, of what has another size none.
+def test_only_axes_that_an_option_reduces_are_cut(toy):
+  # 20 of 24 hidden units may be taken; the 16 features may not be cut to 15.
   expected = toy.expect(hidden=20)
   place = expected.params['norm']['scale'].sharding
   expected.params['norm'] = dict(
@@ -257,7 +265,7 @@ def test_classes_are_not_cut(toy):
 
 
 def test_bar_is_shown_in_a_terminal_only(toy, monkeypatch, capsys):
-  monkeypatch.setattr(loading, '_PATIENCE', 0)
+  monkeypatch.setattr(loading, '_BAR_DELAY', 0)
   load(toy)
   assert not capsys.readouterr().err
   monkeypatch.setenv('FORCE_COLOR', '1')
@@ -269,21 +277,21 @@ def memory(tmp_path, *args):
   script = pathlib.Path(__file__).with_name('measure_memory.py')
   out = subprocess.run([sys.executable, script, str(tmp_path), *args],
                        capture_output=True, text=True, check=True).stdout
-  found = json.loads(out)
-  return found['own'] / found['largest']
+  result = json.loads(out)
+  return result['extra'] / result['largest']
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
-@pytest.mark.parametrize('stacked, stored, wanted', (
+@pytest.mark.parametrize('stacked, stored, loaded', (
     ('True', 'float32', 'bfloat16'), ('False', 'bfloat16', 'float32')))
 def test_memory_is_less_than_the_largest_tensor(tmp_path, stacked, stored,
-                                                wanted):
-  assert memory(tmp_path, '200', stacked, stored, wanted) < 1.2
+                                                loaded):
+  assert memory(tmp_path, '200', stacked, stored, loaded) < 1.2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('stacked', ('True', 'False'))
-@pytest.mark.parametrize('stored, wanted', (
+@pytest.mark.parametrize('stored, loaded', (
     ('float32', 'bfloat16'), ('bfloat16', 'float32'), ('float32', 'float32')))
-def test_memory_stays_flat(tmp_path, stacked, stored, wanted):
-  assert memory(tmp_path, '400', stacked, stored, wanted) < 1.2
+def test_memory_stays_flat(tmp_path, stacked, stored, loaded):
+  assert memory(tmp_path, '400', stacked, stored, loaded) < 1.2

@@ -1,4 +1,4 @@
-"""Writes tiny random decoders of transformers and what they compute.
+"""Writes tiny random decoders of transformers, and their outputs.
 
 Run it where PyTorch and transformers are installed:
 
@@ -17,7 +17,7 @@ import torch
 import transformers
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
-LENGTHS = (7, 2, 4)  # Of the texts; rows are as long as the longest.
+LENGTHS = (7, 2, 4)  # Of the texts; rows are padded to the longest.
 VOCABULARY = 24
 
 _LLAMA = dict(
@@ -27,7 +27,7 @@ _LLAMA = dict(
 _GPT2 = dict(
     vocab_size=VOCABULARY, n_positions=12, n_embd=16, n_layer=2, n_head=4)
 
-# Longer than some of the texts and shorter than others, as with every kind.
+# Every scaling that depends on a length sees longer and shorter texts.
 _SHORT = dict(original_max_position_embeddings=4)
 
 
@@ -95,15 +95,15 @@ def make(case: str, folder: pathlib.Path, seed: int = 0) -> None:
 
     tokens = np.stack([pad(text) for text in texts])
     mask = np.stack([pad(np.ones(n, int)) for n in LENGTHS])
-    found = compute(model, tokens, mask)
-    found.update(tokens=tokens.astype(np.int32), mask=mask.astype(bool))
-    expected.update({f'{side}/{name}': x for name, x in found.items()})
+    computed = compute(model, tokens, mask)
+    computed.update(tokens=tokens.astype(np.int32), mask=mask.astype(bool))
+    expected.update({f'{side}/{name}': x for name, x in computed.items()})
   np.savez_compressed(folder / 'expected.npz', **expected)
 
 
 def compute(model, tokens: np.ndarray,
             mask: np.ndarray) -> dict[str, np.ndarray]:
-  """Returns what a model makes of rows.
+  """Returns what a model computes of rows.
 
   Args:
     model: of transformers.
@@ -111,12 +111,12 @@ def compute(model, tokens: np.ndarray,
     mask: `[B, N]`.
 
   Returns:
-    `hidden`, of the embedding, each block and the last norm,
+    `hidden`, the outputs of the embedding, each block and the last norm,
     `[L + 2, B, N, D]`; `maps`, `[L, B, H, N, N]`; `logits`, `[B, N, V]`.
   """
   rows = []
   for row, real in zip(tokens, mask):
-    # One by one and by a fresh model: some scale rotations by the length of the
+    # Row by row and with a fresh model each: some models scale RoPE by the
     # longest row that they have seen.
     fresh = copy.deepcopy(model)
     fresh.set_attn_implementation('eager')

@@ -1,4 +1,4 @@
-"""Writes tiny random encoders of transformers and what they compute.
+"""Writes tiny random encoders of transformers, and their outputs.
 
 Run it where PyTorch and transformers are installed:
 
@@ -8,8 +8,8 @@ Each case is a folder in `golden/` with `config.json`, `model.safetensors` and
 `expected.npz`: the inputs, and in float32 every hidden state, every attention
 map and the outputs, for rows padded on the left and on the right.
 
-With HAIKD_MINILM naming the folder of all-MiniLM-L6-v2 it also writes
-`golden/minilm.json`, sentences and the cosines of their embeddings.
+If HAIKD_MINILM names the folder of all-MiniLM-L6-v2, it also writes
+`golden/minilm.json`: sentences and the cosines of their embeddings.
 """
 
 import json
@@ -21,7 +21,7 @@ import torch
 import transformers
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
-LENGTHS = (7, 3, 5)  # Of the texts; rows are as long as the longest.
+LENGTHS = (7, 3, 5)  # Of the texts; rows are padded to the longest.
 
 _SIZES = dict(
     hidden_size=16, num_hidden_layers=2, num_attention_heads=4,
@@ -84,7 +84,7 @@ def make(case: str, folder: pathlib.Path, seed: int = 0) -> None:
 
 
 def load(folder: pathlib.Path) -> transformers.PreTrainedModel:
-  """Returns the network in a folder, of the class that its config names."""
+  """Returns the network in a folder, in the class that its config names."""
   config = transformers.AutoConfig.from_pretrained(folder)
   return getattr(transformers, config.architectures[0]).from_pretrained(
       folder, attn_implementation='eager').eval()
@@ -92,7 +92,7 @@ def load(folder: pathlib.Path) -> transformers.PreTrainedModel:
 
 def compute(case: str, model: transformers.PreTrainedModel,
             seed: int = 0) -> dict[str, np.ndarray]:
-  """Returns inputs and what a network of some case makes of them."""
+  """Returns inputs and what the network of a case computes of them."""
   family, ending, _ = (TEXT | IMAGES)[case]
   generator = np.random.default_rng(seed)
   with torch.no_grad():
@@ -140,7 +140,7 @@ def _text(model, generator, family, ending):
           torch.nn.functional.normalize(mean).numpy())
     if ending == 'ForMaskedLM':
       expected[f'{side}/logits'] = outputs.logits.numpy()
-  # Each text alone, since those heads read the first token of a row.
+  # Each text without padding, since these heads read the first token of a row.
   alone = [run(row[None], kind[None], np.ones((1, len(row)), int))
            for row, kind in zip(rows, types)]
   if ending == 'Model':

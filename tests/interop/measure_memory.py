@@ -1,11 +1,12 @@
-"""Prints how much memory of its own loading takes, in bytes.
+"""Prints the memory that loading takes beyond the network, in bytes.
 
-  python tests/interop/measure_memory.py [FOLDER MEGABYTES STACKED FROM TO]
+  python tests/interop/measure_memory.py [FOLDER SIZE STACKED STORED LOADED]
 
-writes weights of about so many megabytes, in blocks and a table that is as
-large as four of their matrices, and loads them; without arguments 400, of each
-kind in a process of its own. Pages of files that are mapped do not count, since
-the system drops them as it likes.
+writes weights of about SIZE megabytes in the dtype STORED and loads them in the
+dtype LOADED. They are a matrix for each block, and a table as large as four
+matrices. Without arguments it measures 400 MB of each kind, each in a
+separate process. Mapped pages of files do not count, since the system drops
+them when it needs room.
 """
 
 import itertools
@@ -46,7 +47,7 @@ class Family:
 
 
 def write(folder, megabytes, dtype):
-  """Writes a table of 4 parts and 8 matrices of one, block by block."""
+  """Writes a table as large as 4 matrices, and 8 matrices, row by row."""
   names = {np.dtype(np.float32): 'F32', np.dtype(jnp.bfloat16): 'BF16'}
   width = int((megabytes * 2**20 / 12 / dtype.itemsize)**0.5)
   shapes = {'embed.weight': (4 * width, width)}
@@ -70,35 +71,38 @@ def write(folder, megabytes, dtype):
 
 
 def anonymous():
+  """Returns the bytes of this process that are no pages of files."""
   status = pathlib.Path('/proc/self/status').read_text()
   return int(re.search(r'RssAnon:\s+(\d+)', status)[1]) * 1024
 
 
 def watch(peak, over):
+  """Keeps the peak of `anonymous` in `peak[0]` until `over` is set."""
   while not over.is_set():
     peak[0] = max(peak[0], anonymous())
     time.sleep(0.002)
 
 
-def main(folder, megabytes, stacked, stored, wanted):
+def main(folder, megabytes, stacked, stored, loaded):
+  """Writes and loads weights of one kind, and prints JSON."""
   pretrained_source.families = lambda: [Family]
   folder = pathlib.Path(folder)
   width = write(folder, int(megabytes), np.dtype(jnp.dtype(stored)))
   place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
-  def like(*shape):
-    return jax.ShapeDtypeStruct(shape, jnp.dtype(wanted), sharding=place)
+  def spec(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(loaded), sharding=place)
 
-  params = dict(embed=dict(embeddings=like(4 * width, width)))
+  params = dict(embed=dict(embeddings=spec(4 * width, width)))
   if stacked == 'True':
     params['__layer_stack_no_per_layer/block/mlp/up'] = dict(
-        w=like(DEPTH, width, width))
+        w=spec(DEPTH, width, width))
   else:
-    params.update({f'block_{i}/mlp/up': dict(w=like(width, width))
+    params.update({f'block_{i}/mlp/up': dict(w=spec(width, width))
                    for i in range(DEPTH)})
   expected = base.Variables(params, {})
   options = dict(depth=DEPTH, width=width)
-  # What only the first time takes is no part of it.
+  # The first computation allocates memory that does not belong to loading.
   jax.block_until_ready(jax.jit(jnp.sum)(jnp.ones((8, 8))))
   before, peak, over = anonymous(), [0], threading.Event()
   watcher = threading.Thread(target=watch, args=(peak, over))
@@ -111,27 +115,27 @@ def main(folder, megabytes, stacked, stored, wanted):
   sizes = [x.nbytes for x in jax.tree.leaves(network)]
   np.testing.assert_array_equal(
       network.params['embed']['embeddings'][-1].astype(jnp.float32),
-      np.arange(width).astype(jnp.dtype(stored)).astype(jnp.dtype(wanted)))
+      np.arange(width).astype(jnp.dtype(stored)).astype(jnp.dtype(loaded)))
   largest = 4 * width * width * min(
-      jnp.dtype(stored).itemsize, jnp.dtype(wanted).itemsize)
+      jnp.dtype(stored).itemsize, jnp.dtype(loaded).itemsize)
   print(json.dumps(dict(
-      own=peak[0] - before - sum(sizes), largest=largest, seconds=seconds)))
+      extra=peak[0] - before - sum(sizes), largest=largest, seconds=seconds)))
 
 
 def each():
-  """Measures all kinds, one after the other."""
+  """Measures all kinds, one after another."""
   dtypes = (('float32', 'bfloat16'), ('bfloat16', 'float32'),
             ('float32', 'float32'))
-  for stacked, (stored, wanted) in itertools.product(('True', 'False'), dtypes):
+  for stacked, (stored, loaded) in itertools.product(('True', 'False'), dtypes):
     with tempfile.TemporaryDirectory() as folder:
       out = subprocess.run(
-          [sys.executable, __file__, folder, '400', stacked, stored, wanted],
+          [sys.executable, __file__, folder, '400', stacked, stored, loaded],
           capture_output=True, text=True, check=True).stdout
-    found = json.loads(out)
-    print(f'{stored} -> {wanted}, stacked: {stacked}: '
-          f'{found["own"] / 2**20:.0f} MB, '
-          f'{found["own"] / found["largest"]:.2f} of the largest tensor, '
-          f'{found["seconds"]:.1f} s')
+    result = json.loads(out)
+    print(f'{stored} -> {loaded}, stacked: {stacked}: '
+          f'{result["extra"] / 2**20:.0f} MB, '
+          f'{result["extra"] / result["largest"]:.2f} of the largest tensor, '
+          f'{result["seconds"]:.1f} s')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""What is pretrained, and what is refused by name."""
+"""Tests of what is read of pretrained weights, and what is refused."""
 
 import json
 import pathlib
@@ -37,7 +37,7 @@ def test_tokenizer_is_the_folder_that_has_one(toy, name):
 
 @pytest.mark.parametrize('init, is_it', (
     ('hf:x', True), ('gguf:x', True), ('runs/hf', False), (None, False)))
-def test_init_says_whether_it_is_of_others(init, is_it):
+def test_init_says_whether_it_is_pretrained(init, is_it):
   assert interop.is_pretrained(init) is is_it
 
 
@@ -56,12 +56,13 @@ def test_unknown_model_type_is_named_with_those_there_are(toy):
   config = dict(model_type='tory')
   (toy.folder / 'config.json').write_text(json.dumps(config))
   with pytest.raises(checks.DataError,
-                     match="got 'tory'. Did you mean 'toy'. Known: toy"):
+                     match='config.json: model_type must be .* got '
+                     "'tory'. Did you mean 'toy'. Known: toy"):
     interop.describe(toy.init)
 
 
 @pytest.mark.parametrize('content', ('', '[]', '{"model_type": 3}'))
-def test_config_that_is_none_is_refused(toy, content):
+def test_broken_config_is_refused(toy, content):
   (toy.folder / 'config.json').write_text(content)
   with pytest.raises(checks.DataError, match='config.json|got 3'):
     interop.describe(toy.init)
@@ -73,8 +74,9 @@ def test_unknown_field_is_refused_by_name(toy):
     interop.describe(toy.init)
 
 
-def test_model_that_no_one_else_has_is_refused(toy):
-  with pytest.raises(checks.ConfigError, match="model='toi'. Did you mean 't"):
+def test_model_that_transformers_does_not_have_is_refused(toy):
+  with pytest.raises(checks.ConfigError,
+                     match="model must be .* got 'toi'. Did you mean 't"):
     pretrained_source.family_of('toi')
 
 
@@ -102,7 +104,7 @@ def test_model_that_no_one_else_has_is_refused(toy):
 ))
 def test_broken_field_is_refused_with_the_file(tmp_path, case, field, value):
   changes = {field: value}
-  if case == 'qwen2':  # Where it counts.
+  if case == 'qwen2':  # The field matters only with a window.
     changes.update(use_sliding_window=True, sliding_window=4, layer_types=None)
   folder = copy(case, tmp_path, **changes)
   with pytest.raises(checks.DataError, match=str(folder)):
@@ -160,11 +162,12 @@ def test_scale_is_that_of_the_preprocessor(tmp_path, content, expected):
 
 
 @pytest.mark.parametrize('content, match', (
-    (dict(SCALE, rescale_factor=1 / 127.5), 'rescale_factor of .* be 1/255'),
-    (dict(SCALE, do_rescale=False), 'do_rescale of .*be True'),
-    (dict(SCALE, image_std=[1, 1, 0]), 'image_std of .* above 0'),
-    (dict(SCALE, image_mean=[1, 1]), 'image_mean of .* 3 channels'),
-    (dict(image_mean=[0, 0, 0]), "the field 'image_std'"),
+    (dict(SCALE, rescale_factor=1 / 127.5),
+     'preprocessor_config.json: rescale_factor must be 1/255'),
+    (dict(SCALE, do_rescale=False), 'do_rescale must be True; got False'),
+    (dict(SCALE, image_std=[1, 1, 0]), 'image_std must be above 0'),
+    (dict(SCALE, image_mean=[1, 1]), 'image_mean must be .* 3 channels'),
+    (dict(image_mean=[0, 0, 0]), 'image_std is missing; got the fields'),
     ([], 'preprocessor_config.json must hold a JSON object'),
 ))
 def test_scale_that_is_not_supported_is_refused(tmp_path, content, match):
@@ -183,6 +186,6 @@ def test_texts_have_no_scale(tmp_path):
 def test_home_is_expanded(toy, monkeypatch):
   monkeypatch.setenv('HOME', str(toy.folder.parent))
   (toy.folder / 'tokenizer.json').write_text('{}')
-  found = interop.describe('hf:~/toy')
-  assert found == interop.describe(toy.init)
-  assert found.tokenizer == str(toy.folder)
+  pretrained = interop.describe('hf:~/toy')
+  assert pretrained == interop.describe(toy.init)
+  assert pretrained.tokenizer == str(toy.folder)

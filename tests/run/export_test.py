@@ -247,6 +247,6 @@ def test_a_model_of_ones_own_is_refused_by_name(tmp_path):
   config.data.name = 'synthetic'
   config.student.options = config.teacher.options = dict(hidden=(2,))
   job.train(config, tmp_path)
-  with pytest.raises(checks.ConfigError, match="transformers has; got model="
+  with pytest.raises(checks.ConfigError, match="transformers has; got "
                      "'mlp'"):
     export_lib.export(config, tmp_path)

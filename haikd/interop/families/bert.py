@@ -1,4 +1,4 @@
-"""BERT, RoBERTa and DistilBERT, with each of their heads."""
+"""BERT, RoBERTa and DistilBERT, with their heads."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,7 +12,6 @@ MODEL = 'bert'
 MODEL_TYPES = ('bert', 'roberta', 'distilbert')
 LENGTH = None
 
-_WHERE = 'interop.write_config'
 _CLASSES = dict(bert='Bert', roberta='Roberta', distilbert='DistilBert')
 _ENDINGS = dict(
     embedding='Model',
@@ -21,8 +20,8 @@ _ENDINGS = dict(
 _POOLERS = dict(bert='tanh', roberta='tanh', distilbert='relu')
 _TOKENS = 'embeddings.word_embeddings.weight'
 
-# What stands in one of their configs and changes no output at rest.
-_AT_REST = (
+# Fields that change no output in inference mode.
+_IGNORED_FIELDS = (
     'attention_dropout', 'attention_probs_dropout_prob', 'classifier_dropout',
     'directionality', 'dropout', 'hidden_dropout_prob', 'pooler_fc_size',
     'pooler_num_attention_heads', 'pooler_num_fc_layers',
@@ -48,8 +47,9 @@ _DISTILBERT_BLOCK = dict(
     down='ffn.lin2',
     norm_mlp='output_layer_norm')
 
-# Of each kind: the pooler ({} is the prefix) and the logits of classes; the
-# transform, its norm and the bias of the logits of tokens.
+# {model type: its tensors of heads}. For classes the pooler, with {} for the
+# prefix, and the logits; for tokens the transform, its norm and the bias of the
+# logits.
 _HEADS = dict(
     bert=('{}pooler.dense', 'classifier', 'cls.predictions.transform.dense',
           'cls.predictions.transform.LayerNorm', 'cls.predictions.bias'),
@@ -58,17 +58,19 @@ _HEADS = dict(
     distilbert=('pre_classifier', 'classifier', 'vocab_transform',
                 'vocab_layer_norm', 'vocab_projector.bias'))
 
-# Buffers, heads that are not read, and the table again, where it unembeds.
-_IGNORED = ('*embeddings.position_ids', '*embeddings.token_type_ids',
-            '*pooler.dense.*', 'classifier.*', 'pre_classifier.*', 'cls.*',
-            'lm_head.*', 'vocab_transform.*', 'vocab_layer_norm.*',
-            'vocab_projector.*', 'qa_outputs.*')
+# Buffers, heads that are not read, and the copy of the embedding table that a
+# file may hold for the logits.
+_IGNORED_TENSORS = (
+    '*embeddings.position_ids', '*embeddings.token_type_ids',
+    '*pooler.dense.*', 'classifier.*', 'pre_classifier.*', 'cls.*', 'lm_head.*',
+    'vocab_transform.*', 'vocab_layer_norm.*', 'vocab_projector.*',
+    'qa_outputs.*')
 
 
 def read_config(fields: fields_lib.Fields) -> dict[str, Any]:
-  """Returns the options of `models.bert` that a config says.
+  """Returns the options of `models.bert` that a config gives.
 
-  How an embedding is pooled is not among them; see `pooling.read_pooling`.
+  How an embedding is pooled is read elsewhere, by `pooling.read_pooling`.
 
   Args:
     fields: of `config.json`.
@@ -79,20 +81,20 @@ def read_config(fields: fields_lib.Fields) -> dict[str, Any]:
   Raises:
     DataError: a field or an architecture that is not supported.
   """
-  kind = fields.take('model_type')
-  head = _read_head(fields, kind)
-  # Their text models can be made decoders, of another attention.
+  model_type = fields.take('model_type')
+  head = _read_head(fields, model_type)
+  # transformers can also run these models as decoders, with other attention.
   fields.expect('is_decoder', False)
   fields.expect('add_cross_attention', False)
   fields.expect('position_embedding_type', 'absolute')
   if head == 'masked_lm':
     fields.expect('tie_word_embeddings', True)
-  fields.ignore(('tie_word_embeddings', *_AT_REST))
+  fields.ignore(('tie_word_embeddings', *_IGNORED_FIELDS))
   options = dict(
       vocabulary=fields.take('vocab_size', kind=int),
       positions=fields.take('max_position_embeddings', kind=int),
       head=head)
-  if kind == 'distilbert':
+  if model_type == 'distilbert':
     options.update(
         types=0,
         width=fields.take('dim', kind=int),
@@ -110,14 +112,14 @@ def read_config(fields: fields_lib.Fields) -> dict[str, Any]:
         hidden=fields.take('intermediate_size', kind=int),
         activation=options_lib.read_activation(fields, 'hidden_act'),
         epsilon=fields.take('layer_norm_eps', 1e-12, kind=float))
-  if kind == 'roberta':
+  if model_type == 'roberta':
     options['position_offset'] = _read_offset(fields)
-    if head == 'masked_lm':  # Its transform has this one, whatever it says.
+    if head == 'masked_lm':  # Its transform uses gelu, whatever the field says.
       fields.expect('hidden_act', 'gelu')
   if head == 'classification':
     options.update(
         num_classes=options_lib.read_labels(fields),
-        pooler_activation=_POOLERS[kind])
+        pooler_activation=_POOLERS[model_type])
   fields.done()
   return options
 
@@ -128,16 +130,16 @@ def tensors(options: Mapping[str, Any],
 
   Args:
     options: of `models.bert`.
-    names: of the tensors there are; none to have those of a new file.
+    names: of the tensors in the file; empty for the names of a new file.
 
   Returns:
     The rules of all parameters.
   """
   options = options_lib.complete(MODEL, options)
   names = tuple(names)
-  head, kind = options['head'], _kind(options, names)
-  prefix = _prefix(names, '' if head == 'embedding' else f'{kind}.')
-  # So old files call scale and offset.
+  head, model_type = options['head'], _model_type(options, names)
+  prefix = _prefix(names, '' if head == 'embedding' else f'{model_type}.')
+  # Old files call the scale gamma and the offset beta.
   is_old = any(name.endswith('LayerNorm.gamma') for name in names)
   norm = _old_norm if is_old else rules_lib.norm
   embeddings = f'{prefix}embeddings'
@@ -151,7 +153,7 @@ def tensors(options: Mapping[str, Any],
     rules.append(
         rules_lib.Rule('embed', 'types',
                        f'{embeddings}.token_type_embeddings.weight'))
-  is_distilbert = kind == 'distilbert'
+  is_distilbert = model_type == 'distilbert'
   stack = prefix + ('transformer' if is_distilbert else 'encoder')
   block = _DISTILBERT_BLOCK if is_distilbert else _BERT_BLOCK
   for name, tensor in block.items():
@@ -161,7 +163,7 @@ def tensors(options: Mapping[str, Any],
     else:
       room = 'mlp' if name in ('up', 'down') else 'attn'
       rules.extend(rules_lib.linear(f'block/{room}/{name}', tensor))
-  pooler, logits, transform, transform_norm, bias = _HEADS[kind]
+  pooler, logits, transform, transform_norm, bias = _HEADS[model_type]
   if head == 'classification':
     if options['pooler_activation'] is not None:
       rules.extend(rules_lib.linear('pooler', pooler.format(prefix)))
@@ -170,36 +172,36 @@ def tensors(options: Mapping[str, Any],
     rules.extend(rules_lib.linear('transform', transform))
     rules.extend(norm('transform_norm', transform_norm))
     rules.append(rules_lib.Rule('logits', 'b', bias, vocabulary=0))
-  return rules_lib.Tensors(tuple(rules), _IGNORED)
+  return rules_lib.Tensors(tuple(rules), _IGNORED_TENSORS)
 
 
 def write_config(options: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the fields of a config that say the same as options.
+  """Returns the fields of a config that mean the same as options.
 
-  Without token types it is DistilBERT, with an offset of positions RoBERTa,
-  else BERT.
+  A network without token types is a DistilBERT, one with an offset of
+  positions a RoBERTa, any other a BERT.
 
   Args:
-    options: of `models.bert`; `num_classes` among them for classification.
+    options: of `models.bert`, with `num_classes` for classification.
 
   Returns:
     The fields of `config.json`.
 
   Raises:
-    ConfigError: options that none of the three has together.
+    ConfigError: none of the three has all of these options together.
   """
   options = options_lib.complete(MODEL, options)
-  kind, head = _kind(options, ()), options['head']
-  _check_writable(options, kind)
-  activation = options_lib.write_activation(_WHERE, options['activation'])
+  model_type, head = _model_type(options, ()), options['head']
+  _check_writable(options, model_type)
+  activation = options_lib.write_activation(options['activation'])
   hidden = options['hidden'] or 4 * options['width']
   dropout = options['dropout']
   values = dict(
-      architectures=[_CLASSES[kind] + _ENDINGS[head]],
-      model_type=kind,
+      architectures=[_CLASSES[model_type] + _ENDINGS[head]],
+      model_type=model_type,
       vocab_size=options['vocabulary'],
       max_position_embeddings=options['positions'])
-  if kind == 'distilbert':
+  if model_type == 'distilbert':
     values.update(
         dim=options['width'],
         n_layers=options['depth'],
@@ -220,16 +222,17 @@ def write_config(options: Mapping[str, Any]) -> dict[str, Any]:
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=0.0,
         layer_norm_eps=options['epsilon'])
-  if kind == 'roberta':
+  if model_type == 'roberta':
     values['pad_token_id'] = options['position_offset'] - 1
   if head == 'classification':
     values.update(options_lib.write_labels(options['num_classes']))
   return values
 
 
-def _read_head(fields, kind):
-  known = {_CLASSES[kind] + ending: head for head, ending in _ENDINGS.items()}
-  # Trained on pairs of sentences too, whose head is not read.
+def _read_head(fields, model_type):
+  prefix = _CLASSES[model_type]
+  known = {prefix + ending: head for head, ending in _ENDINGS.items()}
+  # It has a second head, for pairs of sentences, which is not read.
   known['BertForPreTraining'] = 'masked_lm'
   return known[options_lib.read_architecture(fields, known)]
 
@@ -238,13 +241,14 @@ def _read_offset(fields):
   padding = fields.take('pad_token_id', 1)
   if not isinstance(padding, int):
     raise checks.DataError(
-        f'interop.read: pad_token_id of {fields.path} must be a number, as '
-        f'positions are counted from it; got pad_token_id={padding!r}.')
+        f'{fields.title("pad_token_id")} must be a whole number, since '
+        f'positions are counted from it; got {padding!r}. Fetch the model '
+        'again.')
   return padding + 1
 
 
-def _kind(options, names):
-  """Returns the model type, of the names of tensors where there are some."""
+def _model_type(options, names):
+  """Returns the model type, by the names of tensors if there are any."""
   if names:
     is_distilbert = any('transformer.layer.' in name for name in names)
   else:
@@ -266,17 +270,17 @@ def _old_norm(module, tensor):
           rules_lib.Rule(module, 'offset', f'{tensor}.beta'))
 
 
-def _check_writable(options, kind):
+def _check_writable(options, model_type):
   check = options_lib.check_choice
-  if kind == 'distilbert':
-    check(_WHERE, 'position_offset', options['position_offset'], (0,))
-    check(_WHERE, 'epsilon', options['epsilon'], (1e-12,))
+  if model_type == 'distilbert':
+    check('position_offset', options['position_offset'], (0,))
+    check('epsilon', options['epsilon'], (1e-12,))
   if options['head'] == 'classification':
-    check(_WHERE, 'pooler_activation', options['pooler_activation'],
-          (_POOLERS[kind],))
+    check('pooler_activation', options['pooler_activation'],
+          (_POOLERS[model_type],))
     if not options['num_classes']:
       raise checks.ConfigError(
-          f'{_WHERE}: num_classes must be among the options for head '
-          f"'classification'; got {sorted(options)}.")
-  if options['head'] == 'masked_lm' and kind == 'roberta':
-    check(_WHERE, 'activation', options['activation'], ('gelu',))
+          "options.num_classes must be given for head='classification'; got "
+          f'{options["num_classes"]!r}. Set it in the config.')
+  if options['head'] == 'masked_lm' and model_type == 'roberta':
+    check('activation', options['activation'], ('gelu',))

@@ -1,4 +1,4 @@
-"""GPT-2, DistilGPT-2 and their like."""
+"""GPT-2 and DistilGPT-2."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,13 +11,12 @@ MODEL = 'gpt2'
 MODEL_TYPES = ('gpt2',)
 LENGTH = None
 
-_WHERE = 'interop.write_config'
 _ARCHITECTURES = ('GPT2LMHeadModel', 'GPT2Model')
 _TOKENS = 'wte.weight'
 
-# What stands in their configs and changes no output at rest; attention in
-# float32 is what the model has anyway, and `n_ctx` is `n_positions` again.
-_AT_REST = (
+# Fields that change no output in inference mode. The model computes attention
+# in float32 anyway, and `n_ctx` repeats `n_positions`.
+_IGNORED_FIELDS = (
     '_num_labels', 'attn_pdrop', 'embd_pdrop', 'n_ctx',
     'predict_special_tokens', 'reorder_and_upcast_attn', 'resid_pdrop',
     'summary_activation', 'summary_first_dropout', 'summary_proj_to_labels',
@@ -25,7 +24,7 @@ _AT_REST = (
 
 
 def read_config(fields: fields_lib.Fields) -> dict[str, Any]:
-  """Returns the options of `models.gpt2` that a config says.
+  """Returns the options of `models.gpt2` that a config gives.
 
   Args:
     fields: of `config.json`.
@@ -50,7 +49,7 @@ def read_config(fields: fields_lib.Fields) -> dict[str, Any]:
       activation=options_lib.read_activation(fields, 'activation_function'),
       epsilon=fields.take('layer_norm_epsilon', 1e-5, kind=float),
       tied=fields.take('tie_word_embeddings', True, kind=bool))
-  fields.ignore(_AT_REST)
+  fields.ignore(_IGNORED_FIELDS)
   fields.done()
   return options
 
@@ -61,13 +60,13 @@ def tensors(options: Mapping[str, Any],
 
   Args:
     options: of `models.gpt2`.
-    names: of the tensors there are; none to have those of a new file.
+    names: of the tensors in the file; empty for the names of a new file.
 
   Returns:
     The rules of all parameters.
   """
   options = options_lib.complete(MODEL, options)
-  # The network without its logits is saved without the prefix.
+  # A network without logits is saved without the prefix.
   prefix = '' if _TOKENS in names else 'transformer.'
   layer = prefix + 'h.{layer}.'
   rules = [
@@ -82,20 +81,20 @@ def tensors(options: Mapping[str, Any],
   for module, tensor in (('norm_attn', 'ln_1'), ('norm_mlp', 'ln_2')):
     rules.extend(rules_lib.norm(f'block/{module}', layer + tensor))
   rules.extend(rules_lib.norm('norm', f'{prefix}ln_f'))
-  # Where one may look was a buffer once.
+  # Older files hold the causal mask as a buffer.
   return rules_lib.decoder(rules, tied=options['tied'],
                            ignored=('*.attn.bias', '*.attn.masked_bias'))
 
 
 def write_config(options: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the fields of a config that say the same as options.
+  """Returns the fields of a config that mean the same as options.
 
   Args:
     options: of `models.gpt2`.
 
   Returns:
-    The fields of `config.json`; the size of the vocabulary is among them if
-    `num_classes` is among the options.
+    The fields of `config.json`, with the size of the vocabulary if the options
+    have `num_classes`.
 
   Raises:
     ConfigError: an activation that transformers does not have.
@@ -110,8 +109,7 @@ def write_config(options: Mapping[str, Any]) -> dict[str, Any]:
       n_layer=options['depth'],
       n_head=options['heads'],
       n_inner=options['hidden'],
-      activation_function=options_lib.write_activation(
-          _WHERE, options['activation']),
+      activation_function=options_lib.write_activation(options['activation']),
       layer_norm_epsilon=options['epsilon'],
       embd_pdrop=dropout,
       resid_pdrop=dropout,
@@ -123,10 +121,16 @@ def write_config(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _linear(module, tensor, part=None):
-  """Returns the rules of a map kept as `[in, out]`, or of a third of it."""
+  """Returns the rules of a linear map that is stored as `[in, out]`.
+
+  Args:
+    module: the Haiku module.
+    tensor: the common name of its tensors.
+    part: which third of the tensors it is; None for all of them.
+  """
   return [
       rules_lib.Rule(
-          module, name, f'{tensor}.{kind}',
-          part=None if part is None else rules_lib.Part(axis, part, 3))
-      for name, kind, axis in (('w', 'weight', 1), ('b', 'bias', 0))
+          module, name, f'{tensor}.{suffix}',
+          part=None if part is None else rules_lib.TensorPart(axis, part, 3))
+      for name, suffix, axis in (('w', 'weight', 1), ('b', 'bias', 0))
   ]

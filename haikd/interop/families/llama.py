@@ -13,15 +13,14 @@ MODEL = 'llama'
 MODEL_TYPES = ('llama', 'mistral', 'qwen2', 'qwen3')
 LENGTH = 'max_position_embeddings'
 
-_WHERE = 'interop.write_config'
 _CLASSES = dict(
     llama='Llama', mistral='Mistral', qwen2='Qwen2', qwen3='Qwen3')
 _FULL, _SLIDING = 'full_attention', 'sliding_attention'
 
 _TOKENS = 'embed_tokens.weight'
 
-# Of one block: the parameter's module, its tensors and the option that says
-# whether there is a bias.
+# The linear maps of a block: module, tensors and the option that gives it a
+# bias.
 _LINEAR = (
     ('attn/query', 'self_attn.q_proj', 'qkv_bias'),
     ('attn/key', 'self_attn.k_proj', 'qkv_bias'),
@@ -37,7 +36,7 @@ _QK_NORMS = (('attn/norm_query', 'self_attn.q_norm'),
 
 
 def read_config(fields: fields_lib.Fields) -> dict[str, Any]:
-  """Returns the options of `models.llama` that a config says.
+  """Returns the options of `models.llama` that a config gives.
 
   Args:
     fields: of `config.json`.
@@ -48,16 +47,17 @@ def read_config(fields: fields_lib.Fields) -> dict[str, Any]:
   Raises:
     DataError: a field or an architecture that is not supported.
   """
-  kind = fields.take('model_type')
+  model_type = fields.take('model_type')
+  prefix = _CLASSES[model_type]
   options_lib.read_architecture(
-      fields, (_CLASSES[kind] + 'ForCausalLM', _CLASSES[kind] + 'Model'))
+      fields, (f'{prefix}ForCausalLM', f'{prefix}Model'))
   width = fields.take('hidden_size', kind=int)
   heads = fields.take('num_attention_heads', kind=int)
-  # Where it may be left out, it is as transformers has it.
-  head_size = fields.take('head_dim', 128 if kind == 'qwen3' else None,
+  # Without the field transformers uses these defaults.
+  head_size = fields.take('head_dim', 128 if model_type == 'qwen3' else None,
                           kind=int, null=True)
   head_size = head_size or width // heads
-  if kind == 'llama':
+  if model_type == 'llama':
     key_value_heads = fields.take('num_key_value_heads', None, kind=int)
   else:
     key_value_heads = fields.take('num_key_value_heads', kind=int)
@@ -73,13 +73,14 @@ def read_config(fields: fields_lib.Fields) -> dict[str, Any]:
       activation=options_lib.read_activation(fields, 'hidden_act'),
       epsilon=fields.take('rms_norm_eps', 1e-6, kind=float),
       tied=fields.take('tie_word_embeddings', False, kind=bool),
-      qk_norm=kind == 'qwen3',
-      mlp_bias=kind == 'llama' and fields.take('mlp_bias', False, kind=bool))
-  has_biases = (kind in ('llama', 'qwen3') and
+      qk_norm=model_type == 'qwen3',
+      mlp_bias=(model_type == 'llama' and
+                fields.take('mlp_bias', False, kind=bool)))
+  has_biases = (model_type in ('llama', 'qwen3') and
                 fields.take('attention_bias', False, kind=bool))
   options.update(
-      qkv_bias=kind == 'qwen2' or has_biases, output_bias=has_biases)
-  options.update(_read_window(fields, kind, depth))
+      qkv_bias=model_type == 'qwen2' or has_biases, output_bias=has_biases)
+  options.update(_read_window(fields, model_type, depth))
   options.update(rope.read(fields))
   fields.expect('rope_interleaved', False)
   fields.ignore(('attention_dropout', 'is_llama_config'))
@@ -93,13 +94,13 @@ def tensors(options: Mapping[str, Any],
 
   Args:
     options: of `models.llama`.
-    names: of the tensors there are; none to have those of a new file.
+    names: of the tensors in the file; empty for the names of a new file.
 
   Returns:
     The rules of all parameters.
   """
   options = options_lib.complete(MODEL, options)
-  # The network without its logits is saved without the prefix.
+  # A network without logits is saved without the prefix.
   prefix = '' if _TOKENS in names else 'model.'
   layer = prefix + 'layers.{layer}.'
   rules = [
@@ -117,43 +118,43 @@ def tensors(options: Mapping[str, Any],
 
 
 def write_config(options: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the fields of a config that say the same as options.
+  """Returns the fields of a config that mean the same as options.
 
   Args:
     options: of `models.llama`.
 
   Returns:
-    The fields of `config.json`; the size of the vocabulary is among them if
-    `num_classes` is among the options.
+    The fields of `config.json`, with the size of the vocabulary if the options
+    have `num_classes`.
 
   Raises:
-    ConfigError: options that none of the model types has together.
+    ConfigError: no model type has all of these options together.
   """
   options = options_lib.complete(MODEL, options)
   width, heads = options['width'], options['heads']
-  kind = _kind(options)
+  model_type = _model_type(options)
   values = dict(
-      architectures=[f'{_CLASSES[kind]}ForCausalLM'],
-      model_type=kind,
+      architectures=[f'{_CLASSES[model_type]}ForCausalLM'],
+      model_type=model_type,
       hidden_size=width,
       num_hidden_layers=options['depth'],
       num_attention_heads=heads,
       num_key_value_heads=options['key_value_heads'] or heads,
       head_dim=options['head_size'] or width // heads,
       intermediate_size=options['hidden'] or -(-8 * width // (3 * 64)) * 64,
-      hidden_act=options_lib.write_activation(_WHERE, options['activation']),
+      hidden_act=options_lib.write_activation(options['activation']),
       rms_norm_eps=options['epsilon'],
       tie_word_embeddings=options['tied'],
       **rope.write(options['rope_base'], options['rope_scaling']))
   if 'num_classes' in options:
     values['vocab_size'] = options['num_classes']
-  if kind in ('llama', 'qwen3'):
+  if model_type in ('llama', 'qwen3'):
     values['attention_bias'] = options['qkv_bias']
-  if kind == 'llama':
+  if model_type == 'llama':
     values['mlp_bias'] = options['mlp_bias']
   else:
     values['sliding_window'] = options['window']
-  if kind in ('qwen2', 'qwen3'):
+  if model_type in ('qwen2', 'qwen3'):
     values.update(
         use_sliding_window=options['window'] is not None,
         layer_types=[_SLIDING if is_chosen else _FULL
@@ -161,13 +162,17 @@ def write_config(options: Mapping[str, Any]) -> dict[str, Any]:
   return values
 
 
-def _read_window(fields, kind, depth):
-  """Returns the options of windows, as each model type has them."""
-  if kind == 'llama':
+def _read_window(fields, model_type, depth):
+  """Takes the fields of attention windows, which depend on the model type.
+
+  Returns:
+    The options `window` and `window_layers`.
+  """
+  if model_type == 'llama':
     fields.expect('layer_types', [_FULL] * depth)
     return {}
   window = fields.take('sliding_window', 4096, kind=int, null=True)
-  if kind == 'mistral':
+  if model_type == 'mistral':
     fields.expect('layer_types', [_SLIDING if window else _FULL] * depth)
     return dict(window=window)
   if not fields.take('use_sliding_window', False, kind=bool):
@@ -179,9 +184,9 @@ def _read_window(fields, kind, depth):
   if len(types) != depth or set(types) - {_FULL, _SLIDING} or (
       window is None and _SLIDING in types):
     raise checks.DataError(
-        f'interop.read: layer_types of {fields.path} must be {_FULL} or '
-        f'{_SLIDING} for each layer, and the former without a window; got '
-        f'{types}, not supported.')
+        f'{fields.title("layer_types")} must be {_FULL} or {_SLIDING} for each '
+        f'of {depth} layers, and {_FULL} for all without a window; got '
+        f'{types}, which haikd does not support.')
   chosen = tuple(i for i, name in enumerate(types) if name == _SLIDING)
   if not chosen:
     return {}
@@ -189,35 +194,37 @@ def _read_window(fields, kind, depth):
       window=window, window_layers=None if len(chosen) == depth else chosen)
 
 
-def _kind(options):
-  """Returns the model type that has a choice of options."""
+def _model_type(options):
+  """Returns the model type that has these options."""
   has_window = set(_has_window(options))
   biases = options['qkv_bias'], options['output_bias']
   if options['qk_norm']:
-    kind, fits = 'qwen3', biases[0] == biases[1] and not options['mlp_bias']
+    model_type = 'qwen3'
+    fits = biases[0] == biases[1] and not options['mlp_bias']
   elif biases == (True, False):
-    kind, fits = 'qwen2', not options['mlp_bias']
+    model_type, fits = 'qwen2', not options['mlp_bias']
   elif True in has_window or options['width'] % options['heads']:
-    # Llama has no window, and in transformers no such width.
-    kind = 'mistral'
+    # Llama has no window, and transformers wants its width to be a multiple of
+    # the heads.
+    model_type = 'mistral'
     fits = biases == (False, False) and len(has_window) == 1 and (
         not options['mlp_bias'])
   else:
-    kind, fits = 'llama', biases[0] == biases[1]
+    model_type, fits = 'llama', biases[0] == biases[1]
   if not fits:
     names = ('qk_norm', 'qkv_bias', 'output_bias', 'mlp_bias', 'window',
              'window_layers', 'width', 'heads')
-    found = ', '.join(f'{name}={options[name]!r}' for name in names)
+    values = ', '.join(f'{name}={options[name]!r}' for name in names)
     raise checks.ConfigError(
-        f'{_WHERE}: options must be those of one of {", ".join(MODEL_TYPES)}; '
-        f'got {found}. qwen3 has norms of queries and keys, and all biases of '
-        'attention or none; qwen2 those of query, key and value; mistral none '
-        'and one window for all blocks; llama no window.')
-  return kind
+        f'options must be those of one of {", ".join(MODEL_TYPES)}; got '
+        f'{values}. qwen3 has norms of queries and keys, and all biases of '
+        'attention or none. qwen2 has biases of query, key and value. mistral '
+        'has no biases, and one window for all blocks. llama has no window.')
+  return model_type
 
 
 def _has_window(options):
-  """Returns for each block whether it has a window."""
+  """Returns whether each block has a window."""
   layers = options['window_layers']
   return [options['window'] is not None and (layers is None or i in layers)
           for i in range(options['depth'])]

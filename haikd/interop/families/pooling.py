@@ -1,9 +1,10 @@
-"""How a folder of sentence-transformers makes one vector of a text."""
+"""How a folder of sentence-transformers pools a text to one vector."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from haikd.core import checks
+from haikd.interop import fields as fields_lib
 from haikd.interop import options as options_lib
 from haikd.storage import files
 from haikd.storage import paths
@@ -21,16 +22,16 @@ def read_pooling(folder: paths.Path) -> dict[str, Any]:
   """Returns the options `pool` and `normalise` of `models.bert`.
 
   Args:
-    folder: of the network. Without `modules.json` in it nothing is said, and
-      the vector is the mean, of length 1.
+    folder: of the network. Without `modules.json` in it the vector is the
+      mean, of length 1.
 
   Returns:
     Options.
 
   Raises:
-    DataError: another module than a transformer, a pooling and a norm, in this
-      order; another pooling than the mean or the first token; or files that
-      cannot be read.
+    DataError: the modules are not a transformer, a pooling and perhaps a norm,
+      in this order; the pooling is neither the mean nor the first token; or a
+      file cannot be read.
   """
   folder = paths.as_path(folder)
   path = folder / _MODULES
@@ -41,20 +42,17 @@ def read_pooling(folder: paths.Path) -> dict[str, Any]:
       isinstance(module, dict) and {'type', 'path'} <= set(module)
       for module in modules):
     raise checks.DataError(
-        f'interop.read: {path} must be a list of modules, each with type and '
-        f'path; got {modules!r}. Fetch the model again.')
+        f'{path} must be a list of modules, each with type and path; got '
+        f'{modules!r}. Fetch the model again.')
   kinds = [str(module['type']).rpartition('.')[2] for module in modules]
   legal = [_TRANSFORMER, _POOLING, _NORMALIZE]
   if kinds not in (legal[:2], legal):
     raise checks.DataError(
-        f'interop.read: modules of {path} must be {", ".join(legal)}, the last '
-        f'or not; got {", ".join(kinds) or "none"}, not supported.')
+        f'{path}: the modules must be {_TRANSFORMER}, {_POOLING} and perhaps '
+        f'{_NORMALIZE}; got {", ".join(kinds) or "none"}, which haikd does not '
+        'support.')
   path = folder / modules[1]['path'] / 'config.json'
-  config = files.read_json(path)
-  if not isinstance(config, dict):
-    raise checks.DataError(
-        f'interop.read: {path} must hold a JSON object; got '
-        f'{type(config).__name__}. Fetch the model again.')
+  config = fields_lib.read_object(path)
   modes = config.get('pooling_mode')
   if modes is None:
     modes = [name for name, value in config.items()
@@ -62,8 +60,8 @@ def read_pooling(folder: paths.Path) -> dict[str, Any]:
   modes = [modes] if isinstance(modes, str) else list(modes)
   if len(modes) != 1 or modes[0] not in _MODES:
     raise checks.DataError(
-        f'interop.read: pooling of {path} must be mean or cls; got '
-        f'{", ".join(modes) or "none"}, not supported.')
+        f'{path}: pooling_mode must be mean or cls; got '
+        f'{", ".join(modes) or "none"}, which haikd does not support.')
   return dict(pool=_MODES[modes[0]], normalise=_NORMALIZE in kinds)
 
 
@@ -74,8 +72,8 @@ def write_pooling(options: Mapping[str, Any]) -> dict[str, Any]:
     options: of `models.bert`.
 
   Returns:
-    `{path in the folder: content of that JSON file}`; nothing for a network
-    that gives no vectors.
+    `{path in the folder: content of that JSON file}`; empty for a network
+    that returns no vectors.
   """
   options = options_lib.complete('bert', options)
   if options['head'] != 'embedding':

@@ -14,9 +14,7 @@ MODEL = 'vit'
 MODEL_TYPES = ('vit', 'deit')
 LENGTH = None
 
-_WHERE = 'interop.write_config'
-
-# {architecture: the options that say which it is}
+# {architecture: the options that distinguish it}
 _ARCHITECTURES = dict(
     ViTForImageClassification=dict(distilled=False, distillation_head=False),
     DeiTForImageClassification=dict(distilled=True, distillation_head=False),
@@ -37,9 +35,9 @@ _PATCHES = 'embeddings.patch_embeddings.projection.weight'
 
 
 def read_config(fields: fields_lib.Fields) -> dict[str, Any]:
-  """Returns the options of `models.vit` that a config says.
+  """Returns the options of `models.vit` that a config gives.
 
-  How images have to be scaled does not stand in it.
+  How images are normalised is in another file; see `images.read_scale`.
 
   Args:
     fields: of `config.json`.
@@ -64,7 +62,7 @@ def read_config(fields: fields_lib.Fields) -> dict[str, Any]:
       epsilon=fields.take('layer_norm_eps', 1e-12, kind=float),
       qkv_bias=fields.take('qkv_bias', True, kind=bool),
       **_read_architecture(fields))
-  # Of dropout, of the pooler and of masked images; no logits depend on them.
+  # Fields of dropout, the pooler and masked images, which no logit depends on.
   fields.ignore(('attention_probs_dropout_prob', 'encoder_stride',
                  'hidden_dropout_prob', 'pooler_act', 'pooler_output_size'))
   fields.done()
@@ -77,7 +75,7 @@ def tensors(options: Mapping[str, Any],
 
   Args:
     options: of `models.vit`.
-    names: of the tensors there are; none to have those of a new file.
+    names: of the tensors in the file; empty for the names of a new file.
 
   Returns:
     The rules of all parameters.
@@ -120,29 +118,29 @@ def tensors(options: Mapping[str, Any],
 
 
 def write_config(options: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the fields of a config that say the same as options.
+  """Returns the fields of a config that mean the same as options.
 
   Args:
-    options: of `models.vit`; `num_classes`, `image_size` and `channels` among
-      them.
+    options: of `models.vit`, with `num_classes`, `image_size` and `channels`.
 
   Returns:
     The fields of `config.json`.
 
   Raises:
-    ConfigError: options that neither network has, or those above missing.
+    ConfigError: one of these three is missing, or neither network has all of
+      the options together.
   """
   options = options_lib.complete(MODEL, options)
   for name in ('num_classes', 'image_size', 'channels'):
     if not options.get(name):
       raise checks.ConfigError(
-          f'{_WHERE}: {name} must be among the options of a vit; got '
-          f'{name}={options.get(name)}. Say it in the config, in options.')
-  options_lib.check_choice(_WHERE, 'pool', options['pool'], ('token',))
+          f'options.{name} must be given for a vit; got {options.get(name)}. '
+          'Set it in the config.')
+  options_lib.check_choice('pool', options['pool'], ('token',))
   width = options['width']
   architecture = next(
-      name for name, said in _ARCHITECTURES.items()
-      if all(options[key] == value for key, value in said.items()))
+      name for name, required in _ARCHITECTURES.items()
+      if all(options[key] == value for key, value in required.items()))
   return dict(
       architectures=[architecture],
       model_type='deit' if options['distilled'] else 'vit',
@@ -150,7 +148,7 @@ def write_config(options: Mapping[str, Any]) -> dict[str, Any]:
       num_hidden_layers=options['depth'],
       num_attention_heads=options['heads'],
       intermediate_size=round(options['mlp_ratio'] * width),
-      hidden_act=options_lib.write_activation(_WHERE, options['activation']),
+      hidden_act=options_lib.write_activation(options['activation']),
       hidden_dropout_prob=options['dropout'],
       attention_probs_dropout_prob=0.0,
       layer_norm_eps=options['epsilon'],
@@ -162,21 +160,27 @@ def write_config(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_architecture(fields):
-  kind = fields.take('model_type')
+  model_type = fields.take('model_type')
   architectures = fields.take('architectures', None, kind=list) or ['none']
-  known = {name: said for name, said in _ARCHITECTURES.items()
-           if said['distilled'] == (kind == 'deit')}
+  known = {name: options for name, options in _ARCHITECTURES.items()
+           if options['distilled'] == (model_type == 'deit')}
   if len(architectures) != 1 or architectures[0] not in known:
     raise checks.DataError(
-        f'interop.read: architectures of {fields.path} must be one of '
-        f'{", ".join(known)}; got {", ".join(architectures)}, which has no '
-        'logits that are supported. Choose a network that was trained to '
-        'classify.')
+        f'{fields.title("architectures")} must be one of {", ".join(known)}; '
+        f'got {", ".join(architectures)}, which has no logits that haikd '
+        'supports. Choose a network that was trained to classify.')
   return known[architectures[0]]
 
 
 def _patches(size: int) -> rules_lib.Layout:
-  """A convolution `[D, C, p, p]` is a linear map of patches `[p p C, D]`."""
+  """Returns the layout of patches: a convolution as a linear map.
+
+  The kernel `[D, C, p, p]` of the convolution is the matrix `[p p C, D]` that
+  maps flattened patches.
+
+  Args:
+    size: p, the side of a patch.
+  """
 
   def load(x: np.ndarray) -> np.ndarray:
     return x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0])

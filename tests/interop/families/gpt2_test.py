@@ -35,7 +35,7 @@ def test_a_config_is_read():
     (dict(activation_function='relu'), dict(activation='relu')),
     (dict(tie_word_embeddings=False), dict(tied=False)),
     (dict(architectures=None), dict()),
-    # As in those of DistilGPT-2 and of the larger ones.
+    # As in the configs of DistilGPT-2 and of the larger ones.
     (dict(_num_labels=1, predict_special_tokens=True, n_special=0), dict()),
 ])
 def test_fields_that_differ_are_read(more, expected):
@@ -45,11 +45,12 @@ def test_fields_that_differ_are_read(more, expected):
 @pytest.mark.parametrize('more, text', [
     (dict(architectures=['GPT2ForSequenceClassification']),
      'must be one of GPT2LMHeadModel, GPT2Model; got'),
-    (dict(scale_attn_weights=False), 'scale_attn_weights=False'),
+    (dict(scale_attn_weights=False), 'scale_attn_weights must be True; got F'),
     (dict(scale_attn_by_inverse_layer_idx=True),
-     'scale_attn_by_inverse_layer_idx=True'),
-    (dict(add_cross_attention=True), 'add_cross_attention=True'),
-    (dict(rotary=True), "got {'rotary': True}, not supported"),
+     'scale_attn_by_inverse_layer_idx must be False; got True'),
+    (dict(add_cross_attention=True),
+     'add_cross_attention must be False; got True'),
+    (dict(rotary=True), "got {'rotary': True}. Nothing was loaded"),
 ])
 def test_what_is_not_supported_is_refused(more, text):
   with pytest.raises(checks.DataError, match=text):
@@ -62,18 +63,18 @@ def test_a_written_config_says_the_same(more):
   options = OPTIONS | more
   values = gpt2.write_config(options)
   assert values['architectures'] == ['GPT2LMHeadModel']
-  found = gpt2.read_config(fields_lib.Fields('config.json', values))
-  assert found == options
+  actual = gpt2.read_config(fields_lib.Fields('config.json', values))
+  assert actual == options
 
 
 @pytest.mark.parametrize('names, prefix', [
     ((), 'transformer.'), (('wte.weight',), '')])
 def test_tensors_have_the_prefix_that_is_there(names, prefix):
   rules, ignored = gpt2.tensors(OPTIONS, names)
-  found = {rule.tensor for rule in rules}
-  assert f'{prefix}wte.weight' in found
-  assert f'{prefix}h.{{layer}}.attn.c_attn.bias' in found
-  assert 'lm_head.weight' not in found and 'lm_head.weight' in ignored
+  tensors = {rule.tensor for rule in rules}
+  assert f'{prefix}wte.weight' in tensors
+  assert f'{prefix}h.{{layer}}.attn.c_attn.bias' in tensors
+  assert 'lm_head.weight' not in tensors and 'lm_head.weight' in ignored
 
 
 def test_axes_of_the_vocabulary_are_marked():

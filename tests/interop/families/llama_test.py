@@ -54,7 +54,7 @@ def read(values, **more):
 
 
 def scaling(**fields):
-  """Returns what is read of the fields of a scaling, in either place."""
+  """Returns the scaling that fields give, both old and new ones."""
   old = read(LLAMA, max_position_embeddings=64, rope_scaling=fields)
   values = dict(LLAMA)
   del values['rope_theta'], values['rope_scaling']
@@ -83,16 +83,16 @@ def test_a_config_of_llama_3_is_read():
                    head_size=128)),
 ])
 def test_configs_of_others_are_read(kind, expected):
-  found = read(CONFIGS[kind])
-  assert {name: found[name] for name in expected} == expected
-  assert found['rope_scaling'] is None
-  assert ('window' in found) == (kind == 'mistral')
+  actual = read(CONFIGS[kind])
+  assert {name: actual[name] for name in expected} == expected
+  assert actual['rope_scaling'] is None
+  assert ('window' in actual) == (kind == 'mistral')
 
 
 @pytest.mark.parametrize('kind, more, expected', [
     ('llama', dict(attention_bias=True, mlp_bias=True),
      dict(qkv_bias=True, output_bias=True, mlp_bias=True)),
-    # As in those of SmolLM2.
+    # As in the config of SmolLM2.
     ('llama', dict(is_llama_config=True, rope_interleaved=False), dict()),
     ('llama', dict(num_key_value_heads=None, head_dim=None),
      dict(key_value_heads=32, head_size=64)),
@@ -110,8 +110,8 @@ def test_configs_of_others_are_read(kind, expected):
     ('qwen3', dict(attention_bias=True), dict(qkv_bias=True, output_bias=True)),
 ])
 def test_fields_that_differ_are_read(kind, more, expected):
-  found = read(CONFIGS[kind], **more)
-  assert {name: found[name] for name in expected} == expected
+  actual = read(CONFIGS[kind], **more)
+  assert {name: actual[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize('kind, field, option, default', [
@@ -132,14 +132,14 @@ def test_what_is_left_out_is_as_transformers_has_it(kind, field, option,
 @pytest.mark.parametrize('fields, expected', [
     (dict(rope_type='default'), None),
     (dict(type='linear', factor=2.0), dict(kind='linear', factor=2.0)),
-    # The length that was trained, which this kind makes longer.
+    # The final training length, which this kind extends.
     (dict(rope_type='dynamic', factor=2.0),
      dict(kind='dynamic', factor=2.0, original_length=64)),
     (dict(rope_type='yarn', factor=4.0, original_max_position_embeddings=16,
           beta_fast=32, truncate=False),
      dict(kind='yarn', factor=4.0, original_length=16, beta_fast=32,
           truncate=False)),
-    # 64 are 4 times 16.
+    # The factor is 64 / 16.
     (dict(type='yarn', original_max_position_embeddings=16),
      dict(kind='yarn', factor=4.0, original_length=16)),
     (dict(rope_type='yarn', factor=math.e, original_max_position_embeddings=16,
@@ -156,34 +156,39 @@ def test_what_is_left_out_is_as_transformers_has_it(kind, field, option,
           original_length=64)),
 ])
 def test_scalings_are_read_where_they_stand(fields, expected):
-  found = scaling(**fields)
+  actual = scaling(**fields)
   if expected and 'attention_factor' in expected:
     expected['attention_factor'] = pytest.approx(expected['attention_factor'])
-  assert found == expected
+  assert actual == expected
 
 
 @pytest.mark.parametrize('kind, more, text', [
     ('llama', dict(architectures=['LlamaForSequenceClassification']),
-     'architectures of config.json must be one of LlamaForCausalLM, LlamaModel;'
+     'config.json: architectures must be one of LlamaForCausalLM, LlamaModel;'
      r" got \['LlamaForSequenceClassification'\]"),
-    ('llama', dict(hidden_act='glu'), "hidden_act .* got hidden_act='glu'"),
-    ('llama', dict(partial_rotary_factor=0.5), 'partial_rotary_factor of '
-     'config.json must be 1.0; got partial_rotary_factor=0.5'),
-    ('llama', dict(rope_interleaved=True), 'got rope_interleaved=True'),
-    ('llama', dict(logit_scale=2.0), "got {'logit_scale': 2.0}, not supported"),
+    ('llama', dict(hidden_act='glu'), "hidden_act must be .* got 'glu'"),
+    ('llama', dict(partial_rotary_factor=0.5),
+     'config.json: partial_rotary_factor must be 1.0; got 0.5'),
+    ('llama', dict(rope_interleaved=True),
+     'rope_interleaved must be False; got True'),
+    ('llama', dict(logit_scale=2.0),
+     "config.json: all fields must be known .* got {'logit_scale': 2.0}"),
     ('llama', dict(sliding_window=4), "got {'sliding_window': 4}"),
     ('llama', dict(rope_scaling=dict(rope_type='ntk', factor=2.0)),
-     'kind of rope_scaling of config.json must be one of linear, .*; got '
-     "'ntk'"),
+     "config.json: rope_scaling.rope_type must be one of linear, .* got 'ntk'"),
+    ('llama', dict(rope_scaling=dict(type='ntk')),
+     'config.json: rope_scaling.type must be one of'),
+    ('llama', dict(rope_scaling=None, rope_parameters=dict(rope_type='ntk')),
+     'config.json: rope_parameters.rope_type must be one of'),
     ('llama', dict(rope_scaling=dict(rope_type='linear')),
-     "rope_scaling of config.json must have the field 'factor'"),
+     'config.json: rope_scaling.factor is missing'),
     ('llama', dict(rope_scaling=dict(rope_type='linear', factor=2.0, mscale=3)),
-     "got {'mscale': 3}"),
+     "got {'rope_scaling.mscale': 3}"),
     ('qwen2', dict(layer_types=['sliding_attention'] * 4),
-     'layer_types of config.json must be .* the former without a window'),
-    ('qwen2', dict(layer_types=['full_attention'] * 3), 'layer_types of'),
-    ('qwen2', dict(layer_types=['linear_attention'] * 4), 'layer_types of'),
-    ('mistral', dict(layer_types=['full_attention'] * 4), 'layer_types of'),
+     'config.json: layer_types must be .* full_attention for all without a w'),
+    ('qwen2', dict(layer_types=['full_attention'] * 3), 'layer_types must'),
+    ('qwen2', dict(layer_types=['linear_attention'] * 4), 'layer_types must'),
+    ('mistral', dict(layer_types=['full_attention'] * 4), 'layer_types must'),
 ])
 def test_what_is_not_supported_is_refused(kind, more, text):
   with pytest.raises(checks.DataError, match=text):
@@ -220,22 +225,22 @@ def test_a_written_scaling_says_the_same(numbers):
     (dict(mlp_bias=True), 'llama'),
     (dict(window=4), 'mistral'),
     (dict(window=4, window_layers=(0, 1, 2)), 'mistral'),
-    # 12 is no multiple of 5, which transformers asks of a Llama.
+    # transformers wants the width of a Llama to be a multiple of its heads.
     (dict(heads=5), 'mistral'),
     (dict(qkv_bias=True), 'qwen2'),
     (dict(qkv_bias=True, window=4, window_layers=(1,)), 'qwen2'),
     (dict(qk_norm=True), 'qwen3'),
     (dict(qk_norm=True, qkv_bias=True, output_bias=True, window=4), 'qwen3'),
 ])
-def test_the_model_type_is_one_that_has_the_options(options, kind):
+def test_model_type_is_one_that_has_the_options(options, kind):
   values = llama.write_config(SMALL | options)
   assert values['model_type'] == kind
-  found = read(values)
+  actual = read(values)
   expected = dict(window=None, window_layers=None) | options
   if len(expected['window_layers'] or ()) == 3:
     expected['window_layers'] = None
   for name, value in expected.items():
-    assert found.get(name) == value
+    assert actual.get(name) == value
 
 
 @pytest.mark.parametrize('options', [
@@ -249,18 +254,19 @@ def test_the_model_type_is_one_that_has_the_options(options, kind):
     dict(heads=5, mlp_bias=True),
 ], ids=str)
 def test_options_that_no_model_type_has_are_refused(options):
-  text = 'interop.write_config: options must be those of one of llama, mistral'
+  text = '^options must be those of one of llama, mistral'
   with pytest.raises(checks.ConfigError, match=text):
     llama.write_config(SMALL | options)
 
 
-def test_an_activation_that_there_is_not_is_refused():
-  with pytest.raises(checks.ConfigError, match="got activation='elu'"):
+def test_unknown_activation_is_refused():
+  with pytest.raises(checks.ConfigError,
+                     match="options.activation must be .* got 'elu'"):
     llama.write_config(SMALL | dict(activation='elu'))
 
 
 def test_defaults_are_written_as_they_come_out():
-  """12 / 2 features a head; 8/3 of 12 is 32, which is 64 in steps of 64."""
+  """12 / 2 features a head; 8/3 of 12 is 32, rounded up to a multiple of 64."""
   values = llama.write_config(dict(width=12, heads=2))
   assert values['head_dim'] == 6 and values['num_key_value_heads'] == 2
   assert values['intermediate_size'] == 64 and 'vocab_size' not in values
@@ -271,10 +277,10 @@ def test_defaults_are_written_as_they_come_out():
     (('embed_tokens.weight',), '')])
 def test_tensors_have_the_prefix_that_is_there(names, prefix):
   rules, ignored = llama.tensors(SMALL | dict(tied=True), names)
-  found = {rule.tensor for rule in rules}
-  assert f'{prefix}embed_tokens.weight' in found
-  assert f'{prefix}layers.{{layer}}.mlp.up_proj.weight' in found
-  assert 'lm_head.weight' not in found and 'lm_head.weight' in ignored
+  tensors = {rule.tensor for rule in rules}
+  assert f'{prefix}embed_tokens.weight' in tensors
+  assert f'{prefix}layers.{{layer}}.mlp.up_proj.weight' in tensors
+  assert 'lm_head.weight' not in tensors and 'lm_head.weight' in ignored
 
 
 def test_axes_of_the_vocabulary_are_marked():
