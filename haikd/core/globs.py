@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 import fnmatch
 
+# A module whose name begins with this is an `hk.layer_stack`.
+LAYER_STACK = '__layer_stack'
+
 
 def parts(name: str) -> list[str]:
   """Returns the '/'-separated parts of a name, methods such as `~` left out."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from haikd.core import checks
+from haikd.core import globs
 
 ACTIVATIONS = dict(
     elu=jax.nn.elu,
@@ -22,7 +23,8 @@ ACTIVATIONS = dict(
 )
 
 _SCAN_ABOVE = 12  # Blocks.
-_STACK = '__layer_stack_no_per_layer'
+# Haiku's name for a stack whose layers take no inputs of their own.
+_STACK = f'{globs.LAYER_STACK}_no_per_layer'
 
 
 class Linear(hk.Module):
