@@ -18,7 +18,7 @@ from haikd.core import masking
 from haikd.core import registry
 
 
-@registry.register_aligner(lazy=True)
+@registry.register_aligner(lazy=True, keeps_logits=True)
 def pool(student: jax.Array, teacher: jax.Array, *, mask: jax.Array,
          on: str) -> base.Pair:
   """Averages the larger side of every axis down to the smaller one.
@@ -136,7 +136,7 @@ def project(student: jax.Array, teacher: jax.Array, *, mask: jax.Array,
   return pair._replace(student=rows.reshape(pair.teacher.shape))
 
 
-@registry.register_aligner(lazy=True)
+@registry.register_aligner(lazy=True, keeps_logits=True)
 def none(student: jax.Array, teacher: jax.Array, *, mask: jax.Array,
          on: str) -> base.Pair:
   """Leaves both sides as they are; a loss demands that their shapes agree.

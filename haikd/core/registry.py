@@ -84,12 +84,14 @@ class AlignerEntry(NamedTuple):
 
   Attributes:
     function: a Haiku function; see `haikd.core.base.Aligner`.
-    lazy: whether it takes logits and maps that were not computed yet.
+    lazy: whether it takes lazy logits and maps.
+    keeps_logits: whether it returns logits as they came.
     module: the module that registered it.
   """
 
   function: Callable
   lazy: bool
+  keeps_logits: bool
   module: str
 
 
@@ -205,13 +207,16 @@ def register_dataset(name: Optional[str] = None,
 def register_aligner(name: Optional[str] = None,
                      *,
                      lazy: bool = False,
+                     keeps_logits: bool = False,
                      replace: bool = False) -> Callable[[T], T]:
   """Registers a Haiku function that brings a layer's pair to one shape.
 
   Args:
     name: what configs call it; the function's own name by default.
-    lazy: whether it takes maps that were not computed yet as they are; to any
-      other they come as arrays.
+    lazy: whether it takes lazy maps as they are; to any other they come as
+      arrays.
+    keeps_logits: whether it returns logits as they came. If it is lazy as well,
+      terms on logits that use it share chunks of logits with the others.
     replace: whether it may take the place of another of that name.
 
   Returns:
@@ -219,7 +224,7 @@ def register_aligner(name: Optional[str] = None,
   """
 
   def decorate(function):
-    entry = AlignerEntry(function, lazy, function.__module__)
+    entry = AlignerEntry(function, lazy, keeps_logits, function.__module__)
     aligners.add(name or function.__name__, entry, replace=replace)
     return function
 

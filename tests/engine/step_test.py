@@ -550,7 +550,7 @@ def test_all_of_a_large_state_is_written_over_the_old_one(monkeypatch, fields):
   config, batch = batch_normed_config(**fields), image_batch()
   results = []
   for large in (0, 2**24):
-    monkeypatch.setattr(program_lib, '_MANY', large)
+    monkeypatch.setattr(program_lib, '_DONATED_ON_CPU', large)
     program, frozen = build(config, batch, 8)
     state = program.init(jax.random.key(0))
     args = state, frozen, collectives.shard_batch(program.mesh, batch)

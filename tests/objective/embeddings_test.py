@@ -150,8 +150,8 @@ def test_loss_that_takes_any_width_sees_the_vectors_as_they_are():
 def test_other_losses_refuse_other_widths_unaligned():
   config = make_config(x=dict(loss='embedding_cosine', align='none'))
   with pytest.raises(checks.ConfigError,
-                     match=r"term 'x': .*same shape; got .*\(16, 6\).*\(16, 10"
-                     r"\).*align='pool' or, for features, 'project'"):
+                     match=r'^config\.losses\.x: .*same shape; got .*\(16, 6\)'
+                     r".*\(16, 10\).*align='pool' or, for features, 'proj"):
     build(config, make_batch())
 
 
@@ -192,8 +192,8 @@ def test_losses_on_logits_say_what_to_do(alpha, labels):
     batch = batch._replace(labels=np.zeros(BATCH, np.int32))
   with pytest.raises(
       checks.ConfigError,
-      match=r'must have logits; got an Embedding from config\.student\. Set '
-      r"config\.distillation\.alpha = 0, .* losses on 'embedding'"):
+      match=r'config\.student must return logits for a loss on logits; got an '
+      r"Embedding\. Set config\.distillation\.alpha = 0, .* on 'embedding'"):
     build(config, batch)
 
 
