@@ -1,7 +1,7 @@
-"""Users' networks whose loops and branches start from constants train anywhere.
+"""Users' networks with constants in loops and branches train on any mesh.
 
-Inside `jax.shard_map` a constant is equal on all devices and what a loop makes
-of it is not; JAX must not refuse that.
+Inside `jax.shard_map` a constant is equal on all devices, but what a loop
+computes from it is not; JAX must not refuse such a loop.
 """
 
 import functools
@@ -78,7 +78,7 @@ differentiable_sum.defvjp(
 
 
 def while_loop(x, is_training):
-  # JAX has no gradient of this loop: the student brings its own, the teacher
+  # JAX has no gradient of this loop: the student has a custom one, the teacher
   # needs none.
   return differentiable_sum(x) if is_training else sum_of_rows(x)
 
@@ -108,19 +108,21 @@ def make_batch():
       labels=rng.randint(0, CLASSES, BATCH).astype(np.int32))
 
 
-def train(config, devices):
-  """Returns the metrics of a step, and the state after it."""
+def build(config, devices):
   batch = make_batch()
   mesh = mesh_lib.build_mesh(config.mesh, jax.devices()[:devices])
-  program = program_lib.build_program(
+  return program_lib.build_program(
       config, num_classes=CLASSES, mesh=mesh, has_teacher=True,
       spec=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
                         batch))
-  frozen = program.freeze(base.Variables(
-      *program.objective.teacher.init(jax.random.key(1), batch)))
+
+
+def train(program, state, frozen):
+  """Returns the metrics of a step, and the state after it."""
+  state = jax.device_put(state, mesh_lib.shardings_of(program.abstract_state))
   state, metrics = program.train_step(
-      program.init(jax.random.key(0)), frozen,
-      collectives.shard_batch(mesh, batch))
+      state, program.freeze(frozen),
+      collectives.shard_batch(program.mesh, make_batch()))
   return jax.device_get((metrics, state.params, state.net_state))
 
 
@@ -140,9 +142,13 @@ def test_network_trains_alike_on_any_number_of_devices(network):
     config.student.model = config.teacher.model = 'model'
     config.optimizer.update(
         dict(name='sgd', learning_rate=1.0, schedule='constant'))
-    expected = train(config, 1)
+    one, *others = (build(config, devices) for devices in (1, 2, 8))
+    state = jax.device_get(one.init(jax.random.key(0)))
+    frozen = jax.device_get(base.Variables(*jax.jit(
+        one.objective.teacher.init)(jax.random.key(1), make_batch())))
+    expected = train(one, state, frozen)
     assert np.isfinite(expected[0]['loss']) and expected[0]['grad_norm'] > 0.01
-    for devices in (2, 8):
+    for program in others:
       jax.tree.map(
           lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-          train(config, devices), expected)
+          train(program, state, frozen), expected)

@@ -1,4 +1,4 @@
-"""What the objective is made of, and what is refused before any device work."""
+"""What the objective consists of, and what is refused before it runs."""
 
 import haiku as hk
 import jax
@@ -67,8 +67,9 @@ def test_plain_distillation_by_hand():
   objective = build(vit_config())
   frozen = base.Variables(*objective.teacher.init(jax.random.key(7), batch))
   params, state = objective.init(jax.random.key(0), batch, frozen)
-  logits = lambda network, *own: np.asarray(
-      network.apply(*own, None, batch, is_training=False)[0].logits, np.float64)
+  logits = lambda network, *weights: np.asarray(
+      network.apply(*weights, None, batch, is_training=False)[0].logits,
+      np.float64)
   student = logits(objective.student, params.student, state)
   teacher = logits(objective.teacher, *frozen)
   log_softmax = lambda x: x - np.log(np.exp(x).sum(-1, keepdims=True))
@@ -103,7 +104,7 @@ def test_soft_term_keeps_its_weight_without_labels():
   np.testing.assert_allclose(loss, 0.25 * means['kl_divergence'], rtol=1e-6)
 
 
-def test_without_a_teacher_the_labels_alone_are_left():
+def test_without_a_teacher_only_the_terms_on_labels_are_left():
   config = vit_config()
   config.distillation.use_feature_matching = True
   objective = build(config, has_teacher=False)
@@ -133,7 +134,7 @@ def test_term_is_the_mean_over_its_layers():
   np.testing.assert_allclose(loss, 11.0, rtol=1e-6)
 
 
-def test_standard_and_further_terms_are_one_list():
+def test_standard_and_additional_terms_are_one_list():
   config = vit_config()
   config.distillation.use_attention_transfer = True
   config.distillation.attention_loss_weight = 2.0
@@ -157,7 +158,7 @@ def test_standard_and_further_terms_are_one_list():
   np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
 
-def test_learned_alignment_is_trained_and_kept_apart():
+def test_learned_alignment_is_trained_and_stored_separately():
   config = vit_config()
   config.losses.last = dict(
       loss='feature_matching', layers='last', align='project')
@@ -214,7 +215,7 @@ def test_empty_batch_gives_zero_loss_and_gradient():
   assert all(np.all(g == 0) for g in jax.tree.leaves(grads))
 
 
-def test_models_that_give_linear_logits_need_nothing_more():
+def test_models_may_return_linear_logits():
 
   def linear(image, *, is_training, num_classes):
     hidden = image.reshape(image.shape[0], -1)
@@ -370,7 +371,7 @@ def test_nan_in_padded_hidden_states_reaches_no_gradient():
 
   def linear(tokens, *, is_training, mask, num_classes):
     hidden = hk.Embed(8, 6)(tokens)
-    # What a careless network might leave in its padding.
+    # A careless network might leave NaN in its padding.
     hidden = jnp.where(mask[..., None], hidden, jnp.nan)
     kernel = hk.get_parameter('kernel', (6, num_classes), init=jnp.ones)
     return base.LinearLogits(hidden, kernel)
