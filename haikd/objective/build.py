@@ -60,7 +60,7 @@ def build_objective(config: config_lib.ConfigDict,
   objective = objective_lib.Objective(student, teacher, terms, layers)
   forms = terms_lib.choose_forms(terms, outputs[0].logits)
   for term in terms:
-    # Counts are computed from arrays, the loss from what has its own form.
+    # Counts are computed from arrays, the loss from the chosen form.
     for form in dict.fromkeys((terms_lib.Form.ARRAYS, forms[term.name])):
       _check_term(objective, term, outputs, spec, form)
   return objective
@@ -121,7 +121,7 @@ def _errors_name(field):
   try:
     yield
   except Exception as err:  # Whatever a user's loss or aligner raises.
-    # These types are those of haikd's own messages, which say everything.
+    # haikd raises these types, with messages that need no type.
     plain = type(err) in (checks.ConfigError, ValueError, TypeError)
     message = checks.one_line(err) if plain else f'{checks.describe(err)}.'
     raise checks.ConfigError(f'{field}: {message}') from err

@@ -4,8 +4,8 @@ With `C` the count summed over all devices and microbatches, it is
 
     L = sum_k w_k 1/|layers_k| sum_layer total / max(C, 1).
 
-The objective computes the sums, the step adds them up, and `coefficients` holds
-the only division.
+The sums are computed here and the step adds them up; the only division of the
+objective is in `coefficients`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,8 +53,8 @@ class Objective(NamedTuple):
     Args:
       rng: PRNG key.
       batch: gives the shapes; one example is enough.
-      frozen: the teacher's parameters and state, for the shapes of what is
-        aligned with it.
+      frozen: the teacher's parameters and state, which give the shapes of
+        learned alignments.
 
     Returns:
       Parameters and the student's state.
@@ -93,7 +93,7 @@ class Objective(NamedTuple):
     the logits and maps as dead code.
 
     Args:
-      params: what is trained; the only thing that a gradient reaches.
+      params: the trained parameters; gradients reach nothing else.
       net_state: the student's state.
       frozen: the teacher, or None.
       batch: one microbatch of one shard.
@@ -119,7 +119,7 @@ class Objective(NamedTuple):
     """Computes the objective on one microbatch, to be differentiated.
 
     Args:
-      params: what is trained; the only thing that a gradient reaches.
+      params: the trained parameters; gradients reach nothing else.
       net_state: the student's state.
       frozen: the teacher, or None.
       batch: one microbatch of one shard.
@@ -172,7 +172,7 @@ class Objective(NamedTuple):
 
   def combine(self, sums: Sums,
               step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns the loss and its terms from sums over the whole batch.
+    """Returns the loss and its terms from sums over the global batch.
 
     Args:
       sums: by term and layer, summed over all devices and microbatches.

@@ -110,8 +110,8 @@ def tap_mask(mask: jax.Array, value: Any, kind: str) -> jax.Array:
   """Returns where a captured value counts.
 
   A vector for a text counts where any position of the text does. If a network
-  has laid several texts of an example one after the other, each text has its
-  own part of the mask.
+  has laid several texts of an example one after the other, each text has one
+  row of the mask.
 
   Args:
     mask: of the batch: bool, `[B]`, `[B, N]` or `[B, S, N]`.
@@ -136,7 +136,7 @@ def tap_mask(mask: jax.Array, value: Any, kind: str) -> jax.Array:
 
 
 def _reduced(mask, rank):
-  """Returns a mask of at most `rank` axes, true where any of the rest is."""
+  """Returns a mask of at most `rank` axes, true where any of the others is."""
   surplus = tuple(range(rank, mask.ndim))
   return mask.any(axis=surplus) if surplus else mask
 

@@ -89,8 +89,7 @@ def choose_forms(terms: Sequence[Term], logits: Any) -> dict[str, Form]:
 
   Args:
     terms: of the objective.
-    logits: what the student returned in their place; only LinearLogits can go
-      through chunks.
+    logits: of the student; only LinearLogits can go through chunks.
 
   Returns:
     `{term: form}`.
@@ -136,8 +135,8 @@ def build_terms(config: config_lib.ConfigDict, *, has_teacher: bool,
     field = f'config.losses.{name}'
     if name in standard:
       raise checks.ConfigError(
-          f'{field} must have a new name; got {name!r}, which '
-          'config.distillation gives a term of its own. Choose another.')
+          f'{field} must have a new name; got {name!r}, the name of a term of '
+          'config.distillation. Choose another.')
     terms.append(
         _build_term(name, config_lib.term(**fields), field, field))
   if not has_teacher:
