@@ -22,7 +22,7 @@ from haikd.core import registry
 Value = Union[base.Logits, attention.MeanMaps]
 
 
-@registry.register_aligner(lazy=True)
+@registry.register_aligner(lazy=True, keeps_logits=True)
 def pool(student: Value, teacher: Value, *, mask: jax.Array,
          on: str) -> base.Pair:
   """Averages each axis of the larger side down to the smaller one.
@@ -144,7 +144,7 @@ def project(student: jax.Array, teacher: jax.Array, *, mask: jax.Array,
   return pair._replace(student=rows.reshape(pair.teacher.shape))
 
 
-@registry.register_aligner(lazy=True)
+@registry.register_aligner(lazy=True, keeps_logits=True)
 def none(student: Value, teacher: Value, *, mask: jax.Array,
          on: str) -> base.Pair:
   """Leaves both sides as they are, for losses to check their shapes.

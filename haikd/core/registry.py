@@ -95,11 +95,13 @@ class AlignerEntry(NamedTuple):
   Attributes:
     function: a Haiku function; see `haikd.core.base.Aligner`.
     lazy: whether it takes lazy logits and maps.
+    keeps_logits: whether it returns logits as they came.
     module: the module that registered it.
   """
 
   function: Callable
   lazy: bool
+  keeps_logits: bool
   module: str
 
 
@@ -215,6 +217,7 @@ def register_dataset(name: Optional[str] = None,
 def register_aligner(name: Optional[str] = None,
                      *,
                      lazy: bool = False,
+                     keeps_logits: bool = False,
                      replace: bool = False) -> Callable[[Function], Function]:
   """Registers a Haiku function that brings a layer's pair to one shape.
 
@@ -222,6 +225,8 @@ def register_aligner(name: Optional[str] = None,
     name: its name in configs; the function's name by default.
     lazy: whether it takes lazy maps (`haikd.QueryKey`); otherwise it gets them
       as arrays.
+    keeps_logits: whether it returns logits as they came. If it is lazy as well,
+      terms on logits that use it share chunks of logits with the others.
     replace: whether to replace an aligner of that name.
 
   Returns:
@@ -229,7 +234,7 @@ def register_aligner(name: Optional[str] = None,
   """
 
   def decorate(function):
-    entry = AlignerEntry(function, lazy, function.__module__)
+    entry = AlignerEntry(function, lazy, keeps_logits, function.__module__)
     aligners.add(name or function.__name__, entry, replace=replace)
     return function
 

@@ -1,4 +1,4 @@
-"""Bringing arrays onto the mesh, and the collectives that the step needs."""
+"""Brings arrays onto the mesh, and has the collectives that the step needs."""
 
 from collections.abc import Callable
 import functools
@@ -16,21 +16,20 @@ from haikd.engine import mesh as mesh_lib
 from haikd.losses import cutting
 
 T = TypeVar('T')
-Groups = tuple[tuple[int, ...], ...]  # Of places along an axis.
+Groups = tuple[tuple[int, ...], ...]  # Of indices along an axis.
 
 _FSDP = mesh_lib.FSDP
-_LANES, _TILE = 128, 1024  # Of a TPU: numbers in a row, and in a tile.
+_LANES, _TILE = 128, 1024  # Numbers in a row and in a tile of a TPU.
 
 
 def shard_batch(mesh: jax.sharding.Mesh, batch: base.Batch) -> base.Batch:
   """Splits a batch over the devices.
 
-  Which row comes to lie on which device does not matter to a sum over the
-  batch; what matters is that each lies on one. A process deals its rows out to
-  its own devices, in whatever order they stand in the mesh.
+  Sums over the batch need each row on exactly one device, no matter which. A
+  process deals its rows out to its devices, whatever their order in the mesh.
 
   Args:
-    mesh: where it goes.
+    mesh: the devices.
     batch: NumPy arrays `[B, ...]`: this process's share of the batch, see
       `mesh_lib.batch_share`.
 
@@ -45,12 +44,13 @@ def shard_batch(mesh: jax.sharding.Mesh, batch: base.Batch) -> base.Batch:
   def put(x):
     x = np.asarray(x)
     shape = (x.shape[0] * count, *x.shape[1:])
-    rows = {device: index[0].indices(shape[0])[0] for device, index in
-            sharding.addressable_devices_indices_map(shape).items()}
-    starts = sorted(set(rows.values()))
-    parts = dict(zip(starts, np.split(x, len(starts))))
-    pieces = [jax.device_put(parts[start], device)
-              for device, start in rows.items()]
+    first_rows = {
+        device: index[0].indices(shape[0])[0] for device, index in
+        sharding.addressable_devices_indices_map(shape).items()}
+    distinct = sorted(set(first_rows.values()))
+    parts = dict(zip(distinct, np.split(x, len(distinct))))
+    pieces = [jax.device_put(parts[row], device)
+              for device, row in first_rows.items()]
     return jax.make_array_from_single_device_arrays(shape, sharding, pieces)
 
   return jax.tree.map(put, batch)
@@ -60,16 +60,17 @@ def over_shards(function: Callable, mesh: jax.sharding.Mesh, in_specs: Any,
                 out_specs: Any) -> Callable:
   """Returns a function that runs on every device, on its part of the arrays.
 
-  JAX does not check what differs from device to device (`check_vma`): it would
-  refuse users' networks whose loops start from constants. A gradient therefore
-  stays on its device, also that of replicated parameters, and every reduction
-  stands by hand.
+  JAX does not track which arrays differ between devices (`check_vma=False`):
+  the check would refuse users' networks whose loops start from constants. A
+  gradient therefore stays on its device, even that of replicated parameters,
+  and every reduction must be written out.
 
   Args:
-    function: of the device's own arrays; `tensor` is left to XLA.
+    function: of the device's parts of the arrays; XLA splits them further over
+      `tensor`.
     mesh: the devices.
     in_specs: PartitionSpecs of the arguments.
-    out_specs: likewise of the results.
+    out_specs: PartitionSpecs of the results.
 
   Returns:
     A function of global arrays.
@@ -104,27 +105,27 @@ def batch_axes() -> tuple[str, ...]:
 
 
 def build_gather(mesh: jax.sharding.Mesh) -> Optional[Callable]:
-  """Returns what makes a parameter whole where it is used.
+  """Returns the function that gathers a parameter where it is used.
 
-  A parameter travels in the dtype that it is used in, which halves the traffic
-  of bfloat16. Its gradient is summed on the way back and travels in float32:
-  what a sum over 256 devices loses in bfloat16 is not noise any more.
+  A parameter is sent in the dtype that it is used in, which halves the traffic
+  of bfloat16. Its gradient is summed on the way back and sent in float32: the
+  error of a sum over 256 devices in bfloat16 is more than noise.
 
   Args:
     mesh: the devices.
 
   Returns:
     A function of `(value, shape, dtype)` for use inside `over_shards`: the
-    device's part of a parameter, the shape of the whole one (save for what
-    `tensor` splits), of which an axis that differs is gathered over `fsdp`, and
-    the dtype to return it in. None where every device has whole parameters.
+    device's part of a parameter, the shape of the complete one (except for what
+    `tensor` splits), and the dtype to return it in. The axis whose size differs
+    is gathered over `fsdp`. None if every device has complete parameters.
   """
   if mesh.shape[_FSDP] == 1:
     return None
   turns = turns_of(mesh)
 
   def gather(value, shape, dtype):
-    axes = [i for i, whole in enumerate(shape) if value.shape[i] != whole]
+    axes = [i for i, size in enumerate(shape) if value.shape[i] != size]
     if not axes:
       return value.astype(dtype)
     return _gather(value, axes[0], dtype, turns)
@@ -133,19 +134,19 @@ def build_gather(mesh: jax.sharding.Mesh) -> Optional[Callable]:
 
 
 def turns_of(mesh: jax.sharding.Mesh) -> tuple[Optional[Groups], ...]:
-  """Returns over which groups of devices a gradient is scattered, in turn.
+  """Returns the groups of devices that gradients are scattered over, in turn.
 
-  Where `fsdp` takes all chips of a TPU slice, its compiler makes an all-reduce
-  of every reduce-scatter, and of small all-gathers too, which sends twice as
-  much; where there are replicas, of some. Two in turn, over rows and over
-  columns, it leaves as they are; they send as much as one.
+  If `fsdp` spans a TPU slice, the TPU compiler turns every reduce-scatter and
+  small all-gathers into all-reduces, which send twice as much; with replicas it
+  turns some of them. It keeps two reduce-scatters in turn, over rows and over
+  columns, which send as much as one.
 
   Args:
     mesh: the devices.
 
   Returns:
-    The groups of each scatter, by their places on `fsdp`; None for all of them.
-    Gathers go over the same, the last one first.
+    The groups of each scatter, as indices along `fsdp`; None for one group of
+    all devices. Gathers use the same groups in reverse order.
   """
   size = mesh.shape[_FSDP]
   rows = max(n for n in range(1, int(size**0.5) + 1) if size % n == 0)
@@ -175,28 +176,28 @@ def _gather_forward(value, axis, dtype, turns):
   return _gather(value, axis, dtype, turns), jnp.zeros((), value.dtype)
 
 
-def _gather_backward(axis, dtype, turns, like, gradient):
+def _gather_backward(axis, dtype, turns, template, gradient):
   del dtype
-  # Along the first axis, and in tiles that are full: of any other scatter, a
-  # TPU's compiler makes an all-reduce again.
+  # Along the first axis and in full tiles: the TPU compiler turns any other
+  # scatter into an all-reduce again.
   gradient = jnp.moveaxis(gradient.astype(jnp.float32), axis, 0)
   rest = gradient.shape[1:]
-  odd = math.prod(rest) % _TILE and math.prod(rest) % _LANES == 0
-  if odd and math.prod(rest) > _TILE:
+  size = math.prod(rest)
+  if size > _TILE and size % _TILE and size % _LANES == 0:
     gradient = gradient.reshape(gradient.shape[0], -1, _LANES)
   for groups in turns:
     gradient = lax.psum_scatter(
         gradient, _FSDP, scatter_dimension=0, tiled=True,
         axis_index_groups=groups)
   gradient = gradient.reshape(gradient.shape[0], *rest)
-  return (jnp.moveaxis(gradient, 0, axis).astype(like.dtype),)
+  return (jnp.moveaxis(gradient, 0, axis).astype(template.dtype),)
 
 
 _gather.defvjp(_gather_forward, _gather_backward)
 
 
 def sum_over_batch(tree: T) -> T:
-  """Adds up over the batch shards, inside `over_shards`."""
+  """Adds arrays up over the batch shards, inside `over_shards`."""
   axes = batch_axes()
   return lax.psum(tree, axes) if axes else tree
 
@@ -205,9 +206,9 @@ def sum_gradient(gradient: T, specs: base.ArrayTree) -> T:
   """Adds a gradient up over the batch shards, inside `over_shards`.
 
   Args:
-    gradient: of the parameters, each shard's own.
-    specs: a PartitionSpec for each: over the axes that one is split over, the
-      sum has been taken where its gradient was scattered.
+    gradient: of the parameters, as computed by each shard.
+    specs: a PartitionSpec for each parameter. Over the axes that a parameter is
+      split over, its gradient has been added up when it was scattered.
 
   Returns:
     The gradient, split as the parameters are.
@@ -221,13 +222,13 @@ def sum_gradient(gradient: T, specs: base.ArrayTree) -> T:
 
 
 def agree_over_batch(tree: T) -> T:
-  """Brings arrays to one value on all shards, inside `over_shards`.
+  """Makes arrays equal on all shards, inside `over_shards`.
 
-  Statistics that were computed per shard are averaged; of integers and PRNG
-  keys, which are the same on all shards as a rule, the largest is taken.
+  Floats, such as statistics of each shard, are averaged. Integers and PRNG
+  keys are usually equal on all shards; their maximum is taken.
 
   Args:
-    tree: arrays that vary over the batch shards.
+    tree: arrays that differ between the batch shards.
 
   Returns:
     Arrays that do not.
@@ -249,13 +250,16 @@ def chunk_sizes(mesh: jax.sharding.Mesh,
                 chunk_bytes: Optional[int]) -> cutting.ChunkSizes:
   """Returns how logits are cut into chunks, inside `over_shards`.
 
-  Where `tensor` splits them, there are collectives in each chunk, and a device
-  must not be through before the others.
+  If `tensor` splits them, each chunk contains collectives, so all devices must
+  run the same number of chunks.
 
   Args:
     mesh: the devices.
     chunk_bytes: of a device's logits in a chunk; None for what suits it.
   """
+  tensor = mesh.shape[mesh_lib.TENSOR]
+  if tensor == 1:
+    return cutting.ChunkSizes(chunk_bytes)
 
   def split(array):
     if array.shape[-1] % tensor:
@@ -265,10 +269,7 @@ def chunk_sizes(mesh: jax.sharding.Mesh,
     return lax.with_sharding_constraint(
         array, jax.sharding.PartitionSpec(*spec))
 
-  tensor = mesh.shape[mesh_lib.TENSOR]
-  if tensor == 1:
-    return cutting.ChunkSizes(chunk_bytes)
-  # Of each chunk a device holds but a part.
+  # A device holds 1/tensor of a chunk's logits.
   return cutting.ChunkSizes(chunk_bytes and chunk_bytes * tensor,
                             agree_over_batch, split)
 

@@ -1,14 +1,15 @@
-"""The mesh, and which part of every array lies on which device of it.
+"""The mesh, and which part of every array lies on which of its devices.
 
-A batch is split over `replica` and `fsdp`. Parameters, and what goes with them,
-are split over `fsdp` along their largest axis that divides, and over `tensor`
-along the axis that a rule of the model or of the config names; over `replica`
-they are copied.
+A batch is split over `replica` and `fsdp`. Parameters, their running mean and
+the optimizer's state are split over `fsdp` along their largest axis that
+divides, and over `tensor` along the axis that a rule of the model or of the
+config names; they are replicated over `replica`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
 import math
-from typing import Any, NamedTuple, Optional
+from typing import Any, Optional
 
 import jax
 from jax.experimental import mesh_utils
@@ -28,15 +29,14 @@ BATCH_SPEC = PartitionSpec(BATCH_AXES)
 # {glob over '<module>/<parameter>': axis to split over `tensor`, or None}.
 Rules = Mapping[str, Optional[int]]
 
-_STACK = 'layer_stack'  # In the name of what Haiku stacks; see `_spec`.
 
-
-class Share(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Share:
   """Which part of every batch a process reads.
 
   Attributes:
-    index: its place among the parts.
-    count: how many parts there are; processes that differ in `tensor` alone
+    index: the number of the part, from 0.
+    count: how many parts there are; processes that differ only along `tensor`
       read the same one.
   """
 
@@ -48,18 +48,18 @@ def build_mesh(shape: Mapping[str, int],
                devices: Optional[Sequence[Any]] = None) -> Mesh:
   """Returns the mesh of a run.
 
-  Devices that are neighbours in the network become neighbours in `tensor`
-  first and then in `fsdp`. If they are of several slices of TPUs, `replica`
-  has to go over the slices, so that only gradients cross the network between
-  them; over machines of GPUs it goes if it can.
+  Devices that are neighbours in the network become neighbours along `tensor`
+  first and then along `fsdp`. With several TPU slices, `replica` must span the
+  slices, so that only gradients cross the network between them. With several
+  GPU machines it spans them if its size allows.
 
   Args:
-    shape: `config.mesh`: the sizes of `replica`, `fsdp` and `tensor`; one of
-      them may be -1 and takes the rest.
+    shape: `config.mesh`: the sizes of `replica`, `fsdp` and `tensor`. One of
+      them may be -1: it takes the remaining devices.
     devices: the devices to use; all of them by default.
 
   Returns:
-    A mesh with the axes `replica`, `fsdp` and `tensor`, automatic in type.
+    A mesh with the axes `replica`, `fsdp` and `tensor`, of type Auto.
 
   Raises:
     ConfigError: the devices cannot be laid out like this.
@@ -69,11 +69,11 @@ def build_mesh(shape: Mapping[str, int],
   known = math.prod(size for size in sizes if size != -1)
   if -1 in sizes and len(devices) % known == 0:
     sizes[sizes.index(-1)] = len(devices) // known
-  written = ', '.join(f'{axis}={shape[axis]}' for axis in AXES)
+  requested = ', '.join(f'{axis}={shape[axis]}' for axis in AXES)
   if math.prod(sizes) != len(devices):
     raise checks.ConfigError(
-        f'placement.build_mesh: config.mesh must use all {len(devices)} devices'
-        f'; got {written}. Let one of them be -1, which takes the rest.')
+        f'config.mesh must use all {len(devices)} devices; got {requested}. '
+        'Set one of them to -1, which takes the remaining devices.')
   return Mesh(
       grid_of(devices, sizes),
       AXES,
@@ -81,25 +81,24 @@ def build_mesh(shape: Mapping[str, int],
 
 
 def grid_of(devices: Sequence[Any], sizes: Sequence[int]) -> np.ndarray:
-  """Lays devices out as `build_mesh` says.
+  """Lays devices out as described at `build_mesh`.
 
   Args:
-    devices: as many as the sizes multiply to.
+    devices: as many as the product of the sizes.
     sizes: of `replica`, `fsdp` and `tensor`.
 
   Returns:
-    An array of devices.
+    An array of devices, of the shape `sizes`.
 
   Raises:
-    ConfigError: `replica` cannot go over the slices.
+    ConfigError: `replica` cannot span the slices.
   """
   slices = len({getattr(device, 'slice_index', 0) for device in devices})
   divides = sizes[0] % slices == 0
   if devices[0].platform == 'tpu' and not divides:
     raise checks.ConfigError(
-        'placement.build_mesh: config.mesh.replica must be a multiple of the '
-        f'{slices} slices; got replica={sizes[0]}. Parameters are not split '
-        'over the network between slices.')
+        f'config.mesh.replica must be a multiple of the {slices} slices; got '
+        f'{sizes[0]}. Parameters cannot be split over several slices.')
   if slices > 1 and divides:
     return mesh_utils.create_hybrid_device_mesh(
         (sizes[0] // slices, *sizes[1:]), (slices, 1, 1), devices)
@@ -108,7 +107,7 @@ def grid_of(devices: Sequence[Any], sizes: Sequence[int]) -> np.ndarray:
 
 
 def batch_shards(mesh: Mesh) -> int:
-  """Returns into how many shards the batch is split."""
+  """Returns the number of shards that the batch is split into."""
   return mesh.shape[REPLICA] * mesh.shape[FSDP]
 
 
@@ -116,9 +115,9 @@ def check_batch_size(mesh: Mesh, batch_size: int, microbatches: int) -> None:
   """Raises ConfigError unless a batch splits evenly.
 
   Args:
-    mesh: where it is split.
-    batch_size: of the whole batch.
-    microbatches: parts that each device makes of its shard.
+    mesh: the devices.
+    batch_size: of the global batch.
+    microbatches: how many each device makes of its shard.
 
   Raises:
     ConfigError: the batch size does not divide.
@@ -128,10 +127,9 @@ def check_batch_size(mesh: Mesh, batch_size: int, microbatches: int) -> None:
     below = batch_size // parts * parts
     nearest = f'{below} or {below + parts}' if below else f'{parts}'
     raise checks.ConfigError(
-        'placement.check_batch_size: config.batch_size must be divisible by '
-        'replica x fsdp x microbatches = '
-        f'{mesh.shape[REPLICA]} x {mesh.shape[FSDP]} x {microbatches}; got '
-        f'batch_size={batch_size}. The nearest: {nearest}.')
+        'config.batch_size must be divisible by replica x fsdp x microbatches '
+        f'= {mesh.shape[REPLICA]} x {mesh.shape[FSDP]} x {microbatches}; got '
+        f'{batch_size}. The nearest: {nearest}.')
 
 
 def batch_share(mesh: Mesh) -> Share:
@@ -141,38 +139,37 @@ def batch_share(mesh: Mesh) -> Share:
     mesh: over the devices of all processes.
 
   Returns:
-    Its share; see `collectives.shard_batch` for how it gets to the devices.
+    Its share; `collectives.shard_batch` brings it to the devices.
 
   Raises:
-    ConfigError: two processes hold some shards in common and others not.
+    ConfigError: two processes have some of their shards in common, but not all.
   """
   shards: dict[int, set[int]] = {}
   for number, group in enumerate(mesh.devices.reshape(batch_shards(mesh), -1)):
     for device in group:
       shards.setdefault(device.process_index, set()).add(number)
-  parts = sorted({tuple(sorted(held)) for held in shards.values()})
+  parts = sorted({tuple(sorted(numbers)) for numbers in shards.values()})
   sizes = {len(part) for part in parts}
   if len(sizes) > 1 or sum(map(len, parts)) != batch_shards(mesh):
     raise checks.ConfigError(
-        'placement.batch_share: config.mesh.tensor must divide the devices of '
-        'a process, or be a multiple of them; got '
-        f'tensor={mesh.shape[TENSOR]}. Choose another size.')
+        'config.mesh.tensor must divide the number of devices of a process, or '
+        f'be a multiple of it; got {mesh.shape[TENSOR]}. Choose another size.')
   mine = tuple(sorted(shards[jax.process_index()]))
   return Share(parts.index(mine), len(parts))
 
 
 def place(mesh: Mesh, tree: base.ArrayTree, rules: Rules) -> base.ArrayTree:
-  """Says where the arrays of a tree go.
+  """Returns the shardings of the arrays of a tree.
 
   Args:
     mesh: the devices.
-    tree: arrays, or what has their shapes, at `.../<module>/<parameter>`:
-      parameters, their running mean, or an optimizer's state. A rule that
-      cannot be kept, as of a moment that optimizers factor, is passed over.
-    rules: what is split over `tensor`; the first glob that matches holds.
+    tree: arrays or ShapeDtypeStructs at `.../<module>/<parameter>`: parameters,
+      their running mean, or an optimizer's state. A rule is ignored for an
+      array that it cannot split, such as a factored moment.
+    rules: what is split over `tensor`; the first glob that matches decides.
 
   Returns:
-    A NamedSharding for each.
+    A NamedSharding for each array.
   """
 
   def sharding(path, leaf):
@@ -185,58 +182,58 @@ def place(mesh: Mesh, tree: base.ArrayTree, rules: Rules) -> base.ArrayTree:
 
 def check_rules(title: str, mesh: Mesh, params: base.ArrayTree, rules: Rules,
                 written: Iterable[str] = ()) -> bool:
-  """Refuses rules for `tensor` that the parameters of a network cannot keep.
+  """Refuses rules for `tensor` that the parameters of a network cannot follow.
 
   Args:
     title: 'student' or 'teacher', for messages.
     mesh: the devices.
     params: Haiku parameters, or their shapes.
     rules: as for `place`.
-    written: those of them that stand in the config.
+    written: the globs of the rules that the config contains.
 
   Returns:
     Whether `tensor` splits anything.
 
   Raises:
-    ConfigError: an axis that there is not or that does not divide, or a glob in
+    ConfigError: an axis that does not exist or does not divide, or a glob in
       the config that matches nothing.
   """
-  found = {f'{module}/{name}': leaf for module, parameters in params.items()
-           for name, leaf in parameters.items()}
+  leaves = {f'{module}/{name}': leaf for module, parameters in params.items()
+            for name, leaf in parameters.items()}
   for glob in written:
-    if not any(globs.matches(glob, globs.parts(name)) for name in found):
-      known = {'/'.join(globs.parts(name)[-2:]) for name in found}
+    if not any(globs.matches(glob, globs.parts(name)) for name in leaves):
+      known = {'/'.join(globs.parts(name)[-2:]) for name in leaves}
       raise checks.ConfigError(
-          f'placement.check_rules: config.{title}.placement must match '
-          f'parameters; got {glob!r}. {checks.suggest(glob, known)}')
+          f'config.{title}.placement must match parameters; got {glob!r}. '
+          f'{checks.suggest(glob, known)}')
   size, split = mesh.shape[TENSOR], False
-  for name, leaf in found.items():
+  for name, leaf in leaves.items():
     axis, shape = _tensor_axis(name, rules), leaf.shape[_stacked(name, leaf):]
     if axis is None or size == 1:
       continue
     if not _divides(shape, axis, size):
       short = '/'.join(globs.parts(name)[-2:])
       raise checks.ConfigError(
-          f'placement.check_rules: axis {axis} of {name} of the {title} must '
-          f'be divisible by config.mesh.tensor={size}; got shape='
-          f'{tuple(shape)}. Choose another size, or set '
-          f"config.{title}.placement['{short}'] to another axis or None.")
+          f'config.mesh.tensor must divide axis {axis} of {name} of the '
+          f'{title}; got {size}, shape={tuple(shape)}. Choose another size, or '
+          f"set config.{title}.placement['{short}'] to another axis or None.")
     split = True
   return split
 
 
 def manual_axes(mesh: Mesh) -> tuple[str, ...]:
-  """Returns the axes that `shard_map` takes over; `tensor` is left to XLA.
+  """Returns the axes that are manual in `shard_map`; XLA has the others.
 
-  Where `tensor` is 1, XLA is left none, since on CPU it cannot compile a sum in
-  bfloat16 beside an axis of its own; where it is not, XLA gets the other axes
-  of one device too, over which it can compile no sum at all.
+  `tensor` is automatic if it has several devices. If it has one, all axes are
+  manual, since on CPU XLA cannot compile a sum in bfloat16 beside an automatic
+  axis. Beside an automatic `tensor`, axes of one device are automatic too,
+  since XLA cannot compile any sum over a manual axis of one device there.
 
   Args:
     mesh: the devices.
 
   Returns:
-    Some of AXES; none where all devices are along `tensor`.
+    Some of AXES; none if all devices are along `tensor`.
   """
   if mesh.shape[TENSOR] == 1:
     return AXES
@@ -244,7 +241,7 @@ def manual_axes(mesh: Mesh) -> tuple[str, ...]:
 
 
 def whole(mesh: Mesh) -> jax.sharding.NamedSharding:
-  """Returns the sharding of what every device has a whole copy of."""
+  """Returns the sharding of an array that is replicated on every device."""
   return jax.sharding.NamedSharding(mesh, PartitionSpec())
 
 
@@ -261,8 +258,8 @@ def shardings_of(tree: base.ArrayTree) -> base.ArrayTree:
 
 
 def _spec(mesh, name, shape, rules):
-  # Haiku loops over the leading axis of what is inside a layer_stack, so that
-  # a shard of it would be a layer, which no device could do without.
+  # Haiku scans over the leading axis of parameters inside a layer_stack. A
+  # shard along it would be a layer, and every device needs all layers.
   first = _stacked(name, shape)
   spec = [None] * len(shape)
   axis = _tensor_axis(name, rules)
@@ -277,9 +274,9 @@ def _spec(mesh, name, shape, rules):
 
 
 def _stacked(name, array):
-  """Returns how many leading axes are loops over layers."""
+  """Returns how many leading axes of an array, or a shape, are of layers."""
   rank = len(getattr(array, 'shape', array))
-  return min(name.count(f'__{_STACK}'), rank)
+  return min(name.count(globs.LAYER_STACK), rank)
 
 
 def _tensor_axis(name, rules):

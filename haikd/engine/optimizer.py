@@ -1,9 +1,9 @@
 """The optax chain of a config: clip, scale, decay, and the learning rate.
 
-`weight_decay` means the same for every optimizer: the part of a parameter
-that is taken off in one step is `learning_rate * weight_decay`, and only from
-kernels and embeddings. A learning rate does not: Adafactor's is relative to the
-parameters, and Muon's suits updates that are orthogonal, unless its option
+`weight_decay` means the same for every optimizer: one step takes the fraction
+`learning_rate * weight_decay` off kernels and embeddings, and nothing off other
+parameters. A learning rate does not mean the same: Adafactor's is relative to
+the parameters, and Muon's suits orthogonal updates, unless its option
 `consistent_rms=0.2` makes them as large as Adam's.
 """
 
@@ -18,11 +18,12 @@ import optax
 
 from haikd.core import base
 from haikd.core import checks
+from haikd.core import globs
 
 SCHEDULES = ('constant', 'cosine', 'linear')
 
-# Words of a parameter's name that mark what is added to, or multiplied with,
-# the activations as a vector, and is not decayed.
+# Words in the name of a parameter that is added to the activations, or
+# multiplied with them, as a vector; it is not decayed.
 _VECTOR_WORDS = frozenset(
     ('b', 'bias', 'biases', 'scale', 'offset', 'shift', 'gain', 'gamma', 'beta',
      'alpha', 'temperature', 'token', 'tokens', 'position', 'positions',
@@ -34,18 +35,18 @@ _TOKEN_WORDS = frozenset(('token', 'tokens'))
 def build_schedule(config: ml_collections.ConfigDict,
                    steps: int,
                    *,
-                   where: str = 'config.optimizer') -> optax.Schedule:
+                   field: str = 'config.optimizer') -> optax.Schedule:
   """Returns the learning rate as a function of the number of steps taken.
 
   The warm-up rises in equal parts and reaches the peak after `warmup_steps`
   steps; its first step is one part, not zero. The decay reaches
   `final_fraction` of the peak when all `steps` have been taken. A run that is
-  shorter than its warm-up ends within it.
+  shorter than its warm-up ends before the peak.
 
   Args:
     config: see `config.optimizer`.
     steps: length of the run.
-    where: what errors call the config.
+    field: the config field that `config` comes from, for messages.
 
   Returns:
     An optax schedule: int32 scalar to float32 scalar.
@@ -53,13 +54,12 @@ def build_schedule(config: ml_collections.ConfigDict,
   Raises:
     ConfigError: an unknown schedule, or a number out of its range.
   """
-  place = f'optimizer.build_schedule: {where}'
   peak, warmup = config.learning_rate, config.warmup_steps
   fraction = config.final_fraction
-  _check(place, peak >= 0, 'learning_rate must not be negative', peak)
-  _check(place, warmup >= 0, 'warmup_steps must not be negative', warmup)
-  _check(place, 0 <= fraction <= 1, 'final_fraction must lie between 0 and 1',
-         fraction)
+  _check(peak >= 0, f'{field}.learning_rate must not be negative', peak)
+  _check(warmup >= 0, f'{field}.warmup_steps must not be negative', warmup)
+  _check(0 <= fraction <= 1,
+         f'{field}.final_fraction must lie between 0 and 1', fraction)
   decay_steps = max(steps - warmup, 1)
   if config.schedule == 'constant':
     decay = optax.constant_schedule(peak)
@@ -69,8 +69,7 @@ def build_schedule(config: ml_collections.ConfigDict,
     decay = optax.linear_schedule(peak, fraction * peak, decay_steps)
   else:
     raise checks.ConfigError(
-        f'{place}.schedule must be a known one; got '
-        f'schedule={config.schedule!r}. '
+        f'{field}.schedule must be a known schedule; got {config.schedule!r}. '
         f'{checks.suggest(config.schedule, SCHEDULES)}')
   if not warmup:
     return decay
@@ -82,39 +81,38 @@ def build_optimizer(
     config: ml_collections.ConfigDict,
     steps: int,
     *,
-    where: str = 'config.optimizer') -> optax.GradientTransformation:
+    field: str = 'config.optimizer') -> optax.GradientTransformation:
   """Returns the optax transformation of `config.optimizer`.
 
   Args:
     config: see `config.optimizer`. `options` go to the optax function of that
-      name; what haikd sets itself (learning rate, decay and its mask) is not
-      among them.
+      name; they cannot be what haikd sets itself (learning rate, decay and its
+      mask).
     steps: length of the run.
-    where: what errors call the config.
+    field: the config field that `config` comes from, for messages.
 
   Returns:
-    Clipping by the global norm, if asked for, and the optimizer. It takes any
-    tree whose leaves lie at `.../<module>/<parameter>`, as in `base.Params`,
-    and must see global arrays, since it takes norms of them.
+    Clipping by the global norm, if requested, and the optimizer. It takes any
+    tree whose leaves lie at `.../<module>/<parameter>`, as in `base.Params`.
+    The arrays must be global, since it takes norms of them.
 
   Raises:
     ConfigError: an unknown optimizer, schedule or option, or a number out of
       its range.
   """
-  place = f'optimizer.build_optimizer: {where}'
   if config.name not in _OPTIMIZERS:
     raise checks.ConfigError(
-        f'{place}.name must be a known optimizer; got name={config.name!r}. '
+        f'{field}.name must be a known optimizer; got {config.name!r}. '
         f'{checks.suggest(config.name, _OPTIMIZERS)}')
   decay, clip = config.weight_decay, config.clip_norm
-  _check(place, decay >= 0, 'weight_decay must not be negative', decay)
-  _check(place, clip is None or clip > 0, 'clip_norm must be positive or None',
-         clip)
+  _check(decay >= 0, f'{field}.weight_decay must not be negative', decay)
+  _check(clip is None or clip > 0,
+         f'{field}.clip_norm must be positive or None', clip)
   build, function, reserved = _OPTIMIZERS[config.name]
   options = config.options.to_dict()
   checks.check_options(
-      f'{place}.options', function, options, reserved=reserved)
-  chain = build(build_schedule(config, steps, where=where), decay, **options)
+      f'{field}.options', function, options, reserved=reserved)
+  chain = build(build_schedule(config, steps, field=field), decay, **options)
   if clip is None:
     return chain
   return optax.chain(optax.clip_by_global_norm(clip), chain)
@@ -123,10 +121,10 @@ def build_optimizer(
 def decay_mask(params: base.ArrayTree) -> base.ArrayTree:
   """Returns which parameters are decayed: kernels and embeddings.
 
-  The name decides, since under `hk.layer_stack` a bias is a matrix. Left out
-  are biases, scales and offsets, and also learned positions and class tokens:
-  they are added to the activations as a bias is. A scalar or vector outside a
-  stack is left out whatever its name.
+  The name decides, since a bias inside `hk.layer_stack` is a matrix. Biases,
+  scales and offsets are not decayed, nor are learned positions and class
+  tokens, which are added to the activations as a bias is. A scalar or vector
+  outside a stack is not decayed whatever its name.
 
   Args:
     params: a pytree whose leaves lie at `.../<module>/<parameter>`.
@@ -142,16 +140,15 @@ def update_ema(ema: base.ArrayTree, params: base.ArrayTree, decay: float,
                step: base.Array) -> base.ArrayTree:
   """Moves a running mean of the parameters towards them.
 
-  The mean starts as a copy of the first parameters. So that these are soon
-  forgotten, the decay rises as (1 + step) / (10 + step) until it reaches
-  `decay`; a bias correction is then not needed, and the mean may be used at
-  any step as it is.
+  The mean starts as a copy of the first parameters. The decay rises as
+  (1 + step) / (10 + step) until it reaches `decay`, so that the mean soon
+  forgets them; it needs no bias correction and can be used at any step.
 
   Args:
     ema: the mean, float32.
     params: the parameters after the update, of the same structure.
-    decay: what of the old mean is kept in one step, between 0 and 1.
-    step: int32 scalar, how many updates came before this one.
+    decay: the fraction of the old mean that one step keeps, between 0 and 1.
+    step: int32 scalar, the number of updates before this one.
 
   Returns:
     The new mean, float32.
@@ -167,8 +164,8 @@ def _adamw(schedule, decay, **options):
 
 
 def _sgd(schedule, decay, **options):
-  # Before the momentum, as is customary for networks trained with SGD: decay
-  # and gradient are one.
+  # The decay goes through the momentum with the gradient, as is customary for
+  # networks trained with SGD.
   return optax.chain(
       optax.add_decayed_weights(decay, decay_mask),
       optax.sgd(schedule, **options))
@@ -179,7 +176,7 @@ def _lamb(schedule, decay, **options):
 
 
 def _adafactor(schedule, decay, **options):
-  # optax does not multiply this rate by the learning rate.
+  # optax does not multiply its rate of decay by the learning rate.
   return optax.adafactor(
       schedule,
       weight_decay_rate=lambda count: schedule(count) * decay,
@@ -188,8 +185,8 @@ def _adafactor(schedule, decay, **options):
 
 
 def _muon(schedule, decay, **options):
-  # optax's muon would decay all that goes through Adam, or nothing of it, so
-  # that the decay is taken here for both parts.
+  # optax's muon would decay all parameters that it leaves to Adam, or none of
+  # them; the decay is therefore added here for both groups.
   return optax.chain(
       optax.contrib.muon(
           schedule, muon_weight_dimension_numbers=_muon_axes, **options),
@@ -198,16 +195,17 @@ def _muon(schedule, decay, **options):
 
 
 def _muon_axes(params):
-  """Returns the axes of what Muon trains; None leaves a parameter to Adam.
+  """Returns the axes of parameters for Muon; None leaves a parameter to Adam.
 
-  Muon is for the matrices of hidden layers: kernels with two axes, or three
-  under `hk.layer_stack`, where each layer counts by itself. Embeddings,
-  vectors and kernels of convolutions go to Adam, at the same learning rate.
+  Muon trains the matrices of hidden layers: kernels with two axes, or three
+  inside `hk.layer_stack`, where each layer's matrix is treated separately. Adam
+  trains embeddings, vectors and kernels of convolutions, at the same learning
+  rate.
   """
 
   def axes(path, leaf):
     module, name = _module_and_name(path)
-    is_matrix = leaf.ndim == 2 + ('layer_stack' in module)
+    is_matrix = leaf.ndim == 2 + (globs.LAYER_STACK in module)
     if (not is_matrix or not _is_decayed(path, leaf) or
         _words(name) & _EMBEDDING_WORDS):
       return None
@@ -232,8 +230,8 @@ def _is_decayed(path, leaf):
   module, name = _module_and_name(path)
   words = _words(name)
   if words & _EMBEDDING_WORDS:
-    # An hk.Embed calls its parameter `embeddings`; what it embeds is in the
-    # module's name. The tokens of a vocabulary are decayed.
+    # An hk.Embed calls its parameter `embeddings`; the module's name says what
+    # it embeds. Embeddings of a vocabulary's tokens are decayed.
     words = (words | _words(module.split('/')[-1])) - _TOKEN_WORDS
   return jnp.ndim(leaf) >= 2 and not words & _VECTOR_WORDS
 
@@ -248,8 +246,6 @@ def _words(name):
   return frozenset(re.split(r'[^a-z]+', name.lower()))
 
 
-def _check(place, holds, rule, value):
+def _check(holds, rule, value):
   if not holds:
-    name = rule.split(' ')[0]
-    raise checks.ConfigError(f'{place}.{rule}; got {name}={value}. Change it '
-                             'in the config.')
+    raise checks.ConfigError(f'{rule}; got {value}.')

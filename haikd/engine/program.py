@@ -1,7 +1,7 @@
 """Everything that is compiled for a run, built from its config in one place.
 
-Training, evaluation, the plan and the benchmark all start from here, so that
-what is measured is what runs.
+Training, evaluation, the plan and the benchmark all use it, so that they plan
+and measure the program that runs.
 """
 
 from collections.abc import Callable
@@ -23,10 +23,10 @@ from haikd.network import precision
 from haikd.objective import build as build_lib
 from haikd.objective import objective as objective_lib
 
-# On CPU, the call with a donated argument waits for the step before. Where a
-# step takes 7 ms that is 15 % of it, where it takes 150 ms nothing to speak of.
-# Of 43 million parameters with Adam's moments, not to donate takes 0.8 GB more.
-_MANY = 2**24  # Parameters: 200 MB with the moments.
+# On CPU, a call with a donated argument waits for the previous step. That costs
+# 15 % of a step of 7 ms and next to nothing of one of 150 ms. Without donation
+# 43 million parameters with Adam's moments take 0.8 GB more.
+_DONATED_ON_CPU = 2**24  # Parameters, at least: 200 MB with the moments.
 
 
 class Program(NamedTuple):
@@ -38,12 +38,12 @@ class Program(NamedTuple):
     abstract_state: what `init` returns, as ShapeDtypeStructs with shardings.
     abstract_frozen: likewise the teacher, in its compute dtype, or None.
     train_step: `(state, frozen, batch) -> (state, metrics)`. The state is
-      donated, save on CPU where it is small.
-    eval_step: `(own, frozen, batch) -> (sums, columns)` of the student; see
-      `evaluate`.
+      donated, except a small one on CPU.
+    eval_step: `(evaluated, frozen, batch) -> (sums, columns)` of the student;
+      see `evaluate`.
     teacher_eval_step: `(frozen, None, batch) -> (sums, columns)` of the
-      teacher, compared with itself; None without one.
-    is_finite: `state -> bool`, whether what is trained is finite.
+      teacher, compared with itself; None without a teacher.
+    is_finite: `state -> bool`, whether all trained parameters are finite.
     mesh: where they run.
   """
 
@@ -58,12 +58,12 @@ class Program(NamedTuple):
   mesh: jax.sharding.Mesh
 
   def freeze(self, network: base.Variables) -> base.Variables:
-    """Returns the teacher as it is used: in its compute dtype, on the mesh."""
-    like = self.abstract_frozen
+    """Returns the teacher in its compute dtype, on the mesh."""
+    target = self.abstract_frozen
     network = jax.tree.map(
         lambda x, y: x if x.dtype == y.dtype else x.astype(y.dtype), network,
-        like)
-    return jax.device_put(network, mesh_lib.shardings_of(like))
+        target)
+    return jax.device_put(network, mesh_lib.shardings_of(target))
 
 
 def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
@@ -79,25 +79,25 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
     mesh: where to run.
     has_teacher: whether the student learns from `config.teacher`, or from the
       labels alone.
-    optimizer_field: where the user set the optimizer, for messages.
+    optimizer_field: the config field of the optimizer, for messages.
 
   Returns:
     A Program.
 
   Raises:
-    ConfigError: the config cannot work on this mesh. Whether the batch
-      divides, `mesh_lib.check_batch_size` says: to evaluate, it need not.
+    ConfigError: the config cannot work on this mesh. That the batch divides is
+      checked by `mesh_lib.check_batch_size`: evaluation does not need it.
   """
   objective = build_lib.build_objective(
       config, spec=spec, num_classes=num_classes, has_teacher=has_teacher)
   optimizer = optimizer_lib.build_optimizer(
-      config.optimizer, config.steps, where=optimizer_field)
+      config.optimizer, config.steps, field=optimizer_field)
   schedule = optimizer_lib.build_schedule(
-      config.optimizer, config.steps, where=optimizer_field)
+      config.optimizer, config.steps, field=optimizer_field)
   ema_decay = config.optimizer.ema_decay
-  frozen = None
-  if has_teacher:
-    frozen = _abstract_frozen(config, objective.teacher, spec, mesh)
+  teacher, frozen = objective.teacher, None
+  if teacher is not None:
+    frozen = _abstract_frozen(config, teacher, spec, mesh)
 
   def init(rng):
     return step_lib.init_state(
@@ -110,21 +110,17 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
         with_ema=ema_decay > 0)
 
   chunk_bytes = config.chunk_mib and int(config.chunk_mib * 2**20)
-  # One who trains in microbatches has no room to evaluate more at once.
-  rows = None
-  if config.microbatches > 1:
-    rows = max(config.batch_size // config.microbatches //
-               mesh_lib.batch_shards(mesh), 1)
   state = _abstract_state(init, objective.student, mesh)
-  own = trained_network(state)
-  networks = [(objective.student, own.params)]
-  if has_teacher:
-    networks.append((objective.teacher, frozen.params))
-  _check_rules(mesh, networks)
+  student = trained_network(state)
+  _check_tensor(mesh, [(objective.student, student), (teacher, frozen)])
   layout = mesh_lib.shardings_of(
-      dict(state=state, frozen=frozen, own=own))
-  on_cpu = mesh.devices.flat[0].platform == 'cpu'
-  many = network_lib.count_parameters(state.params) >= _MANY
+      dict(state=state, frozen=frozen, student=student))
+
+  def eval_step(network, evaluated, frozen):
+    return evaluate.build_eval_step(
+        network, teacher, mesh, evaluated, frozen,
+        rows=_evaluated_rows(config, mesh), chunk_bytes=chunk_bytes)
+
   return Program(
       objective=objective,
       init=jax.jit(init, out_shardings=layout['state']),
@@ -141,48 +137,70 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
           ema_decay=ema_decay,
           seed=config.seed,
           chunk_bytes=chunk_bytes,
-          donate=many or not on_cpu),
-      eval_step=evaluate.build_eval_step(
-          objective.student, objective.teacher, mesh, layout['own'],
-          layout['frozen'], rows=rows, chunk_bytes=chunk_bytes),
-      teacher_eval_step=evaluate.build_eval_step(
-          objective.teacher, objective.teacher, mesh, layout['frozen'], None,
-          rows=rows, chunk_bytes=chunk_bytes)
-      if has_teacher else None,
+          donate=_is_donated(state, mesh)),
+      eval_step=eval_step(objective.student, layout['student'],
+                          layout['frozen']),
+      teacher_eval_step=(
+          eval_step(teacher, layout['frozen'], None) if teacher else None),
       is_finite=jax.jit(
           lambda state: jmp.all_finite((state.params, state.ema)),
           out_shardings=mesh_lib.whole(mesh)),
       mesh=mesh)
 
 
-def _check_rules(mesh, networks):
-  """Refuses a `tensor` that splits neither network, or that one cannot keep."""
+def _evaluated_rows(config, mesh):
+  """Returns the most examples that a device evaluates at once; None for all.
+
+  If training needs microbatches, that is no more than one microbatch.
+  """
+  if config.microbatches == 1:
+    return None
+  rows = config.batch_size // config.microbatches
+  return max(rows // mesh_lib.batch_shards(mesh), 1)
+
+
+def _is_donated(state, mesh):
+  """Returns whether a training step writes its state over the old one."""
+  on_cpu = mesh.devices.flat[0].platform == 'cpu'
+  size = network_lib.count_parameters(state.params)
+  return size >= _DONATED_ON_CPU or not on_cpu
+
+
+def _check_tensor(mesh, networks):
+  """Refuses a `tensor` that splits no network, or rules that one can't keep.
+
+  Args:
+    mesh: the devices.
+    networks: (network, parameters and state) each, or (None, None).
+  """
   split = [
-      mesh_lib.check_rules(network.title, mesh, params, network.tensor,
-                           network.placement) for network, params in networks]
+      mesh_lib.check_rules(network.title, mesh, variables.params,
+                           network.tensor, network.placement)
+      for network, variables in networks if network]
   size = mesh.shape[mesh_lib.TENSOR]
   if size > 1 and not any(split):
     raise checks.ConfigError(
-        'program.build_program: config.mesh.tensor must split some parameter; '
-        f'got tensor={size}, and no rule of a model or of the config. Set it '
-        "to 1, or config.student.placement to rules such as {'mlp/up/w': -1, "
+        f'config.mesh.tensor must split some parameter; got {size}, and no '
+        'rule of a model or of the config. Set it to 1, or set '
+        "config.student.placement to rules such as {'mlp/up/w': -1, "
         "'mlp/down/w': -2}.")
 
 
 def _abstract_state(init, student: network_lib.Network, mesh):
-  """Returns what `init` makes, with the place of each array."""
+  """Returns what `init` makes, with the sharding of each array."""
   state = jax.eval_shape(init, jax.random.key(0))
-  own, rules = state.params.student, student.tensor
   place = lambda tree, rules: mesh_lib.place(mesh, tree, rules)
   layout = jax.tree.map(lambda _: mesh_lib.whole(mesh), state)._replace(
-      params=base.Params(place(own, rules), place(state.params.align, {})),
-      opt_state=place(state.opt_state, rules),
-      ema=place(state.ema, rules))
+      params=base.Params(
+          place(state.params.student, student.tensor),
+          place(state.params.align, {})),
+      opt_state=place(state.opt_state, student.tensor),
+      ema=place(state.ema, student.tensor))
   return mesh_lib.abstract(state, layout)
 
 
 def _abstract_frozen(config, teacher: network_lib.Network, spec, mesh):
-  """Returns the teacher's parameters and state, with their places."""
+  """Returns the teacher's parameters and state, with their shardings."""
   params, net_state = jax.eval_shape(
       teacher.init, jax.random.key(0), _one_example(spec, abstract=True))
   policy = precision.policy(config.teacher.precision)
@@ -194,10 +212,10 @@ def _abstract_frozen(config, teacher: network_lib.Network, spec, mesh):
 
 
 def trained_network(state: base.TrainState) -> base.Variables:
-  """Returns the student to use: the running mean, where one is kept.
+  """Returns the student to use: the running mean of its parameters, if kept.
 
-  Its state, such as BatchNorm's own running means, is that of the newest
-  parameters in either case.
+  Its state, such as BatchNorm's statistics, belongs to the newest parameters in
+  either case.
   """
   params = state.params.student if state.ema is None else state.ema
   return base.Variables(params, state.net_state)

@@ -1,5 +1,7 @@
 """The objective of a config, checked before a device is touched."""
 
+import contextlib
+
 import jax
 
 from haikd import align
@@ -9,7 +11,6 @@ from haikd.core import checks
 from haikd.network import network as network_lib
 from haikd.objective import compare as compare_lib
 from haikd.objective import objective as objective_lib
-from haikd.objective import pairs as pairs_lib
 from haikd.objective import terms as terms_lib
 
 
@@ -21,7 +22,7 @@ def build_objective(config: config_lib.ConfigDict,
   """Builds and checks an objective, without touching a device.
 
   Args:
-    config: a whole config, its plugins imported.
+    config: a complete config, its plugins imported.
     spec: a batch of ShapeDtypeStructs.
     num_classes: of the data.
     has_teacher: whether the student learns from `config.teacher`, or from the
@@ -34,38 +35,40 @@ def build_objective(config: config_lib.ConfigDict,
     ConfigError: anything that cannot work: names, options, layers out of range,
       taps that match nothing, shapes that do not agree.
   """
-  # Scores of texts are labels, but no classes to predict.
-  classes = spec.labels is not None and not checks.are_scores(spec.labels)
+  # Scores of texts are labels, but not classes to predict.
+  has_classes = (
+      spec.labels is not None and not checks.are_scores(spec.labels))
   terms = terms_lib.build_terms(
-      config, has_teacher=has_teacher, has_labels=classes)
-  kinds = lambda terms: sorted(
-      {term.entry.on for term in terms} - {terms_lib.LOGITS})
+      config, has_teacher=has_teacher, has_labels=has_classes)
   student = network_lib.build_network(
       config.student,
       title='student',
       num_classes=num_classes,
-      kinds=kinds(terms))
+      kinds=_tap_kinds(terms))
   teacher = None
   if has_teacher:
     teacher = network_lib.build_network(
         config.teacher,
         title='teacher',
         num_classes=num_classes,
-        kinds=kinds(term for term in terms if term.needs_teacher))
-  objective = objective_lib.Objective(student, teacher, terms, {})
-  outputs = [_abstract_output(n, spec) for n in (student, teacher) if n]
-  layers = {}
+        kinds=_tap_kinds(term for term in terms if term.needs_teacher))
+  outputs = (_abstract_output(student, spec),
+             teacher and _abstract_output(teacher, spec))
+  layers = {
+      term.name: _pair_layers(term, *outputs)
+      for term in terms if term.entry.on != terms_lib.LOGITS}
+  objective = objective_lib.Objective(student, teacher, terms, layers)
+  forms = terms_lib.choose_forms(terms, outputs[0].logits)
   for term in terms:
-    if term.entry.on != terms_lib.LOGITS:
-      # A loss that looks at the student alone pairs it with itself.
-      sides = outputs if term.needs_teacher else outputs[:1] * 2
-      depths = [len(output.taps[term.entry.on]) for output in sides]
-      layers[term.name] = _blame(
-          term, align.pair_layers, term.layers, *depths)
-  objective = objective._replace(layers=layers)
-  for term in terms:
-    _blame(term, _check_term, objective, term, outputs, spec)
+    # Counts are computed from arrays, the loss from the chosen form.
+    for form in dict.fromkeys((terms_lib.Form.ARRAYS, forms[term.name])):
+      _check_term(objective, term, outputs, spec, form)
   return objective
+
+
+def _tap_kinds(terms):
+  """Returns the kinds of taps that terms compare."""
+  return sorted({term.entry.on for term in terms} - {terms_lib.LOGITS})
 
 
 def _abstract_output(network, spec):
@@ -82,33 +85,43 @@ def _abstract_output(network, spec):
   except checks.ConfigError:
     raise
   except Exception as err:  # Whatever a user's network raises.
+    shapes = jax.tree.map(lambda x: x.shape, spec.inputs)
     raise checks.ConfigError(
-        f'assembly.build_objective: config.{network.title} must run on '
-        f'{jax.tree.map(lambda x: x.shape, spec.inputs)}; got '
-        f'{checks.one_line(err)}') from err
+        f'config.{network.title} must run on inputs of shape {shapes}; got '
+        f'{checks.describe(err)}.') from err
 
 
-def _check_term(objective, term, outputs, spec):
+def _pair_layers(term, student, teacher):
+  """Returns which layers of two networks' outputs a term pairs."""
+  # A loss on the student alone pairs it with itself.
+  sides = (student, teacher if term.needs_teacher else student)
+  depths = (len(output.taps[term.entry.on]) for output in sides)
+  with _errors_name(term.layers_field):
+    return align.pair_layers(term.layers, *depths)
+
+
+def _check_term(objective, term, outputs, spec, form):
+  """Traces a term on abstract outputs, in a form."""
 
   def run(outputs, batch):
-    student, teacher = (*outputs, None)[:2]
-    for lazy in {False, term.lazy}:
-      pairs = pairs_lib.pairs(term, objective.layers.get(term.name, ()),
-                              student, teacher, batch, lazy=lazy)
-      params = {
-          str(i): term.align.init(jax.random.key(0), None, *pair)
-          for i, pair in enumerate(pairs) if pair.teacher is not None}
-      compare_lib.compare(term, params, pairs, batch.labels,
-                          compare_lib.Context())
+    if form is not terms_lib.Form.CHUNKS:
+      outputs = objective_lib.with_logits(outputs, batch)
+    pairs = objective.pairs(term, outputs, batch, form)
+    params = compare_lib.init_align(term, pairs, jax.random.key(0))
+    compare_lib.compare(term, params, pairs, batch.labels,
+                        compare_lib.Context())
 
-  jax.eval_shape(run, outputs, spec)
+  with _errors_name(term.field):
+    jax.eval_shape(run, outputs, spec)
 
 
-def _blame(term, function, *args):
-  """Calls a function; its errors name the term they come from."""
+@contextlib.contextmanager
+def _errors_name(field):
+  """Makes every error name the config field it comes from."""
   try:
-    return function(*args)
+    yield
   except Exception as err:  # Whatever a user's loss or aligner raises.
-    raise checks.ConfigError(
-        f'assembly.build_objective: term {term.name!r}: '
-        f'{checks.one_line(err)}') from err
+    # haikd raises these types, with messages that need no type.
+    plain = type(err) in (checks.ConfigError, ValueError, TypeError)
+    message = checks.one_line(err) if plain else f'{checks.describe(err)}.'
+    raise checks.ConfigError(f'{field}: {message}') from err

@@ -1,4 +1,4 @@
-"""What losses make of the pairs that they compare."""
+"""Aligns the pairs that terms compare, and evaluates the losses on them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Optional
@@ -14,13 +14,13 @@ Pairs = Sequence[base.Pair]
 
 
 class Context(NamedTuple):
-  """What the step tells an objective of where it runs.
+  """What the step tells an objective about where it runs.
 
   Attributes:
     batch_axes: mesh axes that the batch is split over.
     gather: concatenates a tree of arrays over all shards.
-    gather_parameter: `(part, shape, dtype)`, makes whole a parameter of which
-      each device has a part; None where every device has all of them.
+    gather_parameter: `(part, shape, dtype)`, gathers a parameter of which each
+      device has a part; None where every device has complete parameters.
     sizes: of the chunks in which logits are computed.
     step: int32 scalar, for scheduled options.
   """
@@ -32,6 +32,28 @@ class Context(NamedTuple):
   step: Any = 0
 
 
+def init_align(term: terms_lib.Term, pairs: Pairs,
+               rng: jax.Array) -> dict[str, Any]:
+  """Initialises the learned alignments of a term.
+
+  Args:
+    term: a term of the objective.
+    pairs: of the term.
+    rng: PRNG key.
+
+  Returns:
+    `{layer: Haiku parameters}` of the layers that have any.
+  """
+  layers = {}
+  for index, pair in enumerate(pairs):
+    layer_rng = jax.random.fold_in(rng, index)
+    if pair.teacher is not None:
+      params = term.align.init(layer_rng, None, *pair)
+      if params:
+        layers[str(index)] = params
+  return layers
+
+
 def compare(term: terms_lib.Term, params: Mapping[str, Any], pairs: Pairs,
             labels: Optional[jax.Array],
             context: Context) -> tuple[base.LossSum, ...]:
@@ -40,25 +62,26 @@ def compare(term: terms_lib.Term, params: Mapping[str, Any], pairs: Pairs,
   Args:
     term: a term of the objective.
     params: `{layer: Haiku parameters}` of its learned alignments.
-    pairs: as from `pairs.pairs`.
+    pairs: of the term.
     labels: of the batch, or None.
     context: where the step runs this.
 
   Returns:
     The LossSum of each pair.
   """
-  found = []
-  for i, pair in enumerate(pairs):
-    pair = _align(term, params.get(str(i), {}), pair, context)
-    own_labels = labels
+
+  def evaluate(index, pair):
+    pair = _align(term, params.get(str(index), {}), pair, context)
+    compared = pair, labels
     if term.entry.relational:
-      # Every shard then has the whole sum and the whole count: their quotient
-      # is right without dividing either by the number of shards.
-      pair, own_labels = context.gather((pair, labels))
-    found.append(
-        _call(term, pair.student, pair.teacher, mask=pair.mask,
-              labels=own_labels, step=context.step))
-  return tuple(found)
+      # Each shard now holds the global sum and count; psum scales both by the
+      # number of shards, which cancels in the mean.
+      compared = context.gather(compared)
+    pair, labels_of_pair = compared
+    return _call(term, pair.student, pair.teacher, mask=pair.mask,
+                 labels=labels_of_pair, step=context.step)
+
+  return tuple(evaluate(index, pair) for index, pair in enumerate(pairs))
 
 
 def compare_together(
@@ -68,9 +91,9 @@ def compare_together(
   """Evaluates terms on the same LinearLogits, in one pass.
 
   Args:
-    terms: lazy terms on logits.
-    pairs: the pair of each, LinearLogits of one and the same student, and of
-      one teacher where a term needs it.
+    terms: terms on logits whose form is CHUNKS.
+    pairs: the pair of each: LinearLogits of the same student and, where a term
+      needs it, logits of the same teacher.
     labels: of the batch, or None.
     coefficients: float32 `[K]`, what each total is multiplied by.
     context: where the step runs this.

@@ -4,10 +4,11 @@ With `C` the count summed over all devices and microbatches, it is
 
     L = sum_k w_k 1/|layers_k| sum_layer total / max(C, 1).
 
-The sums are computed here and added up by the step; the division happens once,
-in `coefficients`.
+The sums are computed here and the step adds them up; the only division of the
+objective is in `coefficients`.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Optional
 
 import jax
@@ -21,6 +22,12 @@ from haikd.objective import teacher as teacher_lib
 from haikd.objective import terms as terms_lib
 
 Sums = dict[str, tuple[base.LossSum, ...]]  # By term, one LossSum a layer.
+Coefficients = dict[str, tuple[jax.Array, ...]]  # By term, one a layer.
+# The student and, if some term needs it, the teacher.
+Outputs = tuple[network_lib.NetworkOutput, Optional[network_lib.NetworkOutput]]
+
+# What the key of a seed is folded with, by what the result is for.
+_STUDENT_KEY, _ALIGN_KEY, DROPOUT_KEY = range(3)
 
 
 class Objective(NamedTuple):
@@ -46,30 +53,31 @@ class Objective(NamedTuple):
     Args:
       rng: PRNG key.
       batch: gives the shapes; one example is enough.
-      frozen: the teacher's parameters and state, for the shapes of what is
-        aligned with it.
+      frozen: the teacher's parameters and state, which give the shapes of
+        learned alignments.
 
     Returns:
       Parameters and the student's state.
     """
-    student_rng, align_rng = jax.random.split(rng)
-    params, net_state = self.student.init(student_rng, batch)
-    context = compare_lib.Context()
-    outputs = jax.eval_shape(
-        lambda *args: self._outputs(*args, context, False)[:2], params,
-        net_state, frozen, batch, rng)
-    inputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), outputs)
-    aligned = {}
+    params, net_state = self.student.init(
+        jax.random.fold_in(rng, _STUDENT_KEY), batch)
+
+    def run(params, net_state, frozen, batch):
+      outputs, _ = self._run(params, net_state, frozen, batch, rng,
+                             compare_lib.Context(), is_training=False)
+      return with_logits(outputs, batch)
+
+    shapes = jax.eval_shape(run, params, net_state, frozen, batch)
+    outputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    align_rng = jax.random.fold_in(rng, _ALIGN_KEY)
+    align = {}
     for number, term in enumerate(self.terms):
-      layers = {}
-      for index, pair in enumerate(self._pairs(term, *inputs, batch)):
-        rng = jax.random.fold_in(jax.random.fold_in(align_rng, number), index)
-        if pair.teacher is not None:
-          layers[str(index)] = term.align.init(rng, None, *pair)
-      layers = {index: params for index, params in layers.items() if params}
+      pairs = self.pairs(term, outputs, batch, terms_lib.Form.ARRAYS)
+      layers = compare_lib.init_align(
+          term, pairs, jax.random.fold_in(align_rng, number))
       if layers:
-        aligned[term.name] = layers
-    return base.Params(params, aligned), net_state
+        align[term.name] = layers
+    return base.Params(params, align), net_state
 
   def sums(self,
            params: base.Params,
@@ -79,13 +87,13 @@ class Objective(NamedTuple):
            rng: jax.Array,
            context: compare_lib.Context = compare_lib.Context(),
            is_training: bool = True) -> tuple[Sums, Any]:
-    """Computes every term on one microbatch, from whole logits and maps.
+    """Computes every term on one microbatch, from materialised logits and maps.
 
-    Of counts, which depend on masks alone, a compiler then sees that neither
-    are needed.
+    Counts depend on masks only, so when just the counts are used XLA removes
+    the logits and maps as dead code.
 
     Args:
-      params: what is trained; the only thing that a gradient reaches.
+      params: the trained parameters; gradients reach nothing else.
       net_state: the student's state.
       frozen: the teacher, or None.
       batch: one microbatch of one shard.
@@ -96,26 +104,22 @@ class Objective(NamedTuple):
     Returns:
       `{term: one LossSum a layer}` and the student's new state.
     """
-    student, teacher, net_state = self._outputs(params.student, net_state,
-                                                frozen, batch, rng, context,
-                                                is_training)
-    student, teacher = (
-        pairs_lib.with_logits(x, batch) for x in (student, teacher))
-    sums = {}
-    for term in self.terms:
-      pairs = self._pairs(term, student, teacher, batch)
-      sums[term.name] = compare_lib.compare(
-          term, params.align.get(term.name, {}), pairs, batch.labels, context)
+    outputs, net_state = self._run(params.student, net_state, frozen, batch,
+                                   rng, context, is_training=is_training)
+    forms = dict.fromkeys((term.name for term in self.terms),
+                          terms_lib.Form.ARRAYS)
+    sums = self._sums(self.terms, params.align, with_logits(outputs, batch),
+                      batch, context, forms)
     return sums, net_state
 
   def loss(self, params: base.Params, net_state: base.ArrayTree,
            frozen: Optional[base.Variables], batch: base.Batch, rng: jax.Array,
-           coefficients: dict[str, tuple[jax.Array, ...]],
-           context: compare_lib.Context) -> tuple[jax.Array, tuple[Sums, Any]]:
+           coefficients: Coefficients, context: compare_lib.Context
+           ) -> tuple[jax.Array, tuple[Sums, Any]]:
     """Computes the objective on one microbatch, to be differentiated.
 
     Args:
-      params: what is trained; the only thing that a gradient reaches.
+      params: the trained parameters; gradients reach nothing else.
       net_state: the student's state.
       frozen: the teacher, or None.
       batch: one microbatch of one shard.
@@ -127,31 +131,22 @@ class Objective(NamedTuple):
       The weighted sum of the totals, float32; the sums; and the student's new
       state.
     """
-    student, teacher, net_state = self._outputs(params.student, net_state,
-                                                frozen, batch, rng, context,
-                                                True)
-    on_logits, others = self._split(student)
-    value, sums = jnp.zeros((), jnp.float32), {}
-    if on_logits:
-      value, found = compare_lib.compare_together(
-          on_logits, [
-              self._pairs(term, student, teacher, batch, lazy=True)[0]
-              for term in on_logits
-          ], batch.labels,
-          jnp.stack([coefficients[term.name][0] for term in on_logits]),
-          context)
-      sums = {term.name: (x,) for term, x in zip(on_logits, found)}
+    outputs, net_state = self._run(params.student, net_state, frozen, batch,
+                                   rng, context, is_training=True)
+    forms = terms_lib.choose_forms(self.terms, outputs[0].logits)
+    is_chunked = lambda term: forms[term.name] is terms_lib.Form.CHUNKS
+    in_chunks = list(filter(is_chunked, self.terms))
+    others = [term for term in self.terms if not is_chunked(term)]
+    value, sums = jnp.zeros((), jnp.float32), Sums()
+    if in_chunks:
+      value, sums = self._sums_in_chunks(in_chunks, outputs, batch,
+                                         coefficients, context)
     else:
-      student, teacher = (
-          pairs_lib.with_logits(x, batch) for x in (student, teacher))
+      outputs = with_logits(outputs, batch)
+    sums |= self._sums(others, params.align, outputs, batch, context, forms)
     for term in others:
-      lazy = term.lazy and term.entry.on != terms_lib.LOGITS
-      pairs = self._pairs(term, student, teacher, batch, lazy=lazy)
-      layers = compare_lib.compare(term, params.align.get(term.name, {}), pairs,
-                                   batch.labels, context)
-      value += sum(
-          c * x.total for c, x in zip(coefficients[term.name], layers))
-      sums[term.name] = layers
+      value += sum(c * x.total for c, x in zip(coefficients[term.name],
+                                               sums[term.name]))
     return value, (sums, net_state)
 
   def weights(self, step: jax.Array) -> dict[str, jax.Array]:
@@ -159,7 +154,7 @@ class Objective(NamedTuple):
     return {term.name: term.weight(step) for term in self.terms}
 
   def coefficients(self, counts: dict[str, tuple[jax.Array, ...]],
-                   step: jax.Array) -> dict[str, tuple[jax.Array, ...]]:
+                   step: jax.Array) -> Coefficients:
     """Returns what each total is multiplied by in the objective.
 
     Args:
@@ -177,7 +172,7 @@ class Objective(NamedTuple):
 
   def combine(self, sums: Sums,
               step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns the loss and its terms from sums over the whole batch.
+    """Returns the loss and its terms from sums over the global batch.
 
     Args:
       sums: by term and layer, summed over all devices and microbatches.
@@ -193,8 +188,27 @@ class Objective(NamedTuple):
     means = {name: mean(layers) for name, layers in sums.items()}
     return sum(weights[name] * mean for name, mean in means.items()), means
 
-  def _outputs(self, params, net_state, frozen, batch, rng, context,
-               is_training):
+  def pairs(self, term: terms_lib.Term, outputs: Outputs, batch: base.Batch,
+            form: terms_lib.Form) -> list[base.Pair]:
+    """Returns what a term compares, one pair a layer.
+
+    Args:
+      term: one of the terms.
+      outputs: of the networks, for the batch; their logits are materialised
+        unless the form is CHUNKS.
+      batch: the batch.
+      form: the form in which the term gets them.
+    """
+    if term.entry.on == terms_lib.LOGITS:
+      return [pairs_lib.logits_pair(term, *outputs, batch)]
+    return pairs_lib.tap_pairs(term, self.layers[term.name], *outputs, batch,
+                               form)
+
+  def _run(self, params: base.ArrayTree, net_state: base.ArrayTree,
+           frozen: Optional[base.Variables], batch: base.Batch, rng: jax.Array,
+           context: compare_lib.Context, *,
+           is_training: bool) -> tuple[Outputs, Any]:
+    """Returns the outputs of both networks and the student's new state."""
     student, net_state = self.student.apply(
         params,
         net_state,
@@ -205,18 +219,33 @@ class Objective(NamedTuple):
         gather=context.gather_parameter)
     teacher = teacher_lib.infer(self.teacher, frozen, batch, self.terms,
                                 self.layers, context.gather_parameter)
-    return student, teacher, net_state
+    return (student, teacher), net_state
 
-  def _split(self, student):
-    """Returns the terms whose logits come in chunks, and the others."""
-    is_on_logits = lambda term: term.entry.on == terms_lib.LOGITS
-    on_logits = list(filter(is_on_logits, self.terms))
-    # If one of them needs them whole, they are there for the others too.
-    if (not isinstance(student.logits, base.LinearLogits) or
-        not all(term.lazy for term in on_logits)):
-      return [], self.terms
-    return on_logits, [x for x in self.terms if not is_on_logits(x)]
+  def _sums(self, terms: Sequence[terms_lib.Term], align: base.ArrayTree,
+            outputs: Outputs, batch: base.Batch, context: compare_lib.Context,
+            forms: Mapping[str, terms_lib.Form]) -> Sums:
+    """Evaluates terms one by one."""
+    sums = {}
+    for term in terms:
+      pairs = self.pairs(term, outputs, batch, forms[term.name])
+      sums[term.name] = compare_lib.compare(
+          term, align.get(term.name, {}), pairs, batch.labels, context)
+    return sums
 
-  def _pairs(self, term, student, teacher, batch, *, lazy=False):
-    return pairs_lib.pairs(term, self.layers.get(term.name, ()), student,
-                           teacher, batch, lazy=lazy)
+  def _sums_in_chunks(self, terms: Sequence[terms_lib.Term], outputs: Outputs,
+                      batch: base.Batch, coefficients: Coefficients,
+                      context: compare_lib.Context) -> tuple[jax.Array, Sums]:
+    """Evaluates terms on lazy logits together; returns their weighted sum."""
+    form = terms_lib.Form.CHUNKS
+    value, sums = compare_lib.compare_together(
+        terms, [self.pairs(term, outputs, batch, form)[0] for term in terms],
+        batch.labels,
+        jnp.stack([coefficients[term.name][0] for term in terms]), context)
+    return value, {term.name: (x,) for term, x in zip(terms, sums)}
+
+
+def with_logits(outputs: Outputs, batch: base.Batch) -> Outputs:
+  """Returns outputs whose logits, if any, are materialised for all terms."""
+  student, teacher = outputs
+  return (pairs_lib.with_logits(student, batch),
+          teacher and pairs_lib.with_logits(teacher, batch))

@@ -1,4 +1,4 @@
-"""What a term compares, before it is aligned: the student's and the teacher's.
+"""What a term compares, before alignment: the student's and the teacher's.
 
 Here, and only here, the teacher's gradient is stopped.
 """
@@ -14,70 +14,83 @@ from haikd.core import base
 from haikd.core import checks
 from haikd.core import masking
 from haikd.network import network as network_lib
-from haikd.objective import terms
+from haikd.objective import terms as terms_lib
 
 EMBEDDING = 'embedding'  # The tap that has a vector for each text.
-Layers = tuple[tuple[int, tuple[int, ...]], ...]  # Student, and teacher's.
+# ((student layer, the teacher layers whose mean it learns from), …).
+Layers = tuple[tuple[int, tuple[int, ...]], ...]
 
 
-def pairs(term: terms.Term, layers: Layers, student: network_lib.NetworkOutput,
-          teacher: Optional[network_lib.NetworkOutput],
-          batch: base.Batch, *, lazy: bool) -> list[base.Pair]:
-  """Returns the pairs of a term, one for each layer that it compares.
+def logits_pair(term: terms_lib.Term, student: network_lib.NetworkOutput,
+                teacher: Optional[network_lib.NetworkOutput],
+                batch: base.Batch) -> base.Pair:
+  """Returns the pair of a term on logits.
 
   Args:
     term: a term of the objective.
-    layers: which student layer goes with which teacher layers, whose mean is
-      taken; not used for logits, which have one pair.
-    student: what the student gave for the batch.
-    teacher: what the teacher gave, or None if the term needs none.
+    student: the student's output for the batch. Its logits, and the teacher's,
+      are returned as they are: lazy, or materialised.
+    teacher: the teacher's output, or None if the term needs none.
     batch: the batch.
-    lazy: whether to leave logits as they are that were not computed yet, and
-      attention maps, as `attention.MeanMaps`.
+
+  Returns:
+    A pair; its teacher is None for a term that needs no teacher.
+
+  Raises:
+    ConfigError: a network that returned an Embedding.
+  """
+  logits = _logits_of('student', student)
+  target = None
+  if term.needs_teacher:
+    target = jax.lax.stop_gradient(_logits_of('teacher', teacher))
+  return base.Pair(logits, target, target_mask(batch, logits))
+
+
+def tap_pairs(term: terms_lib.Term, layers: Layers,
+              student: network_lib.NetworkOutput,
+              teacher: Optional[network_lib.NetworkOutput], batch: base.Batch,
+              form: terms_lib.Form) -> list[base.Pair]:
+  """Returns the pairs of a term on taps, one for each of its student layers.
+
+  Args:
+    term: a term of the objective.
+    layers: which student layer goes with which teacher layers; the mean of the
+      latter is taken.
+    student: the student's output for the batch.
+    teacher: the teacher's output, or None if the term needs none.
+    batch: the batch.
+    form: BLOCKS leaves lazy maps lazy, as `attention.MeanMaps`.
 
   Returns:
     Pairs; the teacher's is None for a term that needs no teacher.
+
+  Raises:
+    ConfigError: a tap that holds something else than one array.
   """
-  kind = term.entry.on
-  if kind == terms.LOGITS:
-    sides = dict(student=student)
-    if term.needs_teacher:
-      sides['teacher'] = teacher
-    for side, output in sides.items():
-      if isinstance(output.logits, base.Embedding):
-        raise checks.ConfigError(
-            f'pairing.pairs: a loss on logits must have logits; got an '
-            f'Embedding from config.{side}. Set config.distillation.alpha = 0,'
-            ' take data without classes as labels, and add losses on '
-            "'embedding' to config.losses.")
-    mask = target_mask(batch, student.logits)
-    logits = [student.logits]
-    if term.needs_teacher:
-      logits.append(jax.lax.stop_gradient(teacher.logits))
-    if not lazy:
-      logits = [masking.materialise(x, mask) for x in logits]
-    return [base.Pair(*(*logits, None)[:2], mask)]
-  found = []
-  for i, group in layers:
-    value = _captured(student, kind, i)
+  kind, result = term.entry.on, []
+  for index, group in layers:
+    value = _captured('student', student, kind, index)
     mask = tap_mask(batch.mask, value, kind)
     targets = []
     if term.needs_teacher:
-      targets = [_captured(teacher, kind, j) for j in group]
-    if lazy and _are_maps(kind, value, targets):
+      targets = [_captured('teacher', teacher, kind, j) for j in group]
+    target = None
+    if form is terms_lib.Form.BLOCKS and _are_lazy_maps(value, targets):
       value = _mean_maps([value])
-      target = jax.lax.stop_gradient(_mean_maps(targets)) if targets else None
+      if targets:
+        target = jax.lax.stop_gradient(_mean_maps(targets))
     else:
       value = _materialise(value, mask)
-      target = _target(targets, mask) if targets else None
-    found.append(base.Pair(value, target, mask))
-  return found
+      if targets:
+        target = _mean_target(targets, mask)
+    result.append(base.Pair(value, target, mask))
+  return result
 
 
-def with_logits(output: Optional[network_lib.NetworkOutput],
-                batch: base.Batch) -> Optional[network_lib.NetworkOutput]:
-  """Returns an output whose logits, if any, are computed, once for all."""
-  if output is None or output.logits is None:
+def with_logits(output: network_lib.NetworkOutput,
+                batch: base.Batch) -> network_lib.NetworkOutput:
+  """Returns an output with its logits, if any, materialised."""
+  if output.logits is None:
     return output
   mask = target_mask(batch, output.logits)
   return output._replace(logits=masking.materialise(output.logits, mask))
@@ -96,9 +109,9 @@ def target_mask(batch: base.Batch, logits: base.Output) -> jax.Array:
 def tap_mask(mask: jax.Array, value: Any, kind: str) -> jax.Array:
   """Returns where a captured value counts.
 
-  A vector for a whole text counts where the text has a position that does. Of
-  several texts an example, which a network has laid one after the other, each
-  has its own part of the mask.
+  A vector for a text counts where any position of the text does. If a network
+  has laid several texts of an example one after the other, each text has one
+  row of the mask.
 
   Args:
     mask: of the batch: bool, `[B]`, `[B, N]` or `[B, S, N]`.
@@ -116,22 +129,43 @@ def tap_mask(mask: jax.Array, value: Any, kind: str) -> jax.Array:
   if mask.ndim > 2 and is_flat and (kind != EMBEDDING or
                                     texts != mask.shape[0]):
     mask = mask.reshape(texts, -1)
-  # By chance D may be N: of an embedding the rank alone decides.
+  # An embedding's D may equal N by chance, so that only its rank decides.
   if kind == EMBEDDING or shape[:mask.ndim] != mask.shape:
     return _reduced(mask, len(shape) - 1)
   return mask
 
 
 def _reduced(mask, rank):
-  """Returns where any of what stands behind the first axes counts."""
+  """Returns a mask of at most `rank` axes, true where any of the others is."""
   surplus = tuple(range(rank, mask.ndim))
   return mask.any(axis=surplus) if surplus else mask
 
 
-def _are_maps(kind, value, targets):
-  """Returns whether all are attention maps not computed yet, of one shape."""
-  return (kind == 'attention' and
-          all(isinstance(x, base.QueryKey) for x in (value, *targets)) and
+def _logits_of(side, output):
+  """Returns the logits of the student or of the teacher."""
+  if isinstance(output.logits, base.Embedding):
+    raise checks.ConfigError(
+        f'config.{side} must return logits for a loss on logits; got an '
+        'Embedding. Set config.distillation.alpha = 0, take data without '
+        "classes as labels, and add losses on 'embedding' to config.losses.")
+  return output.logits
+
+
+def _captured(side, output, kind, index):
+  """Returns what a tap holds: an array, or lazy logits or maps."""
+  value = output.taps[kind][index]
+  if not isinstance(
+      value, (jax.Array, base.QueryKey, base.LinearLogits)):
+    raise checks.ConfigError(
+        f'config.{side}.taps.{kind} must match modules that return one array; '
+        f'got {type(value).__name__}. Narrow the glob, or offer the array with '
+        'haikd.tap.')
+  return value
+
+
+def _are_lazy_maps(value, targets):
+  """Returns whether all are lazy maps, those of the teacher of one shape."""
+  return (all(isinstance(x, base.QueryKey) for x in (value, *targets)) and
           len({x.shape for x in targets}) <= 1)
 
 
@@ -139,7 +173,7 @@ def _mean_maps(values):
   return attention.MeanMaps(tuple(values), values[0].shape[1])
 
 
-def _target(values, mask):
+def _mean_target(values, mask):
   """Returns the mean of the teacher's layers as a constant."""
   values = [_materialise(value, mask) for value in values]
   if len(values) > 1:
@@ -149,20 +183,8 @@ def _target(values, mask):
 
 def _materialise(value, mask):
   if isinstance(value, base.QueryKey):
-    # From the very arrays that the network computes its own maps from, so that
-    # the compiler does it once. Cleaning them would save no gradient: what is
-    # wrong with them has gone through the network's attention already.
+    # Uses the network's own q and k unmasked so that XLA shares the computation
+    # (CSE). Masking here would not protect gradients: a NaN has already passed
+    # through the network's attention.
     value = value.materialise()
   return masking.materialise(value, mask)
-
-
-def _captured(output, kind, index):
-  """Returns what a tap holds: an array, or what is not computed yet."""
-  value = output.taps[kind][index]
-  if not isinstance(
-      value, (jax.Array, base.QueryKey, base.LinearLogits)):
-    raise checks.ConfigError(
-        f'pairing.pairs: taps.{kind} must match modules that return one array; '
-        f'got {type(value).__name__}. Narrow the glob, or offer the array with '
-        'haikd.tap.')
-  return value

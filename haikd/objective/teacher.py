@@ -1,4 +1,4 @@
-"""The teacher at work: it is run no further than some term looks."""
+"""Runs the teacher, no further than the layers that terms use."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Optional
@@ -15,38 +15,38 @@ def infer(teacher: Optional[network_lib.Network],
           terms: Iterable[terms_lib.Term],
           layers: Mapping[str, pairs_lib.Layers],
           gather: Optional[Callable]) -> Optional[network_lib.NetworkOutput]:
-  """Runs the teacher, for what terms compare with.
+  """Runs the teacher for the terms that compare with it.
 
-  Where no term looks at its logits, its layers above the last one that some
-  term looks at are not run.
+  If no term uses its logits, the layers above the last one that some term uses
+  are not run.
 
   Args:
     teacher: the network, or None.
-    frozen: its parameters and state, or None.
+    frozen: the teacher's parameters and state, or None.
     batch: the batch.
     terms: of the objective.
-    layers: `{term: ((student layer, teacher layers), …)}` of those that are not
-      on logits.
+    layers: `{term: ((student layer, teacher layers), …)}` of the terms that are
+      not on logits.
     gather: as for `network.Network.apply`.
 
   Returns:
-    Its output, with None in place of what no term looks at; None altogether if
-    none compares with a teacher.
+    Its output, with None in place of what no term uses; None if no term
+    compares with a teacher.
   """
   terms = [term for term in terms if term.needs_teacher]
-  if not terms:
+  if teacher is None or not terms:
     return None
-  looked_at = {
-      (term.entry.on, j) for term in terms
-      for _, group in layers.get(term.name, ()) for j in group
+  used_taps = {
+      (term.entry.on, index) for term in terms
+      for _, group in layers.get(term.name, ()) for index in group
   }
   on_logits = any(term.entry.on == terms_lib.LOGITS for term in terms)
 
   def run(frozen, batch):
     output = teacher.infer(frozen, batch, gather)
     taps = {
-        kind: tuple(x if (kind, j) in looked_at else None
-                    for j, x in enumerate(values))
+        kind: tuple(value if (kind, index) in used_taps else None
+                    for index, value in enumerate(values))
         for kind, values in output.taps.items()
     }
     return network_lib.NetworkOutput(output.logits if on_logits else None, taps)

@@ -1,7 +1,8 @@
 """The weighted terms of an objective, read from a config."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
+import enum
 import inspect
 from typing import Any, NamedTuple
 
@@ -11,13 +12,13 @@ import jax.numpy as jnp
 import optax
 
 from haikd import config as config_lib
-from haikd.align import shapes as align_lib
 from haikd.core import base
 from haikd.core import checks
 from haikd.core import registry
 from haikd.network import network
 
 LOGITS = 'logits'
+ATTENTION = 'attention'
 AUTO = 'auto'
 _SCHEDULES = ('linear', 'cosine')
 
@@ -27,30 +28,34 @@ class Term(NamedTuple):
 
   Attributes:
     name: its key in the metrics.
+    field: the config field that makes it, for messages.
+    layers_field: the config field that chooses its layers, for messages.
     entry: the registered loss.
-    options: the loss's keyword options, see `options_at`.
-    schedules: those that change over the run, each `step -> float`.
+    options: the loss's constant options; `options_at` has all of them.
+    schedules: the options that change over the run, each `step -> float`.
     weight: `step -> float`.
     scheduled: whether the weight changes over the run.
     layers: what `haikd.align.pair_layers` takes.
+    aligner: the registered aligner.
     align: the aligner as a Haiku transform of `(gather, student, teacher,
       mask)`; the first is as for `network.Network.apply`.
     needs_teacher: whether it compares with a teacher.
-    takes_labels: whether it takes labels, if there are any.
-    lazy: whether logits and maps need not be computed beforehand.
+    takes_labels: whether the loss takes labels, if the data has any.
   """
 
   name: str
+  field: str
+  layers_field: str
   entry: registry.LossEntry
   options: Mapping[str, Any]
   schedules: Mapping[str, Callable[[Any], jax.Array]]
   weight: Callable[[Any], jax.Array]
   scheduled: bool
   layers: Any
+  aligner: registry.AlignerEntry
   align: hk.Transformed
   needs_teacher: bool
   takes_labels: bool
-  lazy: bool
 
   def options_at(self, step: jax.Array) -> dict[str, Any]:
     """Returns all options of the loss as they are at a step."""
@@ -58,15 +63,62 @@ class Term(NamedTuple):
     return {**self.options, **scheduled}
 
 
+class Form(enum.Enum):
+  """The form in which a term gets what it compares.
+
+  Attributes:
+    CHUNKS: lazy logits, which all terms on logits go through together, chunk by
+      chunk.
+    BLOCKS: attention maps, which stay lazy if they were captured lazy; the loss
+      goes through them block by block.
+    ARRAYS: everything materialised.
+  """
+
+  CHUNKS = enum.auto()
+  BLOCKS = enum.auto()
+  ARRAYS = enum.auto()
+
+
+def choose_forms(terms: Sequence[Term], logits: Any) -> dict[str, Form]:
+  """Decides which terms get lazy logits or maps, and which get arrays.
+
+  Lazy inputs need an additive loss and a lazy aligner. Terms on logits go
+  through one set of chunks together, so that their aligners must also return
+  logits as they came, and one term that needs materialised logits makes them
+  available to all.
+
+  Args:
+    terms: of the objective.
+    logits: of the student; only LinearLogits can go through chunks.
+
+  Returns:
+    `{term: form}`.
+  """
+  lazy = {term.name: term.entry.additive and term.aligner.lazy
+          for term in terms}
+  in_chunks = isinstance(logits, base.LinearLogits) and all(
+      lazy[term.name] and term.aligner.keeps_logits
+      for term in terms if term.entry.on == LOGITS)
+
+  def form(term):
+    if term.entry.on == LOGITS and in_chunks:
+      return Form.CHUNKS
+    if term.entry.on == ATTENTION and lazy[term.name]:
+      return Form.BLOCKS
+    return Form.ARRAYS
+
+  return {term.name: form(term) for term in terms}
+
+
 def build_terms(config: config_lib.ConfigDict, *, has_teacher: bool,
                 has_labels: bool) -> tuple[Term, ...]:
   """Returns the terms of `config.distillation` and `config.losses`.
 
-  Without a teacher the labels alone are left, at their full weight; without
-  labels the soft term keeps its weight alpha.
+  Without a teacher only the terms on labels are left, at their full weight;
+  without labels the soft term keeps its weight alpha.
 
   Args:
-    config: a whole config.
+    config: a complete config.
     has_teacher: whether there is a teacher.
     has_labels: whether the data has labels.
 
@@ -77,123 +129,124 @@ def build_terms(config: config_lib.ConfigDict, *, has_teacher: bool,
     ConfigError: an unknown loss, aligner or option, a name used twice, or
       nothing to learn from.
   """
-  fields = _standard_terms(config.distillation, has_teacher, has_labels)
-  for name, entry in config.losses.items():
-    if name in fields:
+  terms = _standard_terms(config.distillation, has_teacher, has_labels)
+  standard = {term.name for term in terms}
+  for name, fields in config.losses.items():
+    field = f'config.losses.{name}'
+    if name in standard:
       raise checks.ConfigError(
-          f'terms.build_terms: config.losses.{name} must be a new name; '
-          'config.distillation makes a term of that name. Choose another.')
-    fields[name] = config_lib.term(**entry)
-  terms = [_build_term(name, entry) for name, entry in fields.items()]
+          f'{field} must have a new name; got {name!r}, the name of a term of '
+          'config.distillation. Choose another.')
+    terms.append(
+        _build_term(name, config_lib.term(**fields), field, field))
   if not has_teacher:
     terms = [term for term in terms if not term.needs_teacher]
   if not terms:
     raise checks.ConfigError(
-        'terms.build_terms: config.distillation and config.losses must give at '
-        'least one term; got none. Set config.distillation.alpha, or add one '
-        'to config.losses.')
+        'config.distillation and config.losses must give at least one term; '
+        'got none. Set config.distillation.alpha, or add a term to '
+        'config.losses.')
   return tuple(terms)
 
 
 def _standard_terms(fields, has_teacher, has_labels):
+  """Returns the terms of `config.distillation`."""
   alpha = fields.alpha if has_teacher else 0.0
-  terms = {}
+  terms = []
+
+  def add(loss, switch, layers_field='', **options):
+    terms.append(
+        _build_term(loss, config_lib.term(loss=loss, **options),
+                    f'config.distillation.{switch}',
+                    f'config.distillation.{layers_field}'))
+
   if alpha > 0:
-    terms['kl_divergence'] = config_lib.term(
-        loss='kl_divergence',
-        weight=alpha,
+    add('kl_divergence', 'alpha', weight=alpha,
         options=dict(temperature=fields.temperature))
   if alpha < 1 and has_labels:
-    terms['cross_entropy'] = config_lib.term(
-        loss='cross_entropy', weight=1 - alpha)
+    add('cross_entropy', 'alpha', weight=1 - alpha)
   if fields.use_attention_transfer:
-    terms['attention_transfer'] = config_lib.term(
-        loss='attention_transfer',
-        weight=fields.attention_loss_weight,
+    add('attention_transfer', 'use_attention_transfer',
+        'attention_match_layers', weight=fields.attention_loss_weight,
         layers=fields.attention_match_layers)
   if fields.use_feature_matching:
-    terms['feature_matching'] = config_lib.term(
-        loss='feature_matching',
-        weight=fields.feature_loss_weight,
-        layers=fields.feature_match_layers)
+    add('feature_matching', 'use_feature_matching', 'feature_match_layers',
+        weight=fields.feature_loss_weight, layers=fields.feature_match_layers)
   return terms
 
 
-def _build_term(name, fields):
-  where = f'config.losses.{name}'
+def _build_term(name, fields, field, layers_field):
   entry = registry.losses[fields.loss]
   loss, on = entry.function, entry.on
   checks.check_options(
-      f'{where}.options',
+      f'{field}.options',
       loss,
       fields.options,
       reserved=('student', 'teacher', 'mask', 'labels'))
-  name_of_aligner = fields.align
-  if fields.align == AUTO:
-    name_of_aligner = 'none' if entry.any_width else 'pool'
-  alignment = registry.aligners[name_of_aligner]
-  aligner = alignment.function
+  aligner_name = fields.align
+  if aligner_name == AUTO:
+    aligner_name = 'none' if entry.any_width else 'pool'
+  aligner = registry.aligners[aligner_name]
   checks.check_options(
-      f'{where}.align_options',
-      aligner,
+      f'{field}.align_options',
+      aligner.function,
       fields.align_options,
       reserved=('student', 'teacher', 'mask', 'on'))
   align_options = dict(fields.align_options)
 
   def align(gather, student, teacher, mask) -> base.Pair:
     with network.gathered(gather, None) if gather else contextlib.nullcontext():
-      return aligner(student, teacher, mask=mask, on=on, **align_options)
+      return aligner.function(
+          student, teacher, mask=mask, on=on, **align_options)
 
-  parameters = inspect.signature(loss).parameters
   schedules = {
-      name: _build_schedule(f'{where}.options.{name}', value)
-      for name, value in fields.options.items() if _is_schedule(value)
+      option: _build_schedule(f'{field}.options.{option}', value)
+      for option, value in fields.options.items() if _is_schedule(value)
   }
   return Term(
       name=name,
+      field=field,
+      layers_field=layers_field,
       entry=entry,
       options={
-          name: value for name, value in fields.options.items()
-          if name not in schedules
+          option: value for option, value in fields.options.items()
+          if option not in schedules
       },
       schedules=schedules,
-      weight=_build_weight(where, fields.weight),
+      weight=_build_weight(f'{field}.weight', fields.weight),
       scheduled=not isinstance(fields.weight, (int, float)),
       layers=fields.layers,
+      aligner=aligner,
       align=hk.transform(align),
       needs_teacher=entry.needs_teacher,
-      takes_labels='labels' in parameters,
-      # Terms on logits go together, which an aligner of a user's might change
-      # for its own.
-      lazy=entry.additive and alignment.lazy and
-      (on != LOGITS or alignment.module == align_lib.__name__))
+      takes_labels='labels' in inspect.signature(loss).parameters)
 
 
-def _build_weight(where, weight):
+def _build_weight(field, weight):
   if isinstance(weight, (int, float)) and not isinstance(weight, bool):
     return optax.constant_schedule(float(weight))
-  return _build_schedule(f'{where}.weight', weight)
+  return _build_schedule(field, weight)
 
 
 def _is_schedule(value):
   return hasattr(value, 'items') and value.get('kind') in _SCHEDULES
 
 
-def _build_schedule(where, fields):
-  """Returns `step -> float` of the fields of a schedule."""
-  given, fields = fields, dict(fields) if hasattr(fields, 'items') else {}
-  kind = fields.pop('kind', None)
-  if kind not in _SCHEDULES or set(fields) - {'start', 'end', 'begin', 'steps'}:
+def _build_schedule(field, value):
+  """Returns `step -> float` of the value of a config field."""
+  options = dict(value) if hasattr(value, 'items') else {}
+  kind = options.pop('kind', None)
+  if (kind not in _SCHEDULES or
+      set(options) - {'start', 'end', 'begin', 'steps'}):
     raise checks.ConfigError(
-        f'terms.build_terms: {where} must be a number or a schedule '
-        "dict(kind='linear' or 'cosine', start=, end=, begin=, steps=); got "
-        f'{given!r}.')
-  start, end = float(fields.get('start', 0.0)), float(fields.get('end', 1.0))
-  steps, begin = int(fields.get('steps', 0)), int(fields.get('begin', 0))
+        f"{field} must be a number or a schedule dict(kind='linear' or "
+        f"'cosine', start=, end=, begin=, steps=); got {value!r}.")
+  start, end = float(options.get('start', 0.0)), float(options.get('end', 1.0))
+  steps, begin = int(options.get('steps', 0)), int(options.get('begin', 0))
   if steps <= 0 or begin < 0:
     raise checks.ConfigError(
-        f'terms.build_terms: {where} must run over at least one step; '
-        f'got steps={steps}, begin={begin}.')
+        f'{field} must run over at least one step, from step 0 or later; got '
+        f'steps={steps}, begin={begin}.')
   if kind == 'linear':
     return optax.linear_schedule(start, end, steps, begin)
   decay = optax.cosine_decay_schedule(1.0, steps)

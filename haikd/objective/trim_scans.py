@@ -1,8 +1,8 @@
-"""Loops that end once nobody asks for what their further rounds give.
+"""Shortens `lax.scan`s to the iterations whose outputs are used.
 
-Of straight code a compiler drops what nobody uses. A loop it runs to its end,
-though only the results of its first rounds be used: a network whose layers are
-looped over would run them all for the sake of the first.
+XLA removes dead straight-line code but always runs a scan to the end, even if
+only its first outputs are read: a network that scans over its layers would run
+them all for the sake of the first.
 """
 
 from collections.abc import Callable
@@ -19,17 +19,17 @@ T = TypeVar('T')
 
 
 def run_needed(function: Callable[..., T], *args: Any) -> T:
-  """Runs a function without the rounds of loops that its results do not need.
+  """Runs a function without the iterations of scans that its results ignore.
 
-  Of a `lax.scan` that nobody takes the last carry of, only the rounds run whose
-  results are used; these have to be taken by static slices, as `x[3]` or
-  `x[:3]` are. Loops inside of other control flow run to their end.
+  A `lax.scan` whose last carry is not used runs only the iterations whose
+  outputs are used; these must be taken by static slices, such as `x[3]` or
+  `x[:3]`. Scans inside other control flow run to the end.
 
-  Meant for what no gradient is asked of: that of a shortened loop would be
-  right, but added up in an array of all rounds in each of them.
+  Use it where no gradient is needed. A gradient would be correct, but every
+  iteration would add into an array the size of the full scan.
 
   Args:
-    function: of pytrees of arrays; what it returns is what is used.
+    function: of pytrees of arrays; everything that it returns counts as used.
     *args: its arguments.
 
   Returns:
@@ -42,8 +42,8 @@ def run_needed(function: Callable[..., T], *args: Any) -> T:
 
 
 def _run(jaxpr, consts, inputs):
-  """Evaluates a jaxpr, its loops shortened."""
-  lengths = _lengths(jaxpr)
+  """Evaluates a jaxpr with its scans shortened."""
+  lengths = _short_lengths(jaxpr)
   if not lengths:
     return core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, consts))(*inputs)
   values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *inputs)))
@@ -51,7 +51,7 @@ def _run(jaxpr, consts, inputs):
   for number, eqn in enumerate(jaxpr.eqns):
     operands = map(read, eqn.invars)
     if number in lengths:
-      results = _first_rounds(eqn.params, list(operands), lengths[number])
+      results = _short_scan(eqn.params, list(operands), lengths[number])
     else:
       params = eqn.primitive.get_bind_params(eqn.params)
       with eqn.ctx.manager:
@@ -62,40 +62,40 @@ def _run(jaxpr, consts, inputs):
   return map(read, jaxpr.outvars)
 
 
-def _lengths(jaxpr):
-  """Returns `{number of the equation: rounds}` of loops that may be shorter."""
-  used = {}  # By variable: of how many of its first entries something is made.
-  for variable in jaxpr.outvars:
-    used[variable] = float('inf')
+def _short_lengths(jaxpr):
+  """Returns `{number of the equation: iterations}` of scans to shorten."""
+  # By variable: how many of its first entries are used.
+  used = dict.fromkeys(jaxpr.outvars, float('inf'))
   lengths = {}
   for number, eqn in reversed(list(enumerate(jaxpr.eqns))):
-    sliced = eqn.primitive.name == 'slice'
-    rows = eqn.params['limit_indices'][:1] if sliced else ()
+    entries = float('inf')
+    if eqn.primitive.name == 'slice' and eqn.params['limit_indices']:
+      entries = eqn.params['limit_indices'][0]
     for variable in eqn.invars:
       if not isinstance(variable, core.Literal):
-        most = max(used.get(variable, 0), *rows or (float('inf'),))
-        used[variable] = most
+        used[variable] = max(used.get(variable, 0), entries)
     if eqn.primitive.name == 'scan' and not eqn.params['reverse']:
       carried = jax_internals.scan_sizes(eqn.params).carry
-      last, each = eqn.outvars[:carried], eqn.outvars[carried:]
-      rounds = max((used.get(x, 0) for x in each), default=0)
-      if not any(x in used for x in last) and rounds < eqn.params['length']:
-        lengths[number] = rounds
+      last_carry, outputs = eqn.outvars[:carried], eqn.outvars[carried:]
+      needed = max((used.get(x, 0) for x in outputs), default=0)
+      carry_is_used = any(x in used for x in last_carry)
+      if not carry_is_used and needed < eqn.params['length']:
+        lengths[number] = needed
   return lengths
 
 
-def _first_rounds(params, operands, length):
-  """Runs a loop for some rounds; returns no last carry."""
+def _short_scan(params, operands, length):
+  """Runs a scan for some iterations; its last carry comes back as None."""
   sizes = jax_internals.scan_sizes(params)
   consts, operands = operands[:sizes.consts], operands[sizes.consts:]
-  carry, each = operands[:sizes.carry], operands[sizes.carry:]
+  carry, inputs = operands[:sizes.carry], operands[sizes.carry:]
   body = core.jaxpr_as_fun(params['jaxpr'])
 
   def run(carry, i):
-    # Looked up round by round: a slice for the loop would be a copy.
-    own = (lax.dynamic_index_in_dim(x, i, keepdims=False) for x in each)
-    results = body(*consts, *carry, *own)
+    # Indexed in each iteration: slicing the inputs beforehand would copy them.
+    row = (lax.dynamic_index_in_dim(x, i, keepdims=False) for x in inputs)
+    results = body(*consts, *carry, *row)
     return results[:len(carry)], results[len(carry):]
 
-  _, results = lax.scan(run, carry, jnp.arange(length))
-  return [None] * len(carry) + results
+  _, outputs = lax.scan(run, carry, jnp.arange(length))
+  return [None] * len(carry) + outputs

@@ -36,16 +36,16 @@ def build(devices, batch_size, student=None, microbatches=1):
   program = program_lib.build_program(
       config, spec=data.spec, num_classes=3, mesh=mesh, has_teacher=True)
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), data.spec)
-  own, frozen = (
+  untrained, frozen = (
       base.Variables(*network.init(jax.random.key(seed), zeros))
       for seed, network in enumerate((program.objective.student,
                                       program.objective.teacher)))
-  return program, data, own, frozen
+  return program, data, untrained, frozen
 
 
-def place(own, program):
+def place(untrained, program):
   return jax.device_put(
-      own,
+      untrained,
       mesh_lib.shardings_of(program_lib.trained_network(
           program.abstract_state)))
 
@@ -55,9 +55,10 @@ def place(own, program):
     (8, 1, MLP, 1), (1, 50, CONVNET, 1), (2, 16, MLP, 4)))
 def test_metrics_are_those_of_all_examples(devices, batch_size, student,
                                            microbatches):
-  program, data, own, frozen = build(devices, batch_size, student, microbatches)
+  program, data, untrained, frozen = build(
+      devices, batch_size, student, microbatches)
   got = evaluate.evaluate(
-      program.eval_step, place(own, program), program.freeze(frozen),
+      program.eval_step, place(untrained, program), program.freeze(frozen),
       data.evaluation('validation'),
       program.mesh)
   examples = source.open_source('synthetic', 'validation', options=OPTIONS)
@@ -67,7 +68,7 @@ def test_metrics_are_those_of_all_examples(devices, batch_size, student,
   logits = lambda network, weights: np.asarray(
       network.apply(*weights, None, batch, is_training=False)[0].logits,
       np.float64)
-  student = logits(program.objective.student, own)
+  student = logits(program.objective.student, untrained)
   teacher = logits(program.objective.teacher, frozen)
   log = lambda x: x - np.log(np.exp(x).sum(-1, keepdims=True))
   kl = (np.exp(log(teacher)) * (log(teacher) - log(student))).sum(-1)
@@ -96,14 +97,14 @@ def macro_f1(predicted, true):
 
 
 def test_each_example_is_evaluated_on_one_device():
-  program, data, own, frozen = build(8, 16)
+  program, data, untrained, frozen = build(8, 16)
   *_, last = data.evaluation('validation')
   (sums,) = program.eval_step(
-      place(own, program), program.freeze(frozen),
+      place(untrained, program), program.freeze(frozen),
       collectives.shard_batch(program.mesh, last))[0].values()
   counts = sums.pop('f1')
   assert counts.true.sum() == counts.predicted.sum() == 2
-  # Of 50 examples, two are left; were they on all devices, it would be 16.
+  # The last of the 50 examples are two; on all devices they would count as 16.
   assert {float(x.count) for x in sums.values()} == {2}
 
 
@@ -143,18 +144,19 @@ def test_only_positions_with_a_target_count():
       spec=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
                         batch),
       mesh=mesh_lib.build_mesh(config.mesh, jax.devices()[:1]))
-  own, frozen = (base.Variables(*network.init(jax.random.key(0), batch))
-                 for network in (program.objective.student,
-                                 program.objective.teacher))
-  (sums,) = program.eval_step(own, program.freeze(frozen), batch)[0].values()
+  untrained, frozen = (
+      base.Variables(*network.init(jax.random.key(0), batch))
+      for network in (program.objective.student, program.objective.teacher))
+  sums, _ = program.eval_step(untrained, program.freeze(frozen), batch)
+  sums, = sums.values()
   assert {float(x.count) for x in sums.values()} == {targets.sum()}
 
 
-def test_batches_are_fetched_behind_those_under_way(monkeypatch):
+def test_results_are_fetched_two_batches_later(monkeypatch):
   program, data, *_ = build(1, 8)
   started, ahead = [], []
 
-  def step(own, frozen, batch):
+  def step(evaluated, frozen, batch):
     started.append(batch.mask.sum())
     return (dict(tokens=dict(examples=base.LossSum(started[-1], 1.0))),
             dict(tokens={}), len(started))
@@ -167,23 +169,25 @@ def test_batches_are_fetched_behind_those_under_way(monkeypatch):
   monkeypatch.setattr(evaluate.jax, 'device_get', fetch)
   means = evaluate.evaluate(step, None, None, data.evaluation('test'),
                             program.mesh)
-  assert ahead == [2] * 5 + [1, 0]  # Neither 0, nor more batches in memory.
+  assert ahead == [2] * 5 + [1, 0]  # With 0 it waits; more take memory.
   assert means == dict(examples=50 / 7)
 
 
-def test_who_trains_in_microbatches_evaluates_in_them():
-  # 24 examples over 2 devices in 4 parts are 3 each; 13 go one by one then.
-  program, data, own, frozen = build(2, 28, microbatches=4)
+def test_training_in_microbatches_limits_evaluation():
+  # 24 examples over 2 devices in 4 microbatches make 3 each. The largest
+  # divisor of 13 that does not exceed 3 is 1.
+  program, data, untrained, frozen = build(2, 28, microbatches=4)
   batch, = list(data.evaluation('train'))[:1]
-  assert len(batch.mask) == 26  # 50 in two batches, even for two devices.
-  text = str(jax.make_jaxpr(program.eval_step)(own, frozen, batch))
+  assert len(batch.mask) == 26  # 50 in two batches, divisible by 2 devices.
+  text = str(jax.make_jaxpr(program.eval_step)(untrained, frozen, batch))
   assert 'f32[1,16]' in text and 'f32[13,16]' not in text
-  whole, *_ = build(2, 28)
-  text = str(jax.make_jaxpr(whole.eval_step)(own, frozen, batch))
+  at_once, *_ = build(2, 28)
+  text = str(jax.make_jaxpr(at_once.eval_step)(untrained, frozen, batch))
   assert 'f32[13,16]' in text
 
 
 def test_empty_split_is_refused():
-  program, _, own, frozen = build(1, 16)
-  with pytest.raises(checks.DataError, match='at least one example; got none'):
-    evaluate.evaluate(program.eval_step, own, frozen, [], program.mesh)
+  program, _, untrained, frozen = build(1, 16)
+  with pytest.raises(checks.DataError, match='split must hold at least '
+                     'one example; got none'):
+    evaluate.evaluate(program.eval_step, untrained, frozen, [], program.mesh)

@@ -1,4 +1,4 @@
-"""Which part of every array lies where."""
+"""Which part of every array lies on which device."""
 
 import types
 
@@ -46,19 +46,21 @@ def test_one_size_may_be_the_rest(asked, sizes):
 
 @pytest.mark.parametrize('asked', ((2, 2, 1), (3, -1, 1), (16, 1, 1)))
 def test_mesh_that_does_not_use_all_devices_is_refused(asked):
-  with pytest.raises(checks.ConfigError, match='use all 8 devices; got repl'):
+  match = '^config.mesh must use all 8 devices; got replica='
+  with pytest.raises(checks.ConfigError, match=match):
     mesh_lib.build_mesh(shape_of(*asked))
 
 
 @pytest.mark.parametrize('platform', ('tpu', 'gpu'))
-def test_replica_goes_over_slices(platform):
+def test_replica_spans_slices(platform):
   # Two slices of TPUs, or machines of GPUs, of four each.
   devices = [
       types.SimpleNamespace(
           id=i, platform=platform, device_kind='x', slice_index=i // 4,
           process_index=i // 4) for i in range(8)]
   if platform == 'tpu':
-    with pytest.raises(checks.ConfigError, match='multiple of the 2 slices'):
+    match = '^config.mesh.replica must be a multiple of the 2 slices; got 1'
+    with pytest.raises(checks.ConfigError, match=match):
       mesh_lib.grid_of(devices, (1, 8, 1))
   else:
     grid = mesh_lib.grid_of(devices, (2, 4, 1))
@@ -71,57 +73,58 @@ def test_replica_goes_over_slices(platform):
 
 def test_largest_axis_that_divides_is_split():
   mesh = mesh_lib.build_mesh(shape_of(fsdp=8))
-  found = specs(mesh, {
+  result = specs(mesh, {
       'm': structs(a=(8, 16), b=(16, 8), c=(7, 8, 24), d=(7,), e=(30, 9), f=(),
                    g=(0, 8))})
-  assert found['m'] == dict(
+  assert result['m'] == dict(
       a=P(None, 'fsdp'), b=P('fsdp', None), c=P(None, None, 'fsdp'), d=P(None),
       e=P(None, None), f=P(), g=P(None, 'fsdp'))
 
 
 @pytest.mark.parametrize('sizes, rules, spec', (
-    # An axis of one device splits nothing, and need not be named.
+    # A mesh axis of one device splits nothing and is left out.
     ((8, 1, 1), {'m/w': -1}, P(None, None)),
     ((4, 1, 2), {'m/w': -1}, P(None, 'tensor')),
     ((1, 8, 1), {'m/w': -1}, P(None, 'fsdp')),
-    # Axes that there are not are passed over.
+    # Rules for axes that do not exist are ignored.
     ((1, 4, 2), {'m/w': 2}, P(None, 'fsdp')),
     ((1, 4, 2), {'m/w': -3}, P(None, 'fsdp')),
 ))
-def test_only_what_can_be_split_is(sizes, rules, spec):
+def test_only_axes_that_divide_are_split(sizes, rules, spec):
   mesh = mesh_lib.build_mesh(shape_of(*sizes))
   assert specs(mesh, {'m': structs(w=(8, 16))}, rules)['m'] == dict(w=spec)
 
 
-def test_axis_of_a_loop_over_layers_is_not_split():
+def test_axis_of_layers_is_not_split():
   mesh = mesh_lib.build_mesh(shape_of(fsdp=4, tensor=2))
   name = '__layer_stack_no_per_layer/block/mlp/up'
   twice = 'a/__layer_stack_no_per_layer/b/__layer_stack_no_per_layer/c'
-  found = specs(
+  result = specs(
       mesh, {name: structs(w=(64, 8, 16), b=(64, 16)),
              twice: structs(w=(64, 32, 4))},
       {'mlp/up/w': -1, 'mlp/up/b': 0})
-  assert found[name] == dict(w=P(None, 'fsdp', 'tensor'), b=P(None, 'tensor'))
-  assert found[twice] == dict(w=P(None, None, 'fsdp'))
+  assert result[name] == dict(w=P(None, 'fsdp', 'tensor'), b=P(None, 'tensor'))
+  assert result[twice] == dict(w=P(None, None, 'fsdp'))
 
 
-def test_first_rule_that_matches_holds():
+def test_first_rule_that_matches_decides():
   mesh = mesh_lib.build_mesh(shape_of(fsdp=4, tensor=2))
   tree = {'block_0/attn/query': structs(w=(8, 8), b=(8,)),
           'block_1/attn/query': structs(w=(8, 8))}
-  found = specs(mesh, tree, {'block_1/attn/*/w': None, 'query/w': -1})
-  assert found['block_0/attn/query'] == dict(w=P('fsdp', 'tensor'), b=P('fsdp'))
-  assert found['block_1/attn/query'] == dict(w=P('fsdp', None))
+  result = specs(mesh, tree, {'block_1/attn/*/w': None, 'query/w': -1})
+  assert result['block_0/attn/query'] == dict(
+      w=P('fsdp', 'tensor'), b=P('fsdp'))
+  assert result['block_1/attn/query'] == dict(w=P('fsdp', None))
 
 
-def test_moments_lie_as_their_parameters():
+def test_moments_are_split_like_their_parameters():
   mesh = mesh_lib.build_mesh(shape_of(fsdp=4, tensor=2))
   params = {'mlp/up': {'w': jnp.ones((8, 12))}}
   state = jax.eval_shape(optax.adafactor(min_dim_size_to_factor=4).init, params)
   adam = jax.eval_shape(optax.adam(1.0).init, params)
   rules = {'up/w': -1}
   assert specs(mesh, adam, rules)[0].mu == specs(mesh, params, rules)
-  # A factored moment has lost an axis; whatever its place, it has one.
+  # A factored moment has lost an axis; its sharding is valid all the same.
   for sharding, leaf in zip(
       jax.tree.leaves(mesh_lib.place(mesh, state, rules)),
       jax.tree.leaves(state)):
@@ -129,27 +132,27 @@ def test_moments_lie_as_their_parameters():
 
 
 @pytest.mark.parametrize('rules, match', (
-    ({'up/w': 1}, r'axis 1 of mlp/up/w of the student must be divisible by '
-     r"config.mesh.tensor=4; got shape=\(8, 6\).*placement\['up/w'\]"),
-    ({'up/w': 2}, 'axis 2 of mlp/up/w'),
-    ({'down/w': 0}, "placement must match parameters; got 'down/w'. .*"
-     'Known: up/w'),
-    ({'up/w': -3}, 'axis -3 of mlp/up/w'),
+    ({'up/w': 1}, r'^config.mesh.tensor must divide axis 1 of mlp/up/w of the '
+     r"student; got 4, shape=\(8, 6\).*config.student.placement\['up/w'\]"),
+    ({'up/w': 2}, 'must divide axis 2 of mlp/up/w'),
+    ({'down/w': 0}, '^config.student.placement must match parameters; got '
+     "'down/w'. .*Known: up/w"),
+    ({'up/w': -3}, 'must divide axis -3 of mlp/up/w'),
 ))
-def test_rules_that_cannot_be_kept_are_refused(rules, match):
+def test_rules_that_cannot_be_followed_are_refused(rules, match):
   mesh = mesh_lib.build_mesh(shape_of(fsdp=2, tensor=4))
   params = {'mlp/up': structs(w=(8, 6))}
   with pytest.raises(checks.ConfigError, match=match):
     mesh_lib.check_rules('student', mesh, params, rules, written=rules)
   assert mesh_lib.check_rules('student', mesh, params, {'up/w': 0})
   assert not mesh_lib.check_rules('student', mesh, params, {'down/w': 0})
-  whole = mesh_lib.build_mesh(shape_of(fsdp=8))
-  assert not mesh_lib.check_rules('student', whole, params, {'up/w': 1})
+  unsplit = mesh_lib.build_mesh(shape_of(fsdp=8))
+  assert not mesh_lib.check_rules('student', unsplit, params, {'up/w': 1})
 
 
 @pytest.mark.parametrize('axis, fits', ((0, True), (-2, True), (1, False),
                                         (-3, False)))
-def test_rules_do_not_see_the_axis_of_a_loop(axis, fits):
+def test_rules_do_not_count_the_axis_of_layers(axis, fits):
   mesh = mesh_lib.build_mesh(shape_of(fsdp=4, tensor=2))
   name = '__layer_stack_no_per_layer/mlp/down'
   params = {name: structs(w=(3, 32, 15))}
@@ -158,7 +161,7 @@ def test_rules_do_not_see_the_axis_of_a_loop(axis, fits):
     assert mesh_lib.check_rules('student', mesh, params, rules)
     assert specs(mesh, params, rules)[name]['w'] == P(None, 'tensor', None)
   else:
-    with pytest.raises(checks.ConfigError, match='axis'):
+    with pytest.raises(checks.ConfigError, match=f'divide axis {axis} of'):
       mesh_lib.check_rules('student', mesh, params, rules)
 
 
@@ -174,7 +177,7 @@ def test_tensor_is_left_to_the_compiler(sizes, axes):
 
 
 def fake_mesh(sizes, processes, monkeypatch, mine):
-  """A mesh whose devices say they belong to these processes."""
+  """A mesh whose devices claim to belong to these processes."""
   devices = np.array(
       [types.SimpleNamespace(process_index=p) for p in processes])
   monkeypatch.setattr(jax, 'process_index', lambda: mine)
@@ -184,34 +187,35 @@ def fake_mesh(sizes, processes, monkeypatch, mine):
 
 @pytest.mark.parametrize('sizes, processes, shares', (
     ((1, 4, 1), (0, 0, 1, 1), {0: (0, 2), 1: (1, 2)}),
-    # The mesh need not follow the order of processes.
+    # The mesh may order devices differently from the processes.
     ((1, 4, 1), (1, 0, 1, 0), {1: (0, 2), 0: (1, 2)}),
-    # Two processes along `tensor` read the same.
+    # Two processes along `tensor` read the same part.
     ((1, 2, 2), (0, 1, 2, 3), {0: (0, 2), 1: (0, 2), 2: (1, 2), 3: (1, 2)}),
     ((2, 1, 2), (0, 0, 0, 0), {0: (0, 1)}),
 ))
 def test_processes_share_the_batch(sizes, processes, shares, monkeypatch):
   for process, share in shares.items():
     mesh = fake_mesh(sizes, processes, monkeypatch, process)
-    assert mesh_lib.batch_share(mesh) == share
+    assert mesh_lib.batch_share(mesh) == mesh_lib.Share(*share)
 
 
 @pytest.mark.parametrize('sizes, processes', (
     ((1, 2, 3), (0, 0, 1, 1, 2, 2)),
-    # Each has two shards, and each of these in common with another one.
+    # Each has two shards and shares each of them with another process.
     ((1, 3, 2), (0, 1, 1, 2, 2, 0)),
-    # No shard in common, and not as many.
+    # No shard in common, and different numbers of them.
     ((1, 3, 1), (0, 0, 1)),
 ))
-def test_processes_that_share_by_halves_are_refused(sizes, processes,
-                                                    monkeypatch):
+def test_processes_that_share_some_shards_are_refused(
+    sizes, processes, monkeypatch):
   mesh = fake_mesh(sizes, processes, monkeypatch, 0)
-  with pytest.raises(checks.ConfigError, match='tensor must divide the dev'):
+  match = '^config.mesh.tensor must divide the number of devices of a process'
+  with pytest.raises(checks.ConfigError, match=match):
     mesh_lib.batch_share(mesh)
 
 
 def vit_program(**fields):
-  """Returns the functions of a run of two ViTs on 2 x 4 devices."""
+  """Returns the program of a run of two ViTs on 2 x 4 devices."""
   config = config_lib.base()
   config.batch_size = 16
   config.mesh = shape_of(fsdp=2, tensor=4)
@@ -231,7 +235,7 @@ def vit_program(**fields):
 
 
 def test_each_network_is_split_by_its_own_rules():
-  # Those of the config come before those of the model, which are mlp/up/*: -1
+  # Rules of the config come before those of the model, which are mlp/up/*: -1
   # and mlp/down/w: -2.
   program = vit_program(**{
       'student.placement': {'mlp/up/w': -2, 'mlp/down/w': -1},
@@ -250,7 +254,7 @@ def test_each_network_is_split_by_its_own_rules():
       P(None, 'fsdp'), P('fsdp', None), P('fsdp', 'tensor'))
 
 
-def test_teacher_lies_in_its_compute_dtype_and_student_in_float32():
+def test_teacher_is_stored_in_its_compute_dtype_and_student_in_float32():
   program = vit_program(**{'teacher.precision': 'bfloat16',
                            'student.precision': 'bfloat16'})
   dtypes = lambda tree: {x.dtype for x in jax.tree.leaves(tree)}
@@ -259,10 +263,10 @@ def test_teacher_lies_in_its_compute_dtype_and_student_in_float32():
 
 
 @pytest.mark.parametrize('network', ('student', 'teacher'))
-def test_program_refuses_rules_that_a_network_cannot_keep(network):
+def test_program_refuses_rules_that_a_network_cannot_follow(network):
   options = f'{network}.options.width', f'{network}.options.heads'
   with pytest.raises(checks.ConfigError,
-                     match=f'b of the {network} must be divisible by config.m'):
+                     match=rf'must divide axis \S+ of \S+ of the {network};'):
     vit_program(**dict(zip(options, (18, 2))))
 
 
@@ -283,11 +287,11 @@ def test_no_device_holds_more_than_its_part():
   kept = state.params, state.opt_state, state.ema
   total = sum(x.nbytes for x in jax.tree.leaves(kept))
   for device in jax.devices():
-    held = sum(
+    size = sum(
         shard.data.nbytes for leaf in jax.tree.leaves(kept)
         for shard in leaf.addressable_shards if shard.device == device)
-    assert held <= 1.02 * total / 8
-  # Not even while it is made: parameters, two moments and the mean.
+    assert size <= 1.02 * total / 8
+  # Parameters, two moments and the mean are split from the beginning.
   memory = compiled.memory_analysis()
   assert memory.temp_size_in_bytes < total / 4
   kernel = program.abstract_frozen.params['hidden_0/linear']['w']

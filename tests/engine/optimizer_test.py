@@ -31,7 +31,7 @@ GRAD_W, GRAD_B = np.array([[0.3, -0.1], [2.0, 0.0]]), np.array([0.5, -4.0])
 
 
 def step(fields, steps=1, jit=False):
-  """Returns kernel and bias after steps with one and the same gradient."""
+  """Returns kernel and bias after steps with the same gradient."""
   chain = optimizer.build_optimizer(config(**fields), 10)
   params, grads = tree(W, B), tree(GRAD_W, GRAD_B)
   state = chain.init(params)
@@ -93,8 +93,8 @@ def test_adafactor_by_hand():
   # Unfactored below 128 columns; at the first step the second moment is g^2,
   # so that the direction is sign(g), of root mean square sqrt(3/4) for three
   # non-zero entries of four: below the clipping threshold of 1. It is scaled
-  # by the root mean square of the parameter. The decay is times the learning
-  # rate, as everywhere.
+  # by the root mean square of the parameter. The decay is multiplied by the
+  # learning rate, as with every optimizer.
   rms = np.sqrt(np.mean(W**2))
   w, _ = step({'name': 'adafactor', 'weight_decay': 0.5})
   np.testing.assert_allclose(
@@ -105,8 +105,8 @@ def test_muon_orthogonalises_kernels_and_leaves_vectors_to_adam():
   w, b = step({'name': 'muon', 'weight_decay': 0.5})
   update = (W - 0.1 * 0.5 * W - np.asarray(w)) / 0.1
   left, _, right = np.linalg.svd(GRAD_W)
-  # Newton-Schulz stops when singular values lie between 0.7 and 1.2, with the
-  # singular vectors of the gradient.
+  # Newton-Schulz keeps the singular vectors of the gradient and stops when the
+  # singular values lie between 0.7 and 1.2.
   np.testing.assert_allclose(update, left @ right, atol=0.35)
   values = np.linalg.svd(update)[1]
   assert np.all((values > 0.65) & (values < 1.25)), values
@@ -116,7 +116,7 @@ def test_muon_orthogonalises_kernels_and_leaves_vectors_to_adam():
       b, B - 0.1 * (0.09 / 0.19 + 1) * np.sign(GRAD_B), rtol=1e-5)
 
 
-def test_muon_takes_each_layer_of_a_stack_by_itself():
+def test_muon_treats_each_layer_of_a_stack_separately():
   kernels = np.stack([W, 3 * W + 1])
   grads = np.stack([GRAD_W, GRAD_W.T])
   stacked = {
@@ -155,9 +155,9 @@ def test_muon_takes_each_layer_of_a_stack_by_itself():
           rtol=1e-5)
 
 
-def test_clipping_comes_first_and_spans_the_whole_tree():
+def test_clipping_comes_first_and_spans_the_tree():
   # Global norm of all gradients, bias included: sqrt(0.09 + 0.01 + 4 + 0.25 +
-  # 16) = sqrt(20.35). SGD then shows the clipped gradient itself; the decay is
+  # 16) = sqrt(20.35). SGD applies the clipped gradient itself; the decay is
   # added after clipping.
   scale = 0.7 / np.sqrt(20.35)
   w, b = step({'name': 'sgd', 'clip_norm': 0.7, 'weight_decay': 0.2})
@@ -247,33 +247,34 @@ def test_a_run_shorter_than_its_warm_up_ends_within_it():
 
 
 @pytest.mark.parametrize('fields, match', [
-    ({'name': 'adam'}, "name='adam'. Did you mean 'adamw'"),
-    ({'schedule': 'cosinus'}, "Did you mean 'cosine'"),
-    ({'options': {'beta1': 0.9}}, 'beta1 must be an option of adamw'),
-    ({'options': {'mask': None}}, 'options: mask must be an option'),
-    ({'learning_rate': -1.0}, 'learning_rate=-1.0'),
-    ({'warmup_steps': -1}, 'warmup_steps=-1'),
-    ({'final_fraction': 2.0}, 'final_fraction=2.0'),
-    ({'weight_decay': -0.1}, 'weight_decay=-0.1'),
-    ({'clip_norm': 0.0}, 'clip_norm=0.0'),
+    ({'name': 'adam'}, '^config.optimizer.name must be a known optimizer; got '
+     "'adam'. Did you mean 'adamw'"),
+    ({'schedule': 'cosinus'},
+     "schedule must be a known schedule; got 'cosinus'. Did you mean 'cosine'"),
+    ({'options': {'beta1': 0.9}}, 'options.beta1 must be an option of adamw'),
+    ({'options': {'mask': None}}, 'options.mask must be an option'),
+    ({'learning_rate': -1.0}, 'learning_rate must not be negative; got -1.0'),
+    ({'warmup_steps': -1}, 'warmup_steps must not be negative; got -1'),
+    ({'final_fraction': 2.0},
+     'final_fraction must lie between 0 and 1; got 2.0'),
+    ({'weight_decay': -0.1}, 'weight_decay must not be negative; got -0.1'),
+    ({'clip_norm': 0.0}, 'clip_norm must be positive or None; got 0.0'),
 ])
 def test_a_config_that_cannot_work_is_refused(fields, match):
   with pytest.raises(checks.ConfigError, match=match):
     optimizer.build_optimizer(config(**fields), 10)
 
 
-@pytest.mark.parametrize('fields, place', [
-    ({'name': 'adam'}, 'build_optimizer: config.teacher.o.name must'),
-    ({'schedule': 'cosinus'}, 'build_schedule: config.teacher.o.schedule must'),
-    ({'options': {'beta1': 0.9}},
-     'build_optimizer: config.teacher.o.options: beta1 must'),
-    ({'learning_rate': -1.0},
-     'build_schedule: config.teacher.o.learning_rate must not'),
-    ({'clip_norm': 0.0}, 'build_optimizer: config.teacher.o.clip_norm must'),
+@pytest.mark.parametrize('fields, match', [
+    ({'name': 'adam'}, 'name must'),
+    ({'schedule': 'cosinus'}, 'schedule must'),
+    ({'options': {'beta1': 0.9}}, 'options.beta1 must'),
+    ({'learning_rate': -1.0}, 'learning_rate must'),
+    ({'clip_norm': 0.0}, 'clip_norm must'),
 ])
-def test_an_error_names_the_place_in_the_config(fields, place):
-  with pytest.raises(checks.ConfigError, match=f'^optimizer.{place}'):
-    optimizer.build_optimizer(config(**fields), 10, where='config.teacher.o')
+def test_an_error_names_its_config_field(fields, match):
+  with pytest.raises(checks.ConfigError, match=f'^config.teacher.o.{match}'):
+    optimizer.build_optimizer(config(**fields), 10, field='config.teacher.o')
 
 
 @pytest.mark.parametrize('jit', [False, True])
@@ -283,7 +284,7 @@ def test_ema_by_hand(jit):
   # kept = 1/10 at step 0: 0.1 * 1 + 0.9 * 2.
   ema = update(ema, {'w': jnp.array([2.0])}, 0.5, 0)
   np.testing.assert_allclose(ema['w'], [1.9], rtol=1e-6)
-  # kept = 2/11 at step 1, and the given decay from (1 + s) / (10 + s) = 0.5 on.
+  # kept = 2/11 at step 1; the given decay once (1 + s) / (10 + s) reaches 0.5.
   ema = update(ema, {'w': jnp.array([3.0])}, 0.5, 1)
   np.testing.assert_allclose(ema['w'], [1.9 * 2 / 11 + 3 * 9 / 11], rtol=1e-6)
   before = ema['w']

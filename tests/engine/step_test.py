@@ -1,4 +1,4 @@
-"""The loss and its gradient do not know how the batch was split."""
+"""The loss and its gradient do not depend on how the batch is split."""
 
 import functools
 import itertools
@@ -45,7 +45,7 @@ class Block(hk.Module):
 
 def encoder(tokens, *, is_training, mask, num_classes, width, depth, heads,
             dropout=0.0):
-  """A small encoder that sees no padding."""
+  """A small encoder that attends to no padding."""
   x = hk.Embed(16, width)(tokens)
   pairs = mask[:, None, None, :] & mask[:, None, :, None]
   for i in range(depth):
@@ -56,7 +56,7 @@ def encoder(tokens, *, is_training, mask, num_classes, width, depth, heads,
 
 
 def batch_normed(image, *, is_training, num_classes, width):
-  """A network whose BatchNorm does not know of devices."""
+  """A network whose BatchNorm names no mesh axes."""
   x = hk.Linear(width)(image)
   x = hk.BatchNorm(True, True, 0.9)(x, is_training)
   return hk.Linear(num_classes)(jax.nn.relu(x))
@@ -72,7 +72,7 @@ def models():
 
 
 def ragged_batch(seed=0):
-  """Lengths 0 to 8, empty rows, and an empty shard on 8 and on 4 devices."""
+  """Lengths 0 to 8, with an empty shard on 4 and on 8 devices."""
   rng = np.random.RandomState(seed)
   lengths = rng.randint(0, LENGTH + 1, size=BATCH)
   lengths[:4] = [8, 1, 4, 4]
@@ -136,7 +136,7 @@ def gradient(config, batch, devices, has_teacher=True):
 
 
 def reference(batch):
-  """The objective of `ragged_config` in plain JAX, on the whole batch."""
+  """The objective of `ragged_config` in plain JAX, on the global batch."""
   config = ragged_config()
   program, frozen = build(config, batch, 1)
   params = program.init(jax.random.key(0)).params.student
@@ -204,7 +204,7 @@ SPLITS = ((1, 1), (1, 4), (2, 2), (4, 1), (8, 1), (8, 4))
 @pytest.mark.parametrize('devices, microbatches', [
     pytest.param(*split, marks=() if split in SPLITS else pytest.mark.slow)
     for split in itertools.product((1, 2, 4, 8), (1, 2, 4))])
-def test_gradient_is_that_of_the_whole_batch(devices, microbatches, expected):
+def test_gradient_is_that_of_the_global_batch(devices, microbatches, expected):
   config = ragged_config()
   config.microbatches = microbatches
   grads, loss, _ = gradient(config, ragged_batch(), devices)
@@ -214,7 +214,7 @@ def test_gradient_is_that_of_the_whole_batch(devices, microbatches, expected):
       grads.student, expected[1])
 
 
-def test_what_stands_in_padding_changes_nothing():
+def test_content_of_padding_changes_nothing():
   batch = ragged_batch()
   noise = np.random.RandomState(1).randint(0, 16, batch.inputs.shape)
   other = batch._replace(
@@ -243,7 +243,7 @@ def test_batch_norm_is_synchronised(devices):
       many)
 
 
-def test_relational_loss_sees_the_whole_batch():
+def test_relational_loss_gets_the_global_batch():
   with registry.losses.temporary():
 
     @registry_loss
@@ -316,8 +316,8 @@ def test_step_learns_and_compiles_once():
 @pytest.mark.parametrize('scan', (False, True))
 @pytest.mark.parametrize('fields', (
     {}, {'microbatches': 2}, {'student.remat': 'full', 'microbatches': 2}))
-def test_counting_what_is_real_is_no_work(scan, fields):
-  """A step multiplies no more matrices than a gradient of known counts."""
+def test_the_pass_that_counts_costs_nothing(scan, fields):
+  """A step has no more matrix products than a gradient of known counts."""
   config = ragged_config()
   config.student.model = config.teacher.model = 'llama'
   config.student.options = dict(width=8, depth=2, heads=2, scan=scan)
@@ -356,7 +356,7 @@ def test_schedules_and_running_mean_are_those_of_the_step():
   config.optimizer.update(dict(
       name='sgd', learning_rate=0.4, warmup_steps=3, schedule='constant',
       ema_decay=0.9))
-  # The same twice, the second time with the weights 0, 1 and 2.
+  # Two equal terms, the second one with the weights 0, 1 and 2.
   config.distillation.alpha = 1.0
   config.losses.more = dict(
       loss='kl_divergence', options=dict(temperature=2.0),
@@ -379,7 +379,7 @@ def test_schedules_and_running_mean_are_those_of_the_step():
     np.testing.assert_allclose(
         metrics['loss'], (1 + number) * metrics['loss/more'], rtol=1e-6)
     norms.append(float(metrics['grad_norm']))
-    # The mean begins as the parameters; those after the step come to it.
+    # The mean starts as the parameters and moves to those after the step.
     expected = jax.tree.map(
         lambda old, new: kept * old + (1 - kept) * new,  # noqa: B023
         first.ema, state.params.student)
@@ -404,7 +404,8 @@ def test_dropout_differs_between_shards_microbatches_and_steps():
         jnp.int32(step), collectives.shard_batch(program.mesh, batch))
     return jax.device_get(grads).student['linear']['w']
 
-  # Were the masks the same in both halves, twice the batch would be the batch.
+  # With the same dropout in both halves, the doubled batch would have the
+  # gradient of the half.
   one = run(half, 1, 1)
   assert np.array_equal(one, run(half, 1, 1))
   assert not np.allclose(one, run(twice, 2, 1), atol=1e-4)
@@ -437,7 +438,7 @@ def test_state_of_the_student_may_hold_keys_and_counters():
     state = program.init(jax.random.key(0))
     state, _ = program.train_step(state, frozen,
                                   collectives.shard_batch(program.mesh, batch))
-  # Haiku begins with what init=... gives; then two microbatches follow.
+  # Haiku starts with the values of init=...; two microbatches update them.
   assert int(state.net_state['~']['calls']) == 2
   expected = jax.random.key(3)
   for _ in range(2):
@@ -449,7 +450,7 @@ def test_state_of_the_student_may_hold_keys_and_counters():
 
 @pytest.mark.parametrize('precision', ('bfloat16', 'float16'))
 def test_low_precision_follows_float32(precision):
-  # No row without a key: Haiku's attention gives NaN for one in float16.
+  # Every row has a key: in float16, Haiku's attention gives NaN without one.
   batch = ragged_batch()._replace(mask=np.ones((BATCH, LENGTH), bool))
   config = ragged_config()
   exact, _, _ = gradient(config, batch, 2)
@@ -490,7 +491,7 @@ def test_overflow_skips_the_update_and_halves_the_scale():
   config.student.precision = 'float16'
   program, frozen = build(config, ragged_batch(), 2)
   state = program.init(jax.random.key(0))
-  # A scale at which any gradient is beyond float16's largest number, 65504.
+  # At this scale any gradient exceeds float16's largest number, 65504.
   state = state._replace(
       loss_scale=jax.tree.map(
           lambda x: jnp.asarray(1e30, x.dtype)
@@ -526,7 +527,7 @@ def test_overflow_leaves_running_means_as_they_are():
     state = state._replace(loss_scale=scale)
     before = jax.device_get(state)
     state, _ = program.train_step(state, frozen, placed)
-    # Those of the parameters, and those of BatchNorm.
+    # The running means of the parameters, and those of BatchNorm.
     for old, new in ((before.ema, state.ema),
                      (before.net_state, state.net_state)):
       same = jax.tree.map(
@@ -546,31 +547,33 @@ def batch_normed_config(**fields):
 @pytest.mark.parametrize('fields', (
     {}, {'optimizer.ema_decay': 0.9}, {'student.precision': 'float16'},
     {'microbatches': 2}, {'mesh.replica': 2, 'mesh.fsdp': 4}))
-def test_all_of_a_large_state_is_written_over_the_old_one(monkeypatch, fields):
+def test_only_a_large_state_is_written_over_the_old_one(monkeypatch, fields):
   config, batch = batch_normed_config(**fields), image_batch()
   results = []
-  for large in (0, 2**24):
-    monkeypatch.setattr(program_lib, '_MANY', large)
+  for limit in (0, 2**24):
+    monkeypatch.setattr(program_lib, '_DONATED_ON_CPU', limit)
     program, frozen = build(config, batch, 8)
     state = program.init(jax.random.key(0))
     args = state, frozen, collectives.shard_batch(program.mesh, batch)
     with warnings.catch_warnings():
-      warnings.simplefilter('error')  # Of a buffer that cannot be used again.
+      warnings.simplefilter('error')  # JAX warns of buffers it cannot reuse.
       compiled = program.train_step.lower(*args).compile()
     reused = compiled.memory_analysis().alias_size_in_bytes
-    # Running means of BatchNorm that the step does not read are no argument.
+    # BatchNorm's running means are no argument where the step does not read
+    # them.
     parts = sum(
         x.addressable_data(0).nbytes for x in jax.tree.leaves(
             (state.params, state.opt_state, state.ema, state.step)))
-    assert reused == 0 if large else reused >= parts
+    assert reused == 0 if limit else reused >= parts
     results.append(jax.device_get(program.train_step(*args)))
-    assert state.params.student['linear']['w'].is_deleted() == (not large)
+    assert state.params.student['linear']['w'].is_deleted() == (limit == 0)
   jax.tree.map(np.testing.assert_array_equal, *results)
 
 
 @pytest.mark.parametrize('batch_size, nearest', ((30, '24 or 32'), (4, '8')))
 def test_batch_that_does_not_divide_is_refused(batch_size, nearest):
   mesh = mesh_lib.build_mesh(config_lib.base().mesh, jax.devices()[:4])
-  match = f'1 x 4 x 2; got batch_size={batch_size}. The nearest: {nearest}.'
+  match = (f'^config.batch_size must be divisible by .* = 1 x 4 x 2; got '
+           f'{batch_size}. The nearest: {nearest}.')
   with pytest.raises(checks.ConfigError, match=match):
     mesh_lib.check_batch_size(mesh, batch_size, 2)

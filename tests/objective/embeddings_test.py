@@ -1,4 +1,4 @@
-"""Encoders from end to end: terms on embeddings, split and whole, evaluated."""
+"""Encoders end to end: terms on embeddings, on several devices, evaluation."""
 
 import ast
 import os
@@ -31,7 +31,7 @@ BATCH, LENGTH = 16, 6
 
 
 def encoder(tokens, *, is_training, mask, width):
-  """Means of the embeddings of what counts; texts of an example one by one."""
+  """Returns the mean hidden state of each text of an example."""
   flat = tokens.reshape(-1, tokens.shape[-1])
   keep = mask.reshape(flat.shape)
   hidden = jnp.tanh(hk.Linear(width)(hk.Embed(16, width)(flat)))
@@ -55,7 +55,7 @@ def models():
 
 
 def make_batch(texts=None, size=BATCH, seed=0, **fields):
-  """Returns ragged rows; in the last rows, and in some text, nothing counts."""
+  """Returns ragged rows; the last rows and one other text are padding only."""
   rng = np.random.RandomState(seed)
   shape = (size,) if texts is None else (size, texts)
   lengths = rng.randint(1, LENGTH + 1, size=shape)
@@ -115,7 +115,7 @@ TERMS = dict(
 
 
 @pytest.mark.parametrize('texts', (None, 2))
-def test_gradient_does_not_know_of_devices(texts):
+def test_gradient_does_not_depend_on_the_number_of_devices(texts):
   batch = make_batch(texts)
   loss, grads, sums = gradient(make_config(**TERMS), batch, 1)
   same, many, _ = gradient(make_config(**TERMS), batch, 8)
@@ -130,7 +130,7 @@ def test_gradient_does_not_know_of_devices(texts):
   assert all(np.any(x) for x in jax.tree.leaves(grads))
 
 
-def test_loss_that_takes_any_width_sees_the_vectors_as_they_are():
+def test_loss_that_takes_any_width_gets_unaligned_vectors():
   seen = []
   with registry.losses.temporary():
 
@@ -147,11 +147,11 @@ def test_loss_that_takes_any_width_sees_the_vectors_as_they_are():
     assert set(seen) == {((BATCH, 6), (BATCH, 6), (BATCH,))}
 
 
-def test_other_losses_refuse_other_widths_unaligned():
+def test_other_losses_refuse_different_widths_unaligned():
   config = make_config(x=dict(loss='embedding_cosine', align='none'))
   with pytest.raises(checks.ConfigError,
-                     match=r"term 'x': .*same shape; got .*\(16, 6\).*\(16, 10"
-                     r"\).*align='pool' or, for features, 'project'"):
+                     match=r'^config\.losses\.x: .*same shape; got .*\(16, 6\)'
+                     r".*\(16, 10\).*align='pool' or, for features, 'proj"):
     build(config, make_batch())
 
 
@@ -184,7 +184,7 @@ def test_maps_of_several_texts_have_the_mask_of_each():
 
 
 @pytest.mark.parametrize('alpha, labels', ((0.9, None), (0.0, 'classes')))
-def test_losses_on_logits_say_what_to_do(alpha, labels):
+def test_losses_on_logits_refuse_an_embedding(alpha, labels):
   config = make_config(**TERMS)
   config.distillation.alpha = alpha
   batch = make_batch()
@@ -192,12 +192,12 @@ def test_losses_on_logits_say_what_to_do(alpha, labels):
     batch = batch._replace(labels=np.zeros(BATCH, np.int32))
   with pytest.raises(
       checks.ConfigError,
-      match=r'must have logits; got an Embedding from config\.student\. Set '
-      r"config\.distillation\.alpha = 0, .* losses on 'embedding'"):
+      match=r'config\.student must return logits for a loss on logits; got an '
+      r"Embedding\. Set config\.distillation\.alpha = 0, .* on 'embedding'"):
     build(config, batch)
 
 
-def test_scores_are_no_classes_to_predict():
+def test_scores_are_not_classes_to_predict():
   batch = make_batch(2, labels=np.zeros(BATCH, np.float32))
   objective = build_lib.build_objective(
       make_config(x=TERMS['cosine']), spec=spec_of(batch), num_classes=None)
@@ -219,8 +219,8 @@ def test_every_pair_is_in_the_correlation_once(devices, microbatches):
   config.microbatches = microbatches
   config.student.options = config.teacher.options
   program, frozen = build(config, batches[0], devices)
-  own = program_lib.trained_network(program.init(jax.random.key(0)))
-  got = evaluate_lib.evaluate(program.eval_step, own, frozen, batches,
+  untrained = program_lib.trained_network(program.init(jax.random.key(0)))
+  got = evaluate_lib.evaluate(program.eval_step, untrained, frozen, batches,
                               program.mesh)
 
   def run(network, weights):
@@ -233,30 +233,30 @@ def test_every_pair_is_in_the_correlation_once(devices, microbatches):
     lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     return (a * b).sum(-1) / np.where(lengths > 0, lengths, 1)
 
-  student = run(program.objective.student, own)
+  student = run(program.objective.student, untrained)
   teacher = run(program.objective.teacher, frozen)
   mask = np.concatenate([batch.mask for batch in batches]).any(-1)
   scores = np.concatenate([batch.labels for batch in batches])
   pairs = mask.all(-1)
   assert 0 < pairs.sum() < mask.any(-1).sum() < len(mask)
-  found = cosine(student[pairs, 0], student[pairs, 1]), scores[pairs]
+  correlated = cosine(student[pairs, 0], student[pairs, 1]), scores[pairs]
   expected = dict(
       cosine=cosine(student[mask], teacher[mask]).mean(),
-      spearman=stats.spearmanr(*found).statistic,
-      pearson=stats.pearsonr(*found).statistic)
+      spearman=stats.spearmanr(*correlated).statistic,
+      pearson=stats.pearsonr(*correlated).statistic)
   assert set(got) == set(expected)
   for name, value in expected.items():
     np.testing.assert_allclose(got[name], value, rtol=1e-5, err_msg=name)
 
 
 def evaluated(batches, devices, share=slice(None)):
-  """Returns the scores of an untrained student; of a process's share."""
+  """Returns the metrics of an untrained student on a process's share."""
   config = make_config(**TERMS)
   config.student.options = config.teacher.options
   program, frozen = build(config, batches[0], devices)
-  own = program_lib.trained_network(program.init(jax.random.key(0)))
+  untrained = program_lib.trained_network(program.init(jax.random.key(0)))
   batches = [jax.tree.map(lambda x: x[share], batch) for batch in batches]
-  return evaluate_lib.evaluate(program.eval_step, own, frozen, batches,
+  return evaluate_lib.evaluate(program.eval_step, untrained, frozen, batches,
                                program.mesh)
 
 
@@ -290,17 +290,17 @@ def test_two_processes_find_the_same_correlation():
       for number in range(2)
   ]
   try:
-    said = [process.communicate(timeout=120)[0] for process in processes]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
   finally:
     for process in processes:
       process.kill()
-  # What stands before the last line is said by the collectives.
-  found = [dict(ast.literal_eval(text.splitlines()[-1])) for text in said]
-  assert found[0] == found[1]
-  assert found[0] == pytest.approx(evaluated(pair_batches(), 1), rel=1e-5)
+  # The collectives print the lines before the last one.
+  metrics = [dict(ast.literal_eval(text.splitlines()[-1])) for text in outputs]
+  assert metrics[0] == metrics[1]
+  assert metrics[0] == pytest.approx(evaluated(pair_batches(), 1), rel=1e-5)
 
 
-def test_teacher_is_at_a_cosine_of_one_to_itself():
+def test_teacher_has_a_cosine_of_one_with_itself():
   batch = make_batch()
   program, frozen = build(make_config(**TERMS), batch)
   got = evaluate_lib.evaluate(program.teacher_eval_step, frozen, None, [batch],
@@ -319,9 +319,9 @@ def test_training_brings_embeddings_together():
   state = program.init(jax.random.key(0))
   cosines = []
   for _ in range(2):
-    own = program_lib.trained_network(state)
+    student = program_lib.trained_network(state)
     cosines.append(
-        evaluate_lib.evaluate(program.eval_step, own, frozen, [batch],
+        evaluate_lib.evaluate(program.eval_step, student, frozen, [batch],
                               program.mesh)['cosine'])
     for _ in range(40):
       state, _ = program.train_step(

@@ -1,7 +1,7 @@
-"""The objective of documents packed into rows is that of documents alone.
+"""The objective of documents packed into rows is that of separate documents.
 
-From the files on: the same documents are read in both forms, and their loss
-and gradient compared, student and teacher.
+The test starts from files: it reads the same documents in both forms and
+compares loss and gradient.
 """
 
 import json
@@ -19,7 +19,7 @@ from haikd.data import pipeline
 from haikd.objective import build as build_lib
 
 N = 12  # Positions of a row.
-# With the token that ends each, rows of 12 and of 12: nothing is cut.
+# With the token that ends each document they fill two rows of 12.
 LENGTHS = (4, 6, 11)
 SIZES = dict(depth=2, heads=2, key_value_heads=1)
 MODELS = {
@@ -64,8 +64,8 @@ def make_config(folder, model, form):
   return config
 
 
-def whole_split(config):
-  """Returns an objective, and one batch that is the split `test`."""
+def objective_and_batch(config):
+  """Returns an objective, and the split `test` as one batch."""
   config.evaluation.batch_size = 8
   data = pipeline.build_data(config)
   objective = build_lib.build_objective(
@@ -76,10 +76,10 @@ def whole_split(config):
 
 @pytest.mark.parametrize('model', (
     'llama', pytest.param('gpt2', marks=pytest.mark.slow)))
-def test_loss_and_gradient_are_those_of_documents_alone(folder, model):
-  found = {}
+def test_loss_and_gradient_are_those_of_separate_documents(folder, model):
+  results = {}
   for form in ('packed', 'padded'):
-    objective, batch = whole_split(make_config(folder, model, form))
+    objective, batch = objective_and_batch(make_config(folder, model, form))
     rows = dict(packed=2, padded=3)[form]
     assert batch.mask.shape == (rows, N) and batch.mask.sum() == sum(
         LENGTHS) + len(LENGTHS)
@@ -92,8 +92,8 @@ def test_loss_and_gradient_are_those_of_documents_alone(folder, model):
       sums, _ = objective.sums(params, state, frozen, batch, jax.random.key(2))
       return objective.combine(sums, 0)
 
-    found[form] = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-  (packed, packed_grads), (padded, padded_grads) = found.values()
+    results[form] = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+  (packed, packed_grads), (padded, padded_grads) = results.values()
   assert set(packed[1]) == {'kl_divergence', 'cross_entropy',
                             'feature_matching'}
   for one, two in zip(jax.tree.leaves(packed), jax.tree.leaves(padded)):
@@ -105,9 +105,9 @@ def test_loss_and_gradient_are_those_of_documents_alone(folder, model):
 
 
 @pytest.mark.parametrize('model', MODELS)
-def test_no_document_sees_its_neighbour(folder, model):
-  """Another first document leaves what is said of the second as it was."""
-  objective, batch = whole_split(make_config(folder, model, 'packed'))
+def test_no_document_depends_on_its_neighbour(folder, model):
+  """Changing the first document leaves the second's logits as they were."""
+  objective, batch = objective_and_batch(make_config(folder, model, 'packed'))
   params, state = objective.student.init(jax.random.key(1), batch)
   tokens = batch.inputs['tokens'].copy()
   first = batch.inputs['segments'] == 1

@@ -1,4 +1,4 @@
-"""The teacher is run no further than some term looks."""
+"""The teacher is run no further than the layers that terms use."""
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ def make_batch():
 
 
 def make_config(depth, *, alpha=0.0, scan=False, layers=(1,)):
-  """A teacher of some depth; the term on features looks at its layer 1."""
+  """A teacher of some depth; the term on features uses its layer 1."""
   config = config_lib.base()
   config.batch_size = BATCH
   config.student.model = config.teacher.model = 'llama'
@@ -54,17 +54,17 @@ def compiled_flops(program):
 
 
 def counted_flops(program):
-  """Those of all rounds of loops, of which the compiler counts one."""
+  """Counts every iteration of a loop; the compiler counts only one."""
   return counting.count(trace(program).jaxpr, program.mesh.size).flops
 
 
-def test_blocks_that_no_term_looks_at_are_not_run():
+def test_blocks_that_no_term_uses_are_not_run():
   deep, shallow = (compiled_flops(build(make_config(n))) for n in (6, 2))
   assert deep == pytest.approx(shallow, rel=0.01)
 
 
 @pytest.mark.parametrize('devices', (1, 4))
-def test_loop_over_blocks_ends_with_the_last_that_a_term_looks_at(devices):
+def test_loop_over_blocks_ends_with_the_last_that_a_term_uses(devices):
   deep, shallow = (
       counted_flops(build(make_config(n, scan=True), devices)) for n in (6, 2))
   assert deep == shallow
@@ -79,12 +79,12 @@ def test_all_blocks_are_run_for_logits_or_the_last_layer(fields):
   assert deep == shallow
 
 
-def test_teacher_that_no_term_looks_at_is_not_run():
+def test_teacher_that_no_term_uses_is_not_run():
   with_teacher, alone = (
       build(make_config(6, layers=()), has_teacher=has_teacher)
       for has_teacher in (True, False))
   assert compiled_flops(with_teacher) == compiled_flops(alone)
-  # The compiler would do it too; it is not even traced.
+  # It is not even traced, though XLA would remove it too.
   objective = with_teacher.objective
   objective = objective._replace(teacher=objective.teacher._replace(apply=None))
   state = with_teacher.abstract_state
@@ -95,7 +95,7 @@ def test_teacher_that_no_term_looks_at_is_not_run():
 @pytest.mark.parametrize('devices', (
     pytest.param(1, marks=pytest.mark.slow), 4))
 def test_shortened_teacher_teaches_the_same(devices):
-  """As one whose blocks are not looped over, which has the same weights."""
+  """It gives the metrics of a teacher with the same weights and no loop."""
   batch, losses = make_batch(), []
   frozen = None
   for scan in (True, False):
@@ -115,7 +115,7 @@ def test_shortened_teacher_teaches_the_same(devices):
 
 
 def unstacked(params):
-  """Returns parameters of blocks of their own, from those of a loop."""
+  """Returns the parameters of a loop over blocks as those of single blocks."""
   result = {}
   for module, values in params.items():
     stack, _, rest = module.rpartition('__layer_stack_no_per_layer/')

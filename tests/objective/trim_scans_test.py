@@ -1,4 +1,4 @@
-"""Loops run as many rounds as their results ask for."""
+"""Scans run only the iterations whose outputs are used."""
 
 import jax
 from jax import lax
@@ -12,7 +12,7 @@ LENGTH = 6
 
 
 def loop(x, weights, reverse=False):
-  """Returns the last carry, and of each round two results."""
+  """Returns the last carry and two outputs of each iteration."""
 
   def body(carry, weight):
     carry = jnp.tanh(carry @ weight)
@@ -39,7 +39,7 @@ def carried(x, weights):
   return values[0], final
 
 
-def whole(x, weights):
+def all_outputs(x, weights):
   return loop(x, weights)[1][0].sum()
 
 
@@ -47,7 +47,7 @@ def backward(x, weights):
   return loop(x, weights, reverse=True)[1][0][1]
 
 
-def looked_up(x, weights):
+def indexed_by_input(x, weights):
   return loop(x, weights)[1][0][x.astype(int)[0, 0]]
 
 
@@ -66,13 +66,13 @@ def nothing(x, weights):
     (first_of_both, [4]),
     (last, [LENGTH]),
     (carried, [LENGTH]),
-    (whole, [LENGTH]),
+    (all_outputs, [LENGTH]),
     (backward, [LENGTH]),
-    (looked_up, [LENGTH]),
+    (indexed_by_input, [LENGTH]),
     (twice, [LENGTH, 2]),
     (nothing, []),
 ))
-def test_results_are_the_same_after_fewer_rounds(function, lengths):
+def test_results_are_the_same_after_fewer_iterations(function, lengths):
   rng = np.random.RandomState(0)
   args = jnp.asarray(rng.rand(2, 3)), jnp.asarray(rng.randn(LENGTH, 3, 3))
   needed = lambda *args: trim_scans.run_needed(function, *args)
