@@ -8,7 +8,7 @@ Shapes and dtypes are known while a function is traced, so array checks run once
 per compilation.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 import difflib
 import inspect
 import math
@@ -75,6 +75,17 @@ def suggest(name: str, known: Iterable[str]) -> str:
   close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
   hint = f'Did you mean {close[0]!r}? ' if close else ''
   return f'{hint}Known: {", ".join(known) or "none"}.'
+
+
+def abbreviate(items: Sequence[str], *, limit: int = 5) -> str:
+  """Returns the first items, separated by commas, and how many more there are.
+
+  Args:
+    items: what a message lists.
+    limit: how many of them it shows.
+  """
+  more = len(items) - limit
+  return ', '.join(items[:limit]) + (f' and {more} more' if more > 0 else '')
 
 
 def is_number(value: object) -> bool:

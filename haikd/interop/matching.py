@@ -83,8 +83,8 @@ class Matching:
     if problems:
       raise checks.DataError(
           f'interop.load: {field} must hold the tensors of this network; got '
-          f'{init} with {first(problems)}. Choose the options that the weights '
-          'were made for; nothing was loaded.')
+          f'{init} with {checks.abbreviate(problems)}. Choose the options that '
+          'the weights were made for; nothing was loaded.')
 
   def open_part(self, match: Match, number: int,
                 dtype: np.dtype) -> placing.View:
@@ -177,12 +177,6 @@ class Matching:
     for name in sorted(set(self._source.reader.shapes) - known):
       if not any(fnmatch.fnmatchcase(name, glob) for glob in ignored):
         yield f'a surplus {name}'
-
-
-def first(problems: Sequence[str]) -> str:
-  """Returns the first parts of a list, and how many more there are."""
-  more = len(problems) - 5
-  return ', '.join(problems[:5]) + (f' and {more} more' if more > 0 else '')
 
 
 def _leaves(params) -> Iterator[tuple[str, str, Any]]:
