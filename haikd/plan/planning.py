@@ -16,7 +16,7 @@ from haikd.plan import estimate as estimate_lib
 from haikd.plan import picture
 from haikd.plan import search
 from haikd.run import console
-from haikd.run import pretrained
+from haikd.run import resolve
 from haikd.storage import files
 from haikd.storage import paths
 
@@ -104,7 +104,7 @@ def build_step(config: config_lib.ConfigDict,
     DataError: the data set does not say what an example looks like, and cannot
       be read.
   """
-  config = pretrained.resolve(config)
+  config = resolve.from_pretrained(config)
   mesh = mesh_lib.build_mesh(config.mesh, devices)
   mesh_lib.check_batch_size(mesh, config.batch_size, config.microbatches)
   spec, num_classes = description.describe(config)

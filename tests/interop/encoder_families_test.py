@@ -233,7 +233,7 @@ def test_a_folder_that_says_nothing_has_the_mean_of_length_one(tmp_path):
     (('Transformer', 'Pooling'), dict(pooling_mode='lasttoken'),
      'got lasttoken, not supported'),
     (('Transformer', 'Pooling'), {}, 'got none, not supported'),
-    (('Transformer', 'Pooling'), None, 'must hold JSON; got .*1_Pooling'),
+    (('Transformer', 'Pooling'), None, 'Pooling/.* must hold JSON; got'),
 ])
 def test_other_poolings_are_refused_by_name(kinds, config, text, tmp_path):
   contents = {'modules.json': modules(*kinds)}
