@@ -72,8 +72,8 @@ CONFIG = """
 
 
 # Flags of a run that is disturbed: enough steps are left when it is.
-LONG = ('--config.steps=400', '--config.checkpoint_every=10',
-        '--config.evaluation.every=200')
+LONG = ('--config.steps=100', '--config.checkpoint_every=10',
+        '--config.evaluation.every=50')
 
 
 @pytest.fixture(scope='module')
@@ -246,7 +246,7 @@ def test_sigterm_to_one_stops_both_at_one_step(folder, long_undisturbed):
   os.kill(pids[1], signal.SIGTERM)
   assert run.end() == 128 + signal.SIGTERM
   step = int(leaves.find(run.workdir / 'checkpoints').name)
-  assert 10 < step < 400
+  assert 10 < step < 100
   for process in range(2):
     assert complaint(run, process) == (
         f'stopped by SIGTERM at step {step} of student, which is saved. Start '
