@@ -16,7 +16,7 @@ from haikd.plan import estimate as estimate_lib
 from haikd.plan import picture
 from haikd.plan import search
 from haikd.run import console
-from haikd.run import pretrained
+from haikd.run import resolve
 from haikd.storage import files
 from haikd.storage import paths
 
@@ -103,7 +103,7 @@ def build_step(config: config_lib.ConfigDict,
     ConfigError: the config cannot work on them.
     DataError: the data set has no spec, and cannot be read either.
   """
-  config = pretrained.resolve(config)
+  config = resolve.from_pretrained(config)
   mesh = mesh_lib.build_mesh(config.mesh, devices)
   mesh_lib.check_batch_size(mesh, config.batch_size, config.microbatches)
   spec, num_classes = description.describe(config)

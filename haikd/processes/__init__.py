@@ -1,1 +1,1 @@
-"""How many processes act as one run, and how they end together."""
+"""Many processes act as one run: they start, agree and end together."""

@@ -1,8 +1,7 @@
 """Many processes of one run: how they start, agree, and stop together.
 
-What they say to one another goes through the key-value store of JAX's
-coordinator, which needs no device. With one process, everything here is as
-cheap as not being there.
+They communicate through the key-value store of JAX's coordinator, which needs
+no device. With one process, everything here returns at once.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ import re
 import signal
 import threading
 import time
-from typing import NamedTuple, NoReturn, Optional, TypeVar
+from typing import Any, NamedTuple, NoReturn, Optional, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
@@ -25,32 +24,33 @@ from haikd.processes import heartbeat as heartbeat_lib
 
 T = TypeVar('T')
 
-_client = jax_internals.coordination_client
+_TIMEOUT = 300  # Seconds within which all processes must start.
+# Milliseconds that a wait may take. The watch ends the process long before if
+# what it waits for is lost.
+_WEEK = 7 * 24 * 3600 * 1000
 
-_TIMEOUT = 300  # Seconds for all processes to come.
-_WEEK = 7 * 24 * 3600 * 1000  # Milliseconds; the watch ends a wait before.
-
-# What tells of a broken connection in the errors of Gloo, NCCL, gRPC, TPUs and
-# Orbax.
+# Words in the errors of Gloo, NCCL, gRPC, TPUs and Orbax that indicate a broken
+# connection.
 _BROKEN = re.compile(
     r'gloo|nccl|socket|connection|peer|barrier|coordination|unavailable|'
     r'deadline|heartbeat|halted|slice', re.IGNORECASE)
 
 
 class _Run(NamedTuple):
-  """What a process knows of the others."""
+  """The connection of this process to the others."""
 
   cluster: cluster_lib.Cluster
+  client: Any  # Of JAX's coordinator.
   watch: heartbeat_lib.Watch
-  handler: Callable  # Kept, since C calls it.
+  handler: Callable  # Kept alive because C calls it.
 
 
-_run: Optional[_Run] = None
-_decisions = itertools.count()
-_looks = itertools.count(1)  # For a SIGTERM, over all networks of a job.
-_terminated = False
-_deciding = False
-_agreed: Optional[BaseException] = None  # What `first` raised everywhere.
+_run: Optional[_Run] = None  # None if this process is alone.
+_decisions = itertools.count()  # Numbers the calls of `first`.
+_polls = itertools.count(1)  # Numbers the calls of `stop_requested`.
+_terminated = False  # Whether SIGTERM has come; with one process only.
+_deciding = False  # Whether process 0 runs the function of `first`.
+_agreed: Optional[BaseException] = None  # The error `first` raised everywhere.
 
 
 def initialize(coordinator: Optional[str] = None,
@@ -59,46 +59,47 @@ def initialize(coordinator: Optional[str] = None,
   """Joins the other processes of this run, if there are any.
 
   Call it before anything touches a device. A single process connects to
-  nothing. From then on the loss of a process ends all of them, see
-  `heartbeat.Watch`.
+  nothing. From then on the loss of one process ends all of them; see
+  `heartbeat.Watch`. If the others do not start within five minutes, this
+  process ends with exit code 6.
 
   Args:
-    coordinator: as for `cluster.find`, like the others.
-    num_processes: how many there are.
-    process_id: which one this is.
+    coordinator: as for `cluster.find`.
+    num_processes: as for `cluster.find`.
+    process_id: as for `cluster.find`.
 
   Raises:
-    ConfigError: some of the three are missing or wrong. If the others do not
-      come within five minutes, the process ends with exit code 6.
+    ConfigError: some of the three are missing or wrong.
   """
   global _run
   cluster = cluster_lib.find(coordinator, num_processes, process_id)
   if cluster is None:
     return
-  number = cluster.process_id
-  handler = heartbeat_lib.catch_abort(lambda: _blame(cluster), number)
+  process = cluster.process_id
+  handler = heartbeat_lib.catch_abort(lambda: _explain_abort(cluster), process)
   try:
     jax.distributed.initialize(
         *cluster, cluster_detection_method='deactivate',
         initialization_timeout=_TIMEOUT)
   except RuntimeError as err:
     raise checks.ConfigError(
-        'distributed.initialize: coordinator must be an address of process 0 '
-        f'with a free port; got {cluster.coordinator} '
-        f'({checks.one_line(err)}). Choose another port.') from err
-  watch = heartbeat_lib.Watch(_client(), number, cluster.num_processes)
-  _run = _Run(cluster, watch, handler)
+        'coordinator must be an address of process 0 with a free port; got '
+        f'{cluster.coordinator} ({checks.one_line(err)}). Choose another port.'
+    ) from err
+  client = jax_internals.coordination_client()
+  watch = heartbeat_lib.Watch(client, process, cluster.num_processes)
+  _run = _Run(cluster, client, watch, handler)
 
 
-def _blame(cluster):
-  """Returns what an abort of JAX's client is to be called, if it is one."""
+def _explain_abort(cluster):
+  """Returns the error behind an abort by JAX's client, or None."""
   if _run is None:
     return checks.LostProcessError(
-        f'distributed.initialize: all {cluster.num_processes} processes must '
-        f'start within {_TIMEOUT} seconds and reach process 0; got '
+        f'all {cluster.num_processes} processes must start within {_TIMEOUT} '
+        'seconds and reach process 0; got '
         f'coordinator={cluster.coordinator}, '
-        f'process_id={cluster.process_id}. Start each with a process_id of its '
-        'own, and look for what ended the others.')
+        f'process_id={cluster.process_id}. Start each with a different '
+        'process_id, and look for what ended the others.')
   if not heartbeat_lib.answers(cluster.coordinator):
     return heartbeat_lib.lost('process 0, which is gone')
   return None
@@ -110,21 +111,21 @@ def is_many() -> bool:
 
 
 def label() -> str:
-  """Returns what to call this process in messages; '' if it is alone."""
+  """Returns the label of this process in messages; '' if it is alone."""
   return f' [{_run.cluster.process_id}]' if _run else ''
 
 
 def first(function: Callable[[], T]) -> T:
-  """Runs a function on process 0, and gives every process what it returned.
+  """Runs a function on process 0 and returns its result on every process.
 
-  Whatever depends on files that process 0 writes is decided this way: then it
-  makes no difference who looks when. Call it on all processes.
+  Use it for every decision that depends on files that process 0 writes: other
+  processes might see an older state of them. Call it on all processes.
 
   Args:
-    function: returns something JSON can hold.
+    function: returns a value that JSON can hold.
 
   Returns:
-    What it returned on process 0.
+    The result on process 0.
 
   Raises:
     ConfigError, DataError: as the function, on all processes.
@@ -134,7 +135,7 @@ def first(function: Callable[[], T]) -> T:
     return function()
   key = f'haikd/decision/{next(_decisions)}'
   if _run.cluster.process_id:
-    value, error = json.loads(_client().blocking_key_value_get(key, _WEEK))
+    value, error = json.loads(_run.client.blocking_key_value_get(key, _WEEK))
     if error:
       _agreed = getattr(checks, error)(value)
       raise _agreed
@@ -143,21 +144,21 @@ def first(function: Callable[[], T]) -> T:
   try:
     value = function()
   except (checks.ConfigError, checks.DataError) as err:
-    _client().key_value_set(key, json.dumps([str(err), type(err).__name__]))
+    _run.client.key_value_set(key, json.dumps([str(err), type(err).__name__]))
     _agreed = err
     raise
   finally:
     _deciding = False
-  _client().key_value_set(key, json.dumps([value, None]))
+  _run.client.key_value_set(key, json.dumps([value, None]))
   return value
 
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-  """Makes SIGTERM a request to stop, in a `with` statement.
+  """Turns SIGTERM into a request to stop, within a `with` statement.
 
-  A second one ends the process. Of many processes, each listens from
-  `initialize` on.
+  A second SIGTERM ends the process. If the run has many processes, JAX handles
+  SIGTERM in each of them from `initialize` on.
   """
   global _terminated
   _terminated = False
@@ -166,38 +167,38 @@ def stoppable() -> Iterator[None]:
     yield
     return
 
-  def note(*unused):
+  def request_stop(*unused):
     global _terminated
     _terminated = True
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-  before = signal.signal(signal.SIGTERM, note)
+  previous = signal.signal(signal.SIGTERM, request_stop)
   try:
     yield
   finally:
-    signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
 
 
 def stop_requested() -> bool:
-  """Returns whether to save and stop here, since SIGTERM has come.
+  """Returns whether to save and stop at this step because SIGTERM has come.
 
-  Slurm, GKE and TPU maintenance send it before they take a machine away. Of
-  many processes, all hear of it that one has got it, and all get True at the
-  same step. Call it on all processes, once a step, inside of `stoppable`.
+  Slurm, GKE and TPU maintenance send SIGTERM before they take a machine away.
+  If it reaches one of many processes, all return True at the same step. Call it
+  on all processes, once a step, inside `stoppable`.
   """
   if _run:
-    return multihost_utils.reached_preemption_sync_point(next(_looks))
+    return multihost_utils.reached_preemption_sync_point(next(_polls))
   return _terminated
 
 
 def explain(error: BaseException) -> BaseException:
-  """Returns an error, or that another process is to blame for it.
+  """Replaces an error that the loss of another process has caused.
 
-  When a process goes away, the collectives of the others fail, each in words of
-  its own. Who it was, the watch finds out within a minute.
+  When a process is lost, the collectives of the others fail with various
+  errors. Within a minute the watch finds out which process it was.
 
   Args:
-    error: what ends this process.
+    error: the error that ends this process.
 
   Returns:
     The error itself, or a LostProcessError.
@@ -207,20 +208,22 @@ def explain(error: BaseException) -> BaseException:
   failure = _run.watch.failure()
   if failure is None:
     _run.watch.suspect()
-    time.sleep(heartbeat_lib.LIMIT + 10)  # Until the watch ends this process.
+    # The watch ends this process during the sleep if another one is lost.
+    time.sleep(heartbeat_lib.LIMIT + 10)
   return heartbeat_lib.lost(failure) if failure else error
 
 
 def leave(exit_code: int, error: BaseException) -> NoReturn:
-  """Ends this one of many processes at once; the others follow.
+  """Ends this process of many at once; the others follow.
 
-  What `first` raises, each of them raises itself, and is not told of: one that
-  is slow would take it for the failure of another.
+  An error of `first` is raised by every process, so the others are not told of
+  it: a slow one would take it for the failure of another process.
 
   Args:
-    exit_code: of this process.
-    error: what ends it.
+    exit_code: the exit code of this process.
+    error: the error that ends it.
   """
+  assert _run is not None, 'leave is for one of many processes'
   why = None
   if error is not _agreed:
     why = (f'process {_run.cluster.process_id}, which ended with exit code '
@@ -231,15 +234,15 @@ def leave(exit_code: int, error: BaseException) -> NoReturn:
 def finish() -> None:
   """Waits until all processes are done, then ends the watch."""
   if _run:
-    _client().wait_at_barrier('haikd/end', _WEEK)
+    _run.client.wait_at_barrier('haikd/end', _WEEK)
     _run.watch.stop()
 
 
 def _foreign(error):
-  """Returns the words of an error and its causes that are not haikd's own."""
-  words = []
+  """Returns the messages of an error and its causes, without those of haikd."""
+  messages = []
   while error is not None:
     if not hasattr(error, 'exit_code'):
-      words.append(str(error))
+      messages.append(str(error))
     error = error.__cause__
-  return ' '.join(words)
+  return ' '.join(messages)

@@ -1,8 +1,8 @@
-"""Finds out that another process of the run has failed, is dead or hangs.
+"""Detects that another process of the run has failed, is dead or hangs.
 
-Every process gives signs of life in the key-value store of JAX's coordinator,
-which process 0 hosts, and one that fails says so there. JAX's own heartbeats
-take twice as long, and end a process with a stack trace.
+Every process sends heartbeats to the key-value store of JAX's coordinator,
+which process 0 hosts. A process that fails reports it there. JAX's own
+heartbeats take twice as long, and end a process with a stack trace.
 """
 
 from collections.abc import Callable
@@ -14,29 +14,29 @@ import socket
 import sys
 import threading
 import time
-from typing import Any, Optional
+from typing import Any, NoReturn, Optional
 
 from haikd.core import checks
 
-# Seconds without a sign of life, after which a process is lost; and where a
-# connection has broken, too.
+# Seconds without a heartbeat after which a process is lost; the second is for
+# when a connection has broken.
 LIMIT, SHORT_LIMIT = 30, 10
 
-_INTERVAL = 1  # Seconds between two signs.
-_GRACE = 3  # Seconds that process 0 stays, for others to read why it ends.
+_INTERVAL = 1  # Seconds between two heartbeats.
+_GRACE = 3  # Seconds that process 0 stays for others to read why it ends.
 _FAILURE, _BEAT = 'haikd/failure', 'haikd/beat'
 
 
 class Watch:
   """Two threads that end this process soon after another one is lost.
 
-  Whatever the main thread is at, compiling, waiting for a device or saving, it
-  ends with exit code 6 and one line.
+  The process ends with exit code 6 and one line, even if its main thread is
+  compiling, waiting for a device or saving.
 
   Args:
-    client: of JAX's coordinator.
-    process_id: which process this is.
-    num_processes: how many there are.
+    client: the client of JAX's coordinator.
+    process_id: the index of this process.
+    num_processes: the number of processes.
   """
 
   def __init__(self, client: Any, process_id: int, num_processes: int):
@@ -45,55 +45,57 @@ class Watch:
     self._limit = LIMIT
     self._stopped = threading.Event()
     self._unheard = 0  # Intervals since process 0 last answered.
-    self._signs = {}  # By process: its last sign, and the intervals since.
+    # By process: its last heartbeat, and the intervals since then.
+    self._beats: dict[int, tuple[Optional[str], int]] = {}
     for work in (self._talk, self._wait):
       threading.Thread(target=work, daemon=True).start()
 
   def stop(self) -> None:
-    """Ends the watch, for the run is over."""
+    """Ends the watch because the run is over."""
     self._stopped.set()
 
   def suspect(self) -> None:
-    """Waits less long for signs, since some process must be lost."""
+    """Shortens the limit on heartbeats, since some process must be lost."""
     self._limit = SHORT_LIMIT
 
   def failure(self) -> Optional[str]:
-    """Returns what was first said of a failure, or None."""
+    """Returns the first failure that was reported, or None."""
     try:
       return self._client.key_value_try_get(_FAILURE)
-    except RuntimeError:  # Nothing was, or process 0 is gone.
+    except RuntimeError:  # None was reported, or process 0 is gone.
       return None
 
-  def leave(self, exit_code: int, why: Optional[str]) -> None:
-    """Ends this process at once, and tells the others, which follow.
+  def leave(self, exit_code: int, why: Optional[str]) -> NoReturn:
+    """Ends this process at once and tells the others, which follow.
 
-    JAX's own way out would wait minutes for them.
+    JAX's own shutdown would wait minutes for them.
 
     Args:
-      exit_code: of this process.
-      why: what the others say of it, or None where they know it themselves.
-        Only the first failure of a run counts.
+      exit_code: the exit code of this process.
+      why: the failure as the others report it, or None if each of them knows
+        it already. Only the first failure of a run is kept.
     """
     self.stop()
     if why is not None:
-      # Where process 0 hangs, this does too.
-      saying = threading.Thread(target=self._say, args=(why,), daemon=True)
-      saying.start()
-      saying.join(_GRACE)
+      # In a thread, because the call hangs if process 0 hangs.
+      reporting = threading.Thread(
+          target=self._report, args=(why,), daemon=True)
+      reporting.start()
+      reporting.join(_GRACE)
     sys.stdout.flush()
     sys.stderr.flush()
     if self._id == 0:
-      time.sleep(_GRACE)  # What the others have to read ends with it.
+      time.sleep(_GRACE)  # The store, which the others read, ends with it.
     os._exit(exit_code)
 
-  def _say(self, why):
+  def _report(self, why):
     try:
       self._client.key_value_set(_FAILURE, why)
-    except RuntimeError:  # Something has been said, or process 0 is gone.
+    except RuntimeError:  # A failure was reported before, or process 0 is gone.
       pass
 
   def _talk(self):
-    """Gives signs of life, and reads what the others have to say."""
+    """Sends heartbeats, and reads whether another process has failed."""
     for count in itertools.count():
       failure = self.failure()
       try:
@@ -102,7 +104,7 @@ class Watch:
         if self._id == 0:
           failure = failure or self._missing()
         self._unheard = 0
-      except RuntimeError:  # The other thread counts how long this goes on.
+      except RuntimeError:  # The other thread counts how long this lasts.
         pass
       if failure:
         self._end(failure)
@@ -110,9 +112,9 @@ class Watch:
         return
 
   def _wait(self):
-    """Notices when process 0 does not answer any more."""
-    # Counts its own intervals instead of the time that went by, so that a
-    # laptop which was asleep misses nobody.
+    """Detects that process 0 does not answer any more."""
+    # Counts intervals instead of reading the clock, so that no process is lost
+    # because a laptop was asleep.
     while not self._stopped.wait(_INTERVAL):
       self._unheard += 1
       if self._unheard * _INTERVAL > self._limit:
@@ -125,40 +127,40 @@ class Watch:
       self.leave(error.exit_code, failure)
 
   def _missing(self):
-    """Returns who has given no sign for too long, in words, or None."""
-    signs = dict(self._client.key_value_dir_get(_BEAT))
+    """Returns a description of the processes that are silent, or None."""
+    beats = dict(self._client.key_value_dir_get(_BEAT))
     missing = []
     for process in range(1, self._count):
-      sign = signs.get(f'{_BEAT}/{process}')
-      last, intervals = self._signs.get(process, (None, 0))
-      intervals = intervals + 1 if sign == last else 0
-      self._signs[process] = sign, intervals
+      beat = beats.get(f'{_BEAT}/{process}')
+      last, intervals = self._beats.get(process, (None, 0))
+      intervals = intervals + 1 if beat == last else 0
+      self._beats[process] = beat, intervals
       if intervals * _INTERVAL > self._limit:
         missing.append(process)
     return _silent(missing, self._limit) if missing else None
 
 
-def lost(what: str) -> checks.LostProcessError:
-  """Returns the error of a process that ends because of another."""
+def lost(failure: str) -> checks.LostProcessError:
+  """Returns the error of a process that ends because another is lost."""
   return checks.LostProcessError(
-      f'watch.Watch: all processes of a run must stay alive; got {what}. Start '
-      'all again to go on from the newest checkpoint.')
+      f'all processes of a run must stay alive; got {failure}. Start all again '
+      'to go on from the newest checkpoint.')
 
 
 def catch_abort(explain: Callable[[], Optional[checks.LostProcessError]],
                 process_id: int) -> Callable[[int], None]:
-  """Gives a name to the abort that JAX's client ends a process with.
+  """Turns an abort by JAX's client into an error with a message.
 
-  It does so in the moment in which its connection to process 0 breaks, or when
-  not all processes have come, on a thread where Python's own handlers of
-  SIGABRT are not called.
+  JAX's client aborts as soon as its connection to process 0 breaks, or if some
+  process does not start. It aborts on a thread in which Python's handlers of
+  SIGABRT are not called, hence the handler in C.
 
   Args:
-    explain: returns what to end with; None to let the abort happen.
-    process_id: which process this is.
+    explain: returns the error to end with; None to let the abort happen.
+    process_id: the index of this process.
 
   Returns:
-    The handler, which must be kept.
+    The handler; keep a reference to it.
   """
   libc = ctypes.CDLL(None)
 
@@ -175,7 +177,7 @@ def catch_abort(explain: Callable[[], Optional[checks.LostProcessError]],
 
 
 def answers(address: str) -> bool:
-  """Returns whether somebody listens at `host:port`."""
+  """Returns whether a server listens at `host:port`."""
   host, port = address.rsplit(':', 1)
   try:
     socket.create_connection((host.strip('[]'), int(port)), 3).close()

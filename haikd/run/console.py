@@ -1,4 +1,4 @@
-"""What the user sees: a progress bar or plain lines, and tables."""
+"""Shows progress as a bar or as plain lines, and prints tables."""
 
 from collections.abc import Mapping, Sequence
 import datetime
@@ -9,7 +9,7 @@ import rich.console
 import rich.progress
 import rich.table
 
-SPEED = 'examples_per_second'  # The metric that is shown as a speed.
+SPEED = 'examples_per_second'  # The metric that is shown as the speed.
 
 
 def open_console(
@@ -19,12 +19,12 @@ def open_console(
   """Returns a progress bar if the console is a terminal, else plain lines.
 
   Args:
-    title: what the run is called.
-    total_steps: its length.
+    title: the title of the run.
+    total_steps: the length of the run.
     console: where to print; standard output by default.
 
   Returns:
-    A Bar or Lines, which have the same methods.
+    A Bar or Lines; they have the same methods.
   """
   console = console or rich.console.Console()
   return (Bar if console.is_terminal else Lines)(console, title, total_steps)
@@ -37,8 +37,9 @@ def table(rows: Sequence[Sequence[str]],
   """Prints a table: drawn in a terminal, aligned plain text elsewhere.
 
   Args:
-    rows: what stands in the columns.
-    columns: the headings. The first column is left-justified, numbers follow.
+    rows: the cells of each row.
+    columns: the headings. The first column is left-justified, the others, of
+      numbers, are right-justified.
     console: where to print; standard output by default.
   """
   console = console or rich.console.Console()
@@ -58,7 +59,7 @@ def table(rows: Sequence[Sequence[str]],
 
 
 class Lines:
-  """One line a row, for logs."""
+  """Progress as one line a row, for logs."""
 
   def __init__(self, console: rich.console.Console, title: str,
                total_steps: int):
@@ -66,7 +67,7 @@ class Lines:
     self._first: Optional[tuple[int, float]] = None
 
   def truncate(self, step: int) -> None:
-    """Says from where training goes on."""
+    """Prints the step that training goes on from."""
     if step:
       self.message(f'{self._title} goes on from step {step}')
 
@@ -74,7 +75,7 @@ class Lines:
     """Does nothing."""
 
   def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-    """Prints a row; when training, with the time left."""
+    """Prints a row; a row of training with the time left."""
     parts = [f'{self._title} {step}/{self._total}', split, *_terms(metrics)]
     if split == 'train':
       parts += [_speed(metrics), self._time_left(step)]
@@ -88,13 +89,13 @@ class Lines:
     """Does nothing."""
 
   def _time_left(self, step):
-    """Returns the time left; the first row, after compiling, starts it."""
+    """Returns the time left, measured since the first row (after compiling)."""
     if self._first is None:
       self._first = step, time.monotonic()
-    first, began = self._first
+    first, start = self._first
     if step == first:
       return ''
-    seconds = (time.monotonic() - began) / (step - first) * (self._total - step)
+    seconds = (time.monotonic() - start) / (step - first) * (self._total - step)
     return f'left {datetime.timedelta(seconds=round(seconds))}'
 
 
@@ -119,7 +120,7 @@ class Bar:
     self._bar.start()
 
   def truncate(self, step: int) -> None:
-    """Sets the bar to where training goes on."""
+    """Sets the bar to the step that training goes on from."""
     self._bar.reset(self._task, completed=step)
     if step:
       self.message(f'goes on from step {step}')
@@ -129,7 +130,7 @@ class Bar:
     self._bar.update(self._task, completed=step)
 
   def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-    """Shows a row: beside the bar when training, else above it."""
+    """Shows a row of training beside the bar, any other row above it."""
     text = '  '.join(_terms(metrics))
     if split == 'train':
       self._bar.update(
@@ -143,12 +144,12 @@ class Bar:
     self._bar.console.print(text, highlight=False, markup=False)
 
   def close(self) -> None:
-    """Leaves the bar as it stands."""
+    """Stops updating the bar and leaves it visible."""
     self._bar.stop()
 
 
 def _terms(metrics):
-  """Returns metrics as text: the losses if there are any, else all of them."""
+  """Returns the losses as texts, or all metrics if there are no losses."""
   losses = [name for name in metrics if name.split('/')[0] == 'loss']
   return [f'{name.removeprefix("loss/")} {metrics[name]:.4g}'
           for name in losses or metrics]

@@ -1,4 +1,4 @@
-"""A trained student as others load it: `--mode=export`."""
+"""Exports a trained student for other libraries: `--mode=export`."""
 
 import json
 import pathlib
@@ -16,7 +16,8 @@ from haikd.core import checks
 from haikd.core import registry
 from haikd.engine import mesh as mesh_lib
 from haikd.network import network as network_lib
-from haikd.run import pretrained
+from haikd.run import resolve
+from haikd.run import results as results_lib
 from haikd.run import trainees
 from haikd.run import workdir as workdir_lib
 from haikd.run import writer
@@ -27,13 +28,8 @@ from haikd.storage import paths
 FORMATS = ('hf',)
 FOLDER = 'export'  # Below the workdir.
 
-# A path from the root, behind what says what it is the path of.
+# An absolute path, perhaps after a scheme such as `hf:`.
 _ABSOLUTE = re.compile(r'(?P<scheme>\w+:|)(?P<path>/.*)')
-_ROLES = dict(
-    teacher='teacher',
-    student_start='student before training',
-    student_alone='student trained alone',
-    student='**this model**')
 
 
 def export(config: config_lib.ConfigDict,
@@ -41,71 +37,72 @@ def export(config: config_lib.ConfigDict,
            output: Optional[paths.Path] = None) -> paths.Path:
   """Writes the student of a run as a folder that transformers loads.
 
-  Beside weights (the running mean, where one was kept) and config go the files
-  of the tokenizer and a model card with the run's config and results. Learned
-  alignments and taps stay behind.
+  The folder holds weights (the running mean, if one was kept), config, the
+  files of the tokenizer, and a model card with the run's config and results.
+  Learned alignments and taps are not exported.
 
   Args:
     config: the run's config.
-    workdir: of the run, which has a checkpoint.
-    output: the folder to write; `export` below the workdir by default. What is
-      there is replaced if it was exported before.
+    workdir: the workdir of the run, which has a checkpoint.
+    output: the folder to write; `export` below the workdir by default. An
+      earlier export there is replaced.
 
   Returns:
     The folder.
 
   Raises:
-    ConfigError: a model that has no counterpart in transformers.
-    DataError: no checkpoint, or a folder that cannot be written.
+    ConfigError: the model has no counterpart in transformers.
+    DataError: there is no checkpoint, or the folder cannot be written.
   """
   workdir = paths.as_path(workdir)
   output = workdir / FOLDER if output is None else paths.as_path(output)
-  config = pretrained.resolve(config)
-  part = trainees.build(config, mesh_lib.build_mesh(config.mesh))
+  config = resolve.from_pretrained(config)
+  student = trainees.build(config, mesh_lib.build_mesh(config.mesh))
   workdir_lib.claim(workdir, config, create=False)
   if not checkpoint.has_checkpoint(workdir):
     raise checks.DataError(
-        f'exporting.export: workdir must hold a trained student; got {workdir}.'
-        ' Train it first, or correct --workdir.')
-  trained = part.trained('--workdir', workdir, 'student')
-  text, data = part.data.text, part.config.data
+        f'--workdir must hold a trained student; got {workdir}. Train it '
+        'first, or correct --workdir.')
+  trained = student.trained('--workdir', workdir, 'student')
+  text, data = student.data.text, student.config.data
   interop.export(
       output,
-      model=part.config.student.model,
-      options=_options(part),
+      model=student.config.student.model,
+      options=_options(student),
       params=trained.network.params,
       tokenizer=None if text is None else text.tokenizer,
-      card=_card(part, workdir, trained.network),
+      card=_card(student, workdir, trained.network),
       classes=data.options.get('classes'),
-      scale=_scale(part),
+      scale=_scale(student),
       length=data.options.get('length'))
   return output
 
 
-def _options(part):
-  """Returns the student's options; how many classes it has, the data says."""
-  network = part.config.student
+def _options(student):
+  """Returns the student's options with the data's number of classes."""
+  network = student.config.student
   options = network.options.to_dict()
   names = checks.option_names(registry.models[network.model].function)
   if 'num_classes' in names:
-    options.setdefault('num_classes', part.data.num_classes)
+    options.setdefault('num_classes', student.data.num_classes)
   return options
 
 
-def _scale(part):
-  """Returns mean and deviation of each channel of images, or None."""
-  channels = part.config.student.options.get('channels')
-  if channels is None:  # It takes no images.
+def _scale(student):
+  """Returns mean and standard deviation by channel of images, or None."""
+  channels = student.config.student.options.get('channels')
+  if channels is None:  # The student takes no images.
     return None
-  spread = lambda value: tuple(
+  by_channel = lambda value: tuple(
       float(x) for x in np.broadcast_to(np.asarray(value), (channels,)))
-  return spread(part.config.data.mean), spread(part.config.data.std)
+  data = student.config.data
+  return by_channel(data.mean), by_channel(data.std)
 
 
-def _card(part: trainees.Trainee, workdir: paths.Path,
+def _card(student: trainees.Trainee, workdir: paths.ConcretePath,
           network: base.Variables) -> str:
   """Returns the model card, in Markdown."""
-  config = part.config
+  config = student.config
   size = network_lib.count_parameters(network.params)
   teacher = _public(config.teacher.init) or (
       f'{config.teacher.model} of the same run')
@@ -132,16 +129,16 @@ def _results(workdir):
 
 
 def _table(results: dict[str, dict[str, Any]]) -> list[str]:
-  """Returns results as rows of Markdown: what any of the networks has."""
+  """Returns results as rows of Markdown, with the scores of any network."""
   scores = [score for score in metrics.SCORES
             if any(score.name in row for row in results.values())]
   titles = ['', 'parameters', *(score.title for score in scores)]
   lines = [_row(titles), _row(['---'] * len(titles))]
-  for role, title in _ROLES.items():
-    if role in results:
-      row = results[role]
-      lines.append(_row([title, f'{row["parameters"]:,.0f}'] + [
-          score.show(float(row[score.name]))  # JSON has 'NaN' and such.
+  for network in results_lib.ROWS:
+    if network.name in results:
+      row = results[network.name]
+      lines.append(_row([network.card_title, f'{row["parameters"]:,.0f}'] + [
+          score.show(float(row[score.name]))  # JSON holds NaN as a string.
           if score.name in row else writer.MISSING
           for score in scores]))
   return lines
@@ -152,7 +149,7 @@ def _row(cells):
 
 
 def _public(value: Any) -> Any:
-  """Returns a config in which no path tells of the machine it was made on."""
+  """Returns a config with only the last part of each absolute path."""
   if isinstance(value, dict):
     return {name: _public(inner) for name, inner in value.items()}
   if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The whole job: a teacher, the student alone, the student, and the table."""
+"""The job: trains a teacher, the student alone and the student; evaluates."""
 
 import jax
 
@@ -8,6 +8,8 @@ from haikd.engine import mesh as mesh_lib
 from haikd.network import network as network_lib
 from haikd.run import pretrained
 from haikd.run import report
+from haikd.run import resolve
+from haikd.run import results as results_lib
 from haikd.run import trainees
 from haikd.run import trainer
 from haikd.run import workdir as workdir_lib
@@ -16,131 +18,141 @@ from haikd.storage import checkpoint
 from haikd.storage import fingerprint
 from haikd.storage import paths
 
-Results = dict[str, dict[str, float]]  # By network, then by metric.
 
-
-def train(config: config_lib.ConfigDict, workdir: paths.Path) -> Results:
+def train(config: config_lib.ConfigDict,
+          workdir: paths.Path) -> results_lib.Results:
   """Trains what is missing, then evaluates, prints and writes the results.
 
   Args:
     config: a config made from `haikd.config.base()`.
     workdir: a folder, or gs://bucket/…, that holds everything of this run; a
-      run found there goes on.
+      run that is found there goes on.
 
   Returns:
-    What `result.json` holds: by `teacher`, `student_start` (if it starts from
-    weights that are still there), `student_alone` and `student` the
-    `parameters`, the metrics of `haikd.metrics` and the `seconds`.
+    The content of `result.json`: for `teacher`, `student_start` (if the student
+    starts from weights that still exist), `student_alone` and `student`, the
+    number of `parameters`, the metrics of `haikd.metrics` and the `seconds` of
+    training.
 
   Raises:
     ConfigError: the config cannot work; raised before anything is trained.
-    DataError: data, checkpoint or file that cannot be used. What can be known
-      of them is checked before anything is trained.
-    DivergedError: a loss that is not finite.
+    DataError: data, a checkpoint or a file cannot be used; raised before
+      anything is trained where possible.
+    DivergedError: a loss is not finite.
     StoppedError: SIGTERM has come, and training was saved.
   """
   workdir = paths.as_path(workdir)
-  config = pretrained.resolve(config)
+  config = resolve.from_pretrained(config)
   mesh = mesh_lib.build_mesh(config.mesh)
   mesh_lib.check_batch_size(mesh, config.batch_size, config.microbatches)
   student, alone, teacher = trainees.build_all(config, mesh)
-  for part in filter(None, (teacher, alone, student)):
-    part.data.check()
-    part.check_start(workdir)
-  trained = None if teacher else student.start('teacher')
+  for trainee in filter(None, (teacher, alone, student)):
+    trainee.data.check()
+    trainee.check_start(workdir)
+  trained_teacher = None if teacher else student.start('teacher')
   with workdir_lib.lock(workdir):
     workdir_lib.claim(workdir, config)
     if teacher:
-      trained = _train(teacher, None, workdir)
-    ready = _freeze(student, trained.network)
-    results = dict(teacher=_evaluate_teacher(student, trained, ready))
-    del trained  # What the teacher was trained in is larger than what is used.
-    if pretrained.is_there(config.student.init):
-      results['student_start'] = _evaluate(student, student.start('student'),
-                                           ready)
+      trained_teacher = _train(teacher, None, workdir)
+    frozen_teacher = _freeze(student, trained_teacher)
+    results = dict(
+        teacher=_evaluate_teacher(student, trained_teacher, frozen_teacher))
+    del trained_teacher  # Its arrays are larger than those of frozen_teacher.
+    if pretrained.is_available(config.student.init):
+      results['student_start'] = _evaluate(
+          student, student.start('student'), frozen_teacher)
     if alone:
       results['student_alone'] = _evaluate(
-          student, _train(alone, None, workdir), ready)
-    results['student'] = _evaluate(student, _train(student, ready, workdir),
-                                   ready)
+          student, _train(alone, None, workdir), frozen_teacher)
+    results['student'] = _evaluate(
+        student, _train(student, frozen_teacher, workdir), frozen_teacher)
     _publish(results, workdir, config.evaluation.final, writer.RESULT_FILE)
   return results
 
 
-def evaluate(config: config_lib.ConfigDict, workdir: paths.Path) -> Results:
+def evaluate(config: config_lib.ConfigDict,
+             workdir: paths.Path) -> results_lib.Results:
   """Evaluates what a run has trained so far, without training.
 
   Args:
     config: the run's config; `config.evaluation.final` is the split.
-    workdir: of the run, where `eval-<split>.json` is written.
+    workdir: the workdir of the run, where `eval-<split>.json` is written.
 
   Returns:
-    As `train`; networks that are not there yet are left out.
+    As `train`; networks without a checkpoint are left out.
 
   Raises:
     ConfigError: the config cannot work.
-    DataError: the run has no checkpoint of its teacher, or of another than the
-      student learned from, or other files that cannot be used.
+    DataError: the run has no checkpoint of its teacher, the student learned
+      from another teacher, or other files cannot be used.
   """
   workdir = paths.as_path(workdir)
-  config = pretrained.resolve(config)
+  config = resolve.from_pretrained(config)
   mesh = mesh_lib.build_mesh(config.mesh)
   student = trainees.build(config, mesh)
   workdir_lib.claim(workdir, config, create=False)
   saved = None
   if checkpoint.has_checkpoint(workdir):
-    saved = checkpoint.metadata(workdir)
-    student.check_vocabulary('job.evaluate', saved)
+    saved = checkpoint.metadata(workdir, field='--workdir')
+    student.check_vocabulary(saved)
   if config.teacher.init:
-    trained = student.start('teacher')
+    trained_teacher = student.start('teacher')
   else:
-    trained = student.trained('config.teacher.init',
-                              workdir / workdir_lib.TEACHER, 'teacher')
-  ready = _freeze(student, trained.network)
+    trained_teacher = _load(student, workdir, workdir_lib.TEACHER, 'teacher')
+  frozen_teacher = _freeze(student, trained_teacher)
   if saved:
-    checkpoint.check_teacher('job.evaluate', saved, ready.identity)
-  results = dict(teacher=_evaluate_teacher(student, trained, ready))
-  if pretrained.is_there(config.student.init):
-    results['student_start'] = _evaluate(student, student.start('student'),
-                                         ready)
-  for name, folder in (('student_alone', workdir / workdir_lib.BASELINE),
-                       ('student', workdir)):
-    if checkpoint.has_checkpoint(folder):
-      trained = student.trained('--workdir', folder, 'student')
-      results[name] = _evaluate(student, trained, ready)
+    checkpoint.check_teacher(saved, frozen_teacher.identity)
+  results = dict(
+      teacher=_evaluate_teacher(student, trained_teacher, frozen_teacher))
+  if pretrained.is_available(config.student.init):
+    results['student_start'] = _evaluate(
+        student, student.start('student'), frozen_teacher)
+  for name in ('student_alone', 'student'):
+    folder = results_lib.FOLDERS[name]
+    if checkpoint.has_checkpoint(workdir / folder):
+      trained = _load(student, workdir, folder, 'student')
+      results[name] = _evaluate(student, trained, frozen_teacher)
   split = config.evaluation.final
   _publish(results, workdir, split, writer.evaluation_file(split))
   return results
 
 
-def _train(part, teacher, workdir):
-  folder = workdir / part.folder
-  workdir_lib.claim(folder, part.config)
-  return trainer.train(part.config, part.program, part.data, teacher, folder,
-                       part.title)
+def _train(trainee, teacher, workdir) -> trainer.Trained:
+  folder = workdir / trainee.folder
+  workdir_lib.claim(folder, trainee.config)
+  return trainer.train(trainee.config, trainee.program, trainee.data, teacher,
+                       folder, trainee.title)
 
 
-def _freeze(part, network):
-  frozen = part.program.freeze(network)
+def _load(student, workdir, folder, role) -> trainer.Trained:
+  """Returns a network that the run has trained in a folder of its workdir."""
+  field = f'--workdir/{folder}' if folder else '--workdir'
+  return student.trained(field, workdir / folder, role)
+
+
+def _freeze(student, trained_teacher) -> trainer.Teacher:
+  frozen = student.program.freeze(trained_teacher.network)
   return trainer.Teacher(frozen, fingerprint.tree_hash(frozen))
 
 
-def _evaluate_teacher(part, trained, teacher):
+def _evaluate_teacher(student, trained, teacher):
   """Returns the teacher's row, in which it is compared with itself."""
-  eval_step = part.program.teacher_eval_step
-  return _row(trained, _scores(part, eval_step, teacher.frozen, None))
+  eval_step = student.program.teacher_eval_step
+  return _row(trained, _scores(student, eval_step, teacher.frozen, None))
 
 
-def _evaluate(part, trained, teacher):
-  scores = _scores(part, part.program.eval_step, trained.network,
+def _evaluate(student, trained, teacher):
+  """Returns the row of a student, which is compared with the teacher."""
+  scores = _scores(student, student.program.eval_step, trained.network,
                    teacher.frozen)
   return _row(trained, scores)
 
 
-def _scores(part, eval_step, network, frozen):
+def _scores(student, eval_step, network, frozen):
   return evaluate_lib.evaluate(
       eval_step, network, frozen,
-      part.data.evaluation(part.config.evaluation.final), part.program.mesh)
+      student.data.evaluation(student.config.evaluation.final),
+      student.program.mesh)
 
 
 def _row(trained, scores):

@@ -1,4 +1,4 @@
-"""The same job over several seeds, and how sure its result is."""
+"""Runs a job with several seeds, for means and confidence intervals."""
 
 import math
 import statistics
@@ -10,16 +10,16 @@ from haikd import config as config_lib
 from haikd import metrics as metrics_lib
 from haikd.run import console
 from haikd.run import job
+from haikd.run import results as results_lib
 from haikd.storage import files
 from haikd.storage import paths
 
 SUMMARY_FILE = 'summary.json'
-GAIN = 'gain'
 
 _NO_METRICS = ('parameters', 'seconds')
-_ROWS = (('teacher', 'teacher'), ('student_start', 'student at start'),
-         ('student_alone', 'student alone'), ('student', 'student distilled'),
-         (GAIN, 'distilled - alone'))
+_GAIN = 'gain'
+_TITLES = {row.name: row.title for row in results_lib.ROWS} | {
+    _GAIN: 'distilled - alone'}
 
 Summary = dict[str, dict[str, dict[str, float]]]
 
@@ -28,14 +28,15 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path,
           seeds: int) -> Summary:
   """Runs a job with the seeds `config.seed`, `config.seed + 1` and so on.
 
-  Every seed has its own teacher, unless `config.teacher.init` names one, its
-  own order of the data and its own initial parameters.
+  Each seed has another teacher, unless `config.teacher.init` names one,
+  another order of the data and other initial parameters. An interrupted run
+  goes on when it is started again.
 
   Args:
     config: a config made from `haikd.config.base()`.
-    workdir: holds a folder `seed-<n>` for each, `summary.json`, and after an
-      interruption what to go on from.
-    seeds: how many, 2 or more.
+    workdir: the folder for `summary.json` and a workdir `seed-<n>` for each
+      seed.
+    seeds: the number of seeds, 2 or more.
 
   Returns:
     As `summarise`.
@@ -46,9 +47,9 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path,
   workdir = paths.as_path(workdir)
   results = []
   for seed in range(config.seed, config.seed + seeds):
-    own = config.copy_and_resolve_references()
-    own.seed = seed
-    results.append(job.train(own, workdir / f'seed-{seed}'))
+    seed_config = config.copy_and_resolve_references()
+    seed_config.seed = seed
+    results.append(job.train(seed_config, workdir / f'seed-{seed}'))
   summary = summarise(results)
   if jax.process_index() == 0:
     files.write_json(workdir / SUMMARY_FILE, summary)
@@ -56,16 +57,17 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path,
   return summary
 
 
-def summarise(results: list[job.Results]) -> Summary:
+def summarise(results: list[results_lib.Results]) -> Summary:
   """Returns means over seeds, with 95 % confidence intervals.
 
   The interval is Student's t for the mean of a normal sample: s t / sqrt(n)
   with n - 1 degrees of freedom. The gain is the difference between the student
-  distilled and the student alone of the same seed, so that what both share
-  cancels.
+  distilled and the student alone of the same seed, so that effects of the seed
+  on both cancel.
 
   Args:
-    results: of two or more seeds, all with the same networks and metrics.
+    results: the results of two or more seeds, all with the same networks and
+      metrics.
 
   Returns:
     `{network or 'gain': {metric: {mean, half_width}}}`; the interval is
@@ -73,7 +75,7 @@ def summarise(results: list[job.Results]) -> Summary:
   """
   rows = {name: [result[name] for result in results] for name in results[0]}
   if 'student_alone' in rows:
-    rows[GAIN] = [{
+    rows[_GAIN] = [{
         metric: run['student'][metric] - run['student_alone'][metric]
         for metric in _metrics(run['student']) if metric in run['student_alone']
     } for run in results]
@@ -85,11 +87,11 @@ def summarise(results: list[job.Results]) -> Summary:
 
 def print_summary(summary: Summary, seeds: int) -> None:
   """Prints the means and intervals as a table."""
-  found = {metric for row in summary.values() for metric in row}
-  scores = [score for score in metrics_lib.SCORES if score.name in found]
-  rows = [[title, *(_cell(summary[key].get(score.name), score, key)
+  measured = {metric for row in summary.values() for metric in row}
+  scores = [score for score in metrics_lib.SCORES if score.name in measured]
+  rows = [[title, *(_cell(summary[name].get(score.name), score, name)
                     for score in scores)]
-          for key, title in _ROWS if key in summary]
+          for name, title in _TITLES.items() if name in summary]
   console.table(rows, [f'{seeds} seeds, 95 %', *(x.title for x in scores)])
 
 
@@ -110,5 +112,5 @@ def _interval(values):
 def _cell(interval, score, row):
   if interval is None:
     return '–'
-  mean = score.show(interval['mean'], sign='+' if row == GAIN else '')
+  mean = score.show(interval['mean'], sign='+' if row == _GAIN else '')
   return f'{mean} ± {score.show(interval["half_width"], unit=False)}'

@@ -1,4 +1,4 @@
-"""The networks of a job, each with its data and what is compiled for it."""
+"""The networks that a job trains, each with its data and compiled program."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Optional
@@ -13,6 +13,7 @@ from haikd.data import pipeline
 from haikd.engine import mesh as mesh_lib
 from haikd.engine import program as program_lib
 from haikd.run import pretrained
+from haikd.run import resolve
 from haikd.run import trainer
 from haikd.run import workdir as workdir_lib
 from haikd.storage import checkpoint
@@ -20,14 +21,14 @@ from haikd.storage import paths
 
 
 class Trainee(NamedTuple):
-  """One network of the job: its config and what is compiled for it.
+  """A network that the job trains.
 
   Attributes:
-    config: of its own; the network is `config.student`.
-    program: what is compiled.
+    config: the config of its training; the network is `config.student`.
+    program: the compiled functions.
     data: what it is trained on and evaluated with.
     folder: where it is saved, below the workdir.
-    title: for the progress bar.
+    title: its title on the progress bar.
   """
 
   config: config_lib.ConfigDict
@@ -37,8 +38,9 @@ class Trainee(NamedTuple):
   title: str
 
   def expected(self, role: str) -> base.Variables:
-    """Returns what the 'teacher' or the 'student' of this part is like."""
+    """Returns shapes, dtypes and shardings of the 'teacher' or 'student'."""
     if role == 'teacher':
+      assert self.program.abstract_frozen is not None, 'it learns from none'
       return self.program.abstract_frozen
     state = self.program.abstract_state
     return base.Variables(state.params.student, state.net_state)
@@ -53,36 +55,44 @@ class Trainee(NamedTuple):
     """Returns a network that was trained in a workdir.
 
     Args:
-      field: that names the workdir, for messages.
+      field: the config field or flag that names the workdir, for messages.
       path: the workdir.
-      role: which network of this part it must be like.
+      role: 'teacher' or 'student', the network to load it as.
 
     Raises:
-      DataError: it is not there, of another network, or of other tokens.
+      DataError: the workdir holds no checkpoint, or its network has another
+        architecture or vocabulary.
     """
-    saved = checkpoint.metadata(path)
-    self.check_vocabulary('parts.trained', saved)
+    saved = checkpoint.metadata(path, field=field)
+    self.check_vocabulary(saved)
     return trainer.Trained(
         checkpoint.load_like(field, path, self.expected(role)),
         saved['seconds'])
 
-  def check_vocabulary(self, where: str, saved: Mapping[str, Any]) -> None:
-    """Refuses a network whose tokens are not those of the data.
+  def check_vocabulary(self, saved: Mapping[str, Any]) -> None:
+    """Refuses a network whose vocabulary is not the data's.
 
     Args:
-      where: the function to name.
       saved: the metadata of its checkpoint.
 
     Raises:
-      DataError: they differ.
+      DataError: the vocabularies differ.
     """
     text = self.data.text
-    checkpoint.check_vocabulary(where, saved, text.identity if text else '')
+    checkpoint.check_vocabulary(saved, text.identity if text else '')
 
   def check_start(self, workdir: paths.Path) -> None:
-    """Refuses weights to start from that the student cannot take."""
-    saved = checkpoint.has_checkpoint(workdir / self.folder)
-    if self.config.student.init and not saved:
+    """Refuses `config.student.init` if the student cannot start from it.
+
+    Args:
+      workdir: the workdir of the job. If the student has a checkpoint there,
+        `init` is not needed and not checked.
+
+    Raises:
+      DataError: as `pretrained.load`.
+    """
+    folder = paths.as_path(workdir) / self.folder
+    if self.config.student.init and not checkpoint.has_checkpoint(folder):
       pretrained.check(self.config, 'student', self.expected('student'),
                        self.data)
 
@@ -90,11 +100,11 @@ class Trainee(NamedTuple):
 def build_all(
     config: config_lib.ConfigDict, mesh: jax.sharding.Mesh
 ) -> tuple[Trainee, Optional[Trainee], Optional[Trainee]]:
-  """Builds the networks of a job; they share the data.
+  """Builds the networks of a job, which share the data.
 
   Args:
-    config: what `pretrained.resolve` returns.
-    mesh: where to run.
+    config: a config from `resolve.from_pretrained`.
+    mesh: the devices to run on.
 
   Returns:
     The student, the student alone if `config.baseline`, and the teacher if it
@@ -102,26 +112,28 @@ def build_all(
 
   Raises:
     ConfigError: the config cannot work.
-    DataError: data that cannot be used.
+    DataError: the data cannot be used.
   """
   student = build(config, mesh)
+  has_labels = student.data.spec.labels is not None
   alone = teacher = None
   if config.baseline:
-    if student.data.spec.labels is None and not _learns_alone(config):
+    if not has_labels and not _learns_alone(config):
       raise checks.ConfigError(
-          'job.train: data must have labels to train the student alone on, or '
-          'config.losses one that needs no teacher; got neither. Set '
+          'config.baseline must be False if the data has no labels and '
+          'config.losses no loss that needs no teacher; got True. Set '
           'config.baseline=False.')
-    alone = build(config, mesh, like=student.data, has_teacher=False,
+    alone = build(config, mesh, shared_data=student.data, has_teacher=False,
                   folder=workdir_lib.BASELINE, title='student alone')
   if not config.teacher.init:
-    own = _teacher_config(config)
-    if student.data.spec.labels is None:
+    teacher_config = resolve.teacher_training(config)
+    if not has_labels:
       raise checks.ConfigError(
-          'job.train: data must have labels to train a teacher on; got none. '
-          'Point config.teacher.init at a workdir with a trained one.')
-    teacher = build(own, mesh, like=student.data, has_teacher=False,
-                    folder=workdir_lib.TEACHER, title='teacher',
+          'data must have labels to train a teacher on; they are missing. '
+          'Point config.teacher.init at a workdir with a trained teacher.')
+    teacher = build(teacher_config, mesh, shared_data=student.data,
+                    has_teacher=False, folder=workdir_lib.TEACHER,
+                    title='teacher',
                     augment_field='config.teacher.train.augment',
                     optimizer_field='config.teacher.train.optimizer')
   return student, alone, teacher
@@ -130,7 +142,7 @@ def build_all(
 def build(config: config_lib.ConfigDict,
           mesh: jax.sharding.Mesh,
           *,
-          like: Optional[pipeline.Data] = None,
+          shared_data: Optional[pipeline.Data] = None,
           has_teacher: bool = True,
           folder: str = '',
           title: str = 'student',
@@ -139,21 +151,22 @@ def build(config: config_lib.ConfigDict,
   """Builds one network of a job.
 
   Args:
-    config: of its own, resolved; the network is `config.student`.
-    mesh: where to run.
-    like: data whose open splits to share.
-    has_teacher: whether it learns from `config.teacher`, or from labels alone.
+    config: a config from `resolve.from_pretrained`; the network that is trained
+      is `config.student`.
+    mesh: the devices to run on.
+    shared_data: data whose open splits to share.
+    has_teacher: whether it learns from `config.teacher` or from labels alone.
     folder: where it is saved, below the workdir.
-    title: for the progress bar.
-    augment_field: where the user set augmentations, for messages.
-    optimizer_field: where the user set the optimizer, for messages.
+    title: its title on the progress bar.
+    augment_field: the config field of the augmentations, for messages.
+    optimizer_field: the config field of the optimizer, for messages.
 
   Returns:
     A Trainee.
 
   Raises:
     ConfigError: the config cannot work.
-    DataError: data that cannot be used.
+    DataError: the data cannot be used.
   """
   share = mesh_lib.batch_share(mesh)
   data = pipeline.build_data(
@@ -161,9 +174,9 @@ def build(config: config_lib.ConfigDict,
       shards=mesh_lib.batch_shards(mesh),
       process_index=share.index,
       process_count=share.count,
-      like=like,
+      like=shared_data,
       augment_field=augment_field)
-  config = pretrained.with_vocabulary(config, data.text)
+  config = resolve.with_vocabulary(config, data.text)
   program = program_lib.build_program(
       config,
       spec=data.spec,
@@ -175,26 +188,6 @@ def build(config: config_lib.ConfigDict,
 
 
 def _learns_alone(config):
-  """Returns whether some loss of the config looks at the student alone."""
+  """Returns whether some loss of the config needs no teacher."""
   return any(not registry.losses[term.loss].needs_teacher
              for term in config.losses.values())
-
-
-def _teacher_config(config):
-  """Returns the config of the teacher's own training."""
-  fields = config.teacher.train
-  if fields.steps <= 0:
-    raise checks.ConfigError(
-        'job.train: config.teacher must have weights; got init=None and '
-        'train.steps=0. Point config.teacher.init at a workdir, or set '
-        'config.teacher.train.steps.')
-  own = config_lib.ConfigDict(config.to_dict())
-  plain = config_lib.base()
-  own.steps, own.optimizer = fields.steps, fields.optimizer
-  own.data.augment = fields.augment
-  own.student = plain.student
-  own.student.update(
-      {name: config.teacher[name] for name in plain.student})
-  own.teacher, own.distillation = plain.teacher, plain.distillation
-  own.losses = plain.losses
-  return own

@@ -21,11 +21,11 @@ from haikd.storage import paths
 
 
 class Teacher(NamedTuple):
-  """A teacher in use.
+  """A teacher that a student learns from.
 
   Attributes:
-    frozen: its parameters, in its compute dtype, and state, on the mesh.
-    identity: a hash of them, kept with every checkpoint of its student.
+    frozen: its parameters, in its compute dtype, and its state, on the mesh.
+    identity: the hash of `frozen`, kept with every checkpoint of its student.
   """
 
   frozen: base.Variables
@@ -36,8 +36,8 @@ class Trained(NamedTuple):
   """A network after its training.
 
   Attributes:
-    network: parameters (their running mean, if there is one) and state.
-    seconds: how long training took, over all restarts.
+    network: parameters (their running mean, if one is kept) and state.
+    seconds: the training time, over all restarts.
   """
 
   network: base.Variables
@@ -47,23 +47,23 @@ class Trained(NamedTuple):
 def train(config: config_lib.ConfigDict, program: program_lib.Program,
           data: pipeline.Data, teacher: Optional[Teacher],
           workdir: paths.Path, title: str) -> Trained:
-  """Trains `config.student`, or goes on where it stopped.
+  """Trains `config.student`, or goes on where its training stopped.
 
   Args:
     config: a validated config, its plugins imported.
     program: from `build_program(config, …)`.
     data: from `build_data(config)`.
-    teacher: what to learn from; None for the labels alone.
-    workdir: where its files go.
-    title: what the progress bar calls it.
+    teacher: the teacher to learn from; None to learn from the labels alone.
+    workdir: the folder of its checkpoints and metrics.
+    title: its title on the progress bar.
 
   Returns:
     The trained network.
 
   Raises:
-    DataError: data or files that cannot be used.
-    DivergedError: the loss is not finite.
-    StoppedError: SIGTERM has come, and the step it came in is saved.
+    DataError: data or files cannot be used.
+    DivergedError: the loss, a gradient or a parameter is not finite.
+    StoppedError: SIGTERM has come, and the step in which it came is saved.
   """
   frozen = teacher.frozen if teacher else None
   identity = teacher.identity if teacher else ''
@@ -82,37 +82,21 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
     first = int(state.step)
     writer.truncate(first)
     clock = _Clock(first, seconds)
-
-    def diverged(step, what):
-      checkpointer.wait()
-      return checks.DivergedError(
-          f'trainer.train: loss and gradient must stay finite; got {what} at '
-          f'step {step} of {title}. Step {checkpointer.latest_step() or 0} is '
-          'what a new start goes on from. Lower the learning rate, set '
-          'config.optimizer.clip_norm, or look for bad data.')
-
-    def log(step, metrics):
-      metrics = {name: float(x) for name, x in jax.device_get(metrics).items()}
-      wrong = _not_finite(metrics)
-      if wrong:
-        raise diverged(step, wrong)
-      speed = clock.steps_per_second(step) * config.batch_size
-      writer.write(step, 'train', {**metrics, 'examples_per_second': speed})
-
-    pending = None
+    log = _Log(writer, checkpointer, clock, config.batch_size, title)
+    pending = None  # Step and metrics that are to be logged.
     for step in range(first + 1, config.steps + 1):
       batch = collectives.shard_batch(program.mesh, next(iterator))
       state, metrics = program.train_step(state, frozen, batch)
-      # The device is at work on this step: now there is time for the last one.
+      # While the device computes this step, the host logs the previous one.
       writer.progress(step)
       if pending:
-        log(*pending)
+        log.write(*pending)
         pending = None
       stopping = distributed.stop_requested()
       saving = stopping or _due(step, config.checkpoint_every, config.steps)
       evaluating = _due(step, _evaluation_interval(config), config.steps)
       if saving or evaluating:
-        log(step, metrics)
+        log.write(step, metrics)
       elif _due(step, config.log_every, config.steps):
         pending = step, metrics
       if evaluating:
@@ -123,7 +107,7 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
         writer.write(step, f'eval/{split}', scores)
       if saving:
         if not program.is_finite(state):
-          raise diverged(step, 'parameters that are not finite')
+          raise log.diverged(step, 'parameters that are not finite')
         writer.flush()
         checkpointer.save(step, state, iterator.get_state(),
                           dict(teacher=identity, vocabulary=vocabulary,
@@ -133,15 +117,50 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
       if stopping:
         checkpointer.wait()
         raise checks.StoppedError(
-            f'trainer.train: stopped by SIGTERM at step {step} of {title}, '
-            'which is saved. Start it again to go on.')
+            f'stopped by SIGTERM at step {step} of {title}, which is saved. '
+            'Start it again to go on.')
   if first < config.steps:
     seconds = clock.seconds()
   return Trained(program_lib.trained_network(state), seconds)
 
 
+class _Log:
+  """Writes the metrics of training, and reports divergence.
+
+  Args:
+    writer: writes the rows.
+    checkpointer: of the run.
+    clock: measures the speed.
+    batch_size: examples a step.
+    title: the title of the network.
+  """
+
+  def __init__(self, writer, checkpointer, clock, batch_size, title):
+    self._writer, self._checkpointer = writer, checkpointer
+    self._clock, self._batch_size, self._title = clock, batch_size, title
+
+  def write(self, step, metrics):
+    """Writes the metrics of a step; raises DivergedError on bad ones."""
+    metrics = {name: float(x) for name, x in jax.device_get(metrics).items()}
+    wrong = _not_finite(metrics)
+    if wrong:
+      raise self.diverged(step, wrong)
+    speed = self._clock.steps_per_second(step) * self._batch_size
+    self._writer.write(step, 'train', {**metrics, 'examples_per_second': speed})
+
+  def diverged(self, step, what):
+    """Returns the error of a step with values that are not finite."""
+    self._checkpointer.wait()
+    newest = self._checkpointer.latest_step() or 0
+    return checks.DivergedError(
+        f'loss and gradient must stay finite; got {what} at step {step} of '
+        f'{self._title}. Lower the learning rate, set '
+        'config.optimizer.clip_norm, or look for bad data. A new start goes on '
+        f'from step {newest}.')
+
+
 class _Clock:
-  """Time that training took, over all restarts, and its speed."""
+  """Measures the training time, over all restarts, and the speed."""
 
   def __init__(self, step, seconds):
     self._start = time.monotonic() - seconds
@@ -152,7 +171,7 @@ class _Clock:
     return time.monotonic() - self._start
 
   def mark(self, step):
-    """Begins to measure the speed at this step."""
+    """Starts to measure the speed at this step."""
     self._mark = step, time.monotonic()
 
   def steps_per_second(self, step):
@@ -171,10 +190,10 @@ def _evaluation_interval(config):
 
 
 def _not_finite(metrics):
-  """Returns what of a step's metrics is wrong, or None.
+  """Returns the metric of a step that is not finite, or None.
 
-  A dynamic loss scale meets gradients that are not finite by halving itself;
-  once it is at its least, nothing is left to halve.
+  A dynamic loss scale above its minimum of 1 halves itself when gradients are
+  not finite; then `grad_norm` is no error.
   """
   if not np.isfinite(metrics['loss']):
     return f'loss={metrics["loss"]}'
@@ -190,8 +209,8 @@ def _resume(program, checkpointer, iterator, identity, vocabulary):
   if restored is None:
     return None, 0.0
   state, iterator_state, metadata = restored
-  checkpoint.check_vocabulary('trainer.train', metadata, vocabulary)
-  checkpoint.check_teacher('trainer.train', metadata, identity)
+  checkpoint.check_vocabulary(metadata, vocabulary)
+  checkpoint.check_teacher(metadata, identity)
   iterator.set_state(iterator_state)
   return state, metadata['seconds']
 

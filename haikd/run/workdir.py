@@ -1,8 +1,9 @@
-"""The folder of a run: whose it is, and that one run at a time works in it."""
+"""The folder of a run: the config that owns it, and the lock of the run."""
 
 from collections.abc import Iterable, Iterator
 import contextlib
 import errno
+import sys
 
 import ml_collections
 
@@ -10,22 +11,20 @@ from haikd.core import checks
 from haikd.processes import distributed
 from haikd.storage import checkpoint
 from haikd.storage import files
-from haikd.storage import leaves
 from haikd.storage import paths
 
-try:
+if sys.platform != 'win32':
   import fcntl
-except ImportError:  # Not on Windows.
-  fcntl = None
 
 CONFIG_FILE = 'config.json'
 LOCK_FILE = '.lock'
 
-# Below the workdir of a student, what else is trained with it.
+# Folders in the workdir, for the teacher and the student alone.
 TEACHER, BASELINE = 'teacher', 'baseline'
 
-# What may differ between two starts of one run: where and how often it reads
-# and writes, and how the work is laid out, not what is minimised.
+# Fields that may differ between two starts of one run: they decide where and
+# how often it reads and writes, and how the work is distributed, but not what
+# is minimised.
 FREE_FIELDS = ('log_every', 'checkpoint_every', 'keep_checkpoints', 'baseline',
                'evaluation', 'data.source_dir', 'data.data_dir',
                'data.prefetch', 'mesh', 'microbatches', 'student.remat',
@@ -33,29 +32,28 @@ FREE_FIELDS = ('log_every', 'checkpoint_every', 'keep_checkpoints', 'baseline',
                'teacher.remat_modules', 'teacher.placement')
 
 _ABSENT = 'nothing'
-# What flock answers where a filesystem has no locks.
+# The errors of flock on a filesystem without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP,
              errno.EINVAL)
 
 
 @contextlib.contextmanager
 def lock(workdir: files.Path) -> Iterator[None]:
-  """Keeps a workdir for this run; use it in a `with` statement.
+  """Locks a workdir for this run; use it in a `with` statement.
 
-  The operating system lets go of it when the process ends, however it ends.
-  The first process of a run speaks for all of them. Where the filesystem has no
-  locks, nothing is locked. Nor is a bucket, where a lock would outlive a run
-  that is killed and keep it from being started again: there it is up to you to
-  start one run at a time in a workdir. Of two, the checkpoints would be mixed.
+  Process 0 holds the lock for all processes of the run. The operating system
+  releases it when that process ends, however it ends. On a filesystem without
+  locks, nothing is locked. Buckets are not locked: a lock would outlive a
+  killed run. Start one run at a time there; two would interleave checkpoints.
 
   Args:
-    workdir: made if it is not there.
+    workdir: the folder to lock, created if missing.
 
   Raises:
-    DataError: another run is at work there, or it cannot be written.
+    DataError: another run works there, or it cannot be written to.
   """
   with contextlib.ExitStack() as stack:
-    if fcntl is not None and not paths.is_remote(workdir):
+    if sys.platform != 'win32' and not paths.is_remote(workdir):
       distributed.first(lambda: _acquire(stack, workdir))
     yield
 
@@ -65,33 +63,34 @@ def claim(workdir: files.Path,
           *,
           free: Iterable[str] = FREE_FIELDS,
           create: bool = True) -> None:
-  """Makes a workdir the home of a config, or checks that it is.
+  """Makes a config the owner of a workdir, or checks that it is.
 
-  A workdir is anybody's until something is saved in it, or in the folders of
-  its teacher and of its baseline.
+  A workdir has no owner until a checkpoint is saved in it, or in the folder of
+  its teacher or of its student alone.
 
   Args:
-    workdir: made if it is not there.
-    config: is written to `config.json`.
-    free: fields, or groups of them, that may have changed since.
-    create: whether a workdir without a `config.json` is taken; else refused.
+    workdir: the folder to claim.
+    config: the config, which is written to `config.json`.
+    free: fields, or groups of fields, that may differ from the owner's.
+    create: whether to claim, and create if missing, a workdir without an owner.
+      If False, a workdir without `config.json` is refused.
 
   Raises:
-    ConfigError: a field of the config holds what JSON cannot.
-    DataError: the workdir belongs to another config, or cannot be used.
+    ConfigError: a field of the config holds a value that JSON cannot.
+    DataError: another config owns the workdir, or it cannot be used.
   """
   workdir = paths.as_path(workdir)
   try:
     config = files.to_json(config)
   except TypeError as err:
     raise checks.ConfigError(
-        f'workdir.claim: config must hold what JSON can; got '
-        f'{checks.one_line(err)} Use names in place of objects.') from err
+        'config must hold only what JSON can; got a value that it cannot '
+        f'({checks.describe(err)}). Use names in place of objects.') from err
   distributed.first(lambda: _claim(workdir, config, tuple(free), create))
 
 
 def _acquire(stack, workdir):
-  """Locks a workdir until a stack of contexts is left."""
+  """Locks a workdir until the stack of contexts is closed."""
   with _writing(workdir):
     paths.make_folder(workdir)
     path = paths.as_path(workdir) / LOCK_FILE
@@ -101,10 +100,9 @@ def _acquire(stack, workdir):
   except OSError as err:
     if err.errno not in _NO_LOCKS:
       raise checks.DataError(
-          'workdir.lock: workdir must be used by one run at a time; got '
-          f'workdir={workdir}, where another is at work '
-          f'({checks.one_line(err)}). Wait until it is done, or choose '
-          'another --workdir.') from err
+          f'--workdir must be used by one run at a time; got {workdir}, where '
+          f'another is at work ({checks.one_line(err)}). Wait until it is '
+          'done, or choose another --workdir.') from err
 
 
 def _claim(workdir, config, free, create):
@@ -113,8 +111,8 @@ def _claim(workdir, config, free, create):
     _check_owner(path, config, free)
   elif not create:
     raise checks.DataError(
-        f'workdir.claim: workdir must be that of a run; got no {path}. '
-        'Train first, or correct --workdir.')
+        f'--workdir must be that of a run; got {workdir}, which has no '
+        f'{CONFIG_FILE}. Train first, or correct --workdir.')
   else:
     with _writing(workdir):
       paths.make_folder(workdir)
@@ -123,8 +121,8 @@ def _claim(workdir, config, free, create):
 
 def _has_checkpoint(workdir):
   return any(
-      checkpoint.has_checkpoint(workdir / part)
-      for part in ('', TEACHER, BASELINE))
+      checkpoint.has_checkpoint(workdir / folder)
+      for folder in ('', TEACHER, BASELINE))
 
 
 @contextlib.contextmanager
@@ -132,25 +130,23 @@ def _writing(workdir):
   try:
     yield
   except OSError as err:
-    raise checks.DataError(
-        f'workdir.claim: workdir must be a folder to write to; got {workdir} '
-        f'({checks.one_line(err)}). Choose another --workdir.') from err
+    raise paths.unwritable(workdir, err) from err
 
 
 def _check_owner(path, config, free):
-  owner = files.read_json(path)
-  old, new = _fields(owner), _fields(config)
-  differ = [
+  """Refuses a config that differs from the owner's in a field that is bound."""
+  old, new = _fields(files.read_json(path)), _fields(config)
+  differences = [
       f'config.{name}={new.get(name, _ABSENT)!r} where it has '
       f'{old.get(name, _ABSENT)!r}' for name in sorted({**old, **new})
       if old.get(name, _ABSENT) != new.get(name, _ABSENT) and
       not any(f'{name}.'.startswith(f'{field}.') for field in free)
   ]
-  if differ:
+  if differences:
     raise checks.DataError(
-        'workdir.claim: workdir must belong to this config; got '
-        f'{leaves.first(differ)} in {path}. Choose another --workdir, or '
-        'remove this one.')
+        '--workdir must belong to this config; got '
+        f'{checks.abbreviate(differences, limit=3)} in {path}. Choose another '
+        '--workdir, or remove this one.')
 
 
 def _fields(config, prefix=''):

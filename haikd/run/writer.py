@@ -1,4 +1,4 @@
-"""Where metrics go: a file of rows, TensorBoard and the console."""
+"""Writes metrics to a file of rows, TensorBoard and the console."""
 
 from collections.abc import Mapping
 import os
@@ -14,33 +14,30 @@ from tensorboard.summary.writer import event_file_writer
 from haikd import metrics as metrics_lib
 from haikd.core import checks
 from haikd.run import console as console_lib
+from haikd.run import results as results_lib
 from haikd.storage import files
 from haikd.storage import paths
 
 Metrics = Mapping[str, float]
-Results = Mapping[str, Mapping[str, Any]]
 
 METRICS_FILE = 'metrics.jsonl'
 RESULT_FILE = 'result.json'
 MISSING = '–'
 
-_START = 'student_start'  # With the weights that it inherits, if it does.
-_ROWS = (('teacher', 'teacher'), (_START, 'student at start'),
-         ('student_alone', 'student alone'), ('student', 'student distilled'))
 _COLUMNS = (('parameters', 'parameters', '{:,.0f}'.format),
             *((x.name, x.title, x.show) for x in metrics_lib.SCORES),
             ('seconds', 'seconds', '{:.1f}'.format))
 
 
 class Writer:
-  """Writes metrics to everything that was opened; see `open_writer`."""
+  """Writes metrics to all outputs that `open_writer` has opened."""
 
   def __init__(self, staging: Optional[paths.Staging] = None,
                console: Any = None):
     self._staging, self._console = staging, console
     if staging:
       self._events = _Events(staging.folder)
-      self._sinks = (_Rows(staging.folder / METRICS_FILE), self._events,
+      self._sinks = (_RowsFile(staging.folder / METRICS_FILE), self._events,
                      console)
 
   def __enter__(self) -> 'Writer':
@@ -50,20 +47,20 @@ class Writer:
     self.close()
 
   def truncate(self, step: int) -> None:
-    """Forgets what a run that was cut off wrote after it last saved.
+    """Drops what a killed run wrote after its last checkpoint.
 
     Call it once, before anything is written.
 
     Args:
-      step: the step that training goes on from, 0 for a new run. Later rows
-        and a half-written last line are dropped.
+      step: the step that training goes on from; 0 for a new run. Later rows
+        and an incomplete last line are dropped.
     """
     if self._staging:
       for sink in self._sinks:
         sink.truncate(step)
 
   def progress(self, step: int) -> None:
-    """Moves the progress bar, if there is one; cheap enough for every step."""
+    """Moves the progress bar, if any; cheap enough for every step."""
     if self._staging:
       self._console.progress(step)
 
@@ -72,7 +69,7 @@ class Writer:
 
     Args:
       step: the number of steps taken.
-      split: 'train', 'eval/validation' and the like.
+      split: such as 'train' or 'eval/validation'.
       metrics: numbers by name, such as `loss/kl` or `examples_per_second`.
     """
     metrics = {name: float(value) for name, value in metrics.items()}
@@ -82,12 +79,12 @@ class Writer:
       self._staging.flush_if_due()
 
   def flush(self) -> None:
-    """Writes out what is pending; call it before a checkpoint is saved."""
+    """Writes out pending rows; call it before a checkpoint is saved."""
     if self._staging:
       self._staging.flush()
 
   def close(self) -> None:
-    """Writes out what is pending and takes the progress bar away."""
+    """Writes out pending rows and removes the progress bar."""
     if self._staging:
       self._console.close()
       self._events.close()
@@ -106,14 +103,14 @@ def open_writer(workdir: files.Path,
   the metrics; a value that is not finite is one of the strings 'NaN',
   'Infinity' and '-Infinity', which `float` reads. TensorBoard's event files
   have the tags `<split>/<metric>`. The console shows a progress bar if it is a
-  terminal, else one plain line a row. On disk there is each row at once, in a
+  terminal, else one plain line a row. Each row is on disk at once, and in a
   bucket with the next upload; see `paths.Staging`.
 
   Args:
-    workdir: made if it is not there.
-    total_steps: length of the run.
-    title: what the console calls the run.
-    enabled: False on all processes but the first, which write nothing.
+    workdir: the folder to write to, created if missing.
+    total_steps: the length of the run.
+    title: the title of the run on the console.
+    enabled: whether to write at all; False on all processes but the first.
     console: where to print; standard output by default.
 
   Returns:
@@ -127,16 +124,15 @@ def open_writer(workdir: files.Path,
 
 
 def write_results(workdir: files.Path,
-                  results: Results,
+                  results: results_lib.Results,
                   name: str = RESULT_FILE) -> None:
-  """Writes a table of results in one piece.
+  """Writes the results of a job atomically.
 
   Args:
-    workdir: the run's folder.
-    results: `{'teacher': {...}, 'student_start': {...}, 'student_alone': {...},
-      'student': {...}}`, of each network `parameters`, what evaluation gave
-      (see `haikd.metrics`) and `seconds`.
-    name: of the file.
+    workdir: the workdir of the job.
+    results: for `teacher`, `student_start`, `student_alone` and `student` the
+      `parameters`, the metrics (see `haikd.metrics`) and the `seconds`.
+    name: the name of the file.
   """
   files.write_json(paths.as_path(workdir) / name, results)
 
@@ -148,32 +144,32 @@ def evaluation_file(split: str) -> str:
     split: such as 'test' or 'test[:64]'.
 
   Returns:
-    'eval-test.json', 'eval-test__64_.json': whatever a shell or another
-    operating system may take amiss is a low line.
+    'eval-test.json', 'eval-test__64_.json': underscores replace all characters
+    that a shell or another operating system may not accept.
   """
   return f'eval-{re.sub("[^0-9A-Za-z.+-]", "_", split)}.json'
 
 
-def print_table(results: Results,
+def print_table(results: results_lib.Results,
                 *,
                 split: str = '',
                 console: Optional[rich.console.Console] = None) -> None:
   """Prints results under the name of their split, a network a row.
 
   Args:
-    results: as for `write_results`. What is missing is shown as a dash, a
-      metric that no network has not at all.
-    split: what they were evaluated on.
+    results: as for `write_results`. A missing value is shown as a dash; a
+      metric that no network has is not shown.
+    split: the split they were evaluated on.
     console: where to print; standard output by default.
   """
-  found = {field for values in results.values() for field in values}
-  columns = [column for column in _COLUMNS if column[0] in found]
+  measured = {field for values in results.values() for field in values}
+  columns = [column for column in _COLUMNS if column[0] in measured]
   rows = []
-  for key, name in _ROWS:
-    if key == _START and key not in results:
+  for network in results_lib.ROWS:
+    if network.name == 'student_start' and network.name not in results:
       continue
-    values = results.get(key, {})
-    rows.append([name] + [
+    values = results.get(network.name, {})
+    rows.append([network.title] + [
         MISSING if values.get(field) is None else show(values[field])
         for field, _, show in columns
     ])
@@ -181,8 +177,8 @@ def print_table(results: Results,
   console_lib.table(rows, titles, console=console)
 
 
-class _Rows:
-  """The file of rows."""
+class _RowsFile:
+  """The file of rows, one JSON object a line."""
 
   def __init__(self, path):
     self._path = path
@@ -192,8 +188,8 @@ class _Rows:
     for number, row in enumerate(rows, start=1):
       if not isinstance(row.get('step'), int):
         raise checks.DataError(
-            'writer.Writer.truncate: each line of path must have a step; got '
-            f'path={self._path}, line={number}. Remove the line.')
+            f'line {number} of {self._path} must have an integer step; got '
+            f'{row.get("step")!r}. Remove the line.')
     rows = [row for row in rows if row['step'] <= step]
     files.replace(self._path,
                   ''.join(files.encode(row) + '\n' for row in rows))
@@ -205,10 +201,10 @@ class _Rows:
 
 
 class _Events:
-  """TensorBoard's event files, which need no TensorFlow.
+  """TensorBoard's event files; they need no TensorFlow.
 
-  A file is made when there is something to write: a run that is started again
-  when it is over leaves none.
+  A file is created with its first event: a finished run that is started again
+  leaves none.
   """
 
   def __init__(self, workdir):
@@ -232,7 +228,7 @@ class _Events:
   def _open(self):
     self._writer = event_file_writer.EventFileWriter(os.fspath(self._workdir))
     if self._start is not None:
-      # TensorBoard drops what earlier files hold from this step on.
+      # TensorBoard drops the events of earlier files from this step on.
       start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
       self._add(self._start + 1, session_log=start)
 

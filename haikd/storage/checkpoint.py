@@ -1,10 +1,10 @@
-"""What is saved, when it is safe, and how it comes back.
+"""Saves and restores checkpoints.
 
 A checkpoint holds the leaves of a `TrainState` by name, so that it can be read
-in part, on any number of devices, and by a run that has another optimizer. It
-lies in `<workdir>/checkpoints/<step>` once it is complete, and before in a
-temporary folder; in a bucket it lies there from the start, and is complete with
-its `commit_success.txt`.
+in part, on any number of devices, and by a run that has another optimizer. On
+disk it is written to a temporary folder, which is renamed to
+`<workdir>/checkpoints/<step>` when it is complete. In a bucket it is written to
+that path directly, and is complete once it has its `commit_success.txt`.
 """
 
 from collections.abc import Mapping
@@ -23,22 +23,20 @@ from haikd.storage import leaves as leaves_lib
 from haikd.storage import paths
 
 FOLDER = 'checkpoints'
-_RESTORE = 'checkpoint.Checkpointer.restore'
-_SAVE = 'checkpoint.Checkpointer.save'
 
 
 class Checkpointer:
-  """Saves a run and brings it back; use it in a `with` statement.
+  """Saves and restores a run; use it in a `with` statement.
 
   Args:
-    workdir: a folder that all processes see, made if it is not there; what a
-      killed run left unfinished in it is removed.
-    keep: how many checkpoints to keep, the newest ones.
+    workdir: a folder that all processes see, created if missing. Unfinished
+      checkpoints of a killed run are removed.
+    keep: how many of the newest checkpoints to keep.
   """
 
   def __init__(self, workdir: files.Path, *, keep: int):
     self._folder = paths.absolute(workdir) / FOLDER
-    with leaves_lib.writing(_SAVE, self._folder):
+    with leaves_lib.writing(self._folder):
       self._manager = ocp.CheckpointManager(
           self._folder,
           options=ocp.CheckpointManagerOptions(
@@ -48,7 +46,7 @@ class Checkpointer:
     return self
 
   def __exit__(self, kind, *unused) -> None:
-    # Closing waits for all processes; after an error not all may come.
+    # Closing waits for all processes, and after an error some may never come.
     if kind is None or not distributed.is_many():
       self.close()
 
@@ -61,19 +59,19 @@ class Checkpointer:
 
     Args:
       step: the number of steps taken.
-      state: what training changes.
-      iterator_state: where in the data it stands, the same on all processes;
-        something JSON can hold.
-      metadata: whatever else belongs to it, likewise.
+      state: the training state.
+      iterator_state: the position in the data, in values that JSON can hold;
+        the same on all processes.
+      metadata: further values that JSON can hold, the same on all processes.
 
     Raises:
-      DataError: this or the last checkpoint cannot be written.
+      DataError: this or the previous checkpoint cannot be written.
     """
     extra = dict(
         iterator=iterator_state,
         metadata=metadata,
         haikd_version=haikd.__version__)
-    with leaves_lib.writing(_SAVE, self._folder):
+    with leaves_lib.writing(self._folder):
       self._manager.save(
           step,
           args=ocp.args.Composite(
@@ -83,47 +81,47 @@ class Checkpointer:
   def restore(
       self, abstract_state: base.TrainState
   ) -> Optional[tuple[base.TrainState, Any, dict[str, Any]]]:
-    """Returns what the newest checkpoint holds.
+    """Returns the content of the newest checkpoint.
 
     Args:
-      abstract_state: what the state looks like: `jax.ShapeDtypeStruct`s with
-        the shardings that it is to have, whatever it was saved with.
+      abstract_state: the state as `jax.ShapeDtypeStruct`s with the shardings
+        to restore to, which may differ from those it was saved with.
 
     Returns:
       State, state of the iterator and metadata; None if nothing is saved.
 
     Raises:
-      DataError: the checkpoint is of another network or optimizer, or it
+      DataError: the checkpoint belongs to another network or optimizer, or it
         cannot be read.
     """
     folder = _agree(lambda: leaves_lib.find(self._folder))
     if folder is None:
       return None
-    wanted = leaves_lib.flatten(abstract_state)
+    expected = leaves_lib.flatten(abstract_state)
     leaves_lib.check_same(
-        _RESTORE, f'{folder} must hold the state of this run', wanted,
-        leaves_lib.read_shapes(_RESTORE, folder),
+        f'{folder} must hold the state of this run', expected,
+        leaves_lib.read_shapes(folder),
         'Choose another --workdir, or go back to the config that it was '
         'trained with')
-    leaves = leaves_lib.read_leaves(_RESTORE, folder, wanted)
-    extra = leaves_lib.read_extra(_RESTORE, folder)
+    leaves = leaves_lib.read_leaves(folder, expected)
+    extra = leaves_lib.read_extra(folder)
     state = jax.tree.unflatten(
-        jax.tree.structure(abstract_state), [leaves[name] for name in wanted])
+        jax.tree.structure(abstract_state), [leaves[name] for name in expected])
     return state, extra['iterator'], extra['metadata']
 
   def latest_step(self) -> Optional[int]:
     """Returns the step of the newest complete checkpoint, or None."""
     folder = leaves_lib.find(self._folder)
-    return folder and int(folder.name)
+    return None if folder is None else int(folder.name)
 
   def wait(self) -> None:
-    """Returns when what was saved is complete on disk."""
-    with leaves_lib.writing(_SAVE, self._folder):
+    """Returns when all that was saved is complete on disk."""
+    with leaves_lib.writing(self._folder):
       self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits, and frees what saving needs."""
-    with leaves_lib.writing(_SAVE, self._folder):
+    """Waits until all is saved, then frees the resources for saving."""
+    with leaves_lib.writing(self._folder):
       self._manager.close()
 
 
@@ -132,47 +130,46 @@ def has_checkpoint(path: files.Path) -> bool:
   return _find(path) is not None
 
 
-def metadata(path: files.Path) -> dict[str, Any]:
-  """Returns what was saved beside the network of a path.
+def metadata(path: files.Path, *, field: str = 'path') -> dict[str, Any]:
+  """Returns the metadata of the newest checkpoint.
 
   Args:
     path: as for `load_network`.
+    field: the config field or flag that names the path, for messages.
 
   Returns:
-    Of a run of haikd `teacher`, a hash, `seconds`, how long it had been trained
-    for over all restarts, and `config`.
+    What was given to `Checkpointer.save`. For a run of haikd: `teacher`, a hash
+    of the teacher; `vocabulary`, the identity of the tokenizer; `seconds`, the
+    training time over all restarts; and `config`.
 
   Raises:
-    DataError: no checkpoint is there, or it cannot be read.
+    DataError: the path holds no checkpoint, or it cannot be read.
   """
-  where = 'checkpoint.metadata'
-  return leaves_lib.read_extra(where, _newest(where, path))['metadata']
+  return leaves_lib.read_extra(_newest(field, path))['metadata']
 
 
 def load_network(path: files.Path,
                  *,
                  ema: bool = True) -> tuple[base.ArrayTree, base.ArrayTree]:
-  """Reads a trained student, and nothing of its optimizer.
+  """Reads a trained student without its optimizer.
 
   Args:
     path: a workdir, its folder of checkpoints, or one checkpoint.
-    ema: whether to take the running mean of the parameters, if one was kept.
+    ema: whether to read the running mean of the parameters, if one was kept.
 
   Returns:
     Haiku parameters and Haiku state of the newest checkpoint, as NumPy arrays;
     PRNG keys in the state as their data.
 
   Raises:
-    DataError: no checkpoint is there, or it cannot be read.
+    DataError: the path holds no checkpoint, or it cannot be read.
   """
-  where = 'checkpoint.load_network'
-  folder = _newest(where, path)
-  shapes = leaves_lib.read_shapes(where, folder)
+  folder = _newest('path', path)
+  shapes = leaves_lib.read_shapes(folder)
   mean = leaves_lib.select(shapes, 'ema') if ema else {}
   params = mean or leaves_lib.select(shapes, 'params', 'student')
   state = leaves_lib.select(shapes, 'net_state')
-  leaves = leaves_lib.read_leaves(
-      where, folder, {**params, **state}, as_numpy=True)
+  leaves = leaves_lib.read_leaves(folder, {**params, **state}, as_numpy=True)
   skip = 1 if mean else 2
   return (leaves_lib.nest({name: leaves[name] for name in params}, skip),
           leaves_lib.nest({name: leaves[name] for name in state}, 1))
@@ -180,85 +177,81 @@ def load_network(path: files.Path,
 
 def load_like(field: str, path: files.Path,
               expected: base.Variables) -> base.Variables:
-  """Reads a trained student that has to be a certain network.
+  """Reads a trained student into a given network.
 
-  Each process reads the parts that its devices hold, and no others.
+  Each process reads only the shards of its own devices.
 
   Args:
-    field: of the config that names it, for messages.
+    field: the config field or flag that names the path, for messages.
     path: as for `load_network`.
-    expected: the network's parameters and state as `jax.ShapeDtypeStruct`s,
-      with the dtypes and shardings that they are to have.
+    expected: the network's parameters and state as `jax.ShapeDtypeStruct`s with
+      the dtypes and shardings to load them with.
 
   Returns:
     Parameters (their running mean, if one was kept) and state.
 
   Raises:
-    DataError: no checkpoint is there, it cannot be read, or it is of another
-      network.
+    DataError: the path holds no checkpoint, it cannot be read, or it belongs to
+      another network.
   """
-  where = 'checkpoint.load_like'
-  folder = _newest(where, path)
-  shapes = leaves_lib.read_shapes(where, folder)
+  folder = _newest(field, path)
+  shapes = leaves_lib.read_shapes(folder)
   mean = leaves_lib.select(shapes, 'ema')
-  kept = ('ema',) if mean else ('params', 'student')
-  wanted = {
-      **leaves_lib.below(leaves_lib.flatten(expected.params), *kept),
+  params_prefix = ('ema',) if mean else ('params', 'student')
+  requested = {
+      **leaves_lib.below(leaves_lib.flatten(expected.params), *params_prefix),
       **leaves_lib.below(leaves_lib.flatten(expected.state), 'net_state')
   }
-  plain = lambda leaves: {
+  saved = {**leaves_lib.select(shapes, *params_prefix),
+           **leaves_lib.select(shapes, 'net_state')}
+  ignore_dtypes = lambda leaves: {
       name: jax.ShapeDtypeStruct(leaves_lib.plain(leaf).shape, np.float32)
       for name, leaf in leaves.items()
   }
-  found = {**leaves_lib.select(shapes, *kept),
-           **leaves_lib.select(shapes, 'net_state')}
   leaves_lib.check_same(
-      where, f'{field} must hold the parameters of this network', plain(wanted),
-      plain(found), 'Choose the model and the options that they were trained '
-      'with')
-  leaves = leaves_lib.read_leaves(where, folder, wanted)
+      f'{field} must hold the parameters of this network',
+      ignore_dtypes(requested), ignore_dtypes(saved),
+      'Choose the model and the options that they were trained with')
+  leaves = leaves_lib.read_leaves(folder, requested)
   return jax.tree.unflatten(
-      jax.tree.structure(expected), [leaves[name] for name in wanted])
+      jax.tree.structure(expected), [leaves[name] for name in requested])
 
 
-def check_teacher(where: str, saved: Mapping[str, Any], identity: str) -> None:
-  """Refuses a student whose teacher was another.
+def check_teacher(saved: Mapping[str, Any], identity: str) -> None:
+  """Refuses a student that was trained with another teacher.
 
   Args:
-    where: the function to name.
-    saved: the metadata of the student.
-    identity: the hash of the teacher at hand; '' for none.
+    saved: the metadata of the student's checkpoint.
+    identity: the hash of the present teacher; '' for none.
 
   Raises:
     DataError: the hashes differ.
   """
   if saved['teacher'] != identity:
     raise checks.DataError(
-        f'{where}: teacher must be the one that training began with; got '
+        'teacher must be the one that training began with; got '
         f'{identity[:12] or "none"}, and the checkpoint has '
         f'{saved["teacher"][:12] or "none"}. Choose another --workdir, or '
         'bring back the old teacher.')
 
 
-def check_vocabulary(where: str, saved: Mapping[str, Any],
-                     identity: str) -> None:
-  """Refuses a student whose tokens were others.
+def check_vocabulary(saved: Mapping[str, Any], identity: str) -> None:
+  """Refuses a network that was trained with another vocabulary.
 
   Args:
-    where: the function to name.
-    saved: the metadata of the student.
-    identity: that of the data's tokenizer, pruned or not; '' for none.
+    saved: the metadata of the network's checkpoint.
+    identity: the identity of the data's tokenizer, pruned or not; '' for none.
 
   Raises:
-    DataError: they differ.
+    DataError: the identities differ.
   """
   if saved['vocabulary'] != identity:
     raise checks.DataError(
-        f'{where}: texts must give the vocabulary that training began with; '
-        f'got {identity or "none"}, and the checkpoint has '
-        f'{saved["vocabulary"] or "none"}. Bring back the tokenizer and, where '
-        'it is pruned, the texts of the split train, or choose another '
-        '--workdir.')
+        "the data's tokenizer must be the one that training began with; got "
+        f'{identity or "none"}, and the checkpoint has '
+        f'{saved["vocabulary"] or "none"}. Bring back that tokenizer and, if '
+        'config.data.options.prune is set, the texts of the split train; or '
+        'choose another --workdir.')
 
 
 def _find(path):
@@ -267,20 +260,20 @@ def _find(path):
 
 
 def _agree(find):
-  """Returns the folder that process 0 finds, or None."""
+  """Returns the folder that `find` returns on process 0, or None."""
 
   def search():
     folder = find()
     return folder and str(folder)
 
-  found = distributed.first(search)
-  return found and paths.as_path(found)
+  folder = distributed.first(search)
+  return folder and paths.as_path(folder)
 
 
-def _newest(where, path):
+def _newest(field, path):
   folder = _find(path)
   if folder is None:
     raise checks.DataError(
-        f'{where}: path must hold a checkpoint; got path={path}. Give the '
-        'workdir of a run that has saved one.')
+        f'{field} must hold a checkpoint; got {str(path)!r}, which has none. '
+        'Give the workdir of a run that has saved one.')
   return folder

@@ -1,4 +1,4 @@
-"""JSON, on disk or in a bucket, that a kill at any moment leaves whole."""
+"""JSON files, on disk or in a bucket, that survive a kill at any moment."""
 
 from collections.abc import Mapping
 import json
@@ -15,11 +15,11 @@ Path = paths.Path
 
 
 def to_json(value: Any) -> Any:
-  """Returns a value in the types of JSON.
+  """Returns a value converted to the types of JSON.
 
-  Tuples become lists, arrays of no axes become numbers. JSON has no NaN and no
-  infinities: they become the strings 'NaN', 'Infinity' and '-Infinity', which
-  `float` (and `Number` in a browser) turns back into what they were.
+  Tuples become lists, and arrays without axes become numbers. JSON has no NaN
+  and no infinities: they become the strings 'NaN', 'Infinity' and '-Infinity',
+  which `float` (and `Number` in a browser) turns back into numbers.
 
   Args:
     value: numbers, strings, None, and lists, tuples, mappings or ConfigDicts
@@ -45,8 +45,8 @@ def to_json(value: Any) -> Any:
     return 'Infinity' if value > 0 else '-Infinity'
   if value is None or isinstance(value, (bool, int, float, str)):
     return value
-  raise TypeError(f'files.to_json: value must be a number, a string, None or a '
-                  f'list or dict of them; got value={value!r}.')
+  raise TypeError('value must be a number, a string, None, or a list or dict '
+                  f'of them; got {value!r}.')
 
 
 def encode(value: Any, **options) -> str:
@@ -56,17 +56,17 @@ def encode(value: Any, **options) -> str:
 
 
 def replace(path: Path, text: str) -> None:
-  """Writes a text, as `paths.replace` does bytes."""
+  """Writes a text atomically, as `paths.replace` writes bytes."""
   paths.replace(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-  """Writes a value as indented JSON, in one piece."""
+  """Writes a value as indented JSON, atomically."""
   replace(path, encode(value, indent=2) + '\n')
 
 
 def read_json(path: Path) -> Any:
-  """Returns what `write_json` wrote.
+  """Reads a file of `write_json`.
 
   Args:
     path: an existing file.
@@ -81,17 +81,17 @@ def read_json(path: Path) -> Any:
     return json.loads(paths.read(path))
   except (OSError, ValueError) as err:
     raise checks.DataError(
-        f'files.read_json: path must hold JSON; got path={path} '
-        f'({checks.one_line(err)}). Remove or restore the file.') from err
+        f'{path} must hold JSON; got {checks.describe(err)}. Remove or restore '
+        'the file.') from err
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-  """Returns the rows of a file with one JSON object a line.
+  """Reads a file with one JSON object a line.
 
-  A last line that a kill cut short is left out.
+  A last line that a kill has cut short is left out.
 
   Args:
-    path: the file; none is as good as an empty one.
+    path: the file; a missing file has no rows.
 
   Returns:
     The rows in their order.
@@ -106,8 +106,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return []
   except OSError as err:
     raise checks.DataError(
-        f'files.read_rows: path must be readable; got path={path} '
-        f'({checks.one_line(err)}). Restore the file.') from err
+        f'{path} must be readable; got {checks.describe(err)}. Restore the '
+        'file.') from err
   rows = []
   for number, line in enumerate(lines[:-1], start=1):
     try:
@@ -116,8 +116,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         raise ValueError('not an object')
     except ValueError as err:
       raise checks.DataError(
-          f'files.read_rows: path must hold a JSON object on each line; got '
-          f'path={path}, line={number} ({checks.one_line(err)}). Remove the '
-          'line.') from err
+          f'line {number} of {path} must be a JSON object; got {line[:60]!r} '
+          f'({checks.one_line(err)}). Remove the line.') from err
     rows.append(row)
   return rows

@@ -1,4 +1,4 @@
-"""What tells one set of arrays from another, wherever they lie."""
+"""A hash of arrays that is the same on any number of devices."""
 
 import hashlib
 import math
@@ -10,37 +10,36 @@ import numpy as np
 from haikd.core import base
 from haikd.storage import leaves
 
-_SEEDS = (0x9E3779B9, 0x7F4A7C15)  # Odd, and unlike one another.
+_SEEDS = (0x9E3779B9, 0x7F4A7C15)  # Odd, with unrelated bits.
 
 
 def tree_hash(tree: base.ArrayTree) -> str:
   """Returns a hash of names, dtypes, shapes and values.
 
-  Sums of integers do not depend on their order, so that neither the order of
-  keys nor the number of devices matters, and an array that is spread over many
-  is never brought to one place. It tells apart what differs by chance or by
-  mistake; it does not withstand someone who looks for a collision.
+  The hash is built from sums of integers, which do not depend on their order.
+  Hence neither the order of keys nor the number of devices matters, and a
+  sharded array is never gathered. The hash distinguishes arrays that differ by
+  chance or by mistake; it is not secure against a deliberate collision.
 
   Args:
-    tree: a pytree of arrays, of all processes alike.
+    tree: a pytree of arrays, the same on all processes.
 
   Returns:
-    SHA-256, in hex, of 64 bits an array.
+    The SHA-256, in hex, of 64 bits an array.
   """
   digest = hashlib.sha256()
   for name, leaf in sorted(leaves.flatten(tree).items()):
-    # One after another: many sums at once, each over all devices, can wait for
-    # each other for ever where there are fewer cores than devices.
-    digest.update(f'{name} {_form(leaf)} {np.asarray(_sums(leaf))}\n'.encode())
+    # `np.asarray` waits for each array's sums before the next begin. Many sums
+    # over all devices at once can deadlock if there are fewer cores than
+    # devices.
+    leaf = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+    sums = np.asarray(_sums(leaf))
+    digest.update(f'{name} {leaf.dtype} {leaf.shape} {sums}\n'.encode())
   return digest.hexdigest()
 
 
-def _form(leaf):
-  leaf = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
-  return f'{leaf.dtype} {leaf.shape}'
-
-
 def _sums(leaf):
+  """Returns `_mixed_sums` of an array of JAX or NumPy."""
   if not isinstance(leaf, jax.Array):
     leaf = np.ascontiguousarray(leaf)
     if leaf.dtype.itemsize > 4:
@@ -52,32 +51,32 @@ def _sums(leaf):
 
 @jax.jit
 def _mixed_sums(leaf):
-  """Returns two sums, modulo 2^32, of the bits mixed with their places."""
+  """Returns two sums, modulo 2^32, of words hashed with their positions."""
   words = _words(leaf)
-  place = jnp.zeros(words.shape, jnp.uint32)
+  position = jnp.zeros(words.shape, jnp.uint32)
   for axis in range(words.ndim):
     stride = math.prod(words.shape[axis + 1:]) % 2**32
-    place += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * stride
+    position += jax.lax.broadcasted_iota(
+        jnp.uint32, words.shape, axis) * stride
   return jnp.stack([
-      jnp.sum(_mix(words ^ _mix(place + np.uint32(seed))), dtype=jnp.uint32)
+      jnp.sum(_mix(words ^ _mix(position + np.uint32(seed))), dtype=jnp.uint32)
       for seed in _SEEDS
   ])
 
 
 def _words(leaf):
-  """Returns the bits of an array as 32-bit integers, in a new last axis."""
+  """Returns the bits of an array as 32-bit words, along a new last axis."""
   if leaf.dtype == jnp.bool_:
     leaf = leaf.astype(jnp.uint8)
   size = leaf.dtype.itemsize
-  if size > 4:  # Of 64 bits, two words.
+  if size > 4:  # 64 bits become two words.
     return jax.lax.bitcast_convert_type(leaf, jnp.uint32)
-  unsigned = jnp.dtype(f'uint{8 * size}')
-  return jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)[...,
-                                                                         None]
+  bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f'uint{8 * size}'))
+  return bits.astype(jnp.uint32)[..., None]
 
 
 def _mix(x):
-  """Scrambles 32-bit integers, one to one: the last steps of MurmurHash3."""
+  """Scrambles 32-bit integers bijectively: the last steps of MurmurHash3."""
   x ^= x >> 16
   x *= np.uint32(0x85EBCA6B)
   x ^= x >> 13

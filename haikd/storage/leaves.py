@@ -1,4 +1,4 @@
-"""A checkpoint on disk: leaves by name, their shapes, and how to read them."""
+"""The leaves of a checkpoint by name: how to find, read and compare them."""
 
 import contextlib
 import json
@@ -18,8 +18,6 @@ from haikd.storage import paths
 STATE, METADATA = 'state', 'metadata'  # The items of a checkpoint.
 _COMMITTED = 'commit_success.txt'  # What Orbax writes last.
 
-_SHOWN = 3  # Of the differences between two trees.
-
 Leaves = dict[str, Any]
 
 
@@ -30,8 +28,8 @@ def flatten(tree: base.ArrayTree) -> Leaves:
     tree: any pytree; nodes without leaves, such as None, leave no trace.
 
   Returns:
-    `{name: leaf}`; a name is the JSON list of the keys on the way, since keys
-    of Haiku have slashes and dots in them.
+    `{name: leaf}`; a name is the path of keys as a JSON list, since Haiku's
+    keys contain slashes and dots.
   """
   leaves = {}
   for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
@@ -41,7 +39,7 @@ def flatten(tree: base.ArrayTree) -> Leaves:
 
 
 def select(leaves: Leaves, *prefix: str) -> Leaves:
-  """Returns the leaves whose names begin with these keys."""
+  """Returns the leaves whose paths begin with the given keys."""
   return {
       name: leaf for name, leaf in leaves.items()
       if json.loads(name)[:len(prefix)] == list(prefix)
@@ -49,7 +47,7 @@ def select(leaves: Leaves, *prefix: str) -> Leaves:
 
 
 def below(leaves: Leaves, *prefix: str) -> Leaves:
-  """Returns leaves with these keys before those of their names."""
+  """Returns the leaves with the given keys prepended to their paths."""
   return {
       json.dumps([*prefix, *json.loads(name)]): leaf
       for name, leaf in leaves.items()
@@ -57,28 +55,29 @@ def below(leaves: Leaves, *prefix: str) -> Leaves:
 
 
 def nest(leaves: Leaves, skip: int) -> base.ArrayTree:
-  """Returns leaves as nested dicts, leaving out the first keys of names."""
-  tree = {}
+  """Returns leaves as nested dicts, without the first `skip` keys of paths."""
+  tree: dict[str, Any] = {}
   for name, leaf in leaves.items():
-    *way, last = json.loads(name)[skip:]
+    *parents, last = json.loads(name)[skip:]
     node = tree
-    for key in way:
+    for key in parents:
       node = node.setdefault(key, {})
     node[last] = leaf
   return tree
 
 
-def find(folder: pathlib.PurePath) -> Optional[pathlib.PurePath]:
-  """Returns the newest complete checkpoint of a folder, or that it is itself.
+def find(folder: paths.ConcretePath) -> Optional[paths.ConcretePath]:
+  """Returns the newest complete checkpoint.
 
   Args:
-    folder: with checkpoints in it, named by their steps, or one of them.
+    folder: a folder of checkpoints that are named by their steps, or one
+      checkpoint.
 
   Returns:
-    The folder of a checkpoint, or None.
+    The folder of the checkpoint, or None.
 
   Raises:
-    DataError: it is in a bucket that cannot be reached.
+    DataError: the folder is in a bucket that cannot be reached.
   """
   if folder.name.isdigit() and _is_complete(folder):
     return folder
@@ -88,9 +87,9 @@ def find(folder: pathlib.PurePath) -> Optional[pathlib.PurePath]:
   return next(filter(_is_complete, folders), None)
 
 
-def read_shapes(where: str, folder: pathlib.PurePath) -> Leaves:
+def read_shapes(folder: paths.ConcretePath) -> Leaves:
   """Returns the `jax.ShapeDtypeStruct`s of a checkpoint's leaves by name."""
-  with _reading(where, folder), ocp.PyTreeCheckpointer() as checkpointer:
+  with _reading(folder), ocp.PyTreeCheckpointer() as checkpointer:
     metadata = checkpointer.metadata(folder / STATE).item_metadata
     if metadata is None:
       raise FileNotFoundError('its arrays cannot be found')
@@ -100,18 +99,17 @@ def read_shapes(where: str, folder: pathlib.PurePath) -> Leaves:
     }
 
 
-def read_leaves(where: str,
-                folder: pathlib.PurePath,
-                wanted: Leaves,
+def read_leaves(folder: paths.ConcretePath,
+                requested: Leaves,
                 *,
                 as_numpy: bool = False) -> Leaves:
-  """Reads some leaves of a checkpoint and no others.
+  """Reads the requested leaves of a checkpoint and no others.
 
   Args:
-    where: the function to name in errors.
-    folder: of the checkpoint.
-    wanted: `jax.ShapeDtypeStruct`s by name, with the shardings to give them.
-    as_numpy: whether to return NumPy arrays instead.
+    folder: the folder of the checkpoint.
+    requested: `jax.ShapeDtypeStruct`s by name. Arrays get their dtypes and
+      shardings.
+    as_numpy: whether to return NumPy arrays as they were saved instead.
 
   Returns:
     `{name: array}`.
@@ -120,100 +118,92 @@ def read_leaves(where: str,
     DataError: the checkpoint cannot be read.
   """
   if as_numpy:
-    how = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in wanted}
+    restore_args = {
+        name: ocp.RestoreArgs(restore_type=np.ndarray) for name in requested}
   else:
-    how = ocp.checkpoint_utils.construct_restore_args(wanted)
-  with _reading(where, folder), ocp.PyTreeCheckpointer() as checkpointer:
+    restore_args = ocp.checkpoint_utils.construct_restore_args(requested)
+  with _reading(folder), ocp.PyTreeCheckpointer() as checkpointer:
     return checkpointer.restore(
         folder / STATE,
         args=ocp.args.PyTreeRestore(
-            item=wanted, restore_args=how, partial_restore=True))
+            item=requested, restore_args=restore_args, partial_restore=True))
 
 
-def read_extra(where: str, folder: pathlib.PurePath) -> dict[str, Any]:
+def read_extra(folder: paths.ConcretePath) -> dict[str, Any]:
   """Returns what was saved beside the leaves: `iterator` and `metadata`."""
   handler = ocp.JsonCheckpointHandler()
-  with _reading(where, folder), ocp.Checkpointer(handler) as checkpointer:
+  with _reading(folder), ocp.Checkpointer(handler) as checkpointer:
     extra = checkpointer.restore(folder / METADATA, args=ocp.args.JsonRestore())
     return {name: extra[name] for name in ('iterator', 'metadata')}
 
 
-def check_same(where: str, rule: str, expected: Leaves, found: Leaves,
+def check_same(rule: str, expected: Leaves, saved: Leaves,
                remedy: str) -> None:
   """Raises DataError unless two sets of leaves agree in name, shape and dtype.
 
   Args:
-    where: the function to name.
-    rule: what must be, beginning with a subject.
+    rule: the beginning of the message: '<subject> must <rule>'.
     expected: arrays or shapes by name.
-    found: likewise.
-    remedy: what to do, without the full stop.
+    saved: the shapes in a checkpoint by name.
+    remedy: the message's last sentence, without the full stop.
   """
-  differ = []
-  for name in expected | found:
-    title = '/'.join(json.loads(name))
-    if name not in found:
-      differ.append(f'no {title} {_form(expected[name])}')
+  differences = []
+  for name in expected | saved:
+    path = '/'.join(json.loads(name))
+    if name not in saved:
+      differences.append(f'no {path} {_describe(expected[name])}')
     elif name not in expected:
-      differ.append(f'a surplus {title} {_form(found[name])}')
-    elif _form(expected[name]) != _form(found[name]):
-      differ.append(f'{title} {_form(found[name])} instead of '
-                    f'{_form(expected[name])}')
-  if differ:
-    raise checks.DataError(f'{where}: {rule}; got {first(differ)}. {remedy}.')
+      differences.append(f'a surplus {path} {_describe(saved[name])}')
+    elif _describe(expected[name]) != _describe(saved[name]):
+      differences.append(f'{path} {_describe(saved[name])} instead of '
+                         f'{_describe(expected[name])}')
+  if differences:
+    raise checks.DataError(
+        f'{rule}; got {checks.abbreviate(differences, limit=3)}. {remedy}.')
 
 
 def plain(leaf: Any) -> Any:
-  """Returns an array, or of PRNG keys the shape and dtype of their data."""
+  """Returns an array as it is, or the shape and dtype of PRNG keys' data."""
   if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
     return jax.eval_shape(jax.random.key_data, leaf)
   return leaf
 
 
-def first(parts: list[str]) -> str:
-  """Returns the first parts of a list, and how many more there are."""
-  more = len(parts) - _SHOWN
-  return ', '.join(parts[:_SHOWN]) + (f' and {more} more' if more > 0 else '')
-
-
 def _is_complete(folder):
-  """Returns whether all of a checkpoint is there, in the folder of a step.
+  """Returns whether the checkpoint in a step's folder is complete.
 
-  On disk the folder gets its name when it is complete; in a bucket, where
-  nothing can be renamed, it gets one more object.
+  On disk, the folder gets its name when it is complete. A bucket cannot rename
+  anything; there, one more object says that the checkpoint is complete.
   """
-  found = paths.names(folder)
-  return STATE in found and (not paths.is_remote(folder) or _COMMITTED in found)
+  items = paths.names(folder)
+  return STATE in items and (not paths.is_remote(folder) or _COMMITTED in items)
 
 
 @contextlib.contextmanager
-def writing(where: str, folder: pathlib.PurePath):
-  """Makes an error inside a DataError that says what cannot be written."""
+def writing(folder: paths.Path):
+  """Turns any error inside into a DataError that names the folder."""
   with _quiet():
     try:
       yield
-    except Exception as err:  # Orbax has many, TensorStore others.
-      raise checks.DataError(
-          f'{where}: workdir must be a folder to write to; got {folder} '
-          f'({checks.one_line(err)}). Make room, or choose another '
-          '--workdir.') from err
+    except Exception as err:  # Orbax and TensorStore raise many kinds.
+      raise paths.unwritable(folder, err) from err
 
 
 @contextlib.contextmanager
-def _reading(where, folder):
+def _reading(folder):
   with _quiet():
     try:
       yield
-    except Exception as err:  # Likewise.
+    except Exception as err:  # As in `writing`.
       raise checks.DataError(
-          f'{where}: checkpoint must be whole; got {folder} '
-          f'({checks.one_line(err)}). Remove that folder to go on from an '
-          'earlier one.') from err
+          f'checkpoint must be complete; got {folder} '
+          f'({checks.describe(err)}). Remove that folder to go on from an '
+          'earlier checkpoint.') from err
 
 
 @contextlib.contextmanager
 def _quiet():
-  """Keeps from the user what Orbax tells its developers, also from threads."""
+  """Hides Orbax's messages to its developers, also those from its threads."""
   logging.getLogger('absl').addFilter(_is_not_orbax)
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
@@ -224,7 +214,7 @@ def _is_not_orbax(record):
   return 'orbax' not in pathlib.PurePath(record.pathname).parts
 
 
-def _form(leaf):
+def _describe(leaf):
   """Returns dtype and shape as text."""
   leaf = plain(leaf)
   return f'{leaf.dtype}{list(leaf.shape)}'

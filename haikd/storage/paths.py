@@ -1,8 +1,9 @@
 """Where files lie: in a local folder, or in a bucket of Google Cloud Storage.
 
-A bucket has objects and no folders. An object appears in one piece, nothing can
-be appended to it, and there are no locks. All that follows from this is in
-here, save for the lock of a workdir and for when a checkpoint is complete.
+A bucket has objects but no folders. An object is written atomically, cannot be
+appended to, and cannot be locked. This module hides these differences, except
+for the lock of a workdir (`run/workdir`) and the test that a checkpoint is
+complete (`leaves`).
 """
 
 import contextlib
@@ -14,17 +15,22 @@ import re
 import shutil
 import tempfile
 import time
-from typing import Union
+from typing import TYPE_CHECKING, Union
 import uuid
 
 from haikd.core import checks
 
+if TYPE_CHECKING:
+  from etils import epath
+
 Path = Union[str, os.PathLike]
+# With the methods of pathlib that access files.
+ConcretePath = Union[pathlib.Path, 'epath.Path']
 
 _SCHEME = 'gs://'
-_SECONDS = 30  # Between two uploads of what is being written.
-_SHARE = 20  # One part in so many of the time is spent on them at most.
-_LEFTOVER = 86400  # Seconds: what is being written is not as old.
+_UPLOAD_INTERVAL = 30  # Seconds between two uploads, at least.
+_UPLOAD_SHARE = 20  # Uploads take at most 1/_UPLOAD_SHARE of the time.
+_LEFTOVER_AGE = 86400  # Seconds; a file that is being written is younger.
 
 
 def is_remote(path: Path) -> bool:
@@ -32,66 +38,73 @@ def is_remote(path: Path) -> bool:
   return os.fspath(path).startswith(_SCHEME)
 
 
-def as_path(path: Path) -> pathlib.PurePath:
-  """Returns a path to work with.
+def as_path(path: Path) -> ConcretePath:
+  """Returns a path as an object with the methods of pathlib.
 
   Args:
     path: of a local file or folder, or one that begins with gs://.
 
   Returns:
     A `pathlib.Path`, or for a bucket an `epath.Path`, which keeps both slashes
-    of gs:// where pathlib makes them one.
+    of gs:// where pathlib merges them into one.
 
   Raises:
-    ConfigError: some other URL.
-    DataError: gcsfs, which talks to buckets, is not installed.
+    ConfigError: the path is another kind of URL.
+    DataError: gcsfs, which accesses buckets, is not installed.
   """
   text = os.fspath(path)
   if is_remote(text):
     return _epath()(text)
   if match := re.match(r'[A-Za-z][A-Za-z0-9+.-]*://', text):
     raise checks.ConfigError(
-        'paths.as_path: path must be a local one or begin with gs://; got '
-        f'path={text!r}. Mount what {match[0]} stands for, and give the folder '
-        'where it is mounted.')
+        f'path must be local or begin with gs://; got {text!r}. Mount the '
+        f'storage behind {match[0]} and give the folder of the mount.')
   return pathlib.Path(text)
 
 
-def absolute(path: Path) -> pathlib.PurePath:
-  """Returns what `as_path` does, from the root of the filesystem or bucket."""
-  path = as_path(path)
-  return path if is_remote(path) else path.absolute()
+def absolute(path: Path) -> ConcretePath:
+  """Returns `as_path(path)`, made absolute if it is local."""
+  concrete = as_path(path)
+  return concrete if is_remote(path) else pathlib.Path(concrete).absolute()
 
 
 def make_folder(path: Path) -> None:
-  """Makes a folder and those above it; a bucket has none to be made."""
+  """Makes a folder and its parents; does nothing in a bucket."""
   if not is_remote(path):
     pathlib.Path(path).mkdir(parents=True, exist_ok=True)
 
 
 def names(folder: Path) -> list[str]:
-  """Returns what lies in a folder, by name; nothing if there is no folder.
+  """Returns the names of a folder's entries; a missing folder has none.
 
   Args:
     folder: local or in a bucket.
 
   Raises:
-    DataError: it is in a bucket that cannot be reached. This is never taken for
-      an empty folder, where a run would begin anew.
+    DataError: the folder is in a bucket that cannot be reached. Such a folder
+      is never taken for an empty one, in which a run would begin anew.
   """
-  folder = as_path(folder)
   try:
-    with _reaching('paths.names', folder):
-      return [path.name for path in folder.iterdir()]
+    with _reaching(folder):
+      return [path.name for path in as_path(folder).iterdir()]
   except (FileNotFoundError, NotADirectoryError):
     return []
 
 
 def exists(path: Path) -> bool:
-  """Returns whether there is a file or folder; raises as `names` does."""
-  path = as_path(path)
-  # Of an object that is asked for by itself, gcsfs takes any error for absence.
-  return path.name in names(path.parent) if is_remote(path) else path.exists()
+  """Returns whether a file or folder exists; raises as `names` does."""
+  concrete = as_path(path)
+  if is_remote(path):
+    # If asked for one object, gcsfs reports any error as its absence.
+    return concrete.name in names(concrete.parent)
+  return concrete.exists()
+
+
+def unwritable(workdir: Path, err: Exception) -> checks.DataError:
+  """Returns the error of a workdir that cannot be written to."""
+  return checks.DataError(
+      f'--workdir must be a folder that can be written to; got {workdir} '
+      f'({checks.one_line(err)}). Make room, or choose another --workdir.')
 
 
 def read(path: Path) -> bytes:
@@ -102,34 +115,32 @@ def read(path: Path) -> bytes:
 
   Raises:
     OSError: a local file cannot be read.
-    FileNotFoundError: there is no such file or object.
-    DataError: it is in a bucket that cannot be reached.
+    FileNotFoundError: the file or object does not exist.
+    DataError: the path is in a bucket that cannot be reached.
   """
-  path = as_path(path)
-  with _reaching('paths.read', path):
-    return path.read_bytes()
+  with _reaching(path):
+    return as_path(path).read_bytes()
 
 
 def replace(path: Path, content: bytes) -> None:
-  """Writes a file in one piece: it has the old content or the new one.
+  """Writes a file atomically: a reader sees the old content or the new one.
 
   Args:
-    path: where; a local folder has to be there.
+    path: the file; if it is local, its folder must exist.
     content: the new content.
 
   Raises:
     OSError: a local file cannot be written.
-    DataError: it is in a bucket that cannot be written to.
+    DataError: the path is in a bucket that cannot be written to.
   """
-  path = as_path(path)
   if is_remote(path):
     try:
-      with _reaching('paths.replace', path):
-        path.write_bytes(content)
+      with _reaching(path):
+        as_path(path).write_bytes(content)
     except FileNotFoundError as err:
-      raise _out_of_reach('paths.replace', path, err) from err
+      raise _unreachable(path, err) from err
     return
-  hidden = temporary(path)
+  hidden = temporary(pathlib.Path(path))
   try:
     with open(hidden, 'wb') as file:
       file.write(content)
@@ -141,43 +152,45 @@ def replace(path: Path, content: bytes) -> None:
 
 
 def temporary(path: pathlib.Path) -> pathlib.Path:
-  """Returns a hidden name beside a local file, to write it under.
+  """Returns a hidden path beside a local file, to write the file under.
 
-  It is never the same twice: processes of two hosts or containers that share a
-  folder may well have the same number.
+  Each call returns another path. A process id would not be enough: processes
+  of two hosts or containers that share a folder may have the same one.
   """
   return path.with_name(f'.{path.name}.{uuid.uuid4().hex}')
 
 
 def remove_leftovers(folder: pathlib.Path) -> None:
-  """Removes what killed processes left under a name of `temporary`.
+  """Removes the files that killed processes left under `temporary` paths.
+
+  Files that were written to within a day stay, and so do files that cannot be
+  removed.
 
   Args:
-    folder: a local one; it is done in the folders below, too. What was written
-      to within a day stays, and what cannot be removed.
+    folder: a local folder; its subfolders are cleaned, too.
   """
   for path in folder.rglob('.*'):
     if re.fullmatch(r'\..+\.[0-9a-f]{32}', path.name):
-      with contextlib.suppress(OSError):  # It is gone, or somebody else's.
-        if time.time() - path.stat().st_mtime > _LEFTOVER:
+      with contextlib.suppress(OSError):  # It is gone, or another user's.
+        if time.time() - path.stat().st_mtime > _LEFTOVER_AGE:
           path.unlink()
 
 
 class Staging:
-  """A local folder for files that grow, and are to appear in another.
+  """A local folder for growing files whose target may be a bucket.
 
-  For a local folder it is that folder itself. For a bucket it is a temporary
-  one: whatever changes in it is uploaded as a whole, now and then and by
-  `flush`. A process that is killed loses what it wrote after the last upload,
-  half a minute or a twentieth of the run; flush before a checkpoint is saved,
-  and nothing is lost that a new start does not write again.
+  If the target is local, the folder is the target itself. If it is in a bucket,
+  the folder is a temporary one, and each file that has changed is uploaded
+  completely, now and then and by `flush`. A killed process loses what it wrote
+  after the last upload: half a minute or a twentieth of the run. Flush before a
+  checkpoint is saved; then a restart writes everything again that was lost.
 
   Attributes:
-    folder: where to write.
+    folder: the folder to write to.
 
   Args:
-    target: where the files are to appear.
-    known: names of files that may be there already, and are to be gone on with.
+    target: the folder in which the files appear.
+    known: names of files to continue if they exist in the target.
 
   Raises:
     DataError: the target is in a bucket that cannot be reached.
@@ -187,22 +200,22 @@ class Staging:
     self._target = as_path(target)
     if not is_remote(target):
       make_folder(target)
-      self.folder = self._target
+      self.folder = pathlib.Path(target)
       return
     self.folder = pathlib.Path(tempfile.mkdtemp(prefix='haikd-'))
-    self._uploaded = {}  # What was seen of a file when it was uploaded last.
-    self._due = time.monotonic() + _SECONDS
+    self._uploaded = {}  # `_version` of each file at its last upload, by name.
+    self._due = time.monotonic() + _UPLOAD_INTERVAL
     for name in set(known).intersection(names(target)):
       (self.folder / name).write_bytes(read(self._target / name))
       self._uploaded[name] = _version(self.folder / name)
 
   def flush_if_due(self) -> None:
-    """Uploads what has changed, if the last time is long enough ago."""
+    """Uploads what has changed if the last upload is long enough ago."""
     if is_remote(self._target) and time.monotonic() >= self._due:
       self.flush()
 
   def flush(self) -> None:
-    """Uploads what has changed; returns when it is there."""
+    """Uploads what has changed; returns when the upload is complete."""
     if not is_remote(self._target):
       return
     start = time.monotonic()
@@ -212,7 +225,7 @@ class Staging:
         replace(self._target / path.name, path.read_bytes())
         self._uploaded[path.name] = version
     now = time.monotonic()
-    self._due = now + max(_SECONDS, _SHARE * (now - start))
+    self._due = now + max(_UPLOAD_INTERVAL, _UPLOAD_SHARE * (now - start))
 
   def close(self) -> None:
     """Uploads what has changed, and removes the temporary folder."""
@@ -224,21 +237,21 @@ class Staging:
 
 
 def _version(path):
-  """Returns what tells a file from itself when more was written to it."""
+  """Returns a value that changes whenever the file is written to."""
   stat = path.stat()
   return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
 @functools.cache
 def _epath():
-  """Returns the class of remote paths, made fit for what haikd does."""
+  """Returns the class of remote paths, after configuring its libraries."""
   if importlib.util.find_spec('gcsfs') is None:
     raise checks.DataError(
-        "paths.as_path: gcsfs must be installed to use gs://; got none. Run "
-        "`pip install 'haikd[gcs]'`.")
-  # Both count for the whole process, and only before a bucket is first used:
-  # epath prefers TensorFlow where it is installed, and gcsfs remembers listings
-  # that Orbax, which writes past it, makes wrong.
+        "gcsfs must be installed to use gs:// paths; it is missing. Run `pip "
+        "install 'haikd[gcs]'`.")
+  # Both settings hold for the process and must precede the first use of a
+  # bucket. epath would use TensorFlow if it is installed. gcsfs would cache
+  # listings, which become stale because Orbax writes without gcsfs.
   os.environ.setdefault('EPATH_USE_TF', 'false')
   import fsspec
   fsspec.config.conf.setdefault('gcs', {}).setdefault('use_listings_cache',
@@ -248,10 +261,10 @@ def _epath():
 
 
 @contextlib.contextmanager
-def _reaching(where, path):
-  """Makes an error of a bucket a DataError, save that an object is not there.
+def _reaching(path):
+  """Turns an error of a bucket into a DataError, except FileNotFoundError.
 
-  Errors of local paths are left as they are.
+  Errors of local paths are raised unchanged.
   """
   try:
     yield
@@ -260,11 +273,12 @@ def _reaching(where, path):
   except Exception as err:  # gcsfs, aiohttp and google.auth have many.
     if not is_remote(path):
       raise
-    raise _out_of_reach(where, path, err) from err
+    raise _unreachable(path, err) from err
 
 
-def _out_of_reach(where, path, err):
+def _unreachable(path, err):
+  """Returns the error of a bucket that is missing or closed to the user."""
   return checks.DataError(
-      f'{where}: bucket must be there and open to you; got path={path} '
-      f'({type(err).__name__}: {checks.one_line(err)}). Check its name, the '
-      'network, your rights, and `gcloud auth application-default login`.')
+      f'bucket must exist and be open to you; got path={path} '
+      f'({checks.describe(err)}). Check its name, the network, your rights, '
+      'and `gcloud auth application-default login`.')

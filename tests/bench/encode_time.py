@@ -16,7 +16,7 @@ import jax
 from haikd.config import file as config_file
 from haikd.engine import collectives
 from haikd.engine import mesh as mesh_lib
-from haikd.run import pretrained
+from haikd.run import resolve
 from haikd.run import trainees
 
 
@@ -25,7 +25,7 @@ def main():
   parser.add_argument('--config', required=True)
   parser.add_argument('--rounds', type=int, default=7)
   flags = parser.parse_args()
-  config = pretrained.resolve(config_file.load(flags.config))
+  config = resolve.from_pretrained(config_file.load(flags.config))
   config.evaluation.final += '[:64]'
   mesh = mesh_lib.build_mesh(config.mesh)
   part = trainees.build(config, mesh)

@@ -240,7 +240,7 @@ def test_folder_without_modules_has_the_mean_of_length_one(tmp_path):
     (('Transformer', 'Pooling'), dict(pooling_mode='lasttoken'),
      'got lasttoken, which haikd does not support'),
     (('Transformer', 'Pooling'), {}, 'got none, which haikd does not support'),
-    (('Transformer', 'Pooling'), None, 'must hold JSON; got .*1_Pooling'),
+    (('Transformer', 'Pooling'), None, 'Pooling/.* must hold JSON; got'),
 ])
 def test_other_poolings_are_refused_by_name(kinds, config, text, tmp_path):
   contents = {'modules.json': modules(*kinds)}

@@ -1,4 +1,4 @@
-"""Two processes do what one does, and none outlives another for long."""
+"""Two processes train what one does, and end soon after one another."""
 
 import contextlib
 import json
@@ -21,8 +21,8 @@ from haikd.storage import leaves
 ROOT = pathlib.Path(__file__).parents[2]
 LOCAL = ROOT / 'launch' / 'local.sh'
 
-# Attention over sequences of 2 to 8 tokens: the processes' shares of a batch
-# differ in how many tokens count.
+# Attention over sequences of 2 to 8 tokens: each process has another number of
+# real tokens in its share of a batch.
 PLUGIN = """
     import haiku as hk
     import haikd
@@ -62,13 +62,18 @@ CONFIG = """
       config.teacher.model = config.student.model = 'ragged'
       config.teacher.options = dict(width=16)
       config.teacher.train.steps = 3
-      # No Adam: it makes steps of rounding errors where a gradient is zero,
-      # as that of the keys' bias is.
+      # Not Adam: the gradient of the keys' bias is zero, and Adam would turn
+      # its rounding errors into steps.
       for optimizer in config.optimizer, config.teacher.train.optimizer:
         optimizer.name = 'sgd'
         optimizer.learning_rate = 0.5
       return config
 """
+
+
+# Flags of a run that is disturbed: enough steps are left when it is.
+LONG = ('--config.steps=100', '--config.checkpoint_every=10',
+        '--config.evaluation.every=50')
 
 
 @pytest.fixture(scope='module')
@@ -80,7 +85,7 @@ def folder(tmp_path_factory):
 
 
 class Run:
-  """Some processes at work in a workdir."""
+  """The processes of a run, started by launch/local.sh."""
 
   def __init__(self, folder, name, count, devices, *args):
     self.workdir, self.logs = folder / name, folder / f'{name}-logs'
@@ -96,7 +101,7 @@ class Run:
         env=environment)
 
   def pid(self, process):
-    """Returns the id of a process, by what the script gave it."""
+    """Returns the id of a process, found by its environment variable."""
     mark = f'HAIKD_PROCESS_ID={process}'.encode()
     for path in pathlib.Path('/proc').glob('[0-9]*'):
       with contextlib.suppress(OSError):
@@ -106,16 +111,24 @@ class Run:
           return int(path.name)
     raise AssertionError(f'no process {process}')
 
-  def reach(self, rows, part='.'):
-    """Waits until there are so many rows of metrics."""
+  def pids(self):
+    """Returns the ids of both processes once the student is trained.
+
+    The search takes a while: do it before the step to act at.
+    """
+    self.reach(1)
+    return [self.pid(process) for process in range(2)]
+
+  def reach(self, rows):
+    """Waits until the student has a number of rows of metrics."""
     deadline = time.monotonic() + 120
-    while len(read_rows(self.workdir / part)) < rows:
+    while len(read_rows(self.workdir)) < rows:
       assert self.shell.poll() is None, self.errors()
       assert time.monotonic() < deadline
       time.sleep(0.01)
 
   def end(self, timeout=60):
-    """Returns the exit code; a run that hangs is killed, and fails."""
+    """Returns the exit code; kills a run that hangs."""
     try:
       return self.shell.wait(timeout)
     except subprocess.TimeoutExpired:
@@ -128,7 +141,7 @@ class Run:
     return (self.logs / 'err').read_text()
 
   def log(self):
-    """Returns what process 1 has said."""
+    """Returns the output of process 1."""
     return (self.logs / 'process-1.log').read_text()
 
 
@@ -159,6 +172,11 @@ def undisturbed(folder):
   return train(folder, 'undisturbed', 2, 2).workdir
 
 
+@pytest.fixture(scope='module')
+def long_undisturbed(folder):
+  return train(folder, 'long-undisturbed', 2, 2, *LONG).workdir
+
+
 def test_two_processes_train_what_one_does(folder, undisturbed):
   alone = train(folder, 'alone', 1, 4).workdir
   for part in ('teacher', '.'):
@@ -171,7 +189,7 @@ def test_two_processes_train_what_one_does(folder, undisturbed):
 
 
 def complaint(run, process):
-  """Returns the one line that a process ends with, without its beginning."""
+  """Returns the one error line of a process, without its label."""
   text = run.log() if process else run.errors()
   mark = f'haikd [{process}]: '
   lines = [x for x in text.splitlines() if x.startswith(mark)]
@@ -183,29 +201,31 @@ def complaint(run, process):
     (0, 'process 0, which is gone'),
     (1, 'no sign of life from process 1 for [13]0 seconds'),
 ])
-def test_killed_process_ends_the_other(folder, undisturbed, victim, whom):
-  run = Run(folder, f'killed-{victim}', 2, 2)
+def test_killed_process_ends_the_other(folder, long_undisturbed, victim, whom):
+  run = Run(folder, f'killed-{victim}', 2, 2, *LONG)
+  pids = run.pids()
+  other = pids[1 - victim]
   run.reach(12)
-  other = run.pid(1 - victim)
-  os.kill(run.pid(victim), signal.SIGKILL)
+  os.kill(pids[victim], signal.SIGKILL)
   assert run.end(60) == 128 + signal.SIGKILL  # The first to fail.
   assert not pathlib.Path(f'/proc/{other}').exists()
   assert re.fullmatch(
-      f'watch.Watch: all processes of a run must stay alive; got {whom}. Start '
-      'all again to go on from the newest checkpoint.',
+      f'all processes of a run must stay alive; got {whom}. Start all again to '
+      'go on from the newest checkpoint.',
       complaint(run, 1 - victim))
   assert not (run.workdir / 'result.json').exists()
   if victim == 0:
-    train(folder, f'killed-{victim}', 2, 2)
-    assert_same_parameters(run.workdir, undisturbed)
+    train(folder, f'killed-{victim}', 2, 2, *LONG)
+    assert_same_parameters(run.workdir, long_undisturbed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('victim', [0, 1])
 def test_hanging_process_ends_the_other(folder, victim):
   run = Run(folder, f'stopped-{victim}', 2, 2, '--config.steps=100000')
+  pids = run.pids()
+  stopped, other = pids[victim], pids[1 - victim]
   run.reach(12)
-  stopped, other = run.pid(victim), run.pid(1 - victim)
   os.kill(stopped, signal.SIGSTOP)
   try:
     deadline = time.monotonic() + 60
@@ -219,20 +239,21 @@ def test_hanging_process_ends_the_other(folder, victim):
   run.end()
 
 
-def test_sigterm_to_one_stops_both_at_one_step(folder, undisturbed):
-  run = Run(folder, 'terminated', 2, 2)
+def test_sigterm_to_one_stops_both_at_one_step(folder, long_undisturbed):
+  run = Run(folder, 'terminated', 2, 2, *LONG)
+  pids = run.pids()
   run.reach(12)
-  os.kill(run.pid(1), signal.SIGTERM)
+  os.kill(pids[1], signal.SIGTERM)
   assert run.end() == 128 + signal.SIGTERM
   step = int(leaves.find(run.workdir / 'checkpoints').name)
-  assert 10 < step < 40
+  assert 10 < step < 100
   for process in range(2):
     assert complaint(run, process) == (
-        f'trainer.train: stopped by SIGTERM at step {step} of student, which '
-        'is saved. Start it again to go on.')
+        f'stopped by SIGTERM at step {step} of student, which is saved. Start '
+        'it again to go on.')
   assert read_rows(run.workdir)[-1]['step'] == step
-  train(folder, 'terminated', 2, 2)
-  assert_same_parameters(run.workdir, undisturbed)
+  train(folder, 'terminated', 2, 2, *LONG)
+  assert_same_parameters(run.workdir, long_undisturbed)
 
 
 def test_sigterm_stops_a_process_that_is_alone(folder):
@@ -260,7 +281,7 @@ def test_claim_refuses_on_all_processes(folder, undisturbed):
   assert run.end() == 3
   for process in range(2):
     assert complaint(run, process).startswith(
-        'workdir.claim: workdir must belong to this config; got config.seed=1')
+        '--workdir must belong to this config; got config.seed=1')
 
 
 def test_processes_that_are_not_described_in_full_are_refused(folder):

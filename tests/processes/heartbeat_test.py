@@ -1,7 +1,7 @@
-"""Who is taken for lost, when, and how a process ends because of it.
+"""Which process is lost, when, and how the others end because of it.
 
-Intervals pass at once and a coordinator is a dict: what real processes do to
-one another is in `distributed_test`.
+Intervals pass at once, and the coordinator is a dict; `distributed_test` has
+real processes.
 """
 
 import os
@@ -46,10 +46,10 @@ class Coordinator:
 
 
 class Intervals:
-  """Stands for the event that both threads wait for, for a second at a time.
+  """Replaces the event that both threads wait for, a second at a time.
 
   Attributes:
-    passed: how many have passed.
+    passed: the number of intervals that have passed.
   """
 
   def __init__(self, number, happens):
@@ -74,12 +74,12 @@ class Intervals:
 
 
 class Ended(BaseException):
-  """Is raised in place of the end of the process."""
+  """Raised instead of ending the process."""
 
 
 @pytest.fixture
 def slept(monkeypatch):
-  """Returns a list of what is slept, in seconds; no process ends."""
+  """Returns the list of sleeps, in seconds; `os._exit` raises Ended."""
   seconds = []
   monkeypatch.setattr(heartbeat.time, 'sleep', seconds.append)
 
@@ -92,7 +92,7 @@ def slept(monkeypatch):
 
 @pytest.fixture
 def make(monkeypatch, slept):
-  """Returns a function that makes a watch whose threads do not run."""
+  """Returns a function that makes a Watch whose threads do not run."""
 
   def build(process, count=3, intervals=100, happens=lambda *unused: None):
     with monkeypatch.context() as patch:
@@ -104,19 +104,19 @@ def make(monkeypatch, slept):
   return build
 
 
-def sign(made, process, what):
-  made._client.store[f'haikd/beat/{process}'] = str(what)
+def beat(made, process, count):
+  made._client.store[f'haikd/beat/{process}'] = str(count)
 
 
 def ends(run, capsys):
-  """Returns exit code and what is written to standard error."""
+  """Returns exit code and output on standard error."""
   with pytest.raises(Ended) as error:
     run()
   return error.value.args[0], capsys.readouterr().err
 
 
 @pytest.mark.parametrize('last, suspected, after', [
-  (0, False, 31),  # It has never given a sign.
+  (0, False, 31),  # It has never sent a heartbeat.
   (5, False, 5 + 31),
   (5, True, 5 + 11),
 ])
@@ -124,9 +124,9 @@ def test_silent_process_is_lost_and_others_are_not(
     make, capsys, last, suspected, after):
 
   def happens(made, passed):
-    sign(made, 1, passed)
+    beat(made, 1, passed)
     if passed <= last:
-      sign(made, 2, passed)
+      beat(made, 2, passed)
     elif suspected:
       made.suspect()
 
@@ -134,27 +134,27 @@ def test_silent_process_is_lost_and_others_are_not(
   code, err = ends(made._talk, capsys)
   seconds = 10 if suspected else 30
   what = f'no sign of life from process 2 for {seconds} seconds'
-  # The first look is before the first interval.
+  # The first check is before the first interval.
   assert made._stopped.passed == (after if last else after - 1)
   assert code == 6 and made._client.store['haikd/failure'] == what
   assert err == (
-      f'haikd [0]: watch.Watch: all processes of a run must stay alive; got '
-      f'{what}. Start all again to go on from the newest checkpoint.\n')
+      f'haikd [0]: all processes of a run must stay alive; got {what}. Start '
+      'all again to go on from the newest checkpoint.\n')
 
 
-def test_processes_that_give_signs_now_and_then_are_let_live(make, capsys):
+def test_processes_with_rare_heartbeats_are_not_lost(make, capsys):
 
   def happens(made, passed):
     for process in (1, 2):
       if passed % 30 == 0:
-        sign(made, process, passed)
+        beat(made, process, passed)
 
   made = make(0, intervals=200, happens=happens)
   made._talk()
   assert made._stopped.passed == 200 and not capsys.readouterr().err
 
 
-def test_each_sign_is_another(make):
+def test_each_heartbeat_differs_from_the_last(make):
   seen = []
   made = make(2, intervals=3, happens=lambda made, passed: seen.append(
       made._client.store['haikd/beat/2']))
@@ -162,18 +162,18 @@ def test_each_sign_is_another(make):
   assert len(set(seen)) == 3
 
 
-def test_only_process_0_looks_for_the_others(make):
+def test_only_process_0_checks_the_others(make):
   made = make(1)
   made._talk()
   assert made._stopped.passed == 100 and made.failure() is None
 
 
 @pytest.mark.parametrize('process', [0, 1])
-def test_what_is_said_of_a_failure_ends_the_others(make, capsys, process):
+def test_reported_failure_ends_the_others(make, capsys, process):
 
   def happens(made, passed):
     for other in (1, 2):
-      sign(made, other, passed)
+      beat(made, other, passed)
     if passed == 4:
       made._client.store['haikd/failure'] = 'process 2, which ended'
 
@@ -199,7 +199,7 @@ def test_every_answer_of_the_coordinator_counts(make):
   made = make(1, intervals=200)
   talk = made._talk
 
-  def happens(passed):  # The other thread talks, every now and then.
+  def happens(passed):  # Every 30 intervals the other thread talks.
     if passed % 30 == 0:
       before, made._stopped = made._stopped, Intervals(0, None)
       talk()
@@ -210,7 +210,7 @@ def test_every_answer_of_the_coordinator_counts(make):
   assert made._stopped.passed == 200
 
 
-def test_silence_of_the_coordinator_ends_no_talk(make):
+def test_silent_coordinator_does_not_end_the_talking_thread(make):
   made = make(1)
   made._client.gone = True
   made._talk()
@@ -218,7 +218,7 @@ def test_silence_of_the_coordinator_ends_no_talk(make):
 
 
 @pytest.mark.parametrize('process, stays', [(0, [3]), (1, [])])
-def test_process_that_leaves_says_why_and_process_0_stays_a_while(
+def test_process_that_leaves_reports_why_and_process_0_stays_a_while(
     make, slept, process, stays):
   made = make(process)
   with pytest.raises(Ended, match='^4$'):
@@ -229,7 +229,7 @@ def test_process_that_leaves_says_why_and_process_0_stays_a_while(
   assert made.failure() == 'one'
 
 
-def test_what_all_know_is_not_said_and_process_0_stays_all_the_same(
+def test_failure_that_all_know_is_not_reported_and_process_0_stays(
     make, slept):
   made = make(0)
   with pytest.raises(Ended, match='^3$'):
@@ -237,16 +237,16 @@ def test_what_all_know_is_not_said_and_process_0_stays_all_the_same(
   assert made.failure() is None and slept == [3]
 
 
-def test_process_that_leaves_is_not_ended_once_more(make, capsys):
+def test_process_that_leaves_is_not_ended_again(make, capsys):
   made = make(1)
   with pytest.raises(Ended):
     made.leave(4, 'one')
-  made._talk()  # It reads its own words.
+  made._talk()  # It reads its own report.
   made._wait()
   assert not capsys.readouterr().err
 
 
-def test_nobody_is_ended_after_the_run(make, capsys):
+def test_no_process_is_ended_after_the_run(make, capsys):
   made = make(1)
   made.stop()
   made._client.store['haikd/failure'] = 'process 0, which ended'
@@ -257,12 +257,11 @@ def test_nobody_is_ended_after_the_run(make, capsys):
 
 @pytest.mark.parametrize('explained, code, text', [
   ("heartbeat.lost('process 0, which is gone')", 6,
-   'haikd [1]: watch.Watch: all processes of a run must stay alive; got '
-   'process 0, which is gone. Start all again to go on from the newest '
-   'checkpoint.\n'),
+   'haikd [1]: all processes of a run must stay alive; got process 0, which is '
+   'gone. Start all again to go on from the newest checkpoint.\n'),
   ('None', -signal.SIGABRT, ''),
 ])
-def test_abort_gets_a_name_if_it_has_one(explained, code, text):
+def test_abort_becomes_an_error_if_it_is_explained(explained, code, text):
   program = f"""
       import ctypes
       from haikd.processes import heartbeat
@@ -276,7 +275,7 @@ def test_abort_gets_a_name_if_it_has_one(explained, code, text):
 
 
 @pytest.mark.parametrize('form', ['127.0.0.1:{}', 'localhost:{}'])
-def test_who_listens_answers(form):
+def test_server_that_listens_answers(form):
   with socket.create_server(('127.0.0.1', 0)) as server:
     address = form.format(server.getsockname()[1])
     assert heartbeat.answers(address)

@@ -1,4 +1,4 @@
-"""From another library's folder to a student, and out again."""
+"""Import from another library, distillation, and export."""
 
 import json
 import math
@@ -23,7 +23,7 @@ from haikd.data.text import tokenizer as tokenizer_lib
 from haikd.engine import mesh as mesh_lib
 from haikd.run import export as export_lib
 from haikd.run import job
-from haikd.run import pretrained
+from haikd.run import resolve
 from haikd.run import trainees
 from haikd.run import writer
 from haikd.storage import checkpoint
@@ -38,7 +38,7 @@ def words(size):
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  """A teacher with a tokenizer, and texts of half of its words."""
+  """A teacher with a tokenizer, and texts that use half of its words."""
   folder = tmp_path_factory.mktemp('pretrained')
   teacher = folder / 'teacher'
   shutil.copytree(GOLDEN, teacher)
@@ -72,16 +72,16 @@ def make_config(folder, **data):
   return config
 
 
-@pytest.fixture(scope='module', params=(False, True), ids=('whole', 'pruned'))
+@pytest.fixture(scope='module', params=(False, True), ids=('full', 'pruned'))
 def run(request, folder):
-  """A run and what it found; the vocabulary is whole or pruned."""
+  """Config, workdir and results of a run with a full or pruned vocabulary."""
   workdir = folder / f'run-{request.param}'
   config = make_config(folder, prune=request.param)
   results = job.train(config, workdir)
   return config, workdir, results
 
 
-def test_a_student_starts_as_part_of_its_teacher_and_gets_nearer(run):
+def test_a_student_starts_as_part_of_its_teacher_and_approaches_it(run):
   _, _, results = run
   assert list(results) == ['teacher', 'student_start', 'student_alone',
                            'student']
@@ -94,22 +94,21 @@ def test_a_student_starts_as_part_of_its_teacher_and_gets_nearer(run):
 def test_an_export_is_bitwise_the_student(run, tmp_path):
   config, workdir, _ = run
   folder = export_lib.export(config, workdir, tmp_path / 'out')
-  again = make_config(workdir.parent)
-  again.data.options = dict(
-      length=8, tokenizer=str(folder))  # Its own, pruned or not.
-  again.student.init, again.student.init_layers = f'hf:{folder}', None
-  again.teacher.init = f'hf:{folder}'
-  again.data.data_dir = str(tmp_path)
-  again = pretrained.resolve(again)
-  part = trainees.build(again, mesh_lib.build_mesh(again.mesh))
-  found = part.start('student').network.params
+  config = make_config(workdir.parent)
+  config.data.options = dict(
+      length=8, tokenizer=str(folder))  # The exported one, pruned or not.
+  config.student.init, config.student.init_layers = f'hf:{folder}', None
+  config.teacher.init = f'hf:{folder}'
+  config.data.data_dir = str(tmp_path)
+  config = resolve.from_pretrained(config)
+  student = trainees.build(config, mesh_lib.build_mesh(config.mesh))
+  params = student.start('student').network.params
   expected, _ = checkpoint.load_network(workdir)
-  assert jax.tree.structure(found) == jax.tree.structure(expected)
-  for one, two in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
-    np.testing.assert_array_equal(one, two)
+  assert jax.tree.structure(params) == jax.tree.structure(expected)
+  jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
-def test_an_export_has_a_tokenizer_of_as_many_tokens(run, tmp_path):
+def test_an_export_has_a_tokenizer_of_its_vocabulary_size(run, tmp_path):
   config, workdir, _ = run
   folder = export_lib.export(config, workdir, tmp_path / 'out')
   size = json.loads((folder / 'config.json').read_text())['vocab_size']
@@ -117,14 +116,13 @@ def test_an_export_has_a_tokenizer_of_as_many_tokens(run, tmp_path):
   assert tokenizer.size == size
   encoded, = tokenizer.encode_batch(['w3 w5 w4'])
   assert tokenizer.decode(encoded.ids) == 'w3 w5 w4'
-  whole = len(words(json.loads((GOLDEN / 'config.json').read_text())
-                    ['vocab_size']))
+  full_size = json.loads((GOLDEN / 'config.json').read_text())['vocab_size']
   pruned = config.data.options.prune
-  # Half of the words, and three that are special.
-  assert size == (whole // 2 if pruned else whole)
+  # Pruning leaves half of the tokens, including the three special ones.
+  assert size == (full_size // 2 if pruned else full_size)
 
 
-def test_the_card_has_results_and_config_and_no_path(run, tmp_path):
+def test_the_card_has_results_and_config_but_no_path(run, tmp_path):
   config, workdir, results = run
   card = (export_lib.export(config, workdir, tmp_path / 'out') /
           'README.md').read_text()
@@ -139,38 +137,39 @@ def test_the_card_has_results_and_config_and_no_path(run, tmp_path):
 
 
 def test_a_pruned_teacher_is_renormalised_exactly(folder):
-  """The softmax over some logits is that over all, divided by their share."""
+  """The pruned softmax is the full one, divided by the kept tokens' sum."""
   logits = []
   for prune in (False, True):
-    config = pretrained.resolve(make_config(folder, prune=prune))
-    part = trainees.build(config, mesh_lib.build_mesh(config.mesh))
-    batch = next(iter(part.data.evaluation('test')))
-    teacher = part.start('teacher').network
-    output, _ = part.program.objective.teacher.apply(
+    config = resolve.from_pretrained(make_config(folder, prune=prune))
+    student = trainees.build(config, mesh_lib.build_mesh(config.mesh))
+    batch = next(iter(student.data.evaluation('test')))
+    teacher = student.start('teacher').network
+    output, _ = student.program.objective.teacher.apply(
         teacher.params, teacher.state, None, batch, is_training=False)
-    logits.append((output.logits.materialise(), batch, part.data.text.kept_ids))
-  (whole, batch, _), (pruned, other, kept) = logits
+    logits.append(
+        (output.logits.materialise(), batch, student.data.text.kept_ids))
+  (full, batch, _), (pruned, pruned_batch, kept) = logits
   real = batch.mask
-  np.testing.assert_array_equal(kept[other.inputs['tokens']][real],
+  np.testing.assert_array_equal(kept[pruned_batch.inputs['tokens']][real],
                                 batch.inputs['tokens'][real])
-  share = np.exp(np.float64(whole - whole.max(-1, keepdims=True)))[..., kept]
-  share /= share.sum(-1, keepdims=True)
+  expected = np.exp(np.float64(full - full.max(-1, keepdims=True)))[..., kept]
+  expected /= expected.sum(-1, keepdims=True)
   np.testing.assert_allclose(
-      jax.nn.softmax(pruned)[real], share[real], rtol=1e-4, atol=1e-7)
+      jax.nn.softmax(pruned)[real], expected[real], rtol=1e-4, atol=1e-7)
 
 
 def test_evaluation_has_the_student_at_its_start_too(run):
   config, workdir, results = run
-  found = job.evaluate(config, workdir)
-  assert list(found) == list(results)
+  evaluated = job.evaluate(config, workdir)
+  assert list(evaluated) == list(results)
   for name, row in results.items():
     for metric in ('perplexity', 'kl', 'parameters'):
-      assert found[name][metric] == pytest.approx(row[metric], rel=1e-6)
+      assert evaluated[name][metric] == pytest.approx(row[metric], rel=1e-6)
 
 
 @pytest.mark.parametrize('do', (export_lib.export, job.evaluate, job.train))
 def test_a_student_of_other_tokens_is_refused(folder, tmp_path, do):
-  """As many words are left of other texts, but they are others."""
+  """Pruning to other texts leaves as many words, but different ones."""
   for split in ('train', 'validation', 'test'):
     shutil.copy(folder / f'{split}.jsonl', tmp_path)
   config = make_config(folder, prune=True)
@@ -181,11 +180,11 @@ def test_a_student_of_other_tokens_is_refused(folder, tmp_path, do):
   (tmp_path / 'train.jsonl').write_text(
       re.sub(r'w(\d+)', lambda match: f'w{int(match[1]) + 9}', texts))
   config.steps = 2
-  with pytest.raises(checks.DataError, match='texts must give the vocabulary'):
+  with pytest.raises(checks.DataError, match="^the data's tokenizer must be"):
     do(config, tmp_path / 'run')
 
 
-def test_a_score_that_is_no_number_is_in_the_card(run, tmp_path, monkeypatch):
+def test_a_score_that_is_not_finite_is_in_the_card(run, tmp_path, monkeypatch):
   config, workdir, results = run
   broken = dict(results, student=dict(results['student'], perplexity=math.inf,
                                       kl=math.nan))
@@ -198,11 +197,11 @@ def test_a_score_that_is_no_number_is_in_the_card(run, tmp_path, monkeypatch):
   assert ' inf ' in row and ' nan ' in row
 
 
-def test_an_export_allows_rows_as_long_as_any(run, tmp_path):
+def test_an_export_of_short_rows_keeps_the_usual_length(run, tmp_path):
   config, workdir, _ = run
   folder = export_lib.export(config, workdir, tmp_path / 'out')
   written = json.loads((folder / 'config.json').read_text())
-  # Rows are of 8 tokens: no less than what is usual is claimed.
+  # The rows have 8 tokens, but the export claims no less than the usual length.
   assert written['max_position_embeddings'] == 2048
 
 
@@ -241,7 +240,7 @@ def test_only_a_trained_student_is_exported(folder, tmp_path):
     export_lib.export(config, tmp_path / 'none')
 
 
-def test_a_model_of_ones_own_is_refused_by_name(tmp_path):
+def test_a_model_unknown_to_transformers_is_refused_by_name(tmp_path):
   config = config_lib.base()
   config.steps, config.batch_size, config.teacher.train.steps = 1, 8, 1
   config.data.name = 'synthetic'

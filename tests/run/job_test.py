@@ -1,4 +1,4 @@
-"""The whole job: what is checked first, what is shared, what is written."""
+"""The job: what it checks first, what it shares, and what it writes."""
 
 import gc
 import json
@@ -75,15 +75,15 @@ def read(path):
   return json.loads(path.read_text())
 
 
-def test_advice_after_a_failed_try_may_be_followed(tmp_path):
+def test_advice_after_a_failed_try_can_be_followed(tmp_path):
   with pytest.raises(checks.DataError, match='Set config.batch_size to 50'):
     job.train(make_config(batch_size=64), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
   job.train(make_config(batch_size=48), tmp_path / 'run')
 
 
-def test_try_that_ended_before_a_checkpoint_leaves_the_workdir(tmp_path,
-                                                               monkeypatch):
+def test_try_that_ended_before_a_checkpoint_does_not_own_the_workdir(
+    tmp_path, monkeypatch):
 
   def diverged(*unused):
     raise checks.DivergedError
@@ -119,8 +119,8 @@ def test_everything_is_checked_before_anything_is_trained(
     (0, 'a surplus net_state/batch_norm'),
     (2, 'no net_state/batch_norm'),
 ])
-def test_start_must_have_the_state_of_the_student(tmp_path, monkeypatch, norms,
-                                                  match):
+def test_init_must_have_the_state_of_the_student(tmp_path, monkeypatch, norms,
+                                                 match):
   fields = {'student.model': 'normed', 'student.options': {}}
   job.train(make_config(**fields), tmp_path / 'first')
   monkeypatch.setattr(trainer, 'train',
@@ -136,11 +136,11 @@ def test_start_must_have_the_state_of_the_student(tmp_path, monkeypatch, norms,
 def test_missing_state_of_a_teacher_is_named(tmp_path, untrained):
   fields = {'teacher.model': 'normed', 'teacher.options': {},
             'teacher.init': str(tmp_path / 'saved')}
-  part = trainees.build(
+  student = trainees.build(
       make_config(**fields), mesh_lib.build_mesh(config_lib.base().mesh))
-  params, _ = part.program.objective.teacher.init(
+  params, _ = student.program.objective.teacher.init(
       jax.random.key(0),
-      jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), part.data.spec))
+      jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), student.data.spec))
   state = base.TrainState(
       step=np.int32(1), params=base.Params(params, {}), net_state={},
       opt_state=(), loss_scale=(), ema=None)
@@ -151,7 +151,7 @@ def test_missing_state_of_a_teacher_is_named(tmp_path, untrained):
     job.train(make_config(**fields), tmp_path / 'run')
 
 
-def test_start_is_not_needed_once_something_is_saved(tmp_path):
+def test_init_is_not_needed_once_a_checkpoint_is_saved(tmp_path):
   job.train(make_config(), tmp_path / 'first')
   config = make_config(**{'student.init': str(tmp_path / 'first')})
   before = job.train(config, tmp_path / 'second')
@@ -185,7 +185,7 @@ def test_evaluation_refuses_another_teacher(tmp_path):
   shutil.rmtree(tmp_path / 'run/teacher')
   shutil.copytree(tmp_path / 'other/teacher', tmp_path / 'run/teacher')
   with pytest.raises(checks.DataError,
-                     match='job.evaluate: teacher must be the one'):
+                     match='^teacher must be the one that training began'):
     job.evaluate(make_config(), tmp_path / 'run')
 
 
@@ -195,11 +195,12 @@ def test_evaluation_refuses_a_teacher_of_another_architecture(tmp_path):
   shutil.rmtree(tmp_path / 'run/teacher')
   shutil.copytree(tmp_path / 'run/checkpoints',
                   tmp_path / 'run/teacher/checkpoints')
-  with pytest.raises(checks.DataError, match='config.teacher.init must hold'):
+  with pytest.raises(checks.DataError,
+                     match='^--workdir/teacher must hold the parameters of'):
     job.evaluate(config, tmp_path / 'run')
 
 
-def test_only_the_teacher_needs_an_evaluation_of_its_own(tmp_path, monkeypatch):
+def test_only_the_teacher_has_a_separate_evaluation(tmp_path, monkeypatch):
   built = []
   original = evaluate.build_eval_step
 
@@ -209,14 +210,14 @@ def test_only_the_teacher_needs_an_evaluation_of_its_own(tmp_path, monkeypatch):
 
   monkeypatch.setattr(evaluate, 'build_eval_step', record)
   results = job.train(make_config(baseline=True), tmp_path)
-  # Three programs to train with, and the teacher, compared with itself.
+  # One for each of the three programs, and the teacher compared with itself.
   assert sorted(built, key=str) == [
       ('student', 'teacher'), ('student', None), ('student', None),
       ('teacher', 'teacher')]
   assert (results['teacher']['kl'], results['teacher']['agreement']) == (0, 1)
 
 
-def test_checkpoints_say_what_they_are_of(tmp_path):
+def test_checkpoints_hold_the_config_they_were_trained_with(tmp_path):
   config = make_config(baseline=True)
   job.train(config, tmp_path)
   for part in ('', 'baseline', 'teacher'):
@@ -241,11 +242,11 @@ def test_start_of_a_finished_job_adds_no_file(tmp_path):
 
 
 @pytest.mark.parametrize('fields, match', [
-    ({}, 'data must have labels to train a teacher on; got none. Point'),
+    ({}, '^data must have labels to train a teacher on; they are missing. Poi'),
     ({'baseline': True},
-     'labels to train the student alone on, .* got neither. Set'),
+     '^config.baseline must be False if the data has no labels .* Set'),
 ])
-def test_labels_are_missed_where_they_are_needed(tmp_path, fields, match):
+def test_missing_labels_are_refused_if_they_are_needed(tmp_path, fields, match):
   config = make_config(**fields)
   config.data.options.labels = False
   with pytest.raises(checks.ConfigError, match=match):
@@ -260,17 +261,17 @@ def test_distillation_needs_no_labels(tmp_path):
   assert 'accuracy' not in results['student'] and results['student']['kl'] > 0
 
 
-def test_teacher_is_kept_in_its_compute_dtype_alone(tmp_path, monkeypatch):
-  original, found = trainer.train, set()
+def test_teacher_is_kept_only_in_its_compute_dtype(tmp_path, monkeypatch):
+  original, dtypes = trainer.train, set()
 
   def train(config, *args):
     if args[-1] == 'student':
       gc.collect()
-      found.update(
+      dtypes.update(
           str(x.dtype) for x in jax.live_arrays() if x.shape == (4, 23))
     return original(config, *args)
 
   monkeypatch.setattr(trainer, 'train', train)
   job.train(make_config(**{'teacher.precision': 'bfloat16',
                            'teacher.options': dict(hidden=(23,))}), tmp_path)
-  assert found == {'bfloat16'}
+  assert dtypes == {'bfloat16'}

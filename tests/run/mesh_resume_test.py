@@ -1,4 +1,4 @@
-"""A checkpoint of one mesh goes on on another."""
+"""A run that began on one mesh goes on on another."""
 
 import jax
 import numpy as np
@@ -23,8 +23,8 @@ def make_config(**mesh):
   for network in config.student, config.teacher:
     network.model, network.options = 'vit', VIT
   config.teacher.train.steps = 2
-  # No Adam: it makes steps of rounding errors where a gradient is zero, as
-  # that of the keys' bias is.
+  # Not Adam: the gradient of the keys' bias is zero, and Adam would turn its
+  # rounding errors into steps.
   for optimizer in config.optimizer, config.teacher.train.optimizer:
     optimizer.name = 'sgd'
     optimizer.options = dict(momentum=0.9)
@@ -35,7 +35,7 @@ def make_config(**mesh):
 
 
 class _Cut(Exception):
-  """Ends a run after a checkpoint, as a kill would."""
+  """Ends a run after a checkpoint, like a kill."""
 
 
 def cut_after(monkeypatch, step):
@@ -52,7 +52,7 @@ def cut_after(monkeypatch, step):
 
 @pytest.fixture(scope='module')
 def undisturbed(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('whole')
+  folder = tmp_path_factory.mktemp('undisturbed')
   results = job.train(make_config(fsdp=8), folder)
   return checkpoint.load_network(folder), results
 

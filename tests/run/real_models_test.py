@@ -1,4 +1,4 @@
-"""A pretrained model, as far as `configs/data/austen.py` has fetched it."""
+"""A pretrained model, if `configs/data/austen.py` has fetched it."""
 
 import pathlib
 
@@ -24,12 +24,12 @@ SMOLLM2 = (pathlib.Path(haikd.__file__).parent.parent / 'data' / 'smollm2' /
 @pytest.mark.parametrize('precision', ('float32', 'bfloat16'))
 def test_smollm2_knows_the_capital_of_france(precision):
   init = f'gguf:{SMOLLM2}'
-  found = interop.describe(init)
+  described = interop.describe(init)
   config = config_lib.network()
-  config.model, config.options = found.model, found.options
+  config.model, config.options = described.model, described.options
   config.precision = precision
   network = network_lib.build_network(
-      config, title='teacher', num_classes=found.vocabulary)
+      config, title='teacher', num_classes=described.vocabulary)
   tokenizer = tokenizer_lib.load(init)
   encoded, = tokenizer.encode_batch(['The capital of France is'])
   batch = base.Batch(encoded.ids[None], np.ones((1, len(encoded.ids)), bool))
@@ -39,7 +39,7 @@ def test_smollm2_knows_the_capital_of_france(precision):
       tree, jax.tree.map(lambda _: mesh_lib.whole(mesh), tree))
   params, state = interop.load(
       'init', init, base.Variables(place(params), place(state)),
-      options=found.options)
+      options=described.options)
   output, _ = network.apply(params, state, None, batch, is_training=False)
   best = int(np.argmax(output.logits.materialise()[0, -1]))
   assert tokenizer.decode([best]) == ' Paris'

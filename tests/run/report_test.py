@@ -1,4 +1,4 @@
-"""Report: the picture of a run, and what happens without matplotlib."""
+"""The picture of a run, with and without matplotlib."""
 
 import io
 import json
@@ -50,7 +50,7 @@ class Axes:
 
 @pytest.fixture
 def drawn(monkeypatch):
-  """What each of the two panels shows: `{label: (steps, values)}`."""
+  """The curves of the two panels: `{label: (steps, values)}`."""
   losses, scores = {}, {}
   for name, seen in (('_draw_losses', losses), ('_draw_scores', scores)):
     monkeypatch.setattr(
@@ -103,7 +103,7 @@ def test_without_accuracy_another_score_is_drawn(tmp_path, drawn):
     (dict(accuracy=0.5, cross_entropy=3.0, kl=2.0, perplexity=20.1), 20.1),
     (dict(cosine=0.9, pearson=0.7, spearman=0.8), 0.8),
     (dict(cosine=0.9), 0.9)))
-def test_what_says_most_is_drawn(tmp_path, drawn, scores, value):
+def test_the_most_telling_score_is_drawn(tmp_path, drawn, scores, value):
   write(tmp_path, [evaluation(1, **scores)])
   report.plot_run(tmp_path)
   assert drawn[1] == {'student distilled': ([1], [value])}
@@ -125,7 +125,7 @@ def test_without_matplotlib_one_line_says_how_to_get_it(
 
 def test_broken_rows_are_refused(tmp_path):
   (tmp_path / 'metrics.jsonl').write_text('{\n{}\n')
-  with pytest.raises(checks.DataError, match='line=1'):
+  with pytest.raises(checks.DataError, match='line 1 of .* must be a JSON obj'):
     report.plot_run(tmp_path)
 
 

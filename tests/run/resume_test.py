@@ -1,4 +1,4 @@
-"""A killed job that is started again ends as if nothing had happened."""
+"""A killed job that is started again ends with the same parameters."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from haikd.storage import fingerprint
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 
-# Everything that a restart could get wrong: dropout, BatchNorm, the running
+# Has everything that a restart could get wrong: dropout, BatchNorm, the running
 # mean, augmentation, and the order of the data.
 CONFIG = """
     from haikd import config as config_lib
@@ -65,7 +65,7 @@ def count_rows(folder):
 
 
 def identity(workdir):
-  """Returns a hash of everything the job trained."""
+  """Returns the hashes of all networks of a job."""
   return {
       part: fingerprint.tree_hash(checkpoint.load_network(workdir / part))
       for part in ('teacher', 'baseline', '.')
@@ -75,10 +75,10 @@ def identity(workdir):
 def rows(workdir):
   """Returns the rows of the student, without the clock."""
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-  found = [json.loads(line) for line in lines]
-  for row in found:
+  result = [json.loads(line) for line in lines]
+  for row in result:
     row.pop('examples_per_second', None)
-  return found
+  return result
 
 
 def test_killed_job_ends_bitwise_the_same(tmp_path):
@@ -86,7 +86,7 @@ def test_killed_job_ends_bitwise_the_same(tmp_path):
   config.write_text(textwrap.dedent(CONFIG))
   undisturbed, disturbed = tmp_path / 'undisturbed', tmp_path / 'disturbed'
   finish(start(config, undisturbed))
-  # While training the teacher, the student alone, and twice the student.
+  # Kills while the teacher, the student alone, and twice the student train.
   for part, after in (('teacher', 20), ('baseline', 5), ('.', 10), ('.', 40)):
     process = start(config, disturbed)
     deadline = time.monotonic() + 120

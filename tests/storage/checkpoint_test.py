@@ -1,4 +1,4 @@
-"""Checkpoints: bitwise, on other devices, after a kill, and what is refused."""
+"""Checkpoints: every bit, other devices, kills, and what is refused."""
 
 import json
 import os
@@ -86,9 +86,9 @@ def save(workdir, *states, keep=2, **metadata):
       checkpointer.save(step, state, {'next_index': step}, metadata)
 
 
-def restore(workdir, like):
+def restore(workdir, template):
   with checkpoint.Checkpointer(workdir, keep=2) as checkpointer:
-    return checkpointer.restore(abstract(like))
+    return checkpointer.restore(abstract(template))
 
 
 @pytest.mark.parametrize('name', ['adamw', 'sgd', 'adafactor', 'muon'])
@@ -102,12 +102,12 @@ def test_every_bit_comes_back(tmp_path, name):
   assert metadata == {'teacher': 'abc', 'seconds': 1.5}
 
 
-def test_nothing_saved_is_none(tmp_path):
+def test_without_a_checkpoint_restore_returns_none(tmp_path):
   assert restore(tmp_path, make_state()) is None
   assert not checkpoint.has_checkpoint(tmp_path)
 
 
-def test_the_newest_is_restored_and_old_ones_go(tmp_path):
+def test_the_newest_is_restored_and_old_ones_are_removed(tmp_path):
   states = [(step, make_state(step=jnp.int32(step))) for step in (8, 9, 10)]
   save(tmp_path, *states, keep=2)
   assert restore(tmp_path, states[0][1])[0].step == 10
@@ -116,14 +116,14 @@ def test_the_newest_is_restored_and_old_ones_go(tmp_path):
 
 
 def test_a_donated_state_is_saved_as_it_was(tmp_path):
-  # The next step writes into the buffers while they are being saved.
+  # The next step writes into the same buffers while they are saved.
   step = jax.jit(
       lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
   state = base.TrainState(
       step=jnp.int32(0),
       params=base.Params({'net': {'w': jnp.zeros((512, 512))}}, {}),
       net_state={}, opt_state=(), loss_scale=(), ema=None)
-  like = abstract(state)
+  template = abstract(state)
   for i in range(1, 9):
     workdir = tmp_path / str(i)
     with checkpoint.Checkpointer(workdir, keep=1) as checkpointer:
@@ -133,13 +133,13 @@ def test_a_donated_state_is_saved_as_it_was(tmp_path):
       state = step(state)
       state = jax.block_until_ready(step(state))
     with checkpoint.Checkpointer(workdir, keep=1) as checkpointer:
-      saved, _, _ = checkpointer.restore(like)
+      saved, _, _ = checkpointer.restore(template)
     assert saved.step == 3 * i - 2
     np.testing.assert_array_equal(
         saved.params.student['net']['w'], np.full((512, 512), 3 * i - 2))
 
 
-def test_latest_step_counts_what_is_complete(tmp_path):
+def test_latest_step_is_that_of_a_complete_checkpoint(tmp_path):
   with checkpoint.Checkpointer(tmp_path, keep=2) as checkpointer:
     assert checkpointer.latest_step() is None
     checkpointer.save(3, make_state(), {}, {})
@@ -147,7 +147,7 @@ def test_latest_step_counts_what_is_complete(tmp_path):
     assert checkpointer.latest_step() == 3
 
 
-def test_what_a_kill_left_unfinished_goes(tmp_path):
+def test_unfinished_checkpoint_of_a_kill_is_removed(tmp_path):
   unfinished = tmp_path / 'checkpoints' / '9.orbax-checkpoint-tmp'
   (unfinished / 'state').mkdir(parents=True)
   assert not checkpoint.has_checkpoint(tmp_path)
@@ -188,11 +188,11 @@ DEVICES = textwrap.dedent("""
         checkpointer.save(
             1, state(lambda k: jax.device_put(values[k], place(k))), {}, {})
       else:
-        like = state(lambda k: jax.ShapeDtypeStruct(
+        template = state(lambda k: jax.ShapeDtypeStruct(
             values[k].shape, values[k].dtype, sharding=place(k)))
-        like = like._replace(step=jax.ShapeDtypeStruct(
+        template = template._replace(step=jax.ShapeDtypeStruct(
             (), jnp.int32, sharding=jax.sharding.NamedSharding(mesh, P())))
-        net = checkpointer.restore(like)[0].params.student['net']
+        net = checkpointer.restore(template)[0].params.student['net']
         for k, value in values.items():
           assert net[k].sharding.is_equivalent_to(place(k), value.ndim), k
           assert len(net[k].sharding.device_set) == count
@@ -216,7 +216,7 @@ def run(script, *args, devices=1):
 def test_arrays_come_back_on_another_number_of_devices(tmp_path):
   for mode, devices in (('save', 8), ('load', 8), ('load', 2), ('load', 1)):
     result = run(DEVICES, tmp_path, mode, devices=devices)
-    # Nothing of what Orbax says reaches the user.
+    # No message of Orbax reaches the user.
     assert (result.stdout, result.stderr) == ('done\n', '')
 
 
@@ -231,11 +231,11 @@ ENDLESS = textwrap.dedent("""
         jnp.int32(step),
         base.Params({'net': {'w': jnp.full((256, 256), float(step))}}, {}),
         {}, (), (), None)
-    like = jax.tree.map(
+    template = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
         make(0))
     with checkpoint.Checkpointer(sys.argv[1], keep=2) as checkpointer:
-      restored = checkpointer.restore(like)
+      restored = checkpointer.restore(template)
       step = 0
       if restored:
         state, iterator, metadata = restored
@@ -262,7 +262,7 @@ def test_a_kill_while_saving_leaves_the_newest_complete_one(tmp_path):
         stderr=subprocess.PIPE) as process:
       line = process.stdout.readline()
       assert line, process.stderr.read().decode()[-2000:]
-      # What survived the last kill is what this one starts from.
+      # This process starts from what survived the last kill.
       assert int(line) >= last
       last = int(line)
       time.sleep(delay)
@@ -314,31 +314,34 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, damage):
     (folder / 'state' / '_METADATA').unlink()
   else:
     (folder / 'metadata' / 'metadata').write_text('{"iter')
-  with pytest.raises(checks.DataError, match='checkpoints/7.*Remove that'):
+  with pytest.raises(
+      checks.DataError,
+      match='^checkpoint must be complete; got .*checkpoints/7 .*Remove that'):
     restore(tmp_path, make_state())
 
 
 def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
   (tmp_path / 'run').write_text('a file')
-  with pytest.raises(checks.DataError, match='must be a folder to write to'):
+  with pytest.raises(checks.DataError,
+                     match='^--workdir must be a folder that can be written'):
     save(tmp_path / 'run', (7, make_state()))
 
 
 @pytest.mark.parametrize('kept', [True, False])
-@pytest.mark.parametrize('where', ['', 'checkpoints', 'checkpoints/7'])
-def test_load_network_reads_the_student_alone(tmp_path, kept, where):
+@pytest.mark.parametrize('folder', ['', 'checkpoints', 'checkpoints/7'])
+def test_load_network_reads_only_the_student(tmp_path, kept, folder):
   state = make_state(ema=kept)
   save(tmp_path, (6, make_state(step=jnp.int32(6))), (7, state), seconds=2.5)
-  params, net_state = checkpoint.load_network(tmp_path / where)
+  params, net_state = checkpoint.load_network(tmp_path / folder)
   assert_same_bits(params, state.ema if kept else state.params.student)
   assert isinstance(params['net/norm']['scale'], np.ndarray)
   net_state['dropout']['key'] = jax.random.wrap_key_data(
       net_state['dropout']['key'])
   assert_same_bits(net_state, state.net_state)
-  params, _ = checkpoint.load_network(tmp_path / where, ema=False)
+  params, _ = checkpoint.load_network(tmp_path / folder, ema=False)
   assert_same_bits(params, state.params.student)
-  assert checkpoint.metadata(tmp_path / where) == {'seconds': 2.5}
-  assert checkpoint.has_checkpoint(tmp_path / where)
+  assert checkpoint.metadata(tmp_path / folder) == {'seconds': 2.5}
+  assert checkpoint.has_checkpoint(tmp_path / folder)
 
 
 def test_load_network_without_state_gives_an_empty_one(tmp_path):
@@ -351,21 +354,29 @@ def test_load_network_does_not_touch_the_optimizer(tmp_path, monkeypatch):
   read = []
   original = checkpoint.leaves_lib.read_leaves
 
-  def record(where, folder, wanted, **options):
-    read.extend(wanted)
-    leaves = original(where, folder, wanted, **options)
-    assert set(leaves) == set(wanted)
+  def record(folder, requested, **options):
+    read.extend(requested)
+    leaves = original(folder, requested, **options)
+    assert set(leaves) == set(requested)
     return leaves
 
-  monkeypatch.setattr(checkpoint.stored, 'read_leaves', record)
+  monkeypatch.setattr(checkpoint.leaves_lib, 'read_leaves', record)
   checkpoint.load_network(tmp_path)
   assert {json.loads(name)[0] for name in read} == {'ema', 'net_state'}
 
 
-@pytest.mark.parametrize('function',
-                         [checkpoint.load_network, checkpoint.metadata])
-def test_a_path_without_checkpoint_is_named(tmp_path, function):
-  with pytest.raises(checks.DataError, match=f'got path={tmp_path}/none. Give'):
+@pytest.mark.parametrize('function, field', [
+    (checkpoint.load_network, 'path'),
+    (checkpoint.metadata, 'path'),
+    (lambda path: checkpoint.metadata(path, field='--workdir'), '--workdir'),
+    (lambda path: checkpoint.load_like('config.teacher.init', path, None),
+     'config.teacher.init'),
+])
+def test_a_path_without_checkpoint_is_named(tmp_path, function, field):
+  with pytest.raises(
+      checks.DataError,
+      match=f"^{field} must hold a checkpoint; got '{tmp_path}/none', which "
+      'has none. Give'):
     function(tmp_path / 'none')
 
 
@@ -374,8 +385,8 @@ def test_load_like_checks_parameters_and_state(tmp_path):
   save(tmp_path, (7, state))
   expected = jax.tree.map(
       jnp.asarray, base.Variables(state.params.student, state.net_state))
-  found = checkpoint.load_like('config.student.init', tmp_path, expected)
-  assert_same_bits(found.params, expected.params)
+  loaded = checkpoint.load_like('config.student.init', tmp_path, expected)
+  assert_same_bits(loaded.params, expected.params)
   shapes = {'batch_norm/~/mean_ema': {'average': jnp.zeros(4)}}
   for net_state, match in (
       ({}, 'config.student.init must hold .* got a surplus net_state/batch_n'),
@@ -393,12 +404,12 @@ def test_load_like_takes_the_running_mean_where_one_was_kept(tmp_path, ema):
   state = make_state(ema=ema)
   save(tmp_path, (7, state))
   expected = abstract(base.Variables(state.params.student, state.net_state))
-  found = checkpoint.load_like('config.teacher.init', tmp_path, expected)
-  assert_same_bits(found.params, state.ema if ema else state.params.student)
-  assert_same_bits(found.state, state.net_state)
+  loaded = checkpoint.load_like('config.teacher.init', tmp_path, expected)
+  assert_same_bits(loaded.params, state.ema if ema else state.params.student)
+  assert_same_bits(loaded.state, state.net_state)
 
 
-def test_load_like_gives_the_dtypes_and_places_asked_for(tmp_path):
+def test_load_like_uses_the_given_dtypes_and_shardings(tmp_path):
   state = make_state()
   save(tmp_path, (7, state))
   mesh = jax.make_mesh((4,), ('x',),
@@ -407,24 +418,26 @@ def test_load_like_gives_the_dtypes_and_places_asked_for(tmp_path):
   expected = abstract(base.Variables(state.params.student, state.net_state))
   expected.params['net/~/linear.0']['w'] = jax.ShapeDtypeStruct(
       (4, 3), jnp.bfloat16, sharding=place)
-  found = checkpoint.load_like('config.teacher.init', tmp_path, expected)
-  kernel = found.params['net/~/linear.0']['w']
+  loaded = checkpoint.load_like('config.teacher.init', tmp_path, expected)
+  kernel = loaded.params['net/~/linear.0']['w']
   assert kernel.dtype == jnp.bfloat16 and kernel.sharding == place
   assert_same_bits(
       kernel, state.ema['net/~/linear.0']['w'].astype(jnp.bfloat16))
 
 
 def test_check_teacher_compares_hashes():
-  checkpoint.check_teacher('here', dict(teacher='abc'), 'abc')
+  checkpoint.check_teacher(dict(teacher='abc'), 'abc')
   with pytest.raises(
       checks.DataError,
-      match='here: teacher must be the one .*; got none, and the checkpoint '
-      'has abc. Choose another --workdir'):
-    checkpoint.check_teacher('here', dict(teacher='abc'), '')
+      match='^teacher must be the one .*; got none, and the checkpoint has '
+      'abc. Choose another --workdir'):
+    checkpoint.check_teacher(dict(teacher='abc'), '')
 
 
 def test_check_vocabulary_compares_tokenizers():
-  checkpoint.check_vocabulary('here', dict(vocabulary='abc'), 'abc')
-  with pytest.raises(checks.DataError, match='here: texts must give the .* got '
-                     'none, and the checkpoint has abc. Bring back'):
-    checkpoint.check_vocabulary('here', dict(vocabulary='abc'), '')
+  checkpoint.check_vocabulary(dict(vocabulary='abc'), 'abc')
+  with pytest.raises(
+      checks.DataError,
+      match="^the data's tokenizer must be the one .*; got none, and the "
+      'checkpoint has abc. Bring back'):
+    checkpoint.check_vocabulary(dict(vocabulary='abc'), '')

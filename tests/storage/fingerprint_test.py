@@ -1,4 +1,4 @@
-"""A hash of arrays that does not know how they are spread."""
+"""The hash of arrays does not depend on their sharding."""
 
 import collections
 import itertools
@@ -30,30 +30,30 @@ def test_hash_is_of_names_dtypes_shapes_and_values():
 
 @pytest.mark.parametrize('dtype', ('float32', 'bfloat16', 'bool', 'int8'))
 @pytest.mark.parametrize('spec', ((None, 'x'), ('x', None), ('x', 'y')))
-def test_hash_does_not_know_of_devices(dtype, spec):
+def test_hash_does_not_depend_on_devices(dtype, spec):
   mesh = jax.make_mesh((4, 2), ('x', 'y'),
                        axis_types=(jax.sharding.AxisType.Auto,) * 2)
   array = jnp.asarray(np.random.RandomState(0).randn(8, 12) * 100).astype(dtype)
   sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
-  spread = jax.device_put(array, sharding)
-  assert fingerprint.tree_hash([array]) == fingerprint.tree_hash([spread])
+  sharded = jax.device_put(array, sharding)
+  assert fingerprint.tree_hash([array]) == fingerprint.tree_hash([sharded])
 
 
-def test_one_bit_in_a_million_tells():
+def test_one_bit_in_a_million_changes_the_hash():
   one = np.zeros((1000, 1000), np.float32)
   other = one.copy()
   other[777, 333] = np.float32(1e-45)
   assert fingerprint.tree_hash([one]) != fingerprint.tree_hash([other])
 
 
-def test_zeros_of_two_orders_of_axes_differ():
+def test_transposed_arrays_differ():
   one = np.zeros((4, 4), np.float32)
   one[1, 2] = 1
   assert fingerprint.tree_hash([one]) != fingerprint.tree_hash([one.T.copy()])
 
 
 @pytest.mark.parametrize('dtype', ('float32', 'float64'))
-def test_any_two_numbers_that_change_places_tell(dtype):
+def test_swapping_any_two_numbers_changes_the_hash(dtype):
   array = np.arange(24, dtype=dtype).reshape(2, 3, 4)
   hashes = {fingerprint.tree_hash([array])}
   pairs = list(itertools.combinations(range(24), 2))
@@ -64,7 +64,7 @@ def test_any_two_numbers_that_change_places_tell(dtype):
   assert len(hashes) == 1 + len(pairs)
 
 
-def test_keys_are_told_by_their_data():
+def test_keys_are_distinguished_by_their_data():
   keys = [jax.random.key(0), jax.random.key(1), jax.random.split(
       jax.random.key(0)), jax.random.key(0, impl='rbg')]
   assert len({fingerprint.tree_hash([key]) for key in keys}) == 4

@@ -1,7 +1,7 @@
-"""Paths: what a bucket keeps apart from a local folder.
+"""Paths: how a bucket differs from a local folder.
 
-A fake bucket stands in for epath's: a dict that counts its writes and can be
-made to fail. The whole job against a fake server is in `bucket_test.py`.
+A fake bucket replaces epath's: a dict that records writes and can be made to
+fail. `bucket_test.py` runs a job against a fake server.
 """
 
 import os
@@ -17,7 +17,7 @@ from haikd.storage import paths
 
 
 class FakePath(pathlib.PurePosixPath):
-  """A path in a bucket that lies in memory: what haikd uses of epath's."""
+  """A path in a bucket in memory, with the methods of epath that haikd uses."""
 
   objects = {}
   writes = []
@@ -56,7 +56,7 @@ class FakePath(pathlib.PurePosixPath):
 
 @pytest.fixture
 def bucket(monkeypatch):
-  """Returns the class of a bucket's paths, with nothing in the bucket."""
+  """Returns the class of paths in an empty bucket."""
   monkeypatch.setattr(FakePath, 'objects', {})
   monkeypatch.setattr(FakePath, 'writes', [])
   monkeypatch.setattr(FakePath, 'failure', None)
@@ -81,7 +81,7 @@ def test_both_slashes_of_a_bucket_survive():
   assert path.name == 'teacher' and str(path.parent) == 'gs://bucket/run'
 
 
-def test_nothing_lies_in_a_file_or_in_what_is_not_there(tmp_path):
+def test_files_and_missing_folders_have_no_entries(tmp_path):
   (tmp_path / 'file').write_text('x')
   assert paths.names(tmp_path) == ['file']
   assert not paths.names(tmp_path / 'file')
@@ -96,13 +96,17 @@ def test_a_local_path_is_pathlibs():
 def test_missing_gcsfs_is_named(monkeypatch):
   paths._epath.cache_clear()
   monkeypatch.setattr(paths.importlib.util, 'find_spec', lambda name: None)
-  with pytest.raises(checks.DataError, match=r"pip install 'haikd\[gcs\]'"):
+  with pytest.raises(
+      checks.DataError,
+      match=r"^gcsfs must be installed .* `pip install 'haikd\[gcs"):
     paths.as_path('gs://bucket/run')
 
 
 @pytest.mark.parametrize('path', ['s3://bucket/run', 'http://host/run'])
 def test_other_urls_are_refused(path):
-  with pytest.raises(checks.ConfigError, match='begin with gs://; got path='):
+  with pytest.raises(
+      checks.ConfigError,
+      match='^path must be local or begin with gs://; got .*//.*. Mount'):
     paths.as_path(path)
 
 
@@ -117,22 +121,23 @@ def test_a_bucket_that_cannot_be_reached_is_not_an_empty_one(bucket, use):
   bucket.objects['gs://b/run/file'] = b'old'
   bucket.failure = RuntimeError('no route to host')
   with pytest.raises(checks.DataError,
-                     match='got path=gs://b/.*RuntimeError: no route to host'):
+                     match='^bucket must exist and be open to you; got '
+                     'path=gs://b/.*RuntimeError: no route to host'):
     use('gs://b/run/file')
   assert bucket.objects == {'gs://b/run/file': b'old'}
 
 
-def test_writing_to_no_bucket_is_an_error_of_the_data(bucket):
+def test_writing_to_a_missing_bucket_is_a_data_error(bucket):
   bucket.failure = FileNotFoundError('no such bucket')
   with pytest.raises(checks.DataError, match='got path=gs://b/run/file'):
     paths.replace('gs://b/run/file', b'new')
 
 
 def test_temporary_names_are_hidden_and_never_the_same(tmp_path):
-  found = {paths.temporary(tmp_path / 'file') for _ in range(100)}
-  assert len(found) == 100
+  hidden = {paths.temporary(tmp_path / 'file') for _ in range(100)}
+  assert len(hidden) == 100
   assert all(path.parent == tmp_path and path.name.startswith('.file.')
-             for path in found)
+             for path in hidden)
 
 
 def test_failed_replacement_leaves_the_old_content_alone(tmp_path, monkeypatch):
@@ -148,7 +153,7 @@ def test_failed_replacement_leaves_the_old_content_alone(tmp_path, monkeypatch):
   assert [p.read_bytes() for p in tmp_path.iterdir()] == [b'old']
 
 
-def test_what_is_there_and_what_is_not(bucket):
+def test_existing_and_missing_objects(bucket):
   paths.replace('gs://b/run/part/file', b'content')
   assert paths.names('gs://b/run') == ['part']
   assert paths.exists('gs://b/run/part/file')
@@ -159,7 +164,7 @@ def test_what_is_there_and_what_is_not(bucket):
     paths.read('gs://b/run/file')
 
 
-@pytest.mark.parametrize('there, newest', [
+@pytest.mark.parametrize('names, newest', [
     (['7/state/x', '7/commit_success.txt'], '7'),
     (['7/state/x', '7/commit_success.txt', '14/state/x'], '7'),
     (['9/state/x', '9/commit_success.txt', '14/state/x',
@@ -169,10 +174,10 @@ def test_what_is_there_and_what_is_not(bucket):
     ([], None),
 ])
 def test_a_checkpoint_in_a_bucket_is_complete_once_it_says_so(
-    bucket, there, newest):
-  bucket.objects.update((f'gs://b/run/{name}', b'') for name in there)
-  found = leaves.find(bucket('gs://b/run'))
-  assert (found and found.name) == newest
+    bucket, names, newest):
+  bucket.objects.update((f'gs://b/run/{name}', b'') for name in names)
+  folder = leaves.find(bucket('gs://b/run'))
+  assert (folder and folder.name) == newest
 
 
 def test_a_bucket_is_not_locked(bucket):
@@ -218,7 +223,7 @@ def test_staging_sees_a_file_of_the_same_size_that_has_changed(bucket):
   os.utime(path, ns=(5, 5))
   staging.flush()
   assert bucket.objects == {'gs://b/run/file': b'2'}
-  other.write_text('3')  # In its place comes one that is as old.
+  other.write_text('3')  # Replaces the file, with the same time and size.
   os.utime(other, ns=(5, 5))
   os.replace(other, path)
   staging.flush()
@@ -246,7 +251,7 @@ def test_staging_takes_a_twentieth_of_the_time(bucket, clock, monkeypatch):
   assert bucket.writes == ['file', 'file']
 
 
-def test_staging_goes_on_with_what_is_there_and_cleans_up(bucket):
+def test_staging_continues_known_files_and_cleans_up(bucket):
   bucket.objects['gs://b/run/known'] = b'1'
   bucket.objects['gs://b/run/other'] = b'x'
   staging = paths.Staging('gs://b/run', known=('known', 'missing'))
@@ -258,13 +263,13 @@ def test_staging_goes_on_with_what_is_there_and_cleans_up(bucket):
   assert bucket.objects == {'gs://b/run/known': b'12', 'gs://b/run/other': b'x'}
 
 
-def test_staging_uploads_nothing_that_is_there(bucket):
+def test_staging_uploads_no_unchanged_file(bucket):
   bucket.objects['gs://b/run/known'] = b'1'
   paths.Staging('gs://b/run', known=('known',)).close()
   assert not bucket.writes
 
 
-def test_staging_cleans_up_where_nothing_can_be_uploaded(bucket):
+def test_staging_cleans_up_if_the_upload_fails(bucket):
   staging = paths.Staging('gs://b/run')
   (staging.folder / 'file').write_text('1')
   bucket.failure = RuntimeError('no route to host')
@@ -285,7 +290,7 @@ def test_rows_reach_a_bucket_before_a_checkpoint_and_a_killed_run_goes_on(
   for step in (1, 2, 3):
     out.write(step, 'train', {'loss': 1.0})
     if step == 2:
-      out.flush()  # A checkpoint at 2; and after 3 the run is killed.
+      out.flush()  # For a checkpoint at 2; the run is killed after 3.
   assert steps(bucket) == [1, 2]
   with writer.open_writer('gs://b/run', total_steps=9) as out:
     out.truncate(2)

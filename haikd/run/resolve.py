@@ -1,0 +1,187 @@
+"""Resolves the config: fills in what weights and data decide.
+
+`from_pretrained` comes first. For the teacher's own training,
+`teacher_training` makes its network the one that is trained. `with_vocabulary`
+needs the data, which is built from the config.
+"""
+
+from typing import Any, Optional
+
+from haikd import config as config_lib
+from haikd import interop
+from haikd import models  # noqa: F401  Registers the zoo.
+from haikd.core import checks
+from haikd.core import registry
+from haikd.data.text import tokenizer as tokenizer_lib
+
+_ROLES = ('teacher', 'student')
+
+
+def from_pretrained(config: config_lib.ConfigDict) -> config_lib.ConfigDict:
+  """Fills in what pretrained weights say about their networks and data.
+
+  If `init` of a network is `hf:` or `gguf:`, the model and its options are read
+  from there. Options in the config take precedence, so that a student may be
+  shallower or narrower than the weights it starts from. The data set gets what
+  it accepts and the config does not give: the tokenizer of the teacher or else
+  of the student, at least as many classes as the network has, the names of the
+  classes in the network's order, and the scaling of images.
+
+  Args:
+    config: a validated config, its plugins imported.
+
+  Returns:
+    A resolved copy. Resolving it again changes nothing.
+
+  Raises:
+    ConfigError: the config names another model than the weights, `init_layers`
+      does not apply, or the networks have different tokenizers.
+    DataError: the weights cannot be read, or are not supported.
+  """
+  config = config.copy_and_resolve_references()
+  tokenizers = {}
+  for role in _ROLES:
+    _check_layers(role, config[role])
+    if interop.is_pretrained(config[role].init):
+      tokenizers[role] = _resolve_network(role, config)
+  _check_tokenizers(tokenizers)
+  return config
+
+
+def with_vocabulary(config: config_lib.ConfigDict,
+                    text: Any) -> config_lib.ConfigDict:
+  """Gives encoders a vocabulary that holds the data's.
+
+  A decoder has as many classes as the data has tokens. An encoder's
+  `num_classes` is not its vocabulary size, and JAX clamps out-of-range ids to
+  the last row silently.
+
+  Args:
+    config: a config from `from_pretrained`.
+    text: the `data.source.TextInfo` of the data, or None.
+
+  Returns:
+    The config, or a changed copy.
+
+  Raises:
+    ConfigError: an encoder has fewer tokens than the data.
+  """
+  if text is None:
+    return config
+  config = config.copy_and_resolve_references()
+  for role in _ROLES:
+    function = registry.models[config[role].model].function
+    if 'vocabulary' not in checks.option_names(function):
+      continue
+    options = config[role].options
+    size = options.get('vocabulary')
+    if text.kept_ids is not None or size is None:
+      with config.unlocked():
+        options.vocabulary = text.size
+    elif size < text.size:
+      raise checks.ConfigError(
+          f'config.{role}.options.vocabulary must be no smaller than that of '
+          f'the data; got {size}, and the tokenizer {text.tokenizer} has '
+          f'{text.size}. Give the data the tokenizer of the network, or the '
+          'network another vocabulary.')
+  return config
+
+
+def teacher_training(config: config_lib.ConfigDict) -> config_lib.ConfigDict:
+  """Returns the config of the teacher's own training.
+
+  Its `student` is the teacher's network, which is trained on the labels alone
+  with the fields of `config.teacher.train`.
+
+  Args:
+    config: a config from `from_pretrained`, of a teacher without `init`.
+
+  Raises:
+    ConfigError: `config.teacher.train.steps` is 0.
+  """
+  train = config.teacher.train
+  if train.steps <= 0:
+    raise checks.ConfigError(
+        'config.teacher must have weights; got init=None and train.steps=0. '
+        'Point config.teacher.init at a workdir, or set '
+        'config.teacher.train.steps.')
+  resolved: Any = config_lib.ConfigDict(config.to_dict())
+  defaults: Any = config_lib.base()
+  resolved.steps, resolved.optimizer = train.steps, train.optimizer
+  resolved.data.augment = train.augment
+  resolved.student = defaults.student
+  resolved.student.update(
+      {name: config.teacher[name] for name in defaults.student})
+  resolved.teacher, resolved.distillation = (
+      defaults.teacher, defaults.distillation)
+  resolved.losses = defaults.losses
+  return resolved
+
+
+def _resolve_network(role, config) -> Optional[str]:
+  """Fills in one network and its data; returns the path of its tokenizer."""
+  network = config[role]
+  default: Any = config_lib.network()
+  described = interop.describe(network.init)
+  if network.model not in (described.model, default.model):
+    raise checks.ConfigError(
+        f'config.{role}.model must be left out, or be that of {network.init}; '
+        f'got {network.model!r} where it is {described.model!r}. Leave it out.')
+  options = dict(described.options)
+  if network.init_layers is not None:
+    options['depth'] = len(network.init_layers)
+  options.update(network.options.to_dict())
+  _resolve_data(config, described, options)
+  network.model = described.model
+  with config.unlocked():
+    network.options = options
+  return described.tokenizer
+
+
+def _check_tokenizers(tokenizers):
+  """Refuses networks in which one id is two different tokens."""
+  paths = {role: path for role, path in tokenizers.items() if path}
+  if len(set(paths.values())) < 2:
+    return
+  digests = {tokenizer_lib.load(path).digest for path in paths.values()}
+  if len(digests) > 1:
+    raise checks.ConfigError(
+        'teacher and student must have one tokenizer, since their logits are '
+        f'compared token by token; got {paths["teacher"]} and '
+        f'{paths["student"]}, which differ. Choose a student of the '
+        "teacher's own family.")
+
+
+def _resolve_data(config, described, options):
+  """Gives the data what the network decides; moves `num_classes` to it."""
+  defaults = config_lib.base().data
+  is_default = (config.data.mean, config.data.std) == (
+      defaults.mean, defaults.std)
+  if described.scale is not None and is_default:
+    with config.ignore_type():  # Numbers become tuples.
+      config.data.mean, config.data.std = described.scale
+  name = config.data.name
+  if name not in registry.datasets.names():
+    return
+  accepted = checks.option_names(registry.datasets[name].function)
+  decided = {}
+  if 'tokenizer' in accepted and described.tokenizer:
+    decided['tokenizer'] = described.tokenizer
+  if 'classes' in accepted and described.classes:
+    decided['classes'] = described.classes
+  if 'vocabulary' in accepted and 'num_classes' in options:
+    classes = options.pop('num_classes')
+    # Only the data knows how many tokens pruning leaves.
+    if not config.data.options.get('prune'):
+      decided['vocabulary'] = classes
+  with config.unlocked():
+    config.data.options = {**decided, **config.data.options.to_dict()}
+
+
+def _check_layers(role, network):
+  layers = network.init_layers
+  if layers is not None and not interop.is_pretrained(network.init):
+    raise checks.ConfigError(
+        f'config.{role}.init_layers must be None unless init begins with hf: '
+        f'or gguf:; got {layers}, init={network.init!r}. All layers of a '
+        'workdir are loaded.')
