@@ -7,7 +7,8 @@ import pytest
 from haikd import launch
 
 # <field or argument> must <rule>; got <value>. <remedy>.
-SHAPE = re.compile(r'haikd: .+ (must .+|is missing\. .+)\.\n')
+SHAPE = re.compile(
+    r'haikd: (?![a-z_]+\.[a-z_]+: ).+ (must .+|is missing\. .+)\.\n')
 
 FILE = """
 from haikd import config as config_lib

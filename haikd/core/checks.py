@@ -88,17 +88,6 @@ def abbreviate(items: Sequence[str], *, limit: int = 5) -> str:
   return ', '.join(items[:limit]) + (f' and {more} more' if more > 0 else '')
 
 
-def abbreviate(items: Sequence[str], *, limit: int = 5) -> str:
-  """Returns the first items, separated by commas, and how many more there are.
-
-  Args:
-    items: what a message lists.
-    limit: how many of them it shows.
-  """
-  more = len(items) - limit
-  return ', '.join(items[:limit]) + (f' and {more} more' if more > 0 else '')
-
-
 def is_number(value: object) -> bool:
   """Returns whether a value is a finite number; True and False are not."""
   return (isinstance(value, numbers.Real) and not isinstance(value, bool) and

@@ -67,7 +67,7 @@ class Program(NamedTuple):
 
 
 def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
-                  num_classes: int, mesh: jax.sharding.Mesh,
+                  num_classes: Optional[int], mesh: jax.sharding.Mesh,
                   has_teacher: bool,
                   optimizer_field: str = 'config.optimizer') -> Program:
   """Builds the functions of a run, without touching a device.
@@ -75,7 +75,7 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
   Args:
     config: a validated config, its plugins imported.
     spec: the global training batch as ShapeDtypeStructs.
-    num_classes: of the data.
+    num_classes: the number of classes of the data; None if it has none.
     mesh: where to run.
     has_teacher: whether the student learns from `config.teacher`, or from the
       labels alone.

@@ -77,7 +77,7 @@ class Network(NamedTuple):
 def build_network(config: config_lib.ConfigDict,
                   *,
                   title: str,
-                  num_classes: int,
+                  num_classes: Optional[int],
                   kinds: Iterable[str] = ()) -> Network:
   """Builds a network.
 

@@ -1,6 +1,7 @@
 """The objective of a config, checked before a device is touched."""
 
 import contextlib
+from typing import Optional
 
 import jax
 
@@ -17,14 +18,14 @@ from haikd.objective import terms as terms_lib
 def build_objective(config: config_lib.ConfigDict,
                     *,
                     spec: base.Batch,
-                    num_classes: int,
+                    num_classes: Optional[int],
                     has_teacher: bool = True) -> objective_lib.Objective:
   """Builds and checks an objective, without touching a device.
 
   Args:
     config: a complete config, its plugins imported.
     spec: a batch of ShapeDtypeStructs.
-    num_classes: of the data.
+    num_classes: the number of classes of the data; None if it has none.
     has_teacher: whether the student learns from `config.teacher`, or from the
       labels alone.
 
