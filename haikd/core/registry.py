@@ -171,9 +171,10 @@ def register_model(name: Optional[str] = None,
     taps: `{kind: glob over module names}`, the modules to capture when the
       config names none, for example `dict(features='block_*')`.
     tensor: `{glob over parameters: axis}`, which axis of a parameter to split
-      over the mesh axis `tensor`, for example `{'mlp/up/w': -1}`. Parts of the
-      glob are matched against the last parts of `<module>/<parameter>`. Axes
-      count from the end, so that they are also right for stacked layers.
+      over the mesh axis `tensor`. A glob matches from the right, between
+      slashes: `{'mlp/up/w': -1}` is for every parameter whose path ends in
+      `mlp/up/w`. Axes count from the end, so that they are also right for
+      stacked layers.
     replace: whether to replace a model of that name.
 
   Returns:

@@ -35,12 +35,14 @@ def check_types(field: str, function: Callable,
   """Refuses options whose type contradicts a function's annotations.
 
   Only the annotations bool, int, float and str are checked. A parameter with
-  another annotation, or without one, takes any value.
+  another annotation, or without one, takes any value. An int passes for a
+  float; a bool passes only for a bool.
 
   Args:
     field: the config field that holds the options, for messages.
     function: takes the options.
-    options: its keyword options, all of which it has.
+    options: keyword arguments that the function accepts, by name or through
+      its `**options`.
 
   Raises:
     ConfigError: a value of another type.

@@ -203,6 +203,7 @@ class Reader:
       raise self._bad(indices[place[0]], rule, values[place], remedy)
 
   def _bad(self, index, rule, value, remedy):
+    """Returns the error 'example … must {rule}; got {value}. {remedy}'."""
     return checks.DataError(
         f'example {index} of split {self.split!r} must {rule}; got {value}. '
         f'{remedy}')

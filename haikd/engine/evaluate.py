@@ -95,14 +95,15 @@ def build_eval_step(network: network_lib.Network,
     return jax.tree.map(lambda x: x.astype(jnp.float32), logits)
 
   def measure(evaluated, frozen, batch):
-    logits, target = logits_of(network, evaluated, batch), None
+    logits = logits_of(network, evaluated, batch)
+    teacher_logits = None
     if teacher is network:
-      target = logits
+      teacher_logits = logits
     elif teacher is not None:
-      target = logits_of(teacher, frozen, batch)
+      teacher_logits = logits_of(teacher, frozen, batch)
     return metrics_lib.measure(
         logits,
-        target,
+        teacher_logits,
         mask=pairs_lib.target_mask(batch, logits),
         labels=batch.labels,
         sizes=sizes)

@@ -187,7 +187,11 @@ def _check_tensor(mesh, networks):
 
 
 def _abstract_state(init, student: network_lib.Network, mesh):
-  """Returns what `init` makes, with the sharding of each array."""
+  """Returns what `init` makes, with the sharding of each array.
+
+  The optimizer's moments have the names of the parameters, so that the same
+  rules match them.
+  """
   state = jax.eval_shape(init, jax.random.key(0))
   place = lambda tree, rules: mesh_lib.place(mesh, tree, rules)
   layout = jax.tree.map(lambda _: mesh_lib.whole(mesh), state)._replace(

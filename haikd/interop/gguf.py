@@ -50,7 +50,8 @@ class Gguf:
     self.path = str(path)
     try:
       stat = os.stat(path)
-      metadata, stored = _open(self.path, stat.st_size, stat.st_mtime_ns)
+      # Cached until the size or the time of the file changes.
+      metadata, tensors = _open(self.path, stat.st_size, stat.st_mtime_ns)
     except checks.DataError:
       raise
     except Exception as err:  # A wrong offset causes errors of any kind.
@@ -58,7 +59,7 @@ class Gguf:
           f'{path} must be a complete GGUF file; got one that cannot be read '
           f'({checks.describe(err)}). Fetch it again.') from err
     self.metadata: Mapping[str, Any] = metadata
-    self._tensors: Mapping[str, _GgufTensor] = stored
+    self._tensors: Mapping[str, _GgufTensor] = tensors
     self.shapes = {
         name: jax.ShapeDtypeStruct(
             tensor.shape,

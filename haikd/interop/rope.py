@@ -93,8 +93,8 @@ def write(base: float, scaling: Optional[Mapping[str, Any]]) -> dict[str, Any]:
     if value is not None:
       written[theirs] = list(value) if isinstance(value, tuple) else value
   values = dict(rope_theta=base, rope_scaling=written)
-  # For kinds that depend on a length, transformers reads the final length here;
-  # for `dynamic`, the length that is extended.
+  # transformers takes max_position_embeddings as the length before scaling for
+  # `dynamic`, and after scaling for all other kinds but `linear`.
   if kind == 'dynamic':
     values['max_position_embeddings'] = scaling['original_length']
   elif kind != 'linear':

@@ -119,10 +119,14 @@ def read_header(path: pathlib.Path) -> tuple[dict[str, Any], int]:
   try:
     with open(path, 'rb') as file:
       length = int.from_bytes(file.read(8), 'little')
-      content = file.read(length) if length <= _MAX_HEADER else b''
-    header = json.loads(content)
-    if len(content) < length or not isinstance(header, dict):
+      if length > _MAX_HEADER:
+        raise ValueError('its header is too long')
+      content = file.read(length)
+    if len(content) < length:
       raise ValueError('its header is cut short')
+    header = json.loads(content)
+    if not isinstance(header, dict):
+      raise ValueError('its header is not a JSON object')
   except (OSError, ValueError) as err:
     raise _broken(path, checks.one_line(err)) from err
   return header, 8 + length

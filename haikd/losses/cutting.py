@@ -127,6 +127,9 @@ class Cut:
   def flatten(self, name: str, value: Any) -> Any:
     """Returns logits or labels with a single axis for all positions.
 
+    The kernel of LinearLogits is split over the devices that share the
+    vocabulary, see `ChunkSizes`.
+
     Args:
       name: of the argument, for messages.
       value: LinearLogits or an array `[..., *rest]`, or None.

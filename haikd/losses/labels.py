@@ -13,8 +13,6 @@ from haikd.core import masking
 from haikd.losses import divergences
 from haikd.losses import register
 
-IGNORED_LABEL = -100
-
 
 @register.register_loss(
     on='logits',
@@ -72,7 +70,7 @@ def cross_entropy(student: jax.Array,
   _check_labels(labels, student.shape[:-1], student)
   checks.check_leading('labels', labels, mask)
   labels = labels.astype(jnp.int32)
-  keep = masking.expand(mask, labels.ndim) & (labels != IGNORED_LABEL)
+  keep = masking.expand(mask, labels.ndim) & (labels != base.IGNORED_LABEL)
   legal = (labels >= 0) & (labels < student.shape[-1])
   legal_labels = jnp.where(legal, labels, 0)
   rows = cross_entropy_rows(masking.clean(student, keep), legal_labels)

@@ -16,7 +16,7 @@ POOLS = dict(none=None, max=hk.max_pool, avg=hk.avg_pool)
 
 
 class Stage(hk.Module):
-  """A 3x3 convolution, a norm, an activation, and pooling by two."""
+  """A 3x3 convolution, a norm, an activation, and pooling by two if asked."""
 
   def __init__(self, channels: int, *, norm: str, groups: int, decay: float,
                activation: layers.Activation, pool: str, name: str):
@@ -29,12 +29,13 @@ class Stage(hk.Module):
     self.pool = POOLS[pool]
 
   def __call__(self, inputs: jax.Array, is_training: bool) -> jax.Array:
-    """Maps `[B, h, w, C]` to `[B, h // 2, w // 2, channels]`."""
+    """Maps `[B, h, w, C]` to `[B, h', w', channels]`; pooling halves h, w."""
     conv = hk.Conv2D(
         self.channels, 3, with_bias=self.norm == 'none', name='conv')
     outputs = conv(inputs)
     if self.norm == 'batch':
-      norm = hk.BatchNorm(True, True, self.decay, name='norm')
+      norm = hk.BatchNorm(create_scale=True, create_offset=True,
+                          decay_rate=self.decay, name='norm')
       outputs = norm(outputs, is_training)
     elif self.norm == 'group':
       outputs = hk.GroupNorm(self.groups, name='norm')(outputs)

@@ -39,13 +39,13 @@ class Attention(hk.Module):
   """Causal grouped-query attention; offers its maps as the tap `maps`.
 
   Args:
-    heads: H.
-    key_value_heads: G.
-    head_size: K.
-    qk_norm: see `llama.llama`.
-    qkv_bias: see `llama.llama`.
-    output_bias: see `llama.llama`.
-    epsilon: see `llama.llama`.
+    heads: the number of query heads, H.
+    key_value_heads: the number of heads of keys and values, G.
+    head_size: the features of a head, K.
+    qk_norm: whether each head's queries and keys are normalised.
+    qkv_bias: whether queries, keys and values have biases.
+    output_bias: whether the output has a bias.
+    epsilon: added to the variance in those norms.
     name: the module's name.
   """
 

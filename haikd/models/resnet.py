@@ -15,7 +15,7 @@ _LAYOUT_OPTIONS = ('blocks', 'channels', 'bottleneck')
 
 
 class ResNet(hk.Module):
-  """`hk.nets.ResNet` for any number of groups, with a choice of stems.
+  """`hk.nets.ResNet` for any number of groups, and a stem for small images.
 
   For a network that `hk.nets.ResNet` can express, this one has parameters of
   the same names and computes the same. Only the logits are initialised
@@ -23,22 +23,22 @@ class ResNet(hk.Module):
   """
 
   def __init__(self, *, num_classes: int, blocks: Sequence[int],
-               channels: Sequence[int], bottleneck: bool, stem: int,
-               small_images: bool, preactivation: bool, decay: float,
-               name: str):
+               channels: Sequence[int], bottleneck: bool,
+               stem_channels: int, small_images: bool, preactivation: bool,
+               decay: float, name: str):
     super().__init__(name=name)
     norm: dict[str, Any] = dict(
         create_scale=True, create_offset=True, decay_rate=decay, eps=1e-5)
     self.pools = not small_images
     self.preactivation = preactivation
     self.initial_conv = hk.Conv2D(
-        stem,
+        stem_channels,
         kernel_shape=3 if small_images else 7,
         stride=1 if small_images else 2,
         with_bias=False,
         name='initial_conv')
-    end = 'final' if preactivation else 'initial'
-    self.batchnorm = hk.BatchNorm(name=f'{end}_batchnorm', **norm)
+    position = 'final' if preactivation else 'initial'
+    self.batchnorm = hk.BatchNorm(name=f'{position}_batchnorm', **norm)
     self.groups = []
     for i, (count, size) in enumerate(zip(blocks, channels)):
       self.groups.append(
@@ -49,7 +49,7 @@ class ResNet(hk.Module):
               bn_config=norm,
               resnet_v2=preactivation,
               bottleneck=bottleneck,
-              use_projection=i > 0 or size != stem,
+              use_projection=i > 0 or size != stem_channels,
               name=f'block_group_{i}'))
     self.logits = layers.Linear(num_classes, name='logits')
 
@@ -132,7 +132,7 @@ def resnet(inputs: jax.Array,
   blocks, channels, bottleneck = _layout(depth, blocks, channels, bottleneck)
   if stem is None:
     stem = max(channels[0] // 4, 1) if bottleneck else channels[0]
-  layers.check_positive(stem=stem)
+  layers.check_positive(stem_channels=stem)
   stem, *channels = (_scaled(size, width) for size in (stem, *channels))
   if bottleneck and any(size % 4 for size in channels):
     raise checks.ConfigError(
@@ -143,7 +143,7 @@ def resnet(inputs: jax.Array,
       blocks=blocks,
       channels=channels,
       bottleneck=bottleneck,
-      stem=stem,
+      stem_channels=stem,
       small_images=small_images,
       preactivation=preactivation,
       decay=decay,

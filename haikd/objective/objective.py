@@ -89,8 +89,8 @@ class Objective(NamedTuple):
            is_training: bool = True) -> tuple[Sums, Any]:
     """Computes every term on one microbatch, from materialised logits and maps.
 
-    Counts depend on masks only, so when just the counts are used XLA removes
-    the logits and maps as dead code.
+    A caller that uses only the counts pays for no logits or maps: counts come
+    from masks and labels, and XLA removes the rest as dead code.
 
     Args:
       params: the trained parameters; gradients reach nothing else.
@@ -138,6 +138,7 @@ class Objective(NamedTuple):
     in_chunks = list(filter(is_chunked, self.terms))
     others = [term for term in self.terms if not is_chunked(term)]
     value, sums = jnp.zeros((), jnp.float32), Sums()
+    # Terms on logits go in chunks all together, or not at all.
     if in_chunks:
       value, sums = self._sums_in_chunks(in_chunks, outputs, batch,
                                          coefficients, context)

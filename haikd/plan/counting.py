@@ -152,7 +152,7 @@ class _Counter:
         self.walk(eqn.params['jaxpr'].jaxpr, times * eqn.params['length'],
                   place)
       elif name == 'cond':
-        self._costliest(eqn.params['branches'], times, place)
+        self._add_costliest(eqn.params['branches'], times, place)
       elif name == 'shard_map':
         self.walk(eqn.params['jaxpr'], times, _enter(eqn, place))
       else:
@@ -161,8 +161,8 @@ class _Counter:
         for inner in _inner(eqn.params):
           self.walk(inner, times * (rounds or 1), place)
 
-  def _costliest(self, branches, times, place):
-    """Counts the branch that computes most; of equals, that sends most."""
+  def _add_costliest(self, branches, times, place):
+    """Adds the branch with the most flops; on a tie, with the most traffic."""
     counters = []
     for branch in branches:
       counter = _Counter()
@@ -170,7 +170,7 @@ class _Counter:
       counters.append(counter)
     costliest = max(
         counters,
-        key=lambda x: (x.flops, sum(n[2] for n in x.traffic.values())))
+        key=lambda x: (x.flops, sum(wire for *_, wire in x.traffic.values())))
     self.flops += costliest.flops
     self.bytes += costliest.bytes
     self.open_loops += costliest.open_loops

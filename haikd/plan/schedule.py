@@ -153,8 +153,9 @@ class _Reader:
   def _fusion(self, lines, place, times):
     """Yields what a fusion starts.
 
-    A collective that runs beside products is a chain of fusions that all repeat
-    it. Only the first has AsyncCollectiveStart in it.
+    On TPU, a collective that overlaps with matrix products appears in each
+    fusion of a chain. It counts once, at the first, which alone has
+    AsyncCollectiveStart.
     """
     for called in self._called(lines[place]):
       body = self._module.computations[called]

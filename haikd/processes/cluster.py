@@ -96,7 +96,8 @@ def _detect():
     for kind in jax_internals.cluster_kinds():
       if _may_be(kind) and kind.is_env_present():
         return _ask(kind)
-  except Exception as err:  # From metadata servers and foreign variables.
+  # Metadata servers and other programs' variables cause errors of any kind.
+  except Exception as err:
     raise checks.ConfigError(
         'this cluster must tell JAX its processes; got '
         f'{checks.describe(err)}. Give --coordinator, --num_processes and '

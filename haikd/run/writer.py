@@ -72,8 +72,9 @@ class Writer:
       split: such as 'train' or 'eval/validation'.
       metrics: numbers by name, such as `loss/kl` or `examples_per_second`.
     """
+    # Also on processes that do not write: `float` waits for the step there too.
     metrics = {name: float(value) for name, value in metrics.items()}
-    if self._staging:
+    if self._staging:  # None on processes that do not write.
       for sink in self._sinks:
         sink.write(int(step), split, metrics)
       self._staging.flush_if_due()

@@ -107,9 +107,10 @@ def read_leaves(folder: paths.ConcretePath,
 
   Args:
     folder: the folder of the checkpoint.
-    requested: `jax.ShapeDtypeStruct`s by name. Arrays get their dtypes and
-      shardings.
-    as_numpy: whether to return NumPy arrays as they were saved instead.
+    requested: `jax.ShapeDtypeStruct`s by name. Each array is returned with the
+      dtype and sharding requested here.
+    as_numpy: whether to return NumPy arrays with the dtypes that were saved,
+      ignoring those requested.
 
   Returns:
     `{name: array}`.

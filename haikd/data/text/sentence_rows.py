@@ -44,16 +44,19 @@ class SentenceEncoder(NamedTuple):
     return dict(length=self.length, padding=self.padding)
 
   def encode(self, texts: Sequence[str], counts: Counter,
-             pairs: Optional[Sequence[str]] = None) -> Iterator[SentenceRow]:
-    """Yields each text, or pair of texts, as a row.
+             seconds: Optional[Sequence[str]] = None
+             ) -> Iterator[SentenceRow]:
+    """Yields each text, or pair of texts, as a row of `length` tokens.
+
+    Longer ones are truncated, shorter ones padded.
 
     Args:
       texts: the texts to encode.
       counts: its `tokens` increases by the number of tokens.
-      pairs: the second sentence of each, or None.
+      seconds: the second sentence of each, or None.
     """
     pad = text_tokenizers.pad_id(self.tokenizer)
-    for encoded in self.tokenizer.encode_batch(texts, pairs,
+    for encoded in self.tokenizer.encode_batch(texts, seconds,
                                                length=self.length):
       counts['tokens'] += len(encoded.ids)
       types, room = encoded.types, self.length - len(encoded.ids)
@@ -64,9 +67,10 @@ class SentenceEncoder(NamedTuple):
           np.pad(np.ones(len(encoded.ids), bool), sides))
 
   def full_ids(self, texts: Sequence[str],
-               pairs: Optional[Sequence[str]] = None) -> Iterator[np.ndarray]:
+               seconds: Optional[Sequence[str]] = None
+               ) -> Iterator[np.ndarray]:
     """Yields the ids of each text, or pair of texts, without truncation."""
-    for encoded in self.tokenizer.encode_batch(texts, pairs):
+    for encoded in self.tokenizer.encode_batch(texts, seconds):
       yield encoded.ids
 
   def check_options(self) -> None:

@@ -182,6 +182,7 @@ def _prepare(recipe, tokenizer, corpus, data_dir):
     with (text_tokenizers.explaining_write_errors(folder),
           _progress_bar(f'preparing {corpus.split}') as show):
       folder.mkdir(parents=True, exist_ok=True)
+      # Temporary files of killed preparations, of any split.
       paths.remove_leftovers(text_tokenizers.root(data_dir))
       shards.write(folder, recipe, corpus, show)
   if not shards.read_info(folder)['rows']:

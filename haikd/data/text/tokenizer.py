@@ -238,7 +238,7 @@ def load(path: str) -> Tokenizer:
   if not paths.exists(file):
     raise checks.DataError(
         f'A tokenizer must be a folder with {_FILE}, or that file; got '
-        f'{str(folder)!r}, {_which_lacks_the_file(folder)}')
+        f'{str(folder)!r}, {_describe_missing(folder)}')
   config = _json_object(folder / _CONFIG)
   special = _json_object(folder / _MAP)
   return Tokenizer(
@@ -270,9 +270,10 @@ def _json_object(path):
   return value
 
 
-def _which_lacks_the_file(folder):
-  """Returns what the folder has instead of tokenizer.json, and a remedy."""
+def _describe_missing(folder):
+  """Returns an error's end: why tokenizer.json is missing, and a remedy."""
   names = paths.names(folder)
+  # Formats that only transformers' tokenizers in Python read.
   slow = [name for name in names
           if name == 'vocab.txt' or name.endswith('.model')]
   if slow:
