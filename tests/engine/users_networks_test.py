@@ -138,7 +138,6 @@ def test_network_trains_alike_on_any_number_of_devices(network):
     registry.register_model()(model)
     config = config_lib.base()
     config.batch_size = BATCH
-    config.microbatches = 2
     config.student.model = config.teacher.model = 'model'
     config.optimizer.update(
         dict(name='sgd', learning_rate=1.0, schedule='constant'))
