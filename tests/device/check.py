@@ -79,7 +79,7 @@ def _parse(argv):
       '--tiny', action='store_true', help='small sizes, for a CPU')
   parser.add_argument(
       '--only', default='',
-      help='regular expression: of numbers, which results to compute')
+      help='regular expression: which results of numbers and step to compute')
   parser.add_argument(
       '--seconds', type=float, default=None,
       help=f'time of all parts together; {SECONDS}, or {SECONDS_TINY} if tiny')
@@ -176,8 +176,7 @@ def _run_alone(options):
   scratch.mkdir(parents=True, exist_ok=True)
   report = report_lib.Report(
       name, options.out, scratch, tiny=options.tiny,
-      seconds=options.seconds - 5)
-  report.only = re.compile(options.only)
+      seconds=options.seconds - 5, only=options.only)
   try:
     report.describe_device()
     module = f'parts.{name}' if name in PARTS else name

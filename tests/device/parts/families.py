@@ -24,7 +24,8 @@ FAMILIES = dict(
     vit=(dict(patch_size=2, width=16, depth=2, heads=2),
          dict(patch_size=2, width=32, depth=4, heads=4), _IMAGES, True),
     gpt2=(*_DECODER, _TEXT, True),
-    bert=(*_DECODER, _TEXT, True),
+    bert=(*(dict(x, head='masked_lm', vocabulary=_CLASSES) for x in _DECODER),
+          _TEXT, True),
     llama=(*_DECODER, _TEXT, True),
 )
 

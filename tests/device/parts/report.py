@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import time
 import traceback
 
@@ -22,18 +23,24 @@ class Report:
     scratch: folder for traces and workdirs; removed afterwards.
     tiny: whether sizes are shrunk to what a CPU does in seconds.
     seconds: time limit of the part.
+    only: regular expression of the results that are wanted.
   """
 
-  def __init__(self, name, out, scratch, *, tiny, seconds):
+  def __init__(self, name, out, scratch, *, tiny, seconds, only=''):
     self.name, self.tiny = name, tiny
     self.scratch = pathlib.Path(scratch)
     self.path = pathlib.Path(out) / f'{name}.json'
     self._end = time.monotonic() + seconds
     self._start = time.monotonic()
+    self._only = re.compile(only)
     self.content = dict(
         part=name, tiny=tiny, done=False, error=None, seconds=0.0,
         python=platform.python_version(), results={})
     self.write()
+
+  def wants(self, result):
+    """Returns whether a result of that name was asked for."""
+    return bool(self._only.search(result))
 
   def left(self):
     """Returns the seconds that are left."""

@@ -36,7 +36,7 @@ def run(report):
   if step is None:
     return
   frozen = step.frozen
-  for name in _SIDES:
+  for name in filter(lambda x: report.wants(f'by_hand/{x}'), _SIDES):
     with report.result(f'by_hand/{name}', seconds=20) as go:
       if go:
         _by_hand(report, name, size, step)
@@ -47,6 +47,8 @@ def run(report):
       attention=(dict(features=True, attention=True), None),
       attention_long=(dict(features=True, attention=True), 2 * size.length))
   for name, (losses, length) in others.items():
+    if not report.wants(name):
+      continue
     with report.result(name, seconds=25) as go:
       if go:
         other = language.sizes(report.tiny, length)
