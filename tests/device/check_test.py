@@ -12,8 +12,6 @@ CHECK = pathlib.Path(__file__).with_name('check.py')
 # Of each kind of result one.
 NUMBERS = 'kl_divergence/larger|blocked/attend/float32|SAME|step/mlp/float32'
 BROKEN = """
-import time
-
 def run(report):
   report.add('first', value=1.5)
   with report.result('second') as go:
@@ -70,7 +68,7 @@ def test_numbers_agree_and_are_recorded(tmp_path):
 
 def test_step_tells_time_work_and_memory(tmp_path):
   code, printed = check(
-      tmp_path, '--tiny', '--parts=step', '--only=^(logits|by_hand)')
+      tmp_path, '--tiny', '--parts=step', '--only=by_hand/fused')
   found = read(tmp_path, 'step')
   assert code == 0, printed
   logits = found['results']['logits']
@@ -80,10 +78,9 @@ def test_step_tells_time_work_and_memory(tmp_path):
   # The products of the two networks are nearly all there is to count.
   model = logits['teacher_tflop'] + logits['student_tflop']
   assert model <= logits['counted_tflop'] <= 1.2 * model
-  for side in ('fused', 'materialised'):
-    result = found['results'][f'by_hand/{side}']
-    assert result['ok'] and result['haikd_over_by_hand']['median'] > 0
-    assert result['losses'] == pytest.approx(logits['losses'], rel=0.02)
+  by_hand = found['results']['by_hand/fused']
+  assert by_hand['ok'] and by_hand['haikd_over_by_hand']['median'] > 0
+  assert by_hand['losses'] == pytest.approx(logits['losses'], rel=0.02)
 
 
 def test_parts_fail_by_themselves_and_say_so(tmp_path):
@@ -110,7 +107,7 @@ def test_parts_fail_by_themselves_and_say_so(tmp_path):
 def test_part_that_hangs_is_cut_short(tmp_path):
   (tmp_path / 'my_hanging.py').write_text(HANGING)
   code, _ = check(
-      tmp_path, '--tiny', '--parts=my_hanging', '--seconds=20')
+      tmp_path, '--tiny', '--parts=my_hanging', '--seconds=15')
   assert code == 1
   found = read(tmp_path, 'my_hanging')
   assert found['error'].startswith('cut short after its')

@@ -1,4 +1,4 @@
-"""Whole jobs, ResNet-50 from ResNet-152, and a kill and a resume."""
+"""Whole jobs, a kill and a resume, and ResNet-50 from ResNet-152."""
 
 import hashlib
 import json
@@ -7,8 +7,11 @@ import pathlib
 import subprocess
 import sys
 import time
+import warnings
 
+import jax
 import numpy as np
+import orbax.checkpoint as ocp
 from parts import images
 
 import haikd
@@ -23,23 +26,22 @@ def run(report):
   Args:
     report: where to.
   """
-  with report.result('kill_and_resume', seconds=20) as go:
-    if go:
-      _kill_and_resume(report)
-  with report.result('resnet', seconds=25) as go:
-    if go:
-      images.measure(report)
-  for name in ('digits_mlp_from_convnet', 'digits_vit_from_vit'):
-    with report.result(name, seconds=20) as go:
-      if go:
-        _job(report, name)
+  default, vit = 'digits_mlp_from_convnet', 'digits_vit_from_vit'
+  for name, seconds, check in (
+      (default, 20, lambda: _job(report, default)),
+      ('kill_and_resume', 15, lambda: _kill_and_resume(report, default)),
+      ('resnet', 25, lambda: images.measure(report)),
+      (vit, 20, lambda: _job(report, vit))):
+    if report.wants(name):
+      with report.result(name, seconds=seconds) as go:
+        if go:
+          check()
 
 
 def _job(report, name):
   """Runs a job to its end and tells when its first step was there."""
-  variant = ':smoke' if report.tiny else ''
   workdir = report.scratch / name
-  job = Job(f'configs/{name}.py{variant}', workdir, '--config.log_every=2')
+  job = _start(report, name, workdir)
   first = job.wait_for(workdir, 'metrics.jsonl', report.left() - 5)
   code = job.wait(report.left() - 3)
   values = dict(
@@ -55,55 +57,53 @@ def _job(report, name):
   report.add(name, ok=code == 0, **values)
 
 
-def _kill_and_resume(report):
-  """Kills a job after a checkpoint, starts it again, compares the end."""
-  steps = 24 if report.tiny else 400
-  flags = (f'--config.steps={steps}', '--config.teacher.train.steps=8',
-           f'--config.checkpoint_every={steps // 8}', '--config.baseline=False',
-           f'--config.evaluation.every={steps}', '--config.log_every=2')
+def _start(report, name, workdir):
   variant = ':smoke' if report.tiny else ''
-  config = f'configs/digits_mlp_from_convnet.py{variant}'
-  whole, cut = report.scratch / 'whole', report.scratch / 'cut'
-  codes = [Job(config, whole, *flags).wait(report.left() - 5)]
-  job = Job(config, cut, *flags)
-  job.wait_for(cut / 'checkpoints', f'{steps // 8}/*', report.left() - 5)
+  return Job(f'configs/{name}.py{variant}', workdir, '--config.log_every=2')
+
+
+def _kill_and_resume(report, name):
+  """Kills a job after a checkpoint, starts it again, compares the end.
+
+  Args:
+    report: where to add the result.
+    name: of the job, which has run to its end.
+  """
+  whole, cut = report.scratch / name, report.scratch / 'cut'
+  steps = _newest(whole)
+  job = _start(report, name, cut)
+  job.wait_for(cut / 'checkpoints', '[0-9]*/*', report.left() - 5)
   job.kill()
-  killed_at = max(
-      [int(x.name) for x in (cut / 'checkpoints').glob('*')
-       if x.name.isdigit()], default=0)
-  again = Job(config, cut, *flags)
-  codes.append(again.wait(report.left() - 3))
-  same = None
-  if codes == [0, 0]:
-    same = _digest(whole) == _digest(cut)
+  killed_after = _newest(cut)
+  again = _start(report, name, cut)
+  code = again.wait(report.left() - 3)
+  same = _digest(whole) == _digest(cut) if code == 0 else None
+  values = {} if code == 0 else dict(output=again.output())
   report.add(
-      'kill_and_resume', ok=bool(same) and killed_at < steps, bitwise=same,
-      killed_after=killed_at, steps=steps, exit_codes=codes,
-      output='' if codes == [0, 0] else again.output())
+      'kill_and_resume', ok=bool(same) and 0 < killed_after < steps,
+      bitwise=same, killed_after=killed_after, steps=steps, exit_code=code,
+      **values)
+
+
+def _newest(workdir):
+  """Returns the step of the newest checkpoint in a workdir, 0 for none."""
+  folder = pathlib.Path(workdir) / 'checkpoints'
+  return max(
+      [int(x.name) for x in folder.glob('*') if x.name.isdigit()], default=0)
 
 
 def _digest(workdir):
-  """Returns a hash of the trained student, bit by bit."""
-  trained = haikd_parameters(workdir)
+  """Returns a hash of the whole state in the newest checkpoint."""
+  folder = pathlib.Path(workdir) / 'checkpoints' / str(_newest(workdir))
+  with warnings.catch_warnings():  # Of devices that are not named.
+    warnings.simplefilter('ignore')
+    with ocp.PyTreeCheckpointer() as checkpointer:
+      tree = checkpointer.restore((folder / 'state').absolute())
   digest = hashlib.sha256()
-  for name in sorted(trained):
-    digest.update(name.encode() + trained[name].tobytes())
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    digest.update(jax.tree_util.keystr(path).encode())
+    digest.update(np.asarray(leaf).tobytes())
   return digest.hexdigest()
-
-
-def haikd_parameters(workdir):
-  """Returns `{name: array}` of the newest checkpoint in a workdir."""
-  import jax
-  import orbax.checkpoint as ocp
-  folder = pathlib.Path(workdir) / 'checkpoints'
-  newest = max(int(x.name) for x in folder.glob('*') if x.name.isdigit())
-  state = folder / str(newest) / 'state'
-  with ocp.PyTreeCheckpointer() as checkpointer:
-    tree = checkpointer.restore(state.absolute())
-  return {
-      jax.tree_util.keystr(path): np.asarray(leaf)
-      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
 
 
 class Job:

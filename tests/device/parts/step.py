@@ -76,7 +76,8 @@ def measure(report, name, config, batch, size, peak, frozen):
   losses = [float(step()) for _ in range(2)]
   used = timing.memory(device)
   times = timing.interleaved(
-      dict(step=step), rounds=3, seconds=1.0)['step']
+      dict(step=step), rounds=3,
+      seconds=0.05 if report.tiny else 1.0)['step']
   seconds = statistics.median(times)
   flops = language.model_flops(step.program, batch)
   part = language.utilisation(flops, seconds, peak)
@@ -121,7 +122,8 @@ def _by_hand(report, name, size, step):
     losses.append(float(side(1)))
   used = timing.memory(jax.devices()[0])
   times = timing.interleaved(
-      dict(haikd=step, by_hand=side), rounds=5, seconds=0.5)
+      dict(haikd=step, by_hand=side), rounds=5,
+      seconds=0.05 if report.tiny else 0.5)
   ratio = timing.ratio(times['haikd'], times['by_hand'])
   values = dict(
       ms=timing.median_ms(times['by_hand']),
