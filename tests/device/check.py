@@ -44,6 +44,8 @@ def main(argv=None):
   options = _parse(argv)
   if options.alone:
     return _run_alone(options)
+  # What is started here ends with this process, also when it is stopped.
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
   out = pathlib.Path(options.out)
   out.mkdir(parents=True, exist_ok=True)
   end = time.monotonic() + options.seconds

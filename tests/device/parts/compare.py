@@ -143,16 +143,18 @@ def _walk(jaxpr, consts, arguments, runs):
     if eqn.primitive.name in ('jit', 'pjit') and inner is not None:
       outputs = _walk(inner.jaxpr, inner.consts, inputs, runs)
     else:
-      functions, params = eqn.primitive.get_bind_params(eqn.params)
-      call = lambda: eqn.primitive.bind(  # pylint: disable=cell-var-from-loop
-          *functions, *inputs, **params)  # noqa: B023
-      outputs = call()
-      if not eqn.primitive.multiple_results:
-        outputs = [outputs]
+      # The equation as a program of its own.
+      inputs = [x for x, v in zip(inputs, eqn.invars)
+                if not isinstance(v, jax_core.Literal)]
+      alone = jaxpr.replace(
+          constvars=(), eqns=[eqn], outvars=eqn.outvars,
+          invars=[v for v in eqn.invars
+                  if not isinstance(v, jax_core.Literal)],
+          debug_info=jaxpr.debug_info.with_unknown_names())
+      call = jax.jit(jax_core.jaxpr_as_fun(jax_core.ClosedJaxpr(alone, ())))
+      outputs = call(*inputs)
       for _ in range(runs - 1):
-        others = call()
-        others = others if eqn.primitive.multiple_results else [others]
-        for one, other in zip(outputs, others):
+        for one, other in zip(outputs, call(*inputs)):
           if np.asarray(one).tobytes() != np.asarray(other).tobytes():
             shapes = ', '.join(str(v.aval) for v in eqn.invars)
             raise _FoundError(f'{eqn.primitive.name} of {shapes}')
