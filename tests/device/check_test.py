@@ -33,6 +33,23 @@ def run(report):
   report.add('first', value=1)
   time.sleep(600)
 """
+NOISY = """
+import itertools
+import jax
+import jax.numpy as jnp
+import numpy as np
+from parts import compare
+
+count = itertools.count()
+
+def noisy(x):
+  shape = jax.ShapeDtypeStruct((), np.float32)
+  return jax.pure_callback(lambda _: np.float32(next(count)), shape, x)
+
+def run(report):
+  function = lambda x: jax.jit(jnp.sin)(x).sum() + noisy(x)
+  compare.check(report, 'sum', function, (jnp.ones((2, 3)),), 100.0)
+"""
 
 
 def check(folder, *flags, platform='cpu'):
@@ -102,6 +119,15 @@ def test_parts_fail_by_themselves_and_say_so(tmp_path):
   assert 'first' in crashed['results']
   assert 'No module named' in read(tmp_path, 'my_missing')['error']
   assert read(tmp_path, 'my_whole')['error'] is None
+
+
+def test_operation_that_differs_between_runs_is_named(tmp_path):
+  (tmp_path / 'my_noisy.py').write_text(NOISY)
+  code, printed = check(tmp_path, '--tiny', '--parts=my_noisy')
+  assert code == 0, printed
+  result = read(tmp_path, 'my_noisy')['results']['sum']
+  assert not result['bitwise']
+  assert result['unequal_op'] == 'pure_callback of float32[2,3]'
 
 
 def test_part_that_hangs_is_cut_short(tmp_path):
