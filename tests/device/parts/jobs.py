@@ -42,7 +42,7 @@ def _job(report, name):
   """Runs a job to its end and tells when its first step was there."""
   workdir = report.scratch / name
   job = _start(report, name, workdir)
-  first = job.wait_for(workdir, 'metrics.jsonl', report.left() - 5)
+  first = job.wait_for(lambda: _has_metrics(workdir), report.left() - 5)
   code = job.wait(report.left() - 3)
   values = dict(
       seconds=job.seconds(), seconds_to_first_metrics=first, exit_code=code)
@@ -72,7 +72,7 @@ def _kill_and_resume(report, name):
   whole, cut = report.scratch / name, report.scratch / 'cut'
   steps = _newest(whole)
   job = _start(report, name, cut)
-  job.wait_for(cut / 'checkpoints', '[0-9]*/*', report.left() - 5)
+  job.wait_for(lambda: _newest(cut), report.left() - 5)
   job.kill()
   killed_after = _newest(cut)
   again = _start(report, name, cut)
@@ -125,11 +125,10 @@ class Job:
           cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
           env={**os.environ, 'PYTHONUNBUFFERED': '1'})
 
-  def wait_for(self, folder, pattern, seconds):
-    """Returns the seconds until a file is there, or None if it never is."""
+  def wait_for(self, condition, seconds):
+    """Returns the seconds until a condition holds, or None if it never does."""
     while time.monotonic() - self._begin < seconds:
-      if any(path.stat().st_size
-             for path in _found(folder, pattern)):
+      if condition():
         return time.monotonic() - self._begin
       if self._process.poll() is not None:
         return None
@@ -160,8 +159,8 @@ class Job:
     return self._log.read_text(errors='replace')[-400:]
 
 
-def _found(folder, pattern):
-  try:
-    return [x for x in pathlib.Path(folder).rglob(pattern) if x.exists()]
-  except OSError:  # A folder that is renamed meanwhile.
-    return []
+def _has_metrics(workdir):
+  """Returns whether some network of a run has written its first line."""
+  paths = [pathlib.Path(workdir) / part / 'metrics.jsonl'
+           for part in ('teacher', 'baseline', '')]
+  return any(x.exists() and x.stat().st_size for x in paths)
