@@ -132,7 +132,7 @@ def resnet(inputs: jax.Array,
   blocks, channels, bottleneck = _layout(depth, blocks, channels, bottleneck)
   if stem is None:
     stem = max(channels[0] // 4, 1) if bottleneck else channels[0]
-  layers.check_positive(stem_channels=stem)
+  layers.check_positive(stem=stem)
   stem, *channels = (_scaled(size, width) for size in (stem, *channels))
   if bottleneck and any(size % 4 for size in channels):
     raise checks.ConfigError(
