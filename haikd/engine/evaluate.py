@@ -122,7 +122,7 @@ def build_eval_step(network: network_lib.Network,
     return collectives.sum_over_batch(sums), columns
 
   specs = jax.tree.map(lambda x: x.spec, (evaluated, frozen))
-  replicated = mesh_lib.whole(mesh)
+  replicated = mesh_lib.replicated(mesh)
   return jax.jit(
       collectives.over_shards(
           local,

@@ -240,7 +240,7 @@ def manual_axes(mesh: Mesh) -> tuple[str, ...]:
   return tuple(axis for axis in BATCH_AXES if mesh.shape[axis] > 1)
 
 
-def whole(mesh: Mesh) -> jax.sharding.NamedSharding:
+def replicated(mesh: Mesh) -> jax.sharding.NamedSharding:
   """Returns the sharding of an array that is replicated on every device."""
   return jax.sharding.NamedSharding(mesh, PartitionSpec())
 

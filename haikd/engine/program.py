@@ -144,7 +144,7 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
           eval_step(teacher, layout['frozen'], None) if teacher else None),
       is_finite=jax.jit(
           lambda state: jmp.all_finite((state.params, state.ema)),
-          out_shardings=mesh_lib.whole(mesh)),
+          out_shardings=mesh_lib.replicated(mesh)),
       mesh=mesh)
 
 
@@ -194,7 +194,7 @@ def _abstract_state(init, student: network_lib.Network, mesh):
   """
   state = jax.eval_shape(init, jax.random.key(0))
   place = lambda tree, rules: mesh_lib.place(mesh, tree, rules)
-  layout = jax.tree.map(lambda _: mesh_lib.whole(mesh), state)._replace(
+  layout = jax.tree.map(lambda _: mesh_lib.replicated(mesh), state)._replace(
       params=base.Params(
           place(state.params.student, student.tensor),
           place(state.params.align, {})),
@@ -211,7 +211,7 @@ def _abstract_frozen(config, teacher: network_lib.Network, spec, mesh):
   params = jax.eval_shape(policy.cast_to_compute, params)
   layout = base.Variables(
       mesh_lib.place(mesh, params, teacher.tensor),
-      jax.tree.map(lambda _: mesh_lib.whole(mesh), net_state))
+      jax.tree.map(lambda _: mesh_lib.replicated(mesh), net_state))
   return mesh_lib.abstract(base.Variables(params, net_state), layout)
 
 

@@ -100,7 +100,7 @@ def build_gradient(objective: objective_lib.Objective, mesh: jax.sharding.Mesh,
             collectives.agree_over_batch(net_state),
             collectives.sum_over_batch(sums))
 
-  replicated = mesh_lib.whole(mesh).spec
+  replicated = mesh_lib.replicated(mesh).spec
   return collectives.over_shards(
       local,
       mesh,
@@ -233,7 +233,7 @@ def build_train_step(objective: objective_lib.Objective,
 
   return jax.jit(
       step,
-      out_shardings=(state, mesh_lib.whole(mesh)),
+      out_shardings=(state, mesh_lib.replicated(mesh)),
       donate_argnums=0 if donate else ())
 
 

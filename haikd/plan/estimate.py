@@ -45,7 +45,7 @@ class Estimate(NamedTuple):
     topology: its name, as requested.
     devices: their number.
     mesh: sizes of its axes.
-    batch_size: of the whole batch.
+    batch_size: examples in the global batch.
     microbatch: examples that a device works on at once.
     memory: bytes by the compiler's names; None if it refused the step.
     state: bytes held from step to step, by what they are for.
@@ -237,9 +237,9 @@ def rate_over(mesh: jax.sharding.Mesh, axes: tuple[str, ...],
   links = 0
   for side in range(len(group[0].coords)):
     extent = len({d.coords[side] for d in group})
-    whole = len({d.coords[side] for d in here})
+    length = len({d.coords[side] for d in here})
     if extent > 1:
-      links += 2 if extent == whole and whole % chip.ring == 0 else 1
+      links += 2 if extent == length and length % chip.ring == 0 else 1
   if not links:  # Devices that share a chip exchange through its memory.
     return LINKS, chip.memory_rate
   return LINKS, chip.link_rate and chip.link_rate * links

@@ -36,7 +36,7 @@ def test_smollm2_knows_the_capital_of_france(precision):
   params, state = jax.eval_shape(network.init, jax.random.key(0), batch)
   mesh = mesh_lib.build_mesh(config_lib.base().mesh)
   place = lambda tree: mesh_lib.abstract(
-      tree, jax.tree.map(lambda _: mesh_lib.whole(mesh), tree))
+      tree, jax.tree.map(lambda _: mesh_lib.replicated(mesh), tree))
   params, state = interop.load(
       'init', init, base.Variables(place(params), place(state)),
       options=described.options)
