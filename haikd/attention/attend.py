@@ -38,8 +38,8 @@ def attend(query_key: base.QueryKey, value: jax.Array) -> jax.Array:
   """
   query, key, mask = query_key
   # Under `jax.shard_map` arguments, and so their gradients, get one type.
-  query, key, value = mesh_context.alike((query, key, value), query, key,
-                                         value, mask)
+  query, key, value = mesh_context.vary_like((query, key, value), query, key,
+                                             value, mask)
   return _attend(query, key, value, mask)
 
 

@@ -191,7 +191,7 @@ def run(blocks: Blocks, function: Callable, rows: Any,
 
   def run_group(_, part):
     rows, keys, per_example, real = part
-    sums = mesh_context.alike(init, rows, keys, per_example)
+    sums = mesh_context.vary_like(init, rows, keys, per_example)
     group = _Group(blocks, function, [_heads_first(*x) for x in keys],
                    per_example)
     return (), group.run(sums, rows, real)
@@ -244,17 +244,17 @@ class _Group:
     def skip(sums):
       _, results = jax.eval_shape(compute, sums)
       zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), results)
-      return sums, self._alike(zeros, sums, rows)
+      return sums, self._vary_like(zeros, sums, rows)
 
     return lax.cond(jnp.any(real), compute, skip, sums)
 
   def _compute(self, rows, place, sums):
     keys = [lax.dynamic_slice_in_dim(x, *place.keys, axis=2) for x in self.keys]
     result = self.function(sums, rows, keys, self.per_example, place)
-    return self._alike(result, sums, rows)
+    return self._vary_like(result, sums, rows)
 
-  def _alike(self, tree, sums, rows):
-    return mesh_context.alike(tree, sums, rows, self.keys, self.per_example)
+  def _vary_like(self, tree, sums, rows):
+    return mesh_context.vary_like(tree, sums, rows, self.keys, self.per_example)
 
 
 def _heads_first(array, mask):

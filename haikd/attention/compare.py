@@ -86,8 +86,8 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
     return scaled, None, None
 
   total.defvjp(forward, backward, symbolic_zeros=True)
-  operands, masks, mask = mesh_context.alike((operands, masks, mask),
-                                             operands, masks, mask)
+  operands, masks, mask = mesh_context.vary_like((operands, masks, mask),
+                                                 operands, masks, mask)
   return base.LossSum(total(operands, masks, mask), count)
 
 
@@ -176,7 +176,7 @@ def _fold(loss, heads, operands, masks, mask, wanted):
         lambda variables: total(
             tuple(x or constant for x, constant in zip(variables, maps))),
         tuple(x if side.wanted else () for side, x in zip(sides, maps)))
-    into_maps, = pullback(mesh_context.alike(jnp.ones_like(value), value))
+    into_maps, = pullback(mesh_context.vary_like(jnp.ones_like(value), value))
     gradients = [
         [maps_lib.softmax_backward(*x) for x in zip(*of_side)]
         if side.wanted else []

@@ -68,8 +68,9 @@ def override(config: config_lib.ConfigDict, argv: list[str],
 
   Args:
     config: the config to change; it is locked afterwards.
-    argv: the program's name and the arguments that are not other flags.
-    known: the names of these other flags, for messages.
+    argv: the program's name, then the arguments that are left when the
+      program has parsed its own flags.
+    known: the names of the program's own flags, to suggest one for a typo.
 
   Raises:
     ConfigError: an unknown field, a value of the wrong type, or an argument

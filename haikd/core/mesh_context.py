@@ -10,13 +10,13 @@ from haikd.core import jax_internals
 T = TypeVar('T')
 
 
-def alike(tree: T, *references: Any) -> T:
+def vary_like(tree: T, *references: Any) -> T:
   """Marks arrays as varying over the mesh axes that the references vary over.
 
-  haikd's own `jax.shard_map` has `check_vma=False` and does not need this; a
-  user's may not. A checked loop must start with a carry of the type that it
-  ends with: zeros, which are the same on all devices, must be marked as varying
-  like the sums that replace them. No data is moved.
+  haikd's own `jax.shard_map` has `check_vma=False` and does not need this. A
+  user's may keep that check on. Then the carry of a loop must start with the
+  type that it ends with: zeros, which are the same on all devices, must be
+  marked as varying like the sums that replace them. No data is moved.
 
   Args:
     tree: arrays.

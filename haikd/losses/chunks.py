@@ -64,7 +64,7 @@ def add_up(function: Callable[..., Any],
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
   return cut.loop(
       lambda number, sums: jax.tree.map(jnp.add, sums, call(number)),
-      mesh_context.alike(zeros, sides, mask, labels))
+      mesh_context.vary_like(zeros, sides, mask, labels))
 
 
 def weighted(losses: Sequence[Callable[..., base.LossSum]],
@@ -130,7 +130,7 @@ def weighted(losses: Sequence[Callable[..., base.LossSum]],
     init = (tuple(base.LossSum(zero, zero) for _ in losses),
             tuple(side.zeros(sizes.split) for side in sides))
     return cut.loop(
-        body, mesh_context.alike(init, logits, mask, labels, coefficients))
+        body, mesh_context.vary_like(init, logits, mask, labels, coefficients))
 
   @jax.custom_vjp
   def summed(logits):
@@ -290,5 +290,5 @@ def _in_groups(function: Callable, rows: Any, groups: int) -> tuple[Any, Any]:
   first = jax.tree.map(lambda x: x[0], parts)
   shapes, _ = jax.eval_shape(function, first)
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  sums, outputs = lax.scan(body, mesh_context.alike(zeros, parts), parts)
+  sums, outputs = lax.scan(body, mesh_context.vary_like(zeros, parts), parts)
   return sums, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)

@@ -176,6 +176,7 @@ def _standard_terms(fields, has_teacher, has_labels):
 
 
 def _build_term(name, fields, field, layers_field):
+  """Returns the Term of config fields, whose names and options it checks."""
   entry = registry.losses[fields.loss]
   loss, on = entry.function, entry.on
   checks.check_options(
@@ -195,7 +196,10 @@ def _build_term(name, fields, field, layers_field):
   align_options = dict(fields.align_options)
 
   def align(gather, student, teacher, mask) -> base.Pair:
-    with network.gathered(gather, None) if gather else contextlib.nullcontext():
+    # The aligner's own parameters may be sharded: each is gathered where used.
+    gathering = (network.gathered(gather, dtype=None) if gather else
+                 contextlib.nullcontext())
+    with gathering:
       return aligner.function(
           student, teacher, mask=mask, on=on, **align_options)
 

@@ -50,7 +50,8 @@ _decisions = itertools.count()  # Numbers the calls of `first`.
 _polls = itertools.count(1)  # Numbers the calls of `stop_requested`.
 _terminated = False  # Whether SIGTERM has come; with one process only.
 _deciding = False  # Whether process 0 runs the function of `first`.
-_agreed: Optional[BaseException] = None  # The error `first` raised everywhere.
+# The error that `first` raised on every process.
+_shared_error: Optional[BaseException] = None
 
 
 def initialize(coordinator: Optional[str] = None,
@@ -130,22 +131,23 @@ def first(function: Callable[[], T]) -> T:
   Raises:
     ConfigError, DataError: as the function, on all processes.
   """
-  global _deciding, _agreed
+  global _deciding, _shared_error
+  # Alone; or inside the function of another `first`, on process 0 only.
   if not _run or _deciding:
     return function()
   key = f'haikd/decision/{next(_decisions)}'
   if _run.cluster.process_id:
     value, error = json.loads(_run.client.blocking_key_value_get(key, _WEEK))
     if error:
-      _agreed = getattr(checks, error)(value)
-      raise _agreed
+      _shared_error = getattr(checks, error)(value)
+      raise _shared_error
     return value
   _deciding = True
   try:
     value = function()
   except (checks.ConfigError, checks.DataError) as err:
     _run.client.key_value_set(key, json.dumps([str(err), type(err).__name__]))
-    _agreed = err
+    _shared_error = err  # All processes raise it: `explain` need not tell them.
     raise
   finally:
     _deciding = False
@@ -225,7 +227,7 @@ def leave(exit_code: int, error: BaseException) -> NoReturn:
   """
   assert _run is not None, 'leave is for one of many processes'
   why = None
-  if error is not _agreed:
+  if error is not _shared_error:
     why = (f'process {_run.cluster.process_id}, which ended with exit code '
            f'{exit_code} ({checks.describe(error)})')
   _run.watch.leave(exit_code, why)

@@ -102,7 +102,7 @@ class Watch:
         self._client.key_value_set(
             f'{_BEAT}/{self._id}', str(count), allow_overwrite=True)
         if self._id == 0:
-          failure = failure or self._missing()
+          failure = failure or self._count_silent()
         self._unheard = 0
       except RuntimeError:  # The other thread counts how long this lasts.
         pass
@@ -126,18 +126,21 @@ class Watch:
       print(f'haikd [{self._id}]: {error}', file=sys.stderr)
       self.leave(error.exit_code, failure)
 
-  def _missing(self):
-    """Returns a description of the processes that are silent, or None."""
+  def _count_silent(self):
+    """Counts an interval for the other processes; describes silent ones.
+
+    Process 0 calls it once an interval.
+    """
     beats = dict(self._client.key_value_dir_get(_BEAT))
-    missing = []
+    silent = []
     for process in range(1, self._count):
       beat = beats.get(f'{_BEAT}/{process}')
       last, intervals = self._beats.get(process, (None, 0))
       intervals = intervals + 1 if beat == last else 0
       self._beats[process] = beat, intervals
       if intervals * _INTERVAL > self._limit:
-        missing.append(process)
-    return _silent(missing, self._limit) if missing else None
+        silent.append(process)
+    return _silent(silent, self._limit) if silent else None
 
 
 def lost(failure: str) -> checks.LostProcessError:

@@ -83,15 +83,15 @@ def _draw_losses(axes, rows):
 
 
 def _draw_scores(axes, rows, teacher_scores):
-  """Draws a score of every network over its training."""
+  """Draws the first score of `metrics.CURVES` that any network measured."""
   evaluations = {
       name: [row for row in network_rows if row['split'].startswith('eval/')]
       for name, network_rows in rows.items()
   }
   measured = {name for network_rows in evaluations.values()
               for row in network_rows for name in row}
-  score, title = next(
-      (curve for curve in metrics.CURVES if curve[0] in measured), ('', ''))
+  score, title = next(((score, title) for score, title in metrics.CURVES
+                       if score in measured), ('', ''))
   for network in _TRAINED:
     curve = [(row['step'], float(row[score]))
              for row in evaluations[network.name] if score in row]

@@ -153,7 +153,11 @@ def _check_tokenizers(tokenizers):
 
 
 def _resolve_data(config, described, options):
-  """Gives the data what the network decides; moves `num_classes` to it."""
+  """Fills in data options that the config leaves out, from the weights.
+
+  If the data decides the number of classes, `num_classes` is taken out of
+  `options`. It becomes the data's `vocabulary`, unless the data prunes that.
+  """
   defaults = config_lib.base().data
   is_default = (config.data.mean, config.data.std) == (
       defaults.mean, defaults.std)

@@ -97,8 +97,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     The rows in their order.
 
   Raises:
-    DataError: a line before the last is not a JSON object, or the file cannot
-      be read.
+    DataError: a line that ends in a newline is not a JSON object, or the file
+      cannot be read.
   """
   try:
     lines = paths.read(path).split(b'\n')

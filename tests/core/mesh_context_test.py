@@ -23,18 +23,19 @@ def run(start):
       jnp.arange(6.0))
 
 
-def test_alike_lets_a_loop_start_with_zeros():
-  np.testing.assert_array_equal(run(mesh_context.alike), [0 + 1 + 2, 3 + 4 + 5])
+def test_vary_like_lets_a_loop_start_with_zeros():
+  sums = run(mesh_context.vary_like)
+  np.testing.assert_array_equal(sums, [0 + 1 + 2, 3 + 4 + 5])
 
 
-def test_loop_that_starts_with_zeros_is_refused_without_alike():
+def test_loop_that_starts_with_zeros_is_refused_without_it():
   with pytest.raises(TypeError, match='carry'):
     run(lambda zero, x: zero)
 
 
-def test_alike_leaves_arrays_alone_outside_of_shard_map():
+def test_vary_like_leaves_arrays_alone_outside_of_shard_map():
   x = jnp.zeros(3)
-  assert mesh_context.alike(x, jnp.ones(2)) is x
+  assert mesh_context.vary_like(x, jnp.ones(2)) is x
 
 
 def test_platform_is_that_of_the_mesh(compiled_for):

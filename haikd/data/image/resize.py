@@ -113,8 +113,8 @@ def random_resized_crop(image: np.ndarray,
   height, width = image.shape[:2]
   for _ in range(_TRIES):
     area = rng.uniform(smallest, 1.0) * height * width
-    shape = ratio**rng.uniform(-1, 1)
-    rows, columns = round((area / shape)**0.5), round((area * shape)**0.5)
+    aspect = ratio**rng.uniform(-1, 1)
+    rows, columns = round((area / aspect)**0.5), round((area * aspect)**0.5)
     if 0 < rows <= height and 0 < columns <= width:
       top = rng.integers(height - rows, endpoint=True)
       left = rng.integers(width - columns, endpoint=True)
