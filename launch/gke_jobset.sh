@@ -55,7 +55,7 @@ quote() {
   printf '"%s"' "$text"
 }
 
-COMMAND="[$(quote "${PYTHON:-python3}")"
+COMMAND="[$(quote "${IMAGE_PYTHON:-python3}")"
 for word in -m haikd.launch "$@"; do
   COMMAND+=", $(quote "$word")"
 done

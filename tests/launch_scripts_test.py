@@ -23,6 +23,7 @@ FLAGS = ['--config=configs/my x.py:smoke', '--config.data.name=it\'s "a"',
 
 def call(script, *args, **variables):
   environment = {**os.environ, 'DRY_RUN': '1', 'PYTHON': sys.executable,
+                 'IMAGE_PYTHON': sys.executable,
                  **variables}
   for name in ('DEVICES', 'XLA_FLAGS', 'CREATE', 'PROJECT', 'SPOT', 'MOUNT'):
     if name not in variables:
@@ -96,7 +97,7 @@ def test_interpreter_is_python3_by_default(tmp_path, script, args):
   (tmp_path / 'python').write_text('#!/bin/sh\nexit 1\n')
   (tmp_path / 'python').chmod(0o755)
   out = dry_run(script, *args, PATH=f'{tmp_path}:{os.environ["PATH"]}',
-                PYTHON='', IMAGE='i', BUCKET='b')
+                PYTHON='', IMAGE_PYTHON='', IMAGE='i', BUCKET='b')
   words = re.split(r'[\s",\[\]]+', out)
   assert 'python3' in words and 'python' not in words
 

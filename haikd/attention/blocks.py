@@ -33,7 +33,7 @@ Mask = Optional[Union[jax.Array, attention_mask.AttentionMask]]
 # padding alone can be skipped.
 _CAUSAL_BYTES, _MAX_BYTES = dict(cpu=2**17), dict(cpu=2**22)
 _ACCELERATOR_BYTES = 2**27
-_MIN_ROWS = 64  # The number of rows is a multiple of it.
+_MIN_ROWS = 64  # Rows of a block are a multiple of it, or all rows.
 _MIN_LOOPS, _MAX_LOOPS = 2, 8  # Over the rows of a causal map.
 
 

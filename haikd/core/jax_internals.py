@@ -1,8 +1,8 @@
 """Everything that haikd uses of JAX's private API.
 
-No other file of haikd may use `jax._src`, `jax.interpreters` or a primitive's
-parameters, which JAX is free to rename. `jax_internals_test.py` tests what each
-function relies on.
+No other file of haikd may import `jax._src` or `jax.interpreters`, or read how
+a scan lays out its operands. `jax_internals_test.py` tests what each function
+relies on.
 """
 
 from collections.abc import Sequence

@@ -95,7 +95,7 @@ class AlignerEntry(NamedTuple):
   Attributes:
     function: a Haiku function; see `haikd.core.base.Aligner`.
     lazy: whether it takes lazy logits and maps.
-    keeps_logits: whether it returns logits as they came.
+    keeps_logits: whether it returns logits and their mask as they came.
     module: the module that registered it.
   """
 
@@ -132,9 +132,21 @@ class Registry(Generic[Entry]):
     self._entries[name] = entry
 
   def __getitem__(self, name: str) -> Entry:
+    return self.find(name, self.kind)
+
+  def find(self, name: str, field: str) -> Entry:
+    """Returns the entry of a name that a config field gives.
+
+    Args:
+      name: a registered name.
+      field: the config field, for messages.
+
+    Raises:
+      ConfigError: the name is not registered; the closest is named.
+    """
     if name not in self._entries:
       raise checks.ConfigError(
-          f'{self.kind} must name a registered {self.kind}; got {name!r}. '
+          f'{field} must name a registered {self.kind}; got {name!r}. '
           f'{checks.suggest(name, self._entries)} If a plugin registers it, '
           'name that module in config.plugins.')
     return self._entries[name]
@@ -226,8 +238,9 @@ def register_aligner(name: Optional[str] = None,
     name: its name in configs; the function's name by default.
     lazy: whether it takes lazy maps (`haikd.QueryKey`); otherwise it gets them
       as arrays.
-    keeps_logits: whether it returns logits as they came. If it is lazy as well,
-      terms on logits that use it share chunks of logits with the others.
+    keeps_logits: whether it returns logits and their mask as they came. If it
+      is lazy as well, terms on logits that use it share chunks of logits with
+      the others.
     replace: whether to replace an aligner of that name.
 
   Returns:

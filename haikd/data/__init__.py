@@ -14,8 +14,8 @@ from haikd.data.source import TextInfo
 from haikd.data.spec import Column
 from haikd.data.spec import Spec
 from haikd.data.text import completions
+from haikd.data.text import documents
 from haikd.data.text import labelled_sentences
 from haikd.data.text import sentences
-from haikd.data.text import text
 from haikd.data.text import token_files
 from haikd.data.text.tokens import next_token

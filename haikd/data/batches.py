@@ -68,7 +68,7 @@ class Training:
     fit = None
     if self._resize is not None:
       crop = self._resize.training
-      fit = lambda image: crop(image, rng)
+      fit = lambda image: crop(image, rng=rng)
     examples = _to_float(self._reader.gather(indices, fit=fit))
     examples = self._augment(examples, rng)
     return _to_batch(examples, np.ones(len(indices), bool), self._scale)

@@ -222,7 +222,7 @@ def describe(name: str,
     function = spec = prepared.described(name, data_dir)
   _check_options(function, options)
   with foreign.calling(
-      f'the spec of data set {name!r} must return a haikd.data.Spec or None',
+      f'the spec of data set {name!r} must describe an example',
       'Fix its options or its code'):
     described = spec(**options)
     return None if described is None else spec_lib.Spec(*described)

@@ -205,7 +205,9 @@ def _muon_axes(params):
 
   def axes(path, leaf):
     module, name = _module_and_name(path)
-    is_matrix = leaf.ndim == 2 + (globs.LAYER_STACK in module)
+    # Also in a stack that a user has named `layer_stack`.
+    is_stacked = globs.LAYER_STACK.strip('_') in module
+    is_matrix = leaf.ndim == 2 + is_stacked
     if (not is_matrix or not _is_decayed(path, leaf) or
         _words(name) & _EMBEDDING_WORDS):
       return None

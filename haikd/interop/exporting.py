@@ -98,7 +98,8 @@ def export(folder: paths.Path, *, model: str, options: Mapping[str, Any],
   """
   if paths.is_remote(folder):
     raise checks.ConfigError(
-        f'folder must be local; got {folder}. Export to this machine, and copy '
+        f'--output must be a local folder; got {folder}. Export to this '
+        'machine, and copy '
         'the folder.')
   folder = pathlib.Path(folder)
   family = pretrained_source_lib.family_of(model)
@@ -246,7 +247,7 @@ def _check_folder(folder):
   if folder.is_dir() and storing.is_ours(folder):
     return
   raise checks.ConfigError(
-      f'folder must be empty, missing or an earlier export; got {folder}. '
+      f'--output must be empty, missing or an earlier export; got {folder}. '
       'Choose another, or remove it.')
 
 
@@ -274,7 +275,8 @@ def _appearing(folder) -> Iterator[pathlib.Path]:
       raise
   except OSError as err:
     raise checks.DataError(
-        f'folder must be writable; got {folder} ({checks.one_line(err)}). Make '
+        f'--output must be writable; got {folder} ({checks.one_line(err)}). '
+        'Make '
         'room, or choose another.') from err
   finally:
     if private is not None:

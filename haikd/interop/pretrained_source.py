@@ -93,12 +93,13 @@ def open_source(init: str) -> PretrainedSource:
   """
   if not is_pretrained(init):
     raise checks.ConfigError(
-        f'init must be {_FOLDER}<folder> or {_GGUF}<file>; got {init!r}.')
+        f'the init of a pretrained network must be {_FOLDER}<folder> or '
+        f'{_GGUF}<file>; got {init!r}.')
   kind, _, location = init.partition(':')
   if paths.is_remote(location):
     raise checks.ConfigError(
-        'init must be local, since its weights are mapped into memory; got '
-        f'{init!r}. Copy it to this machine.')
+        f'init={init!r} must name local files, since weights are mapped into '
+        f'memory; got the bucket {location!r}. Copy them to this machine.')
   path = pathlib.Path(os.path.expanduser(location))
   return _open_gguf(path) if f'{kind}:' == _GGUF else _open_folder(path)
 

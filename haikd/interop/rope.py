@@ -63,7 +63,7 @@ def read(fields: fields_lib.Fields) -> dict[str, Any]:
   newer = fields.take('rope_parameters', None, kind=dict)
   values = fields_lib.Fields(
       fields.path, older or newer or {},
-      prefix='rope_scaling.' if older else 'rope_parameters.')
+      prefix='rope_parameters.' if older is None else 'rope_scaling.')
   base = values.take('rope_theta', None, kind=float) or base or _BASE
   values.expect('partial_rotary_factor', 1.0)
   scaling = _read_scaling(values)

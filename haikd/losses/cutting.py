@@ -148,10 +148,11 @@ class Cut:
           kernel=self._split(value.kernel))
     rank = len(self._shape)
     if value.shape[:rank] != self._shape:
+      remedy = ('Register a loss that takes such labels without additive=True.'
+                if name == 'labels' else 'Give both networks the same inputs.')
       raise ValueError(
           f"{name} must begin with the axes of the student's positions, "
-          f'{self._shape}; got {name}.shape={value.shape}. A loss that takes '
-          'other shapes must not be registered with additive=True.')
+          f'{self._shape}; got {name}.shape={value.shape}. {remedy}')
     return value.reshape(-1, *value.shape[rank:])
 
   def chunk(self, number: jax.Array) -> Chunk:

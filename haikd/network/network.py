@@ -96,7 +96,7 @@ def build_network(config: config_lib.ConfigDict,
       `apply` raise it for an invalid option, and for globs that match nothing.
   """
   field = f'config.{title}'
-  entry = registry.models[config.model]
+  entry = registry.models.find(config.model, f'config.{title}.model')
   model, options = entry.function, dict(config.options)
   takes_mask = 'mask' in checks.option_names(model)
   inputs_name = next(iter(inspect.signature(model).parameters))

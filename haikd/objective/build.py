@@ -112,7 +112,11 @@ def _check_term(objective, term, outputs, spec, form):
     compare_lib.compare(term, params, pairs, batch.labels,
                         compare_lib.Context())
 
-  with _errors_name(term.field):
+  # Two terms come from config.distillation.alpha: name the one that is wrong.
+  field = term.field
+  if not field.endswith(term.name):
+    field += f' ({term.name})'
+  with _errors_name(field):
     jax.eval_shape(run, outputs, spec)
 
 

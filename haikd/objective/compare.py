@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Optional
 import jax
 
 from haikd.core import base
+from haikd.core import checks
 from haikd.losses import chunks
 from haikd.losses import cutting
 from haikd.objective import terms as terms_lib
@@ -123,7 +124,15 @@ def compare_together(
 def _align(term, params, pair, context):
   if pair.teacher is None:
     return pair
-  return term.align.apply(params, None, context.gather_parameter, *pair)
+  aligned = term.align.apply(params, None, context.gather_parameter, *pair)
+  # Terms in chunks share one student and one mask.
+  if term.entry.on == terms_lib.LOGITS and term.aligner.keeps_logits:
+    leaves = zip(jax.tree.leaves(pair), jax.tree.leaves(aligned), strict=True)
+    if not all(before is after for before, after in leaves):
+      raise checks.ConfigError(
+          'an aligner with keeps_logits=True must return logits and mask as '
+          'they came; got others. Register it without keeps_logits.')
+  return aligned
 
 
 def _call(term, student, teacher, *, mask, labels, step):

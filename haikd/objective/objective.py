@@ -26,8 +26,8 @@ Coefficients = dict[str, tuple[jax.Array, ...]]  # By term, one a layer.
 # The student and, if some term needs it, the teacher.
 Outputs = tuple[network_lib.NetworkOutput, Optional[network_lib.NetworkOutput]]
 
-# What the key of a seed is folded with, by what the result is for.
-_STUDENT_KEY, _ALIGN_KEY, DROPOUT_KEY = range(3)
+# The key of a seed is split in two to initialise; dropout folds it with this.
+DROPOUT_KEY = 2
 
 
 class Objective(NamedTuple):
@@ -59,8 +59,8 @@ class Objective(NamedTuple):
     Returns:
       Parameters and the student's state.
     """
-    params, net_state = self.student.init(
-        jax.random.fold_in(rng, _STUDENT_KEY), batch)
+    student_rng, align_rng = jax.random.split(rng)
+    params, net_state = self.student.init(student_rng, batch)
 
     def run(params, net_state, frozen, batch):
       outputs, _ = self._run(params, net_state, frozen, batch, rng,
@@ -69,7 +69,6 @@ class Objective(NamedTuple):
 
     shapes = jax.eval_shape(run, params, net_state, frozen, batch)
     outputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    align_rng = jax.random.fold_in(rng, _ALIGN_KEY)
     align = {}
     for number, term in enumerate(self.terms):
       pairs = self.pairs(term, outputs, batch, terms_lib.Form.ARRAYS)

@@ -158,7 +158,8 @@ def _standard_terms(fields, has_teacher, has_labels):
     terms.append(
         _build_term(loss, config_lib.term(loss=loss, **options),
                     f'config.distillation.{switch}',
-                    f'config.distillation.{layers_field}'))
+                    f'config.distillation.{layers_field}',
+                    'config.distillation'))
 
   if alpha > 0:
     add('kl_divergence', 'alpha', weight=alpha,
@@ -175,19 +176,20 @@ def _standard_terms(fields, has_teacher, has_labels):
   return terms
 
 
-def _build_term(name, fields, field, layers_field):
+def _build_term(name, fields, field, layers_field, options_field=None):
   """Returns the Term of config fields, whose names and options it checks."""
-  entry = registry.losses[fields.loss]
+  entry = registry.losses.find(fields.loss, f'{field}.loss')
   loss, on = entry.function, entry.on
+  options_field = options_field or f'{field}.options'
   checks.check_options(
-      f'{field}.options',
+      options_field,
       loss,
       fields.options,
       reserved=('student', 'teacher', 'mask', 'labels'))
   aligner_name = fields.align
   if aligner_name == AUTO:
     aligner_name = 'none' if entry.any_width else 'pool'
-  aligner = registry.aligners[aligner_name]
+  aligner = registry.aligners.find(aligner_name, f'{field}.align')
   checks.check_options(
       f'{field}.align_options',
       aligner.function,
@@ -204,7 +206,7 @@ def _build_term(name, fields, field, layers_field):
           student, teacher, mask=mask, on=on, **align_options)
 
   schedules = {
-      option: _build_schedule(f'{field}.options.{option}', value)
+      option: _build_schedule(f'{options_field}.{option}', value)
       for option, value in fields.options.items() if _is_schedule(value)
   }
   return Term(

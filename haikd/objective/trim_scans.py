@@ -53,7 +53,6 @@ def _run(jaxpr, consts, inputs):
     if number in lengths:
       results = _short_scan(eqn.params, list(operands), lengths[number])
     else:
-      # JAX before 0.10 returned functions beside the keywords.
       params = eqn.primitive.get_bind_params(eqn.params)
       with eqn.ctx.manager:
         results = eqn.primitive.bind(*operands, **params)

@@ -155,8 +155,8 @@ def trip_count(module: Module, loop: Instruction,
 
   first = constant(around.get(initial.operands[int(index[1])]), around)
   if limit.opcode == 'get-tuple-element':  # The loop carries its limit.
-    place, = re.findall(r'index=(\d+)', limit.attributes)
-    last = constant(around.get(initial.operands[int(place)]), around)
+    place = int(re.findall(r'index=(\d+)', limit.attributes)[0])
+    last = constant(around.get(initial.operands[place]), around)
   else:
     last = constant(limit, lines)
   return None if first is None or last is None else max(last - first, 0)

@@ -77,15 +77,16 @@ def _check(coordinator, num_processes, process_id):
          f'process_id={process_id}')
   if None in (coordinator, num_processes, process_id):
     raise checks.ConfigError(
-        'coordinator, num_processes and process_id must be given together; got '
+        '--coordinator, --num_processes and --process_id must be given '
+        'together; got '
         f'{got}. Give all three, or none.')
   if not re.fullmatch(r'\S+:\d+', coordinator):
     raise checks.ConfigError(
-        f'coordinator must be host:port of process 0; got {got}. Write it as '
+        f'--coordinator must be host:port of process 0; got {got}. Write it as '
         'in 10.0.0.1:8476.')
   if not 0 <= process_id < num_processes:
     raise checks.ConfigError(
-        f'process_id must be from 0 to num_processes - 1; got {got}. Number '
+        f'--process_id must be from 0 to num_processes - 1; got {got}. Number '
         'the processes from 0.')
   return Cluster(coordinator, num_processes, process_id)
 

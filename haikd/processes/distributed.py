@@ -146,7 +146,9 @@ def first(function: Callable[[], T]) -> T:
   try:
     value = function()
   except (checks.ConfigError, checks.DataError) as err:
-    _run.client.key_value_set(key, json.dumps([str(err), type(err).__name__]))
+    kind = checks.ConfigError if isinstance(err, checks.ConfigError) else (
+        checks.DataError)  # A subclass may be unknown to the others.
+    _run.client.key_value_set(key, json.dumps([str(err), kind.__name__]))
     _shared_error = err  # All processes raise it: `explain` need not tell them.
     raise
   finally:

@@ -57,8 +57,8 @@ def as_path(path: Path) -> ConcretePath:
     return _epath()(text)
   if match := re.match(r'[A-Za-z][A-Za-z0-9+.-]*://', text):
     raise checks.ConfigError(
-        f'path must be local or begin with gs://; got {text!r}. Mount the '
-        f'storage behind {match[0]} and give the folder of the mount.')
+        f'{text!r} must be a local path or begin with gs://; got {match[0]}. '
+        'Mount that storage and give the folder of the mount.')
   return pathlib.Path(text)
 
 

@@ -219,7 +219,7 @@ def test_data_set_may_be_registered_without_a_spec(mine):
 def test_error_of_a_spec_becomes_one_line(spec, error):
   registry.register_dataset('bad', spec=spec)(lambda split: None)
   with pytest.raises(checks.DataError, match=(
-      "^the spec of data set 'bad' must return a haikd.data.Spec or None; got "
+      "^the spec of data set 'bad' must describe an example; got "
       f'{error}. Fix its options or its code; --debug')):
     source.describe('bad')
 

@@ -116,17 +116,18 @@ def test_muon_orthogonalises_kernels_and_leaves_vectors_to_adam():
       b, B - 0.1 * (0.09 / 0.19 + 1) * np.sign(GRAD_B), rtol=1e-5)
 
 
-def test_muon_treats_each_layer_of_a_stack_separately():
+@pytest.mark.parametrize('stack', ['__layer_stack_no_per_layer', 'layer_stack'])
+def test_muon_treats_each_layer_of_a_stack_separately(stack):
   kernels = np.stack([W, 3 * W + 1])
   grads = np.stack([GRAD_W, GRAD_W.T])
   stacked = {
-      'net/__layer_stack_no_per_layer/linear': {
+      f'net/{stack}/linear': {
           'w': kernels,
           'b': np.stack([B, B])
       }
   }
   stacked_grads = {
-      'net/__layer_stack_no_per_layer/linear': {
+      f'net/{stack}/linear': {
           'w': grads,
           'b': np.stack([GRAD_B, GRAD_B])
       }
@@ -150,7 +151,7 @@ def test_muon_treats_each_layer_of_a_stack_separately():
   for i in range(2):
     for name in 'wb':
       np.testing.assert_allclose(
-          together['net/__layer_stack_no_per_layer/linear'][name][i],
+          together[f'net/{stack}/linear'][name][i],
           apart[f'linear_{i}'][name],
           rtol=1e-5)
 

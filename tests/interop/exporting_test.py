@@ -186,7 +186,8 @@ def test_earlier_export_is_replaced(toy, tmp_path):
 
 def test_folder_of_others_is_left_alone(toy, tmp_path):
   before = contents(toy.folder)
-  with pytest.raises(checks.ConfigError, match='folder must be empty, missing'):
+  with pytest.raises(
+      checks.ConfigError, match='--output must be empty, missing'):
     export(toy, toy.folder, load(toy))
   assert contents(toy.folder) == before
 
@@ -207,7 +208,8 @@ def test_failure_leaves_what_was_there(toy, tmp_path, monkeypatch):
 
 
 def test_bucket_is_refused(toy):
-  with pytest.raises(checks.ConfigError, match='folder must be local'):
+  with pytest.raises(
+      checks.ConfigError, match='--output must be a local folder'):
     export(toy, 'gs://bucket/out', load(toy))
 
 

@@ -254,7 +254,7 @@ def mutate(**changes):
     (mutate(losses__x=dict(loss='feature_matching', align_options=dict(a=1))),
      r'config\.losses\.x\.align_options\.a must be an option of pool'),
     (mutate(losses__x=dict(loss='feature_matching', layers=((0, 9),))),
-     r'^config\.losses\.x: .*layers must lie in the teacher; got .* 9'),
+     r'^config\.losses\.x: .*layers must exist in the teacher; got .* 9'),
     (mutate(losses__x=dict(loss='kl_divergence', weight='much')),
      r'config\.losses\.x\.weight must be a finite number, or a dict of a sch'),
     (mutate(losses__x=dict(loss='kl_divergence',
@@ -276,7 +276,15 @@ def mutate(**changes):
             distillation__use_attention_transfer=True),
      r"config\.student\.taps\.attention must be given, since a loss"),
     (mutate(teacher__options__num_classes=100),
-     r'^config\.distillation\.alpha: .*same vocabulary.* 90 classes apart'),
+     r'^config\.distillation\.alpha \(kl_divergence\): .*same vocabulary.* '
+     '90 classes'),
+    (mutate(distillation__temperature=dict(
+        kind='linear', start=2.0, end=1.0, steps=0)),
+     r'config\.distillation\.temperature must run over at least one step'),
+    (mutate(student__model='vti'),
+     r"config\.student\.model must name a registered model; got 'vti'"),
+    (mutate(losses__x=dict(loss='kl')),
+     r"config\.losses\.x\.loss must name a registered loss; got 'kl'"),
     (mutate(distillation__use_feature_matching=True,
             distillation__feature_match_layers=(0, 5)),
      r'^config\.distillation\.feature_match_layers: .*got student layer 5'),
@@ -395,3 +403,27 @@ def test_nan_in_padded_hidden_states_reaches_no_gradient():
     value, grads = jax.value_and_grad(loss)(params)
   assert np.isfinite(value)
   assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize('impl', ['threefry2x32', 'unsafe_rbg'])
+def test_initial_parameters_come_from_a_split_key(impl):
+  # fold_in gives the keys of split with JAX's default generator alone.
+  rng, batch = jax.random.key(3, impl=impl), image_batch()
+  objective = build(vit_config(), batch, has_teacher=False)
+  params, _ = objective.init(rng, batch, None)
+  expected, _ = objective.student.init(jax.random.split(rng)[0], batch)
+  jax.tree.map(np.testing.assert_array_equal, params.student, expected)
+
+
+def test_aligner_that_says_it_keeps_logits_has_to():
+
+  def narrowed(student, teacher, *, mask, on):
+    return base.Pair(student, teacher, mask & False)
+
+  with registry.aligners.temporary():
+    registry.register_aligner(lazy=True, keeps_logits=True)(narrowed)
+    config = vit_config()
+    config.losses.x = dict(loss='kl_divergence', align='narrowed')
+    match = r'config\.losses\.x.*keeps_logits=True must return logits and mask'
+    with pytest.raises(checks.ConfigError, match=match):
+      build(config)

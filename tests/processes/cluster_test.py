@@ -128,9 +128,9 @@ def test_cluster_that_cannot_be_read_is_an_error(monkeypatch):
     ((None, 2, 0), 'must be given together; got coordinator=None'),
     (('host:1', None, None), 'must be given together'),
     (('host:1', 2, None), 'must be given together; .* process_id=None'),
-    (('host', 2, 0), 'coordinator must be host:port'),
-    (('host:1', 2, 2), 'process_id must be from 0 to num_processes - 1'),
-    (('host:1', 2, -1), 'process_id must be from 0 .* process_id=-1'),
+    (('host', 2, 0), '--coordinator must be host:port'),
+    (('host:1', 2, 2), '--process_id must be from 0 to num_processes - 1'),
+    (('host:1', 2, -1), '--process_id must be from 0 .* process_id=-1'),
 ])
 def test_wrong_arguments_are_refused(given, rule):
   with pytest.raises(checks.ConfigError, match=rule):

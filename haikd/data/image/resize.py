@@ -29,7 +29,7 @@ class Resize(NamedTuple):
     evaluation: `(image) -> image`.
   """
 
-  training: Callable[[np.ndarray, np.random.Generator], np.ndarray]
+  training: Callable[..., np.ndarray]
   evaluation: Callable[[np.ndarray], np.ndarray]
 
 

@@ -139,6 +139,5 @@ def vocabulary_size(tokenizer: tokenizer_lib.Tokenizer,
   if vocabulary is not None and vocabulary < tokenizer.size:
     raise checks.ConfigError(
         'config.data.options.vocabulary must be at least the size of the '
-        f'tokenizer, {tokenizer.size}; got {vocabulary}. Set it to None; the '
-        'data set text can shrink its vocabulary with prune=True.')
+        f'tokenizer, {tokenizer.size}; got {vocabulary}. Set it to None.')
   return vocabulary or tokenizer.size
