@@ -97,7 +97,7 @@ def assert_refused(outcome, code, match):
      'source_dir must be the folder of the idx files'),
     (['--config.data.name=fashion', '--config.data.options={}',
       '--config.data.source_dir=/no/such/folder'], 3,
-     "source_dir='/no/such/folder'"),
+     "train-images-idx3-ubyte.gz; got '/no/such/folder', which does not."),
     (['--config.plugins=my_plugin', '--config.data.name=spoilt',
       '--config.data.options={"what": "label"}'], 3,
      'have a label below num_classes=3'),

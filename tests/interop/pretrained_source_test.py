@@ -43,7 +43,7 @@ def test_init_says_whether_it_is_pretrained(init, is_it):
 
 @pytest.mark.parametrize('init, kind, match', (
     ('runs/x', checks.ConfigError, 'hf:<folder> or gguf:<file>'),
-    ('hf:gs://a/b', checks.ConfigError, 'must be local'),
+    ('hf:gs://a/b', checks.ConfigError, 'must name local files'),
     ('hf:/nowhere', checks.DataError, 'must name a folder; got /nowhere'),
     ('gguf:/nowhere', checks.DataError, 'must name a file; got /nowhere'),
 ))
