@@ -37,8 +37,9 @@ QUICK = ('style_test.py', 'rooms_test.py', 'docstrings_test.py', 'docs_test.py',
          'core/', 'config/', 'losses/', 'align/', 'engine/step_test.py')
 # The tests of the step that it runs.
 QUICK_STEPS = ('test_gradient_is_that_of_the_whole_batch[1-',
-               'test_what_stands_in_padding', 'test_no_gradient_reaches',
-               'test_step_learns_and_compiles_once')
+               'test_what_stands_in_padding', 'test_no_gradient_reaches')
+# What takes longest of these files.
+NOT_QUICK = ('losses/chunks_test.py',)
 
 CONFIG = """
     from haikd import config as config_lib
@@ -83,7 +84,7 @@ def pytest_collection_modifyitems(items):
   folder = pathlib.Path(__file__).parent
   for item in items:
     name = item.path.relative_to(folder).as_posix()
-    quick = name.startswith(QUICK) and (
+    quick = name.startswith(QUICK) and name not in NOT_QUICK and (
         name != 'engine/step_test.py' or item.name.startswith(QUICK_STEPS))
     if quick and not item.get_closest_marker('slow'):
       item.add_marker('quick')
