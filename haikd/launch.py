@@ -42,6 +42,7 @@ import jax
 from haikd import config as config_lib
 from haikd.config import file as config_file
 from haikd.core import checks
+from haikd.core import notes
 from haikd.core import registry
 from haikd.processes import distributed
 from haikd.run import export as export_lib
@@ -81,7 +82,8 @@ def main(argv: Optional[list[str]] = None) -> int:
     _use_compilation_cache()
     config_lib.validate(config)
     registry.load_plugins(config.plugins)
-    _run(config, values)
+    with notes.printed(distributed.is_first()):
+      _run(config, values)
     distributed.finish()
     return 0
   except checks.StoppedError as err:

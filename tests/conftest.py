@@ -107,6 +107,8 @@ def compiled_for():
 def fresh():
   """Undoes what a config or plugin imports, registers or puts on the path."""
   from haikd.core import registry
+  # Were they first imported inside, they would be gone for the next test.
+  from haikd.data import builders  # noqa: F401
   path, modules = list(sys.path), set(sys.modules)
   with registry.losses.temporary(), registry.datasets.temporary():
     yield

@@ -7,4 +7,5 @@ from haikd.config.fields import OPEN_FIELDS
 from haikd.config.fields import optimizer
 from haikd.config.fields import term
 from haikd.config.fields import validate
-from haikd.config.fields import variant
+from haikd.config.options import plain
+from haikd.config.variants import variant

@@ -48,6 +48,9 @@ def network() -> ConfigDict:
           # Which layers of these weights to take, such as (0, 2, 4); None for
           # all, one to one.
           init_layers=_any(),
+          # How many of its logits are used, the first ones, where its table
+          # of tokens is longer than that of the tokenizer; None for all.
+          used_classes=config_dict.placeholder(int),
           # What blocks recompute in the backward pass: none (nothing), gathers
           # (gathered parameters), dots (all but products with parameters) or
           # full (everything); None for gathers where parameters are split.
@@ -247,37 +250,6 @@ def term(**fields: Any) -> ConfigDict:
           # Keyword options of the loss, each a value or a schedule.
           options=fields.pop('options', {}),
           **fields))
-
-
-def variant(config: ConfigDict, name: str) -> ConfigDict:
-  """Returns a config, or its variant `:smoke`, which runs in seconds.
-
-  Args:
-    config: a config made from `base()`.
-    name: the text after the colon in `--config=file.py:name`.
-
-  Returns:
-    The config itself, changed if `name` is 'smoke'.
-
-  Raises:
-    ConfigError: a name other than '' and 'smoke'.
-  """
-  if name == 'smoke':
-    config.steps = 6
-    config.batch_size = min(config.batch_size, 32)
-    config.log_every = 2
-    config.checkpoint_every = 3
-    for field in ('split', 'final'):
-      split, _, _ = config.evaluation[field].partition('[')
-      config.evaluation[field] = f'{split}[:64]'
-    config.teacher.train.steps = min(config.teacher.train.steps, 4)
-    config.optimizer.warmup_steps = 0
-    config.teacher.train.optimizer.warmup_steps = 0
-  elif name:
-    raise checks.ConfigError(
-        f'variant of a config must be smoke or left out; got {name!r}. Write '
-        '--config=FILE:smoke or --config=FILE.')
-  return config
 
 
 def validate(config: ConfigDict) -> None:

@@ -43,7 +43,8 @@ _RULES = (
      ('student.placement', 'teacher.placement')),
     ('be None or a positive int',
      lambda x: x is None or type(x) is int and x > 0,
-     ('evaluation.every', 'data.image_size')),
+     ('evaluation.every', 'data.image_size', 'student.used_classes',
+      'teacher.used_classes')),
     ('be None, or a tuple of layers from 0',
      lambda x: x is None or isinstance(x, (tuple, list)) and len(x) > 0 and all(
          type(layer) is int and layer >= 0 for layer in x),

@@ -5,9 +5,9 @@ import functools
 from typing import Any, Optional, Protocol
 
 import jax
-import ml_collections
 import numpy as np
 
+from haikd import config as config_lib
 from haikd.core import base
 from haikd.core import checks
 from haikd.data import batches
@@ -210,7 +210,7 @@ class Data:
             prefetch_buffer_size=self._prefetch))
 
 
-def build_data(config: ml_collections.ConfigDict,
+def build_data(config: config_lib.ConfigDict,
                *,
                shards: int = 1,
                like: Optional[Data] = None,
@@ -251,14 +251,14 @@ def build_data(config: ml_collections.ConfigDict,
     raise checks.ConfigError(
         f'config.seed must be 0 or more; got {config.seed}.')
   data, evaluation = config.data, config.evaluation
-  augment = data.augment.to_dict()
+  augment = config_lib.plain(data.augment)
   # Refuses unknown augmentations at once; the classes are not known yet.
   augment_lib.build_augment(augment, None, field=augment_field)
   resize = resize_lib.build_resize(
       augment, data.image_size, field=augment_field)
   splits = reader_lib.Splits(
       name=data.name,
-      options=data.options.to_dict(),
+      options=config_lib.plain(data.options),
       source_dir=data.source_dir,
       data_dir=data.data_dir)
   if like is not None and like.splits.dataset == splits.dataset:

@@ -13,9 +13,9 @@ import re
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
+from haikd import config as config_lib
 from haikd.core import base
 from haikd.core import checks
 from haikd.core import globs
@@ -32,7 +32,7 @@ _EMBEDDING_WORDS = frozenset(('embed', 'embedding', 'embeddings'))
 _TOKEN_WORDS = frozenset(('token', 'tokens'))
 
 
-def build_schedule(config: ml_collections.ConfigDict,
+def build_schedule(config: config_lib.ConfigDict,
                    steps: int,
                    *,
                    field: str = 'config.optimizer') -> optax.Schedule:
@@ -78,7 +78,7 @@ def build_schedule(config: ml_collections.ConfigDict,
 
 
 def build_optimizer(
-    config: ml_collections.ConfigDict,
+    config: config_lib.ConfigDict,
     steps: int,
     *,
     field: str = 'config.optimizer') -> optax.GradientTransformation:
@@ -109,7 +109,7 @@ def build_optimizer(
   _check(clip is None or clip > 0,
          f'{field}.clip_norm must be positive or None', clip)
   build, function, reserved = _OPTIMIZERS[config.name]
-  options = config.options.to_dict()
+  options = config_lib.plain(config.options)
   checks.check_options(
       f'{field}.options', function, options, reserved=reserved)
   chain = build(build_schedule(config, steps, field=field), decay, **options)

@@ -97,7 +97,7 @@ def build_network(config: config_lib.ConfigDict,
   """
   field = f'config.{title}'
   entry = registry.models.find(config.model, f'config.{title}.model')
-  model, options = entry.function, dict(config.options)
+  model, options = entry.function, config_lib.plain(config.options)
   takes_mask = 'mask' in checks.option_names(model)
   inputs_name = next(iter(inspect.signature(model).parameters))
   reserved = (inputs_name, 'is_training', 'mask')
@@ -141,7 +141,7 @@ def build_network(config: config_lib.ConfigDict,
     with _errors_name_fields(field, config, option_names):
       (logits, values), state = network.apply(params, state, rng, batch,
                                               is_training, batch_axes, gather)
-    return NetworkOutput(logits, values), state
+    return NetworkOutput(_first(logits, config.used_classes), values), state
 
   return Network(title, init, apply, rules, tuple(config.placement))
 
@@ -169,6 +169,16 @@ def gathered(gather: Callable, dtype: Any) -> contextlib.AbstractContextManager:
 def count_parameters(params: base.ArrayTree) -> int:
   """Returns the number of scalars in a tree of parameters."""
   return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _first(logits: base.Output, count: Optional[int]) -> base.Output:
+  """Returns the logits of the first classes; None for those of all."""
+  if count is None or isinstance(logits, base.Embedding):
+    return logits
+  if isinstance(logits, base.LinearLogits):
+    bias = None if logits.bias is None else logits.bias[:count]
+    return logits._replace(kernel=logits.kernel[:, :count], bias=bias)
+  return logits[..., :count]
 
 
 @contextlib.contextmanager

@@ -181,21 +181,22 @@ def _build_term(name, fields, field, layers_field, options_field=None):
   entry = registry.losses.find(fields.loss, f'{field}.loss')
   loss, on = entry.function, entry.on
   options_field = options_field or f'{field}.options'
+  options = config_lib.plain(fields.options)
   checks.check_options(
       options_field,
       loss,
-      fields.options,
+      options,
       reserved=('student', 'teacher', 'mask', 'labels'))
   aligner_name = fields.align
   if aligner_name == AUTO:
     aligner_name = 'none' if entry.any_width else 'pool'
   aligner = registry.aligners.find(aligner_name, f'{field}.align')
+  align_options = config_lib.plain(fields.align_options)
   checks.check_options(
       f'{field}.align_options',
       aligner.function,
-      fields.align_options,
+      align_options,
       reserved=('student', 'teacher', 'mask', 'on'))
-  align_options = dict(fields.align_options)
 
   def align(gather, student, teacher, mask) -> base.Pair:
     # The aligner's own parameters may be sharded: each is gathered where used.
@@ -207,7 +208,7 @@ def _build_term(name, fields, field, layers_field, options_field=None):
 
   schedules = {
       option: _build_schedule(f'{options_field}.{option}', value)
-      for option, value in fields.options.items() if _is_schedule(value)
+      for option, value in options.items() if _is_schedule(value)
   }
   return Term(
       name=name,
@@ -215,7 +216,7 @@ def _build_term(name, fields, field, layers_field, options_field=None):
       layers_field=layers_field,
       entry=entry,
       options={
-          option: value for option, value in fields.options.items()
+          option: value for option, value in options.items()
           if option not in schedules
       },
       schedules=schedules,
@@ -235,7 +236,7 @@ def _build_weight(field, weight):
 
 
 def _is_schedule(value):
-  return hasattr(value, 'items') and value.get('kind') in _SCHEDULES
+  return isinstance(value, Mapping) and value.get('kind') in _SCHEDULES
 
 
 def _build_schedule(field, value):

@@ -111,6 +111,11 @@ def is_many() -> bool:
   return _run is not None
 
 
+def is_first() -> bool:
+  """Returns whether this process speaks for the run: number 0, or alone."""
+  return _run is None or _run.cluster.process_id == 0
+
+
 def label() -> str:
   """Returns the label of this process in messages; '' if it is alone."""
   return f' [{_run.cluster.process_id}]' if _run else ''

@@ -81,7 +81,7 @@ def export(config: config_lib.ConfigDict,
 def _options(student):
   """Returns the student's options with the data's number of classes."""
   network = student.config.student
-  options = network.options.to_dict()
+  options = config_lib.plain(network.options)
   names = checks.option_names(registry.models[network.model].function)
   if 'num_classes' in names:
     options.setdefault('num_classes', student.data.num_classes)

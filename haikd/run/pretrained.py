@@ -36,7 +36,7 @@ def check(config: config_lib.ConfigDict, role: str, expected: base.Variables,
       field,
       network.init,
       expected,
-      options=network.options.to_dict(),
+      options=config_lib.plain(network.options),
       layers=network.init_layers,
       kept_ids=_kept_ids(data))
 
@@ -67,7 +67,7 @@ def load(config: config_lib.ConfigDict, role: str, expected: base.Variables,
       field,
       network.init,
       expected,
-      options=network.options.to_dict(),
+      options=config_lib.plain(network.options),
       layers=network.init_layers,
       kept_ids=_kept_ids(data))
 

@@ -5,14 +5,14 @@
 needs the data, which is built from the config.
 """
 
-from typing import Any, Optional
+from typing import Any
 
 from haikd import config as config_lib
 from haikd import interop
 from haikd import models  # noqa: F401  Registers the zoo.
 from haikd.core import checks
 from haikd.core import registry
-from haikd.data.text import tokenizer as tokenizer_lib
+from haikd.run import vocabularies
 
 _ROLES = ('teacher', 'student')
 
@@ -22,10 +22,9 @@ def from_pretrained(config: config_lib.ConfigDict) -> config_lib.ConfigDict:
 
   If `init` of a network is `hf:` or `gguf:`, the model and its options are read
   from there. Options in the config take precedence, so that a student may be
-  shallower or narrower than the weights it starts from. The data set gets what
-  it accepts and the config does not give: the tokenizer of the teacher or else
-  of the student, at least as many classes as the network has, the names of the
-  classes in the network's order, and the scaling of images.
+  shallower or narrower than the weights it starts from. The data gets what it
+  accepts and the config does not give: the names of the classes in the
+  network's order, the scaling of images, and what `vocabularies.resolve` says.
 
   Args:
     config: a validated config, its plugins imported.
@@ -39,12 +38,12 @@ def from_pretrained(config: config_lib.ConfigDict) -> config_lib.ConfigDict:
     DataError: the weights cannot be read, or are not supported.
   """
   config = config.copy_and_resolve_references()
-  tokenizers = {}
+  described = {}
   for role in _ROLES:
     _check_layers(role, config[role])
     if interop.is_pretrained(config[role].init):
-      tokenizers[role] = _resolve_network(role, config)
-  _check_tokenizers(tokenizers)
+      described[role] = _resolve_network(role, config)
+  vocabularies.resolve(config, described)
   return config
 
 
@@ -118,8 +117,8 @@ def teacher_training(config: config_lib.ConfigDict) -> config_lib.ConfigDict:
   return resolved
 
 
-def _resolve_network(role, config) -> Optional[str]:
-  """Fills in one network and its data; returns the path of its tokenizer."""
+def _resolve_network(role, config) -> interop.Pretrained:
+  """Fills in one network, and what the data gets from it alone."""
   network = config[role]
   default: Any = config_lib.network()
   described = interop.describe(network.init)
@@ -130,34 +129,16 @@ def _resolve_network(role, config) -> Optional[str]:
   options = dict(described.options)
   if network.init_layers is not None:
     options['depth'] = len(network.init_layers)
-  options.update(network.options.to_dict())
-  _resolve_data(config, described, options)
+  options.update(config_lib.plain(network.options))
   network.model = described.model
   with config.unlocked():
     network.options = options
-  return described.tokenizer
+  _resolve_data(config, described)
+  return described
 
 
-def _check_tokenizers(tokenizers):
-  """Refuses networks in which one id is two different tokens."""
-  paths = {role: path for role, path in tokenizers.items() if path}
-  if len(set(paths.values())) < 2:
-    return
-  digests = {tokenizer_lib.load(path).digest for path in paths.values()}
-  if len(digests) > 1:
-    raise checks.ConfigError(
-        'teacher and student must have one tokenizer, since their logits are '
-        f'compared token by token; got {paths["teacher"]} and '
-        f'{paths["student"]}, which differ. Choose a student of the '
-        "teacher's own family.")
-
-
-def _resolve_data(config, described, options):
-  """Fills in data options that the config leaves out, from the weights.
-
-  If the data decides the number of classes, `num_classes` is taken out of
-  `options`. It becomes the data's `vocabulary`, unless the data prunes that.
-  """
+def _resolve_data(config, described):
+  """Fills in the scaling of images and the names of classes."""
   defaults = config_lib.base().data
   is_default = (config.data.mean, config.data.std) == (
       defaults.mean, defaults.std)
@@ -165,21 +146,11 @@ def _resolve_data(config, described, options):
     with config.ignore_type():  # Numbers become tuples.
       config.data.mean, config.data.std = described.scale
   name = config.data.name
-  if name not in registry.datasets.names():
-    return
-  accepted = checks.option_names(registry.datasets[name].function)
-  decided = {}
-  if 'tokenizer' in accepted and described.tokenizer:
-    decided['tokenizer'] = described.tokenizer
-  if 'classes' in accepted and described.classes:
-    decided['classes'] = described.classes
-  if 'vocabulary' in accepted and 'num_classes' in options:
-    classes = options.pop('num_classes')
-    # Only the data knows how many tokens pruning leaves.
-    if not config.data.options.get('prune'):
-      decided['vocabulary'] = classes
-  with config.unlocked():
-    config.data.options = {**decided, **config.data.options.to_dict()}
+  if (described.classes and name in registry.datasets.names() and
+      'classes' in checks.option_names(registry.datasets[name].function)):
+    with config.unlocked():
+      config.data.options = {'classes': described.classes,
+                             **config_lib.plain(config.data.options)}
 
 
 def _check_layers(role, network):

@@ -5,8 +5,7 @@ import contextlib
 import errno
 import sys
 
-import ml_collections
-
+from haikd import config as config_lib
 from haikd.core import checks
 from haikd.processes import distributed
 from haikd.storage import checkpoint
@@ -59,7 +58,7 @@ def lock(workdir: files.Path) -> Iterator[None]:
 
 
 def claim(workdir: files.Path,
-          config: ml_collections.ConfigDict,
+          config: config_lib.ConfigDict,
           *,
           free: Iterable[str] = FREE_FIELDS,
           create: bool = True) -> None:
@@ -135,7 +134,9 @@ def _writing(workdir):
 
 def _check_owner(path, config, free):
   """Refuses a config that differs from the owner's in a field that is bound."""
-  old, new = _fields(files.read_json(path)), _fields(config)
+  # A field that is younger than the owner has its default there.
+  defaults = _fields(files.to_json(config_lib.base()))
+  old, new = {**defaults, **_fields(files.read_json(path))}, _fields(config)
   differences = [
       f'config.{name}={new.get(name, _ABSENT)!r} where it has '
       f'{old.get(name, _ABSENT)!r}' for name in sorted({**old, **new})

@@ -1,0 +1,37 @@
+"""The variant `:smoke` of a config, which runs in seconds."""
+
+import ml_collections
+
+from haikd.core import checks
+
+
+def variant(config: ml_collections.ConfigDict,
+            name: str) -> ml_collections.ConfigDict:
+  """Returns a config, or its variant `:smoke`, which runs in seconds.
+
+  Args:
+    config: a config made from `base()`.
+    name: the text after the colon in `--config=file.py:name`.
+
+  Returns:
+    The config itself, changed if `name` is 'smoke'.
+
+  Raises:
+    ConfigError: a name other than '' and 'smoke'.
+  """
+  if name == 'smoke':
+    config.steps = 6
+    config.batch_size = min(config.batch_size, 32)
+    config.log_every = 2
+    config.checkpoint_every = 3
+    for field in ('split', 'final'):
+      split, _, _ = config.evaluation[field].partition('[')
+      config.evaluation[field] = f'{split}[:64]'
+    config.teacher.train.steps = min(config.teacher.train.steps, 4)
+    config.optimizer.warmup_steps = 0
+    config.teacher.train.optimizer.warmup_steps = 0
+  elif name:
+    raise checks.ConfigError(
+        f'variant of a config must be smoke or left out; got {name!r}. Write '
+        '--config=FILE:smoke or --config=FILE.')
+  return config

@@ -1,0 +1,148 @@
+"""The ids that teacher, student and data have in common."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Optional
+
+from haikd import config as config_lib
+from haikd import interop
+from haikd.core import checks
+from haikd.core import notes
+from haikd.core import registry
+from haikd.data.text import shared_ids
+from haikd.data.text import text_tokenizers
+
+_TOKENIZER, _VOCABULARY = 'tokenizer', 'vocabulary'
+
+
+class _Shared(NamedTuple):
+  """What the tokenizers of networks and data have in common.
+
+  Attributes:
+    path: of the one with the fewest tokens; None without tokenizers.
+    size: the number of its tokens; None if it was not needed.
+    agree: whether none of them has further tokens.
+  """
+
+  path: Optional[str] = None
+  size: Optional[int] = None
+  agree: bool = True
+
+
+def resolve(config: config_lib.ConfigDict,
+            described: Mapping[str, interop.Pretrained]) -> None:
+  """Fills in the tokenizer and the vocabulary of the data.
+
+  The data set gets what it accepts and the config does not give: the tokenizer
+  of the teacher or else of the student, and as many classes as the networks
+  have logits. Where networks have different numbers of logits, since their
+  tables are padded to other sizes, or where one tokenizer has tokens beyond the
+  other's, the classes are the ids that all tokenizers have, and `used_classes`
+  limits the networks to them.
+
+  Args:
+    config: a config whose networks are resolved; it is changed.
+    described: the pretrained networks, by role.
+
+  Raises:
+    ConfigError: the tokenizers are not one, or the number of classes is not
+      known.
+    DataError: a tokenizer cannot be read.
+  """
+  name = config.data.name
+  if name not in registry.datasets.names():
+    return
+  accepted = checks.option_names(registry.datasets[name].function)
+  given = config_lib.plain(config.data.options)
+  paths = {f'config.{role}.init': pretrained.tokenizer
+           for role, pretrained in described.items() if pretrained.tokenizer}
+  if _TOKENIZER in accepted and given.get(_TOKENIZER):
+    paths[f'config.data.options.{_TOKENIZER}'] = given[_TOKENIZER]
+  shared = _share(paths)
+  decided: dict[str, Any] = {}
+  if _TOKENIZER in accepted and shared.path:
+    decided[_TOKENIZER] = shared.path
+  if _VOCABULARY in accepted:
+    sizes = {role: size for role in described
+             if (size := _logits(config[role])) is not None}
+    classes = None
+    # Only the data knows how many tokens pruning leaves.
+    if sizes and not given.get('prune'):
+      classes = given.get(_VOCABULARY) or _classes(sizes, shared)
+      decided[_VOCABULARY] = classes
+    for role, size in sizes.items():
+      _limit(config[role], size, classes)
+    if classes is not None:
+      _say_limits(sizes, classes)
+  with config.unlocked():
+    config.data.options = {**decided, **given}
+
+
+def _share(paths: Mapping[str, str]) -> _Shared:
+  """Compares the tokenizers that fields of the config give."""
+  if not paths:
+    return _Shared()
+  first_field, first = next(iter(paths.items()))
+  if len(set(paths.values())) == 1:
+    return _Shared(first)
+  tokenizers = {path: text_tokenizers.load(path) for path in paths.values()}
+  for field, path in paths.items():
+    try:
+      shared_ids.count(tokenizers[first], tokenizers[path])
+    except ValueError as err:
+      raise checks.ConfigError(
+          f'{field} must have the tokenizer of {first_field}, since logits are '
+          f'compared token by token; got {path}, which differs from {first}: '
+          f'{err}. Choose weights of one family, or start the student without '
+          'init.') from err
+  sizes = {path: tokenizer.size for path, tokenizer in tokenizers.items()}
+  smallest = min(sizes, key=sizes.__getitem__)  # The first of equal ones.
+  agree = len(set(sizes.values())) == 1
+  if not agree:
+    notes.say(f'texts are tokenised by {smallest}, whose {sizes[smallest]} '
+              'tokens are a part of those of the other tokenizer.')
+  return _Shared(smallest, sizes[smallest], agree)
+
+
+def _logits(network: config_lib.ConfigDict) -> Optional[int]:
+  """Returns the number of tokens a network predicts; None if it predicts none.
+  """
+  options = network.options
+  if options.get('head') is not None:  # An encoder.
+    return options.get('vocabulary') if options.head == 'masked_lm' else None
+  return options.get('num_classes')
+
+
+def _classes(sizes: Mapping[str, int], shared: _Shared) -> int:
+  """Returns the number of ids that networks are compared over."""
+  if len(set(sizes.values())) == 1 and shared.agree:
+    return next(iter(sizes.values()))
+  if shared.path is None:
+    listed = ', '.join(f'config.{role} has {size}'
+                       for role, size in sizes.items())
+    raise checks.ConfigError(
+        f'config.data.options.{_VOCABULARY} must be the number of tokens of '
+        'the tokenizer, since networks have tables of different lengths, and '
+        f'no tokenizer beside them; got None, where {listed}.')
+  return shared.size or text_tokenizers.load(shared.path).size
+
+
+def _limit(network, size, classes):
+  """Limits a network to some of its logits, if it has more.
+
+  A decoder with as many logits as the data has classes gets their number from
+  the data.
+  """
+  if classes is not None and size > classes:
+    network.used_classes = classes
+  elif 'num_classes' in network.options:
+    with network.unlocked():
+      del network.options['num_classes']
+
+
+def _say_limits(sizes, classes):
+  larger = {role: size for role, size in sizes.items() if size > classes}
+  if larger:
+    listed = ' and '.join(f'the {size} of the {role}'
+                          for role, size in larger.items())
+    notes.say(f'of {listed}, the first {classes} logits are used, which are '
+              'those of the tokenizer; probabilities are normalised over them.')
