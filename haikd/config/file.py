@@ -103,6 +103,7 @@ def override(config: config_lib.ConfigDict, argv: list[str],
     raise checks.ConfigError(
         f'argument must be a flag; got {surplus[0]!r}. Write --flag=value, and '
         'see --help.')
+  _read_none(config, config_lib.base())
   config.lock()
 
 
@@ -140,6 +141,16 @@ def _call(get_config, path, variant):
         "`def get_config(variant=''):`, and end it with "
         '`return config_lib.variant(config, variant)`.') from err
   return get_config(*variant)
+
+
+def _read_none(config, schema):
+  """Replaces the text None, in optional fields of text, by None."""
+  for name, default in schema.items():
+    if isinstance(default, config_lib.ConfigDict):
+      if isinstance(config.get(name), config_lib.ConfigDict):
+        _read_none(config[name], default)
+    elif default is None and config.get(name) == 'None':
+      config[name] = None
 
 
 def _add_missing(config, path):

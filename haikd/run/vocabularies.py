@@ -142,7 +142,9 @@ def _limit(network, size, classes):
 def _say_limits(sizes, classes):
   larger = {role: size for role, size in sizes.items() if size > classes}
   if larger:
-    listed = ' and '.join(f'the {size} of the {role}'
-                          for role, size in larger.items())
-    notes.say(f'of {listed}, the first {classes} logits are used, which are '
-              'those of the tokenizer; probabilities are normalised over them.')
+    first, *second = (f'{size} {{}}of the {role}'
+                      for role, size in larger.items())
+    listed = ' and the '.join((first.format('logits '),
+                               *(text.format('') for text in second)))
+    notes.say(f'of the {listed}, the first {classes} are used, which are those '
+              'of the tokenizer; probabilities are normalised over them.')
