@@ -13,7 +13,6 @@ import ml_collections
 from ml_collections import config_dict
 
 from haikd.config import rules
-from haikd.core import checks
 
 ConfigDict: TypeAlias = ml_collections.ConfigDict
 

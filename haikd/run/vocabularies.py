@@ -104,8 +104,7 @@ def _share(paths: Mapping[str, str]) -> _Shared:
 
 
 def _logits(network: config_lib.ConfigDict) -> Optional[int]:
-  """Returns the number of tokens a network predicts; None if it predicts none.
-  """
+  """Returns how many tokens a network predicts; None if it predicts none."""
   options = network.options
   if options.get('head') is not None:  # An encoder.
     return options.get('vocabulary') if options.head == 'masked_lm' else None

@@ -71,8 +71,9 @@ def test_functions_get_plain_options(seen, tmp_path):
   for network in (config.teacher, config.student):
     network.model, network.options = 'note_model', dict(nested=NESTED)
   config.teacher.train.steps = 1
-  config.losses.x = dict(loss='note_loss', options=dict(nested=NESTED),
-                         align='note_aligner', align_options=dict(nested=NESTED))
+  config.losses.x = dict(
+      loss='note_loss', options=dict(nested=NESTED), align='note_aligner',
+      align_options=dict(nested=NESTED))
   job.train(config, tmp_path / 'run')
   assert set(seen) == {'model', 'loss', 'aligner', 'data'}
   for kind, options in seen.items():

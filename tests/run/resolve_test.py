@@ -1,7 +1,5 @@
 """What weights and data fill in in a config."""
 
-import types
-
 import numpy as np
 import pytest
 
@@ -53,7 +51,7 @@ def test_data_gets_the_tokenizer_and_the_classes_of_the_teacher():
 
 
 def test_options_of_the_data_in_the_config_take_precedence():
-  options = dict(tokenizer='mine', vocabulary=60)
+  options = dict(tokenizer='folder', vocabulary=60)
   resolved = resolve.from_pretrained(make_config(**options))
   assert resolved.data.options.to_dict() == options
 
@@ -169,20 +167,3 @@ def test_an_encoder_with_fewer_tokens_than_the_data_is_refused():
   with pytest.raises(checks.ConfigError,
                      match='student.options.vocabulary must be no smaller'):
     resolve.with_vocabulary(config, text_info(31))
-
-
-@pytest.mark.parametrize('digests, differ', [('ab', True), ('aa', False)])
-def test_networks_with_other_tokens_are_refused(monkeypatch, digests, differ):
-  paths = dict(zip(('hf:teacher', 'hf:student'), digests))
-  monkeypatch.setattr(interop, 'describe', lambda init: DESCRIBED._replace(
-      tokenizer=init))
-  monkeypatch.setattr(
-      resolve.tokenizer_lib, 'load',
-      lambda path: types.SimpleNamespace(digest=paths[path]))
-  config = make_config()
-  config.student.init = 'hf:student'
-  if not differ:
-    resolve.from_pretrained(config)
-    return
-  with pytest.raises(checks.ConfigError, match='must have one tokenizer'):
-    resolve.from_pretrained(config)

@@ -1,8 +1,8 @@
 """Teachers and students whose vocabularies differ in size or in spelling.
 
 The expected numbers were computed with transformers 5.24 in float64 from the
-folders of `write_model` and the rows of `DOCUMENTS`, each with its eos, over the first 22
-logits:
+folders of `write_model` and the rows of `DOCUMENTS`, each with its eos, over
+the first 22 logits:
 
   logits = model(row[None]).logits[0, :-1, :22].double().log_softmax(-1)
   -logits.gather(1, row[1:, None]).mean()
@@ -148,7 +148,8 @@ def test_tokenizers_that_are_one_are_taken(case, tmp_path):
   more = dict(tokens=[*TOKENS, '<a>', '<b>'])
   write_model(tmp_path / 'teacher', 26, 0,
               **(more if case == 'more_teacher' else {}))
-  student = dict(eos=dict(eos='[UNK]'), spelling=dict(decoder=dict(type='Fuse')))
+  student = dict(eos=dict(eos='[UNK]'),
+                 spelling=dict(decoder=dict(type='Fuse')))
   write_model(tmp_path / 'student', 26, 1,
               **(more if case == 'more' else student.get(case, {})))
   config = config_lib.base()
@@ -197,7 +198,8 @@ def test_tables_of_other_lengths_without_a_tokenizer(start, tmp_path):
     (tmp_path / role / 'tokenizer.json').unlink()
   for split in ('train', 'validation', 'test'):
     np.save(tmp_path / 'texts' / f'{split}.npy', np.arange(160) % 22)
-  tokens = functools.partial(start, '--config.data.data_dir=None', data='tokens')
+  tokens = functools.partial(
+      start, '--config.data.data_dir=None', data='tokens')
   code, err, _ = tokens(options='')
   assert code == 2 and 'config.data.options.vocabulary must be' in err
   code, err, _ = tokens(options='vocabulary=22')
