@@ -41,6 +41,14 @@ QUICK_STEPS = ('test_gradient_is_that_of_the_whole_batch[1-',
 # What takes longest of these files.
 NOT_QUICK = ('losses/chunks_test.py',)
 
+# The files that take longest. They run first: were one of them last, a worker
+# would be alone with it.
+LONGEST = ('processes/distributed_test.py', 'engine/every_mesh_test.py',
+           'launch_test.py', 'engine/step_test.py', 'run/',
+           'objective/packed_rows_test.py', 'style_test.py')
+
+FOLDER = pathlib.Path(__file__).parent
+
 CONFIG = """
     from haikd import config as config_lib
 
@@ -80,10 +88,14 @@ PLUGIN = """
 
 
 def pytest_collection_modifyitems(items):
-  """Marks the quick tier, whose tests of the step are those on one device."""
-  folder = pathlib.Path(__file__).parent
+  """Puts the longest files first, and marks the quick tier.
+
+  The tests of the step in that tier are those on one device.
+  """
+  name_of = lambda item: item.path.relative_to(FOLDER).as_posix()
+  items.sort(key=lambda item: not name_of(item).startswith(LONGEST))
   for item in items:
-    name = item.path.relative_to(folder).as_posix()
+    name = name_of(item)
     quick = name.startswith(QUICK) and name not in NOT_QUICK and (
         name != 'engine/step_test.py' or item.name.startswith(QUICK_STEPS))
     if quick and not item.get_closest_marker('slow'):

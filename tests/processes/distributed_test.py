@@ -199,7 +199,8 @@ def complaint(run, process):
 
 @pytest.mark.parametrize('victim, whom', [
     (0, 'process 0, which is gone'),
-    (1, 'no sign of life from process 1 for [13]0 seconds'),
+    pytest.param(1, 'no sign of life from process 1 for [13]0 seconds',
+                 marks=pytest.mark.slow),
 ])
 def test_killed_process_ends_the_other(folder, long_undisturbed, victim, whom):
   run = Run(folder, f'killed-{victim}', 2, 2, *LONG)
