@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from haikd.attention import blocks as blocks_lib
+from haikd.attention import gradients
 from haikd.attention import maps as maps_lib
 from haikd.core import base
 from haikd.core import mesh_context
@@ -24,7 +25,8 @@ def attend(query_key: base.QueryKey, value: jax.Array) -> jax.Array:
   Additive over `B`: examples do not interact.
 
   Args:
-    query_key: queries `[B, N, H, K]`, keys `[B, M, G, K]` and a mask.
+    query_key: queries `[B, N, H, K]`, keys `[B, M, G, K]`, a mask and a soft
+      cap.
     value: `[B, M, G, E]` floating.
 
   Returns:
@@ -36,19 +38,19 @@ def attend(query_key: base.QueryKey, value: jax.Array) -> jax.Array:
   References:
     Dao et al., FlashAttention, arXiv:2205.14135, for the backward pass.
   """
-  query, key, mask = query_key
+  query, key, mask, soft_cap = query_key
   # Under `jax.shard_map` arguments, and so their gradients, get one type.
   query, key, value = mesh_context.vary_like((query, key, value), query, key,
                                              value, mask)
-  return _attend(query, key, value, mask)
+  return _attend(query, key, value, mask, soft_cap)
 
 
 @jax.custom_vjp
-def _attend(query, key, value, mask):
-  return _forward(query, key, value, mask)[0]
+def _attend(query, key, value, mask, soft_cap):
+  return _forward(query, key, value, mask, soft_cap)[0]
 
 
-def _forward(query, key, value, mask):
+def _forward(query, key, value, mask, soft_cap):
   groups = key.shape[2]
   blocks = _cut(query, key, mask)
   mask_arrays, mask_of = maps_lib.split_mask(mask, query.shape[0],
@@ -59,7 +61,7 @@ def _forward(query, key, value, mask):
     weights, total, log_total = maps_lib.softmax_parts(
         maps_lib.scores(
             maps_lib.queries_by_key_head(query, groups), key,
-            mask_of(mask_arrays), place))
+            mask_of(mask_arrays), soft_cap, place))
     outputs = jnp.einsum(
         'bgqk,bgkd->bgqd',
         weights.astype(value.dtype),
@@ -72,11 +74,11 @@ def _forward(query, key, value, mask):
   _, (outputs, log_totals) = blocks_lib.run(
       blocks, block, query, [(key, None), (value, None)], mask_arrays, (),
       maps_lib.real_positions(mask))
-  return outputs, (query, key, value, mask, outputs, log_totals)
+  return outputs, (query, key, value, mask, soft_cap, outputs, log_totals)
 
 
 def _backward(residuals, gradient):
-  query, key, value, mask, outputs, log_totals = residuals
+  query, key, value, mask, soft_cap, outputs, log_totals = residuals
   batch, _, groups, _ = key.shape
   blocks = _cut(query, key, mask)
   mask_arrays, mask_of = maps_lib.split_mask(mask, batch, blocks.padded_rows)
@@ -88,28 +90,30 @@ def _backward(residuals, gradient):
     query, gradient, log_total, common = (
         maps_lib.queries_by_key_head(x, groups) for x in rows)
     key, value = keys
-    scores = maps_lib.scores(query, key, mask_of(mask_arrays), place)
+    scores = maps_lib.scores(
+        query, key, mask_of(mask_arrays), soft_cap, place)
     maps = jnp.exp(scores - log_total)
     into_maps = jnp.einsum(
         'bgqd,bgkd->bgqk', gradient, value, preferred_element_type=jnp.float32)
-    into_scores = (maps * (into_maps - common)).astype(query.dtype)
-    of_query = maps_lib.query_gradient(into_scores, key).astype(query.dtype)
-    more = (maps_lib.key_gradient(into_scores, query),
-            maps_lib.key_gradient(maps.astype(gradient.dtype), gradient))
+    into_scores = gradients.before_cap(
+        maps * (into_maps - common), query, key, soft_cap).astype(query.dtype)
+    of_query = gradients.query_gradient(into_scores, key).astype(query.dtype)
+    more = (gradients.key_gradient(into_scores, query),
+            gradients.key_gradient(maps.astype(gradient.dtype), gradient))
     sums = tuple(
-        maps_lib.add_to_keys(x, y, place.keys) for x, y in zip(sums, more))
+        gradients.add_to_keys(x, y, place.keys) for x, y in zip(sums, more))
     return sums, maps_lib.queries_by_row(of_query, rows[0].shape[1])
 
   init = tuple(
-      maps_lib.zero_key_sums(x, blocks.examples) for x in (key, value))
+      gradients.zero_key_sums(x, blocks.examples) for x in (key, value))
   sums, of_query = blocks_lib.run(
       blocks, block, (query, gradient, log_totals[..., None],
                       common[..., None]),
       [(key, None), (value, None)], mask_arrays, init,
       maps_lib.real_positions(mask))
-  of_key, of_value = map(maps_lib.join_key_sums, sums)
+  of_key, of_value = map(gradients.join_key_sums, sums)
   return (of_query, of_key.astype(key.dtype), of_value.astype(value.dtype),
-          None)
+          None, None)
 
 
 _attend.defvjp(_forward, _backward)

@@ -13,6 +13,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from haikd.attention import blocks as blocks_lib
+from haikd.attention import gradients as gradients_lib
 from haikd.attention import maps as maps_lib
 from haikd.core import base
 from haikd.core import masking
@@ -58,22 +59,23 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
   count = _count(loss, sides, mask)
   if by_head:
     sides, mask = maps_lib.heads_as_examples(sides, mask)
-  masks = tuple(tuple(x.mask for x in side.sources) for side in sides)
+  rules = tuple(
+      tuple((x.mask, x.soft_cap) for x in side.sources) for side in sides)
   operands = tuple(
       tuple((x.query, x.key) for x in side.sources) for side in sides)
   heads = tuple(side.heads for side in sides)
 
   @jax.custom_vjp
-  def total(operands, masks, mask):
+  def total(operands, rules, mask):
     wanted = (False,) * len(sides)
-    return _fold(loss, heads, operands, masks, mask, wanted)[0]
+    return _fold(loss, heads, operands, rules, mask, wanted)[0]
 
-  def forward(operands, masks, mask):
+  def forward(operands, rules, mask):
     wanted = tuple(
         any(x.perturbed for x in jax.tree.leaves(side)) for side in operands)
-    operands, masks, mask = jax.tree.map(lambda x: x.value,
-                                         (operands, masks, mask))
-    value, gradients = _fold(loss, heads, operands, masks, mask, wanted)
+    operands, rules, mask = jax.tree.map(lambda x: x.value,
+                                         (operands, rules, mask))
+    value, gradients = _fold(loss, heads, operands, rules, mask, wanted)
     # Residuals must be arrays, so empty ones carry the dtypes.
     dtypes = jax.tree.map(lambda x: jnp.zeros((0,), x.dtype), operands)
     return value, (gradients, dtypes)
@@ -86,9 +88,9 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
     return scaled, None, None
 
   total.defvjp(forward, backward, symbolic_zeros=True)
-  operands, masks, mask = mesh_context.vary_like((operands, masks, mask),
-                                                 operands, masks, mask)
-  return base.LossSum(total(operands, masks, mask), count)
+  operands, rules, mask = mesh_context.vary_like((operands, rules, mask),
+                                                 operands, rules, mask)
+  return base.LossSum(total(operands, rules, mask), count)
 
 
 def _count(loss, sides, mask):
@@ -107,33 +109,35 @@ class _Side(NamedTuple):
   Attributes:
     heads: H, to which the heads are pooled.
     masks_of: for each map, what makes its mask; see `maps.split_mask`.
+    soft_caps: for each map, the cap of its scores.
     wanted: whether the queries and keys need a gradient.
   """
 
   heads: int
   masks_of: tuple[Callable[[Any], maps_lib.Mask], ...]
+  soft_caps: tuple[Optional[jax.Array], ...]
   wanted: bool
 
   def maps(self, queries, keys, mask_arrays, place):
     """Returns the maps of a block, before pooling."""
     return tuple(
-        maps_lib.block_maps(query, key, mask_of(arrays), place)
-        for query, key, mask_of, arrays in zip(queries, keys, self.masks_of,
-                                               mask_arrays))
+        maps_lib.block_maps(query, key, mask_of(arrays), soft_cap, place)
+        for query, key, mask_of, arrays, soft_cap in zip(
+            queries, keys, self.masks_of, mask_arrays, self.soft_caps))
 
   def pool(self, maps, keep):
     """Returns the pooled maps, 0 where a query or key does not count."""
     return jnp.where(keep, maps_lib.mean(maps, self.heads), 0.0)
 
 
-def _fold(loss, heads, operands, masks, mask, wanted):
+def _fold(loss, heads, operands, rules, mask, wanted):
   """Evaluates a loss block by block, with the gradients that are wanted.
 
   Args:
     loss: `(*sides, mask) -> LossSum`, of the maps of a block.
     heads: H of each side.
     operands: for each side, (query, key) of each of its maps.
-    masks: for each side, the attention mask of each of its maps.
+    rules: for each side, (attention mask, soft cap) of each of its maps.
     mask: bool, `[B, N]`, true where a position counts.
     wanted: for each side, whether its gradient is wanted.
 
@@ -141,13 +145,15 @@ def _fold(loss, heads, operands, masks, mask, wanted):
     The total; and for each side, gradients like its operands, or None.
   """
   batch, length = mask.shape
+  masks = tuple(tuple(allowed for allowed, _ in side) for side in rules)
   blocks = _cut(operands, masks, batch, length)
   split = [[maps_lib.split_mask(x, batch, blocks.padded_rows) for x in side]
            for side in masks]
   mask_arrays = tuple(tuple(arrays for arrays, _ in side) for side in split)
   sides = [
-      _Side(number, tuple(mask_of for _, mask_of in masks_of), want)
-      for number, masks_of, want in zip(heads, split, wanted)]
+      _Side(number, tuple(mask_of for _, mask_of in masks_of),
+            tuple(soft_cap for _, soft_cap in of_side), want)
+      for number, masks_of, of_side, want in zip(heads, split, rules, wanted)]
   queries = tuple(tuple(query for query, _ in side) for side in operands)
   keys = tuple(tuple(key for _, key in side) for side in operands)
   structure = jax.tree.structure(keys)
@@ -178,19 +184,20 @@ def _fold(loss, heads, operands, masks, mask, wanted):
         tuple(x if side.wanted else () for side, x in zip(sides, maps)))
     into_maps, = pullback(mesh_context.vary_like(jnp.ones_like(value), value))
     gradients = [
-        [maps_lib.softmax_backward(*x) for x in zip(*of_side)]
+        [gradients_lib.softmax_backward(*x)
+         for x in zip(*of_side, side.soft_caps)]
         if side.wanted else []
         for side, *of_side in zip(sides, maps, into_maps, queries, keys)]
     of_queries = tuple(tuple(x for x, _ in side) for side in gradients)
     of_keys = tuple(
-        tuple(maps_lib.add_to_keys(total_of_key, x, place.keys)
+        tuple(gradients_lib.add_to_keys(total_of_key, x, place.keys)
               for total_of_key, (_, x) in zip(totals, side))
         for totals, side in zip(sums[1], gradients))
     return (sums[0] + value, of_keys), of_queries
 
   init = (jnp.zeros((), jnp.float32),
           tuple(
-              tuple(maps_lib.zero_key_sums(x, blocks.examples)
+              tuple(gradients_lib.zero_key_sums(x, blocks.examples)
                     for x in side if want)
               for side, want in zip(keys, wanted)))
   keys_and_masks = [
@@ -202,8 +209,9 @@ def _fold(loss, heads, operands, masks, mask, wanted):
   if not any(wanted):
     return jnp.sum(totals), ()
   gradients = tuple(
-      tuple(zip(of_query, map(maps_lib.join_key_sums, of_key))) if want else
-      None for of_query, of_key, want in zip(of_queries, of_keys, wanted))
+      tuple(zip(of_query, map(gradients_lib.join_key_sums, of_key)))
+      if want else None
+      for of_query, of_key, want in zip(of_queries, of_keys, wanted))
   return jnp.sum(totals), gradients
 
 

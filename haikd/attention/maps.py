@@ -100,8 +100,9 @@ def heads_as_examples(
     if isinstance(allowed, attention_mask.AttentionMask):
       keys, segments = jax.tree.map(repeat, (allowed.keys, allowed.segments))
       allowed = dataclasses.replace(allowed, keys=keys, segments=segments)
-    return base.QueryKey(
-        split_heads(source.query), split_heads(source.key), allowed)
+    return source._replace(
+        query=split_heads(source.query), key=split_heads(source.key),
+        mask=allowed)
 
   return tuple(
       MeanMaps(tuple(map(split_source, side.sources)), side.heads // groups)
@@ -182,15 +183,8 @@ def queries_by_row(query: jax.Array, rows: int) -> jax.Array:
   return query.transpose(0, 3, 1, 2, 4).reshape(examples, rows, -1, size)
 
 
-def add_to_keys(sums: jax.Array, more: jax.Array,
-                keys: attention_mask.Range) -> jax.Array:
-  """Adds `[b, G, K, keys]` to sums `[b, G, K, M]`, at a block's keys."""
-  start = (0, 0, 0, keys[0])
-  more += lax.dynamic_slice(sums, start, more.shape)
-  return lax.dynamic_update_slice(sums, more, start)
-
-
 def scores(query: jax.Array, key: jax.Array, mask: Mask,
+           soft_cap: Optional[jax.Array],
            place: blocks_lib.Place) -> jax.Array:
   """Returns the scores of a block.
 
@@ -198,13 +192,13 @@ def scores(query: jax.Array, key: jax.Array, mask: Mask,
     query: `[b, G, H/G q, K]` floating.
     key: `[b, G, k, K]` floating, the keys of the block.
     mask: of the examples.
+    soft_cap: of the scores, as in `base.QueryKey`.
     place: of the block.
 
   Returns:
     float32, `[b, G, H/G q, k]`; -inf where a query does not attend to a key.
   """
-  products = jnp.einsum(
-      'bgqd,bgkd->bgqk', query, key, preferred_element_type=jnp.float32)
+  products = base.capped(products_of(query, key), soft_cap)
   if mask is None:
     return products
   if isinstance(mask, attention_mask.AttentionMask):
@@ -221,6 +215,12 @@ def scores(query: jax.Array, key: jax.Array, mask: Mask,
   else:
     allowed = allowed[:, :, None]
   return jnp.where(allowed, products, -jnp.inf).reshape(shape)
+
+
+def products_of(query: jax.Array, key: jax.Array) -> jax.Array:
+  """Returns the products of queries and keys; arguments as for `scores`."""
+  return jnp.einsum(
+      'bgqd,bgkd->bgqk', query, key, preferred_element_type=jnp.float32)
 
 
 def softmax_parts(scores: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -242,56 +242,10 @@ def softmax_parts(scores: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def block_maps(query: jax.Array, key: jax.Array, mask: Mask,
+               soft_cap: Optional[jax.Array],
                place: blocks_lib.Place) -> jax.Array:
   """Returns the maps of a block, `[b, H, q, k]`; arguments as for `scores`."""
-  weights, total, _ = softmax_parts(scores(query, key, mask, place))
+  weights, total, _ = softmax_parts(
+      scores(query, key, mask, soft_cap, place))
   shape = (weights.shape[0], -1, place.queries[1], weights.shape[3])
   return (weights * (1.0 / total)).reshape(shape)
-
-
-def softmax_backward(maps: jax.Array, gradient: jax.Array, query: jax.Array,
-                     key: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Returns gradients with respect to the queries and keys of a block.
-
-  Args:
-    maps: `[b, H, q, k]` float32.
-    gradient: with respect to `maps`.
-    query: `[b, G, H/G q, K]`.
-    key: `[b, G, k, K]`.
-
-  Returns:
-    float32, `[b, q, H, K]` and `[b, G, K, k]`.
-  """
-  # As a product: on CPU XLA takes eight times as long for the sum of
-  # `maps * gradient` if the first axis is 1.
-  common = jnp.einsum(
-      'bhqk,bhqk->bhq', maps, gradient, precision=lax.Precision.HIGHEST)
-  into_scores = (maps * (gradient - common[..., None])).astype(query.dtype)
-  rows = maps.shape[2]
-  into_scores = into_scores.reshape(*query.shape[:3], -1)
-  return (queries_by_row(query_gradient(into_scores, key), rows),
-          key_gradient(into_scores, query))
-
-
-def query_gradient(into_scores: jax.Array, key: jax.Array) -> jax.Array:
-  """Returns `[b, G, H/G q, K]` float32, given that of scores, and keys."""
-  return jnp.einsum(
-      'bgqk,bgkd->bgqd', into_scores, key, preferred_element_type=jnp.float32)
-
-
-def key_gradient(into_scores: jax.Array, query: jax.Array) -> jax.Array:
-  """Returns `[b, G, K, k]` float32, given that of scores, and queries."""
-  # Features before keys: on CPU the transposed product takes twice as long.
-  return jnp.einsum(
-      'bgqd,bgqk->bgdk', query, into_scores, preferred_element_type=jnp.float32)
-
-
-def zero_key_sums(key: jax.Array, examples: int) -> jax.Array:
-  """Returns zeros `[examples, G, K, M]` for keys `[B, M, G, K]`."""
-  _, keys, groups, size = key.shape
-  return jnp.zeros((examples, groups, size, keys), jnp.float32)
-
-
-def join_key_sums(sums: jax.Array) -> jax.Array:
-  """Returns `[B, M, G, K]`, given the sums of all groups of examples."""
-  return jnp.transpose(blocks_lib.join_groups(sums), (0, 3, 1, 2))

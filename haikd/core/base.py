@@ -89,13 +89,18 @@ class LinearLogits(NamedTuple):
       logits += self.bias
     if self.scale is not None:
       logits *= self.scale
-    if self.soft_cap is not None:
-      logits = self.soft_cap * jnp.tanh(logits / self.soft_cap)
-    return logits
+    return capped(logits, self.soft_cap)
+
+
+def capped(values: Array, soft_cap: Optional[Array]) -> Array:
+  """Returns c tanh(values / c) for a soft cap c; the values for None."""
+  if soft_cap is None:
+    return values
+  return soft_cap * jnp.tanh(values / soft_cap)
 
 
 class QueryKey(NamedTuple):
-  """Lazy attention maps: `softmax(query key^T)`.
+  """Lazy attention maps: the softmax of the scores `query key^T`.
 
   Attributes:
     query: `[B, N, H, K]` floating, already multiplied by its scale (1/sqrt(K)).
@@ -103,11 +108,14 @@ class QueryKey(NamedTuple):
       consecutive query heads (grouped-query attention).
     mask: an AttentionMask; or bool, broadcastable to `[B, H, N, M]`, true where
       a query may attend to a key; or None.
+    soft_cap: a float32 scalar c that bounds the scores, which become
+      c tanh(scores / c); None for no bound.
   """
 
   query: Array
   key: Array
   mask: Optional[Union[Array, attention_mask.AttentionMask]] = None
+  soft_cap: Optional[Array] = None
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -123,6 +131,7 @@ class QueryKey(NamedTuple):
     key = jnp.repeat(self.key, self.query.shape[2] // self.key.shape[2], axis=2)
     scores = jnp.einsum(
         'bnhk,bmhk->bhnm', self.query, key, preferred_element_type=jnp.float32)
+    scores = capped(scores, self.soft_cap)
     mask = self.mask
     if isinstance(mask, attention_mask.AttentionMask):
       mask = mask.block((0, scores.shape[2]), (0, scores.shape[3]))

@@ -63,7 +63,7 @@ def read_metadata(file: gguf.Gguf) -> dict[str, Any]:
       rope_scaling=_scaling(file, fields, base, head_size),
       window=fields.take('attention.sliding_window', None) or None,
       window_layers=None,
-      qk_norm='blk.0.attn_q_norm.weight' in names,
+      qk_norm='head' if 'blk.0.attn_q_norm.weight' in names else None,
       qkv_bias='blk.0.attn_q.bias' in names,
       output_bias='blk.0.attn_output.bias' in names,
       mlp_bias='blk.0.ffn_up.bias' in names,

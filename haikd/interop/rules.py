@@ -29,27 +29,30 @@ TRANSPOSED = Layout(lambda x: x.T, lambda x: x.T)
 
 
 class TensorPart(NamedTuple):
-  """One of the equal parts that a tensor consists of.
+  """Some of the equal parts that a tensor consists of, one after the other.
 
   Attributes:
     axis: of the tensor, along which the parts lie.
-    number: of the part, from 0.
-    parts: the number of parts.
+    number: of the first part, from 0.
+    parts: the number of parts of the tensor.
+    count: the number of these parts.
   """
 
   axis: int
   number: int
   parts: int
+  count: int = 1
 
   def divides(self, shape: tuple[int, ...]) -> bool:
     """Returns whether a tensor of this shape has such parts."""
     return self.axis < len(shape) and shape[self.axis] % self.parts == 0
 
   def of(self, tensor: Any) -> Any:
-    """Returns the part of a tensor, as a view."""
+    """Returns these parts of a tensor, as a view."""
     size = tensor.shape[self.axis] // self.parts
     index = [slice(None)] * tensor.ndim
-    index[self.axis] = slice(self.number * size, (self.number + 1) * size)
+    end = self.number + self.count
+    index[self.axis] = slice(self.number * size, end * size)
     return tensor[tuple(index)]
 
 
@@ -132,16 +135,20 @@ def decoder(rules: Iterable[Rule], *, tied: bool,
   return Tensors((*rules, logits), tuple(ignored))
 
 
-def linear(module: str, tensor: str, *, bias: bool = True) -> tuple[Rule, ...]:
+def linear(module: str, tensor: str, *, bias: bool = True,
+           part: Optional[TensorPart] = None) -> tuple[Rule, ...]:
   """Returns the rules of a linear map that PyTorch stores as `[out, in]`.
 
   Args:
     module: the Haiku module.
     tensor: the common name of its tensors, without '.weight'.
     bias: whether the map has a bias.
+    part: the part of its tensors that holds the map; None for all of them.
   """
-  weight = Rule(module, 'w', f'{tensor}.weight', TRANSPOSED)
-  return (weight, Rule(module, 'b', f'{tensor}.bias')) if bias else (weight,)
+  weight = Rule(module, 'w', f'{tensor}.weight', TRANSPOSED, part)
+  if not bias:
+    return (weight,)
+  return weight, Rule(module, 'b', f'{tensor}.bias', part=part)
 
 
 def norm(module: str, tensor: str, *, offset: bool = True) -> tuple[Rule, ...]:

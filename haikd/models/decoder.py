@@ -5,6 +5,7 @@ from typing import Any, Optional, Union
 
 import haiku as hk
 import jax
+from jax import lax
 import jax.numpy as jnp
 
 from haikd import attention
@@ -15,14 +16,19 @@ from haikd.models import layers
 from haikd.models import rotary
 from haikd.models import sequences
 
+SQRT_WIDTH = 'sqrt_width'  # The scale of embeddings that follows from D.
+NORMS = ('before', 'after', 'both')  # Where a branch of a block has its norms.
+QK_NORMS = ('head', 'all')
+
 
 class Embed(hk.Module):
-  """Token embeddings: rows of a table, `[V, D]`."""
+  """Token embeddings: rows of a table, `[V, D]`, times a scale."""
 
-  def __init__(self, vocabulary: int, width: int):
+  def __init__(self, vocabulary: int, width: int, scale: Union[float, str]):
     super().__init__(name='embed')
     self.vocabulary = vocabulary
     self.width = width
+    self.scale = scale
 
   @property
   def embeddings(self) -> jax.Array:
@@ -32,7 +38,39 @@ class Embed(hk.Module):
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
     """Maps `[B, N]` to `[B, N, D]`."""
-    return self.embeddings[tokens]
+    outputs = self.embeddings[tokens]
+    if self.scale == SQRT_WIDTH:
+      # Networks were trained with this number in the compute dtype.
+      return outputs * jnp.asarray(self.width**0.5, outputs.dtype)
+    return scaled(outputs, float(self.scale))
+
+
+class RMSNorm(hk.Module):
+  """Divides by the root mean square of the last axis, in float32.
+
+  Args:
+    epsilon: added to the mean square.
+    unit_offset: whether the result is multiplied by 1 plus the parameter
+      `scale`, in place of the parameter itself.
+    name: the module's name.
+  """
+
+  def __init__(self, *, epsilon: float, unit_offset: bool, name: str):
+    super().__init__(name=name)
+    self.epsilon = epsilon
+    self.unit_offset = unit_offset
+
+  def __call__(self, inputs: jax.Array) -> jax.Array:
+    """Maps `[..., D]` to `[..., D]`."""
+    values = inputs.astype(jnp.float32)
+    scale = hk.get_parameter(
+        'scale', values.shape[-1:], jnp.float32,
+        jnp.zeros if self.unit_offset else jnp.ones).astype(jnp.float32)
+    if self.unit_offset:
+      scale += 1.0
+    mean_square = jnp.mean(jnp.square(values), axis=-1, keepdims=True)
+    inverse = scale * lax.rsqrt(mean_square + self.epsilon)
+    return (values * inverse).astype(inputs.dtype)
 
 
 class Attention(hk.Module):
@@ -42,16 +80,20 @@ class Attention(hk.Module):
     heads: the number of query heads, H.
     key_value_heads: the number of heads of keys and values, G.
     head_size: the features of a head, K.
-    qk_norm: whether each head's queries and keys are normalised.
+    qk_norm: whether queries and keys are normalised: each 'head', or 'all'
+      heads together; None for neither.
     qkv_bias: whether queries, keys and values have biases.
     output_bias: whether the output has a bias.
-    epsilon: added to the variance in those norms.
+    scale: what scores are multiplied by.
+    soft_cap: c, which bounds the scores by c tanh(scores / c); None for none.
+    norms: the options of those norms.
     name: the module's name.
   """
 
   def __init__(self, *, heads: int, key_value_heads: int, head_size: int,
-               qk_norm: bool, qkv_bias: bool, output_bias: bool, epsilon: float,
-               name: str = 'attn'):
+               qk_norm: Optional[str], qkv_bias: bool, output_bias: bool,
+               scale: float, soft_cap: Optional[float],
+               norms: Mapping[str, Any], name: str = 'attn'):
     super().__init__(name=name)
     self.heads = heads
     self.key_value_heads = key_value_heads
@@ -59,28 +101,34 @@ class Attention(hk.Module):
     self.qk_norm = qk_norm
     self.qkv_bias = qkv_bias
     self.output_bias = output_bias
-    self.epsilon = epsilon
+    self.scale = scale
+    self.soft_cap = soft_cap
+    self.norms = norms
 
   def __call__(self, inputs: jax.Array, rotation: rotary.Rotation,
                allowed: attention_mask.AttentionMask) -> jax.Array:
     """Maps `[B, N, D]` to `[B, N, D]`."""
     batch, length, width = inputs.shape
 
-    def heads(name, count):
+    def heads(name, count, norm=None):
       linear = layers.Linear(
           count * self.head_size, name, with_bias=self.qkv_bias)
-      return linear(inputs).reshape(batch, length, count, self.head_size)
+      outputs = linear(inputs)
+      if norm == 'all':
+        outputs = RMSNorm(name=f'norm_{name}', **self.norms)(outputs)
+      outputs = outputs.reshape(batch, length, count, self.head_size)
+      if norm == 'head':
+        outputs = RMSNorm(name=f'norm_{name}', **self.norms)(outputs)
+      return outputs
 
-    query = heads('query', self.heads)
-    key = heads('key', self.key_value_heads)
+    query = heads('query', self.heads, self.qk_norm)
+    key = heads('key', self.key_value_heads, self.qk_norm)
     value = heads('value', self.key_value_heads)
-    if self.qk_norm:
-      query = norm(query, self.epsilon, 'norm_query')
-      key = norm(key, self.epsilon, 'norm_key')
-    query = rotary.rotate(query, rotation) * self.head_size**-0.5
+    query = rotary.rotate(query, rotation) * self.scale
     key = rotary.rotate(key, rotation)
     query_key = base.QueryKey(
-        query.astype(inputs.dtype), key.astype(inputs.dtype), allowed)
+        query.astype(inputs.dtype), key.astype(inputs.dtype), allowed,
+        scalar(self.soft_cap))
     outputs = attention.attend(tap_lib.tap('maps', query_key), value)
     linear = layers.Linear(width, 'output', with_bias=self.output_bias)
     return linear(outputs.reshape(batch, length, -1))
@@ -108,17 +156,31 @@ class Mlp(hk.Module):
 
 
 class Block(hk.Module):
-  """Pre-norm transformer block with RMSNorm.
+  """Transformer block with RMSNorm before or after its branches, or both.
 
   Its call takes arrays only, so that `hk.remat` can wrap it.
+
+  Args:
+    attention: the options of its attention.
+    mlp: the options of its MLP.
+    norms: the options of its norms.
+    norm_places: of `NORMS`.
+    residual_scale: what a branch is multiplied by before it is added.
+    dropout: rate, at the end of each branch.
+    is_training: whether dropout is active.
+    name: the module's name.
   """
 
-  def __init__(self, attention: Mapping[str, Any], mlp: Mapping[str, Any],
-               epsilon: float, dropout: float, is_training: bool, name: str):
+  def __init__(self, *, attention: Mapping[str, Any], mlp: Mapping[str, Any],
+               norms: Mapping[str, Any], norm_places: str,
+               residual_scale: float, dropout: float, is_training: bool,
+               name: str):
     super().__init__(name=name)
     self.attention = attention
     self.mlp = mlp
-    self.epsilon = epsilon
+    self.norms = norms
+    self.norm_places = norm_places
+    self.residual_scale = residual_scale
     self.dropout = dropout
     self.is_training = is_training
 
@@ -127,14 +189,23 @@ class Block(hk.Module):
                window: Optional[Union[int, jax.Array]]) -> jax.Array:
     """Maps `[B, N, D]` to `[B, N, D]`."""
 
-    def branch(name, module, features, *arguments):
-      outputs = module(norm(features, self.epsilon, name), *arguments)
-      return layers.dropout(outputs, self.dropout, self.is_training)
+    def norm(name, features):
+      return RMSNorm(name=name, **self.norms)(features)
 
-    module = Attention(epsilon=self.epsilon, **self.attention)
+    def branch(module, features, *arguments):
+      name = f'norm_{module.name}'
+      if self.norm_places != 'after':
+        features = norm(name, features)
+      outputs = module(features, *arguments)
+      if self.norm_places != 'before':
+        outputs = norm(f'{name}_output', outputs)
+      outputs = layers.dropout(outputs, self.dropout, self.is_training)
+      return scaled(outputs, self.residual_scale)
+
+    module = Attention(norms=self.norms, **self.attention)
     allowed = sequence.allowed(causal=True, window=window)
-    attended = inputs + branch('norm_attn', module, inputs, rotation, allowed)
-    return attended + branch('norm_mlp', Mlp(**self.mlp), attended)
+    attended = inputs + branch(module, inputs, rotation, allowed)
+    return attended + branch(Mlp(**self.mlp), attended)
 
 
 class Unembed(hk.Module):
@@ -152,7 +223,13 @@ class Unembed(hk.Module):
     return base.LinearLogits(hidden, kernel)
 
 
-def norm(inputs: jax.Array, epsilon: float, name: str) -> jax.Array:
-  """Divides by the root mean square of the last axis, in float32."""
-  module = hk.RMSNorm(-1, eps=epsilon, name=name)
-  return module(inputs.astype(jnp.float32)).astype(inputs.dtype)
+def scaled(values: jax.Array, scale: float) -> jax.Array:
+  """Returns values times a scale, which is not rounded to their dtype."""
+  if scale == 1:
+    return values
+  return (values.astype(jnp.float32) * scale).astype(values.dtype)
+
+
+def scalar(number: Optional[float]) -> Optional[jax.Array]:
+  """Returns a number as a float32 array, or None."""
+  return None if number is None else jnp.float32(number)

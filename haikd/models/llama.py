@@ -1,4 +1,4 @@
-"""A decoder language model of the Llama family."""
+"""A decoder language model: Llama, and the families that vary it."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Optional, Union
@@ -11,6 +11,7 @@ from haikd.core import checks
 from haikd.core import registry
 from haikd.models import decoder
 from haikd.models import layers
+from haikd.models import rope_scaling as rope_scaling_lib
 from haikd.models import rotary
 from haikd.models import sequences
 
@@ -45,25 +46,36 @@ def llama(inputs: Union[jax.Array, Mapping[str, jax.Array]],
           hidden: Optional[int] = None,
           rope_base: float = 10000.0,
           rope_scaling: Optional[Mapping[str, Any]] = None,
+          rope_fraction: float = 1.0,
           window: Optional[int] = None,
           window_layers: Optional[Iterable[int]] = None,
-          qk_norm: bool = False,
+          window_rope_base: Optional[float] = None,
+          unrotated_layers: Iterable[int] = (),
+          qk_norm: Optional[str] = None,
           qkv_bias: bool = False,
           output_bias: bool = False,
           mlp_bias: bool = False,
           activation: str = 'silu',
+          norms: str = 'before',
+          norm_unit_offset: bool = False,
           epsilon: float = 1e-5,
+          embedding_scale: Union[float, str] = 1.0,
+          attention_scale: Optional[float] = None,
+          attention_soft_cap: Optional[float] = None,
+          residual_scale: float = 1.0,
+          logits_scale: float = 1.0,
+          logits_soft_cap: Optional[float] = None,
           tied: bool = False,
           dropout: float = 0.0,
           scan: Optional[bool] = None) -> base.LinearLogits:
   """A decoder language model: predicts each token's successor.
 
-  Its options make it Llama 2 or 3, Mistral, Qwen 2 or 3, or SmolLM2. Each block
-  is a module `block_i` with output `[B, N, D]`. Inside it, `attn` offers its
-  maps as `maps`. The linear maps `query`, `key`, `value` and `output` of
-  `attn`, and `gate`, `up` and `down` of `mlp`, are modules too. Activations
-  have the dtype of the embeddings; norms, rotations and softmax are computed in
-  float32.
+  Its options make it Llama 2 or 3, Mistral, Qwen 2 or 3, SmolLM2 or 3, Phi 3
+  or 4, Granite 3, OLMo 2, or Gemma 2 or 3. Each block is a module `block_i`
+  with output `[B, N, D]`. Inside it, `attn` offers its maps as `maps`. The
+  linear maps `query`, `key`, `value` and `output` of `attn`, and `gate`, `up`
+  and `down` of `mlp`, are modules too. Activations have the dtype of the
+  embeddings; norms, rotations and softmax are computed in float32.
 
   A position attends to the real positions of its document up to itself. It is
   rotated by its index in the document, so that a document gives the same
@@ -91,15 +103,33 @@ def llama(inputs: Union[jax.Array, Mapping[str, jax.Array]],
       nearly 2 pi times the base, in positions.
     rope_scaling: None, or a dict of a `kind` and its numbers that makes these
       wavelengths longer; see `rotary.angles`.
+    rope_fraction: the part of a head's features, from the first on, that is
+      rotated.
     window: how many positions a position attends to, itself and those right
       before it; None for all.
     window_layers: the blocks, from 0, that have the window; None for all.
-    qk_norm: whether each head's queries and keys are normalised.
+    window_rope_base: the base of the rotations in blocks with a window, which
+      have no scaling; None for the same rotations in all blocks.
+    unrotated_layers: the blocks, from 0, without rotations.
+    qk_norm: whether queries and keys are normalised: each 'head', or 'all'
+      heads together; None for neither.
     qkv_bias: whether the linear maps to query, key and value have biases.
     output_bias: whether the linear map from the heads back to D has a bias.
     mlp_bias: whether the linear maps of the MLP have biases.
     activation: a name from `layers.ACTIVATIONS`, for the gate.
+    norms: where a branch has its norms: 'before' it, 'after' it, or 'both'.
+    norm_unit_offset: whether a norm multiplies by 1 plus its parameter `scale`,
+      in place of the parameter itself.
     epsilon: added to the mean square in a norm.
+    embedding_scale: what embeddings are multiplied by; 'sqrt_width' for the
+      square root of D, rounded to their dtype.
+    attention_scale: what scores are multiplied by; None for 1 / sqrt(K).
+    attention_soft_cap: c, which bounds the scores by c tanh(scores / c); None
+      for no bound.
+    residual_scale: what a branch is multiplied by before it is added.
+    logits_scale: what logits are multiplied by.
+    logits_soft_cap: c, which then bounds the logits by c tanh(logits / c); None
+      for no bound.
     tied: whether the token embeddings are also the kernel of the logits, in
       place of the parameter `logits/w`.
     dropout: rate, in training, on the embedding and at the end of each branch.
@@ -120,8 +150,10 @@ def llama(inputs: Union[jax.Array, Mapping[str, jax.Array]],
     Llama: Touvron et al., arXiv:2302.13971, section 2.2; Llama 3:
     arXiv:2407.21783, table 3. Mistral: Jiang et al., arXiv:2310.06825. Qwen:
     arXiv:2309.16609 and, with norms of queries and keys, arXiv:2505.09388.
-    Grouped-query attention: Ainslie et al., arXiv:2305.13245. SwiGLU: Shazeer,
-    arXiv:2002.05202, equation 6.
+    Gemma 2: arXiv:2408.00118; Gemma 3: arXiv:2503.19786. OLMo 2:
+    arXiv:2501.00656. Phi 3: arXiv:2404.14219. Blocks without rotations: Yang et
+    al., arXiv:2501.18795. Grouped-query attention: Ainslie et al.,
+    arXiv:2305.13245. SwiGLU: Shazeer, arXiv:2002.05202, equation 6.
   """
   sequence = sequences.read(inputs, mask)
   key_value_heads = heads if key_value_heads is None else key_value_heads
@@ -139,59 +171,117 @@ def llama(inputs: Union[jax.Array, Mapping[str, jax.Array]],
   layers.check_positive(head_size=head_size, hidden=hidden)
   layers.check_divides(key_value_heads=key_value_heads, heads=heads)
   layers.check_fraction(dropout=dropout)
-  layers.check_above_zero(rope_base=rope_base, epsilon=epsilon)
-  if head_size % 2:
-    raise checks.ConfigError(
-        'head_size must be even, since features are rotated in pairs; got '
-        f'head_size={head_size}, width={width}, heads={heads}. Choose another '
-        'head_size, or other heads.')
-  rotary.check_scaling(rope_scaling, head_size)
+  layers.check_choice('norms', norms, decoder.NORMS)
+  layers.check_above_zero(
+      rope_base=rope_base, epsilon=epsilon, residual_scale=residual_scale,
+      logits_scale=logits_scale, **_given(
+          window_rope_base=window_rope_base, attention_scale=attention_scale,
+          attention_soft_cap=attention_soft_cap,
+          logits_soft_cap=logits_soft_cap))
+  if embedding_scale != decoder.SQRT_WIDTH:
+    layers.check_above_zero(embedding_scale=embedding_scale)
+  if qk_norm is not None:
+    layers.check_choice('qk_norm', qk_norm, decoder.QK_NORMS)
+  norm_options = dict(epsilon=epsilon, unit_offset=norm_unit_offset)
   attention = dict(
       heads=heads,
       key_value_heads=key_value_heads,
       head_size=head_size,
       qk_norm=qk_norm,
       qkv_bias=qkv_bias,
-      output_bias=output_bias)
+      output_bias=output_bias,
+      scale=head_size**-0.5 if attention_scale is None else attention_scale,
+      soft_cap=attention_soft_cap)
   mlp = dict(
       hidden=hidden,
       activation=layers.activation('activation', activation),
       bias=mlp_bias)
-  rotation = rotary.angles(sequence, head_size, rope_base, rope_scaling)
+  windowed = _windowed(window, window_layers, window_rope_base, depth)
+  unrotated = _has_each('unrotated_layers', unrotated_layers, depth)
+  rotary_size = _rotary_size(head_size, rope_fraction)
+  rope_scaling_lib.check(rope_scaling, rotary_size)
+  rotations = [
+      rotary.angles(sequence, rotary_size, rope_base, rope_scaling)]
+  # What differs between blocks, for each of them.
+  rotation_of = np.zeros(depth, np.int32)
+  per_block = {}
+  if window_rope_base is not None:
+    rotation_of[windowed] = len(rotations)
+    rotations.append(rotary.angles(sequence, rotary_size, window_rope_base))
+  if unrotated.any():
+    rotation_of[unrotated] = len(rotations)
+    rotations.append(rotary.nothing(rotations[0]))
+  if len(rotations) > 1:
+    per_block['rotation'] = rotation_of
+  if window_layers is not None:
+    # A window of all positions hides nothing.
+    per_block['window'] = np.where(
+        windowed, window, sequence.tokens.shape[1]).astype(np.int32)
 
-  def block(features, name, block_window=window):
-    module = decoder.Block(attention, mlp, epsilon, dropout, is_training, name)
-    return module(features, rotation, sequence, block_window)
+  def block(features, name, *entries):
+    chosen = {'window': window, 'rotation': 0, **dict(zip(per_block, entries))}
+    module = decoder.Block(
+        attention=attention, mlp=mlp, norms=norm_options, norm_places=norms,
+        residual_scale=residual_scale, dropout=dropout, is_training=is_training,
+        name=name)
+    rotation = rotary.choose(rotations, chosen['rotation'])
+    return module(features, rotation, sequence, chosen['window'])
 
-  embed = decoder.Embed(num_classes, width)
+  embed = decoder.Embed(num_classes, width, embedding_scale)
   features = layers.dropout(embed(sequence.tokens), dropout, is_training)
-  windows = _windows(window, window_layers, depth, sequence.tokens.shape[1])
-  features = layers.run_blocks(block, depth, features, scan, *windows)
-  features = decoder.norm(features, epsilon, 'norm')
+  features = layers.run_blocks(
+      block, depth, features, scan, *per_block.values())
+  features = decoder.RMSNorm(name='norm', **norm_options)(features)
   if tied:
-    return base.LinearLogits(features, embed.embeddings.T)
-  return decoder.Unembed(num_classes)(features)
+    logits = base.LinearLogits(features, embed.embeddings.T)
+  else:
+    logits = decoder.Unembed(num_classes)(features)
+  return logits._replace(
+      scale=decoder.scalar(None if logits_scale == 1 else logits_scale),
+      soft_cap=decoder.scalar(logits_soft_cap))
 
 
-def _windows(window: Optional[int], window_layers: Optional[Iterable[int]],
-             depth: int, length: int) -> tuple[np.ndarray, ...]:
-  """Returns each block's window in one array, or () if all windows agree.
-
-  A block without a window gets one of `length`, which hides nothing.
-  """
+def _windowed(window: Optional[int], window_layers: Optional[Iterable[int]],
+              window_rope_base: Optional[float], depth: int) -> np.ndarray:
+  """Returns whether each block has a window."""
   if window is not None:
     layers.check_positive(window=window)
-  if window_layers is None:
-    return ()
-  chosen = tuple(window_layers)
-  if window is None:
+    if window_layers is None:
+      return np.ones(depth, bool)
+    return _has_each('window_layers', window_layers, depth)
+  for option, value in _given(window_layers=window_layers,
+                              window_rope_base=window_rope_base).items():
     raise checks.ConfigError(
-        'window must be given with window_layers; got window=None, '
-        f'window_layers={chosen}.')
+        f'window must be given with {option}; got window=None, '
+        f'{option}={value}.')
+  return np.zeros(depth, bool)
+
+
+def _has_each(option: str, blocks: Iterable[int], depth: int) -> np.ndarray:
+  """Returns whether an option names each block."""
+  chosen = tuple(blocks)
   if not set(chosen) <= set(range(depth)):
     raise checks.ConfigError(
-        f'window_layers must be blocks, from 0 to {depth - 1}; got '
-        f'{chosen}, depth={depth}.')
-  windows = np.full(depth, length, np.int32)
-  windows[list(chosen)] = window
-  return (windows,)
+        f'{option} must be blocks, from 0 to {depth - 1}; got {chosen}, '
+        f'depth={depth}.')
+  return np.isin(np.arange(depth), chosen)
+
+
+def _rotary_size(head_size: int, rope_fraction: float) -> int:
+  """Returns how many features of a head are rotated."""
+  layers.check_above_zero(rope_fraction=rope_fraction)
+  if rope_fraction > 1:
+    raise checks.ConfigError(
+        f'rope_fraction must be at most 1; got {rope_fraction!r}.')
+  size = int(head_size * rope_fraction)
+  if size % 2 or not size:
+    raise checks.ConfigError(
+        'head_size must be even, and so must its part that is rotated, since '
+        f'features are rotated in pairs; got head_size={head_size}, of which '
+        f'{size} are rotated. Choose another head_size, or other heads.')
+  return size
+
+
+def _given(**options: Any) -> dict[str, Any]:
+  """Returns the options that are not None."""
+  return {name: value for name, value in options.items() if value is not None}

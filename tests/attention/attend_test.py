@@ -22,10 +22,10 @@ def draw(groups=2, batch=B, length=N):
           for x in shapes]
 
 
-def materialised(masks, allowed):
+def materialised(masks, allowed, soft_cap=None):
 
   def attend(query, key, value):
-    maps = masks.by_hand(query, key, allowed)
+    maps = masks.by_hand(query, key, allowed, soft_cap)
     value = jnp.repeat(value, H // value.shape[2], axis=2)
     return jnp.einsum('bhnm,bmhe->bnhe', maps, value)
 
@@ -49,9 +49,9 @@ def assert_close(left, right, rtol=1e-5, atol=1e-5):
                right)
 
 
-def in_blocks(mask):
+def in_blocks(mask, soft_cap=None):
   return lambda query, key, value: attention.attend(
-      base.QueryKey(query, key, mask), value)
+      base.QueryKey(query, key, mask, soft_cap), value)
 
 
 @pytest.mark.parametrize('name', MASKS)
@@ -64,6 +64,16 @@ def test_blocks_agree_with_materialised_maps(name, small_blocks, masks):
   expected = results(materialised(masks, allowed), arguments, weights)
   keep = 1 if real is None else real[..., None, None]
   assert_close((got[0] * keep, got[1]), (expected[0] * keep, expected[1]))
+
+
+@pytest.mark.parametrize('name', ('none', 'traced_window', 'array'))
+def test_scores_are_capped(name, small_blocks, masks):
+  """Scores of up to 6 are bounded by 1.5."""
+  mask, _, allowed = masks.MASKS[name]
+  *arguments, weights = draw()
+  got = results(in_blocks(mask, jnp.float32(1.5)), arguments, weights)
+  assert_close(got, results(
+      materialised(masks, allowed, 1.5), arguments, weights))
 
 
 @pytest.mark.parametrize('groups', (1, 4))

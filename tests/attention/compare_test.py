@@ -51,13 +51,14 @@ def absolute(student, teacher, real):
   return total, real.sum() * student.shape[1] * student.shape[3]
 
 
-def in_blocks(loss, student, teachers, masks, real, heads):
+def in_blocks(loss, student, teachers, masks, real, heads, caps=(None, None)):
   """Evaluates a loss as the objective does: it aligns lazy maps first."""
   allowed, teacher_allowed = masks
 
   def run(student, teachers):
-    sides = [(base.QueryKey(*student, allowed),),
-             tuple(base.QueryKey(*x, teacher_allowed) for x in teachers)]
+    sides = [(base.QueryKey(*student, allowed, caps[0]),),
+             tuple(base.QueryKey(*x, teacher_allowed, caps[1])
+                   for x in teachers)]
     sides = [attention.MeanMaps(x, x[0].query.shape[2]) for x in sides]
     pair = align.pool(*sides, mask=jnp.asarray(real), on='attention')
     assert pair.student.heads == heads
@@ -68,12 +69,13 @@ def in_blocks(loss, student, teachers, masks, real, heads):
       student, teachers)
 
 
-def materialised(masks, loss, student, teachers, allowed, real, heads):
+def materialised(masks, loss, student, teachers, allowed, real, heads,
+                 caps=(None, None)):
   allowed, teacher_allowed = allowed
 
   def run(student, teachers):
-    maps = sum(masks.by_hand(*x, teacher_allowed) for x in teachers)
-    return loss(pooled(masks.by_hand(*student, allowed), heads),
+    maps = sum(masks.by_hand(*x, teacher_allowed, caps[1]) for x in teachers)
+    return loss(pooled(masks.by_hand(*student, allowed, caps[0]), heads),
                 pooled(maps / len(teachers), heads), real)
 
   return jax.jit(jax.value_and_grad(run, (0, 1), has_aux=True))(
@@ -86,7 +88,7 @@ def assert_close(left, right, rtol=1e-5, atol=1e-5):
 
 
 def check(masks, names, heads, loss=None, by_hand=cosines, count=1,
-          groups=None):
+          groups=None, caps=(None, None)):
   (mask, real, allowed), (teacher_mask, _, teacher_allowed) = (
       masks.MASKS[x] for x in names)
   real = np.ones((B, N), bool) if real is None else real
@@ -94,9 +96,11 @@ def check(masks, names, heads, loss=None, by_hand=cosines, count=1,
   teachers = tuple(draw(heads[1], seed=1 + i) for i in range(count))
   arguments = student, teachers
   got = in_blocks(loss or haikd.losses.attention_transfer, *arguments,
-                  (mask, teacher_mask), real, min(heads))
+                  (mask, teacher_mask), real, min(heads),
+                  tuple(x and jnp.float32(x) for x in caps))
   assert_close(got, materialised(masks, by_hand, *arguments,
-                                 (allowed, teacher_allowed), real, min(heads)))
+                                 (allowed, teacher_allowed), real, min(heads),
+                                 caps))
 
 
 @pytest.mark.parametrize('names, heads', (
@@ -122,6 +126,11 @@ def test_maps_that_make_one_block_need_no_loop(masks):
 
 def test_key_heads_serve_their_query_heads(small_blocks, masks):
   check(masks, ('causal', 'causal'), (4, 4), groups=2)
+
+
+@pytest.mark.parametrize('caps', ((1.5, None), (2.0, 1.0)))
+def test_scores_are_capped_on_each_side(caps, small_blocks, masks):
+  check(masks, ('right', 'causal'), (4, 4), groups=2, caps=caps)
 
 
 def test_several_teacher_layers_are_averaged(small_blocks, masks):

@@ -46,10 +46,12 @@ MASKS = dict(
 )
 
 
-def by_hand(query, key, allowed):
+def by_hand(query, key, allowed, soft_cap=None):
   """Returns materialised maps, `[B, H, N, M]`; rows without a key are 0."""
   key = jnp.repeat(key, query.shape[2] // key.shape[2], axis=2)
   scores = jnp.einsum('bnhk,bmhk->bhnm', query, key)
+  if soft_cap is not None:
+    scores = soft_cap * jnp.tanh(scores / soft_cap)
   weights = jnp.exp(scores) * allowed
   total = weights.sum(-1, keepdims=True)
   return weights / jnp.where(total > 0, total, 1)

@@ -26,8 +26,10 @@ HERE = pathlib.Path(__file__).parent
 GOLDEN = HERE / 'golden'
 CASES = ['llama', 'llama_linear', 'llama_dynamic', 'llama_yarn', 'llama_llama3',
          'llama_longrope', 'llama_biases', 'smollm2', 'mistral', 'qwen2',
-         'qwen3', 'qwen3_biases', 'gpt2', 'gpt2_untied']
-LOOPED = ['smollm2', 'qwen2', 'qwen3_biases', 'gpt2']
+         'qwen3', 'qwen3_biases', 'smollm3', 'phi3', 'phi3_longrope', 'olmo2',
+         'granite', 'gemma2', 'gemma3', 'gpt2', 'gpt2_untied']
+LOOPED = ['smollm2', 'qwen2', 'qwen3_biases', 'smollm3', 'gemma2', 'gemma3',
+          'gpt2']
 STACK = '__layer_stack_no_per_layer/block/'
 
 
@@ -54,12 +56,8 @@ def parameters(case, options, tensors):
     for layer in range(options['depth'] if '{layer}' in rule.tensor else 1):
       name = rule.tensor.format(layer=layer)
       used.add(name)
-      value = tensors[name]
-      if rule.part is not None:
-        axis, index, count = rule.part
-        value = np.split(value, count, axis)[index]
       module = rule.module.replace('block', f'block_{layer}', 1)
-      value = jnp.asarray(rule.layout.load(value))
+      value = jnp.asarray(rule.load(tensors[name]))
       params.setdefault(module, {})[rule.name] = value
   assert used == set(tensors)
   return params

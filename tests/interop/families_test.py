@@ -62,13 +62,10 @@ def test_parameters_are_as_the_rules_say(case):
   for rule in rules:
     layers = pretrained.options['depth'] if '{layer}' in rule.tensor else 1
     for layer in range(layers):
-      values = tensors[rule.tensor_of(layer)]
-      if rule.part:
-        axis, number, parts = rule.part
-        values = np.split(values, parts, axis)[number]
       module = rule.module.replace('block', f'block_{layer}', 1)
-      np.testing.assert_array_equal(params[module][rule.name],
-                                    rule.layout.load(values))
+      np.testing.assert_array_equal(
+          params[module][rule.name],
+          rule.load(tensors[rule.tensor_of(layer)]))
       compared += 1
   assert compared == len(jax.tree.leaves(params))
 

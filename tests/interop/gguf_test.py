@@ -25,7 +25,7 @@ OPTIONS = dict(
     num_classes=VOCABULARY, width=WIDTH, depth=DEPTH, heads=HEADS,
     key_value_heads=KEYS, head_size=16, hidden=HIDDEN, rope_base=1e5,
     rope_scaling=None, window=None, window_layers=None, activation='silu',
-    qk_norm=False, qkv_bias=False, output_bias=False, mlp_bias=False,
+    qk_norm=None, qkv_bias=False, output_bias=False, mlp_bias=False,
     epsilon=float(np.float32(1e-5)), tied=True)
 
 

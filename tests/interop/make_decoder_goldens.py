@@ -2,7 +2,7 @@
 
 Run it where PyTorch and transformers are installed:
 
-  python tests/interop/make_decoder_goldens.py
+  python tests/interop/make_decoder_goldens.py [case ...]
 
 Each case is a folder in `golden/` with `config.json`, `model.safetensors` and
 `expected.npz`: tokens, and in float32 every hidden state, every attention map
@@ -11,6 +11,7 @@ and the logits, for rows padded on the left and on the right.
 
 import copy
 import pathlib
+import sys
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ _LLAMA = dict(
     vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24,
     num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
     max_position_embeddings=16, rms_norm_eps=1e-5)
+# The defaults are beyond this vocabulary.
+_OTHER = _LLAMA | dict(pad_token_id=0, bos_token_id=1, eos_token_id=2)
+_GEMMA = _OTHER | dict(head_dim=6)
 _GPT2 = dict(
     vocab_size=VOCABULARY, n_positions=12, n_embd=16, n_layer=2, n_head=4)
 
@@ -34,6 +38,8 @@ _SHORT = dict(original_max_position_embeddings=4)
 def _rope(**fields):
   return _LLAMA | dict(rope_parameters=dict(rope_theta=100.0, **fields))
 
+
+_CONFIGS = dict(Gemma3='Gemma3TextConfig')  # The others are <family>Config.
 
 # {case: (family, fields of its config)}
 CASES = dict(
@@ -63,6 +69,33 @@ CASES = dict(
     qwen3_biases=('Qwen3', _LLAMA | dict(
         head_dim=6, attention_bias=True, use_sliding_window=True,
         sliding_window=2, layer_types=['sliding_attention', 'full_attention'])),
+    smollm3=('SmolLM3', _OTHER | dict(
+        num_hidden_layers=3, no_rope_layers=[1, 0, 1], use_sliding_window=True,
+        sliding_window=3, tie_word_embeddings=True)),
+    phi3=('Phi3', _OTHER | dict(
+        hidden_size=24, sliding_window=3, partial_rotary_factor=0.75)),
+    # Without a factor it is 16 / 4; the partial rotation has 4 of 6 features.
+    phi3_longrope=('Phi3', _OTHER | dict(
+        hidden_size=24, partial_rotary_factor=0.75,
+        original_max_position_embeddings=4, rope_parameters=dict(
+            rope_theta=100.0, rope_type='longrope', short_factor=[1.0, 1.5],
+            long_factor=[2.0, 5.0]))),
+    olmo2=('Olmo2', _OTHER),
+    granite=('Granite', _OTHER | dict(
+        embedding_multiplier=6.0, attention_multiplier=0.4,
+        residual_multiplier=0.22, logits_scaling=3.0, mlp_bias=True)),
+    # Small caps, so that they change much.
+    gemma2=('Gemma2', _GEMMA | dict(
+        num_hidden_layers=3, sliding_window=3, attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0, query_pre_attn_scalar=5)),
+    gemma3=('Gemma3', _GEMMA | dict(
+        num_hidden_layers=3, sliding_window=3, query_pre_attn_scalar=5,
+        layer_types=['sliding_attention', 'full_attention',
+                     'sliding_attention'],
+        rope_parameters=dict(
+            full_attention=dict(
+                rope_type='linear', factor=2.5, rope_theta=100.0),
+            sliding_attention=dict(rope_type='default', rope_theta=20.0)))),
     gpt2=('GPT2', _GPT2),
     gpt2_untied=('GPT2', _GPT2 | dict(
         tie_word_embeddings=False, n_inner=20, activation_function='relu',
@@ -73,7 +106,8 @@ CASES = dict(
 def make(case: str, folder: pathlib.Path, seed: int = 0) -> None:
   """Writes the folder of one case."""
   family, fields = CASES[case]
-  config = getattr(transformers, f'{family}Config')(**fields)
+  config = getattr(transformers, _CONFIGS.get(family, f'{family}Config'))(
+      **fields)
   ending = 'LMHeadModel' if family == 'GPT2' else 'ForCausalLM'
   torch.manual_seed(seed)
   model = getattr(transformers, family + ending)(config).eval()
@@ -146,5 +180,5 @@ def compute(model, tokens: np.ndarray,
 
 
 if __name__ == '__main__':
-  for each in CASES:
+  for each in sys.argv[1:] or CASES:
     make(each, GOLDEN / each)

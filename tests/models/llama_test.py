@@ -13,6 +13,7 @@ import haikd
 from haikd.core import base
 from haikd.core import checks
 from haikd.core import registry
+from haikd.models import decoder
 from haikd.models import llama
 from haikd.models import rotary
 from haikd.models import sequences
@@ -168,13 +169,13 @@ def test_biases_are_where_the_options_want_them(bias, modules):
 
 def test_norms_of_queries_and_keys_are_over_each_head():
   """With a scale of 0 for keys, maps are uniform for any queries."""
-  params = random_params(qk_norm=True)
+  params = random_params(qk_norm='head')
   for i in range(DEPTH):
     assert params[f'block_{i}/attn/norm_query']['scale'].shape == (K,)
     params[f'block_{i}/attn/norm_key']['scale'] = jnp.zeros(K)
   net = hk.transform(haikd.capture(
-      lambda: llama.llama(jnp.asarray(TOKENS), is_training=False, qk_norm=True,
-                          **SMALL), dict(maps='attn/maps')))
+      lambda: llama.llama(jnp.asarray(TOKENS), is_training=False,
+                          qk_norm='head', **SMALL), dict(maps='attn/maps')))
   _, captured = jax.jit(lambda p: net.apply(p, None))(params)
   even = np.tri(5) / np.arange(1, 6)[:, None]
   for query_key in captured['maps']:
@@ -361,7 +362,7 @@ def test_norms_are_computed_in_float32():
   dtypes = []
 
   def interceptor(call, args, kwargs, context):
-    if isinstance(context.module, hk.RMSNorm) and (
+    if isinstance(context.module, decoder.RMSNorm) and (
         context.method_name == '__call__'):
       dtypes.append(args[0].dtype)
     return call(*args, **kwargs)
@@ -373,6 +374,39 @@ def test_norms_are_computed_in_float32():
   half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), random_params())
   jax.eval_shape(run, half)
   assert dtypes == [jnp.float32] * (2 * DEPTH + 1)
+
+
+def test_scale_of_embeddings_is_rounded_to_their_dtype():
+  """The square root of 3072 is 55.4256, which as a bfloat16 is 55.5.
+
+  transformers says so where it does the same (modeling_gemma2.py, 5.24).
+  """
+  tokens = jnp.zeros((1, 1), int)
+  for dtype, expected in ((jnp.bfloat16, 55.5), (jnp.float32, 55.42563)):
+    params = dict(embed=dict(embeddings=jnp.ones((1, 3072), dtype)))
+    net = hk.transform(lambda x: decoder.Embed(1, 3072, 'sqrt_width')(x))
+    assert float(net.apply(params, None, tokens)[0, 0, 0]) == pytest.approx(
+        expected, abs=1e-5)
+
+
+def test_scale_of_a_branch_is_not_rounded():
+  """51 x 0.22 is 11.22; bfloat16 has 11.1875 and 11.25 next to it.
+
+  PyTorch 2.13 gives 11.25 for torch.tensor(51., dtype=torch.bfloat16) * 0.22.
+  With 0.22 as a bfloat16, 0.2197265625, it would be 11.1875.
+  """
+  actual = decoder.scaled(jnp.bfloat16(51), 0.22)
+  assert actual.dtype == jnp.bfloat16 and float(actual) == 11.25
+
+
+@pytest.mark.parametrize('unit_offset', (False, True))
+def test_norms_start_out_with_a_scale_of_1(unit_offset):
+  params = jax.jit(transformed(norm_unit_offset=unit_offset).init)(
+      jax.random.key(0), TOKENS, MASK)
+  scales = [leaves['scale'] for leaves in params.values() if 'scale' in leaves]
+  assert len(scales) == 2 * DEPTH + 1
+  for scale in scales:
+    np.testing.assert_array_equal(scale, np.full(D, 1 - unit_offset))
 
 
 def test_embedding_and_logits_start_out_small():
@@ -445,6 +479,18 @@ def test_tensor_axes_fit_the_parameters():
      r'window=None, window_layers=\(1,\)'),
     (dict(window=2, window_layers=(0, 3)), '^window_layers must be blocks, '
      r'from 0 to 2; got \(0, 3\), depth=3'),
+    (dict(window_rope_base=10.0), '^window must be given with window_rope_base;'
+     ' got window=None, window_rope_base=10.0'),
+    (dict(unrotated_layers=(3,)), '^unrotated_layers must be blocks, from 0 to '
+     r'2; got \(3,\), depth=3'),
+    (dict(rope_fraction=1.5), '^rope_fraction must be at most 1; got 1.5'),
+    (dict(rope_fraction=0.5), '^head_size must be even, .* got head_size=6, of '
+     'which 3 are rotated'),
+    (dict(norms='none'), "^norms must be a known name; got 'none'"),
+    (dict(qk_norm=True), '^qk_norm must be a known name; got True'),
+    (dict(embedding_scale='width'),
+     "^embedding_scale must be a number above 0; got 'width'"),
+    (dict(logits_soft_cap=0), '^logits_soft_cap must be a number above 0'),
 ])
 def test_invalid_options_are_refused(options, text):
   with pytest.raises(checks.ConfigError, match=text):

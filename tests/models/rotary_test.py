@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from haikd.core import checks
+from haikd.models import rope_scaling
 from haikd.models import rotary
 from haikd.models import sequences
 
@@ -134,13 +135,13 @@ def test_padding_does_not_lengthen_a_document():
 ])
 def test_invalid_scalings_are_refused(scaling, text):
   with pytest.raises(checks.ConfigError, match=text):
-    rotary.check_scaling(scaling, 4)
+    rope_scaling.check(scaling, 4)
 
 
 def test_dynamic_scaling_needs_two_pairs_of_features():
   text = '^head_size must be at least 4 with rope_scaling .*; got 2'
   with pytest.raises(checks.ConfigError, match=text):
-    rotary.check_scaling(DYNAMIC, 2)
+    rope_scaling.check(DYNAMIC, 2)
 
 
 def test_rotations_are_those_of_each_position():

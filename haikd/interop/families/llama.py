@@ -1,23 +1,21 @@
-"""Llama 2 and 3, SmolLM2, Mistral, Qwen 2 and 3."""
+"""Llama, and the decoders that vary it; see `llama_types.TYPES`."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from haikd.core import checks
 from haikd.interop import fields as fields_lib
 from haikd.interop import options as options_lib
 from haikd.interop import rope
 from haikd.interop import rules as rules_lib
+from haikd.interop.families import llama_types
+from haikd.interop.families import windows
 
-MODEL = 'llama'
-MODEL_TYPES = ('llama', 'mistral', 'qwen2', 'qwen3')
+MODEL = llama_types.MODEL
+MODEL_TYPES = tuple(llama_types.TYPES)
 LENGTH = 'max_position_embeddings'
 
-_CLASSES = dict(
-    llama='Llama', mistral='Mistral', qwen2='Qwen2', qwen3='Qwen3')
-_FULL, _SLIDING = 'full_attention', 'sliding_attention'
-
 _TOKENS = 'embed_tokens.weight'
+_FUSED = 'self_attn.qkv_proj'
 
 # The linear maps of a block: module, tensors and the option that gives it a
 # bias.
@@ -29,8 +27,16 @@ _LINEAR = (
     ('mlp/gate', 'mlp.gate_proj', 'mlp_bias'),
     ('mlp/up', 'mlp.up_proj', 'mlp_bias'),
     ('mlp/down', 'mlp.down_proj', 'mlp_bias'))
-_NORMS = (('norm_attn', 'input_layernorm'),
-          ('norm_mlp', 'post_attention_layernorm'))
+# The norms of a block, by the option `norms`.
+_NORMS = dict(
+    before=(('norm_attn', 'input_layernorm'),
+            ('norm_mlp', 'post_attention_layernorm')),
+    after=(('norm_attn_output', 'post_attention_layernorm'),
+           ('norm_mlp_output', 'post_feedforward_layernorm')),
+    both=(('norm_attn', 'input_layernorm'),
+          ('norm_attn_output', 'post_attention_layernorm'),
+          ('norm_mlp', 'pre_feedforward_layernorm'),
+          ('norm_mlp_output', 'post_feedforward_layernorm')))
 _QK_NORMS = (('attn/norm_query', 'self_attn.q_norm'),
              ('attn/norm_key', 'self_attn.k_norm'))
 
@@ -47,20 +53,15 @@ def read_config(fields: fields_lib.Fields) -> dict[str, Any]:
   Raises:
     DataError: a field or an architecture that is not supported.
   """
-  model_type = fields.take('model_type')
-  prefix = _CLASSES[model_type]
-  options_lib.read_architecture(
-      fields, (f'{prefix}ForCausalLM', f'{prefix}Model'))
+  model_type = llama_types.TYPES[fields.take('model_type')]
+  options_lib.read_architecture(fields, model_type.classes)
   width = fields.take('hidden_size', kind=int)
   heads = fields.take('num_attention_heads', kind=int)
-  # Without the field transformers uses these defaults.
-  head_size = fields.take('head_dim', 128 if model_type == 'qwen3' else None,
-                          kind=int, null=True)
-  head_size = head_size or width // heads
-  if model_type == 'llama':
-    key_value_heads = fields.take('num_key_value_heads', None, kind=int)
-  else:
+  head_size = fields.take('head_dim', model_type.head_size, kind=int, null=True)
+  if model_type.needs_groups:
     key_value_heads = fields.take('num_key_value_heads', kind=int)
+  else:
+    key_value_heads = fields.take('num_key_value_heads', None, kind=int)
   depth = fields.take('num_hidden_layers', kind=int)
   options = dict(
       num_classes=fields.take('vocab_size', kind=int),
@@ -68,22 +69,30 @@ def read_config(fields: fields_lib.Fields) -> dict[str, Any]:
       depth=depth,
       heads=heads,
       key_value_heads=key_value_heads or heads,
-      head_size=head_size,
+      head_size=head_size or width // heads,
       hidden=fields.take('intermediate_size', kind=int),
-      activation=options_lib.read_activation(fields, 'hidden_act'),
-      epsilon=fields.take('rms_norm_eps', 1e-6, kind=float),
-      tied=fields.take('tie_word_embeddings', False, kind=bool),
-      qk_norm=model_type == 'qwen3',
-      mlp_bias=(model_type == 'llama' and
-                fields.take('mlp_bias', False, kind=bool)))
-  has_biases = (model_type in ('llama', 'qwen3') and
-                fields.take('attention_bias', False, kind=bool))
-  options.update(
-      qkv_bias=model_type == 'qwen2' or has_biases, output_bias=has_biases)
-  options.update(_read_window(fields, model_type, depth))
-  options.update(rope.read(fields))
-  fields.expect('rope_interleaved', False)
-  fields.ignore(('attention_dropout', 'is_llama_config'))
+      activation=options_lib.read_activation(fields, model_type.activation),
+      epsilon=fields.take('rms_norm_eps', model_type.epsilon, kind=float),
+      tied=fields.take('tie_word_embeddings', model_type.tied, kind=bool),
+      qk_norm=None, qkv_bias=False, output_bias=False, mlp_bias=False)
+  for field, switched in model_type.biases.items():
+    is_biased = fields.take(field, False, kind=bool)
+    options.update({name: is_biased for name in switched})
+  for name, number in model_type.numbers.items():
+    value = fields.take(
+        number.field, number.default, kind=float, null=number.null)
+    options[name] = None if value is None else number.read(value)
+  options.update(model_type.traits)
+  if model_type.has_unrotated:
+    options['unrotated_layers'] = _read_unrotated(fields, depth)
+  options.update(windows.read(
+      fields, model_type.window, depth, options.get('unrotated_layers', ())))
+  options.update(rope.read(fields, model_type.rotation))
+  if 'window' not in options:
+    options.pop('window_rope_base', None)
+  for name in model_type.off:
+    fields.expect(name, False)
+  fields.ignore(('attention_dropout', *model_type.ignored))
   fields.done()
   return options
 
@@ -99,17 +108,25 @@ def tensors(options: Mapping[str, Any],
   Returns:
     The rules of all parameters.
   """
+  names = tuple(names)
+  if names:
+    is_fused = any(_FUSED in name for name in names)
+  else:
+    is_fused = llama_types.TYPES[llama_types.choose(options)].is_fused
   options = options_lib.complete(MODEL, options)
   # A network without logits is saved without the prefix.
   prefix = '' if _TOKENS in names else 'model.'
   layer = prefix + 'layers.{layer}.'
+  parts = _fused_parts(options) if is_fused else {}
   rules = [
       rules_lib.Rule('embed', 'embeddings', prefix + _TOKENS, vocabulary=0)
   ]
   for module, tensor, bias in _LINEAR:
+    tensor, part = parts.get(module, (tensor, None))
     rules.extend(rules_lib.linear(
-        f'block/{module}', layer + tensor, bias=options[bias]))
-  for module, tensor in _NORMS + (_QK_NORMS if options['qk_norm'] else ()):
+        f'block/{module}', layer + tensor, bias=options[bias], part=part))
+  norms = _NORMS[options['norms']] + (_QK_NORMS if options['qk_norm'] else ())
+  for module, tensor in norms:
     rules.extend(rules_lib.norm(
         f'block/{module}', layer + tensor, offset=False))
   rules.extend(rules_lib.norm('norm', f'{prefix}norm', offset=False))
@@ -130,101 +147,63 @@ def write_config(options: Mapping[str, Any]) -> dict[str, Any]:
   Raises:
     ConfigError: no model type has all of these options together.
   """
+  name = llama_types.choose(options)
+  model_type = llama_types.TYPES[name]
   options = options_lib.complete(MODEL, options)
   width, heads = options['width'], options['heads']
-  model_type = _model_type(options)
+  head_size = options['head_size'] or width // heads
+  if options['attention_scale'] is None:
+    options['attention_scale'] = head_size**-0.5
   values = dict(
-      architectures=[f'{_CLASSES[model_type]}ForCausalLM'],
-      model_type=model_type,
+      architectures=[model_type.classes[0]],
+      model_type=name,
       hidden_size=width,
       num_hidden_layers=options['depth'],
       num_attention_heads=heads,
       num_key_value_heads=options['key_value_heads'] or heads,
-      head_dim=options['head_size'] or width // heads,
+      head_dim=head_size,
       intermediate_size=options['hidden'] or -(-8 * width // (3 * 64)) * 64,
-      hidden_act=options_lib.write_activation(options['activation']),
       rms_norm_eps=options['epsilon'],
       tie_word_embeddings=options['tied'],
-      **rope.write(options['rope_base'], options['rope_scaling']))
+      **rope.write(options, model_type.rotation),
+      **windows.write(model_type.window, options))
+  values[model_type.activation] = options_lib.write_activation(
+      options['activation'])
   if 'num_classes' in options:
     values['vocab_size'] = options['num_classes']
-  if model_type in ('llama', 'qwen3'):
-    values['attention_bias'] = options['qkv_bias']
-  if model_type == 'llama':
-    values['mlp_bias'] = options['mlp_bias']
-  else:
-    values['sliding_window'] = options['window']
-  if model_type in ('qwen2', 'qwen3'):
-    values.update(
-        use_sliding_window=options['window'] is not None,
-        layer_types=[_SLIDING if is_chosen else _FULL
-                     for is_chosen in _has_window(options)])
+  for field, (option, *_) in model_type.biases.items():
+    values[field] = options[option]
+  for option, number in model_type.numbers.items():
+    value = options[option]
+    values[number.field] = None if value is None else number.write(value)
+  if model_type.has_unrotated:
+    values['no_rope_layers'] = [
+        int(i not in options['unrotated_layers'])
+        for i in range(options['depth'])]
   return values
 
 
-def _read_window(fields, model_type, depth):
-  """Takes the fields of attention windows, which depend on the model type.
-
-  Returns:
-    The options `window` and `window_layers`.
-  """
-  if model_type == 'llama':
-    fields.expect('layer_types', [_FULL] * depth)
-    return {}
-  window = fields.take('sliding_window', 4096, kind=int, null=True)
-  if model_type == 'mistral':
-    fields.expect('layer_types', [_SLIDING if window else _FULL] * depth)
-    return dict(window=window)
-  if not fields.take('use_sliding_window', False, kind=bool):
-    window = None
-  first = fields.take('max_window_layers', 28)
-  types = fields.take('layer_types', None, kind=list)
-  if types is None:
-    types = [_SLIDING if window and i >= first else _FULL for i in range(depth)]
-  if len(types) != depth or set(types) - {_FULL, _SLIDING} or (
-      window is None and _SLIDING in types):
-    raise checks.DataError(
-        f'{fields.title("layer_types")} must be {_FULL} or {_SLIDING} for each '
-        f'of {depth} layers, and {_FULL} for all without a window; got '
-        f'{types}, which haikd does not support.')
-  chosen = tuple(i for i, name in enumerate(types) if name == _SLIDING)
-  if not chosen:
-    return {}
-  return dict(
-      window=window, window_layers=None if len(chosen) == depth else chosen)
+def _read_unrotated(fields, depth) -> tuple[int, ...]:
+  """Takes the fields that say which blocks have no rotations."""
+  every = fields.take('no_rope_layer_interval', 4, kind=int)
+  rotated = fields.take('no_rope_layers', None, kind=list)
+  if rotated is None:
+    rotated = [(i + 1) % every for i in range(depth)]
+  return tuple(i for i in range(depth) if not rotated[i])
 
 
-def _model_type(options):
-  """Returns the model type that has these options."""
-  has_window = set(_has_window(options))
-  biases = options['qkv_bias'], options['output_bias']
-  if options['qk_norm']:
-    model_type = 'qwen3'
-    fits = biases[0] == biases[1] and not options['mlp_bias']
-  elif biases == (True, False):
-    model_type, fits = 'qwen2', not options['mlp_bias']
-  elif True in has_window or options['width'] % options['heads']:
-    # Llama has no window, and transformers wants its width to be a multiple of
-    # the heads.
-    model_type = 'mistral'
-    fits = biases == (False, False) and len(has_window) == 1 and (
-        not options['mlp_bias'])
-  else:
-    model_type, fits = 'llama', biases[0] == biases[1]
-  if not fits:
-    names = ('qk_norm', 'qkv_bias', 'output_bias', 'mlp_bias', 'window',
-             'window_layers', 'width', 'heads')
-    values = ', '.join(f'{name}={options[name]!r}' for name in names)
-    raise checks.ConfigError(
-        f'options must be those of one of {", ".join(MODEL_TYPES)}; got '
-        f'{values}. qwen3 has norms of queries and keys, and all biases of '
-        'attention or none. qwen2 has biases of query, key and value. mistral '
-        'has no biases, and one window for all blocks. llama has no window.')
-  return model_type
-
-
-def _has_window(options):
-  """Returns whether each block has a window."""
-  layers = options['window_layers']
-  return [options['window'] is not None and (layers is None or i in layers)
-          for i in range(options['depth'])]
+def _fused_parts(
+    options: Mapping[str, Any]) -> dict[str, tuple[str, rules_lib.TensorPart]]:
+  """Returns the tensor, and the part of it, of each linear map in a tensor."""
+  heads = options['heads']
+  groups = options['key_value_heads'] or heads
+  part = rules_lib.TensorPart
+  all_heads = heads + 2 * groups
+  gate_up = 'mlp.gate_up_proj'
+  return {
+      'attn/query': (_FUSED, part(0, 0, all_heads, heads)),
+      'attn/key': (_FUSED, part(0, heads, all_heads, groups)),
+      'attn/value': (_FUSED, part(0, heads + groups, all_heads, groups)),
+      'mlp/gate': (gate_up, part(0, 0, 2)),
+      'mlp/up': (gate_up, part(0, 1, 2)),
+  }

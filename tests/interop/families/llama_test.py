@@ -43,7 +43,61 @@ QWEN2 = dict(
 QWEN3 = QWEN2 | dict(
     architectures=['Qwen3ForCausalLM'], attention_bias=False, head_dim=128,
     model_type='qwen3', rope_scaling=None, sliding_window=None)
-CONFIGS = dict(llama=LLAMA, mistral=MISTRAL, qwen2=QWEN2, qwen3=QWEN3)
+# As in the config.json of SmolLM3 3B, Phi 4 mini, OLMo 2 1B, Granite 3.3 2B,
+# Gemma 2 2B and Gemma 3 1B, with smaller sizes.
+SMOLLM3 = LLAMA | dict(
+    architectures=['SmolLM3ForCausalLM'], layer_types=['full_attention'] * 16,
+    max_window_layers=28, model_type='smollm3', no_rope_layer_interval=4,
+    no_rope_layers=[1, 1, 1, 0] * 4, pretraining_tp=2, rope_scaling=None,
+    rope_theta=5000000.0, sliding_window=None, use_sliding_window=False)
+PHI3 = dict(
+    architectures=['Phi3ForCausalLM'], attention_bias=False,
+    attention_dropout=0.0, auto_map=dict(AutoConfig='configuration_phi3'),
+    bos_token_id=199999, embd_pdrop=0.0, eos_token_id=199999, full_attn_mod=1,
+    hidden_act='silu', hidden_size=64, initializer_range=0.02,
+    intermediate_size=96, interpolate_factor=1, lm_head_bias=False,
+    max_position_embeddings=131072, mlp_bias=False, model_type='phi3',
+    num_attention_heads=8, num_hidden_layers=4, num_key_value_heads=2,
+    original_max_position_embeddings=4096, pad_token_id=199999,
+    partial_rotary_factor=0.75, resid_pdrop=0.0, rms_norm_eps=1e-05,
+    rope_scaling=dict(long_factor=[1, 2.0, 3.0], short_factor=[1, 1.0, 1.0],
+                      type='longrope'),
+    rope_theta=10000.0, sliding_window=262144, tie_word_embeddings=True,
+    torch_dtype='bfloat16', use_cache=True, vocab_size=200064)
+OLMO2 = dict(
+    architectures=['Olmo2ForCausalLM'], attention_bias=False,
+    attention_dropout=0.0, hidden_act='silu', hidden_size=64,
+    intermediate_size=96, max_position_embeddings=4096, model_type='olmo2',
+    num_attention_heads=8, num_hidden_layers=4, num_key_value_heads=8,
+    rms_norm_eps=1e-06, rope_scaling=None, rope_theta=500000,
+    tie_word_embeddings=False, vocab_size=100352)
+GRANITE = OLMO2 | dict(
+    architectures=['GraniteForCausalLM'], attention_multiplier=0.015625,
+    embedding_multiplier=12.0, logits_scaling=8.0, mlp_bias=False,
+    model_type='granite', residual_multiplier=0.22, rope_theta=10000000.0,
+    tie_word_embeddings=True)
+GEMMA2 = dict(
+    architectures=['Gemma2ForCausalLM'], attention_bias=False,
+    attention_dropout=0.0, attn_logit_softcapping=50.0, bos_token_id=2,
+    cache_implementation='hybrid', eos_token_id=1, final_logit_softcapping=30.0,
+    head_dim=256, hidden_act='gelu_pytorch_tanh',
+    hidden_activation='gelu_pytorch_tanh', hidden_size=64,
+    initializer_range=0.02, intermediate_size=96, max_position_embeddings=8192,
+    model_type='gemma2', num_attention_heads=8, num_hidden_layers=4,
+    num_key_value_heads=4, pad_token_id=0, query_pre_attn_scalar=144,
+    rms_norm_eps=1e-06, rope_theta=10000.0, sliding_window=4096,
+    sliding_window_size=4096, torch_dtype='float32', use_cache=True,
+    vocab_size=256000)
+GEMMA3 = {name: value for name, value in GEMMA2.items()
+          if name not in ('hidden_act', 'sliding_window_size')} | dict(
+    architectures=['Gemma3ForCausalLM'], attn_logit_softcapping=None,
+    final_logit_softcapping=None, model_type='gemma3_text',
+    num_hidden_layers=7, query_pre_attn_scalar=256, rope_local_base_freq=10000,
+    rope_scaling=None, rope_theta=1000000, sliding_window=512,
+    sliding_window_pattern=6)
+CONFIGS = dict(
+    llama=LLAMA, mistral=MISTRAL, qwen2=QWEN2, qwen3=QWEN3, smollm3=SMOLLM3,
+    phi3=PHI3, olmo2=OLMO2, granite=GRANITE, gemma2=GEMMA2, gemma3_text=GEMMA3)
 
 SMALL = dict(num_classes=11, width=12, depth=3, heads=2, key_value_heads=1,
              head_size=4, hidden=10)
@@ -68,25 +122,44 @@ def test_a_config_of_llama_3_is_read():
   assert read(LLAMA) == dict(
       num_classes=128256, width=2048, depth=16, heads=32, key_value_heads=8,
       head_size=64, hidden=8192, activation='silu', epsilon=1e-5, tied=True,
-      qk_norm=False, qkv_bias=False, output_bias=False, mlp_bias=False,
+      qk_norm=None, qkv_bias=False, output_bias=False, mlp_bias=False,
       rope_base=500000.0, rope_scaling=dict(
           kind='llama3', factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0,
           original_length=8192))
 
 
 @pytest.mark.parametrize('kind, expected', [
-    ('mistral', dict(window=4096, qkv_bias=False, qk_norm=False, head_size=8,
+    ('mistral', dict(window=4096, qkv_bias=False, qk_norm=None, head_size=8,
                      tied=False)),
-    ('qwen2', dict(qkv_bias=True, output_bias=False, qk_norm=False, head_size=8,
+    ('qwen2', dict(qkv_bias=True, output_bias=False, qk_norm=None, head_size=8,
                    rope_base=1e6)),
-    ('qwen3', dict(qkv_bias=False, output_bias=False, qk_norm=True,
+    ('qwen3', dict(qkv_bias=False, output_bias=False, qk_norm='head',
                    head_size=128)),
+    ('smollm3', dict(unrotated_layers=(3, 7, 11, 15), rope_base=5e6)),
+    ('phi3', dict(
+        window=262144, rope_fraction=0.75, rope_scaling=dict(
+            kind='longrope', short_factor=(1, 1.0, 1.0),
+            long_factor=(1, 2.0, 3.0), original_length=4096, factor=32.0))),
+    ('olmo2', dict(norms='after', qk_norm='all', epsilon=1e-6)),
+    ('granite', dict(embedding_scale=12.0, attention_scale=1 / 64,
+                     residual_scale=0.22, logits_scale=1 / 8)),
+    # The scale is 1 / sqrt(144).
+    ('gemma2', dict(
+        norms='both', norm_unit_offset=True, qk_norm=None, tied=True,
+        embedding_scale='sqrt_width', attention_scale=pytest.approx(1 / 12),
+        attention_soft_cap=50.0, logits_soft_cap=30.0, activation='gelu_tanh',
+        window=4096, window_layers=(0, 2))),
+    ('gemma3_text', dict(
+        norms='both', norm_unit_offset=True, qk_norm='head',
+        embedding_scale='sqrt_width', attention_scale=1 / 16,
+        logits_soft_cap=None, rope_base=1e6, window_rope_base=1e4, window=512,
+        window_layers=(0, 1, 2, 3, 4, 6))),
 ])
 def test_configs_of_others_are_read(kind, expected):
   actual = read(CONFIGS[kind])
   assert {name: actual[name] for name in expected} == expected
-  assert actual['rope_scaling'] is None
-  assert ('window' in actual) == (kind == 'mistral')
+  has_window = ('mistral', 'phi3', 'gemma2', 'gemma3_text')
+  assert ('window' in actual) == (kind in has_window)
 
 
 @pytest.mark.parametrize('kind, more, expected', [
@@ -108,6 +181,26 @@ def test_configs_of_others_are_read(kind, expected):
         'sliding_attention', 'full_attention'] * 2),
      dict(window=8, window_layers=(0, 2))),
     ('qwen3', dict(attention_bias=True), dict(qkv_bias=True, output_bias=True)),
+    ('smollm3', dict(no_rope_layers=None, no_rope_layer_interval=5),
+     dict(unrotated_layers=(4, 9, 14))),
+    # By default blocks without rotations have the window.
+    ('smollm3', dict(layer_types=None, use_sliding_window=True,
+                     sliding_window=8),
+     dict(window=8, window_layers=(3, 7, 11, 15))),
+    ('phi3', dict(rope_scaling=dict(
+        type='su', short_factor=[1.0] * 3, long_factor=[2.0] * 3)),
+     dict(rope_scaling=dict(
+         kind='longrope', short_factor=(1.0,) * 3, long_factor=(2.0,) * 3,
+         original_length=4096, factor=32.0))),
+    ('gemma2', dict(attn_logit_softcapping=None, final_logit_softcapping=None),
+     dict(attention_soft_cap=None, logits_soft_cap=None)),
+    ('gemma3_text', dict(rope_theta=None, rope_local_base_freq=None,
+                         rope_parameters=dict(
+                             full_attention=dict(rope_type='linear', factor=8.0,
+                                                 rope_theta=500.0),
+                             sliding_attention=dict(rope_theta=20.0))),
+     dict(rope_base=500.0, window_rope_base=20.0,
+          rope_scaling=dict(kind='linear', factor=8.0))),
 ])
 def test_fields_that_differ_are_read(kind, more, expected):
   actual = read(CONFIGS[kind], **more)
@@ -121,6 +214,16 @@ def test_fields_that_differ_are_read(kind, more, expected):
     ('mistral', 'sliding_window', 'window', 4096),
     ('mistral', 'rope_theta', 'rope_base', 10000.0),
     ('qwen3', 'head_dim', 'head_size', 128),
+    ('smollm3', 'rope_theta', 'rope_base', 2e6),
+    ('phi3', 'rms_norm_eps', 'epsilon', 1e-5),
+    ('olmo2', 'rms_norm_eps', 'epsilon', 1e-5),
+    ('granite', 'attention_multiplier', 'attention_scale', 1.0),
+    ('gemma2', 'query_pre_attn_scalar', 'attention_scale', 1 / 16),
+    ('gemma2', 'attn_logit_softcapping', 'attention_soft_cap', 50.0),
+    ('gemma3_text', 'sliding_window_pattern', 'window_layers',
+     (0, 1, 2, 3, 4, 6)),
+    ('gemma3_text', 'rope_local_base_freq', 'window_rope_base', 1e4),
+    ('gemma3_text', 'head_dim', 'head_size', 256),
 ])
 def test_what_is_left_out_is_as_transformers_has_it(kind, field, option,
                                                     default):
@@ -189,6 +292,17 @@ def test_scalings_are_read_where_they_stand(fields, expected):
     ('qwen2', dict(layer_types=['full_attention'] * 3), 'layer_types must'),
     ('qwen2', dict(layer_types=['linear_attention'] * 4), 'layer_types must'),
     ('mistral', dict(layer_types=['full_attention'] * 4), 'layer_types must'),
+    ('phi3', dict(rope_scaling=dict(type='yarn', factor=2.0)),
+     "rope_scaling.type must be one of longrope; got 'yarn'"),
+    ('phi3', dict(lm_head_bias=True), 'lm_head_bias must be False; got True'),
+    ('gemma2', dict(use_bidirectional_attention=True),
+     'use_bidirectional_attention must be False; got True'),
+    # transformers does not apply it to this type.
+    ('gemma3_text', dict(attn_logit_softcapping=50.0),
+     'attn_logit_softcapping must be False; got 50.0'),
+    ('gemma3_text', dict(rope_parameters=dict(rope_theta=20.0)),
+     "got {'rope_parameters.rope_theta': 20.0}"),
+    ('granite', dict(logits_scaling=0), 'logits_scaling must be a number abo'),
 ])
 def test_what_is_not_supported_is_refused(kind, more, text):
   with pytest.raises(checks.DataError, match=text):
@@ -229,8 +343,20 @@ def test_a_written_scaling_says_the_same(numbers):
     (dict(heads=5), 'mistral'),
     (dict(qkv_bias=True), 'qwen2'),
     (dict(qkv_bias=True, window=4, window_layers=(1,)), 'qwen2'),
-    (dict(qk_norm=True), 'qwen3'),
-    (dict(qk_norm=True, qkv_bias=True, output_bias=True, window=4), 'qwen3'),
+    (dict(qk_norm='head'), 'qwen3'),
+    (dict(qk_norm='head', qkv_bias=True, output_bias=True, window=4), 'qwen3'),
+    (dict(window=4, mlp_bias=True), 'smollm3'),
+    (dict(window=4, window_layers=(1,)), 'smollm3'),
+    (dict(unrotated_layers=(1,)), 'smollm3'),
+    (dict(window=4, rope_fraction=1.0), 'phi3'),
+    (dict(rope_fraction=0.5), 'phi3'),
+    (dict(norms='after', qk_norm='all'), 'olmo2'),
+    (dict(residual_scale=0.5), 'granite'),
+    (dict(norms='both', norm_unit_offset=True, embedding_scale='sqrt_width',
+          attention_soft_cap=5.0), 'gemma2'),
+    (dict(norms='both', norm_unit_offset=True, embedding_scale='sqrt_width',
+          qk_norm='head', window=4, window_layers=(0,),
+          window_rope_base=20.0), 'gemma3_text'),
 ])
 def test_model_type_is_one_that_has_the_options(options, kind):
   values = llama.write_config(SMALL | options)
@@ -243,18 +369,24 @@ def test_model_type_is_one_that_has_the_options(options, kind):
     assert actual.get(name) == value
 
 
-@pytest.mark.parametrize('options', [
-    dict(window=4, window_layers=(1,)),
-    dict(window=4, mlp_bias=True),
-    dict(window=4, qkv_bias=True, output_bias=True),
-    dict(output_bias=True),
-    dict(qk_norm=True, qkv_bias=True),
-    dict(qk_norm=True, mlp_bias=True),
-    dict(qkv_bias=True, mlp_bias=True),
-    dict(heads=5, mlp_bias=True),
+@pytest.mark.parametrize('options, nearest', [
+    (dict(output_bias=True), 'llama, which needs qkv_bias=output_bias'),
+    (dict(qk_norm='head', qkv_bias=True), 'qwen2, which needs qk_norm=None'),
+    (dict(qk_norm='head', mlp_bias=True),
+     'llama, which needs qk_norm=None'),
+    (dict(qkv_bias=True, mlp_bias=True),
+     'llama, which needs qkv_bias=output_bias'),
+    (dict(norms='after', qk_norm='all', window=4),
+     'olmo2, which needs no window'),
+    (dict(rope_fraction=0.5, window=4, window_layers=[1]),
+     'smollm3, which needs rope_fraction=1.0'),
+    (dict(rope_fraction=0.5, rope_scaling=dict(kind='linear', factor=2.0)),
+     'llama, which needs rope_fraction=1.0'),
+    (dict(embedding_scale='sqrt_width', logits_scale=2.0),
+     'granite, which needs a number as embedding_scale'),
 ], ids=str)
-def test_options_that_no_model_type_has_are_refused(options):
-  text = '^options must be those of one of llama, mistral'
+def test_options_that_no_model_type_has_are_refused(options, nearest):
+  text = f'^options must be those of one of llama, .* The nearest is {nearest}'
   with pytest.raises(checks.ConfigError, match=text):
     llama.write_config(SMALL | options)
 

@@ -1,0 +1,269 @@
+"""The model types of transformers that the model `llama` is read from."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Optional
+
+from haikd.core import checks
+from haikd.interop import options as options_lib
+from haikd.interop import rope
+from haikd.interop.families import windows
+
+
+MODEL = 'llama'
+
+
+class Number(NamedTuple):
+  """A field that gives an option of a number.
+
+  Attributes:
+    field: its name.
+    default: of a config without the field.
+    null: whether it may be null, for None.
+    read: from the field to the option.
+    write: from the option to the field.
+  """
+
+  field: str
+  default: Optional[float]
+  null: bool = False
+  read: Callable[[float], float] = lambda value: value
+  write: Callable[[float], float] = lambda value: value
+
+
+class ModelType(NamedTuple):
+  """What distinguishes the networks and configs of a model type.
+
+  Attributes:
+    classes: the class with logits, and the one without.
+    traits: options that all of its networks have, if not the model's defaults.
+    has_unrotated: whether configs say which blocks have no rotations.
+    numbers: `{option: its field}` of further options.
+    window: which blocks have windows.
+    rotation: how RoPE is described.
+    biases: `{field: the options that it switches on}`.
+    head_size: of a config without the field; None for width / heads.
+    needs_groups: whether a config must say the number of key heads.
+    width_is_of_heads: whether the width must be a multiple of the heads.
+    epsilon: of a config without the field.
+    tied: of a config without the field.
+    activation: the name of the field.
+    is_fused: whether query, key and value are one tensor, and gate and up too.
+    off: further fields that must be missing, null or false.
+    ignored: further fields that change no output.
+  """
+
+  classes: tuple[str, str]
+  traits: Mapping[str, Any] = {}
+  has_unrotated: bool = False
+  numbers: Mapping[str, Number] = {}
+  window: windows.Format = windows.Format()
+  rotation: rope.Format = rope.Format()
+  biases: Mapping[str, tuple[str, ...]] = {}
+  head_size: Optional[int] = None
+  needs_groups: bool = True
+  width_is_of_heads: bool = False
+  epsilon: float = 1e-6
+  tied: bool = False
+  activation: str = 'hidden_act'
+  is_fused: bool = False
+  off: tuple[str, ...] = ()
+  ignored: tuple[str, ...] = ()
+
+
+_ATTENTION_BIAS = dict(attention_bias=('qkv_bias', 'output_bias'))
+_MLP_BIAS = dict(mlp_bias=('mlp_bias',))
+_GEMMA = dict(
+    norms='both', norm_unit_offset=True, embedding_scale='sqrt_width')
+
+
+def _classes(prefix):
+  return f'{prefix}ForCausalLM', f'{prefix}Model'
+
+
+def _gemma(attention_cap, logits_cap):
+  """Returns the numbers of Gemma; its caps may be null."""
+  numbers = dict(
+      attention_scale=Number(
+          'query_pre_attn_scalar', 256, False, lambda x: x**-0.5,
+          lambda x: _tidy(x**-2)),
+      logits_soft_cap=Number('final_logit_softcapping', logits_cap, True))
+  if attention_cap is not None:
+    numbers['attention_soft_cap'] = Number(
+        'attn_logit_softcapping', attention_cap, True)
+  return numbers
+
+
+def _tidy(value):
+  """Undoes the rounding of a number that was inverted twice."""
+  value = float(f'{value:.12g}')
+  return int(value) if value.is_integer() else value
+
+
+TYPES = dict(
+    llama=ModelType(
+        classes=_classes('Llama'),
+        biases={**_ATTENTION_BIAS, **_MLP_BIAS},
+        needs_groups=False,
+        width_is_of_heads=True,
+        off=('rope_interleaved',),
+        ignored=('is_llama_config',)),
+    mistral=ModelType(
+        classes=_classes('Mistral'),
+        window=windows.Format(windows.ALL, 4096)),
+    qwen2=ModelType(
+        classes=_classes('Qwen2'),
+        traits=dict(qkv_bias=True),
+        window=windows.Format(windows.LAST, 4096, has_switch=True)),
+    qwen3=ModelType(
+        classes=_classes('Qwen3'),
+        traits=dict(qk_norm='head'),
+        window=windows.Format(windows.LAST, 4096, has_switch=True),
+        biases=_ATTENTION_BIAS,
+        head_size=128),
+    smollm3=ModelType(
+        classes=_classes('SmolLM3'),
+        has_unrotated=True,
+        window=windows.Format(windows.UNROTATED, None, has_switch=True),
+        rotation=rope.Format(base=2e6),
+        biases={**_ATTENTION_BIAS, **_MLP_BIAS},
+        tied=True,
+        ignored=('max_window_layers',)),
+    phi3=ModelType(
+        classes=_classes('Phi3'),
+        window=windows.Format(windows.ALL, None),
+        rotation=rope.Format(
+            length=4096, is_partial=True, kinds=('longrope',)),
+        needs_groups=False,
+        epsilon=1e-5,
+        is_fused=True,
+        off=('attention_bias', 'mlp_bias', 'lm_head_bias'),
+        ignored=('embd_pdrop', 'full_attn_mod', 'interpolate_factor',
+                 'resid_pdrop')),
+    olmo2=ModelType(
+        classes=_classes('Olmo2'),
+        traits=dict(norms='after', qk_norm='all'),
+        biases=_ATTENTION_BIAS,
+        needs_groups=False,
+        epsilon=1e-5),
+    granite=ModelType(
+        classes=_classes('Granite'),
+        numbers=dict(
+            embedding_scale=Number('embedding_multiplier', 1.0),
+            attention_scale=Number('attention_multiplier', 1.0),
+            residual_scale=Number('residual_multiplier', 1.0),
+            logits_scale=Number(
+                'logits_scaling', 1.0, False, lambda x: 1 / x,
+                lambda x: _tidy(1 / x))),
+        biases={**_ATTENTION_BIAS, **_MLP_BIAS},
+        needs_groups=False),
+    gemma2=ModelType(
+        classes=_classes('Gemma2'),
+        traits=_GEMMA,
+        numbers=_gemma(50.0, 30.0),
+        window=windows.Format(windows.ALTERNATING, 4096),
+        biases=_ATTENTION_BIAS,
+        head_size=256,
+        width_is_of_heads=True,
+        tied=True,
+        activation='hidden_activation',
+        off=('use_bidirectional_attention',),
+        ignored=('cache_implementation', 'hidden_act', 'sliding_window_size')),
+    gemma3_text=ModelType(
+        classes=('Gemma3ForCausalLM', 'Gemma3TextModel'),
+        traits=dict(_GEMMA, qk_norm='head'),
+        numbers=_gemma(None, None),
+        window=windows.Format(windows.PATTERN, 4096),
+        rotation=rope.Format(base=1e6, window_base=1e4),
+        biases=_ATTENTION_BIAS,
+        head_size=256,
+        width_is_of_heads=True,
+        tied=True,
+        activation='hidden_activation',
+        off=('attn_logit_softcapping', 'use_bidirectional_attention'),
+        ignored=('_sliding_window_pattern', 'cache_implementation',
+                 'hidden_act', 'sliding_window_pattern')))
+
+# Options that not all types have.
+_TRAITS = (
+    'norms', 'norm_unit_offset', 'qk_norm', 'qkv_bias', 'output_bias',
+    'mlp_bias', 'embedding_scale', 'attention_scale', 'attention_soft_cap',
+    'residual_scale', 'logits_scale', 'logits_soft_cap', 'rope_fraction',
+    'window_rope_base', 'unrotated_layers')
+
+
+def choose(options: Mapping[str, Any]) -> str:
+  """Returns the name of a model type that has a network's options.
+
+  If several have them, it is the one whose configs have fields for most of the
+  options that are given, so that a network is written as what it was read as.
+
+  Args:
+    options: those of the model that are given.
+
+  Raises:
+    ConfigError: no type has all of them together.
+  """
+  defaults = options_lib.complete(MODEL, {})
+  problems = {name: _problems(model_type, {**defaults, **options}, defaults)
+              for name, model_type in TYPES.items()}
+  nearest = min(problems, key=lambda name: len(problems[name]))
+  if problems[nearest]:
+    values = ', '.join(
+        f'{name}={options[name]!r}'
+        for name in (*_TRAITS, 'window', 'window_layers', 'rope_scaling')
+        if name in options and _plain(options[name]) != defaults[name])
+    raise checks.ConfigError(
+        f'options must be those of one of {", ".join(TYPES)}; got {values}. '
+        f'The nearest is {nearest}, which needs '
+        f'{" and ".join(problems[nearest])}.')
+  return max(
+      (name for name in TYPES if not problems[name]),
+      key=lambda name: len(_fields(TYPES[name]) & set(options)))
+
+
+def _fields(model_type: ModelType) -> set[str]:
+  """Returns the options that the configs of few types have fields for."""
+  names = set(model_type.numbers)
+  if model_type.has_unrotated:
+    names.add('unrotated_layers')
+  if model_type.rotation.is_partial:
+    names.add('rope_fraction')
+  if model_type.rotation.window_base is not None:
+    names.add('window_rope_base')
+  if model_type.window.blocks != windows.NONE:
+    names.add('window')
+  return names
+
+
+def _problems(model_type: ModelType, options: Mapping[str, Any],
+              defaults: Mapping[str, Any]) -> list[str]:
+  """Returns what options a type needs in place of those that there are."""
+  fields = _fields(model_type) | {
+      name for names in model_type.biases.values() for name in names}
+  required = {**{name: defaults[name] for name in _TRAITS
+                 if name not in fields}, **model_type.traits}
+  problems = [f'{name}={value!r}' for name, value in required.items()
+              if _plain(options[name]) != value]
+  for first, *others in model_type.biases.values():
+    problems += [f'{first}={name}' for name in others
+                 if options[first] != options[name]]
+  if 'embedding_scale' in fields and isinstance(
+      options['embedding_scale'], str):
+    problems.append('a number as embedding_scale')
+  form = model_type.rotation
+  if form.window_base is not None and (
+      (options['window'] is None) != (options['window_rope_base'] is None)):
+    problems.append('a window_rope_base if there is a window')
+  scaling = options['rope_scaling']
+  if scaling is not None and scaling['kind'] not in form.kinds:
+    problems.append(f'rope_scaling of kind {" or ".join(form.kinds)}')
+  if not windows.fits(model_type.window, options):
+    problems.append('no window' if model_type.window.blocks == windows.NONE
+                    else 'one window for all blocks')
+  if model_type.width_is_of_heads and options['width'] % options['heads']:
+    problems.append('a width that heads divides')
+  return problems
+
+
+def _plain(value):
+  return tuple(value) if isinstance(value, list) else value
