@@ -10,6 +10,8 @@ from haikd.interop import fields as fields_lib
 _BASE = 10000.0  # Of a config that has none.
 _LENGTH = 'original_max_position_embeddings'
 
+_LISTS = ('short_factor', 'long_factor')
+
 # {kind of scaling: {name of a number in haikd's models: name in a config}};
 # first the numbers that a config must have, then those that it may have.
 _REQUIRED = dict(
@@ -61,9 +63,9 @@ def read(fields: fields_lib.Fields) -> dict[str, Any]:
   # Where a config has both, transformers too takes the older one.
   older = fields.take('rope_scaling', None, kind=dict)
   newer = fields.take('rope_parameters', None, kind=dict)
-  values = fields_lib.Fields(
-      fields.path, older or newer or {},
-      prefix='rope_parameters.' if older is None else 'rope_scaling.')
+  values = fields.nested(
+      older or newer or {},
+      'rope_parameters.' if older is None else 'rope_scaling.')
   base = values.take('rope_theta', None, kind=float) or base or _BASE
   values.expect('partial_rotary_factor', 1.0)
   scaling = _read_scaling(values)
@@ -98,7 +100,7 @@ def write(base: float, scaling: Optional[Mapping[str, Any]]) -> dict[str, Any]:
   if kind == 'dynamic':
     values['max_position_embeddings'] = scaling['original_length']
   elif kind != 'linear':
-    values['max_position_embeddings'] = int(
+    values['max_position_embeddings'] = round(
         scaling['original_length'] * scaling['factor'])
   return values
 
@@ -116,11 +118,10 @@ def _read_scaling(values) -> Optional[dict[str, Any]]:
         f'{", ".join(_REQUIRED)}; got {kind!r}, which haikd does not support.')
   scaling = dict(kind=kind)
   for ours, theirs in _REQUIRED[kind].items():
-    scaling[ours] = _tuple(values.take(theirs))
+    scaling[ours] = _take(values, theirs)
   for ours, theirs in _OPTIONAL[kind].items():
-    value = values.take(theirs, None)
-    if value is not None:
-      scaling[ours] = _tuple(value)
+    if (value := _take(values, theirs, None)) is not None:
+      scaling[ours] = value
   return scaling
 
 
@@ -136,13 +137,22 @@ def _complete(fields, values, length, scaling):
   scaling['original_length'] = original
   scaling.setdefault('factor', max(trained / original, 1.0))
   if kind == 'yarn':
-    above = values.take('mscale', None)
-    below = values.take('mscale_all_dim', None)
+    above = values.take('mscale', None, kind=float)
+    below = values.take('mscale_all_dim', None, kind=float)
     if above and below:
       log = 0.1 * math.log(scaling['factor'])
       scaling.setdefault(
           'attention_factor', (above * log + 1) / (below * log + 1))
 
 
-def _tuple(value):
-  return tuple(value) if isinstance(value, list) else value
+def _take(values, name, *default):
+  """Takes a number above 0, or for some fields a list of them or a bool."""
+  kind = {'truncate': bool, _LENGTH: int}.get(name, float)
+  if name not in _LISTS:
+    return values.take(name, *default, kind=kind)
+  numbers = values.take(name, *default, kind=list)
+  if not all(checks.is_number(x) and x > 0 for x in numbers):
+    raise checks.DataError(
+        f'{values.title(name)} must be a list of numbers above 0; got '
+        f'{numbers}. Fetch the model again.')
+  return tuple(numbers)
