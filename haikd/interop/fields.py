@@ -57,8 +57,7 @@ class Ignore:
 
   def setting(self, names: Iterable[str]) -> str:
     """Returns how a config names further ones."""
-    entries = ''.join(f'{name!r}, ' for name in (*self._entries, *names))
-    return f"{self.field}=({entries.removesuffix(' ')})"
+    return f'{self.field}={(*self._entries, *names)}'
 
   def check_needed(self) -> None:
     """Refuses names that no unknown field and no unused tensor has.

@@ -153,15 +153,17 @@ class Files:
                    if name not in group}
         changes.update({name: written[name] for name in group
                         if name in written})
-    content = self._cut(content)
-    meant = _meaning(written)
+    changed = {name: value
+               for name, value in {**self._cut(content), **changes}.items()
+               if name in written or name not in previous}
     # A field that the original leaves to its default may have another default
-    # beside the changed ones, so that all may have to be written.
-    for result in ({**content, **changes}, {**content, **written}):
-      result = {name: value for name, value in result.items()
-                if name in written or name not in previous}
-      if _meaning(result) == meant:
-        return result
+    # beside the changed ones.
+    more = {name: value for name, value in written.items()
+            if name not in changed}
+    meant = _meaning(written)
+    for added in ({}, *({name: value} for name, value in more.items()), more):
+      if _meaning({**changed, **added}) == meant:
+        return {**changed, **added}
     return {**inert, **written}
 
   def _written(self):

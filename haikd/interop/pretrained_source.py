@@ -72,6 +72,22 @@ def is_pretrained(init: Optional[str]) -> bool:
   return str(init or '').startswith((_FOLDER, _GGUF))
 
 
+def with_prefix(init: str) -> Optional[str]:
+  """Returns what to write for a path that lacks its prefix; None otherwise.
+
+  Args:
+    init: a path, which may be the workdir of a run.
+  """
+  path = pathlib.Path(os.path.expanduser(init))
+  if path.suffix == '.gguf':
+    return f'{_GGUF}{init}'
+  config = path / folders.CONFIG
+  with contextlib.suppress(checks.DataError):
+    if config.is_file() and 'model_type' in fields_lib.read_object(config):
+      return f'{_FOLDER}{init}'
+  return None
+
+
 def describe(init: str, *, ignore: Iterable[str] = (),
              field: str = '') -> Pretrained:
   """Returns the network that weights were trained for.

@@ -211,8 +211,8 @@ def _unwrapped(folder, stored):
     raise checks.DataError(
         f'{folder} must hold each tensor once; got some twice, with and '
         f'without {" or ".join(removed)}. Save the model again, unwrapped.')
-  notes.say(f'{folder}: tensors are named without {" and ".join(removed)}, '
-            'which a wrapper of PyTorch has added.')
+  notes.say(f'{folder}: {" and ".join(map(repr, removed))} is left out of the '
+            'names of all tensors; a wrapper of PyTorch has added it.')
   return {short: stored[name] for name, short in names.items()}
 
 

@@ -68,10 +68,9 @@ def collect(source: Optional[TokenizerSource]) -> Files:
   pruned[_TOKENIZER] = prepared[_TOKENIZER]
   if _CONFIG in found:
     config = fields_lib.read_object(found[_CONFIG])
-    if isinstance(config.get('added_tokens_decoder'), Mapping):
-      config['added_tokens_decoder'] = renumbering.keys(
-          config['added_tokens_decoder'])
-    pruned[_CONFIG] = config
+    if isinstance(added := config.get('added_tokens_decoder'), Mapping):
+      pruned[_CONFIG] = {
+          **config, 'added_tokens_decoder': renumbering.keys(added)}
   if _ADDED in found:
     pruned[_ADDED] = renumbering.tokens(fields_lib.read_object(found[_ADDED]))
   return pruned

@@ -4,7 +4,7 @@ A tensor that contradicts what the network computes with is refused: whoever
 saved it computed something else. A head that is left out is named.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 import fnmatch
 from typing import Any, Optional
 
@@ -64,7 +64,7 @@ def check(init: str, reader: tensors.TensorReader, unused: Collection[str],
         raise _contradiction(init, name, original, options, ignore,
                              options_field)
       continue
-    agrees = _agrees(name, reader.read(name, np.float32), options)
+    agrees = _agrees(reader, name, options)
     if agrees is None:
       others.append(name)
     elif not agrees:
@@ -104,25 +104,27 @@ def _are_equal(reader, first, second):
   return True
 
 
-def _agrees(name: str, values: np.ndarray,
+def _agrees(reader: tensors.TensorReader, name: str,
             options: Mapping[str, Any]) -> Optional[bool]:
   """Returns whether a buffer holds what it must; None if it is no buffer."""
-  last = name.rpartition('.')[2]
-  if last == 'position_ids':
-    return bool((values == np.arange(values.shape[-1])).all())
-  if last == 'token_type_ids':
-    return not values.any()
-  if name.endswith('.attn.bias'):  # The causal mask of GPT-2.
-    return bool((values == np.tri(values.shape[-1])).all())
-  if name.endswith('.attn.masked_bias'):  # The score of what it masks.
-    return bool((values <= _MASKED).all())
+  last, shape = name.rpartition('.')[2], reader.shapes[name].shape
   scaling = options.get('rope_scaling')
-  if last == 'inv_freq' and 'rope_base' in options and (
+  compare: Callable[[np.ndarray], bool]
+  if last == 'position_ids':
+    compare = lambda x: (x == np.arange(shape[-1])).all()
+  elif last == 'token_type_ids':
+    compare = lambda x: not x.any()
+  elif name.endswith('.attn.bias'):  # The causal mask of GPT-2.
+    compare = lambda x: (x == np.tri(shape[-1])).all()
+  elif name.endswith('.attn.masked_bias'):  # The score of what it masks.
+    compare = lambda x: (x <= _MASKED).all()
+  elif last == 'inv_freq' and 'rope_base' in options and (
       scaling is None or scaling['kind'] in ('linear', 'dynamic')):
-    size = 2 * values.shape[-1]
-    expected = options['rope_base']**-(np.arange(0, size, 2) / size)
-    return np.allclose(np.float32(values), expected, rtol=_TOLERANCE, atol=0)
-  return None
+    rates = options['rope_base']**-(np.arange(shape[-1]) / shape[-1])
+    compare = lambda x: np.allclose(x, rates, rtol=_TOLERANCE, atol=0)
+  else:
+    return None
+  return bool(compare(np.asarray(reader.read(name, np.float32), np.float32)))
 
 
 def _shortened(names):

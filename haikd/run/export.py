@@ -76,15 +76,21 @@ def export(config: config_lib.ConfigDict,
       classes=data.options.get('classes'),
       scale=_scale(student),
       length=data.options.get('length'),
-      original=_original(student.config.student),
-      teacher=_original(student.config.teacher))
+      original=original_of(student.config.student),
+      teacher=original_of(student.config.teacher))
   return output
 
 
-def _original(network) -> Optional[interop.Original]:
-  """Returns the pretrained weights that a network began as, or None.
+def original_of(network: Any) -> Optional[interop.Original]:
+  """Returns the pretrained weights that a network began as.
 
   It may have begun as the student of another run, which in turn began as them.
+
+  Args:
+    network: the fields of `haikd.config.network()`.
+
+  Returns:
+    The weights; None if it began as none.
   """
   init, layers = network.init, network.init_layers
   ignore = network.init_options.ignore

@@ -159,6 +159,10 @@ def _resolve_data(config, described):
 def _check_reading(role, network):
   if interop.is_pretrained(network.init):
     return
+  if network.init and (prefixed := interop.with_prefix(network.init)):
+    raise checks.ConfigError(
+        f'config.{role}.init must begin with hf: or gguf: where it is no '
+        f'workdir of haikd; got {network.init!r}. Set it to {prefixed!r}.')
   if ignore := network.init_options.ignore:
     raise checks.ConfigError(
         f'config.{role}.init_options.ignore must be () unless init begins with '

@@ -134,10 +134,10 @@ def test_folder_without_weights_says_what_it_holds(tmp_path):
 
 
 @pytest.mark.parametrize('wrap, removed', (
-    ('_orig_mod.{}', '_orig_mod.'),
-    ('module.{}', 'module.'),
-    ('module._orig_mod.{}', 'module. and _orig_mod.'),
-    ('base_model.model.{}', 'base_model.model.'),
+    ('_orig_mod.{}', "'_orig_mod.'"),
+    ('module.{}', "'module.'"),
+    ('module._orig_mod.{}', "'_orig_mod.' and 'module.'"),
+    ('base_model.model.{}', "'base_model.model.'"),
     ('{}', None),
 ))
 def test_names_are_without_wrappers(tmp_path, caplog, wrap, removed):
@@ -149,8 +149,8 @@ def test_names_are_without_wrappers(tmp_path, caplog, wrap, removed):
   np.testing.assert_array_equal(reader.read('h.0.a', np.float32), A)
   said = [record.getMessage() for record in caplog.records]
   assert said == ([] if removed is None else [
-      f'{tmp_path}: tensors are named without {removed}, which a wrapper of '
-      'PyTorch has added.'])
+      f'{tmp_path}: {removed} is left out of the names of all tensors; a '
+      'wrapper of PyTorch has added it.'])
 
 
 def test_wrappers_inside_of_names_are_left_out(tmp_path):

@@ -108,14 +108,14 @@ RATES = 100.0**-np.array([0, 0.25, 0.5, 0.75], np.float32)  # Of 8 features.
     ('llama_llama3', 'model.layers.0.self_attn.rotary_emb.inv_freq', RATES,
      None),
     ('llama_linear', 'model.layers.1.self_attn.rotary_emb.inv_freq',
-     RATES[::2], RATES[::2]**2),
+     RATES[::2].copy(), RATES[::2]**2),
     ('bert', 'embeddings.position_ids', np.arange(12)[None],
      np.arange(1, 13)[None]),
     ('gpt2', 'transformer.h.0.attn.bias',
      np.tri(12, dtype=np.uint8)[None, None],
      np.ones((1, 1, 12, 12), np.uint8)),
-    ('gpt2', 'transformer.h.0.attn.masked_bias', np.float32(-1e4),
-     np.float32(0)),
+    ('gpt2', 'transformer.h.0.attn.masked_bias', np.full((), -1e4),
+     np.zeros(())),
 ))
 def test_buffers_hold_what_the_config_says(tmp_path, case, name, right, wrong):
   load(write(tmp_path / 'right', case, {name: right}))

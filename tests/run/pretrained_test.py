@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
+from haikd import launch  # noqa: F401  Registers what tests register on top of.
+
 GOLDEN = pathlib.Path(__file__).parents[1] / 'interop' / 'golden'
 WEIGHTS = 'model.safetensors'
 
@@ -19,7 +21,6 @@ def get_config():
   config.steps = config.log_every = 1
   config.batch_size = config.evaluation.batch_size = 8
   config.data.name, config.data.source_dir = 'tokens', {source!r}
-  config.data.data_dir = {source!r}
   config.data.options = dict(length=8, vocabulary=24)
   config.teacher.init, config.student.init = {teacher!r}, {student!r}
   return config
@@ -74,7 +75,7 @@ def test_student_of_some_windowed_layers_is_trained_and_exported(
     (lambda x: {**x, 'model.norm.weight': x['model.norm.weight'] * np.nan}, 3,
      'config.student.init must hold finite numbers; got'),
     (lambda x: {f'module.{name}': values for name, values in x.items()}, 0,
-     'tensors are named without module.'),
+     "'module.' is left out of the names of all tensors"),
 ))
 def test_weights_as_people_save_them(folder, run, caplog, spoil, code,
                                      sentence):
@@ -82,5 +83,5 @@ def test_weights_as_people_save_them(folder, run, caplog, spoil, code,
   safetensors.save_file(spoil(safetensors.load_file(path)), path)
   with caplog.at_level('INFO', 'haikd'):
     actual, _, err = run(config='pretrained.py')
-  assert actual == code
+  assert actual == code, err
   assert sentence in err + caplog.text

@@ -123,6 +123,16 @@ def test_options_that_hold_blocks_are_cut_with_them(monkeypatch, layers,
   assert resolved.window_layers == chosen
 
 
+def test_path_without_its_prefix_gets_it(tmp_path):
+  (tmp_path / 'config.json').write_text('{"model_type": "llama"}')
+  for init, prefix in ((f'{tmp_path}', 'hf:'), ('x/model.gguf', 'gguf:')):
+    config = make_config()
+    config.student.init = init
+    with pytest.raises(checks.ConfigError,
+                       match=f"got '{init}'. Set it to '{prefix}{init}'."):
+      resolve.from_pretrained(config)
+
+
 def test_nothing_of_a_workdir_is_ignored():
   config = make_config()
   config.student.init = 'runs/x'
