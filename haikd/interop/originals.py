@@ -119,7 +119,7 @@ class Files:
       scale: of its images, or None.
     """
     written = make(options, scale)
-    if not self.has_config:
+    if self._pretrained is None or not self.has_config:
       return dict(written)
     previous = make(self._pretrained.options, self._pretrained.scale)
     result = {name: content for name in _COPIED

@@ -235,7 +235,9 @@ def _no_safetensors(folder):
   names = sorted(path.name for path in folder.iterdir())
   pickles = [name for name in names if name.endswith(_PICKLES)]
   remedy = 'Give the folder that holds config.json and the weights'
-  if pickles:
+  if any(name.endswith('.safetensors') for name in names):
+    remedy = f'Fetch {INDEX} too, or rename a single file to {WEIGHTS}'
+  elif pickles:
     remedy = (f'{pickles[0]} may run any code and is not opened. If you trust '
               'it, convert it with `save_pretrained(folder, '
               'safe_serialization=True)` of transformers')

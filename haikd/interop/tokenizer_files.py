@@ -67,12 +67,12 @@ def collect(source: Optional[TokenizerSource]) -> Files:
                    if name not in (*_VOCABULARIES, _TOKENIZER)}
   pruned[_TOKENIZER] = prepared[_TOKENIZER]
   if _CONFIG in found:
-    config = fields_lib.read_object(found[_CONFIG])
+    config = _content(found[_CONFIG])
     if isinstance(added := config.get('added_tokens_decoder'), Mapping):
       pruned[_CONFIG] = {
           **config, 'added_tokens_decoder': renumbering.keys(added)}
   if _ADDED in found:
-    pruned[_ADDED] = renumbering.tokens(fields_lib.read_object(found[_ADDED]))
+    pruned[_ADDED] = renumbering.tokens(_content(found[_ADDED]))
   return pruned
 
 
@@ -126,15 +126,15 @@ def _content(content) -> dict[str, Any]:
   return content
 
 
-def _of_folder(path: paths.Path) -> dict[str, pathlib.Path]:
+def _of_folder(path: paths.Path) -> Files:
   """Returns the files in the folder of a tokenizer by their names."""
   path = pathlib.Path(path)
   is_file = path.is_file() and path.suffix == '.json'
   folder = path.parent if is_file else path
-  beside = (_CONFIG, _SPECIAL, *_TEMPLATES)
+  beside: tuple[str, ...] = (_CONFIG, _SPECIAL, *_TEMPLATES)
   if not is_file or path.name == _TOKENIZER:
     beside += (_TOKENIZER, _ADDED, *_VOCABULARIES)
-  found = {str(file.relative_to(folder)): file
+  found: Files = {str(file.relative_to(folder)): file
            for glob in beside for file in sorted(folder.glob(glob))}
   if is_file:
     found[_TOKENIZER] = path

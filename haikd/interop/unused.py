@@ -94,7 +94,7 @@ def _are_equal(reader, first, second):
   """Returns whether two tensors hold the same numbers, read in blocks."""
   if reader.shapes[first].shape != reader.shapes[second].shape:
     return False
-  x, y = (reader.read(name, np.float32).reshape(-1)
+  x, y = (reader.read(name, np.dtype(np.float32)).reshape(-1)
           for name in (first, second))
   for start in range(0, len(x), _BLOCK):
     part = slice(start, start + _BLOCK)
@@ -109,7 +109,7 @@ def _agrees(reader: tensors.TensorReader, name: str,
   """Returns whether a buffer holds what it must; None if it is no buffer."""
   last, shape = name.rpartition('.')[2], reader.shapes[name].shape
   scaling = options.get('rope_scaling')
-  compare: Callable[[np.ndarray], bool]
+  compare: Callable[[np.ndarray], Any]
   if last == 'position_ids':
     compare = lambda x: (x == np.arange(shape[-1])).all()
   elif last == 'token_type_ids':
@@ -124,7 +124,13 @@ def _agrees(reader: tensors.TensorReader, name: str,
     compare = lambda x: np.allclose(x, rates, rtol=_TOLERANCE, atol=0)
   else:
     return None
-  return bool(compare(np.asarray(reader.read(name, np.float32), np.float32)))
+  return bool(compare(_read(reader, name)))
+
+
+def _read(reader, name):
+  """Returns a small tensor in float32."""
+  dtype = np.dtype(np.float32)
+  return np.asarray(reader.read(name, dtype), dtype)
 
 
 def _shortened(names):

@@ -216,8 +216,8 @@ def test_surplus_tensors_may_be_ignored_by_their_names(toy):
 
 def test_only_what_is_unknown_may_be_ignored(toy):
   with pytest.raises(checks.ConfigError,
-                     match=r"ignore must name fields .* got \['h.0.up.\*', 'width'\]"
-                     ', which are none. Remove them.'):
+                     match=r"ignore must name .* got \['h.0.up.\*', 'width'\], "
+                     'which are none. Remove them.'):
     load(toy, ignore=('h.0.up.*', 'width'))
 
 

@@ -189,3 +189,11 @@ def test_pointer_of_git_lfs_is_named(tmp_path):
       'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n')
   with pytest.raises(checks.DataError, match='Git LFS; `git lfs pull`'):
     tensors.Safetensors(tmp_path)
+
+
+def test_shards_without_their_index_are_told_apart(tmp_path):
+  name = 'model-00001-of-00002.safetensors'
+  safetensors.save_file(dict(a=A), tmp_path / name)
+  with pytest.raises(checks.DataError, match=(
+      f'got {name}. Fetch model.safetensors.index.json too, or rename')):
+    tensors.Safetensors(tmp_path)

@@ -113,8 +113,8 @@ def test_a_student_has_as_many_blocks_as_it_inherits_and_its_own_options():
 
 @pytest.mark.parametrize('layers, chosen', (
     ((0, 3), (1,)), ((3, 2), (0, 1)), ((0, 1), ()), (None, (2, 3))))
-def test_options_that_hold_blocks_are_cut_with_them(monkeypatch, layers,
-                                                     chosen):
+def test_options_that_hold_blocks_are_cut_with_them(
+    monkeypatch, layers, chosen):
   options = dict(DESCRIBED.options, depth=4, window=8, window_layers=(2, 3))
   describe(monkeypatch, DESCRIBED._replace(options=options))
   config = make_config()
