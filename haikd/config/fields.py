@@ -47,6 +47,14 @@ def network() -> ConfigDict:
           # Which layers of these weights to take, such as (0, 2, 4); None for
           # all, one to one.
           init_layers=_any(),
+          # How these weights are read.
+          init_options=ConfigDict(
+              dict(
+                  # Fields of config.json that haikd does not know, and globs
+                  # over tensors that it does not use, to ignore: an assurance
+                  # that no output depends on them.
+                  ignore=(),
+              )),
           # How many of its logits are used, the first ones, where its table
           # of tokens is longer than that of the tokenizer; None for all.
           used_classes=config_dict.placeholder(int),

@@ -57,6 +57,9 @@ _RULES = (
     ('be above 0', lambda x: min(_as_tuple(x)) > 0, ('data.std',)),
     ('be a tuple of names of modules',
      lambda x: all(isinstance(name, str) for name in x), ('plugins',)),
+    ('be a tuple of names of fields or tensors',
+     lambda x: all(isinstance(name, str) for name in x),
+     ('student.init_options.ignore', 'teacher.init_options.ignore')),
 )
 
 

@@ -66,12 +66,14 @@ class ModelEntry(NamedTuple):
     taps: `{kind: glob}`, the modules to capture unless the config names others.
     tensor: `{glob over parameters: axis}`, the parameters to split over the
       mesh axis `tensor` unless the config names others.
+    block_options: the options that hold numbers of blocks.
     module: the module that registered it.
   """
 
   function: Callable
   taps: dict[str, str]
   tensor: dict[str, int]
+  block_options: tuple[str, ...]
   module: str
 
 
@@ -175,6 +177,7 @@ def register_model(name: Optional[str] = None,
                    *,
                    taps: Optional[dict[str, str]] = None,
                    tensor: Optional[dict[str, int]] = None,
+                   block_options: Iterable[str] = (),
                    replace: bool = False) -> Callable[[Function], Function]:
   """Registers a Haiku function as a model.
 
@@ -187,6 +190,9 @@ def register_model(name: Optional[str] = None,
       slashes: `{'mlp/up/w': -1}` is for every parameter whose path ends in
       `mlp/up/w`. Axes count from the end, so that they are also right for
       stacked layers.
+    block_options: the options that are None or hold numbers of blocks, from 0.
+      A network that takes some blocks of pretrained weights has those of its
+      blocks in them.
     replace: whether to replace a model of that name.
 
   Returns:
@@ -195,7 +201,7 @@ def register_model(name: Optional[str] = None,
 
   def decorate(function):
     entry = ModelEntry(function, dict(taps or {}), dict(tensor or {}),
-                       function.__module__)
+                       tuple(block_options), function.__module__)
     models.add(name or function.__name__, entry, replace=replace)
     return function
 

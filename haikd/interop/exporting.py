@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
-import functools
 import pathlib
 import shutil
 import tempfile
@@ -18,17 +17,16 @@ from haikd.core import checks
 from haikd.interop import addresses
 from haikd.interop import images
 from haikd.interop import options as options_lib
+from haikd.interop import originals
 from haikd.interop import pretrained_source as pretrained_source_lib
 from haikd.interop import rules
 from haikd.interop import storing
+from haikd.interop import token_ids
+from haikd.interop import tokenizer_files
 from haikd.processes import distributed
 from haikd.storage import files
 from haikd.storage import paths
 
-_TOKENIZER_FILES = ('tokenizer.json', 'tokenizer_config.json',
-                    'special_tokens_map.json', 'added_tokens.json', 'vocab.txt',
-                    'vocab.json', 'merges.txt', 'chat_template.jinja')
-_SPECIAL_TOKENS = ('bos', 'eos', 'pad')  # A config has their ids.
 _DEFAULT_LENGTH = 2048  # Of transformers, for a config without a length.
 
 
@@ -64,10 +62,13 @@ def _entry(stack, block):
 
 
 def export(folder: paths.Path, *, model: str, options: Mapping[str, Any],
-           params: base.ArrayTree, tokenizer: Optional[paths.Path],
+           params: base.ArrayTree,
+           tokenizer: Optional[tokenizer_files.TokenizerSource],
            card: str, classes: Optional[Sequence[str]] = None,
            scale: Optional[images.ChannelStatistics] = None,
-           length: Optional[int] = None) -> None:
+           length: Optional[int] = None,
+           original: Optional[originals.Original] = None,
+           teacher: Optional[originals.Original] = None) -> None:
   """Writes a network as a folder that transformers loads.
 
   Parameters are written in their dtype, tensor by tensor, so that the host
@@ -80,15 +81,19 @@ def export(folder: paths.Path, *, model: str, options: Mapping[str, Any],
     model: the registered model.
     options: of the model.
     params: its Haiku parameters.
-    tokenizer: a folder with `tokenizer.json`, or that file; None for none.
+    tokenizer: its tokenizer; None for none.
     card: the model card, in Markdown.
     classes: the names of the classes in the order of their ids; None if they
-      are unknown. Placeholders are written for None, and for names that are not
-      as many as the network's classes.
+      are unknown. Then those of the original are written, and placeholders if
+      there are none, or not as many as the network's classes.
     scale: the mean and the standard deviation of each channel of images, as
       `interop.describe` returns them; None to leave them out.
     length: of the texts that it was trained on, in tokens; None to write only
       what the options give.
+    original: what the network began as, whose fields are kept where the network
+      does not contradict them; None for nothing.
+    teacher: whose special tokens and way to generate a network has that began
+      as nothing; None for those of the tokenizer.
 
   Raises:
     ConfigError: transformers has no such network, or the folder holds
@@ -103,40 +108,81 @@ def export(folder: paths.Path, *, model: str, options: Mapping[str, Any],
         'the folder.')
   folder = pathlib.Path(folder)
   family = pretrained_source_lib.family_of(model)
-  config = {**family.write_config(options)}
+  written = {**family.write_config(options)}
   planned, vocabulary = _plan(family.tensors(options, ()), params)
   if vocabulary:  # The options may give its size before it was pruned.
-    config['vocab_size'] = vocabulary
-  config['torch_dtype'] = planned[0].spec.dtype.name
-  if classes is not None and len(classes) == len(config.get('id2label', ())):
-    config.update(options_lib.write_labels(classes))
-  if length is not None and family.LENGTH is not None:
-    config.setdefault(family.LENGTH, max(length, _DEFAULT_LENGTH))
-  extra = {}
-  if options.get('head') == 'embedding':
-    from haikd.interop.families import pooling
-    extra = pooling.write_pooling(options)
-  if scale is not None:
-    extra[images.FILE] = images.write_scale(scale, options)
+    written['vocab_size'] = vocabulary
+  written['torch_dtype'] = planned[0].spec.dtype.name
+  prepared: list[_Prepared] = []
+
+  def prepare():
+    _check_folder(folder)
+    prepared.append(_prepare(
+        written, family.LENGTH, options, tokenizer, classes, scale, length,
+        original, teacher))
+
   # This raises on all processes before any of them gathers: later the others
   # would wait for a process that is gone.
-  tokenizer_files, special_ids = distributed.first(
-      functools.partial(_prepare, folder, tokenizer))
+  distributed.first(prepare)
   if jax.process_index():  # It only takes part in gathering the parameters.
     for tensor in planned:
       tensor.read()
     return
-  for name, token_id in special_ids.items():
-    config.setdefault(name, token_id)
   with _appearing(folder) as temporary:
-    files.write_json(temporary / 'config.json', config)
-    for name, content in extra.items():
+    for name, content in prepared[0].contents.items():
       (temporary / name).parent.mkdir(parents=True, exist_ok=True)
       files.write_json(temporary / name, content)
-    for name, path in tokenizer_files.items():
-      shutil.copyfile(path, temporary / name)
+    tokenizer_files.write(temporary, prepared[0].tokenizer)
     files.replace(temporary / 'README.md', card)
     storing.write(temporary, planned)
+
+
+class _Prepared(NamedTuple):
+  """All files but weights and card: JSON by name, and the tokenizer's."""
+
+  contents: dict[str, Any]
+  tokenizer: tokenizer_files.Files
+
+
+def _prepare(written, length_field, options, tokenizer, classes, scale, length,
+             original, teacher) -> _Prepared:
+  """Returns what is written beside the weights; arguments as for `export`."""
+  renumbering = token_ids.Renumbering(tokenizer and tokenizer.kept_ids)
+  first = originals.Files(original, renumbering)
+  speaker = first if first.has_config else originals.Files(
+      teacher, renumbering)
+  classes = first.classes if classes is None else classes
+  if classes is not None and len(classes) == len(written.get('id2label', ())):
+    written.update(options_lib.write_labels(classes))
+  config = first.config(written)
+  if length is not None and length_field is not None:
+    if not first.has_config:
+      config.setdefault(length_field, max(length, _DEFAULT_LENGTH))
+    elif options.get('rope_scaling') is None and (
+        config.get(length_field, length) < length):
+      config[length_field] = length  # A scaling would depend on it.
+  collected = tokenizer_files.collect(tokenizer)
+  if not first.has_config:
+    for ids in (speaker.token_ids(), tokenizer_files.special_ids(collected)):
+      config = {**ids, **config}
+  generation = speaker.generation()
+  contents = {
+      'config.json': config,
+      **first.others(_others, options, scale),
+      **({} if generation is None else {originals.GENERATION: generation}),
+  }
+  return _Prepared(contents, collected)
+
+
+def _others(options, scale) -> dict[str, Any]:
+  """Returns the JSON files that follow from options beside the config."""
+  others = {}
+  if options.get('head') == 'embedding':
+    from haikd.interop.families import pooling
+    others = pooling.write_pooling(options)
+  if scale is not None:
+    others[images.FILE] = images.write_scale(scale, options)
+  return others
 
 
 def _plan(
@@ -195,50 +241,6 @@ def _join(name: str, pieces: list[_Piece],
 
   return storing.PlannedTensor(
       name, jax.ShapeDtypeStruct(shape, spec.dtype), read)
-
-
-def _prepare(folder, tokenizer):
-  """Checks the folder; returns the tokenizer's files and special ids."""
-  _check_folder(folder)
-  tokenizer_files = _tokenizer_files(tokenizer)
-  paths_by_name = {name: str(path) for name, path in tokenizer_files.items()}
-  return paths_by_name, _special_ids(tokenizer_files)
-
-
-def _tokenizer_files(path) -> dict[str, pathlib.Path]:
-  """Returns the files of a tokenizer by their names."""
-  if path is None:
-    return {}
-  path = pathlib.Path(path)
-  by_name = {name: path / name for name in _TOKENIZER_FILES
-             if (path / name).is_file()}
-  if path.is_file() and path.suffix == '.json':
-    by_name = {_TOKENIZER_FILES[0]: path}
-  if not by_name:
-    raise checks.DataError(
-        'tokenizer must be a folder with tokenizer.json, or that file; got '
-        f'{path}. Give the one that the data was prepared with.')
-  return by_name
-
-
-def _special_ids(tokenizer_files) -> dict[str, Optional[int]]:
-  """Returns the fields for the ids of special tokens; None for unknown ids.
-
-  transformers gives a config without these fields the ids of the first
-  tokenizer of its family.
-  """
-  if not {'tokenizer.json', 'tokenizer_config.json'} <= set(tokenizer_files):
-    return {}
-  config = files.read_json(tokenizer_files['tokenizer_config.json'])
-  tokenizer = files.read_json(tokenizer_files['tokenizer.json'])
-  ids = {token['content']: token['id']
-         for token in tokenizer.get('added_tokens', ())}
-  fields = {}
-  for name in _SPECIAL_TOKENS:
-    token = config.get(f'{name}_token')
-    token = token.get('content') if isinstance(token, Mapping) else token
-    fields[f'{name}_token_id'] = ids.get(token)
-  return fields
 
 
 def _check_folder(folder):

@@ -2,30 +2,20 @@
 
 A field that is not understood may change what the network computes, and
 half-loaded weights give a teacher that is wrong and looks right. So a family
-takes the fields it knows, one by one, and the others are refused by name.
+takes the fields it knows, one by one. Of the others those are skipped that are
+known to change no output (`inert_fields`) or that the user names, and the rest
+is refused by name.
 """
 
 from collections.abc import Iterable, Mapping
+import fnmatch
 import numbers
 from typing import Any, Optional
 
 from haikd.core import checks
+from haikd.interop import inert_fields
 from haikd.storage import files
 from haikd.storage import paths
-
-# Fields of training, generation and bookkeeping: no logit depends on them.
-_IGNORED = frozenset((
-    '_attn_implementation', '_name_or_path', 'architectures',
-    'attn_implementation', 'auto_map', 'bos_token_id',
-    'chunk_size_feed_forward', 'cls_token_id', 'decoder_start_token_id',
-    'dtype', 'eos_token_id', 'finetuning_task', 'gradient_checkpointing',
-    'id2label', 'initializer_range', 'is_decoder',
-    'keys_to_ignore_at_inference', 'label2id', 'mask_token_id', 'model_type',
-    'output_attentions', 'output_hidden_states', 'output_past', 'pad_token_id',
-    'prefix', 'pretraining_tp', 'problem_type', 'return_dict', 'sep_token_id',
-    'task_specific_params', 'tokenizer_class', 'torch_dtype', 'torchscript',
-    'transformers.js_config', 'transformers_version', 'unk_token_id',
-    'use_bfloat16', 'use_cache'))
 
 _MISSING = object()
 
@@ -41,6 +31,47 @@ _KINDS = {
 }
 
 
+class Ignore:
+  """Unknown fields and unused tensors that the user takes for harmless.
+
+  Attributes:
+    field: the config field that names them, for messages.
+    unmatched: the names that nothing had so far.
+
+  Args:
+    field: likewise.
+    entries: names of fields, and globs over names of tensors.
+  """
+
+  def __init__(self, field: str = 'ignore', entries: Iterable[str] = ()):
+    self.field = field
+    self.unmatched = set(entries)
+    self._entries = tuple(entries)
+
+  def names(self, name: str) -> bool:
+    """Returns whether an unknown field or unused tensor is among them."""
+    matching = {entry for entry in self._entries
+                if fnmatch.fnmatchcase(name, entry)}
+    self.unmatched -= matching
+    return bool(matching)
+
+  def setting(self, names: Iterable[str]) -> str:
+    """Returns how a config names further ones."""
+    return f'{self.field}={(*self._entries, *names)}'
+
+  def check_needed(self) -> None:
+    """Refuses names that no unknown field and no unused tensor has.
+
+    Raises:
+      ConfigError: there is such a name.
+    """
+    if self.unmatched:
+      raise checks.ConfigError(
+          f'{self.field} must name fields of config.json that haikd does not '
+          f'know, or tensors that it does not use; got '
+          f'{sorted(self.unmatched)}, which are none. Remove them.')
+
+
 class Fields:
   """A config whose every field must be taken, ignored or off.
 
@@ -51,13 +82,25 @@ class Fields:
     path: likewise, for messages.
     values: the fields.
     prefix: what precedes their names in the file, such as 'rope_scaling.'.
+    ignore: unknown fields that are not refused.
   """
 
-  def __init__(self, path: str, values: Mapping[str, Any], prefix: str = ''):
+  def __init__(self, path: str, values: Mapping[str, Any], prefix: str = '', *,
+               ignore: Optional[Ignore] = None):
     self.path = path
     self._values = dict(values)
     self._prefix = prefix
-    self._left = set(values) - _IGNORED
+    self._ignore = ignore or Ignore()
+    self._left = set(values) - inert_fields.NAMES
+
+  def nested(self, values: Mapping[str, Any], prefix: str) -> 'Fields':
+    """Returns the fields of an object in the same file.
+
+    Args:
+      values: the object.
+      prefix: what precedes the names of its fields.
+    """
+    return Fields(self.path, values, prefix, ignore=self._ignore)
 
   def title(self, name: str) -> str:
     """Returns what messages call a field: its file and its full name."""
@@ -110,17 +153,27 @@ class Fields:
     """Skips fields that no output in inference mode depends on."""
     self._left -= set(names)
 
+  def is_ignored(self, name: str) -> bool:
+    """Returns whether the user takes a field for harmless."""
+    return self._ignore.names(self._prefix + name)
+
+  def ignoring(self, *names: str) -> str:
+    """Returns how a config says that fields are harmless."""
+    return self._ignore.setting(self._prefix + name for name in names)
+
   def done(self) -> None:
     """Raises DataError if a field is left that may switch something on."""
     # None, False, 0 and what is empty switch nothing on.
-    unknown = {self._prefix + name: self._values[name]
-               for name in sorted(self._left)
-               if self._values[name] not in (None, False, 0, {}, [])}
+    unknown = {name: value for name in sorted(self._left)
+               if not self.is_ignored(name) and (value := self._values[name])
+               not in (None, False, 0, '', {}, [])}
     if unknown:
       raise checks.DataError(
-          f'{self.path}: all fields must be known to haikd; got {unknown}. '
+          f'{self.path}: all fields must be known to haikd; got '
+          f'{ {self._prefix + name: x for name, x in unknown.items()} }. '
           'Nothing was loaded, since each may change what the network '
-          'computes.')
+          'computes. If you know that it does not, set '
+          f'{self.ignoring(*unknown)}.')
 
 
 def read_object(path: paths.Path) -> dict[str, Any]:

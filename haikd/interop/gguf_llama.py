@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 import math
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 
@@ -17,11 +17,13 @@ ARCHITECTURES = ('llama', 'qwen2', 'qwen3')
 _FACTORS = 'rope_freqs.weight'  # Divide the frequencies in llama3's scaling.
 
 
-def read_metadata(file: gguf.Gguf) -> dict[str, Any]:
+def read_metadata(file: gguf.Gguf,
+                  ignore: Optional[fields_lib.Ignore] = None) -> dict[str, Any]:
   """Returns the options of the model `llama` that a file is for.
 
   Args:
     file: an open file.
+    ignore: unknown fields that are not refused.
 
   Raises:
     DataError: its architecture or a field of its metadata is not supported.
@@ -35,7 +37,7 @@ def read_metadata(file: gguf.Gguf) -> dict[str, Any]:
   prefix = f'{architecture}.'
   values = {name.removeprefix(prefix): value
             for name, value in file.metadata.items() if name.startswith(prefix)}
-  fields = fields_lib.Fields(file.path, values, prefix)
+  fields = fields_lib.Fields(file.path, values, prefix, ignore=ignore)
   # The training length limits nothing, and the tensors give the size of the
   # vocabulary.
   fields.ignore(('context_length', 'vocab_size'))

@@ -1,6 +1,6 @@
 """Loads pretrained weights onto devices, tensor by tensor."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import contextlib
 import functools
 import math
@@ -11,9 +11,11 @@ import jax
 import numpy as np
 
 from haikd.core import base
+from haikd.core import checks
 from haikd.interop import matching as matching_lib
 from haikd.interop import placing
 from haikd.interop import pretrained_source as pretrained_source_lib
+from haikd.interop import reduction
 
 _BAR_DELAY = 2  # Seconds of loading after which a progress bar is shown.
 
@@ -24,7 +26,8 @@ def load(field: str,
          *,
          options: Mapping[str, Any],
          layers: Optional[Sequence[int]] = None,
-         kept_ids: Optional[np.ndarray] = None) -> base.Variables:
+         kept_ids: Optional[np.ndarray] = None,
+         ignore: Iterable[str] = ()) -> base.Variables:
   """Returns a network with pretrained weights.
 
   A device gets of each tensor what its shard needs, a block at a time, so that
@@ -43,16 +46,17 @@ def load(field: str,
       of the same number, if both have as many.
     kept_ids: `[V]` integers, the tokens of the weights that the network has, in
       its order; None for all.
+    ignore: as for `interop.describe`.
 
   Returns:
     The parameters, and `expected.state`, which is empty for such a network.
 
   Raises:
     ConfigError: the network is no part of the one that was trained.
-    DataError: the weights cannot be read, or are missing, unused or of another
-      shape.
+    DataError: the weights cannot be read, or are missing, unused, of another
+      shape or not finite.
   """
-  matching = _match(field, init, expected, options, layers, kept_ids)
+  matching = _match(field, init, expected, options, layers, kept_ids, ignore)
   leaves = jax.tree.leaves(expected.params)
   total = sum(math.prod(leaf.shape) for leaf in leaves)
   with _Progress(field, total) as progress:
@@ -67,8 +71,11 @@ def load(field: str,
       leaf = expected.params[module][name]
       parts = [functools.partial(open_part, match, number, leaf)
                for number in range(len(match.tensors))]
-      params.setdefault(module, {})[name] = placing.fill(
-          leaf, parts, stacked=match.address.stacked)
+      try:
+        filled = placing.fill(leaf, parts, stacked=match.address.stacked)
+      except placing.NotFiniteError as err:
+        raise _not_finite(field, init, match, err) from err
+      params.setdefault(module, {})[name] = filled
   return base.Variables(params, expected.state)
 
 
@@ -78,7 +85,8 @@ def check(field: str,
           *,
           options: Mapping[str, Any],
           layers: Optional[Sequence[int]] = None,
-          kept_ids: Optional[np.ndarray] = None) -> None:
+          kept_ids: Optional[np.ndarray] = None,
+          ignore: Iterable[str] = ()) -> None:
   """Raises what `load` would raise before it reads a tensor.
 
   The arguments are those of `load`.
@@ -87,15 +95,29 @@ def check(field: str,
     ConfigError: as `load`.
     DataError: as `load`.
   """
-  _match(field, init, expected, options, layers, kept_ids)
+  _match(field, init, expected, options, layers, kept_ids, ignore)
 
 
-def _match(field, init, expected, options, layers, kept_ids):
+def _match(field, init, expected, options, layers, kept_ids, ignore):
   """Returns the tensors of each parameter, all of them checked."""
+  source = pretrained_source_lib.open_source(init, ignore=ignore, field=field)
   return matching_lib.match(
-      field, init, pretrained_source_lib.open_source(init), expected.params,
+      field, init, source, expected.params,
       options=options, layers=layers,
       kept_ids=None if kept_ids is None else np.asarray(kept_ids))
+
+
+def _not_finite(field, init, match, err):
+  """Returns the error of a tensor with NaN or infinity."""
+  tensor = match.tensors[err.part]
+  precision = reduction.sibling(field, 'precision')
+  remedy = (f"Set {precision}='bfloat16' or 'float32', whose range is larger"
+            if err.is_overflow else 'Fetch the model again, or an earlier '
+            'checkpoint of it')
+  reason = f', which {err.dtype} cannot hold' if err.is_overflow else ''
+  return checks.DataError(
+      f'{field} must hold finite numbers; got {init} with {err.value} in '
+      f'{tensor}{reason}. {remedy}.')
 
 
 class _Progress(contextlib.AbstractContextManager):

@@ -1,7 +1,7 @@
 """Which tensor each parameter of a network is read from."""
 
 from collections.abc import Iterator, Mapping, Sequence
-import fnmatch
+import re
 from typing import Any, NamedTuple, Optional
 
 import jax.numpy as jnp
@@ -15,11 +15,15 @@ from haikd.interop import pretrained_source as pretrained_source_lib
 from haikd.interop import reduction
 from haikd.interop import rules as rules_lib
 from haikd.interop import tensors
+from haikd.interop import unused as unused_lib
 
 # The options that may be smaller in a network than in its weights.
 _SIZES = ('width', 'depth', 'heads', 'key_value_heads', 'head_size', 'hidden',
           'positions', 'vocabulary')
 _FLOATING = (np.float64, np.float32, np.float16, jnp.bfloat16)
+
+_QUANTISED = ', which is quantised or not floating point'
+_NUMBER = re.compile(r'\.\d+\.')
 
 
 class Match(NamedTuple):
@@ -118,12 +122,18 @@ def match(field: str, init: str,
           rule, tensor, shapes.get(tensor), shape, reductions, kept_ids):
         problems.append(problem)
   used = _used_tensors(matches.values(), trained.get('depth', 0))
-  problems += _surplus(shapes, used, all_rules.ignored)
+  unused = set(shapes) - used
+  surplus = unused_lib.surplus(unused, all_rules, source.ignore)
+  problems += [f'a surplus {name}' for name in surplus]
   if problems:
     raise checks.DataError(
         f'{field} must hold the tensors of this network; got {init} with '
-        f'{checks.abbreviate(problems)}. Choose the options that the weights '
-        'were made for; nothing was loaded.')
+        f'{checks.abbreviate(problems)}. Nothing was loaded. '
+        f'{_remedy(field, problems, surplus, source, options)}')
+  unused_lib.check(init, source.reader, unused, all_rules, options,
+                   ignore=source.ignore,
+                   options_field=reduction.sibling(field, 'options'))
+  source.ignore.check_needed()
   return Matching(matches, source.reader, kept_ids)
 
 
@@ -192,7 +202,7 @@ def _problem(rule, tensor, stored, shape, reductions, kept_ids):
     return f'no {tensor}'
   title = f'{tensor} {tensors.dtype_and_shape(stored)}'
   if stored.dtype not in _FLOATING:
-    return f'{title}, which is quantised or not floating point'
+    return f'{title}{_QUANTISED}'
   loaded = rule.loaded_shape(stored)
   if loaded is not None and _fits(rule, loaded, shape, reductions, kept_ids):
     return None
@@ -220,8 +230,20 @@ def _used_tensors(matches, depth) -> set[str]:
           for block in range(depth)}
 
 
-def _surplus(shapes, used, ignored) -> Iterator[str]:
-  """Yields a problem for each tensor that no parameter uses."""
-  for name in sorted(set(shapes) - used):
-    if not any(fnmatch.fnmatchcase(name, glob) for glob in ignored):
-      yield f'a surplus {name}'
+def _remedy(field, problems, surplus, source, options) -> str:
+  """Returns what to do about tensors that are not those of a network."""
+  options_field = reduction.sibling(field, 'options')
+  if any(_QUANTISED in problem for problem in problems):
+    return 'Fetch the weights that were quantised.'
+  if len(surplus) == len(problems):
+    globs = dict.fromkeys(_NUMBER.sub('.*.', name) for name in surplus)
+    return ('If the network works without them, set '
+            f'{source.ignore.setting(globs)}.')
+  trained = source.pretrained.options
+  if any(options[name] != trained[name] for name in trained if name != 'depth'):
+    return f'Choose the {options_field} that the weights were made for.'
+  missing = [problem for problem in problems if problem.startswith('no ')]
+  if options.get('tied') is False and missing == problems[:1] == problems:
+    return (f'If its embeddings are tied, set {options_field}.tied=True; if '
+            'not, fetch the model again.')
+  return 'The config is not that of these tensors: fetch the model again.'

@@ -19,6 +19,28 @@ _BLOCK = 4 * 2**20  # Bytes, about, of one read.
 Bounds = tuple[tuple[int, int], ...]  # (start, stop) along each axis.
 
 
+class NotFiniteError(ValueError):
+  """A block holds NaN or infinity.
+
+  Attributes:
+    value: a number of the block that is not finite in `dtype`, as it is stored.
+    dtype: that the block was read as.
+    is_overflow: whether all stored numbers are finite.
+    part: the number of the part that holds the block.
+
+  Args:
+    stored: the block as it is stored.
+    dtype: see above.
+  """
+
+  def __init__(self, stored: np.ndarray, dtype: np.dtype):
+    super().__init__('a block must be finite')
+    self.is_overflow = bool(np.isfinite(stored).all())
+    wrong = np.abs(stored).max() if self.is_overflow else stored[
+        ~np.isfinite(stored)][0]
+    self.value, self.dtype, self.part = float(wrong), dtype, 0
+
+
 class MappedPart(NamedTuple):
   """A part of an array as it is stored in a file.
 
@@ -40,11 +62,19 @@ class MappedPart(NamedTuple):
     Args:
       bounds: of a block in the part.
       dtype: of the copy.
+
+    Raises:
+      NotFiniteError: it holds NaN or infinity.
     """
     index: list[Any] = [slice(*pair) for pair in bounds]
     if self.ids is not None:
       index[self.axis] = self.ids[index[self.axis]]
-    return np.array(self.array[tuple(index)], dtype, order='C')
+    stored = self.array[tuple(index)]
+    with np.errstate(over='ignore', invalid='ignore'):
+      values = np.array(stored, dtype, order='C')
+    if not _are_finite(values):
+      raise NotFiniteError(np.asarray(stored, np.float32), values.dtype)
+    return values
 
 
 def fill(template: jax.ShapeDtypeStruct,
@@ -77,7 +107,11 @@ def fill(template: jax.ShapeDtypeStruct,
           continue
         offset = (number - start,)
       for block in _blocks(part, inner, template.dtype):
-        values = part.read(block, template.dtype)
+        try:
+          values = part.read(block, template.dtype)
+        except NotFiniteError as err:
+          err.part = number
+          raise
         values = values[(None,) * len(offset)]
         starts = (*offset, *(b[0] - a[0] for a, b in zip(inner, block)))
         for device in devices:
@@ -94,6 +128,17 @@ def fill(template: jax.ShapeDtypeStruct,
   return jax.make_array_from_single_device_arrays(
       template.shape, template.sharding, list(device_shards.values()),
       dtype=template.dtype)
+
+
+def _are_finite(values: np.ndarray) -> bool:
+  """Returns whether contiguous numbers are finite, in two passes of integers.
+
+  `np.isfinite` of bfloat16 takes ten times as long.
+  """
+  bits = values.view(f'u{values.itemsize}')
+  without_sign = bits & np.iinfo(bits.dtype).max // 2
+  largest = jnp.finfo(values.dtype).max.view(bits.dtype)
+  return not bits.size or bool(without_sign.max() <= largest)
 
 
 @functools.partial(jax.jit, donate_argnums=0)

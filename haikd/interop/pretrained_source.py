@@ -1,6 +1,6 @@
 """Opens pretrained weights: a folder of Hugging Face, or a GGUF file."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 import contextlib
 import functools
 import importlib
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Optional
 
 from haikd.core import checks
 from haikd.interop import fields as fields_lib
+from haikd.interop import folders
 from haikd.interop import gguf
 from haikd.interop import gguf_llama
 from haikd.interop import images
@@ -57,11 +58,13 @@ class PretrainedSource(NamedTuple):
     pretrained: the network that they were trained for.
     reader: of the tensors.
     tensors: `options -> rules.Tensors`.
+    ignore: the tensors that may be unused.
   """
 
   pretrained: Pretrained
   reader: tensors.TensorReader
   tensors: Callable[[Options], rules.Tensors]
+  ignore: fields_lib.Ignore
 
 
 def is_pretrained(init: Optional[str]) -> bool:
@@ -69,7 +72,24 @@ def is_pretrained(init: Optional[str]) -> bool:
   return str(init or '').startswith((_FOLDER, _GGUF))
 
 
-def describe(init: str) -> Pretrained:
+def with_prefix(init: str) -> Optional[str]:
+  """Returns what to write for a path that lacks its prefix; None otherwise.
+
+  Args:
+    init: a path, which may be the workdir of a run.
+  """
+  path = pathlib.Path(os.path.expanduser(init))
+  if path.suffix == '.gguf':
+    return f'{_GGUF}{init}'
+  config = path / folders.CONFIG
+  with contextlib.suppress(checks.DataError):
+    if config.is_file() and 'model_type' in fields_lib.read_object(config):
+      return f'{_FOLDER}{init}'
+  return None
+
+
+def describe(init: str, *, ignore: Iterable[str] = (),
+             field: str = '') -> Pretrained:
   """Returns the network that weights were trained for.
 
   Only configs and headers are read.
@@ -77,31 +97,51 @@ def describe(init: str) -> Pretrained:
   Args:
     init: `hf:<folder>`, which holds `config.json` and safetensors, or
       `gguf:<file>`. A `~` means the home folder.
+    ignore: unknown fields of the config that do not change what the network
+      computes, and globs over tensors that it does not need.
+    field: the config field that names the weights, for messages.
 
   Raises:
     ConfigError: it is something else.
     DataError: the weights are missing or broken, or their kind or one of their
       fields is not supported.
   """
-  return open_source(init).pretrained
+  return open_source(init, ignore=ignore, field=field).pretrained
 
 
-def open_source(init: str) -> PretrainedSource:
+def open_source(init: str, *, ignore: Iterable[str] = (),
+                field: str = '') -> PretrainedSource:
   """Opens pretrained weights.
 
-  Its argument and errors are those of `describe`.
+  Its arguments and errors are those of `describe`.
+  """
+  path = path_of(init)
+  ignored = fields_lib.Ignore(
+      f'{field}_options.ignore' if field else 'ignore', ignore)
+  if init.startswith(_GGUF):
+    return _open_gguf(path, ignored)
+  return _open_folder(path, ignored)
+
+
+def path_of(init: str) -> pathlib.Path:
+  """Returns the local folder or file of pretrained weights.
+
+  Args:
+    init: as for `describe`.
+
+  Raises:
+    ConfigError: it is something else.
   """
   if not is_pretrained(init):
     raise checks.ConfigError(
         f'the init of a pretrained network must be {_FOLDER}<folder> or '
         f'{_GGUF}<file>; got {init!r}.')
-  kind, _, location = init.partition(':')
+  _, _, location = init.partition(':')
   if paths.is_remote(location):
     raise checks.ConfigError(
         f'init={init!r} must name local files, since weights are mapped into '
         f'memory; got the bucket {location!r}. Copy them to this machine.')
-  path = pathlib.Path(os.path.expanduser(location))
-  return _open_gguf(path) if f'{kind}:' == _GGUF else _open_folder(path)
+  return pathlib.Path(os.path.expanduser(location))
 
 
 def families() -> list[ModuleType]:
@@ -127,25 +167,36 @@ def family_of(model: str) -> ModuleType:
   return known[model]
 
 
-def _open_folder(folder):
-  if not folder.is_dir():
-    raise checks.DataError(
-        f'init must name a folder; got {folder}. Give the one that holds '
-        'config.json and the weights.')
-  path = folder / 'config.json'
-  content = fields_lib.read_object(path)
-  fields = fields_lib.Fields(str(path), content)
-  model_type = content.get('model_type')
+def read_config(fields: fields_lib.Fields) -> tuple[ModuleType, dict[str, Any]]:
+  """Returns the family and the options of a network.
+
+  Args:
+    fields: of `config.json`.
+
+  Raises:
+    DataError: the family, a field or a value is not supported.
+  """
+  model_type = fields.take('model_type', None)
   known = {name: family for family in families() for name in family.MODEL_TYPES}
   if not isinstance(model_type, str) or model_type not in known:
     raise checks.DataError(
         f'{fields.title("model_type")} must be one that haikd supports; got '
         f'{model_type!r}. {checks.suggest(str(model_type), known)}')
   family = known[model_type]
+  folders.check_not_coded(fields)
+  options = family.read_config(fields)
+  fields.done()
+  return family, options
+
+
+def _open_folder(folder, ignore):
+  folders.check(folder)
+  path = folder / folders.CONFIG
+  content = fields_lib.read_object(path)
+  fields = fields_lib.Fields(str(path), content, ignore=ignore)
   classes = scale = None
   with _reading(path):
-    options = family.read_config(fields)
-    fields.done()
+    family, options = read_config(fields)
     takes_images = 'image_size' in options
     if takes_images or options.get('head') == 'classification':
       classes = options_lib.read_names(fields)
@@ -162,23 +213,23 @@ def _open_folder(folder):
   return PretrainedSource(
       Pretrained(family.MODEL, options, _vocabulary(rules_of(options), reader),
                  str(folder) if has_tokenizer else None, classes, scale),
-      reader, rules_of)
+      reader, rules_of, ignore)
 
 
-def _open_gguf(path):
+def _open_gguf(path, ignore):
   if not path.is_file():
     raise checks.DataError(
         f'init must name a file; got {path}. Give the GGUF file itself.')
   reader = gguf.Gguf(path)
   with _reading(path):
-    options = gguf_llama.read_metadata(reader)
+    options = gguf_llama.read_metadata(reader, ignore)
   architecture = reader.metadata['general.architecture']
   rules_of = lambda options: gguf_llama.tensors(
       architecture, options, reader.shapes)
   return PretrainedSource(
       Pretrained(gguf_llama.MODEL, options,
                  _vocabulary(rules_of(options), reader), f'{_GGUF}{path}'),
-      reader, rules_of)
+      reader, rules_of, ignore)
 
 
 @contextlib.contextmanager

@@ -10,10 +10,33 @@ import numpy as np
 
 from haikd.core import base
 from haikd.core import checks
+from haikd.core import registry
 from haikd.interop import addresses
 
 Options = Mapping[str, Any]
 Reductions = set[tuple[int, int]]  # (size in the weights, smaller size).
+
+
+def of_blocks(model: str, options: Options,
+              layers: Optional[Sequence[int]]) -> dict[str, Any]:
+  """Returns the options of a network that takes some blocks of another.
+
+  Options that hold numbers of blocks are cut: of windows in the blocks 2 and 3,
+  a network of the blocks 0 and 3 has one in its block 1.
+
+  Args:
+    model: the registered model.
+    options: of the network with all blocks.
+    layers: the blocks that are taken, in their new order; None for all.
+  """
+  if layers is None:
+    return dict(options)
+  cut = {
+      name: tuple(new for new, old in enumerate(layers) if old in options[name])
+      for name in registry.models[model].block_options
+      if options.get(name) is not None
+  }
+  return {**options, **cut, 'depth': len(layers)}
 
 
 def choose_blocks(field: str, init: str, trained: Options,
@@ -37,7 +60,7 @@ def choose_blocks(field: str, init: str, trained: Options,
   if layers is None:
     if depth != trained_depth:
       raise checks.ConfigError(
-          f'{_sibling(field, "options.depth")} must be {trained_depth}, the '
+          f'{sibling(field, "options.depth")} must be {trained_depth}, the '
           f'depth of {init}, where {layers_field} is None; got {depth}. Set '
           f'{layers_field} to the {depth} layers to take.')
     return list(range(depth))
@@ -49,6 +72,11 @@ def choose_blocks(field: str, init: str, trained: Options,
         f'{layers_field} must be {depth} numbers, one for each block, from 0 '
         f'to {trained_depth - 1}; got {tuple(layers)}.')
   return list(layers)
+
+
+def sibling(field: str, name: str) -> str:
+  """Returns what messages call another field of the same network."""
+  return ''.join(field.rpartition('.')[:2]) + name
 
 
 def check_heads(field: str, init: str, trained: Options,
@@ -71,7 +99,7 @@ def check_heads(field: str, init: str, trained: Options,
   trained_size, trained_ratio = _head_sizes(trained)
   if (head_size, ratio) != (trained_size, trained_ratio):
     raise checks.ConfigError(
-        f'{_sibling(field, "options")} must give the heads of {init}, with '
+        f'{sibling(field, "options")} must give the heads of {init}, with '
         f'head_size={trained_size} and {trained_ratio} heads to each of '
         f'key_value_heads; got head_size={head_size} and {ratio}. Take fewer '
         'heads, but leave their size.')
@@ -116,11 +144,6 @@ def reductions(trained: Options, options: Options) -> Reductions:
                       for sizes in (trained, options))
       pairs.add((large * head_size, small * head_size))
   return {(large, small) for large, small in pairs if small < large}
-
-
-def _sibling(field, name):
-  """Returns what messages call another field of the same network."""
-  return ''.join(field.rpartition('.')[:2]) + name
 
 
 def _head_sizes(options) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from haikd.core import checks
 from haikd.interop import fields as fields_lib
 
 _LENGTH = 'original_max_position_embeddings'
-
+_LISTS = ('short_factor', 'long_factor')
 
 # {kind of scaling: {name of a number in haikd's models: name in a config}};
 # first the numbers that a config must have, then those that it may have.
@@ -85,15 +85,14 @@ def read(fields: fields_lib.Fields, form: Format) -> dict[str, Any]:
   newer = fields.take('rope_parameters', None, kind=dict)
   prefix = 'rope_parameters.'
   if form.window_base is not None:
-    nested = fields_lib.Fields(fields.path, newer or {}, prefix)
+    nested = fields.nested(newer or {}, prefix)
     newer = nested.take('full_attention', None, kind=dict)
     options['window_rope_base'] = _read_window_base(
         fields, nested) or form.window_base
     nested.done()
     prefix += 'full_attention.'
-  values = fields_lib.Fields(
-      fields.path, older or newer or {},
-      prefix=prefix if older is None else 'rope_scaling.')
+  values = fields.nested(
+      older or newer or {}, prefix if older is None else 'rope_scaling.')
   base = values.take('rope_theta', None, kind=float) or base or form.base
   if form.is_partial:
     fraction = fields.take('partial_rotary_factor', 1.0, kind=float)
@@ -145,7 +144,7 @@ def _write_scaling(scaling):
   if kind == 'dynamic':
     values['max_position_embeddings'] = scaling['original_length']
   elif kind != 'linear':
-    values['max_position_embeddings'] = int(
+    values['max_position_embeddings'] = round(
         scaling['original_length'] * scaling['factor'])
   return values
 
@@ -154,9 +153,8 @@ def _read_window_base(fields, nested) -> Optional[float]:
   """Takes the base of the rotations in blocks with a window; None for none."""
   base = fields.take('rope_local_base_freq', None, kind=float)
   name = 'sliding_attention'
-  window = fields_lib.Fields(
-      fields.path, nested.take(name, None, kind=dict) or {},
-      prefix=f'rope_parameters.{name}.')
+  window = fields.nested(
+      nested.take(name, None, kind=dict) or {}, f'rope_parameters.{name}.')
   window.expect('rope_type', 'default')
   base = window.take('rope_theta', None, kind=float) or base
   window.done()
@@ -177,11 +175,10 @@ def _read_scaling(values, kinds) -> Optional[dict[str, Any]]:
         f'{", ".join(kinds)}; got {kind!r}, which haikd does not support.')
   scaling = dict(kind=kind)
   for ours, theirs in _REQUIRED[kind].items():
-    scaling[ours] = _tuple(values.take(theirs))
+    scaling[ours] = _take(values, theirs)
   for ours, theirs in _OPTIONAL[kind].items():
-    value = values.take(theirs, None)
-    if value is not None:
-      scaling[ours] = _tuple(value)
+    if (value := _take(values, theirs, None)) is not None:
+      scaling[ours] = value
   return scaling
 
 
@@ -197,13 +194,22 @@ def _complete(fields, values, length, scaling):
   scaling['original_length'] = original
   scaling.setdefault('factor', max(trained / original, 1.0))
   if kind == 'yarn':
-    above = values.take('mscale', None)
-    below = values.take('mscale_all_dim', None)
+    above = values.take('mscale', None, kind=float)
+    below = values.take('mscale_all_dim', None, kind=float)
     if above and below:
       log = 0.1 * math.log(scaling['factor'])
       scaling.setdefault(
           'attention_factor', (above * log + 1) / (below * log + 1))
 
 
-def _tuple(value):
-  return tuple(value) if isinstance(value, list) else value
+def _take(values, name, *default):
+  """Takes a number above 0, or for some fields a list of them or a bool."""
+  kind = {'truncate': bool, _LENGTH: int}.get(name, float)
+  if name not in _LISTS:
+    return values.take(name, *default, kind=kind)
+  numbers = values.take(name, *default, kind=list)
+  if not all(checks.is_number(x) and x > 0 for x in numbers):
+    raise checks.DataError(
+        f'{values.title(name)} must be a list of numbers above 0; got '
+        f'{numbers}. Fetch the model again.')
+  return tuple(numbers)

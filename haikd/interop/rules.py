@@ -1,6 +1,7 @@
 """Which tensor of a file, in which layout, holds each parameter."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+import types
 from typing import Any, NamedTuple, Optional
 
 import jax
@@ -107,10 +108,13 @@ class Tensors(NamedTuple):
     rules: one for each parameter.
     ignored: globs over tensors that a file may have and no parameter needs,
       such as buffers or a head that is not used.
+    copies: `{tensor: the used tensor that it repeats}`, for tensors that a file
+      may hold twice.
   """
 
   rules: tuple[Rule, ...]
   ignored: tuple[str, ...] = ()
+  copies: Mapping[str, str] = types.MappingProxyType({})
 
   @property
   def by_parameter(self) -> dict[tuple[str, str], Rule]:
@@ -128,9 +132,10 @@ def decoder(rules: Iterable[Rule], *, tied: bool,
       may hold it twice.
     ignored: globs over other tensors that no parameter needs.
   """
-  tensor = 'lm_head.weight'
+  tensor, rules = 'lm_head.weight', tuple(rules)
   if tied:
-    return Tensors(tuple(rules), (*ignored, tensor))
+    table = next(rule.tensor for rule in rules if rule.vocabulary is not None)
+    return Tensors(rules, tuple(ignored), {tensor: table})
   logits = Rule('logits', 'w', tensor, TRANSPOSED, vocabulary=1)
   return Tensors((*rules, logits), tuple(ignored))
 

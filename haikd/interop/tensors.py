@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from haikd.core import checks
+from haikd.core import notes
 
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
@@ -28,7 +29,14 @@ DTYPES = {
         ('U8', np.uint8), ('BOOL', np.bool_))
 }
 
+# What wrappers of PyTorch put before or into the names of all tensors.
+_OUTER = ('_orig_mod.', 'module.', '_fsdp_wrapped_module.', 'base_model.model.')
+_INNER = ('_orig_mod.', '_fsdp_wrapped_module.', '_checkpoint_wrapped_module.')
+# Parts of the names of tensors that peft adds or renames.
+_ADAPTERS = ('.lora_', '.base_layer.', '.modules_to_save.')
+
 _PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.pickle')
+_GIT_LFS = b'version '  # How a pointer begins.
 _MAX_HEADER = 100_000_000  # Bytes; the limit of the format.
 
 
@@ -91,6 +99,8 @@ class Safetensors:
     for name, file in weight_map.items():
       if name not in self._stored or self._stored[name].path != folder / file:
         raise _broken(folder / file, f'it does not hold {name}')
+    _check_merged(folder, self._stored)
+    self._stored = _unwrapped(folder, self._stored)
     self.shapes = {name: stored.spec for name, stored in self._stored.items()}
 
   def read(self, name: str, dtype: np.dtype) -> np.ndarray:
@@ -118,7 +128,11 @@ def read_header(path: pathlib.Path) -> tuple[dict[str, Any], int]:
   """
   try:
     with open(path, 'rb') as file:
-      length = int.from_bytes(file.read(8), 'little')
+      start = file.read(8)
+      if start == _GIT_LFS:
+        raise ValueError('it is a pointer of Git LFS; `git lfs pull` fetches '
+                         'the file itself')
+      length = int.from_bytes(start, 'little')
       if length > _MAX_HEADER:
         raise ValueError('its header is too long')
       content = file.read(length)
@@ -167,6 +181,41 @@ def _read_tensors(path) -> Iterator[tuple[str, _StoredTensor]]:
     raise _broken(path, f'it has {size} bytes of data instead of {position}')
 
 
+def _check_merged(folder, names):
+  """Refuses the tensors of an adapter beside those of a model."""
+  found = [name for name in names if any(part in name for part in _ADAPTERS)]
+  if found:
+    raise checks.DataError(
+        f'{folder} must hold the tensors of one model; got those of an adapter '
+        f'too: {checks.abbreviate(sorted(found), limit=2)}. Merge it where '
+        'peft is installed: call `merge_and_unload()` of the model, and '
+        '`save_pretrained(folder)` of what it returns.')
+
+
+def _unwrapped(folder, stored):
+  """Returns tensors without what wrappers add to all of their names."""
+  names = {name: name for name in stored}
+  removed = []
+  for part in _INNER:
+    if any(f'.{part}' in name for name in stored):
+      names = {name: short.replace(f'.{part}', '.')
+               for name, short in names.items()}
+      removed.append(part)
+  while outer := next((part for part in _OUTER if names and all(
+      short.startswith(part) for short in names.values())), None):
+    names = {name: short.removeprefix(outer) for name, short in names.items()}
+    removed.append(outer)
+  if not removed:
+    return stored
+  if len(set(names.values())) < len(names):
+    raise checks.DataError(
+        f'{folder} must hold each tensor once; got some twice, with and '
+        f'without {" or ".join(removed)}. Save the model again, unwrapped.')
+  notes.say(f'{folder}: {" and ".join(map(repr, removed))} is left out of the '
+            'names of all tensors; a wrapper of PyTorch has added it.')
+  return {short: stored[name] for name, short in names.items()}
+
+
 def _read_weight_map(path) -> dict[str, str]:
   """Returns `{tensor: file}` of an index."""
   try:
@@ -186,7 +235,9 @@ def _no_safetensors(folder):
   names = sorted(path.name for path in folder.iterdir())
   pickles = [name for name in names if name.endswith(_PICKLES)]
   remedy = 'Give the folder that holds config.json and the weights'
-  if pickles:
+  if any(name.endswith('.safetensors') for name in names):
+    remedy = f'Fetch {INDEX} too, or rename a single file to {WEIGHTS}'
+  elif pickles:
     remedy = (f'{pickles[0]} may run any code and is not opened. If you trust '
               'it, convert it with `save_pretrained(folder, '
               'safe_serialization=True)` of transformers')

@@ -32,7 +32,8 @@ from haikd.models import sequences
         'mlp/up/*': -1,
         'mlp/down/w': -2,
         'logits/w': -1,
-    })
+    },
+    block_options=('window_layers',))
 def llama(inputs: Union[jax.Array, Mapping[str, jax.Array]],
           *,
           is_training: bool,

@@ -1,6 +1,7 @@
 """Exports a trained student for other libraries: `--mode=export`."""
 
 import json
+import os
 import pathlib
 import re
 from typing import Any, Optional
@@ -70,12 +71,53 @@ def export(config: config_lib.ConfigDict,
       model=student.config.student.model,
       options=_options(student),
       params=trained.network.params,
-      tokenizer=None if text is None else text.tokenizer,
+      tokenizer=_tokenizer(text, data),
       card=_card(student, workdir, trained.network),
       classes=data.options.get('classes'),
       scale=_scale(student),
-      length=data.options.get('length'))
+      length=data.options.get('length'),
+      original=original_of(student.config.student),
+      teacher=original_of(student.config.teacher))
   return output
+
+
+def original_of(network: Any) -> Optional[interop.Original]:
+  """Returns the pretrained weights that a network began as.
+
+  It may have begun as the student of another run, which in turn began as them.
+
+  Args:
+    network: the fields of `haikd.config.network()`.
+
+  Returns:
+    The weights; None if it began as none.
+  """
+  init, layers = network.init, network.init_layers
+  ignore = network.init_options.ignore
+  seen: set[str] = set()
+  while init and not interop.is_pretrained(init) and init not in seen:
+    seen.add(init)
+    path = paths.as_path(init) / workdir_lib.CONFIG_FILE
+    if not paths.exists(path):
+      return None
+    student = files.read_json(path)['student']
+    init, layers = student['init'], student['init_layers']
+    ignore = student['init_options']['ignore']
+  if not init or init in seen:
+    return None
+  return interop.Original(init, layers, ignore)
+
+
+def _tokenizer(text, data) -> Optional[interop.TokenizerSource]:
+  """Returns the tokenizer of the data; None for data without texts."""
+  if text is None:
+    return None
+  original = data.options.get('tokenizer')
+  if original is not None:
+    # Not the tokenizer inside of a GGUF file, nor one in a bucket.
+    original = os.path.expanduser(original)
+    original = original if os.path.exists(original) else None
+  return interop.TokenizerSource(text.tokenizer, original, text.kept_ids)
 
 
 def _options(student):
@@ -114,6 +156,11 @@ def _card(student: trainees.Trainee, workdir: paths.ConcretePath,
       f'`{teacher}` with haikd {haikd.__version__}.', '',
       'It inherits the terms of its teacher\'s license and of its data.', ''
   ]
+  for role in ('teacher', 'student'):
+    if ignored := config[role].init_options.ignore:
+      names = ', '.join(f'`{name}`' for name in ignored)
+      lines += [f'These fields and tensors were ignored when the {role} was '
+                f'read: {names}.', '']
   if results:
     lines += ['## Results', '',
               f'Measured on the split `{config.evaluation.final}` of the data '

@@ -38,7 +38,8 @@ def check(config: config_lib.ConfigDict, role: str, expected: base.Variables,
       expected,
       options=config_lib.plain(network.options),
       layers=network.init_layers,
-      kept_ids=_kept_ids(data))
+      kept_ids=_kept_ids(data),
+      ignore=network.init_options.ignore)
 
 
 def load(config: config_lib.ConfigDict, role: str, expected: base.Variables,
@@ -69,7 +70,8 @@ def load(config: config_lib.ConfigDict, role: str, expected: base.Variables,
       expected,
       options=config_lib.plain(network.options),
       layers=network.init_layers,
-      kept_ids=_kept_ids(data))
+      kept_ids=_kept_ids(data),
+      ignore=network.init_options.ignore)
 
 
 def is_available(init: Optional[str]) -> bool:

@@ -40,7 +40,7 @@ def from_pretrained(config: config_lib.ConfigDict) -> config_lib.ConfigDict:
   config = config.copy_and_resolve_references()
   described = {}
   for role in _ROLES:
-    _check_layers(role, config[role])
+    _check_reading(role, config[role])
     if interop.is_pretrained(config[role].init):
       described[role] = _resolve_network(role, config)
   vocabularies.resolve(config, described)
@@ -121,14 +121,17 @@ def _resolve_network(role, config) -> interop.Pretrained:
   """Fills in one network, and what the data gets from it alone."""
   network = config[role]
   default: Any = config_lib.network()
-  described = interop.describe(network.init)
+  described = interop.describe(
+      network.init, ignore=network.init_options.ignore,
+      field=f'config.{role}.init')
   if network.model not in (described.model, default.model):
     raise checks.ConfigError(
         f'config.{role}.model must be left out, or be that of {network.init}; '
         f'got {network.model!r} where it is {described.model!r}. Leave it out.')
-  options = dict(described.options)
-  if network.init_layers is not None:
-    options['depth'] = len(network.init_layers)
+  layers, depth = network.init_layers, network.options.get('depth')
+  if layers is None and isinstance(depth, int):
+    layers = range(depth)  # Another depth than all is refused later.
+  options = interop.of_blocks(described.model, described.options, layers)
   options.update(config_lib.plain(network.options))
   network.model = described.model
   with config.unlocked():
@@ -153,9 +156,20 @@ def _resolve_data(config, described):
                              **config_lib.plain(config.data.options)}
 
 
-def _check_layers(role, network):
+def _check_reading(role, network):
+  if interop.is_pretrained(network.init):
+    return
+  if network.init and (prefixed := interop.with_prefix(network.init)):
+    raise checks.ConfigError(
+        f'config.{role}.init must begin with hf: or gguf: where it is no '
+        f'workdir of haikd; got {network.init!r}. Set it to {prefixed!r}.')
+  if ignore := network.init_options.ignore:
+    raise checks.ConfigError(
+        f'config.{role}.init_options.ignore must be () unless init begins with '
+        f'hf: or gguf:; got {ignore}, init={network.init!r}. A workdir has no '
+        'fields and tensors that haikd does not know.')
   layers = network.init_layers
-  if layers is not None and not interop.is_pretrained(network.init):
+  if layers is not None:
     raise checks.ConfigError(
         f'config.{role}.init_layers must be None unless init begins with hf: '
         f'or gguf:; got {layers}, init={network.init!r}. All layers of a '

@@ -152,11 +152,15 @@ class _Log:
     """Returns the error of a step with values that are not finite."""
     self._checkpointer.wait()
     newest = self._checkpointer.latest_step() or 0
+    remedy = ('Lower the learning rate, set config.optimizer.clip_norm, or '
+              'look for bad data')
+    if step == 1 and not what.startswith('param'):  # None has changed yet.
+      remedy = ('Look for bad data, for a loss of your own that divides by 0, '
+                'or for numbers beyond the range of config.student.precision '
+                'or config.teacher.precision')
     return checks.DivergedError(
         f'loss and gradient must stay finite; got {what} at step {step} of '
-        f'{self._title}. Lower the learning rate, set '
-        'config.optimizer.clip_norm, or look for bad data. A new start goes on '
-        f'from step {newest}.')
+        f'{self._title}. {remedy}. A new start goes on from step {newest}.')
 
 
 class _Clock:

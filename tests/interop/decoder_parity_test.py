@@ -50,7 +50,7 @@ def read(folder):
 
 def parameters(case, options, tensors):
   """Returns parameters by their rules, and checks that all tensors are used."""
-  rules, _ = family(case).tensors(options, tensors)
+  rules = family(case).tensors(options, tensors).rules
   params, used = {}, set()
   for rule in rules:
     for layer in range(options['depth'] if '{layer}' in rule.tensor else 1):

@@ -75,7 +75,7 @@ def test_options_written_are_read_again(case):
 def test_new_files_have_the_names_and_values_of_theirs(case):
   """All tensors of their files, except a pooler that no output depends on."""
   theirs = tensors(case)
-  rules, _ = family(case).tensors(read(case), ())
+  rules = family(case).tensors(read(case), ()).rules
   stored = {}
   for rule in rules:
     for layer in range(2 if '{layer}' in rule.tensor else 1):
@@ -90,14 +90,14 @@ def test_new_files_have_the_names_and_values_of_theirs(case):
 @pytest.mark.parametrize('prefix', ('', 'bert.', 'model.bert.'))
 def test_names_are_found_behind_any_prefix(prefix):
   names = [prefix + name for name in tensors('bert')]
-  rules, _ = bert.tensors(read('bert'), names)
+  rules = bert.tensors(read('bert'), names).rules
   assert {rule.tensor.format(layer=0) for rule in rules} <= set(names)
 
 
 def test_names_of_old_files_are_found():
   names = [name.replace('LayerNorm.weight', 'LayerNorm.gamma').replace(
       'LayerNorm.bias', 'LayerNorm.beta') for name in tensors('bert_masked_lm')]
-  rules, _ = bert.tensors(read('bert_masked_lm'), names)
+  rules = bert.tensors(read('bert_masked_lm'), names).rules
   assert {rule.tensor.format(layer=0) for rule in rules} <= set(names)
   norms = {rule.tensor: rule.name for rule in rules if 'LayerNorm' in
            rule.tensor}
@@ -107,7 +107,7 @@ def test_names_of_old_files_are_found():
 
 def test_vocabulary_is_marked_where_it_can_be_pruned():
   theirs = tensors('roberta_masked_lm')
-  rules, _ = bert.tensors(read('roberta_masked_lm'), theirs)
+  rules = bert.tensors(read('roberta_masked_lm'), theirs).rules
   marked = {f'{rule.module}/{rule.name}': rule for rule in rules
             if 40 in theirs[rule.tensor.format(layer=0)].shape}
   assert {name: rule.vocabulary for name, rule in marked.items()} == {
@@ -117,7 +117,7 @@ def test_vocabulary_is_marked_where_it_can_be_pruned():
 def test_patches_are_read_row_by_row_with_channels_last():
   """A convolution of 2 x 2 pixels, 3 channels and 5 features, by loops."""
   kernel = np.random.default_rng(0).normal(size=(5, 3, 2, 2))
-  rules, _ = vit.tensors(dict(patch_size=2), ())
+  rules = vit.tensors(dict(patch_size=2), ()).rules
   layout = rules[0].layout
   actual = layout.load(kernel)
   assert actual.shape == (12, 5)

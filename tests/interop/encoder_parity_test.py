@@ -50,9 +50,9 @@ def read(folder):
 
 def parameters(case, options, tensors):
   """Returns parameters by their rules, and checks that all tensors are used."""
-  rules, ignored = family(case).tensors(options, tensors)
+  all_rules = family(case).tensors(options, tensors)
   params, used = {}, set()
-  for rule in rules:
+  for rule in all_rules.rules:
     layers = options['depth'] if '{layer}' in rule.tensor else 1
     for layer in range(layers):
       name = rule.tensor.format(layer=layer)
@@ -61,7 +61,8 @@ def parameters(case, options, tensors):
       value = jnp.asarray(rule.layout.load(tensors[name]))
       params.setdefault(module, {})[rule.name] = value
   left = {name for name in set(tensors) - used
-          if not any(pathlib.PurePath(name).match(glob) for glob in ignored)}
+          if not any(pathlib.PurePath(name).match(glob)
+                     for glob in (*all_rules.ignored, *all_rules.copies))}
   assert not left
   return params
 

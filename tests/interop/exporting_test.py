@@ -32,7 +32,8 @@ def load(toy, init=None, **options):
 
 def export(toy, folder, params, options=None, tokenizer=None):
   interop.export(folder, model='toy', options=options or toy.options,
-                 params=params, tokenizer=tokenizer, card='# A toy\n')
+                 params=params, card='# A toy\n',
+                 tokenizer=tokenizer and interop.TokenizerSource(tokenizer))
 
 
 def contents(folder):
@@ -165,6 +166,17 @@ def test_tokenizer_may_be_its_file(toy, tmp_path):
   path.write_text('{}')
   export(toy, tmp_path / 'out', load(toy), tokenizer=path)
   assert (tmp_path / 'out' / 'tokenizer.json').read_text() == '{}'
+
+
+@pytest.mark.parametrize('name, content', (
+    ('tokenizer_config.json', '["<s>"]'), ('tokenizer.json', '3')))
+def test_file_that_is_no_object_is_named(toy, tmp_path, name, content):
+  source = tmp_path / 'tokenizer'
+  source.mkdir()
+  for each in ('tokenizer.json', 'tokenizer_config.json'):
+    (source / each).write_text(content if each == name else '{}')
+  with pytest.raises(checks.DataError, match=f'{name} must hold a JSON object'):
+    export(toy, tmp_path / 'out', load(toy), tokenizer=source)
 
 
 def test_tokenizer_that_is_none_is_refused(toy, tmp_path):

@@ -175,9 +175,80 @@ def test_whatever_is_wrong_is_listed_and_nothing_read(toy, monkeypatch):
   text = str(error.value)
   for part in ('no h.2.output.weight', 'a surplus adapter',
                r'norm.weight float32[17]', 'h.1.up.bias int8[24]',
-               'nothing was loaded', FIELD):
+               'Nothing was loaded', FIELD):
     assert part in text
   assert '\n' not in text
+
+
+@pytest.mark.parametrize('change, match', (
+    (lambda x: None, 'no h.1.up.bias. .* config is not that of these tensors'),
+    (lambda x: x[:-1], 'does not give .* config is not that of these tensors'),
+    (lambda x: x.astype(np.int8), 'quantised .* Fetch the weights that were q'),
+))
+def test_remedy_fits_what_is_wrong(toy, change, match):
+  name = 'h.1.up.bias'
+  changed = {**toy.tensors, name: change(toy.tensors[name])}
+  toy.write({name: x for name, x in changed.items() if x is not None})
+  with pytest.raises(checks.DataError, match=match):
+    load(toy)
+
+
+def test_options_are_blamed_where_they_differ(toy):
+  with pytest.raises(checks.DataError,
+                     match='Choose the config.student.options that the we'):
+    load(toy, options=dict(hidden=25))
+
+
+def test_surplus_tensors_may_be_ignored_by_their_names(toy):
+  """A value head, as reinforcement learning leaves it, and one in each block.
+  """
+  extra = {'v_head.summary.weight': np.ones(3, np.float32)} | {
+      f'h.{i}.gate.weight': np.ones(3, np.float32) for i in range(4)}
+  toy.write({**toy.tensors, **extra})
+  with pytest.raises(checks.DataError) as error:
+    load(toy)
+  globs = ('h.*.gate.weight', 'v_head.summary.weight')
+  assert f'set config.student.init_options.ignore={globs}.' in str(error.value)
+  params = load(toy, ignore=globs)
+  np.testing.assert_array_equal(params['norm']['scale'],
+                                toy.tensors['norm.weight'])
+
+
+def test_only_what_is_unknown_may_be_ignored(toy):
+  with pytest.raises(checks.ConfigError,
+                     match=r"ignore must name .* got \['h.0.up.\*', 'width'\], "
+                     'which are none. Remove them.'):
+    load(toy, ignore=('h.0.up.*', 'width'))
+
+
+@pytest.mark.parametrize('stored, dtype, value, match', (
+    ('float32', 'float32', np.nan,
+     'must hold finite numbers; got hf:.* with nan in h.2.up.weight. Fetch'),
+    ('bfloat16', 'bfloat16', -np.inf, 'with -inf in h.2.up.weight. Fetch'),
+    ('bfloat16', 'float16', 7e4,
+     'with 70144.0 in h.2.up.weight, which float16 cannot hold. Set config.'
+     "student.precision='bfloat16'"),
+))
+@pytest.mark.parametrize('stacked', (False, True))
+def test_numbers_that_are_not_finite_are_named(
+    toy, stored, dtype, value, match, stacked):
+  """70144 is 7e4 in bfloat16; the largest number of float16 is 65504."""
+  weight = toy.tensors['h.2.up.weight'].copy()
+  weight[-1, -1] = value
+  toy.write({name: x if x.dtype == int else x.astype(jnp.dtype(stored))
+             for name, x in {**toy.tensors, 'h.2.up.weight': weight}.items()})
+  with pytest.raises(checks.DataError, match=match):
+    load(toy, toy.expect(dtype, stacked=stacked))
+
+
+def test_largest_numbers_are_finite(toy):
+  for dtype in ('float32', 'bfloat16', 'float16'):
+    largest = jnp.finfo(dtype).max
+    weight = np.full(toy.tensors['norm.weight'].shape, -largest, largest.dtype)
+    toy.write({**toy.tensors, 'norm.weight': weight})
+    params = load(toy, toy.expect(dtype))
+    np.testing.assert_array_equal(
+        np.asarray(params['norm']['scale'], np.float32), np.float32(weight))
 
 
 def test_long_lists_are_cut(toy):

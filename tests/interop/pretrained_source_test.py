@@ -74,6 +74,86 @@ def test_unknown_field_is_refused_by_name(toy):
     interop.describe(toy.init)
 
 
+@pytest.mark.parametrize('case, fields', (
+    # As unsloth, axolotl, TRL, NeMo, MLC, vLLM and older releases of
+    # transformers leave them.
+    ('llama', dict(unsloth_fixed=True, unsloth_version='2025.9.7')),
+    ('llama', dict(neftune_noise_alpha=5.0, use_flash_attention_2=True,
+                   _flash_attn_2_enabled=True, license='mit', source='x')),
+    ('qwen2', dict(max_sequence_length=4096, model_max_length=4096,
+                   tokenizer_model_max_length=2048, num_logits_to_keep=1)),
+    ('mistral', dict(do_sample=True, temperature=0.7, max_length=4096)),
+    ('gpt2', dict(task_specific_params={'text-generation': dict(top_k=50)})),
+    ('bert', dict(classifier_dropout=0.1, gradient_checkpointing=True)),
+    ('vit', dict(_commit_hash='f', base_model_name='vit')),
+))
+def test_fields_that_change_nothing_are_skipped(tmp_path, case, fields):
+  folder = copy(case, tmp_path, **fields)
+  assert interop.describe(f'hf:{folder}') == interop.describe(
+      f'hf:{GOLDEN / case}')
+
+
+@pytest.mark.parametrize('changes, name', (
+    (dict(embedding_multiplier=12.0), 'embedding_multiplier'),
+    (dict(rope_scaling=dict(rope_type='linear', factor=2.0, spread=3)),
+     'rope_scaling.spread'),
+))
+def test_unknown_field_may_be_ignored_by_its_name(tmp_path, changes, name):
+  folder = copy('llama', tmp_path, **changes)
+  with pytest.raises(checks.DataError) as error:
+    interop.describe(f'hf:{folder}', field='config.teacher.init')
+  assert str(error.value).endswith(
+      'If you know that it does not, set config.teacher.init_options.ignore='
+      f"('{name}',).")
+  assert interop.describe(f'hf:{folder}', ignore=(name,)).model == 'llama'
+
+
+@pytest.mark.parametrize('field, content, match', (
+    ('quantization_config', dict(quant_method='awq', bits=4), "got 'awq'"),
+    ('quantization', dict(group_size=64, bits=4), "got {'group_size': 64"),
+))
+def test_quantised_weights_are_named(tmp_path, field, content, match):
+  folder = copy('llama', tmp_path, **{field: content})
+  with pytest.raises(checks.DataError,
+                     match=f'config.json: {field} must be missing, .*{match}'):
+    interop.describe(f'hf:{folder}')
+  assert interop.describe(f'hf:{folder}', ignore=(field,))
+
+
+ADAPTER = 'adapter_config.json'
+
+
+def test_adapter_alone_is_named(tmp_path):
+  (tmp_path / ADAPTER).write_text('{"base_model_name_or_path": "Qwen/Qwen3"}')
+  (tmp_path / 'adapter_model.safetensors').write_bytes(b'')
+  with pytest.raises(checks.DataError, match=(
+      r'complete model; got .*, which holds an adapter \(adapter_config.json\)'
+      r' of Qwen/Qwen3. Merge it .*merge_and_unload\(\)')):
+    interop.describe(f'hf:{tmp_path}')
+
+
+def test_adapter_beside_weights_is_refused(tmp_path):
+  """transformers would read the adapter and its base, and not the weights."""
+  folder = copy('llama', tmp_path)
+  (folder / ADAPTER).write_text('{}')
+  assert interop.describe(f'hf:{folder}').model == 'llama'
+  (folder / 'adapter_model.safetensors').write_bytes(b'')
+  with pytest.raises(checks.DataError, match='which holds weights and an adap'):
+    interop.describe(f'hf:{folder}')
+
+
+def test_name_on_the_hub_is_told_how_to_be_fetched():
+  with pytest.raises(checks.DataError, match=(
+      'run `hf download Qwen/Qwen2.5-0.5B --local-dir Qwen2.5-0.5B`, and set '
+      'init to hf:Qwen2.5-0.5B.')):
+    interop.describe('hf:Qwen/Qwen2.5-0.5B')
+
+
+def test_file_is_told_its_folder():
+  with pytest.raises(checks.DataError, match=f'it is in, {GOLDEN}/llama.'):
+    interop.describe(f'hf:{GOLDEN}/llama/config.json')
+
+
 def test_model_that_transformers_does_not_have_is_refused(toy):
   with pytest.raises(checks.ConfigError,
                      match="model must be .* got 'toi'. Did you mean 't"):
@@ -95,6 +175,10 @@ def test_model_that_transformers_does_not_have_is_refused(toy):
     ('llama', 'num_key_value_heads', [1, 2]),
     ('llama', 'rope_scaling', 'linear'),
     ('llama', 'rope_theta', '1e4'),
+    ('llama', 'rope_scaling', dict(type='linear', factor='2')),
+    ('llama', 'rope_scaling', dict(
+        type='longrope', short_factor=[1, '1'], long_factor=[2, 2])),
+    ('roberta', 'pad_token_id', True),
     ('qwen2', 'max_window_layers', 'all'),
     ('vit', 'architectures', 3),
     ('vit', 'architectures', [3]),

@@ -131,3 +131,69 @@ def test_folder_without_weights_says_what_it_holds(tmp_path):
   (tmp_path / 'adapter.safetensors').write_bytes(b'')
   with pytest.raises(checks.DataError, match='got adapter.safetensors'):
     tensors.Safetensors(tmp_path)
+
+
+@pytest.mark.parametrize('wrap, removed', (
+    ('_orig_mod.{}', "'_orig_mod.'"),
+    ('module.{}', "'module.'"),
+    ('module._orig_mod.{}', "'_orig_mod.' and 'module.'"),
+    ('base_model.model.{}', "'base_model.model.'"),
+    ('{}', None),
+))
+def test_names_are_without_wrappers(tmp_path, caplog, wrap, removed):
+  named = {wrap.format(name): x for name, x in (('h.0.a', A), ('h.b', B))}
+  safetensors.save_file(named, tmp_path / tensors.WEIGHTS)
+  with caplog.at_level('INFO', 'haikd'):
+    reader = tensors.Safetensors(tmp_path)
+  assert set(reader.shapes) == {'h.0.a', 'h.b'}
+  np.testing.assert_array_equal(reader.read('h.0.a', np.float32), A)
+  said = [record.getMessage() for record in caplog.records]
+  assert said == ([] if removed is None else [
+      f'{tmp_path}: {removed} is left out of the names of all tensors; a '
+      'wrapper of PyTorch has added it.'])
+
+
+def test_wrappers_inside_of_names_are_left_out(tmp_path):
+  safetensors.save_file({
+      'model._fsdp_wrapped_module.h.0._checkpoint_wrapped_module.a': A,
+      'model._fsdp_wrapped_module.b': B}, tmp_path / tensors.WEIGHTS)
+  assert set(tensors.Safetensors(tmp_path).shapes) == {'model.h.0.a', 'model.b'}
+
+
+def test_prefix_of_some_names_is_a_part_of_them(tmp_path):
+  named = {'module.a': A, 'b': B}
+  safetensors.save_file(named, tmp_path / tensors.WEIGHTS)
+  assert set(tensors.Safetensors(tmp_path).shapes) == set(named)
+
+
+def test_names_that_wrappers_alone_distinguish_are_refused(tmp_path):
+  safetensors.save_file({'h.a': A, 'h._orig_mod.a': B},
+                        tmp_path / tensors.WEIGHTS)
+  with pytest.raises(checks.DataError, match='each tensor once; got some tw'):
+    tensors.Safetensors(tmp_path)
+
+
+@pytest.mark.parametrize('name', (
+    'model.q_proj.lora_A.weight', 'model.q_proj.base_layer.weight',
+    'base_model.model.q_proj.lora_B.default.weight'))
+def test_adapter_that_is_not_merged_is_named(tmp_path, name):
+  safetensors.save_file({'model.q_proj.weight': A, name: A},
+                        tmp_path / tensors.WEIGHTS)
+  with pytest.raises(checks.DataError,
+                     match=f'adapter too: {name}. Merge it .*merge_and_unload'):
+    tensors.Safetensors(tmp_path)
+
+
+def test_pointer_of_git_lfs_is_named(tmp_path):
+  (tmp_path / tensors.WEIGHTS).write_text(
+      'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n')
+  with pytest.raises(checks.DataError, match='Git LFS; `git lfs pull`'):
+    tensors.Safetensors(tmp_path)
+
+
+def test_shards_without_their_index_are_told_apart(tmp_path):
+  name = 'model-00001-of-00002.safetensors'
+  safetensors.save_file(dict(a=A), tmp_path / name)
+  with pytest.raises(checks.DataError, match=(
+      f'got {name}. Fetch model.safetensors.index.json too, or rename')):
+    tensors.Safetensors(tmp_path)

@@ -32,6 +32,12 @@ from haikd.storage import files
 GOLDEN = pathlib.Path(__file__).parents[1] / 'interop' / 'golden' / 'smollm2'
 
 
+# The id of </s> stays when the vocabulary is pruned to half; the others go.
+FIELDS = dict(eos_token_id=[2, 23], max_position_embeddings=131072,
+              attention_dropout=0.1)
+GENERATION = dict(eos_token_id=[2, 23], temperature=0.7, do_sample=True)
+
+
 def words(size):
   return ['<pad>', '<unk>', '</s>', *(f'w{i}' for i in range(size - 3))]
 
@@ -48,6 +54,10 @@ def folder(tmp_path_factory):
   made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
   made.add_special_tokens(['<pad>', '<unk>', '</s>'])
   made.save(str(teacher / 'tokenizer.json'))
+  config = json.loads((teacher / 'config.json').read_text())
+  (teacher / 'config.json').write_text(json.dumps({**config, **FIELDS}))
+  (teacher / 'generation_config.json').write_text(json.dumps(GENERATION))
+  (teacher / 'chat_template.jinja').write_text('{{ messages }}')
   (teacher / 'tokenizer_config.json').write_text(
       json.dumps(dict(eos_token='</s>', pad_token='<pad>', unk_token='<unk>')))
   rng = np.random.RandomState(0)
@@ -197,12 +207,33 @@ def test_a_score_that_is_not_finite_is_in_the_card(run, tmp_path, monkeypatch):
   assert ' inf ' in row and ' nan ' in row
 
 
-def test_an_export_of_short_rows_keeps_the_usual_length(run, tmp_path):
+def test_an_export_says_what_its_original_says(run, folder, tmp_path):
+  """All but the number of layers and, if it is pruned, of tokens."""
   config, workdir, _ = run
-  folder = export_lib.export(config, workdir, tmp_path / 'out')
-  written = json.loads((folder / 'config.json').read_text())
-  # The rows have 8 tokens, but the export claims no less than the usual length.
-  assert written['max_position_embeddings'] == 2048
+  out = export_lib.export(config, workdir, tmp_path / 'out')
+  read = lambda path: json.loads(path.read_text())  # noqa: E731
+  original = read(folder / 'teacher' / 'config.json')
+  pruned = config.data.options.prune
+  eos = [2] if pruned else [2, 23]
+  size = original['vocab_size'] // (2 if pruned else 1)
+  assert read(out / 'config.json') == dict(
+      original, num_hidden_layers=1, eos_token_id=eos, vocab_size=size)
+  assert read(out / 'generation_config.json') == dict(
+      GENERATION, eos_token_id=eos)
+  for name in ('tokenizer_config.json', 'chat_template.jinja'):
+    assert (out / name).read_text() == (
+        folder / 'teacher' / name).read_text()
+  if not pruned:
+    assert (out / 'tokenizer.json').read_bytes() == (
+        folder / 'teacher' / 'tokenizer.json').read_bytes()
+
+
+def test_a_student_of_a_student_has_the_same_original(run):
+  config, workdir, _ = run
+  network = config_lib.network()
+  network.init = str(workdir)
+  assert export_lib.original_of(network) == interop.Original(
+      config.student.init, [1], [])
 
 
 def test_an_image_model_keeps_classes_and_scale(tmp_path):

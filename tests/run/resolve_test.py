@@ -15,9 +15,14 @@ DESCRIBED = interop.Pretrained(
     'llama', dict(width=8, depth=6, heads=2, num_classes=50), 50, 'folder')
 
 
+def describe(monkeypatch, described):
+  """Makes all pretrained weights those of one network."""
+  monkeypatch.setattr(interop, 'describe', lambda init, **unused: described)
+
+
 @pytest.fixture(autouse=True)
 def described(monkeypatch):
-  monkeypatch.setattr(interop, 'describe', lambda init: DESCRIBED)
+  describe(monkeypatch, DESCRIBED)
   with registry.datasets.temporary():
 
     @haikd.register_dataset()
@@ -71,8 +76,7 @@ def test_classes_stay_with_the_network_if_the_data_takes_none():
 
 
 def test_classes_are_in_the_order_of_the_network(monkeypatch):
-  monkeypatch.setattr(interop, 'describe', lambda init: DESCRIBED._replace(
-      classes=('yes', 'no')))
+  describe(monkeypatch, DESCRIBED._replace(classes=('yes', 'no')))
   assert 'classes' not in resolve.from_pretrained(make_config()).data.options
 
   @haikd.register_dataset()
@@ -89,8 +93,7 @@ def test_classes_are_in_the_order_of_the_network(monkeypatch):
 def test_images_are_scaled_for_the_network_unless_the_config_does(
     monkeypatch):
   scale = (0.5, 0.4, 0.3), (0.1, 0.2, 0.3)
-  monkeypatch.setattr(interop, 'describe', lambda init: DESCRIBED._replace(
-      scale=scale))
+  describe(monkeypatch, DESCRIBED._replace(scale=scale))
   config = make_config()
   resolved = resolve.from_pretrained(config).data
   assert (resolved.mean, resolved.std) == scale
@@ -106,6 +109,37 @@ def test_a_student_has_as_many_blocks_as_it_inherits_and_its_own_options():
   config.student.options = dict(width=4)
   resolved = resolve.from_pretrained(config).student.options.to_dict()
   assert resolved == dict(width=4, depth=3, heads=2)
+
+
+@pytest.mark.parametrize('layers, chosen', (
+    ((0, 3), (1,)), ((3, 2), (0, 1)), ((0, 1), ()), (None, (2, 3))))
+def test_options_that_hold_blocks_are_cut_with_them(
+    monkeypatch, layers, chosen):
+  options = dict(DESCRIBED.options, depth=4, window=8, window_layers=(2, 3))
+  describe(monkeypatch, DESCRIBED._replace(options=options))
+  config = make_config()
+  config.student.init, config.student.init_layers = 'hf:x', layers
+  resolved = resolve.from_pretrained(config).student.options
+  assert resolved.window_layers == chosen
+
+
+def test_path_without_its_prefix_gets_it(tmp_path):
+  (tmp_path / 'config.json').write_text('{"model_type": "llama"}')
+  for init, prefix in ((f'{tmp_path}', 'hf:'), ('x/model.gguf', 'gguf:')):
+    config = make_config()
+    config.student.init = init
+    with pytest.raises(checks.ConfigError,
+                       match=f"got '{init}'. Set it to '{prefix}{init}'."):
+      resolve.from_pretrained(config)
+
+
+def test_nothing_of_a_workdir_is_ignored():
+  config = make_config()
+  config.student.init = 'runs/x'
+  config.student.init_options.ignore = ('x',)
+  with pytest.raises(checks.ConfigError, match=(
+      r'student.init_options.ignore must be \(\) unless init begins with hf:')):
+    resolve.from_pretrained(config)
 
 
 def test_resolving_twice_changes_nothing():

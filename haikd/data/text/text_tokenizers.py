@@ -139,5 +139,7 @@ def vocabulary_size(tokenizer: tokenizer_lib.Tokenizer,
   if vocabulary is not None and vocabulary < tokenizer.size:
     raise checks.ConfigError(
         'config.data.options.vocabulary must be at least the size of the '
-        f'tokenizer, {tokenizer.size}; got {vocabulary}. Set it to None.')
+        f'tokenizer, {tokenizer.size}; got {vocabulary}. Leave it out; if it '
+        'is that of weights, give them a row for each token with '
+        f'`resize_token_embeddings({tokenizer.size})` of transformers.')
   return vocabulary or tokenizer.size

@@ -58,8 +58,16 @@ _HEADS = dict(
     distilbert=('pre_classifier', 'classifier', 'vocab_transform',
                 'vocab_layer_norm', 'vocab_projector.bias'))
 
-# Buffers, heads that are not read, and the copy of the embedding table that a
-# file may hold for the logits.
+# The bias of the logits again, and the embedding table, by head.
+_BIASES = {
+    'cls.predictions.bias': 'cls.predictions.decoder.bias',
+    'lm_head.bias': 'lm_head.decoder.bias',
+}
+_TABLES = dict(
+    bert='cls.predictions.decoder.weight', roberta='lm_head.decoder.weight',
+    distilbert='vocab_projector.weight')
+
+# Buffers, and heads that are not read.
 _IGNORED_TENSORS = (
     '*embeddings.position_ids', '*embeddings.token_type_ids',
     '*pooler.dense.*', 'classifier.*', 'pre_classifier.*', 'cls.*', 'lm_head.*',
@@ -168,11 +176,15 @@ def tensors(options: Mapping[str, Any],
     if options['pooler_activation'] is not None:
       rules.extend(rules_lib.linear('pooler', pooler.format(prefix)))
     rules.extend(rules_lib.linear('logits', logits))
+  copies = {}
   if head == 'masked_lm':
     rules.extend(rules_lib.linear('transform', transform))
     rules.extend(norm('transform_norm', transform_norm))
     rules.append(rules_lib.Rule('logits', 'b', bias, vocabulary=0))
-  return rules_lib.Tensors(tuple(rules), _IGNORED_TENSORS)
+    copies = {_TABLES[model_type]: prefix + _TOKENS}
+    if bias in _BIASES:
+      copies[_BIASES[bias]] = bias
+  return rules_lib.Tensors(tuple(rules), _IGNORED_TENSORS, copies)
 
 
 def write_config(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,7 +251,7 @@ def _read_head(fields, model_type):
 
 def _read_offset(fields):
   padding = fields.take('pad_token_id', 1)
-  if not isinstance(padding, int):
+  if not isinstance(padding, int) or isinstance(padding, bool):
     raise checks.DataError(
         f'{fields.title("pad_token_id")} must be a whole number, since '
         f'positions are counted from it; got {padding!r}. Fetch the model '

@@ -105,6 +105,7 @@ def write_config(options: Mapping[str, Any]) -> dict[str, Any]:
       architectures=[_ARCHITECTURES[0]],
       model_type=MODEL,
       n_positions=options['positions'],
+      n_ctx=options['positions'],  # llama.cpp reads it.
       n_embd=options['width'],
       n_layer=options['depth'],
       n_head=options['heads'],

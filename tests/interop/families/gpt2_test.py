@@ -70,15 +70,16 @@ def test_a_written_config_says_the_same(more):
 @pytest.mark.parametrize('names, prefix', [
     ((), 'transformer.'), (('wte.weight',), '')])
 def test_tensors_have_the_prefix_that_is_there(names, prefix):
-  rules, ignored = gpt2.tensors(OPTIONS, names)
+  rules, _, copies = gpt2.tensors(OPTIONS, names)
   tensors = {rule.tensor for rule in rules}
   assert f'{prefix}wte.weight' in tensors
   assert f'{prefix}h.{{layer}}.attn.c_attn.bias' in tensors
-  assert 'lm_head.weight' not in tensors and 'lm_head.weight' in ignored
+  assert 'lm_head.weight' not in tensors
+  assert copies == {'lm_head.weight': f'{prefix}wte.weight'}
 
 
 def test_axes_of_the_vocabulary_are_marked():
-  rules, _ = gpt2.tensors(OPTIONS | dict(tied=False), ())
+  rules = gpt2.tensors(OPTIONS | dict(tied=False), ()).rules
   axes = {rule.tensor: rule.vocabulary for rule in rules
           if rule.vocabulary is not None}
   assert axes == {'transformer.wte.weight': 0, 'lm_head.weight': 1}

@@ -1,0 +1,145 @@
+"""The files of a tokenizer in an exported folder."""
+
+from collections.abc import Mapping
+import pathlib
+from typing import Any, NamedTuple, Optional, Union
+
+from haikd.core import checks
+from haikd.interop import fields as fields_lib
+from haikd.interop import token_ids
+from haikd.storage import files
+from haikd.storage import paths
+
+_TOKENIZER, _CONFIG, _ADDED = (
+    'tokenizer.json', 'tokenizer_config.json', 'added_tokens.json')
+# Files without ids.
+_SPECIAL, _TEMPLATES = 'special_tokens_map.json', (
+    'chat_template.jinja', 'chat_template.json',
+    'additional_chat_templates/*.jinja')
+# The vocabulary again, for tokenizers without tokenizer.json.
+_VOCABULARIES = ('vocab.txt', 'vocab.json', 'merges.txt', 'tokenizer.model',
+                 'spiece.model', 'sentencepiece.bpe.model', 'tekken.json')
+
+_ROLES = ('bos', 'eos', 'pad')  # A config has the ids of these tokens.
+
+# `{name in the folder: the file to copy, or the content to write}`.
+Files = dict[str, Union[pathlib.Path, dict[str, Any]]]
+
+
+class TokenizerSource(NamedTuple):
+  """The tokenizer of an export.
+
+  Attributes:
+    path: a folder with `tokenizer.json`, or that file.
+    original: the folder of the tokenizer that it was prepared from, whose files
+      are taken where they say more; None if there is none.
+    kept_ids: `[V]` integers, each id's id in the original; None if it is not
+      pruned.
+  """
+
+  path: paths.Path
+  original: Optional[paths.Path] = None
+  kept_ids: Any = None
+
+
+def collect(source: Optional[TokenizerSource]) -> Files:
+  """Returns the files of a tokenizer.
+
+  Without pruning they are those of the original, byte by byte. A pruned
+  tokenizer has another vocabulary, and other files get its ids.
+
+  Args:
+    source: the tokenizer; None for none.
+
+  Raises:
+    DataError: there is none, or a file cannot be read.
+  """
+  if source is None:
+    return {}
+  prepared = _of_folder(source.path)
+  if source.original is None:
+    return prepared
+  found = _of_folder(source.original)
+  if source.kept_ids is None:
+    return found
+  renumbering = token_ids.Renumbering(source.kept_ids)
+  pruned: Files = {name: path for name, path in found.items()
+                   if name not in (*_VOCABULARIES, _TOKENIZER)}
+  pruned[_TOKENIZER] = prepared[_TOKENIZER]
+  if _CONFIG in found:
+    config = _content(found[_CONFIG])
+    if isinstance(added := config.get('added_tokens_decoder'), Mapping):
+      pruned[_CONFIG] = {
+          **config, 'added_tokens_decoder': renumbering.keys(added)}
+  if _ADDED in found:
+    pruned[_ADDED] = renumbering.tokens(_content(found[_ADDED]))
+  return pruned
+
+
+def special_ids(collected: Files) -> dict[str, Optional[int]]:
+  """Returns the fields for the ids of special tokens; None for unknown ids.
+
+  transformers gives a config without these fields the ids of the first
+  tokenizer of its family.
+
+  Args:
+    collected: the files of a tokenizer.
+
+  Raises:
+    DataError: a file cannot be read.
+  """
+  if not {_TOKENIZER, _CONFIG} <= set(collected):
+    return {}
+  config, tokenizer = (_content(collected[name])
+                       for name in (_CONFIG, _TOKENIZER))
+  ids = {token['content']: token['id']
+         for token in tokenizer.get('added_tokens') or ()}
+  fields = {}
+  for role in _ROLES:
+    token = config.get(f'{role}_token')
+    token = token.get('content') if isinstance(token, Mapping) else token
+    fields[f'{role}_token_id'] = ids.get(token)
+  return fields
+
+
+def write(folder: pathlib.Path, collected: Files) -> None:
+  """Writes the files of a tokenizer.
+
+  Args:
+    folder: to write to.
+    collected: the files.
+
+  Raises:
+    OSError: a file cannot be read or written.
+  """
+  for name, content in collected.items():
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, pathlib.Path):
+      (folder / name).write_bytes(content.read_bytes())
+    else:
+      files.write_json(folder / name, content)
+
+
+def _content(content) -> dict[str, Any]:
+  if isinstance(content, pathlib.Path):
+    return fields_lib.read_object(content)
+  return content
+
+
+def _of_folder(path: paths.Path) -> Files:
+  """Returns the files in the folder of a tokenizer by their names."""
+  path = pathlib.Path(path)
+  is_file = path.is_file() and path.suffix == '.json'
+  folder = path.parent if is_file else path
+  beside: tuple[str, ...] = (_CONFIG, _SPECIAL, *_TEMPLATES)
+  if not is_file or path.name == _TOKENIZER:
+    beside += (_TOKENIZER, _ADDED, *_VOCABULARIES)
+  found: Files = {str(file.relative_to(folder)): file
+           for glob in beside for file in sorted(folder.glob(glob))}
+  if is_file:
+    found[_TOKENIZER] = path
+  if _TOKENIZER not in found:
+    raise checks.DataError(
+        f'tokenizer must be a folder with {_TOKENIZER}, or that file; got '
+        f'{path}. Give the one that the data was prepared with.')
+  return found
