@@ -36,6 +36,7 @@ class _Chats(NamedTuple):
   """How a chat becomes rows."""
 
   tokenizer: tokenizer_lib.Tokenizer
+  template: str
   length: int
   fields: messages_lib.Fields
   padding: str
@@ -45,8 +46,8 @@ class _Chats(NamedTuple):
   stops: tuple[int, ...]
 
   def recipe(self) -> shards.Recipe:
-    # The tokenizer's digest, which is in the key as well, is not of these.
-    template = hashlib.sha256(self.tokenizer.template.encode()).hexdigest()
+    # The tokenizer's digest, which is in the key as well, is not of this.
+    template = hashlib.sha256(self.template.encode()).hexdigest()
     options = dict(
         self.fields._asdict(), length=self.length, padding=self.padding,
         template=template, variables=self.variables, pad=self.pad,
@@ -56,7 +57,7 @@ class _Chats(NamedTuple):
 
   def _rows(self, batches: shards.Batches,
             counts: Counter) -> Iterator[np.ndarray]:
-    with chat_process.start(self.tokenizer.template, self.variables) as process:
+    with chat_process.start(self.template, self.variables) as process:
       for batch in batches:
         rendered = []
         for record in batch:
@@ -81,7 +82,7 @@ class _Chats(NamedTuple):
             f'{place} must have a token that ends each answer, or the student '
             'never learns to stop; got, with what is learned in «»: '
             f'{_shown(row)}. Use a chat template that writes one, such as '
-            f'{{{{ eos_token }}}}, or name the one it writes in {_OPTIONS}.eos.')
+            f'{{{{ eos_token }}}}, or name its token in {_OPTIONS}.eos.')
       is_learned[first:stop + 1] = True
       counts[_CROSSING] += bool(whole.starts[first] < begin)
       counts[_OTHER_STOP] += bool(whole.ids[stop] != self.end)
@@ -118,24 +119,23 @@ class _Chats(NamedTuple):
     eos = self.tokenizer.token_of(self.end)
     return {
         _APART:
-            'chats have answers that the chat template writes differently once '
-            'the chat goes on; the chat up to each of them is a row of its own.',
+        'chats have answers that the chat template writes differently once the '
+        'chat goes on; the chat up to each of them is a row of its own.',
         _CROSSING:
-            'answers begin within a token, which is learned with them.',
+        'answers begin within a token, which is learned with them.',
         _OTHER_STOP:
-            f'answers end with another token than {eos!r}, which whoever '
-            f'generates has to stop at. {_OPTIONS}.eos names the token that '
-            'ends texts.',
+        f'answers end with another token than {eos!r}, which whoever generates '
+        f'has to stop at. {_OPTIONS}.eos names the token that ends texts.',
         _DATED:
-            'chats have the day of their preparation in them, since the chat '
-            f'template writes it. {_OPTIONS}.template_options may fix it, as '
-            "dict(date_string='26 Jul 2024') does for Llama 3.",
+        'chats have the day of their preparation in them, since the chat '
+        f'template writes it. {_OPTIONS}.template_options may fix it, as '
+        "dict(date_string='26 Jul 2024') does for Llama 3.",
         _CUT:
-            f'chats lose their end, beyond {self.length} tokens: '
-            f'{_OPTIONS}.length.',
+        f'chats lose their end, beyond {self.length} tokens: '
+        f'{_OPTIONS}.length.',
         _LOST:
-            f'chats are left out, since their first {self.length} tokens have '
-            f'nothing to learn: {_OPTIONS}.length.',
+        f'chats are left out, since their first {self.length} tokens have '
+        f'nothing to learn: {_OPTIONS}.length.',
     }
 
   def expand(self, rows: np.ndarray) -> Mapping[str, np.ndarray]:
@@ -246,8 +246,9 @@ def chat(split: str,
     del corpus
     frame = framing.build(loaded, choice)
     end = framing.end_id(loaded, eos)
+    assert loaded.template is not None, 'chosen already'
     return _Chats(
-        loaded, length, fields, padding,
+        loaded, loaded.template, length, fields, padding,
         chat_template_lib.variables(loaded, choice, template_options),
         frame.pad, end, _stops(loaded, end))
 

@@ -43,12 +43,12 @@ class _Completions(NamedTuple):
         notices={
             **self.frame.notices(),
             _CROSSING:
-                'prompts end within a token, which is learned with the '
-                'completion. Move the blanks at the end of prompts to the '
-                'beginning of completions.',
+            'prompts end within a token, which is learned with the completion. '
+            'Move blanks from the end of prompts to the beginning of '
+            'completions.',
             _CUT:
-                f'prompts and completions are cut to {self.length} tokens: '
-                'config.data.options.length.',
+            f'prompts and completions are cut to {self.length} tokens: '
+            'config.data.options.length.',
         })
 
   def _rows(self, batches: shards.Batches,
@@ -82,7 +82,7 @@ class _Completions(NamedTuple):
     ids, frame = whole.ids, self.frame
     start = learned.first_beyond(whole, boundary)
     counts[_CROSSING] += bool(np.any(whole.starts[start:] < boundary))
-    frame.count(ids, counts)
+    frame.count_held(ids, counts)
     # A token that begins texts is not learned, even without a prompt.
     held = len(frame.before) - len(frame.missing_before(ids))
     start = max(start, held)

@@ -60,7 +60,7 @@ class _Documents(NamedTuple):
       for encoded in self.tokenizer.encode_batch([t for t in texts if t],
                                                  special=False):
         ids = encoded.ids
-        self.frame.count(ids, counts)
+        self.frame.count_held(ids, counts)
         document = np.concatenate([self.frame.missing_before(ids), ids,
                                    self.frame.missing_after(ids)])
         counts['tokens'] += len(document)

@@ -60,7 +60,7 @@ class Frame(NamedTuple):
     """Returns what to put after a text, given its ids."""
     return self.after[self._held_after(ids):]
 
-  def count(self, ids: np.ndarray, counts: Counter) -> None:
+  def count_held(self, ids: np.ndarray, counts: Counter) -> None:
     """Counts a text in HELD if it does not get what the tokenizer adds.
 
     A text that ends with its last token, where the tokenizer adds none, is not
@@ -165,14 +165,15 @@ def token_id(tokenizer: tokenizer_lib.Tokenizer, option: str,
   """
   index = tokenizer.id_of(token)
   if index is None:
-    special = {tokenizer.token_of(i) for i in tokenizer.special
-               if i is not None}
+    special = [tokenizer.token_of(i) for i in tokenizer.special
+               if i is not None]
     added = [each['content']
              for each in tokenizer.definition.get('added_tokens', ())]
-    close = difflib.get_close_matches(token, added)
+    known = {str(each)
+             for each in (*special, *difflib.get_close_matches(token, added))}
     raise checks.ConfigError(
         f'{_OPTIONS}.{option} must be a token of the tokenizer; got {token!r}. '
-        f'{checks.suggest(token, special.union(close))}')
+        f'{checks.suggest(token, known)}')
   return index
 
 

@@ -9,6 +9,7 @@ starts in a moment. Templates are rendered as transformers does it.
 from collections.abc import Callable, Iterator
 import contextlib
 import datetime
+import functools
 import json
 import re
 import resource
@@ -291,7 +292,7 @@ def main() -> None:
 
   _answer(compile_template)
   for line in sys.stdin:
-    _answer(lambda line=line: render(line))
+    _answer(functools.partial(render, line))
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import logging
 import pathlib
+import textwrap
 import time
 
 import numpy as np
@@ -228,8 +229,8 @@ def test_a_part_of_text_is_a_content(open_chats):
 
 
 def test_answer_without_a_stop_is_refused_with_its_row(open_chats):
-  template = ('{% for m in messages %}{{ m.role }}: {{ m.content }}\n'
-              '{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}')
+  template = ('{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor'
+              ' %}{% if add_generation_prompt %}assistant: {% endif %}')
   messages = [USER, dict(ANSWER, content='y' * 150)]
   shown = f'user: Hi\\\\nassistant: «{"y" * 60}…{"y" * 59}\\\\n»'
   with pytest.raises(checks.DataError, match='line 1 .* must have a token that '
@@ -254,8 +255,8 @@ def test_stop_that_is_not_the_end_of_texts_is_named(open_chats, caplog):
     ("{% for a in range(9999) %}{{ 'a' * 999 }}{% endfor %}",
      'must write short texts; got over 4,194,304 characters for line 1'),
     ('{% for', 'must be a template of Jinja2; got unexpected .end of templ'),
-    ("{{ ''.__class__.__mro__ }}", "must suit the chat template; got the error "
-     ".access to attribute '__class__'"),
+    ("{{ ''.__class__.__mro__ }}",
+     "must suit the chat template; got the error .access to attribute '__cla"),
     ("{{ 'Yes' if add_generation_prompt else messages }}",
      'must write the same before an answer as when it invites one; got .Yes'),
     ("{% macro f() %}x{% generation %}y{% endgeneration %}{% endmacro %}"
@@ -279,3 +280,50 @@ def test_date_of_a_template_is_named(open_chats, caplog):
   assert '1 chats have the day of their preparation in them' in caplog.text
   loaded = tokenizer_lib.load(opened.text.tokenizer)
   assert loaded.decode(ids_of(opened[0])).startswith(time.strftime('%Y'))
+
+
+CONFIG = """
+    from haikd import config as config_lib
+
+    def get_config():
+      config = config_lib.base()
+      config.steps, config.batch_size = 2, 2
+      config.teacher.train.steps = 1
+      config.baseline = False
+      for network in (config.teacher, config.student):
+        network.model = 'llama'
+        network.options = dict(width=8, depth=1, heads=1, hidden=8)
+      config.data.name = {name!r}
+      config.data.source_dir = {files!r}
+      config.data.data_dir = {data!r}
+      config.data.options = dict(tokenizer={tokenizer!r}, length=24, **{more})
+      config.evaluation.batch_size = 2
+      return config
+"""
+
+
+# Each data set as a user starts it, with its options.
+@pytest.mark.parametrize('name, record, more, said', [
+    ('chat', dict(messages=[USER, ANSWER]),
+     dict(chat_template=CHATML, template_options=dict(enable_thinking=False)),
+     None),
+    ('completions', dict(prompt='<bos>Hi', completion=' Yes'),
+     dict(eos='<end_of_turn>', pad='<eos>'),
+     "haikd: split 'train', of 4 records: 4 texts hold special tokens that "
+     "texts get ('<bos>', '<end_of_turn>')"),
+    ('text', dict(text='Hi'),
+     dict(bos='<start_of_turn>', add_special_tokens=True, form='padded'), None),
+])
+def test_data_set_from_the_command_line(run, tmp_path, name, record, more,
+                                        said):
+  CASES.write_tokenizer('gemma2', tmp_path / 'tokenizer')
+  for split in ('train', 'validation', 'test'):
+    (tmp_path / f'{split}.jsonl').write_text(f'{json.dumps(record)}\n' * 4)
+  (tmp_path / 'chats.py').write_text(textwrap.dedent(CONFIG.format(
+      name=name, files=str(tmp_path), data=str(tmp_path / 'data'),
+      tokenizer=str(tmp_path / 'tokenizer'), more=more)))
+  code, out, err = run(config='chats.py')
+  assert code == 0, err
+  assert 'perplexity' in out
+  if said:
+    assert err.count(said) == 1

@@ -101,8 +101,9 @@ def byte_tokenizer(folder):
 
 
 def save_tokenizer(made, folder, *more):
-  made.post_processor = processors.Sequence([*more, processors.TemplateProcessing(
-      single='<s> $A', special_tokens=[('<s>', 0)])])
+  begin = processors.TemplateProcessing(
+      single='<s> $A', special_tokens=[('<s>', 0)])
+  made.post_processor = processors.Sequence([*more, begin])
   folder.mkdir()
   made.save(str(folder / 'tokenizer.json'))
   (folder / 'tokenizer_config.json').write_text(

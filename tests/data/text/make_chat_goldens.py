@@ -22,7 +22,8 @@ GOLDEN = pathlib.Path(__file__).with_name('chat_goldens.json')
 
 CHATML = """\
 {% for message in messages %}
-{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' }}
+{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + \
+'<|im_end|>' }}
 {% endfor %}
 {% if add_generation_prompt %}
 {{ '<|im_start|>assistant\\n' }}
