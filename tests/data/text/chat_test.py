@@ -287,7 +287,7 @@ CONFIG = """
 
     def get_config():
       config = config_lib.base()
-      config.steps, config.batch_size = 2, 2
+      config.steps, config.batch_size = 1, 8
       config.teacher.train.steps = 1
       config.baseline = False
       for network in (config.teacher, config.student):
@@ -296,34 +296,31 @@ CONFIG = """
       config.data.name = {name!r}
       config.data.source_dir = {files!r}
       config.data.data_dir = {data!r}
-      config.data.options = dict(tokenizer={tokenizer!r}, length=24, **{more})
-      config.evaluation.batch_size = 2
+      config.data.options = dict(tokenizer={tokenizer!r}, length=48, **{more})
+      config.evaluation.batch_size = 8
       return config
 """
 
 
-# Each data set as a user starts it, with its options.
+# The data sets as a user starts them, with their options.
 @pytest.mark.parametrize('name, record, more, said', [
     ('chat', dict(messages=[USER, ANSWER]),
-     dict(chat_template=CHATML, template_options=dict(enable_thinking=False)),
-     None),
+     dict(chat_template=CHATML.replace("'<|im_end|>'", 'end.token'),
+          template_options=dict(end=dict(token='<end_of_turn>'))),
+     "8 answers end with another token than '<eos>'"),
     ('completions', dict(prompt='<bos>Hi', completion=' Yes'),
-     dict(eos='<end_of_turn>', pad='<eos>'),
-     "haikd: split 'train', of 4 records: 4 texts hold special tokens that "
-     "texts get ('<bos>', '<end_of_turn>')"),
-    ('text', dict(text='Hi'),
-     dict(bos='<start_of_turn>', add_special_tokens=True, form='padded'), None),
+     dict(eos='<end_of_turn>', pad='<eos>', bos='<bos>'),
+     "8 texts hold special tokens that texts get ('<bos>', '<end_of_turn>')"),
 ])
 def test_data_set_from_the_command_line(run, tmp_path, name, record, more,
                                         said):
   CASES.write_tokenizer('gemma2', tmp_path / 'tokenizer')
   for split in ('train', 'validation', 'test'):
-    (tmp_path / f'{split}.jsonl').write_text(f'{json.dumps(record)}\n' * 4)
+    (tmp_path / f'{split}.jsonl').write_text(f'{json.dumps(record)}\n' * 8)
   (tmp_path / 'chats.py').write_text(textwrap.dedent(CONFIG.format(
       name=name, files=str(tmp_path), data=str(tmp_path / 'data'),
       tokenizer=str(tmp_path / 'tokenizer'), more=more)))
   code, out, err = run(config='chats.py')
   assert code == 0, err
   assert 'perplexity' in out
-  if said:
-    assert err.count(said) == 1
+  assert err.count(f"haikd: split 'train', of 8 records: {said}") == 1
