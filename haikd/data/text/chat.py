@@ -66,11 +66,12 @@ class _Chats(NamedTuple):
           rendered += [(row, chat.place) for row in rows]
           counts[_APART] += len(rows) > 1
           counts[_DATED] += is_dated
-        spans = self.tokenizer.encode_spans([row.text for row, _ in rendered])
+        spans = learned.spans_of(self.tokenizer,
+                                 [row.text for row, _ in rendered])
         for (row, place), whole in zip(rendered, spans):
           yield from self._row(row, whole, place, counts)
 
-  def _row(self, row: render_chats.Row, whole: tokenizer_lib.Spans, place: str,
+  def _row(self, row: render_chats.Row, whole: learned.Spans, place: str,
            counts: Counter) -> Iterator[np.ndarray]:
     """Yields a row, unless it is cut before there is anything to learn."""
     is_learned = np.zeros(len(whole.ids), bool)
@@ -95,7 +96,7 @@ class _Chats(NamedTuple):
         whole.ids[:self.length], is_learned[:self.length], self.length,
         pad=self.pad, padding=self.padding)
 
-  def _stop(self, text: str, whole: tokenizer_lib.Spans, first: int,
+  def _stop(self, text: str, whole: learned.Spans, first: int,
             end: int) -> Optional[int]:
     """Returns the token that ends an answer; only blanks may follow it.
 

@@ -58,7 +58,8 @@ class _Completions(NamedTuple):
         self._refuse_messages(record)
       prompts = text_files.texts_of(batch, self.prompt)
       completions = text_files.texts_of(batch, self.completion)
-      spans = self.tokenizer.encode_spans(
+      spans = learned.spans_of(
+          self.tokenizer,
           [first + second for first, second in zip(prompts, completions)])
       for prompt, whole in zip(prompts, spans):
         yield self._row(len(prompt), whole, counts)
@@ -70,7 +71,7 @@ class _Completions(NamedTuple):
             f'{record.place} must have a text in the field {field!r}; got a '
             "list. config.data.name='chat' reads lists of messages.")
 
-  def _row(self, boundary: int, whole: tokenizer_lib.Spans,
+  def _row(self, boundary: int, whole: learned.Spans,
            counts: Counter) -> np.ndarray:
     """Returns a row.
 

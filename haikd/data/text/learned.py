@@ -1,6 +1,7 @@
 """Rows in which only some of the tokens are learned."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,7 +12,33 @@ from haikd.data.text import tokens as tokens_lib
 _CONTEXT, _LEARNED = 1, 2  # The parts of a row.
 
 
-def first_beyond(spans: tokenizer_lib.Spans, place: int) -> int:
+class Spans(NamedTuple):
+  """A text as token ids, and the part of it that each of them stands for.
+
+  Attributes:
+    ids: int32 `[N]`, without the special tokens that the tokenizer adds.
+    starts: int32 `[N]`, the index of the first character of each token.
+    ends: int32 `[N]`, one more than that of its last character. The tokens of
+      one character, its bytes, all have the same start and end.
+  """
+
+  ids: np.ndarray
+  starts: np.ndarray
+  ends: np.ndarray
+
+
+def spans_of(tokenizer: tokenizer_lib.Tokenizer,
+             texts: Sequence[str]) -> list[Spans]:
+  """Returns texts as ids with their places."""
+  spans = []
+  for encoded in tokenizer.encode_spans(texts):
+    places = np.array(encoded.offsets, np.int32).reshape(-1, 2)
+    spans.append(Spans(np.array(encoded.ids, np.int32), places[:, 0],
+                       places[:, 1]))
+  return spans
+
+
+def first_beyond(spans: Spans, place: int) -> int:
   """Returns the first token that has a character at or beyond a place.
 
   Args:
