@@ -1,6 +1,6 @@
 """The special tokens that a tokenizer itself puts around a text."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +29,19 @@ def of(tokenizer: tokenizer_lib.Tokenizer) -> Affixes:
   start = next(i for i in range(len(framed) + 1)
                if np.array_equal(framed[i:i + len(bare)], bare))
   return Affixes(framed[:start], framed[start + len(bare):])
+
+
+def strip(tokenizer: tokenizer_lib.Tokenizer,
+          texts: Sequence[str]) -> list[str]:
+  """Returns texts without the special tokens that the tokenizer adds.
+
+  Args:
+    tokenizer: the tokenizer of the texts.
+    texts: texts, some of which may hold these tokens where they are added.
+  """
+  before, after = (''.join(str(tokenizer.token_of(i)) for i in ids)
+                   for ids in of(tokenizer))
+  return [text.removeprefix(before).removesuffix(after) for text in texts]
 
 
 def contradictions(tokenizer: tokenizer_lib.Tokenizer) -> Iterator[str]:
