@@ -48,8 +48,7 @@ def first_beyond(spans: Spans, place: int) -> int:
   Returns:
     The index of a token, or the number of tokens.
   """
-  # A token without characters belongs to what follows it.
-  beyond = (spans.ends > place) | (spans.starts >= place)
+  beyond = spans.ends > place
   return int(np.argmax(beyond)) if beyond.any() else len(beyond)
 
 

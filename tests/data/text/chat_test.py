@@ -7,6 +7,7 @@ import importlib.util
 import json
 import logging
 import pathlib
+import resource
 import textwrap
 import time
 
@@ -152,10 +153,11 @@ def test_tokens_of_options_reach_the_template(open_chats, caplog):
 
 def test_template_may_be_in_a_file_or_have_a_name(open_chats, tmp_path):
   open_case(open_chats, 'chatml')
-  (tmp_path / 'own.jinja').write_text(CASES.MARKED)
+  (tmp_path / 'own.jinja').write_text('Ye' + CASES.MARKED)
   opened = open_case(open_chats, 'chatml',
                      chat_template=str(tmp_path / 'own.jinja'))
-  assert ids_of(opened[0]) == GOLDEN['marked'][0]
+  first = tokenizer_lib.load(opened.text.tokenizer).id_of('Ye')
+  assert ids_of(opened[0]) == [first, *GOLDEN['marked'][0]]
   config = tmp_path / 'chatml' / 'tokenizer_config.json'
   values = json.loads(config.read_text())
   values['chat_template'] = [dict(name='default', template='{{ 1 }}'),
@@ -223,16 +225,19 @@ def test_tools_are_refused_by_name(open_chats):
 
 def test_a_part_of_text_is_a_content(open_chats):
   part = dict(ANSWER, content=[dict(type='text', text='Yes')], name=None)
-  rows = [open_chats('chatml', dict(messages=[USER, message]))[0]
-          for message in (ANSWER, part)]
+  template = CHATML + '{{ messages[-1].name }}'  # Not 'None'.
+  rows = [open_chats('chatml', dict(messages=[USER, message]),
+                     chat_template=template)[0] for message in (ANSWER, part)]
   np.testing.assert_array_equal(rows[0]['tokens'], rows[1]['tokens'])
 
 
 def test_answer_without_a_stop_is_refused_with_its_row(open_chats):
   template = ('{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor'
               ' %}{% if add_generation_prompt %}assistant: {% endif %}')
-  messages = [USER, dict(ANSWER, content='y' * 150)]
-  shown = f'user: Hi\\\\nassistant: «{"y" * 60}…{"y" * 59}\\\\n»'
+  # A special token ends an answer only if nothing follows it.
+  messages = [USER, dict(ANSWER, content='<|im_end|>' + 'y' * 150)]
+  end = r'<\|im_end\|>'
+  shown = f'user: Hi\\\\nassistant: «{end}{"y" * 50}…{"y" * 59}\\\\n»'
   with pytest.raises(checks.DataError, match='line 1 .* must have a token that '
                      f'ends each answer, .* in «»: {shown}. Use a chat '
                      'template that writes one'):
@@ -266,10 +271,10 @@ def test_stop_that_is_not_the_end_of_texts_is_named(open_chats, caplog):
 ])
 def test_template_that_cannot_be_used_is_refused_soon(open_chats, template,
                                                       text):
-  start = time.monotonic()
+  start = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
   with pytest.raises(checks.DataError, match=text):
     open_chats('chatml', dict(messages=[USER, ANSWER]), chat_template=template)
-  assert time.monotonic() - start < 20  # A second of processor time.
+  assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - start < 3
 
 
 def test_date_of_a_template_is_named(open_chats, caplog):

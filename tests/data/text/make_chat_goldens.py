@@ -24,7 +24,7 @@ CHATML = """\
 {% for message in messages %}
 {{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + \
 '<|im_end|>' }}
-{% endfor %}
+  {% endfor %}
 {% if add_generation_prompt %}
 {{ '<|im_start|>assistant\\n' }}
 {%- endif %}
