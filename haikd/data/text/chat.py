@@ -241,20 +241,26 @@ def chat(split: str,
                                  fields.column_groups())
   choice = framing.Choice(eos, bos, pad)
 
+  def with_option(loaded: tokenizer_lib.Tokenizer) -> tokenizer_lib.Tokenizer:
+    if chat_template is None:
+      return loaded
+    # An export then has the template that the student has learned.
+    return loaded.with_template(
+        chat_template_lib.choose(loaded, chat_template))
+
   def make_format(
       loaded: tokenizer_lib.Tokenizer,
       corpus: text_files.Corpus) -> text_prepared.RowFormat:
     del corpus
     frame = framing.build(loaded, choice)
     end = framing.end_id(loaded, eos)
-    assert loaded.template is not None, 'chosen already'
     return _Chats(
-        loaded, loaded.template, length, fields, padding,
+        loaded, chat_template_lib.choose(loaded), length, fields, padding,
         chat_template_lib.variables(loaded, choice, template_options),
         frame.pad, end, _stops(loaded, end))
 
   return text_prepared.open_rows(
       make_format, tokenizer, location, split,
-      adapt=lambda loaded: chat_template_lib.choose(loaded, chat_template),
+      adapt=with_option,
       num_classes=lambda loaded: text_tokenizers.vocabulary_size(
           loaded, vocabulary))

@@ -14,8 +14,8 @@ _MOST_CHARACTERS = 2**18  # Of a template.
 
 
 def choose(tokenizer: tokenizer_lib.Tokenizer,
-           option: Optional[str]) -> tokenizer_lib.Tokenizer:
-  """Returns a tokenizer with one chat template, in `template`.
+           option: Optional[str] = None) -> str:
+  """Returns the chat template of a data set.
 
   Args:
     tokenizer: the tokenizer of the data.
@@ -44,7 +44,7 @@ def choose(tokenizer: tokenizer_lib.Tokenizer,
         f'the chat template must be a text of at most {_MOST_CHARACTERS:,} '
         f'characters; got {type(template).__name__}, {len(template):,}. Set '
         f'{_OPTION}.')
-  return tokenizer.with_template(template)
+  return template
 
 
 def variables(tokenizer: tokenizer_lib.Tokenizer, choice: framing.Choice,

@@ -12,6 +12,8 @@ import textwrap
 import time
 
 import numpy as np
+import pyarrow
+from pyarrow import parquet
 import pytest
 
 from haikd.core import checks
@@ -149,6 +151,8 @@ def test_tokens_of_options_reach_the_template(open_chats, caplog):
   assert 'another token than' not in caplog.text
   # An export has the template that the student has learned.
   assert loaded.template == template and 'chat_template' not in loaded.config
+  own = open_case(open_chats, 'gemma2').text.tokenizer
+  assert tokenizer_lib.load(own).config['chat_template'] == CASES.GEMMA2
 
 
 def test_template_may_be_in_a_file_or_have_a_name(open_chats, tmp_path):
@@ -221,6 +225,25 @@ def test_tools_are_refused_by_name(open_chats):
                      r"got \[\{'name': 'f'\}\]. Remove"):
     open_chats('chatml', dict(messages=[USER, ANSWER], tools=[dict(name='f')]))
   open_chats('chatml', dict(messages=[USER, ANSWER], tools=[]))
+
+
+def test_chats_may_be_in_parquet(open_chats, tmp_path):
+  rows = [dict(messages=CASES.CASES['chatml'][1], tools=None)]
+  open_chats('chatml', *rows)
+  (tmp_path / 'files' / 'train.jsonl').unlink()
+  path = tmp_path / 'files' / 'train.parquet'
+  tokenizer = str(tmp_path / 'chatml')
+
+  def open_parquet():
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return source.open_source(
+        'chat', 'train', options=dict(tokenizer=tokenizer, length=256),
+        source_dir=str(tmp_path / 'files'), data_dir=str(tmp_path / 'data'))
+
+  assert ids_of(open_parquet()[0]) == GOLDEN['chatml'][0]
+  rows[0]['tools'] = 'f'
+  with pytest.raises(checks.DataError, match="row 0 .* have no 'tools'"):
+    open_parquet()
 
 
 def test_a_part_of_text_is_a_content(open_chats):
