@@ -33,12 +33,14 @@ def choose(tokenizer: tokenizer_lib.Tokenizer,
     template = option
   else:
     template = _read(option, named)
+  if template is None and named:
+    raise checks.ConfigError(
+        f'{_OPTION} must name one of the templates of the tokenizer, of which '
+        f"none is called 'default'; got None. {checks.suggest('', named)}")
   if template is None:
     raise checks.ConfigError(
-        f'{_OPTION} must be given for a tokenizer '
-        f'{"with several" if named else "without one"}; got None. Set it to a '
-        'template, to its file, or to a name. '
-        f'{checks.suggest("default", named) if named else ""}'.rstrip())
+        f'{_OPTION} must be a template or its file, since the tokenizer has '
+        'none; got None. Take that of an instruct model with this tokenizer.')
   if not isinstance(template, str) or len(template) > _MOST_CHARACTERS:
     raise checks.DataError(
         f'the chat template must be a text of at most {_MOST_CHARACTERS:,} '

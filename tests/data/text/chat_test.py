@@ -16,7 +16,10 @@ import pyarrow
 from pyarrow import parquet
 import pytest
 
+from haikd import config as config_lib
 from haikd.core import checks
+from haikd.data import description
+from haikd.data import pipeline
 from haikd.data import source
 from haikd.data.text import tokenizer as tokenizer_lib
 
@@ -172,6 +175,11 @@ def test_template_may_be_in_a_file_or_have_a_name(open_chats, tmp_path):
   with pytest.raises(checks.ConfigError,
                      match="got 'owm'. Did you mean 'own'"):
     open_case(open_chats, 'chatml', chat_template='owm')
+  values['chat_template'][0]['name'] = 'tools'
+  config.write_text(json.dumps(values))
+  with pytest.raises(checks.ConfigError, match="none is called 'default'; got "
+                     'None. Known: own, tools.'):
+    open_case(open_chats, 'chatml')
 
 
 @pytest.mark.parametrize('name, content', [
@@ -188,8 +196,8 @@ def test_template_may_have_a_file_beside_the_tokenizer(open_chats, tmp_path,
   if name != 'tokenizer_config.json':
     assert ids_of(open_case(open_chats, 'chatml')[0]) == GOLDEN['chatml'][0]
     return
-  with pytest.raises(checks.ConfigError, match='chat_template must be given '
-                     'for a tokenizer without one; got None'):
+  with pytest.raises(checks.ConfigError, match='chat_template must be a '
+                     'template or its file, since the tokenizer has none'):
     open_case(open_chats, 'chatml')
 
 
@@ -244,6 +252,20 @@ def test_chats_may_be_in_parquet(open_chats, tmp_path):
   rows[0]['tools'] = 'f'
   with pytest.raises(checks.DataError, match="row 0 .* have no 'tools'"):
     open_parquet()
+
+
+def test_description_matches_the_data(open_chats, tmp_path):
+  open_case(open_chats, 'chatml')
+  config = config_lib.base()
+  config.batch_size = 1
+  config.data.name = 'chat'
+  config.data.source_dir = str(tmp_path / 'files')
+  config.data.data_dir = str(tmp_path / 'data')
+  config.data.options = dict(tokenizer=str(tmp_path / 'chatml'), length=256,
+                             vocabulary=999)
+  described, num_classes = description.describe(config)
+  data = pipeline.build_data(config)
+  assert described == data.spec and num_classes == data.num_classes == 999
 
 
 def test_a_part_of_text_is_a_content(open_chats):
