@@ -6,9 +6,12 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
+from haikd.core import checks
 from haikd.core import registry
 from haikd.data import source
 from haikd.data import spec as spec_lib
+from haikd.data.text import framing
+from haikd.data.text import learned
 from haikd.data.text import packing
 from haikd.data.text import shards
 from haikd.data.text import text_files
@@ -17,7 +20,7 @@ from haikd.data.text import text_tokenizers
 from haikd.data.text import tokenizer as tokenizer_lib
 from haikd.data.text import tokens as tokens_lib
 
-_PROMPT, _COMPLETION = 1, 2  # The parts of a row.
+_CUT, _CROSSING = 'cut', 'crossing'  # Statistics.
 
 
 class _Completions(NamedTuple):
@@ -28,45 +31,79 @@ class _Completions(NamedTuple):
   prompt: str
   completion: str
   padding: str
+  choice: framing.Choice
+  frame: framing.Frame
 
   def recipe(self) -> shards.Recipe:
-    # None keeps the cache key of earlier versions; the tokenizer's digest is in
-    # the key as well.
     options = dict(
-        tokenizer=None, length=self.length, prompt=self.prompt,
-        completion=self.completion, padding=self.padding)
+        length=self.length, prompt=self.prompt, completion=self.completion,
+        padding=self.padding, **self.choice._asdict())
     return shards.Recipe(
-        'completions', options, packing.row_dtype(self.length), self._rows)
+        'completions', options, packing.row_dtype(self.length), self._rows,
+        notices={
+            **self.frame.notices(),
+            _CROSSING:
+            'prompts end within a token, which is learned with the completion. '
+            'Move blanks from the end of prompts to the beginning of '
+            'completions.',
+            _CUT:
+            f'prompts and completions are cut to {self.length} tokens: '
+            'config.data.options.length.',
+        })
 
   def _rows(self, batches: shards.Batches,
             counts: Counter) -> Iterator[np.ndarray]:
-    pad = text_tokenizers.pad_id(self.tokenizer)
-    end = text_tokenizers.end_id(self.tokenizer)
     for batch in batches:
-      prompts = self.tokenizer.encode_batch(
-          text_files.texts_of(batch, self.prompt))
-      completions = self.tokenizer.encode_batch(
-          text_files.texts_of(batch, self.completion), special=False)
-      for prompt, completion in zip(prompts, completions):
-        first = prompt.ids
-        if len(first) and first[-1] == end:
-          first = first[:-1]  # The completion continues the text.
-        second = text_tokenizers.append_end(completion.ids, end)
-        counts['tokens'] += len(first) + len(second)
-        counts['cut'] += len(first) + len(second) > self.length
-        second = second[:self.length]
-        first = first[max(0, len(first) + len(second) - self.length):]
-        yield packing.row(
-            [first, second],
-            [np.full(len(first), _PROMPT), np.full(len(second), _COMPLETION)],
-            self.length, pad=pad, padding=self.padding)
+      for record in batch:
+        self._refuse_messages(record)
+      prompts = text_files.texts_of(batch, self.prompt)
+      completions = text_files.texts_of(batch, self.completion)
+      spans = learned.spans_of(
+          self.tokenizer,
+          [first + second for first, second in zip(prompts, completions)])
+      for prompt, whole in zip(prompts, spans):
+        yield self._row(len(prompt), whole, counts)
+
+  def _refuse_messages(self, record):
+    for field in (self.prompt, self.completion):
+      if isinstance(record.values.get(field), list):
+        raise checks.DataError(
+            f'{record.place} must have a text in the field {field!r}; got a '
+            "list. config.data.name='chat' reads lists of messages.")
+
+  def _row(self, boundary: int, whole: learned.Spans,
+           counts: Counter) -> np.ndarray:
+    """Returns a row.
+
+    Args:
+      boundary: the number of characters in the prompt.
+      whole: prompt and completion.
+      counts: the statistics.
+    """
+    ids, frame = whole.ids, self.frame
+    start = learned.first_beyond(whole, boundary)
+    counts[_CROSSING] += bool(np.any(whole.starts[start:] < boundary))
+    frame.count_held(ids, counts)
+    # A token that begins texts is not learned, even without a prompt.
+    held = len(frame.before) - len(frame.missing_before(ids))
+    start = max(start, held)
+    prompt = ids[held:start]
+    completion = np.concatenate([ids[start:], frame.missing_after(ids)])
+    size = len(frame.before) + len(prompt) + len(completion)
+    counts['tokens'] += size
+    counts[_CUT] += size > self.length
+    # The prompt loses its beginning, then the completion its end.
+    room = self.length - len(frame.before)
+    completion = completion[:room]
+    prompt = prompt[max(0, len(prompt) + len(completion) - room):]
+    context = np.concatenate([frame.before, prompt])
+    return learned.row(
+        np.concatenate([context, completion]),
+        np.repeat([False, True], [len(context), len(completion)]),
+        self.length, pad=frame.pad, padding=self.padding)
 
   def expand(self, rows: np.ndarray) -> Mapping[str, np.ndarray]:
-    tokens, parts = rows['tokens'], rows['parts']
-    label, target_mask = tokens_lib.next_token(
-        tokens, parts > 0, completion=parts == _COMPLETION)
-    return dict(tokens=tokens, mask=parts > 0, label=label,
-                target_mask=target_mask)
+    return learned.expand(rows)
 
 
 def _completions_spec(*, tokenizer, length, vocabulary=None, **options):
@@ -87,17 +124,23 @@ def completions(split: str,
                 completion: str = 'completion',
                 padding: str = 'right',
                 vocabulary: Optional[int] = None,
+                eos: Optional[str] = None,
+                bos: Optional[str] = None,
+                pad: Optional[str] = None,
+                add_special_tokens: Optional[bool] = None,
                 tfds: Optional[str] = None,
                 source_dir: Optional[str] = None,
                 data_dir: Optional[str] = None) -> source.Source:
   """Prompts with completions; only the completions are learned.
 
-  Files are as for `text`, of the kinds that have fields. A row is a prompt with
-  the special tokens that its tokenizer puts before a text, directly followed by
-  the completion and the token that ends texts. The two are tokenised separately
-  and joined as they are: a space between them must be in one of them, and chat
-  templates are not applied. If they are longer than a row, the prompt loses its
-  beginning, and then the completion its end.
+  Files are as for `text`, of the kinds that have fields. A prompt is directly
+  followed by its completion: a space between them must be in one of them. They
+  are tokenised as one text, which gets the special tokens that its tokenizer
+  puts around a text, unless it holds them already, and ends with the token that
+  ends texts. A token with characters of both belongs to the completion. If they
+  are longer than a row, the prompt loses its beginning, but not the tokens that
+  begin texts; and then the completion its end. For messages with roles, use
+  `chat`.
 
   Args:
     split: 'train', 'validation' or another split of the data set, or a slice of
@@ -108,6 +151,12 @@ def completions(split: str,
     completion: the field of the completion.
     padding: the side of the padding, 'right' or 'left'.
     vocabulary: V is at least this.
+    eos: the token that ends a completion, such as '<|im_end|>'; None for the
+      tokenizer's.
+    bos: the token that begins a prompt; None for what the tokenizer adds.
+    pad: the token that fills rows up; None for the tokenizer's.
+    add_special_tokens: whether prompt and completion get the special tokens
+      that the tokenizer adds; None for yes, unless they hold them already.
     tfds: the name of the data set in tfds; it must be prepared in `data_dir`.
     source_dir: the folder of the files.
     data_dir: the folder of prepared files; None for that of tfds.
@@ -117,11 +166,13 @@ def completions(split: str,
     a token of the completion is predicted.
 
   Raises:
-    ConfigError: an option out of its range.
+    ConfigError: an option out of its range, a token that the tokenizer does not
+      have, or options that contradict one another.
     DataError: files or a tokenizer that cannot be used, or an unknown or empty
       split.
   """
   packing.check_options(length, padding)
+  choice = framing.Choice(eos, bos, pad, add_special_tokens)
   location = text_files.Location(source_dir, data_dir, tfds, 'file', prompt,
                                  ((prompt, completion),))
 
@@ -129,7 +180,10 @@ def completions(split: str,
       loaded: tokenizer_lib.Tokenizer,
       corpus: text_files.Corpus) -> text_prepared.RowFormat:
     del corpus
-    return _Completions(loaded, length, prompt, completion, padding)
+    frame = framing.build(loaded, choice)
+    packing.check_options(length, padding, min_length=len(frame.before) + 2)
+    return _Completions(loaded, length, prompt, completion, padding, choice,
+                        frame)
 
   return text_prepared.open_rows(
       make_format, tokenizer, location, split,

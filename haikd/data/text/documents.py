@@ -1,7 +1,7 @@
 """Documents for language models, packed into full rows or padded."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -10,6 +10,7 @@ from haikd.core import checks
 from haikd.core import registry
 from haikd.data import source
 from haikd.data import spec as spec_lib
+from haikd.data.text import framing
 from haikd.data.text import packing
 from haikd.data.text import shards
 from haikd.data.text import text_files
@@ -29,21 +30,21 @@ class _Documents(NamedTuple):
   form: str
   field: str
   padding: str
+  choice: framing.Choice
+  frame: framing.Frame
 
   def recipe(self) -> shards.Recipe:
-    # None keeps the cache key of earlier versions; the tokenizer's digest is in
-    # the key as well.
     options = dict(
-        tokenizer=None, length=self.length, form=self.form, field=self.field,
-        padding=self.padding)
+        length=self.length, form=self.form, field=self.field,
+        padding=self.padding, **self.choice._asdict())
     return shards.Recipe(
         'text', options, packing.row_dtype(self.length), self._rows,
-        self._full_ids)
+        self._full_ids, self.frame.notices())
 
   def _rows(self, batches: shards.Batches,
             counts: Counter) -> Iterator[np.ndarray]:
-    pad = text_tokenizers.pad_id(self.tokenizer)
-    documents = _counted(self._full_ids(batches), counts)
+    pad = self.frame.pad
+    documents = self._documents(batches, counts)
     if self.form == 'packed':
       yield from packing.pack(documents, self.length, pad=pad,
                               padding=self.padding)
@@ -52,12 +53,23 @@ class _Documents(NamedTuple):
       yield packing.row([piece], [np.ones_like(piece)], self.length, pad=pad,
                         padding=self.padding)
 
-  def _full_ids(self, batches: shards.Batches) -> Iterator[np.ndarray]:
-    end = text_tokenizers.end_id(self.tokenizer)
+  def _documents(self, batches: shards.Batches,
+                 counts: Counter) -> Iterator[np.ndarray]:
     for batch in batches:
       texts = text_files.texts_of(batch, self.field)
-      for encoded in self.tokenizer.encode_batch([t for t in texts if t]):
-        yield text_tokenizers.append_end(encoded.ids, end)
+      for encoded in self.tokenizer.encode_batch([t for t in texts if t],
+                                                 special=False):
+        ids = encoded.ids
+        self.frame.count_held(ids, counts)
+        document = np.concatenate([self.frame.missing_before(ids), ids,
+                                   self.frame.missing_after(ids)])
+        counts['tokens'] += len(document)
+        yield document
+
+  def _full_ids(self, batches: shards.Batches) -> Iterator[np.ndarray]:
+    if self.choice.pad is not None:
+      yield np.array([self.frame.pad])
+    yield from self._documents(batches, Counter())
 
   def expand(self, rows: np.ndarray) -> Mapping[str, np.ndarray]:
     tokens, parts = rows['tokens'], rows['parts']
@@ -70,14 +82,6 @@ class _Documents(NamedTuple):
     if packed:
       columns.update(segments=parts, positions=packing.positions(parts))
     return columns
-
-
-def _counted(documents: Iterable[np.ndarray],
-             counts: Counter) -> Iterator[np.ndarray]:
-  """Yields documents, and counts their tokens."""
-  for ids in documents:
-    counts['tokens'] += len(ids)
-    yield ids
 
 
 def _text_spec(*, tokenizer, length, form='packed', vocabulary=None,
@@ -107,6 +111,10 @@ def text(split: str,
          padding: str = 'right',
          vocabulary: Optional[int] = None,
          prune: bool = False,
+         eos: Optional[str] = None,
+         bos: Optional[str] = None,
+         pad: Optional[str] = None,
+         add_special_tokens: Optional[bool] = None,
          tfds: Optional[str] = None,
          source_dir: Optional[str] = None,
          data_dir: Optional[str] = None) -> source.Source:
@@ -115,8 +123,9 @@ def text(split: str,
   A split is a file `<split>.txt`, `<split>.jsonl` or `<split>.parquet` in
   `source_dir`, a folder `<split>` of such files, or a split of a data set of
   tfds. A document gets the special tokens that its tokenizer puts around a
-  text, and ends with the token that ends texts. Empty documents are left out.
-  A document is held in memory while it is tokenised.
+  text, unless it holds them already, and ends with the token that ends texts.
+  Empty documents are left out. A document is held in memory while it is
+  tokenised.
 
   Packed, documents are laid end to end and cut into full rows. `segments`
   numbers the documents of a row, and `positions` is the index of a token in its
@@ -140,6 +149,12 @@ def text(split: str,
       embedding than its tokenizer has tokens.
     prune: whether to keep only the tokens of the vocabulary that the split
       'train' uses, and those without which other texts could not be tokenised.
+    eos: the token that ends a text, such as '<|im_end|>'; None for the
+      tokenizer's.
+    bos: the token that begins a text; None for what the tokenizer adds.
+    pad: the token that fills rows up; None for the tokenizer's.
+    add_special_tokens: whether a document gets the special tokens that the
+      tokenizer adds; None for yes, unless it holds them already.
     tfds: the name of the data set in tfds; it must be prepared in `data_dir`.
     source_dir: the folder of the files.
     data_dir: the folder of prepared files; None for that of tfds.
@@ -149,7 +164,8 @@ def text(split: str,
     `segments` and `positions`.
 
   Raises:
-    ConfigError: an option out of its range, or `prune` with `vocabulary`.
+    ConfigError: an option out of its range, a token that the tokenizer does not
+      have, or options that contradict one another.
     DataError: files or a tokenizer that cannot be used, or an unknown or empty
       split.
   """
@@ -159,6 +175,7 @@ def text(split: str,
     raise checks.ConfigError(
         'config.data.options.vocabulary must be None with prune=True, since '
         f'pruning determines it; got {vocabulary}.')
+  choice = framing.Choice(eos, bos, pad, add_special_tokens)
   location = text_files.Location(source_dir, data_dir, tfds, documents, field,
                                  ((field,),))
 
@@ -166,7 +183,8 @@ def text(split: str,
       loaded: tokenizer_lib.Tokenizer,
       corpus: text_files.Corpus) -> text_prepared.RowFormat:
     del corpus
-    return _Documents(loaded, length, form, field, padding)
+    return _Documents(loaded, length, form, field, padding, choice,
+                      framing.build(loaded, choice))
 
   return text_prepared.open_rows(
       make_format, tokenizer, location, split, prune=prune,

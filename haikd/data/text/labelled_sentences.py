@@ -43,7 +43,7 @@ class _LabelledSentences(NamedTuple):
     fields = (self.field, self.second, self.label, self.classes, self.types)
     return shards.Recipe(
         'labelled_sentences', dict(self.encoder.options(), fields=fields),
-        np.dtype(columns), self._rows, self._full_ids)
+        np.dtype(columns), self._rows, self._full_ids, self.encoder.notices())
 
   def _rows(self, batches: shards.Batches,
             counts: Counter) -> Iterator[np.ndarray]:

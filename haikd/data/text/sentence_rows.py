@@ -2,13 +2,17 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+import operator
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
+from haikd.data.text import affixes
 from haikd.data.text import packing
 from haikd.data.text import text_tokenizers
 from haikd.data.text import tokenizer as tokenizer_lib
+
+_HELD = 'held'  # Counts the texts that hold their special tokens already.
 
 
 class SentenceRow(NamedTuple):
@@ -48,13 +52,17 @@ class SentenceEncoder(NamedTuple):
              ) -> Iterator[SentenceRow]:
     """Yields each text, or pair of texts, as a row of `length` tokens.
 
-    Longer ones are truncated, shorter ones padded.
+    Longer ones are truncated, shorter ones padded. Special tokens that a text
+    holds already are not added again.
 
     Args:
       texts: the texts to encode.
-      counts: its `tokens` increases by the number of tokens.
+      counts: its `tokens` increases by the number of tokens, and its `held` by
+        that of texts with special tokens.
       seconds: the second sentence of each, or None.
     """
+    texts = self._strip(texts, counts)
+    seconds = None if seconds is None else self._strip(seconds, counts)
     pad = text_tokenizers.pad_id(self.tokenizer)
     for encoded in self.tokenizer.encode_batch(texts, seconds,
                                                length=self.length):
@@ -72,6 +80,16 @@ class SentenceEncoder(NamedTuple):
     """Yields the ids of each text, or pair of texts, without truncation."""
     for encoded in self.tokenizer.encode_batch(texts, seconds):
       yield encoded.ids
+
+  def notices(self) -> dict[str, str]:
+    """Returns what to say about the statistics, as `shards.Recipe` has it."""
+    return {_HELD: 'texts hold special tokens that the tokenizer adds, and do '
+                   'not get them again.'}
+
+  def _strip(self, texts, counts):
+    stripped = affixes.strip(self.tokenizer, texts)
+    counts[_HELD] += sum(map(operator.ne, texts, stripped))
+    return stripped
 
   def check_options(self) -> None:
     """Raises ConfigError for rows without room for a token."""

@@ -27,7 +27,7 @@ class _Sentences(NamedTuple):
     return shards.Recipe(
         'sentences', dict(self.encoder.options(), fields=(self.field,)),
         np.dtype([('tokens', '<i4', shape), ('mask', '?', shape)]), self._rows,
-        self._full_ids)
+        self._full_ids, self.encoder.notices())
 
   def _rows(self, batches: shards.Batches,
             counts: Counter) -> Iterator[np.ndarray]:
@@ -61,7 +61,8 @@ class _ScoredPairs(NamedTuple):
     return shards.Recipe(
         'sentences', dict(self.encoder.options(), fields=fields),
         np.dtype([('tokens', '<i4', shape), ('mask', '?', shape),
-                  ('label', '<f4')]), self._rows, self._full_ids)
+                  ('label', '<f4')]), self._rows, self._full_ids,
+        self.encoder.notices())
 
   def _rows(self, batches: shards.Batches,
             counts: Counter) -> Iterator[np.ndarray]:

@@ -38,6 +38,8 @@ class Recipe(NamedTuple):
       statistics, to its second argument.
     full_ids: turns batches of records into the ids of their texts before
       truncation, for pruning; None for a data set without pruning.
+    notices: `{statistic: what to say if it is above 0}`, a predicate of what
+      it counts, such as 'texts are longer than a row.'
   """
 
   name: str
@@ -45,6 +47,7 @@ class Recipe(NamedTuple):
   dtype: np.dtype
   rows: Callable[[Batches, Counter], Iterator[np.ndarray]]
   full_ids: Optional[Callable[[Batches], Iterator[np.ndarray]]] = None
+  notices: Mapping[str, str] = {}
 
 
 def is_complete(folder: pathlib.Path) -> bool:
@@ -103,8 +106,7 @@ def batches(records: Iterator[text_files.Record], show: ShowProgress,
   for record in records:
     show(record.done)
     batch.append(record)
-    size += sum(len(value) for value in record.values.values()
-                if isinstance(value, (str, bytes)))
+    size += _characters(record.values)
     if size >= BATCH_CHARACTERS:
       yield batch
       total += size
@@ -113,6 +115,15 @@ def batches(records: Iterator[text_files.Record], show: ShowProgress,
         return
   if batch:
     yield batch
+
+
+def _characters(value: Any) -> int:
+  """Returns the number of characters in a value and what it contains."""
+  if isinstance(value, (str, bytes)):
+    return len(value)
+  if isinstance(value, Mapping):
+    return sum(map(_characters, value.values()))
+  return sum(map(_characters, value)) if isinstance(value, list) else 0
 
 
 def _write_shard(shard: pathlib.Path, statistics: pathlib.Path, recipe: Recipe,

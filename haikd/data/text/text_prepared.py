@@ -11,6 +11,7 @@ from typing import Optional, Protocol
 import numpy as np
 
 from haikd.core import checks
+from haikd.core import notes
 from haikd.data import source
 from haikd.data.text import pruning
 from haikd.data.text import shards
@@ -20,7 +21,7 @@ from haikd.data.text import tokenizer as tokenizer_lib
 from haikd.storage import files
 from haikd.storage import paths
 
-_VERSION = 1  # The version of the rows' format: a new one prepares anew.
+_VERSION = 2  # The version of the rows' format: a new one prepares anew.
 
 
 class RowFormat(Protocol):
@@ -77,6 +78,8 @@ def open_rows(
     split: str,
     *,
     prune: bool = False,
+    adapt: Callable[[tokenizer_lib.Tokenizer],
+                    tokenizer_lib.Tokenizer] = lambda loaded: loaded,
     num_classes: Callable[[tokenizer_lib.Tokenizer], Optional[int]],
 ) -> PreparedRows:
   """Opens a split; prepares it unless that has been done.
@@ -87,6 +90,7 @@ def open_rows(
     location: where the texts lie.
     split: 'train', 'validation' or another split of the data set.
     prune: whether to keep only the tokens that the split 'train' uses.
+    adapt: changes the tokenizer that is loaded.
     num_classes: returns the number of classes, given the tokenizer after
       pruning.
 
@@ -98,15 +102,21 @@ def open_rows(
     DataError: a text or a tokenizer that cannot be used, an unknown or empty
       split, or a folder that cannot be written.
   """
-  loaded, kept_ids = text_tokenizers.load(tokenizer), None
+  loaded, kept_ids = adapt(text_tokenizers.load(tokenizer)), None
   if prune:
     loaded, kept_ids = _prune(make_format, loaded, location)
   corpus = open_corpus(location, split)
   row_format = make_format(loaded, corpus)
-  folder = _prepare(row_format.recipe(), loaded, corpus, location.data_dir)
-  return PreparedRows(
+  recipe = row_format.recipe()
+  folder = _prepare(recipe, loaded, corpus, location.data_dir)
+  rows = PreparedRows(
       folder, row_format, num_classes(loaded),
       text_tokenizers.save_beside_data(loaded, location.data_dir, kept_ids))
+  for statistic, predicate in recipe.notices.items():
+    if number := rows.info.get(statistic):
+      notes.say(f'split {corpus.split!r}, of {rows.info["documents"]:,} '
+                f'records: {number:,} {predicate}')
+  return rows
 
 
 def open_corpus(location: text_files.Location,
@@ -123,9 +133,13 @@ def first_record(corpus: text_files.Corpus) -> text_files.Record:
   raise _empty(corpus)
 
 
-def _empty(corpus):
+def _empty(corpus, info=None, notices=None):
+  reasons = [f'{info[statistic]:,} {predicate}'
+             for statistic, predicate in (notices or {}).items()
+             if info.get(statistic)]
+  got = f'none: {" ".join(reasons)}' if reasons else 'none.'
   return checks.DataError(
-      f'Split {corpus.split!r} must hold texts; got none. Choose another '
+      f'Split {corpus.split!r} must hold texts; got {got} Choose another '
       'split, or check its files.')
 
 
@@ -185,8 +199,9 @@ def _prepare(recipe, tokenizer, corpus, data_dir):
       # Temporary files of killed preparations, of any split.
       paths.remove_leftovers(text_tokenizers.root(data_dir))
       shards.write(folder, recipe, corpus, show)
-  if not shards.read_info(folder)['rows']:
-    raise _empty(corpus)
+  info = shards.read_info(folder)
+  if not info['rows']:
+    raise _empty(corpus, info, recipe.notices)
   return folder
 
 

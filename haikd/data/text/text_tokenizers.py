@@ -10,7 +10,9 @@ from typing import Optional
 import numpy as np
 
 from haikd.core import checks
+from haikd.core import notes
 from haikd.data import source
+from haikd.data.text import affixes
 from haikd.data.text import tokenizer as tokenizer_lib
 from haikd.storage import paths
 
@@ -31,13 +33,17 @@ def load(path: str) -> tokenizer_lib.Tokenizer:
   inside = sorted([*file.glob('*.json'), *file.glob('*.jinja')])
   stamps = [(p.name, p.stat().st_size, p.stat().st_mtime_ns)
             for p in (file, *inside) if p.exists()]
-  return _load(path, tuple(stamps))
+  loaded, contradictions = _load(path, tuple(stamps))
+  for sentence in contradictions:
+    notes.say(f'{path}: {sentence}')
+  return loaded
 
 
 @functools.lru_cache(maxsize=2)
 def _load(path, stamps):
   del stamps  # In the cache's key, so that a changed file is loaded again.
-  return tokenizer_lib.load(path)
+  loaded = tokenizer_lib.load(path)
+  return loaded, tuple(affixes.contradictions(loaded))
 
 
 def root(data_dir: Optional[str]) -> pathlib.Path:
@@ -98,24 +104,6 @@ def explaining_write_errors(folder: pathlib.Path) -> Iterator[None]:
         'config.data.data_dir must be a folder that can be written, with room; '
         f'got {str(folder)!r} ({checks.one_line(err)}). Set '
         'config.data.data_dir to another folder, or make room.') from err
-
-
-def end_id(tokenizer: tokenizer_lib.Tokenizer) -> int:
-  """Returns the token that ends a text; raises DataError if there is none."""
-  special = tokenizer.special
-  end = special.sep if special.eos is None else special.eos
-  if end is None:
-    raise checks.DataError(
-        'config.data.options.tokenizer must have a token that ends texts; got '
-        f'{special}. Name it in tokenizer_config.json as eos_token.')
-  return end
-
-
-def append_end(ids: np.ndarray, end: int) -> np.ndarray:
-  """Returns ids that end in `end`: appended, unless it is the last already."""
-  if len(ids) and ids[-1] == end:
-    return ids
-  return np.append(ids, np.int32(end))
 
 
 def pad_id(tokenizer: tokenizer_lib.Tokenizer) -> int:

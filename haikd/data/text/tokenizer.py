@@ -4,14 +4,17 @@ A thin wrapper of the package `tokenizers`, which is imported on first use.
 """
 
 from collections.abc import Mapping, Sequence
+import copy
 import hashlib
 import json
 import os
+import threading
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
 from haikd.core import checks
+from haikd.data.text import special_tokens
 from haikd.data.text import tokenizer_gguf
 from haikd.storage import files
 from haikd.storage import paths
@@ -21,39 +24,7 @@ GGUF = 'gguf:'
 _FILE, _CONFIG, _MAP, _TEMPLATE = (
     'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json',
     'chat_template.jinja')
-
-# The usual names of special tokens, for a tokenizer whose files don't say which
-# is which.
-_USUAL_NAMES = dict(
-    bos=('<s>', '<|begin_of_text|>', '<bos>'),
-    eos=('</s>', '<|endoftext|>', '<|end_of_text|>', '<eos>'),
-    pad=('[PAD]', '<pad>', '<|finetune_right_pad_id|>'),
-    unk=('[UNK]', '<unk>'),
-    cls=('[CLS]',),
-    sep=('[SEP]',),
-    mask=('[MASK]', '<mask>'))
-
-
-class Special(NamedTuple):
-  """The ids of special tokens, None for those a tokenizer does not have.
-
-  Attributes:
-    bos: begins a text.
-    eos: ends a text.
-    pad: fills rows up.
-    unk: replaces what is not in the vocabulary.
-    cls: begins the input of an encoder.
-    sep: ends each sentence in the input of an encoder.
-    mask: replaces a token that an encoder must predict.
-  """
-
-  bos: Optional[int] = None
-  eos: Optional[int] = None
-  pad: Optional[int] = None
-  unk: Optional[int] = None
-  cls: Optional[int] = None
-  sep: Optional[int] = None
-  mask: Optional[int] = None
+_OLD_TEMPLATE = 'chat_template.json'  # What processors of transformers wrote.
 
 
 class EncodedText(NamedTuple):
@@ -75,8 +46,7 @@ class Tokenizer:
   Attributes:
     definition: the content of `tokenizer.json`; don't modify it.
     config: the content of `tokenizer_config.json`; don't modify it.
-    template: the content of `chat_template.jinja`, or None. It is saved again,
-      and not used otherwise.
+    template: the content of `chat_template.jinja`, or None.
     special: the ids of special tokens.
     size: the size of the vocabulary, one more than the largest id.
     digest: a hash of everything that ids and texts depend on.
@@ -112,7 +82,9 @@ class Tokenizer:
           f'{source} must hold a tokenizer that the package tokenizers reads; '
           f'got {checks.one_line(err)}. Update the package, or restore the '
           'file.') from err
-    self.special = self._find_special()
+    # Calls change settings of the package's object.
+    self._lock = threading.Lock()
+    self.special = special_tokens.find(self.config, self.id_of)
     self.size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
     self.digest = hashlib.sha256(
         files.encode([self.definition, self.special],
@@ -137,17 +109,33 @@ class Tokenizer:
     Returns:
       One EncodedText for each text.
     """
-    if length is None:
-      self._tokenizer.no_truncation()
-    else:
-      self._tokenizer.enable_truncation(length)
     inputs = texts if pairs is None else list(zip(texts, pairs, strict=True))
-    encoded = self._tokenizer.encode_batch_fast(
-        inputs, add_special_tokens=special)
+    with self._lock:
+      if length is None:
+        self._tokenizer.no_truncation()
+      else:
+        self._tokenizer.enable_truncation(length)
+      encoded = self._tokenizer.encode_batch_fast(
+          inputs, add_special_tokens=special)
     if pairs is None:
       return [EncodedText(np.array(e.ids, np.int32)) for e in encoded]
     return [EncodedText(np.array(e.ids, np.int32),
                         np.array(e.type_ids, np.int32)) for e in encoded]
+
+  def encode_spans(self, texts: Sequence[str]) -> list[Any]:
+    """Returns texts as the package's `Encoding`s, without special tokens.
+
+    Slower than `encode_batch`, but with the offsets and the word of each token.
+    """
+    with self._lock:
+      self._tokenizer.no_truncation()
+      processor = self._tokenizer.post_processor
+      # Some processors cut blanks off the offsets.
+      self._tokenizer.post_processor = None
+      try:
+        return self._tokenizer.encode_batch(texts, add_special_tokens=False)
+      finally:
+        self._tokenizer.post_processor = processor
 
   def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
     """Returns the text of ids.
@@ -173,8 +161,17 @@ class Tokenizer:
     Older notation and missing fields of a file are replaced by what the package
     reads them as.
     """
-    self._tokenizer.no_truncation()
-    return json.loads(self._tokenizer.to_str())
+    with self._lock:
+      self._tokenizer.no_truncation()
+      return json.loads(self._tokenizer.to_str())
+
+  def with_template(self, template: str) -> 'Tokenizer':
+    """Returns this tokenizer with a chat template in place of its own."""
+    changed = copy.copy(self)
+    changed.template = template
+    changed.config = {key: value for key, value in self.config.items()
+                      if key != 'chat_template'}
+    return changed
 
   def save(self, folder: paths.Path) -> None:
     """Writes the files that `load` and transformers read.
@@ -196,18 +193,6 @@ class Tokenizer:
     if self.template is not None:
       files.replace(folder / _TEMPLATE, self.template)
     files.replace(folder / _FILE, files.encode(self.definition) + '\n')
-
-  def _find_special(self) -> Special:
-    """Returns the special tokens, as `config` or else usual names have them."""
-    special = {}
-    for role, names in _USUAL_NAMES.items():
-      key = f'{role}_token'
-      if key in self.config:
-        token = self.config[key]
-        names = (token['content'] if isinstance(token, Mapping) else token,)
-      ids = [self.id_of(name) for name in names if name is not None]
-      special[role] = next((i for i in ids if i is not None), None)
-    return Special(**special)
 
 
 def load(path: str) -> Tokenizer:
@@ -243,13 +228,16 @@ def load(path: str) -> Tokenizer:
   special = _json_object(folder / _MAP)
   return Tokenizer(
       _json_object(file), {**special, **config},
-      template=_read_template(folder / _TEMPLATE), source=repr(str(file)))
+      template=_read_template(folder, config), source=repr(str(file)))
 
 
-def _read_template(path):
-  """Returns the content of a file; None if it is missing."""
+def _read_template(folder, config):
+  """Returns the chat template of a folder that has it in a file of its own."""
+  path = folder / _TEMPLATE
   if not paths.exists(path):
-    return None
+    old = {} if 'chat_template' in config else _json_object(
+        folder / _OLD_TEMPLATE)
+    return old.get('chat_template')
   try:
     return paths.read(path).decode()
   except (OSError, UnicodeDecodeError) as err:

@@ -1,6 +1,7 @@
 """Documents as batches: columns worked out by hand."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -80,6 +81,45 @@ def test_tokens_that_the_tokenizer_adds_are_kept(tmp_path, bpe, bert_words):
   assert listed(opened, 'tokens') == [[2, 4, 5, 3]]  # One [SEP], not two.
 
 
+# As transformers has '<s>a' and 'a' of this tokenizer, without special tokens
+# in the first and with them in the second.
+@pytest.mark.parametrize('options, begins', [
+    (dict(), [1, 1]),
+    (dict(add_special_tokens=True), [2, 1]),
+    (dict(add_special_tokens=False), [1, 0]),
+    (dict(bos='</s>', eos='a'), [1, 0]),
+])
+def test_special_tokens_are_not_added_to_what_has_them(tmp_path, bpe, caplog,
+                                                       options, begins):
+  write(tmp_path, '<s>it\n\nit')
+  for _ in range(2):  # The second time, its preparation is complete.
+    caplog.clear()
+    with caplog.at_level(logging.INFO, 'haikd'):
+      opened = open_split(tmp_path, bpe, form='padded', **options)
+    assert (("split 'train', of 2 records: 1 texts hold special tokens that "
+             "texts get ('<s>', '</s>')") in caplog.text) == (not options)
+  assert [row.count(0) for row in listed(opened, 'tokens')] == begins
+
+
+def test_options_name_the_tokens_of_the_data(tmp_path, words):
+  write(tmp_path, DOCUMENTS)
+  opened = open_split(tmp_path, words, form='padded', eos='j', bos='i',
+                      pad='h')
+  assert listed(opened, 'tokens')[:2] == [[11, 3, 4, 5], [12, 10, 10, 10]]
+  assert listed(opened, 'mask')[1] == [1, 0, 0, 0]
+  # The tokenizer that is exported is not changed by what the data uses.
+  assert tokenizer_lib.load(opened.text.tokenizer).special.eos == 2
+
+
+def test_pruning_keeps_the_tokens_of_the_data(tmp_path, merging):
+  write(tmp_path, 'ab')
+  opened = open_split(tmp_path, merging, form='padded', eos='a', pad='bc',
+                      prune=True)
+  kept = tokenizer_lib.load(opened.text.tokenizer)
+  assert [kept.token_of(i) for i in opened[0]['tokens']] == [
+      'ab', 'a', 'bc', 'bc']
+
+
 def test_documents_without_text_are_left_out(tmp_path, words):
   write(tmp_path, '{"text": ""}\n{"text": "a"}\n', 'train.jsonl')
   opened = open_split(tmp_path, words, form='padded')
@@ -156,6 +196,10 @@ def test_slices_know_their_tokenizer(tmp_path, words):
     (dict(prune=True, vocabulary=64), 'config.data.options.vocabulary must be '
      'None with prune=True, .*; got 64'),
     (dict(prune=1), 'prune must be of type bool'),
+    (dict(eos='</t>'), "config.data.options.eos must be a token of the "
+     "tokenizer; got '</t>'. Did you mean '</s>'"),
+    (dict(bos='a', add_special_tokens=False), 'add_special_tokens must be None '
+     "or True with a bos; got False, bos='a'. Leave one"),
 ])
 def test_options_out_of_range_are_refused(tmp_path, words, options, text):
   write(tmp_path, DOCUMENTS)
@@ -176,8 +220,10 @@ def test_tokenizer_that_cannot_end_a_text_is_refused(tmp_path, words):
   (tmp_path / 'words' / 'tokenizer_config.json').write_text(
       json.dumps(dict(eos_token=None)))
   with pytest.raises(checks.DataError, match=(
-      'config.data.options.tokenizer must have a token that ends texts')):
+      'config.data.options.tokenizer must have a token that ends texts; .* '
+      'Name one in config.data.options.eos.')):
     open_split(tmp_path, words)
+  open_split(tmp_path, words, eos='</s>')
 
 
 def test_bucket_is_refused(words):

@@ -1,6 +1,7 @@
 """Sentences and pairs: columns worked out by hand."""
 
 import json
+import logging
 
 import numpy as np
 import pyarrow
@@ -42,6 +43,16 @@ def test_sentences_are_padded_or_truncated_with_special_tokens(tmp_path,
   assert [opened[i]['mask'].tolist().index(False)
           for i in range(2)] == [4, 3]
   assert opened[2]['mask'].all()
+
+
+def test_special_tokens_are_not_added_to_what_has_them(tmp_path, bert_words,
+                                                       caplog):
+  write(tmp_path, 'train.jsonl', dict(text='[CLS] a [SEP]'), dict(text='a'))
+  with caplog.at_level(logging.INFO, 'haikd'):
+    opened = open_split(tmp_path, bert_words)
+  assert opened[0]['tokens'].tolist() == [2, 4, 3, 0, 0]
+  assert opened[1]['tokens'].tolist() == [2, 4, 3, 0, 0]
+  assert "split 'train', of 2 records: 1 texts hold special" in caplog.text
 
 
 def test_padding_may_be_on_the_left(tmp_path, bert_words):

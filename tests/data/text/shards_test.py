@@ -8,6 +8,7 @@ import pytest
 
 from haikd.data import source
 from haikd.data.text import shards
+from haikd.data.text import text_files
 from haikd.data.text import text_tokenizers
 
 ROWS = [
@@ -42,11 +43,12 @@ def open_split(tmp_path, bert_words, monkeypatch):
 
 
 @pytest.mark.parametrize('name, options, expected', [
-    ('text', dict(), dict(tokenizer=None, length=6, form='packed', field='text',
-                          padding='right')),
-    ('completions', dict(prompt='q', completion='p'),
-     dict(tokenizer=None, length=6, prompt='q', completion='p',
-          padding='right')),
+    ('text', dict(), dict(length=6, form='packed', field='text',
+                          padding='right', eos=None, bos=None, pad=None,
+                          add_special_tokens=None)),
+    ('completions', dict(prompt='q', completion='p', eos='a'),
+     dict(length=6, prompt='q', completion='p', padding='right', eos='a',
+          bos=None, pad=None, add_special_tokens=None)),
     ('sentences', dict(), dict(length=6, padding='right', fields=('text',))),
     ('sentences', dict(field='other'),
      dict(length=6, padding='right',
@@ -72,7 +74,15 @@ def test_folder_is_named_by_a_hash_of_all_that_rows_depend_on(
   key = json.dumps(dict(
       options=dict(fields=['text'], length=6, padding='right'), shard=2**23,
       texts=hashlib.sha256(f'.jsonl  {content}\n'.encode()).hexdigest(),
-      tokenizer=text_tokenizers.load(bert_words).digest, version=1))
+      tokenizer=text_tokenizers.load(bert_words).digest, version=2))
   name = hashlib.sha256(key.encode()).hexdigest()[:16]
   assert folder == pathlib.Path(
       tmp_path, 'data', 'haikd_text', 'sentences', name)
+
+
+def test_batches_are_cut_by_the_characters_within_lists():
+  record = text_files.Record(
+      dict(messages=[dict(role='user', content='a' * shards.BATCH_CHARACTERS)]),
+      'line 1', 0.5)
+  batches = list(shards.batches(iter([record] * 3), lambda done: None, 2**62))
+  assert [len(batch) for batch in batches] == [1, 1, 1]

@@ -5,6 +5,7 @@ import pytest
 from tokenizers import pre_tokenizers
 
 from haikd.core import checks
+from haikd.data.text import special_tokens
 from haikd.data.text import tokenizer
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -100,7 +101,7 @@ def test_bos_and_eos_are_added_as_the_file_says(tmp_path, options, tokens):
 
 def test_ids_are_those_of_the_file(tmp_path):
   loaded = tokenizer.load(write(tmp_path / 'm.gguf'))
-  assert loaded.special == tokenizer.Special(bos=0, eos=1)
+  assert loaded.special == special_tokens.Special(bos=0, eos=1)
   assert loaded.id_of(BYTES[0]) == 3 and loaded.id_of('12') == 3 + 256
   assert loaded.id_of('[PAD1]') is None  # It only pads the embedding.
   assert loaded.size == 3 + 256 + len(MERGES) + len(LOOSE)

@@ -1,0 +1,76 @@
+"""The special tokens that a tokenizer itself puts around a text."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from haikd.data.text import tokenizer as tokenizer_lib
+
+_PROBE = 'a'  # Any text will do.
+
+
+class Affixes(NamedTuple):
+  """What a tokenizer adds.
+
+  Attributes:
+    before: int32 `[n]`, the ids before a text.
+    after: int32 `[m]`, the ids after it.
+  """
+
+  before: np.ndarray
+  after: np.ndarray
+
+
+def of(tokenizer: tokenizer_lib.Tokenizer) -> Affixes:
+  """Returns the special tokens that a tokenizer adds to every text."""
+  framed = tokenizer.encode_batch([_PROBE])[0].ids
+  bare = tokenizer.encode_batch([_PROBE], special=False)[0].ids
+  start = next(i for i in range(len(framed) + 1)
+               if np.array_equal(framed[i:i + len(bare)], bare))
+  return Affixes(framed[:start], framed[start + len(bare):])
+
+
+def strip(tokenizer: tokenizer_lib.Tokenizer,
+          texts: Sequence[str]) -> list[str]:
+  """Returns texts without the special tokens that the tokenizer adds.
+
+  Args:
+    tokenizer: the tokenizer of the texts.
+    texts: texts, some of which may hold these tokens where they are added.
+  """
+  before, after = (''.join(str(tokenizer.token_of(i)) for i in ids)
+                   for ids in of(tokenizer))
+  return [text.removeprefix(before).removesuffix(after) for text in texts]
+
+
+def contradictions(tokenizer: tokenizer_lib.Tokenizer) -> Iterator[str]:
+  """Yields what tokenizer_config.json says against tokenizer.json.
+
+  `add_bos_token` and `add_eos_token` are followed by transformers 4. Version 5
+  drops them wherever there is a tokenizer.json, and so does haikd.
+
+  Args:
+    tokenizer: a loaded tokenizer.
+
+  Yields:
+    A sentence for each field.
+  """
+  for role in ('bos', 'eos'):
+    field = f'add_{role}_token'
+    stated = tokenizer.config.get(field)
+    index = getattr(tokenizer.special, role)
+    if index is None or not isinstance(stated, bool):
+      continue
+    before, after = of(tokenizer)
+    adds = index in (before[:1] if role == 'bos' else after[-1:])
+    if stated != adds:
+      token = tokenizer.token_of(index)
+      remedy = ('config.data.options.add_special_tokens=False leaves it out'
+                if adds else f'config.data.options.{role}={token!r} adds it')
+      yield (
+          f'{field}={stated} in tokenizer_config.json contradicts '
+          f'tokenizer.json, which {"adds" if adds else "does not add"} '
+          f'{token!r}. tokenizer.json counts, as in transformers 5; '
+          f'transformers 4 follows the field. For `text` and `completions`, '
+          f'{remedy}.')

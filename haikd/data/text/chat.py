@@ -1,0 +1,266 @@
+"""Chats for language models; only the answers are learned."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+import hashlib
+from typing import Any, NamedTuple, Optional
+
+import numpy as np
+
+from haikd.core import checks
+from haikd.core import registry
+from haikd.data import source
+from haikd.data import spec as spec_lib
+from haikd.data.text import chat_process
+from haikd.data.text import chat_template as chat_template_lib
+from haikd.data.text import framing
+from haikd.data.text import learned
+from haikd.data.text import messages as messages_lib
+from haikd.data.text import packing
+from haikd.data.text import render_chats
+from haikd.data.text import shards
+from haikd.data.text import text_files
+from haikd.data.text import text_prepared
+from haikd.data.text import text_tokenizers
+from haikd.data.text import tokenizer as tokenizer_lib
+from haikd.data.text import tokens as tokens_lib
+
+# Statistics.
+_APART, _CUT, _LOST, _DATED, _OTHER_STOP, _CROSSING = (
+    'apart', 'cut', 'lost', 'dated', 'other_stop', 'crossing')
+
+_OPTIONS = 'config.data.options'
+
+
+class _Chats(NamedTuple):
+  """How a chat becomes rows."""
+
+  tokenizer: tokenizer_lib.Tokenizer
+  template: str
+  length: int
+  fields: messages_lib.Fields
+  padding: str
+  variables: Mapping[str, Any]
+  pad: int
+  end: int
+  stops: tuple[int, ...]
+
+  def recipe(self) -> shards.Recipe:
+    # The tokenizer's digest, which is in the key as well, is not of this.
+    template = hashlib.sha256(self.template.encode()).hexdigest()
+    options = dict(
+        self.fields._asdict(), length=self.length, padding=self.padding,
+        template=template, variables=self.variables, pad=self.pad,
+        end=self.end)
+    return shards.Recipe('chat', options, packing.row_dtype(self.length),
+                         self._rows, notices=self._notices())
+
+  def _rows(self, batches: shards.Batches,
+            counts: Counter) -> Iterator[np.ndarray]:
+    with chat_process.start(self.template, self.variables) as process:
+      for batch in batches:
+        rendered = []
+        for record in batch:
+          chat = messages_lib.read(record, self.fields)
+          rows, is_dated = process.render(chat)
+          rendered += [(row, chat.place) for row in rows]
+          counts[_APART] += len(rows) > 1
+          counts[_DATED] += is_dated
+        spans = learned.spans_of(self.tokenizer,
+                                 [row.text for row, _ in rendered])
+        for (row, place), whole in zip(rendered, spans):
+          yield from self._row(row, whole, place, counts)
+
+  def _row(self, row: render_chats.Row, whole: learned.Spans, place: str,
+           counts: Counter) -> Iterator[np.ndarray]:
+    """Yields a row, unless it is cut before there is anything to learn."""
+    is_learned = np.zeros(len(whole.ids), bool)
+    for begin, end in row.spans:
+      first = learned.first_beyond(whole, begin)
+      stop = self._stop(row.text, whole, first, end)
+      if stop is None:
+        raise checks.DataError(
+            f'{place} must have a token that ends each answer, or the student '
+            'never learns to stop; got, with what is learned in «»: '
+            f'{_shown(row)}. Use a chat template that writes one, such as '
+            f'{{{{ eos_token }}}}, or name its token in {_OPTIONS}.eos.')
+      is_learned[first:stop + 1] = True
+      counts[_CROSSING] += bool(whole.starts[first] < begin)
+      counts[_OTHER_STOP] += bool(whole.ids[stop] != self.end)
+    counts['tokens'] += len(whole.ids)
+    if not is_learned[1:self.length].any():
+      counts[_LOST] += 1
+      return
+    counts[_CUT] += len(whole.ids) > self.length
+    yield learned.row(
+        whole.ids[:self.length], is_learned[:self.length], self.length,
+        pad=self.pad, padding=self.padding)
+
+  def _stop(self, text: str, whole: learned.Spans, first: int,
+            end: int) -> Optional[int]:
+    """Returns the token that ends an answer; only blanks may follow it.
+
+    Args:
+      text: the chat.
+      whole: its tokens.
+      first: the first token of the answer.
+      end: the index of the character after the answer.
+
+    Returns:
+      The index of a token, or None if there is no such token.
+    """
+    last = learned.first_beyond(whole, end)
+    stops = np.flatnonzero(np.isin(whole.ids[first:last], self.stops))
+    if not len(stops):
+      return None
+    stop = first + int(stops[-1])
+    return None if text[whole.ends[stop]:end].strip() else stop
+
+  def _notices(self) -> dict[str, str]:
+    eos = self.tokenizer.token_of(self.end)
+    return {
+        _APART:
+        'chats have answers that the chat template writes differently once the '
+        'chat goes on; the chat up to each of them is a row of its own.',
+        _CROSSING:
+        'answers begin within a token, which is learned with them.',
+        _OTHER_STOP:
+        f'answers end with another token than {eos!r}, which whoever generates '
+        f'has to stop at. {_OPTIONS}.eos names the token that ends texts.',
+        _DATED:
+        'chats have the day of their preparation in them, since the chat '
+        f'template writes it. {_OPTIONS}.template_options may fix it, as '
+        "dict(date_string='26 Jul 2024') does for Llama 3.",
+        _CUT:
+        f'chats lose their end, beyond {self.length} tokens: '
+        f'{_OPTIONS}.length.',
+        _LOST:
+        f'chats are left out, since their first {self.length} tokens have '
+        f'nothing to learn: {_OPTIONS}.length.',
+    }
+
+  def expand(self, rows: np.ndarray) -> Mapping[str, np.ndarray]:
+    return learned.expand(rows)
+
+
+def _shown(row: render_chats.Row) -> str:
+  """Returns a row on one line, what is learned in «»; long parts shortened."""
+  places = [0, *(place for span in row.spans for place in span), len(row.text)]
+  parts = [row.text[start:end] for start, end in zip(places, places[1:])]
+  short = [part if len(part) <= 120 else f'{part[:60]}…{part[-60:]}'
+           for part in parts]
+  lines = [repr(part)[1:-1] for part in short]
+  return ''.join(f'«{line}»' if i % 2 else line for i, line in enumerate(lines))
+
+
+def _stops(tokenizer: tokenizer_lib.Tokenizer, end: int) -> tuple[int, ...]:
+  """Returns the tokens that may end an answer: special ones, and `end`."""
+  special = tokenizer.special
+  added = {token['id'] for token in tokenizer.definition.get('added_tokens', ())
+           if token['special']}
+  return (end, *(added - {special.bos, special.unk, special.mask, end}))
+
+
+def _chat_spec(*, tokenizer, length, vocabulary=None, **options):
+  del options
+  packing.check_options(length, 'right')
+  return spec_lib.Spec(
+      tokens_lib.columns(length),
+      text_tokenizers.vocabulary_size(
+          text_tokenizers.load(tokenizer), vocabulary))
+
+
+@registry.register_dataset(spec=_chat_spec)
+def chat(split: str,
+         *,
+         tokenizer: str,
+         length: int,
+         messages: str = 'messages',
+         prompt: str = 'prompt',
+         completion: str = 'completion',
+         chat_template: Optional[str] = None,
+         template_options: Optional[Mapping[str, Any]] = None,
+         padding: str = 'right',
+         vocabulary: Optional[int] = None,
+         eos: Optional[str] = None,
+         bos: Optional[str] = None,
+         pad: Optional[str] = None,
+         tfds: Optional[str] = None,
+         source_dir: Optional[str] = None,
+         data_dir: Optional[str] = None) -> source.Source:
+  """Chats, written by the tokenizer's chat template; answers are learned.
+
+  Files are as for `text`, of the kinds that have fields. A record has a list of
+  messages, `dict(role='user', content='…')`, in one field; or in two, of which
+  the first is not learned. The ids are those of `apply_chat_template` in
+  transformers. What the assistant says is learned, up to the special token that
+  ends it, which must be there; an empty `<think>` block before it is not. A
+  template may write an answer differently once the chat goes on, without its
+  thoughts for instance: the chat up to this answer is then a row of its own.
+  Where a template has `{% generation %}`, what is learned is what it marks.
+
+  A chat that is longer than a row loses its end. Tools are refused. The
+  template is rendered in a process of its own, with limits of time and memory.
+
+  Args:
+    split: 'train', 'validation' or another split of the data set, or a slice of
+      one.
+    tokenizer: as `haikd.data.text.tokenizer.load` takes it.
+    length: N, the number of tokens in a row.
+    messages: the field of all messages.
+    prompt: the field of messages that are not learned, where `messages` is
+      missing.
+    completion: the field of the messages that follow `prompt`.
+    chat_template: a template of Jinja2, its file, or the name of one of the
+      tokenizer's templates; None for the tokenizer's.
+    template_options: variables of the template, such as
+      dict(enable_thinking=False).
+    padding: the side of the padding, 'right' or 'left'.
+    vocabulary: V is at least this.
+    eos: the token that ends texts, `eos_token` in the template; None for the
+      tokenizer's.
+    bos: likewise `bos_token`.
+    pad: the token that fills rows up; None for the tokenizer's.
+    tfds: the name of the data set in tfds; it must be prepared in `data_dir`.
+    source_dir: the folder of the files.
+    data_dir: the folder of prepared files; None for that of tfds.
+
+  Returns:
+    A Source of `tokens`, `mask`, `label` and `target_mask`, which is true where
+    a token of an answer is predicted.
+
+  Raises:
+    ConfigError: an option out of its range, a token that the tokenizer does not
+      have, or no chat template.
+    DataError: files, a tokenizer, a template or messages that cannot be used,
+      or an unknown or empty split.
+  """
+  packing.check_options(length, padding)
+  fields = messages_lib.Fields(messages, prompt, completion)
+  location = text_files.Location(source_dir, data_dir, tfds, 'file', messages,
+                                 fields.column_groups())
+  choice = framing.Choice(eos, bos, pad)
+
+  def with_option(loaded: tokenizer_lib.Tokenizer) -> tokenizer_lib.Tokenizer:
+    if chat_template is None:
+      return loaded
+    # An export then has the template that the student has learned.
+    return loaded.with_template(
+        chat_template_lib.choose(loaded, chat_template))
+
+  def make_format(
+      loaded: tokenizer_lib.Tokenizer,
+      corpus: text_files.Corpus) -> text_prepared.RowFormat:
+    del corpus
+    frame = framing.build(loaded, choice)
+    end = framing.end_id(loaded, eos)
+    return _Chats(
+        loaded, chat_template_lib.choose(loaded), length, fields, padding,
+        chat_template_lib.variables(loaded, choice, template_options),
+        frame.pad, end, _stops(loaded, end))
+
+  return text_prepared.open_rows(
+      make_format, tokenizer, location, split,
+      adapt=with_option,
+      num_classes=lambda loaded: text_tokenizers.vocabulary_size(
+          loaded, vocabulary))

@@ -1,0 +1,87 @@
+"""Rows in which only some of the tokens are learned."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from haikd.data.text import packing
+from haikd.data.text import tokenizer as tokenizer_lib
+from haikd.data.text import tokens as tokens_lib
+
+_CONTEXT, _LEARNED = 1, 2  # The parts of a row.
+
+
+class Spans(NamedTuple):
+  """A text as token ids, and the part of it that each of them stands for.
+
+  Attributes:
+    ids: int32 `[N]`, without the special tokens that the tokenizer adds.
+    starts: int32 `[N]`, the index of the first character of each token.
+    ends: int32 `[N]`, one more than that of its last character. The tokens of
+      one character, its bytes, all have the same start and end.
+  """
+
+  ids: np.ndarray
+  starts: np.ndarray
+  ends: np.ndarray
+
+
+def spans_of(tokenizer: tokenizer_lib.Tokenizer,
+             texts: Sequence[str]) -> list[Spans]:
+  """Returns texts as ids with their places."""
+  spans = []
+  for encoded in tokenizer.encode_spans(texts):
+    places = np.array(encoded.offsets, np.int32).reshape(-1, 2)
+    spans.append(Spans(np.array(encoded.ids, np.int32), places[:, 0],
+                       places[:, 1]))
+  return spans
+
+
+def first_beyond(spans: Spans, place: int) -> int:
+  """Returns the first token that has a character at or beyond a place.
+
+  Args:
+    spans: a text.
+    place: the index of a character, or the length of the text.
+
+  Returns:
+    The index of a token, or the number of tokens.
+  """
+  beyond = spans.ends > place
+  return int(np.argmax(beyond)) if beyond.any() else len(beyond)
+
+
+def row(tokens: np.ndarray, is_learned: np.ndarray, length: int, *, pad: int,
+        padding: str) -> np.ndarray:
+  """Returns one row.
+
+  Args:
+    tokens: integers, `[n]`, n at most N.
+    is_learned: bool `[n]`.
+    length: N.
+    pad: the token that fills the row up.
+    padding: the side of the padding, 'right' or 'left'.
+
+  Returns:
+    A scalar of `packing.row_dtype(length)`.
+  """
+  return packing.row([tokens], [np.where(is_learned, _LEARNED, _CONTEXT)],
+                     length, pad=pad, padding=padding)
+
+
+def expand(rows: np.ndarray) -> Mapping[str, np.ndarray]:
+  """Returns the columns of examples.
+
+  Args:
+    rows: `[B]` rows.
+
+  Returns:
+    `tokens`, `mask`, `label` and `target_mask`, which is true where the next
+    token is learned.
+  """
+  tokens, parts = rows['tokens'], rows['parts']
+  label, target_mask = tokens_lib.next_token(
+      tokens, parts > 0, completion=parts == _LEARNED)
+  return dict(tokens=tokens, mask=parts > 0, label=label,
+              target_mask=target_mask)
