@@ -177,12 +177,13 @@ def build_splits(data: ml_collections.ConfigDict) -> AnySplits:
     ConfigError: a weight that is no number and no schedule, or an option that
       no data set takes.
   """
+  options = config_lib.plain(data.options)
   if not data.mixture:
     return reader_lib.Splits(
-        name=data.name, options=config_lib.plain(data.options),
+        name=data.name, options=options,
         source_dir=data.source_dir, data_dir=data.data_dir)
   parts, weights = {}, {}
-  unused = set(data.options)
+  unused = set(options)
   for name in sorted(data.mixture):  # A saved config may have another order.
     entry = config_lib.component(data.mixture[name])
     weights[name] = schedules.build(
@@ -190,13 +191,13 @@ def build_splits(data: ml_collections.ConfigDict) -> AnySplits:
     folder = entry.source_dir
     if folder is None and data.source_dir is not None:
       folder = os.path.join(data.source_dir, name)
-    shared = {option: value for option, value in config_lib.plain(data.options).items()
+    shared = {option: value for option, value in options.items()
               if not entry.name or _takes(entry.name, option)}
     unused -= set(shared)
     parts[name] = reader_lib.Splits(
         name=entry.name or data.name,
-        options={**shared, **config_lib.plain(entry.options)}, source_dir=folder,
-        data_dir=data.data_dir)
+        options={**shared, **config_lib.plain(entry.options)},
+        source_dir=folder, data_dir=data.data_dir)
   if unused:
     raise checks.ConfigError(
         'config.data.options must have options that a data set of the mixture '

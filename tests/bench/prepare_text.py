@@ -1,13 +1,13 @@
 r"""How fast texts are prepared, and how much memory that takes.
 
-  python tests/bench/prepare_text.py --tokenizer=FOLDER --megabytes=32
-  python tests/bench/prepare_text.py --tokenizer=FOLDER --megabytes=2000 \
-      --memory
+  python tests/bench/prepare_text.py --tokenizer=FOLDER --texts=FILE.jsonl
+  python tests/bench/prepare_text.py --tokenizer=FOLDER --texts=FILE.jsonl \
+      --megabytes=2000 --memory
 
-Prints tokens a second of the data set `text` on a file of JSON lines, and of
-the package `tokenizers` alone on the same texts in memory (in its own batches,
-on all cores): the medians of interleaved rounds, and of their ratio. The texts
-are words of the tokenizer's vocabulary in random order.
+The documents of the file are repeated, in random order, up to --megabytes.
+Prints tokens a second of the data set `text`, from JSON lines to rows on disk,
+and of the package `tokenizers` alone on the same documents in memory, on all
+cores: the medians of interleaved rounds, and of their ratio.
 
 With --memory, the largest resident size is printed for a tenth of the file and
 for all of it, each in a process of its own.
@@ -29,23 +29,19 @@ import tokenizers
 
 from haikd.data import source
 
-_CHARACTERS = 2000  # Of a document.
 
-
-def write(path: pathlib.Path, tokenizer: str, megabytes: float) -> None:
-  """Writes random documents as JSON lines."""
-  vocabulary = tokenizers.Tokenizer.from_file(
-      f'{tokenizer}/tokenizer.json').get_vocab()
-  words = sorted(word.strip('Ġ▁') for word in vocabulary)
-  words = [word for word in words if word.isalpha() and word.isascii()]
+def write(path: pathlib.Path, documents: list[str], megabytes: float) -> None:
+  """Writes documents as JSON lines."""
   rng = random.Random(0)
   with open(path, 'w') as file:
     while file.tell() < megabytes * 1e6:
-      text, size = [], 0
-      while size < _CHARACTERS:
-        text.append(rng.choice(words))
-        size += len(text[-1]) + 1
-      file.write(json.dumps(dict(text=' '.join(text))) + '\n')
+      file.write(json.dumps(dict(text=rng.choice(documents))) + '\n')
+
+
+def read(path: str | pathlib.Path) -> list[str]:
+  """Returns the documents of a file of JSON lines."""
+  with open(path) as file:
+    return [json.loads(line)['text'] for line in file]
 
 
 def prepare(folder: str, tokenizer: str) -> tuple[int, float]:
@@ -91,21 +87,22 @@ def measure_memory(folder: str, tokenizer: str) -> float:
 def main():
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--tokenizer', required=True)
+  parser.add_argument('--texts', required=True)
   parser.add_argument('--megabytes', type=float, default=32)
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--memory', action='store_true')
   flags = parser.parse_args()
+  documents = read(flags.texts)
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder, 'train.jsonl')
     if flags.memory:
       for megabytes in (flags.megabytes / 10, flags.megabytes):
-        write(path, flags.tokenizer, megabytes)
+        write(path, documents, megabytes)
         peak = measure_memory(folder, flags.tokenizer)
         print(f'{path.stat().st_size / 1e6:.0f} MB: {peak:.0f} MiB at most')
       return
-    write(path, flags.tokenizer, flags.megabytes)
-    with open(path) as file:
-      texts = [json.loads(line)['text'] for line in file]
+    write(path, documents, flags.megabytes)
+    texts = read(path)
     prepare(folder, flags.tokenizer)  # Imports, and digests the file.
     rates = []
     for _ in range(flags.rounds):
