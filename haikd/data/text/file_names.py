@@ -22,7 +22,9 @@ _HOW_TO_NAME = (
     'a set of shards such as <split>-00000-of-00003.parquet, or a folder '
     f'<split> of such files. {" or ".join(COMPRESSIONS)} may follow the suffix '
     'of a text.')
-_SHARD = re.compile(r'(?:(?P<set>.*)[-_.])?(?P<number>\d+)-of-(?P<total>\d+)')
+# The Hub has names with a hash as well: train-00000-of-00001-a09b74b3ef9c3b56.
+_SHARD = re.compile(r'(?:(?P<set>.*)[-_.])?(?P<number>\d+)-of-(?P<total>\d+)'
+                    '(?:-[0-9a-f]{16})?')
 _STATE = 'state.json'  # In a folder that `Dataset.save_to_disk` has written.
 
 
@@ -92,13 +94,7 @@ def find(folder: pathlib.Path, split: str) -> Files:
   if (folder / split).is_dir():
     candidates.append((split, []))
   if not candidates:
-    splits = {_split_of(name) for _, name in named} | {
-        path.name for path in folder.glob('*') if path.is_dir()}
-    part = (f"A slice, such as '{min(splits)}[95%:]', is a split as well. "
-            if splits else '')
-    raise checks.DataError(
-        f'Split {split!r} must be a file or folder in {str(folder)!r}; got '
-        f'neither. {checks.suggest(split, splits)} {part}{_HOW_TO_NAME}')
+    raise _missing(folder, split)
   if len(candidates) > 1:
     titles = ', '.join(title for title, _ in candidates)
     raise checks.DataError(
@@ -110,16 +106,34 @@ def find(folder: pathlib.Path, split: str) -> Files:
   return found
 
 
+def _missing(folder, split):
+  """Returns the error of a split that a folder does not have."""
+  splits, below = _splits_in(folder), [
+      path for path in sorted(folder.glob('*')) if split in _splits_in(path)]
+  if below:
+    remedy = f'Set config.data.source_dir to {str(below[0])!r}, which has it.'
+  else:
+    part = (f"A slice, such as '{min(splits)}[95%:]', is a split as well. "
+            if splits else '')
+    remedy = f'{checks.suggest(split, splits)} {part}{_HOW_TO_NAME}'
+  return checks.DataError(
+      f'Split {split!r} must be a file or folder in {str(folder)!r}; got '
+      f'neither. {remedy}')
+
+
+def _splits_in(folder):
+  """Returns the names of what may be splits in a folder."""
+  names = {path.name for path in folder.glob('*') if path.is_dir()}
+  for _, name in _texts_in(folder):
+    match = _SHARD.fullmatch(name.stem)
+    names.add(match['set'] or name.stem if match else name.stem)
+  return names
+
+
 def _texts_in(folder):
   """Returns the files of a folder that hold texts, by their names, in order."""
   return [(path, name) for path in sorted(folder.glob('*'))
           if (name := parse(path))]
-
-
-def _split_of(name):
-  """Returns the split that a file is named for."""
-  match = _SHARD.fullmatch(name.stem)
-  return match['set'] or name.stem if match else name.stem
 
 
 def _inside(folder, split):

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 import hashlib
 import pathlib
+import reprlib
 from typing import Any, NamedTuple, Optional, Protocol
 
 from haikd.core import checks
@@ -120,7 +121,7 @@ def text_of(record: Record, field: str) -> str:
   if not isinstance(value, str):
     raise checks.DataError(
         f'{record.place} must have a text in the field {field!r}; got '
-        f'{value!r}. Remove the record, or choose another field in '
+        f'{reprlib.repr(value)}. Remove the record, or choose another field in '
         'config.data.options.')
   return value
 

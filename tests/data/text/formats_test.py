@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import pathlib
+import re
 
 import pyarrow
 from pyarrow import parquet
@@ -158,6 +159,8 @@ SPOILT = {
     'latin1 csv': ('x.csv', b'text\na\ncaf\xe9\n', 'line 3 .* must be UTF-8'),
     'utf16': ('x.txt', 'a'.encode('utf-16'), (
         'must hold text in UTF-8; got UTF-16, .*iconv -f UTF-16 -t UTF-8')),
+    'utf16 without a mark': ('x.txt', 'Hello'.encode('utf-16-be'),
+                             'must hold text in UTF-8; got UTF-16, '),
     'lfs': ('x.jsonl', b'version https://git-lfs.github.com/spec/v1\n',
             'got a pointer of Git LFS, .*git lfs pull'),
     'gzip': ('x.jsonl', gzip.compress(GOOD), 'got gzip, .* Add .gz to its'),
@@ -254,7 +257,9 @@ def touch(folder, *names):
 
 @pytest.mark.parametrize('pattern', [
     'train-{:05d}-of-00003.parquet', 'train-{}-of-3.jsonl.gz',
-    'train/{:05d}-of-00003.csv', 'train/c4-train.{:05d}-of-00003.JSON.GZ',
+    'train-{:05d}-of-00003-a09b74b3ef9c3b56.parquet',
+    'train/{:05d}-of-00003.csv',
+    'train/c4-train.{:05d}-of-00003.JSON.GZ',
 ])
 @pytest.mark.parametrize('first', [0, 1])
 def test_shards_are_one_split_in_order(tmp_path, pattern, first):
@@ -262,7 +267,7 @@ def test_shards_are_one_split_in_order(tmp_path, pattern, first):
   touch(tmp_path, *names, 'test-00000-of-00001.parquet', 'train-x.parquet')
   assert found(tmp_path) == names
   (tmp_path / names[1]).unlink()
-  number = pattern[pattern.index('{'):pattern.rindex('3') + 1].format(first + 1)
+  number = re.search('{.*}-of-0*3', pattern)[0].format(first + 1)
   with pytest.raises(checks.DataError, match=(
       f"'train' must have its 3 shards; got 2 in .*, without {number}. Fetch")):
     found(tmp_path)
@@ -273,6 +278,14 @@ def test_missing_split_names_those_of_shards(tmp_path):
   with pytest.raises(checks.DataError, match="got neither. Did you mean 'train"
                      "ing'. Known: training. A slice, such as 'training.95"):
     found(tmp_path)
+
+
+def test_folder_below_that_has_the_split_is_the_remedy(tmp_path):
+  touch(tmp_path, 'data/train-00000-of-00001.parquet', 'other/test.csv')
+  with pytest.raises(checks.DataError, match=(
+      "got neither. Set config.data.source_dir to '.*data', which has it")):
+    found(tmp_path)
+  assert found(tmp_path / 'data') == ['train-00000-of-00001.parquet']
 
 
 @pytest.mark.parametrize('names, text', [
