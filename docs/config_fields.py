@@ -1,4 +1,4 @@
-"""Writes the tables of `config.md` from `haikd/config/fields.py`.
+"""Writes the tables of `config.md` from `haikd/config/`.
 
 MkDocs calls `on_page_markdown`. The source is parsed and not imported: a
 field's description is the comment above it.
@@ -9,7 +9,9 @@ import pathlib
 import re
 from typing import Any, NamedTuple, Optional
 
-SOURCE = pathlib.Path(__file__).parents[1] / 'haikd' / 'config' / 'fields.py'
+SOURCES = tuple(
+    pathlib.Path(__file__).parents[1] / 'haikd' / 'config' / name
+    for name in ('fields.py', 'entries.py'))
 MARK = '<!-- fields -->'
 
 # Functions that make a part of a config used in several places.
@@ -18,6 +20,7 @@ SHARED = {
     'optimizer': ('optimizer and teacher.train.optimizer',
                   ('optimizer', 'teacher.train.optimizer')),
     'term': ('losses.<term>', ('losses.<term>',)),
+    'component': ('data.mixture.<name>', ('data.mixture.<name>',)),
 }
 
 
@@ -35,11 +38,16 @@ class Field(NamedTuple):
   comment: str
 
 
+def read() -> str:
+  """Returns the text of all sources."""
+  return '\n'.join(path.read_text() for path in SOURCES)
+
+
 def sections(source: str) -> dict[str, list[Field]]:
   """Returns the fields by section, in the order of the source.
 
   Args:
-    source: the text of `fields.py`.
+    source: the text that `read` returns.
 
   Returns:
     `{title: fields}`; the fields of the config itself have the title ''.
@@ -75,7 +83,7 @@ def on_page_markdown(text: str, page: Any, **_: Any) -> Optional[str]:
   """Puts the tables where the page has its mark."""
   if MARK not in text:
     return None
-  return text.replace(MARK, markdown(SOURCE.read_text()))
+  return text.replace(MARK, markdown(read()))
 
 
 def _add(found, title, value, lines):
@@ -105,7 +113,9 @@ def _default(value):
   text = ast.unparse(value)
   if re.match(r'config_dict\.placeholder|_any\(\)', text):
     return 'None'
-  for wrapper in (r'_any\((.*)\)', r"fields\.pop\('\w+', (.*)\)"):
+  for wrapper in (r'_any\((.*)\)',
+                  r'config_dict\.FieldReference\((.*), field_type=.*\)',
+                  r"fields\.pop\('\w+', (.*)\)"):
     if match := re.fullmatch(wrapper, text):
       text = match[1]
   return text

@@ -130,7 +130,7 @@ def flattened(config, prefix=''):
 
 def test_every_field_of_a_config_is_described_with_its_default(fields):
   described = {}
-  for title, rows in fields.sections(fields.SOURCE.read_text()).items():
+  for title, rows in fields.sections(fields.read()).items():
     places = {shared: at for shared, at in fields.SHARED.values()}
     for place in places.get(title, (title,)):
       for row in rows:
@@ -143,11 +143,14 @@ def test_every_field_of_a_config_is_described_with_its_default(fields):
     assert row.comment, f'{name} has no comment above it'
     default = ast.literal_eval(row.default)
     assert default == (value.to_dict() if hasattr(value, 'to_dict') else value)
-  for name, value in config_lib.term().items():
-    row = described.pop(f'losses.<term>.{name}')
-    assert row.comment, f'{name} of a term has no comment above it'
-    default = ast.literal_eval(row.default)
-    assert default == (value.to_dict() if hasattr(value, 'to_dict') else value)
+  for place, entry in (('losses.<term>', config_lib.term()),
+                       ('data.mixture.<name>', config_lib.component({}))):
+    for name, value in entry.items():
+      row = described.pop(f'{place}.{name}')
+      assert row.comment, f'{place}.{name} has no comment above it'
+      default = ast.literal_eval(row.default)
+      assert default == (
+          value.to_dict() if hasattr(value, 'to_dict') else value)
   assert not described
 
 

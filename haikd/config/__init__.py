@@ -1,11 +1,12 @@
 """The config: its fields, its rules, and the file that it comes from."""
 
+from haikd.config.entries import component
+from haikd.config.entries import term
 from haikd.config.fields import base
 from haikd.config.fields import ConfigDict
 from haikd.config.fields import network
 from haikd.config.fields import OPEN_FIELDS
 from haikd.config.fields import optimizer
-from haikd.config.fields import term
 from haikd.config.fields import validate
 from haikd.config.options import plain
 from haikd.config.variants import variant

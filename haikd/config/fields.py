@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import ml_collections
 from ml_collections import config_dict
 
+from haikd.config import entries
 from haikd.config import rules
 
 ConfigDict: TypeAlias = ml_collections.ConfigDict
@@ -19,7 +20,7 @@ ConfigDict: TypeAlias = ml_collections.ConfigDict
 # Fields that accept any key; their keys belong to what they configure.
 OPEN_FIELDS = ('student.options', 'student.taps', 'student.placement',
                'teacher.options', 'teacher.taps', 'teacher.placement',
-               'data.options', 'data.augment', 'losses',
+               'data.options', 'data.augment', 'data.mixture', 'losses',
                'teacher.train.augment', 'optimizer.options',
                'teacher.train.optimizer.options')
 
@@ -152,6 +153,9 @@ def base() -> ConfigDict:
           name='digits',
           # Keyword options of the data set.
           options={},
+          # Data sets to read as one, as {name: weight} or {name: dict(weight=…,
+          # …)}; {} for the one above alone.
+          mixture={},
           # Split to train on.
           train='train',
           # Folder of the data set's raw files; None if it has none.
@@ -230,35 +234,6 @@ def base() -> ConfigDict:
   return config
 
 
-def term(**fields: Any) -> ConfigDict:
-  """Returns one entry of `config.losses`, with the defaults filled in.
-
-  Args:
-    **fields: the fields that differ from their defaults, which are below.
-
-  Returns:
-    A ConfigDict with every field.
-  """
-  return ConfigDict(
-      dict(
-          # Name of a registered loss; required.
-          loss=fields.pop('loss', ''),
-          # Weight of the term: a number, or a schedule such as
-          # dict(kind='linear', start=0., end=1., steps=1000).
-          weight=fields.pop('weight', 1.0),
-          # Layers to compare, in the forms of `haikd.align.pair_layers`; None
-          # for all layers of the student.
-          layers=_any(fields.pop('layers', None)),
-          # Name of a registered aligner; auto for pool, or for none where the
-          # loss takes any width.
-          align=fields.pop('align', 'auto'),
-          # Keyword options of the aligner.
-          align_options=fields.pop('align_options', {}),
-          # Keyword options of the loss, each a value or a schedule.
-          options=fields.pop('options', {}),
-          **fields))
-
-
 def validate(config: ConfigDict) -> None:
   """Refuses a config that cannot work, before any device work.
 
@@ -274,5 +249,8 @@ def validate(config: ConfigDict) -> None:
   """
   rules.check_fields(config, base(), OPEN_FIELDS)
   for name, entry in config.losses.items():
-    rules.check_term(f'config.losses.{name}', entry, term())
+    rules.check_term(f'config.losses.{name}', entry, entries.term())
+  for name, entry in config.data.mixture.items():
+    rules.check_component(
+        f'config.data.mixture.{name}', entry, entries.component(1.0))
   rules.check_rules(config)

@@ -117,6 +117,41 @@ def check_rules(config: ml_collections.ConfigDict) -> None:
       _require(f'config.{field}', rule, is_legal(value), value)
 
 
+def is_weight(value: Any) -> bool:
+  """Returns whether a value is a number, or a dict of a schedule."""
+  return checks.is_number(value) or _is_dict(value) and 'kind' in value
+
+
+def check_component(field: str, entry: Any,
+                    defaults: Mapping[str, Any]) -> None:
+  """Refuses an entry of `config.data.mixture` that is no data set.
+
+  Args:
+    field: the entry's path, `config.data.mixture.<name>`.
+    entry: the value of the field.
+    defaults: every field of a data set of a mixture, with its default.
+
+  Raises:
+    ConfigError: a value breaks a rule; the message has the field and the rule.
+  """
+  _require(field, 'be a weight or a dict of fields',
+           is_weight(entry) or _is_dict(entry), entry,
+           ' Write dict(weight=…, source_dir=…).')
+  if is_weight(entry):
+    _check_weight(field, entry)
+    return
+  _check_names(field, 'a data set of a mixture', entry, defaults)
+  values = {**defaults, **entry}
+  _check_weight(f'{field}.weight', values['weight'])
+  _require(f'{field}.name', 'name a data set', isinstance(values['name'], str),
+           values['name'])
+  _require(f'{field}.options', 'be a dict', _is_dict(values['options']),
+           values['options'])
+  _require(f'{field}.source_dir', 'be None or a folder',
+           isinstance(values['source_dir'], (str, type(None))),
+           values['source_dir'])
+
+
 def check_term(field: str, entry: Any, defaults: Mapping[str, Any]) -> None:
   """Refuses an entry of `config.losses` that is not a loss term.
 
@@ -130,21 +165,12 @@ def check_term(field: str, entry: Any, defaults: Mapping[str, Any]) -> None:
   """
   _require(field, 'be a dict of fields', _is_dict(entry), entry,
            ' Write dict(loss=…, weight=…).')
-  for name in entry:
-    if name not in defaults:
-      raise checks.ConfigError(
-          f'{field}.{name} must be a field of a loss term. '
-          f'{checks.suggest(name, defaults)}')
+  _check_names(field, 'a loss term', entry, defaults)
   values = {**defaults, **entry}
-  loss, weight = values['loss'], values['weight']
+  loss = values['loss']
   _require(f'{field}.loss', 'name a registered loss',
            loss and isinstance(loss, str), loss)
-  is_schedule = _is_dict(weight)
-  _require(f'{field}.weight', 'be a finite number, or a dict of a schedule',
-           is_schedule or checks.is_number(weight), weight)
-  for name, value in weight.items() if is_schedule else ():
-    _require(f'{field}.weight.{name}', 'be a finite number',
-             name == 'kind' or checks.is_number(value), value)
+  _check_weight(f'{field}.weight', values['weight'])
   _require(f'{field}.layers', 'be None, a tuple or a name',
            _selects_layers(values['layers']), values['layers'])
   _require(f'{field}.align', 'name a registered aligner',
@@ -153,6 +179,23 @@ def check_term(field: str, entry: Any, defaults: Mapping[str, Any]) -> None:
   for name in ('options', 'align_options'):
     _require(f'{field}.{name}', 'be a dict', _is_dict(values[name]),
              values[name])
+
+
+def _check_names(field, what, entry, defaults):
+  for name in entry:
+    if name not in defaults:
+      raise checks.ConfigError(
+          f'{field}.{name} must be a field of {what}. '
+          f'{checks.suggest(name, defaults)}')
+
+
+def _check_weight(field, weight):
+  is_schedule = _is_dict(weight)
+  _require(field, 'be a finite number, or a dict of a schedule',
+           is_schedule or checks.is_number(weight), weight)
+  for name, value in weight.items() if is_schedule else ():
+    _require(f'{field}.{name}', 'be a finite number',
+             name == 'kind' or checks.is_number(value), value)
 
 
 def _require(field, rule, is_legal, value, remedy=''):

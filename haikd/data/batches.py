@@ -4,7 +4,6 @@ Both classes are random-access sources for Grain: batch b depends on b alone,
 not on the order or the thread in which batches are read.
 """
 
-import functools
 import math
 import sys
 from typing import Any, Optional
@@ -12,37 +11,35 @@ from typing import Any, Optional
 import numpy as np
 
 from haikd.core import base
+from haikd.data import mixture as mixture_lib
 from haikd.data import reader as reader_lib
 from haikd.data.image import augment as augment_lib
 from haikd.data.image import normalise as normalise_lib
 from haikd.data.image import resize as resize_lib
 
-# Part of a seed: what its random numbers are for.
-_ORDER, _AUGMENT = 0, 1
+_AUGMENT = 1  # Part of a seed: what its random numbers are for.
 
 
 class Training:
   """One process's share of an endless stream of training batches.
 
-  The epochs are concatenated, each in a new order, and cut into batches of
-  `batch_size`. Each process takes a contiguous share of every batch. So every
-  batch is full, no example is dropped at the end of an epoch, and the global
-  batch does not depend on the number of processes. (Its augmentation does.)
+  Each process takes a contiguous share of every batch of the reader's order. So
+  the global batch does not depend on the number of processes. (Its augmentation
+  does.)
   """
 
-  def __init__(self, reader: reader_lib.Reader,
+  def __init__(self, reader: mixture_lib.AnyReader,
                augment: augment_lib.Augment, *, batch_size: int, seed: int,
                scale: normalise_lib.Scale, process_index: int,
                process_count: int, resize: Optional[resize_lib.Resize] = None):
     self._reader = reader
     self._augment = augment
     self._resize = resize
-    self._batch_size = batch_size
+    self._order = reader.order(batch_size, seed)
     self._seed = seed
     self._scale = scale
     self._process_index = process_index
     self._share = batch_size // process_count
-    self._order = functools.lru_cache(maxsize=3)(self._order_of_epoch)
 
   def __len__(self) -> int:
     return sys.maxsize
@@ -54,14 +51,8 @@ class Training:
 
   def indices(self, number: int) -> np.ndarray:
     """Returns the indices of this process's examples in a batch, in order."""
-    start = number * self._batch_size + self._process_index * self._share
-    epoch, first = divmod(start, len(self._reader))
-    indices = self._order(epoch)[first:first + self._share]
-    while len(indices) < self._share:
-      epoch += 1
-      missing = self._share - len(indices)
-      indices = np.concatenate([indices, self._order(epoch)[:missing]])
-    return indices
+    start = self._process_index * self._share
+    return self._order.batch(number)[start:start + self._share]
 
   def batch(self, indices: np.ndarray, rng: np.random.Generator) -> base.Batch:
     """Returns a batch of the given examples."""
@@ -73,10 +64,6 @@ class Training:
     examples = self._augment(examples, rng)
     return _to_batch(examples, np.ones(len(indices), bool), self._scale)
 
-  def _order_of_epoch(self, epoch: int) -> np.ndarray:
-    rng = np.random.default_rng((self._seed, _ORDER, epoch))
-    return rng.permutation(len(self._reader))
-
 
 class Evaluation:
   """One process's share of one pass over a split.
@@ -87,8 +74,8 @@ class Evaluation:
   batches.
   """
 
-  def __init__(self, reader: reader_lib.Reader, *, batch_size: int, shards: int,
-               scale: normalise_lib.Scale, process_index: int,
+  def __init__(self, reader: mixture_lib.AnyReader, *, batch_size: int,
+               shards: int, scale: normalise_lib.Scale, process_index: int,
                process_count: int, resize: Optional[resize_lib.Resize] = None):
     self._reader = reader
     self._fit = None if resize is None else resize.evaluation

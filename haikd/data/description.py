@@ -34,7 +34,7 @@ def describe(
     DataError: a data set that must be read and cannot be.
   """
   data = pipeline.build_data(config, process_index=0, process_count=1)
-  spec = source.describe(**data.splits.dataset)
+  spec = data.splits.describe()
   if spec is None:
     return data.spec, data.num_classes
   # An example of zeros goes through the pipeline in place of a real one.

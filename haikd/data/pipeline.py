@@ -11,7 +11,7 @@ from haikd import config as config_lib
 from haikd.core import base
 from haikd.core import checks
 from haikd.data import batches
-from haikd.data import reader as reader_lib
+from haikd.data import mixture as mixture_lib
 from haikd.data import source as source_lib
 from haikd.data.image import augment as augment_lib
 from haikd.data.image import normalise as normalise_lib
@@ -50,7 +50,7 @@ class Data:
       one example.
   """
 
-  def __init__(self, *, splits: reader_lib.Splits, train: str,
+  def __init__(self, *, splits: mixture_lib.AnySplits, train: str,
                held_out: tuple[str, str], augment: Mapping[str, Any],
                augment_field: str, batch_size: int, eval_batch_size: int,
                shards: int, seed: int, prefetch: int,
@@ -103,7 +103,7 @@ class Data:
     """The shapes and dtypes of the global training batch."""
     return self.spec_of(self._reader(self._train))
 
-  def spec_of(self, reader: reader_lib.Reader) -> base.Batch:
+  def spec_of(self, reader: mixture_lib.AnyReader) -> base.Batch:
     """Returns the shapes and dtypes of a global training batch.
 
     Args:
@@ -256,11 +256,7 @@ def build_data(config: config_lib.ConfigDict,
   augment_lib.build_augment(augment, None, field=augment_field)
   resize = resize_lib.build_resize(
       augment, data.image_size, field=augment_field)
-  splits = reader_lib.Splits(
-      name=data.name,
-      options=config_lib.plain(data.options),
-      source_dir=data.source_dir,
-      data_dir=data.data_dir)
+  splits = mixture_lib.build_splits(data)
   if like is not None and like.splits.dataset == splits.dataset:
     splits = like.splits
   return Data(

@@ -12,7 +12,9 @@ import numpy as np
 from haikd.core import base
 from haikd.core import checks
 from haikd.data import foreign
+from haikd.data import orders
 from haikd.data import source as source_lib
+from haikd.data import spec as spec_lib
 
 CACHE_BYTES = 2**29  # Splits up to this decoded size are kept in memory.
 
@@ -69,6 +71,15 @@ class Reader:
       for key, value in self.gather(indices, template=example).items():
         columns[key][start:start + len(indices)] = value
     self._columns = columns
+
+  def order(self, batch_size: int, seed: int) -> orders.Order:
+    """Returns the order in which training reads the split.
+
+    Args:
+      batch_size: examples in a batch of all processes.
+      seed: the seed of the run.
+    """
+    return orders.Shuffled(len(self), batch_size=batch_size, seed=seed)
 
   def gather(self,
              indices: Indices,
@@ -241,6 +252,10 @@ class Splits:
       source = source_lib.open_source(split=split, field=field, **self.dataset)
       self._readers[split] = Reader(source, split)
     return self._readers[split]
+
+  def describe(self) -> Optional[spec_lib.Spec]:
+    """Returns the Spec of the data set, as `source.describe` does."""
+    return source_lib.describe(**self.dataset)
 
 
 def _signature(example):

@@ -8,19 +8,17 @@ from typing import Any, NamedTuple
 
 import haiku as hk
 import jax
-import jax.numpy as jnp
-import optax
 
 from haikd import config as config_lib
 from haikd.core import base
 from haikd.core import checks
 from haikd.core import registry
+from haikd.core import schedules as schedules_lib
 from haikd.network import network
 
 LOGITS = 'logits'
 ATTENTION = 'attention'
 AUTO = 'auto'
-_SCHEDULES = ('linear', 'cosine')
 
 
 class Term(NamedTuple):
@@ -207,8 +205,9 @@ def _build_term(name, fields, field, layers_field, options_field=None):
           student, teacher, mask=mask, on=on, **align_options)
 
   schedules = {
-      option: _build_schedule(f'{options_field}.{option}', value)
-      for option, value in options.items() if _is_schedule(value)
+      option: schedules_lib.build(f'{options_field}.{option}', value)
+      for option, value in options.items()
+      if schedules_lib.is_schedule(value)
   }
   return Term(
       name=name,
@@ -220,42 +219,10 @@ def _build_term(name, fields, field, layers_field, options_field=None):
           if option not in schedules
       },
       schedules=schedules,
-      weight=_build_weight(f'{field}.weight', fields.weight),
+      weight=schedules_lib.build(f'{field}.weight', fields.weight),
       scheduled=not isinstance(fields.weight, (int, float)),
       layers=fields.layers,
       aligner=aligner,
       align=hk.transform(align),
       needs_teacher=entry.needs_teacher,
       takes_labels='labels' in inspect.signature(loss).parameters)
-
-
-def _build_weight(field, weight):
-  if isinstance(weight, (int, float)) and not isinstance(weight, bool):
-    return optax.constant_schedule(float(weight))
-  return _build_schedule(field, weight)
-
-
-def _is_schedule(value):
-  return isinstance(value, Mapping) and value.get('kind') in _SCHEDULES
-
-
-def _build_schedule(field, value):
-  """Returns `step -> float` of the value of a config field."""
-  options = dict(value) if hasattr(value, 'items') else {}
-  kind = options.pop('kind', None)
-  if (kind not in _SCHEDULES or
-      set(options) - {'start', 'end', 'begin', 'steps'}):
-    raise checks.ConfigError(
-        f"{field} must be a number or a schedule dict(kind='linear' or "
-        f"'cosine', start=, end=, begin=, steps=); got {value!r}.")
-  start, end = float(options.get('start', 0.0)), float(options.get('end', 1.0))
-  steps, begin = int(options.get('steps', 0)), int(options.get('begin', 0))
-  if steps <= 0 or begin < 0:
-    raise checks.ConfigError(
-        f'{field} must run over at least one step, from step 0 or later; got '
-        f'steps={steps}, begin={begin}.')
-  if kind == 'linear':
-    return optax.linear_schedule(start, end, steps, begin)
-  decay = optax.cosine_decay_schedule(1.0, steps)
-  return lambda step: end + (start - end) * decay(
-      jnp.maximum(step - begin, 0))

@@ -80,8 +80,9 @@ class _LabelledSentences(NamedTuple):
     if isinstance(value, str) and not isinstance(self.classes, int):
       if value in self.classes:
         return tuple(self.classes).index(value)
-    elif isinstance(value, numbers.Integral):
-      number = int(value)
+    number = text_files.number_of(record, self.label)
+    if isinstance(number, numbers.Integral):
+      number = int(number)
       if number < count:
         return number if number >= 0 else base.IGNORED_LABEL
     names = '' if isinstance(self.classes, int) else (
@@ -224,7 +225,7 @@ def _find_classes(location: text_files.Location, field: str) -> Classes:
 
 def _name_or_number(record, field) -> Any:
   """Returns a class as its name or number."""
-  value = text_files.value_of(record, field)
+  value = text_files.number_of(record, field)
   if isinstance(value, numbers.Integral):
     return int(value)
   return text_files.text_of(record, field)

@@ -83,7 +83,7 @@ class _ScoredPairs(NamedTuple):
         yield from self.encoder.full_ids(text_files.texts_of(batch, field))
 
   def _score_of(self, record):
-    value = text_files.value_of(record, self.score)
+    value = text_files.number_of(record, self.score)
     if not checks.is_number(value):
       raise checks.DataError(
           f'{record.place} must have a finite number in the field '

@@ -1,19 +1,18 @@
-"""Records of texts from files (plain, JSON lines, parquet) or from tfds."""
+"""Records of texts from files or from tfds."""
 
 from collections.abc import Iterable, Iterator, Mapping
 import hashlib
 import pathlib
+import reprlib
 from typing import Any, NamedTuple, Optional, Protocol
 
 from haikd.core import checks
 from haikd.data import prepared
+from haikd.data.text import file_names
+from haikd.data.text import streams
 from haikd.data.text import text_lines
 from haikd.storage import files
 from haikd.storage import paths
-
-_HOW_TO_NAME = (
-    'A split is a file <split>.txt, <split>.jsonl or <split>.parquet, or a '
-    'folder <split> of such files.')
 
 
 class Record(NamedTuple):
@@ -23,11 +22,13 @@ class Record(NamedTuple):
     values: `{field: value}`.
     place: the file and line, for messages.
     done: the fraction of the split that is read after it, from 0 to 1.
+    untyped: whether its numbers are written as texts, as in CSV.
   """
 
   values: Mapping[str, Any]
   place: str
   done: float
+  untyped: bool = False
 
 
 class Corpus(Protocol):
@@ -54,8 +55,9 @@ class Location(NamedTuple):
     tfds: its name in tfds, or None.
     documents: what a document is in a `.txt` file, one of text_lines.DOCUMENTS.
     field: the name that the text of a `.txt` file gets.
-    column_groups: which columns of a parquet file are read: the first of these
-      groups whose columns the file has, or all columns if it has no group.
+    column_groups: which columns of a parquet or Arrow file are read: the first
+      of these groups whose columns the file has, or all columns if it has no
+      group.
   """
 
   source_dir: Optional[str]
@@ -100,7 +102,7 @@ def open_corpus(location: Location, split: str, cache: pathlib.Path) -> Corpus:
         'config.data.source_dir must be a local folder for texts; got '
         f'{location.source_dir!r}. Mount the bucket, or copy it.')
   folder = pathlib.Path(location.source_dir).expanduser()
-  return _FileCorpus(split, _files_of(folder, split), location, cache)
+  return _FileCorpus(split, file_names.find(folder, split), location, cache)
 
 
 def text_of(record: Record, field: str) -> str:
@@ -115,11 +117,11 @@ def text_of(record: Record, field: str) -> str:
   """
   value = value_of(record, field)
   if isinstance(value, bytes):
-    value = text_lines.decode(value, record.place)
+    value = streams.decode(value, record.place)
   if not isinstance(value, str):
     raise checks.DataError(
         f'{record.place} must have a text in the field {field!r}; got '
-        f'{value!r}. Remove the record, or choose another field in '
+        f'{reprlib.repr(value)}. Remove the record, or choose another field in '
         'config.data.options.')
   return value
 
@@ -130,68 +132,84 @@ def texts_of(records: Iterable[Record], field: str) -> list[str]:
 
 
 def value_of(record: Record, field: str) -> Any:
-  """Returns a field; raises DataError if it is missing."""
+  """Returns a field.
+
+  Args:
+    record: the record.
+    field: its field.
+
+  Raises:
+    DataError: the field is missing, or a text in it has half a character, which
+      no tokenizer takes. JSON can write such a text.
+  """
   if field not in record.values:
     raise checks.DataError(
         f'{record.place} must have the field {field!r}; got '
         f'{sorted(record.values)}. {checks.suggest(field, record.values)} '
         'config.data.options sets its name.')
-  return record.values[field]
+  value = record.values[field]
+  half = _half_character(value)
+  if half:
+    raise checks.DataError(
+        f'{record.place} must have whole characters in the field {field!r}; '
+        f'got the lone surrogate {half!r}. Remove the record, or replace the '
+        'character.')
+  return value
 
 
-def _files_of(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
-  """Returns the files of a split, in order."""
-  candidates = [path for suffix in text_lines.SUFFIXES
-                if (path := folder / f'{split}{suffix}').is_file()]
-  if (folder / split).is_dir():
-    candidates.append(folder / split)
-  if not candidates:
-    splits = {path.stem for path in folder.glob('*')
-              if path.suffix in text_lines.SUFFIXES or path.is_dir()}
-    raise checks.DataError(
-        f'Split {split!r} must be a file or folder in {str(folder)!r}; got '
-        f'neither. {checks.suggest(split, splits)} {_HOW_TO_NAME}')
-  if len(candidates) > 1:
-    raise checks.DataError(
-        f'Split {split!r} must be one file or one folder; got '
-        f'{", ".join(path.name for path in candidates)} in {str(folder)!r}. '
-        'Move one of them away.')
-  path, = candidates
-  if path.is_file():
-    return [path]
-  inside = sorted(file for file in path.iterdir()
-                  if file.suffix in text_lines.SUFFIXES)
-  if not inside:
-    raise checks.DataError(
-        f'Split {split!r} must have files; got the folder {str(path)!r} '
-        f'without any. {_HOW_TO_NAME}')
-  return inside
+def number_of(record: Record, field: str) -> Any:
+  """Returns `value_of` a field; of CSV, as a number if it can be one."""
+  value = value_of(record, field)
+  if record.untyped:
+    for kind in (int, float):
+      try:
+        return kind(value)
+      except ValueError:
+        continue
+  return value
+
+
+def _half_character(value: Any) -> str:
+  """Returns the first lone surrogate in a value, or ''."""
+  if isinstance(value, str):
+    try:
+      if not value.isascii():
+        value.encode()
+    except UnicodeEncodeError as err:
+      return value[err.start]
+  elif isinstance(value, Mapping):
+    return _half_character([*value, *value.values()])
+  elif isinstance(value, (list, tuple)):
+    return next(filter(None, map(_half_character, value)), '')
+  return ''
 
 
 class _FileCorpus:
   """A Corpus of files."""
 
-  def __init__(self, split: str, inside: list[pathlib.Path], location: Location,
+  def __init__(self, split: str, inside: file_names.Files, location: Location,
                cache: pathlib.Path):
     self.split = split
     self._files = inside
     self._location = location
     digest = hashlib.sha256()
-    for path in inside:
-      documents = location.documents if path.suffix == '.txt' else ''
+    for path, name in inside:
+      documents = location.documents if name.format == '.txt' else ''
       content = text_lines.digest(path, cache)
-      digest.update(f'{path.suffix} {documents} {content}\n'.encode())
+      digest.update(f'{name.suffix} {documents} {content}\n'.encode())
     self.digest = digest.hexdigest()
 
   def records(self) -> Iterator[Record]:
     """Yields the records, file by file."""
-    sizes = [path.stat().st_size for path in self._files]
+    sizes = [path.stat().st_size for path, _ in self._files]
     before, total = 0, max(sum(sizes), 1)
-    for path, size in zip(self._files, sizes):
+    for (path, name), size in zip(self._files, sizes):
+      untyped = name.format in ('.csv', '.tsv')
       for values, place, done in text_lines.read(
-          path, documents=self._location.documents, field=self._location.field,
+          path, name, documents=self._location.documents,
+          field=self._location.field,
           column_groups=self._location.column_groups):
-        yield Record(values, place, (before + done) / total)
+        yield Record(values, place, (before + done) / total, untyped)
       before += size
 
 

@@ -1,0 +1,67 @@
+"""The entries of config fields that hold several of one kind."""
+
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from haikd.config import rules
+
+
+def term(**fields: Any) -> ml_collections.ConfigDict:
+  """Returns one entry of `config.losses`, with the defaults filled in.
+
+  Args:
+    **fields: the fields that differ from their defaults, which are below.
+
+  Returns:
+    A ConfigDict with every field.
+  """
+  return ml_collections.ConfigDict(
+      dict(
+          # Name of a registered loss; required.
+          loss=fields.pop('loss', ''),
+          # Weight of the term: a number, or a schedule such as
+          # dict(kind='linear', start=0., end=1., steps=1000).
+          weight=fields.pop('weight', 1.0),
+          # Layers to compare, in the forms of `haikd.align.pair_layers`; None
+          # for all layers of the student.
+          layers=config_dict.FieldReference(
+              fields.pop('layers', None), field_type=rules.ANY),
+          # Name of a registered aligner; auto for pool, or for none where the
+          # loss takes any width.
+          align=fields.pop('align', 'auto'),
+          # Keyword options of the aligner.
+          align_options=fields.pop('align_options', {}),
+          # Keyword options of the loss, each a value or a schedule.
+          options=fields.pop('options', {}),
+          **fields))
+
+
+def component(value: Any) -> ml_collections.ConfigDict:
+  """Returns one entry of `config.data.mixture`, with the defaults filled in.
+
+  Args:
+    value: a weight, or a dict with the fields that differ from their defaults,
+      which are below.
+
+  Returns:
+    A ConfigDict with every field.
+  """
+  fields = {'weight': value} if rules.is_weight(value) else dict(value)
+  return ml_collections.ConfigDict(
+      dict(
+          # Share of the examples of a batch, relative to the other weights: a
+          # number, or a schedule such as
+          # dict(kind='linear', start=0., end=1., steps=1000).
+          weight=fields.pop('weight', 1.0),
+          # Name of the data set; '' for that of config.data.
+          name=fields.pop('name', ''),
+          # Keyword options of the data set, beside those of config.data that it
+          # takes.
+          options=fields.pop('options', {}),
+          # Folder of its raw files; None for the folder of its name in that of
+          # config.data.
+          source_dir=config_dict.FieldReference(
+              fields.pop('source_dir', None), field_type=str),
+          **fields))

@@ -1,0 +1,234 @@
+"""Mixtures: several data sets that are read as one, by weights."""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import os
+from typing import Any, Optional, Union
+
+import ml_collections
+import numpy as np
+
+from haikd import config as config_lib
+from haikd.core import checks
+from haikd.core import registry
+from haikd.core import schedules
+from haikd.data import orders
+from haikd.data import reader as reader_lib
+from haikd.data import spec as spec_lib
+
+AnyReader = Union[reader_lib.Reader, 'MixedReader']
+AnySplits = Union[reader_lib.Splits, 'MixedSplits']
+
+
+class MixedReader:
+  """Reads examples of one split of each data set of a mixture.
+
+  Indices count through the data sets one after another.
+
+  Attributes:
+    split: its name, for messages.
+    num_classes: V, or None.
+    text: the TextInfo of its texts, or None.
+
+  Args:
+    split: its name.
+    parts: the reader of each data set.
+    weights: the weight of each, at each step.
+
+  Raises:
+    DataError: the data sets differ in their classes or tokenizers.
+  """
+
+  def __init__(self, split: str, parts: Mapping[str, reader_lib.Reader],
+               weights: Mapping[str, schedules.Schedule]):
+    self.split = split
+    self._parts = parts
+    self._weights = weights
+    self._ends = np.cumsum([len(part) for part in parts.values()])
+    first = next(iter(parts.values()))
+    self.num_classes = first.num_classes
+    self.text = first.text
+    _check_same('the number of classes, or size of the vocabulary', {
+        name: part.num_classes for name, part in parts.items()})
+    _check_same('the tokenizer', {
+        name: part.text and part.text.tokenizer
+        for name, part in parts.items()},
+        ' prune=True makes a tokenizer for each: set it to False.')
+
+  def __len__(self) -> int:
+    return int(self._ends[-1])
+
+  @property
+  def cached(self) -> bool:
+    """Whether the split is in memory."""
+    return all(part.cached for part in self._parts.values())
+
+  def load(self) -> None:
+    """Decodes and checks what is small enough to keep."""
+    for part in self._parts.values():
+      part.load()
+
+  def order(self, batch_size: int, seed: int) -> orders.Mixed:
+    """Returns the order in which training reads it."""
+    return orders.Mixed(
+        {name: len(part) for name, part in self._parts.items()}, self._weights,
+        batch_size=batch_size, seed=seed)
+
+  def gather(self, indices: reader_lib.Indices,
+             fit: Optional[reader_lib.Fit] = None) -> reader_lib.Columns:
+    """Reads some examples, as `reader.Reader.gather` does."""
+    indices = np.asarray(indices)
+    numbers = np.searchsorted(self._ends, indices, side='right')
+    columns: reader_lib.Columns = {}
+    layouts = {}
+    for number, (name, part) in enumerate(self._parts.items()):
+      places = np.flatnonzero(numbers == number)
+      if not len(places):
+        continue
+      start = self._ends[number] - len(part)
+      examples = part.gather(indices[places] - start, fit=fit)
+      layouts[name] = {key: (value.shape[1:], str(value.dtype))
+                       for key, value in sorted(examples.items())}
+      _check_same('the keys, shapes and dtypes of examples', layouts)
+      for key, value in examples.items():
+        column = columns.setdefault(
+            key, np.empty((len(indices), *value.shape[1:]), value.dtype))
+        column[places] = value
+    return columns
+
+
+class MixedSplits:
+  """The splits of a mixture, each opened once and decoded once.
+
+  Attributes:
+    dataset: the `dataset` of each part, and the weights.
+
+  Args:
+    parts: the splits of each data set.
+    weights: the weight of each, at each step.
+  """
+
+  def __init__(self, parts: Mapping[str, reader_lib.Splits],
+               weights: Mapping[str, schedules.Schedule]):
+    self._parts = parts
+    self._weights = weights
+    self._readers: dict[str, AnyReader] = {}
+    self.dataset = dict(
+        weights=weights,
+        parts={name: part.dataset for name, part in parts.items()})
+
+  def reader(self, split: str, field: str) -> AnyReader:
+    """Returns the reader of a split, and opens the split at the first call.
+
+    Args:
+      split: any split that all data sets have, or a slice, which is taken of
+        each; '<name>/<split>' for that of one data set alone.
+      field: the config field that holds `split`, for messages.
+
+    Returns:
+      A reader.
+
+    Raises:
+      ConfigError: a config whose data sets cannot be opened.
+      DataError: an unknown or empty split, files that cannot be used, or data
+        sets that do not fit together.
+    """
+    if split not in self._readers:
+      alone, _, rest = split.partition('/')
+      if rest and alone in self._parts:
+        self._readers[split] = self._open(alone, rest, field)
+      else:
+        self._readers[split] = MixedReader(
+            split, {name: self._open(name, split, field)
+                    for name in self._parts}, self._weights)
+    return self._readers[split]
+
+  def describe(self) -> Optional[spec_lib.Spec]:
+    """Returns the Spec of an example, None if only the data tells it.
+
+    Raises:
+      ConfigError: options that a data set does not take.
+      DataError: data sets whose examples differ.
+    """
+    specs = {}
+    for name, part in self._parts.items():
+      with _naming(name):
+        spec = part.describe()
+      if spec is None:
+        return None
+      specs[name] = spec
+    _check_same('the keys, shapes and dtypes of examples', {
+        name: (sorted(spec.columns.items()), spec.num_classes)
+        for name, spec in specs.items()})
+    return next(iter(specs.values()))
+
+  def _open(self, name, split, field):
+    with _naming(name):
+      return self._parts[name].reader(split, field)
+
+
+def build_splits(data: ml_collections.ConfigDict) -> AnySplits:
+  """Returns the splits of the data set or mixture of a config.
+
+  Args:
+    data: `config.data`.
+
+  Raises:
+    ConfigError: a weight that is no number and no schedule, or an option that
+      no data set takes.
+  """
+  options = config_lib.plain(data.options)
+  if not data.mixture:
+    return reader_lib.Splits(
+        name=data.name, options=options,
+        source_dir=data.source_dir, data_dir=data.data_dir)
+  parts, weights = {}, {}
+  unused = set(options)
+  for name in sorted(data.mixture):  # A saved config may have another order.
+    entry = config_lib.component(data.mixture[name])
+    weights[name] = schedules.build(
+        f'config.data.mixture.{name}.weight', entry.weight)
+    folder = entry.source_dir
+    if folder is None and data.source_dir is not None:
+      folder = os.path.join(data.source_dir, name)
+    shared = {option: value for option, value in options.items()
+              if not entry.name or _takes(entry.name, option)}
+    unused -= set(shared)
+    parts[name] = reader_lib.Splits(
+        name=entry.name or data.name,
+        options={**shared, **config_lib.plain(entry.options)},
+        source_dir=folder, data_dir=data.data_dir)
+  if unused:
+    raise checks.ConfigError(
+        'config.data.options must have options that a data set of the mixture '
+        f'takes; got {sorted(unused)}. Leave them out.')
+  return MixedSplits(parts, weights)
+
+
+def _takes(name: str, option: str) -> bool:
+  """Returns whether a registered data set takes an option."""
+  return name in registry.datasets.names() and option in checks.option_names(
+      registry.datasets[name].function)
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+  """Adds to an error which data set of the mixture it is about."""
+  try:
+    yield
+  except (checks.ConfigError, checks.DataError) as err:
+    # A subclass may take other arguments.
+    kind = (checks.ConfigError if isinstance(err, checks.ConfigError) else
+            checks.DataError)
+    raise kind(f'{err} (config.data.mixture.{name})') from err
+
+
+def _check_same(what: str, values: Mapping[str, Any], remedy: str = '') -> None:
+  """Raises DataError unless all data sets of a mixture have one value."""
+  first, *others = values.items()
+  for other in others:
+    if other[1] != first[1]:
+      raise checks.DataError(
+          f'config.data.mixture must have data sets that agree in {what}; got '
+          f'{first[1]} in {first[0]} and {other[1]} in {other[0]}.'
+          f'{remedy or " Give them the same options."}')

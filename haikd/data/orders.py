@@ -1,0 +1,161 @@
+"""The order in which training reads examples.
+
+An order is a function of the number of a batch: nothing has to be remembered,
+and the processes of a run agree without a word.
+"""
+
+import bisect
+from collections.abc import Mapping
+import functools
+import math
+from typing import Protocol
+import zlib
+
+import numpy as np
+
+from haikd.core import checks
+from haikd.core import schedules
+
+_ORDER = 0  # Part of a seed: what its random numbers are for.
+_MIX = 2
+_MOMENTS = 2**24  # In a step: when an example falls due is rounded to these.
+
+
+class Order(Protocol):
+  """Which examples are in a batch."""
+
+  def batch(self, number: int) -> np.ndarray:
+    """Returns the indices of the examples of a batch of all processes."""
+
+
+class Shuffled:
+  """The order of one data set.
+
+  The epochs are joined, each in a new order, and cut into batches. So every
+  batch is full, and no example is dropped at the end of an epoch.
+
+  Args:
+    size: the number of examples.
+    batch_size: examples in a batch.
+    seed: the seed of the run.
+  """
+
+  def __init__(self, size: int, *, batch_size: int, seed: int):
+    self._epochs = _Epochs(size, seed)
+    self._batch_size = batch_size
+
+  def batch(self, number: int) -> np.ndarray:
+    """Returns the indices of the examples of a batch."""
+    return self._epochs.take(number * self._batch_size, self._batch_size)
+
+
+class Mixed:
+  """The order of a mixture of data sets, by weights.
+
+  Each data set is read in its own epochs, as by `Shuffled`. Its next example
+  falls due when its share of all examples so far, in real numbers, passes the
+  next half. Batches take examples as they fall due. So after any number of
+  batches, each data set has been read as often as its weights say, to within
+  half an example and its share of half an example for every data set.
+
+  Args:
+    sizes: the number of examples of each data set. Indices count through all of
+      them, in this order.
+    weights: the weight of each, at each step.
+    batch_size: examples in a batch.
+    seed: the seed of the run.
+
+  Raises:
+    ConfigError: a weight below 0, or a step at which none is above 0.
+  """
+
+  def __init__(self, sizes: Mapping[str, int],
+               weights: Mapping[str, schedules.Schedule], *, batch_size: int,
+               seed: int):
+    # A name, unlike a place among others, stays when data sets are added.
+    self._epochs = [_Epochs(size, seed, zlib.crc32(name.encode()))
+                    for name, size in sizes.items()]
+    self._offsets = np.cumsum([0, *sizes.values()])
+    self._batch_size = batch_size
+    self._seed = seed
+    self._totals, self._rates = _accumulate(weights, batch_size)
+    self._counts = functools.lru_cache(maxsize=8)(self._count)
+
+  def batch(self, number: int) -> np.ndarray:
+    """Returns the indices of the examples of a batch."""
+    starts, ends = self._counts(number), self._counts(number + 1)
+    indices = np.concatenate([
+        offset + epochs.take(start, end - start) for offset, epochs, start, end
+        in zip(self._offsets, self._epochs, starts.tolist(), ends.tolist())])
+    # Each process takes a contiguous share of this.
+    rng = np.random.default_rng((self._seed, _MIX, number))
+    return indices[rng.permutation(self._batch_size)]
+
+  def _count(self, number: int) -> np.ndarray:
+    """Returns how often each data set is read before a batch."""
+    position = number * self._batch_size
+    # At a moment t, in steps, `_due(t)` adds up to t batches, give or take half
+    # an example for each data set.
+    slack = (len(self._epochs) / 2 + 1) / self._batch_size
+    low = max(int((number - slack) * _MOMENTS), 0)
+    moments = range(low, math.ceil((number + slack) * _MOMENTS))
+    moment = moments[bisect.bisect_left(
+        moments, position, key=lambda moment: self._due(moment).sum())]
+    before = self._due(moment - 1) if moment else 0 * self._due(0)
+    # Where several fall due at one moment, the first data set goes first.
+    now = self._due(moment) - before
+    missing = position - before.sum()
+    return before + np.diff(np.minimum(np.cumsum(now), missing), prepend=0)
+
+  def _due(self, moment: int) -> np.ndarray:
+    """Returns how many examples of each data set have fallen due."""
+    step = min(moment // _MOMENTS, len(self._totals) - 1)
+    passed = moment / _MOMENTS - step
+    shares = self._totals[step] + passed * self._rates[step]
+    return np.floor(shares + 0.5).astype(np.int64)
+
+
+class _Epochs:
+  """An endless stream of the indices of one data set, epoch after epoch."""
+
+  def __init__(self, size: int, seed: int, *key: int):
+    self._size = size
+    self._seed, self._key = seed, key
+    self._order = functools.lru_cache(maxsize=3)(self._order_of_epoch)
+
+  def take(self, start: int, count: int) -> np.ndarray:
+    """Returns some consecutive indices of the stream."""
+    epoch, first = divmod(start, self._size)
+    indices = self._order(epoch)[first:first + count]
+    while len(indices) < count:
+      epoch += 1
+      missing = count - len(indices)
+      indices = np.concatenate([indices, self._order(epoch)[:missing]])
+    return indices
+
+  def _order_of_epoch(self, epoch: int) -> np.ndarray:
+    rng = np.random.default_rng((self._seed, _ORDER, epoch, *self._key))
+    return rng.permutation(self._size)
+
+
+def _accumulate(weights, batch_size):
+  """Returns the examples of each data set before each step, and in it.
+
+  Both are `[steps, data sets]`. The last row holds for all further steps as
+  well: no weight changes any more.
+  """
+  last = max(0 if s.start == s.end else s.begin + s.steps
+             for s in weights.values())
+  steps = np.arange(last + 1)
+  values = np.stack([np.broadcast_to(schedule(steps, np), steps.shape)
+                     for schedule in weights.values()], axis=1)
+  wrong = (values < 0).any(1) | (values.sum(1) <= 0)
+  if wrong.any():
+    step = int(wrong.argmax())
+    found = dict(zip(weights, values[step].tolist()))
+    raise checks.ConfigError(
+        'config.data.mixture must have weights of 0 or more, at least one of '
+        f'them above 0 at each step; got {found} at step {step}.')
+  rates = batch_size * values / values.sum(1, keepdims=True)
+  totals = np.concatenate([np.zeros((1, len(weights))), rates[:-1]]).cumsum(0)
+  return totals, rates

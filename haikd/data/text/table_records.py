@@ -1,0 +1,179 @@
+"""Records of tables: CSV, parquet and Arrow."""
+
+from collections.abc import Iterator
+import contextlib
+import csv
+import pathlib
+from typing import Any
+
+from haikd.core import checks
+from haikd.data.text import streams
+
+_ROWS = 1024  # Rows that are turned into Python objects at a time.
+
+Groups = tuple[tuple[str, ...], ...]
+Records = Iterator[tuple[dict[str, Any], str, float]]
+
+
+def separated(stream: streams.Stream, delimiter: str) -> Records:
+  r"""Reads a table whose first row has the names of the columns.
+
+  A field in quotation marks may hold delimiters, line breaks, and quotation
+  marks that are doubled. Blank lines are left out. All values are texts.
+
+  Args:
+    stream: an open file.
+    delimiter: ',' or '\t'.
+
+  Yields:
+    The values of a row, its place, and how many bytes of the file are read.
+
+  Raises:
+    DataError: a row that is not written like this, or has not as many fields
+      as the first.
+  """
+  csv.field_size_limit(max(csv.field_size_limit(), streams.RECORD_BYTES))
+  done = 0
+
+  def lines():
+    nonlocal done
+    for line in streams.lines(stream):
+      done = line.done
+      yield line.text
+
+  rows = csv.reader(lines(), delimiter=delimiter, strict=True)
+  header: list[str] = []
+  while True:
+    where = streams.place('line', rows.line_num + 1, stream.path)
+    try:
+      row = next(rows, None)
+    except csv.Error as err:
+      raise checks.DataError(
+          f'{where} must begin a row of {len(header) or "named"} fields; got '
+          f'{checks.one_line(err)}. Put a field that holds a delimiter, a line '
+          'break or a quotation mark in quotation marks, and double those '
+          'inside.') from err
+    if row is None:
+      return
+    if not row:
+      continue
+    if not header:
+      header = row
+      if len({*header}) < len(header):
+        raise checks.DataError(
+            f'{where} must name each column once; got {header}. Rename one.')
+      continue
+    if len(row) != len(header):
+      raise checks.DataError(
+          f'{where} must begin a row of {len(header)} fields, as the first has '
+          f'names; got {len(row)}. Put a field that holds a delimiter in '
+          'quotation marks, or remove the row.')
+    # A quotation mark that was never meant to open a field takes the rows after
+    # it into the field.
+    if delimiter == '\t' and any('\t' in x and '\n' in x for x in row):
+      raise checks.DataError(
+          f'{where} must begin a row whose fields hold tabs or line breaks, '
+          'not both, since a single quotation mark would swallow rows; got '
+          'both. Double the mark and put its field in quotation marks, or use '
+          '.jsonl.')
+    yield dict(zip(header, row)), where, done
+
+
+def parquet(path: pathlib.Path, column_groups: Groups) -> Records:
+  """Reads a parquet file.
+
+  Args:
+    path: the file.
+    column_groups: which columns are read, as for `text_lines.read`.
+
+  Yields:
+    As `separated`.
+
+  Raises:
+    DataError: a file that is damaged or no such file, or a text that is not
+      UTF-8.
+  """
+  streams.import_pyarrow(path)
+  from pyarrow import parquet as parquet_lib
+  number, size = 0, path.stat().st_size
+  with _explaining_damage(path, 'a parquet file'):
+    with parquet_lib.ParquetFile(path) as file:
+      rows = file.metadata.num_rows
+      columns = _choose(file.schema_arrow.names, column_groups)
+      for batch in file.iter_batches(batch_size=_ROWS, columns=columns):
+        for values, where in _rows(batch, number, path):
+          number += 1
+          yield values, where, size * number / rows
+
+
+def arrow(path: pathlib.Path, column_groups: Groups) -> Records:
+  """Reads an Arrow file: a stream, as `datasets` writes it, or a file.
+
+  Args:
+    path: the file.
+    column_groups: which columns are read, as for `text_lines.read`.
+
+  Yields:
+    As `separated`.
+
+  Raises:
+    DataError: as `parquet`.
+  """
+  pyarrow = streams.import_pyarrow(path)
+  number = 0
+  with (_explaining_damage(path, 'an Arrow file'),
+        pyarrow.memory_map(str(path)) as source):
+    if source.read(6) == b'ARROW1':
+      reader = pyarrow.ipc.open_file(source)
+      count = reader.num_record_batches
+      batches = ((reader.get_batch(i), source.size() * (i + 1) / count)
+                 for i in range(count))
+    else:
+      source.seek(0)
+      reader = pyarrow.ipc.open_stream(source)
+      batches = ((batch, source.tell()) for batch in reader)
+    columns = _choose(reader.schema.names, column_groups)
+    for batch, done in batches:
+      for values, where in _rows(batch.select(columns), number, path):
+        number += 1
+        yield values, where, done
+
+
+def _choose(available, column_groups):
+  """Returns the columns to read.
+
+  Without a matching group these are all: the message about the missing field
+  lists them.
+  """
+  return list(next((group for group in column_groups
+                    if {*group} <= {*available}), available))
+
+
+def _rows(batch, number, path):
+  """Yields (values, place) of the rows of a record batch."""
+  for start in range(0, batch.num_rows, _ROWS):
+    part = batch.slice(start, _ROWS)
+    try:
+      rows = part.to_pylist()
+    except UnicodeDecodeError:  # Find the row.
+      rows = None
+    for i in range(part.num_rows):
+      where = streams.place('row', number + start + i, path)
+      try:
+        yield rows[i] if rows else part.slice(i, 1).to_pylist()[0], where
+      except UnicodeDecodeError as err:
+        raise streams.not_utf8(where, err) from err
+
+
+@contextlib.contextmanager
+def _explaining_damage(path, kind):
+  """Turns errors of a table that is opened or read into DataErrors."""
+  pyarrow = streams.import_pyarrow(path)
+  with streams.explaining_read_errors(path):
+    open(path, 'rb').close()  # An error of opening is about permissions.
+  try:
+    yield
+  except (pyarrow.ArrowException, OSError) as err:
+    raise checks.DataError(
+        f'{str(path)!r} must be {kind}; got {checks.one_line(err)}. Fetch it '
+        'again.') from err
