@@ -37,11 +37,13 @@ def printed(wanted: bool = True) -> Iterator[None]:
   handler, level = _Printer(), _LOGGER.level
   _LOGGER.addHandler(handler)
   _LOGGER.setLevel(logging.INFO)
+  _LOGGER.propagate = False  # Some libraries add a handler to the root logger.
   try:
     yield
   finally:
     _LOGGER.removeHandler(handler)
     _LOGGER.setLevel(level)
+    _LOGGER.propagate = True
 
 
 class _Printer(logging.Handler):

@@ -5,12 +5,13 @@ import logging
 from haikd.core import notes
 
 
-def test_each_message_is_printed_once(capsys):
+def test_each_message_is_printed_once(capsys, caplog):
   with notes.printed():
     for message in ('one', 'two', 'one'):
       notes.say(message)
   notes.say('after')
   assert capsys.readouterr().err == 'haikd: one\nhaikd: two\n'
+  assert not caplog.messages  # Handlers of the root logger don't print it too.
 
 
 def test_other_processes_are_silent(capsys):

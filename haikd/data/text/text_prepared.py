@@ -13,6 +13,7 @@ import numpy as np
 from haikd.core import checks
 from haikd.core import notes
 from haikd.data import source
+from haikd.data.text import affixes
 from haikd.data.text import pruning
 from haikd.data.text import shards
 from haikd.data.text import text_files
@@ -112,6 +113,9 @@ def open_rows(
   rows = PreparedRows(
       folder, row_format, num_classes(loaded),
       text_tokenizers.save_beside_data(loaded, location.data_dir, kept_ids))
+  if recipe.adds_special_tokens:
+    for sentence in affixes.contradictions(loaded):
+      notes.say(f'{tokenizer}: {sentence}')
   for statistic, predicate in recipe.notices.items():
     if number := rows.info.get(statistic):
       notes.say(f'split {corpus.split!r}, of {rows.info["documents"]:,} '
