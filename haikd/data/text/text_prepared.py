@@ -109,18 +109,13 @@ def open_rows(
   corpus = open_corpus(location, split)
   row_format = make_format(loaded, corpus)
   recipe = row_format.recipe()
-  folder = _prepare(recipe, loaded, corpus, location.data_dir)
-  rows = PreparedRows(
-      folder, row_format, num_classes(loaded),
-      text_tokenizers.save_beside_data(loaded, location.data_dir, kept_ids))
   if recipe.adds_special_tokens:
     for sentence in affixes.contradictions(loaded):
       notes.say(f'{tokenizer}: {sentence}')
-  for statistic, predicate in recipe.notices.items():
-    if number := rows.info.get(statistic):
-      notes.say(f'split {corpus.split!r}, of {rows.info["documents"]:,} '
-                f'records: {number:,} {predicate}')
-  return rows
+  folder = _prepare(recipe, loaded, corpus, location.data_dir)
+  return PreparedRows(
+      folder, row_format, num_classes(loaded),
+      text_tokenizers.save_beside_data(loaded, location.data_dir, kept_ids))
 
 
 def open_corpus(location: text_files.Location,
@@ -206,6 +201,10 @@ def _prepare(recipe, tokenizer, corpus, data_dir):
   info = shards.read_info(folder)
   if not info['rows']:
     raise _empty(corpus, info, recipe.notices)
+  for statistic, predicate in recipe.notices.items():
+    if number := info.get(statistic):
+      notes.say(f'split {corpus.split!r}, of {info["documents"]:,} records: '
+                f'{number:,} {predicate}')
   return folder
 
 
