@@ -92,10 +92,10 @@ def test_exported_and_loaded_again_nothing_has_changed(case, scan, tmp_path):
 def test_half_of_the_blocks_is_a_network_too(case, tmp_path):
   init = f'hf:{GOLDEN / case}'
   pretrained = interop.describe(init)
-  options = {**pretrained.options, 'depth': 1, 'scan': False}
-  if options.get('window_layers'):
-    options['window_layers'] = (0,)
   last = pretrained.options['depth'] - 1
+  options = dict(
+      interop.of_blocks(pretrained.model, pretrained.options, (last,)),
+      scan=False)
   network = interop.load(
       'config.student.init', init, expect(pretrained.model, options),
       options=options, layers=(last,))

@@ -364,7 +364,7 @@ def test_number_of_heads_is_a_number(tmp_path, monkeypatch, value):
 
 
 def test_any_error_of_metadata_names_the_file(tmp_path, monkeypatch):
-  def fail(unused):
+  def fail(*unused):
     raise TypeError('no such sum')
 
   monkeypatch.setattr(gguf_llama, 'read_metadata', fail)

@@ -53,7 +53,8 @@ class _Chats(NamedTuple):
         template=template, variables=self.variables, pad=self.pad,
         end=self.end)
     return shards.Recipe('chat', options, packing.row_dtype(self.length),
-                         self._rows, notices=self._notices())
+                         self._rows, notices=self._notices(),
+                         adds_special_tokens=False)
 
   def _rows(self, batches: shards.Batches,
             counts: Counter) -> Iterator[np.ndarray]:

@@ -135,11 +135,6 @@ def _text(content: Any, place: str) -> str:
     content = parts[0].get('text')
   if not isinstance(content, str):
     raise _error(place, 'have a text as content', content, 'Fix the record')
-  try:
-    content.encode()
-  except UnicodeEncodeError as err:
-    raise _error(place, 'be Unicode', checks.one_line(err),
-                 'Fix the record') from err
   return content
 
 

@@ -40,6 +40,8 @@ class Recipe(NamedTuple):
       truncation, for pruning; None for a data set without pruning.
     notices: `{statistic: what to say if it is above 0}`, a predicate of what
       it counts, such as 'texts are longer than a row.'
+    adds_special_tokens: whether texts get the special tokens that the tokenizer
+      adds.
   """
 
   name: str
@@ -48,6 +50,7 @@ class Recipe(NamedTuple):
   rows: Callable[[Batches, Counter], Iterator[np.ndarray]]
   full_ids: Optional[Callable[[Batches], Iterator[np.ndarray]]] = None
   notices: Mapping[str, str] = {}
+  adds_special_tokens: bool = True
 
 
 def is_complete(folder: pathlib.Path) -> bool:

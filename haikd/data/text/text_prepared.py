@@ -13,6 +13,7 @@ import numpy as np
 from haikd.core import checks
 from haikd.core import notes
 from haikd.data import source
+from haikd.data.text import affixes
 from haikd.data.text import pruning
 from haikd.data.text import shards
 from haikd.data.text import text_files
@@ -108,15 +109,13 @@ def open_rows(
   corpus = open_corpus(location, split)
   row_format = make_format(loaded, corpus)
   recipe = row_format.recipe()
+  if recipe.adds_special_tokens:
+    for sentence in affixes.contradictions(loaded):
+      notes.say(f'{tokenizer}: {sentence}')
   folder = _prepare(recipe, loaded, corpus, location.data_dir)
-  rows = PreparedRows(
+  return PreparedRows(
       folder, row_format, num_classes(loaded),
       text_tokenizers.save_beside_data(loaded, location.data_dir, kept_ids))
-  for statistic, predicate in recipe.notices.items():
-    if number := rows.info.get(statistic):
-      notes.say(f'split {corpus.split!r}, of {rows.info["documents"]:,} '
-                f'records: {number:,} {predicate}')
-  return rows
 
 
 def open_corpus(location: text_files.Location,
@@ -202,6 +201,10 @@ def _prepare(recipe, tokenizer, corpus, data_dir):
   info = shards.read_info(folder)
   if not info['rows']:
     raise _empty(corpus, info, recipe.notices)
+  for statistic, predicate in recipe.notices.items():
+    if number := info.get(statistic):
+      notes.say(f'split {corpus.split!r}, of {info["documents"]:,} records: '
+                f'{number:,} {predicate}')
   return folder
 
 

@@ -10,9 +10,7 @@ from typing import Optional
 import numpy as np
 
 from haikd.core import checks
-from haikd.core import notes
 from haikd.data import source
-from haikd.data.text import affixes
 from haikd.data.text import tokenizer as tokenizer_lib
 from haikd.storage import paths
 
@@ -33,17 +31,13 @@ def load(path: str) -> tokenizer_lib.Tokenizer:
   inside = sorted([*file.glob('*.json'), *file.glob('*.jinja')])
   stamps = [(p.name, p.stat().st_size, p.stat().st_mtime_ns)
             for p in (file, *inside) if p.exists()]
-  loaded, contradictions = _load(path, tuple(stamps))
-  for sentence in contradictions:
-    notes.say(f'{path}: {sentence}')
-  return loaded
+  return _load(path, tuple(stamps))
 
 
 @functools.lru_cache(maxsize=2)
 def _load(path, stamps):
   del stamps  # In the cache's key, so that a changed file is loaded again.
-  loaded = tokenizer_lib.load(path)
-  return loaded, tuple(affixes.contradictions(loaded))
+  return tokenizer_lib.load(path)
 
 
 def root(data_dir: Optional[str]) -> pathlib.Path:

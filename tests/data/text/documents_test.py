@@ -2,9 +2,12 @@
 
 import json
 import logging
+import pathlib
 
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import processors
 
 from haikd import config as config_lib
 from haikd.core import checks
@@ -99,6 +102,38 @@ def test_special_tokens_are_not_added_to_what_has_them(tmp_path, bpe, caplog,
     assert (("split 'train', of 2 records: 1 texts hold special tokens that "
              "texts get ('<s>', '</s>')") in caplog.text) == (not options)
   assert [row.count(0) for row in listed(opened, 'tokens')] == begins
+
+
+# transformers 5.24 encodes 'a' as [4] of the first, and as [2, 4] of the
+# second: it follows tokenizer.json. Version 4 follows the field.
+@pytest.mark.parametrize('adds, field, ids, text, remedy', [
+    (False, True, [4, 3], "add_bos_token=True in tokenizer_config.json "
+     "contradicts tokenizer.json, which does not add '[CLS]'. tokenizer.json "
+     "counts, as in transformers 5;", dict(bos='[CLS]')),
+    (True, False, [2, 4, 3], "add_bos_token=False in tokenizer_config.json "
+     "contradicts tokenizer.json, which adds '[CLS]'",
+     dict(add_special_tokens=False)),
+    (True, True, [2, 4, 3], None, dict()),
+])
+def test_field_that_contradicts_the_tokenizer_is_named(
+    tmp_path, bert_words, caplog, adds, field, ids, text, remedy):
+  made = tokenizers.Tokenizer.from_file(f'{bert_words}/tokenizer.json')
+  made.post_processor = processors.TemplateProcessing(
+      single='[CLS] $A' if adds else '$A', special_tokens=[('[CLS]', 2)])
+  made.save(f'{bert_words}/tokenizer.json')
+  pathlib.Path(bert_words, 'tokenizer_config.json').write_text(json.dumps(dict(
+      bos_token='[CLS]', add_bos_token=field, add_eos_token=False,
+      eos_token='[SEP]')))
+  write(tmp_path, 'a')
+  with caplog.at_level(logging.INFO, 'haikd'):
+    row = open_split(tmp_path, bert_words, form='padded')[0]
+  assert row['tokens'][row['mask']].tolist() == ids
+  assert (text or '') in caplog.text and len(caplog.records) == bool(text)
+  for option, value in remedy.items():  # What the message says helps.
+    assert f'config.data.options.{option}={value!r}' in caplog.text
+    row = open_split(tmp_path, bert_words, form='padded', **remedy)[0]
+    assert row['tokens'][row['mask']].tolist() == (
+        [4, 3] if adds else [2, 4, 3])
 
 
 def test_options_name_the_tokens_of_the_data(tmp_path, words):

@@ -209,25 +209,29 @@ def _pieces(special):
   return made
 
 
-def main():
+def expected():
+  """Returns {case: ids of the whole chat, and up to its first answer}."""
   import transformers
   golden = {}
   for case, (_, messages, *_) in CASES.items():
     with tempfile.TemporaryDirectory() as folder:
       write_tokenizer(case, pathlib.Path(folder))
       loaded = transformers.AutoTokenizer.from_pretrained(folder)
-    # Of the whole chat, and of that up to its first answer.
-    answers = [i for i, m in enumerate(messages) if m['role'] == 'assistant']
+    first = next(i for i, m in enumerate(messages) if m['role'] == 'assistant')
     golden[case] = [
         loaded.apply_chat_template(
             messages[:end], tokenize=True, return_dict=False)
-        for end in (len(messages), answers[0] + 1)]
+        for end in (len(messages), first + 1)]
     if case == 'marked':
       golden['marks'] = loaded.apply_chat_template(
           messages, tokenize=True, return_dict=True,
           return_assistant_tokens_mask=True)['assistant_masks']
-  golden = [f'"{case}": {json.dumps(ids)}' for case, ids in golden.items()]
-  GOLDEN.write_text('{\n' + ',\n'.join(golden) + '\n}\n')
+  return golden
+
+
+def main():
+  lines = [f'"{case}": {json.dumps(ids)}' for case, ids in expected().items()]
+  GOLDEN.write_text('{\n' + ',\n'.join(lines) + '\n}\n')
 
 
 if __name__ == '__main__':
