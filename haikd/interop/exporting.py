@@ -165,6 +165,8 @@ def _prepare(written, length_field, options, tokenizer, classes, scale, length,
   if not first.has_config:
     for ids in (speaker.token_ids(), tokenizer_files.special_ids(collected)):
       config = {**ids, **config}
+    if 'vocab_size' in config:  # The default may lie beyond the vocabulary.
+      config.setdefault('pad_token_id', None)
   generation = speaker.generation()
   contents = {
       'config.json': config,
