@@ -93,8 +93,9 @@ def test_half_of_the_blocks_is_a_network_too(case, tmp_path):
   init = f'hf:{GOLDEN / case}'
   pretrained = interop.describe(init)
   options = {**pretrained.options, 'depth': 1, 'scan': False}
-  if options.get('window_layers'):
-    options['window_layers'] = (0,)
+  for name in ('window_layers', 'unrotated_layers'):
+    if options.get(name):
+      options[name] = (0,)
   last = pretrained.options['depth'] - 1
   network = interop.load(
       'config.student.init', init, expect(pretrained.model, options),
