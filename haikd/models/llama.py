@@ -33,7 +33,7 @@ from haikd.models import sequences
         'mlp/down/w': -2,
         'logits/w': -1,
     },
-    block_options=('window_layers',))
+    block_options=('window_layers', 'unrotated_layers'))
 def llama(inputs: Union[jax.Array, Mapping[str, jax.Array]],
           *,
           is_training: bool,
