@@ -165,6 +165,8 @@ def _prepare(written, length_field, options, tokenizer, classes, scale, length,
   if not first.has_config:
     for ids in (speaker.token_ids(), tokenizer_files.special_ids(collected)):
       config = {**ids, **config}
+    if 'vocab_size' in config:  # The default may lie beyond the vocabulary.
+      config.setdefault('pad_token_id', None)
   generation = speaker.generation()
   contents = {
       'config.json': config,
@@ -227,14 +229,15 @@ def _join(name: str, pieces: list[_Piece],
   rule, spec = pieces[0].rule, pieces[0].spec
   shape, part = list(rule.stored_shape(spec)), rule.part
   parts = part.parts if part else 1
-  present = sum(piece.rule.part.count if part else 1 for piece in pieces)
+  present = sum(
+      piece.rule.part.extent if piece.rule.part else 1 for piece in pieces)
   if present != parts:
     problems.append(f'{present} of {parts} parts of {name}')
   if part is None:
     return storing.PlannedTensor(
         name, jax.ShapeDtypeStruct(shape, spec.dtype), pieces[0].read)
   axis = part.axis
-  shape[axis] = shape[axis] // part.count * parts
+  shape[axis] = shape[axis] // part.extent * parts
 
   def read():
     return np.concatenate([piece.read() for piece in pieces], axis)

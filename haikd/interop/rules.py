@@ -36,13 +36,13 @@ class TensorPart(NamedTuple):
     axis: of the tensor, along which the parts lie.
     number: of the first part, from 0.
     parts: the number of parts of the tensor.
-    count: the number of these parts.
+    extent: the number of these parts.
   """
 
   axis: int
   number: int
   parts: int
-  count: int = 1
+  extent: int = 1
 
   def divides(self, shape: tuple[int, ...]) -> bool:
     """Returns whether a tensor of this shape has such parts."""
@@ -52,7 +52,7 @@ class TensorPart(NamedTuple):
     """Returns these parts of a tensor, as a view."""
     size = tensor.shape[self.axis] // self.parts
     index = [slice(None)] * tensor.ndim
-    end = self.number + self.count
+    end = self.number + self.extent
     index[self.axis] = slice(self.number * size, end * size)
     return tensor[tuple(index)]
 

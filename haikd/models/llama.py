@@ -180,10 +180,11 @@ def llama(inputs: Union[jax.Array, Mapping[str, jax.Array]],
           attention_soft_cap=attention_soft_cap,
           logits_soft_cap=logits_soft_cap))
   if embedding_scale != decoder.SQRT_WIDTH:
-    layers.check_above_zero(embedding_scale=embedding_scale)
+    layers.check_above_zero(**_given(embedding_scale=embedding_scale))
   if qk_norm is not None:
     layers.check_choice('qk_norm', qk_norm, decoder.QK_NORMS)
-  norm_options = dict(epsilon=epsilon, unit_offset=norm_unit_offset)
+  norm_options: dict[str, Any] = dict(
+      epsilon=epsilon, unit_offset=norm_unit_offset)
   attention = dict(
       heads=heads,
       key_value_heads=key_value_heads,
@@ -217,7 +218,7 @@ def llama(inputs: Union[jax.Array, Mapping[str, jax.Array]],
   if window_layers is not None:
     # A window of all positions hides nothing.
     per_block['window'] = np.where(
-        windowed, window, sequence.tokens.shape[1]).astype(np.int32)
+        windowed, window or 0, sequence.tokens.shape[1]).astype(np.int32)
 
   def block(features, name, *entries):
     chosen = {'window': window, 'rotation': 0, **dict(zip(per_block, entries))}

@@ -33,8 +33,7 @@ MODELS = dict(
     llama=(dict(width=16, depth=DEPTH, heads=8, head_size=8, key_value_heads=4,
                 hidden=32, qk_norm='all', qkv_bias=True, mlp_bias=True,
                 window=3, window_layers=(1,), window_rope_base=100.0,
-                norms='both', norm_unit_offset=True, attention_soft_cap=2.0,
-                logits_scale=0.5, logits_soft_cap=3.0),
+                attention_soft_cap=2.0, logits_scale=0.5, logits_soft_cap=3.0),
            dict(width=32, depth=DEPTH, heads=8, head_size=8, hidden=64)))
 LONG = 'long'  # A llama whose maps have several blocks, some of padding only.
 

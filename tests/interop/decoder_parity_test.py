@@ -26,10 +26,10 @@ HERE = pathlib.Path(__file__).parent
 GOLDEN = HERE / 'golden'
 CASES = ['llama', 'llama_linear', 'llama_dynamic', 'llama_yarn', 'llama_llama3',
          'llama_longrope', 'llama_biases', 'smollm2', 'mistral', 'qwen2',
-         'qwen3', 'qwen3_biases', 'smollm3', 'phi3', 'phi3_longrope', 'olmo2',
-         'granite', 'gemma2', 'gemma3', 'gpt2', 'gpt2_untied']
-LOOPED = ['smollm2', 'qwen2', 'qwen3_biases', 'smollm3', 'gemma2', 'gemma3',
-          'gpt2']
+         'qwen3', 'qwen3_biases', 'smollm3', 'phi3', 'olmo2', 'granite',
+         'gemma2', 'gemma3', 'gpt2', 'gpt2_untied']
+# Blocks differ in windows, in caps with them, and in rotations.
+LOOPED = ['smollm2', 'qwen3_biases', 'gemma2', 'smollm3', 'gpt2']
 STACK = '__layer_stack_no_per_layer/block/'
 
 
@@ -148,7 +148,8 @@ def test_transformers_reads_a_written_config_as_it_was(case, tmp_path):
   module = goldens()
   import transformers
   options, tensors, expected = read(GOLDEN / case)
-  config = family(case).write_config(options)
+  # The export adds it; the default may lie beyond this vocabulary.
+  config = dict(family(case).write_config(options), pad_token_id=None)
   (tmp_path / 'config.json').write_text(json.dumps(config))
   safetensors.save_file(
       tensors, tmp_path / 'model.safetensors', metadata=dict(format='pt'))

@@ -80,7 +80,7 @@ def test_config_says_the_vocabulary_and_card_is_the_readme(toy, tmp_path):
   export(toy, tmp_path / 'out', load(toy))
   config = json.loads((tmp_path / 'out' / 'config.json').read_text())
   assert config == dict(toy.options, model_type='toy', architectures=['Toy'],
-                        vocab_size=12, torch_dtype='float32')
+                        vocab_size=12, torch_dtype='float32', pad_token_id=None)
   assert (tmp_path / 'out' / 'README.md').read_text() == '# A toy\n'
 
 

@@ -72,11 +72,9 @@ CASES = dict(
     smollm3=('SmolLM3', _OTHER | dict(
         num_hidden_layers=3, no_rope_layers=[1, 0, 1], use_sliding_window=True,
         sliding_window=3, tie_word_embeddings=True)),
-    phi3=('Phi3', _OTHER | dict(
-        hidden_size=24, sliding_window=3, partial_rotary_factor=0.75)),
     # Without a factor it is 16 / 4; the partial rotation has 4 of 6 features.
-    phi3_longrope=('Phi3', _OTHER | dict(
-        hidden_size=24, partial_rotary_factor=0.75,
+    phi3=('Phi3', _OTHER | dict(
+        hidden_size=24, sliding_window=3, partial_rotary_factor=0.75,
         original_max_position_embeddings=4, rope_parameters=dict(
             rope_theta=100.0, rope_type='longrope', short_factor=[1.0, 1.5],
             long_factor=[2.0, 5.0]))),

@@ -359,21 +359,17 @@ def test_dropout_is_on_the_embedding_and_at_the_end_of_each_branch(monkeypatch):
 
 
 def test_norms_are_computed_in_float32():
-  dtypes = []
-
-  def interceptor(call, args, kwargs, context):
-    if isinstance(context.module, decoder.RMSNorm) and (
-        context.method_name == '__call__'):
-      dtypes.append(args[0].dtype)
-    return call(*args, **kwargs)
-
-  def run(params):
-    with hk.intercept_methods(interceptor):
-      return transformed().apply(params, None, TOKENS, MASK)
-
-  half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), random_params())
-  jax.eval_shape(run, half)
-  assert dtypes == [jnp.float32] * (2 * DEPTH + 1)
+  """All of 1,200 bfloat16 outputs are the exact values, rounded once."""
+  generator = np.random.default_rng(0)
+  inputs, scale = (jnp.asarray(generator.normal(size=shape), jnp.bfloat16)
+                   for shape in ((100, D), (D,)))
+  net = hk.transform(lambda x: decoder.RMSNorm(
+      epsilon=1e-5, unit_offset=True, name='norm')(x))
+  actual = net.apply(dict(norm=dict(scale=scale)), None, inputs)
+  exact = np.asarray(inputs, np.float64)
+  exact /= np.sqrt(np.mean(exact**2, -1, keepdims=True) + 1e-5)
+  exact *= 1 + np.asarray(scale, np.float64)
+  np.testing.assert_array_equal(actual, exact.astype(jnp.bfloat16))
 
 
 def test_scale_of_embeddings_is_rounded_to_their_dtype():

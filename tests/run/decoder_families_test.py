@@ -15,8 +15,8 @@ from haikd.storage import checkpoint
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'interop' / 'golden'
 # {student: teacher}; the first three have each family on one side.
-PAIRS = dict(gemma2='gemma3', phi3_longrope='granite', smollm3='olmo2',
-             gemma3='gemma2', granite='phi3_longrope', olmo2='smollm3')
+PAIRS = dict(gemma2='gemma3', phi3='granite', smollm3='olmo2',
+             gemma3='gemma2', granite='phi3', olmo2='smollm3')
 CONFIG = """
     from haikd import config as config_lib
 

@@ -8,7 +8,6 @@ from haikd.interop import options as options_lib
 from haikd.interop import rope
 from haikd.interop.families import windows
 
-
 MODEL = 'llama'
 
 
