@@ -16,6 +16,9 @@ from haikd.data import orders
 from haikd.data import reader as reader_lib
 from haikd.data import spec as spec_lib
 
+# Options that are compared with those of the networks.
+_COMMON = ('tokenizer', 'student_tokenizer', 'vocabulary', 'prune')
+
 AnyReader = Union[reader_lib.Reader, 'MixedReader']
 AnySplits = Union[reader_lib.Splits, 'MixedSplits']
 
@@ -67,6 +70,10 @@ class MixedReader:
     """Decodes and checks what is small enough to keep."""
     for part in self._parts.values():
       part.load()
+
+  def has(self, count: int) -> bool:
+    """Returns whether the split has so many examples."""
+    return len(self) >= count
 
   def order(self, batch_size: int, seed: int) -> orders.Mixed:
     """Returns the order in which training reads it."""
@@ -188,7 +195,12 @@ def build_splits(data: ml_collections.ConfigDict) -> AnySplits:
     entry = config_lib.component(data.mixture[name])
     weights[name] = schedules.build(
         f'config.data.mixture.{name}.weight', entry.weight)
-    folder = entry.source_dir
+    own, folder = config_lib.plain(entry.options), entry.source_dir
+    for option in {*own} & {*_COMMON}:
+      raise checks.ConfigError(
+          f'config.data.mixture.{name}.options.{option} must be left out; got '
+          f'{own[option]!r}. Set config.data.options.{option}, which holds for '
+          'all.')
     if folder is None and data.source_dir is not None:
       folder = os.path.join(data.source_dir, name)
     shared = {option: value for option, value in options.items()
@@ -196,8 +208,12 @@ def build_splits(data: ml_collections.ConfigDict) -> AnySplits:
     unused -= set(shared)
     parts[name] = reader_lib.Splits(
         name=entry.name or data.name,
-        options={**shared, **config_lib.plain(entry.options)},
+        options={**shared, **own},
         source_dir=folder, data_dir=data.data_dir)
+  if not any(part.dataset['name'] == data.name for part in parts.values()):
+    raise checks.ConfigError(
+        'config.data.name must be the name of a data set of the mixture; got '
+        f'{data.name!r}. Set it to that of one of them.')
   if unused:
     raise checks.ConfigError(
         'config.data.options must have options that a data set of the mixture '

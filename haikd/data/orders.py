@@ -5,10 +5,10 @@ and the processes of a run agree without a word.
 """
 
 import bisect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import functools
 import math
-from typing import Protocol
+from typing import Optional, Protocol
 import zlib
 
 import numpy as np
@@ -16,8 +16,9 @@ import numpy as np
 from haikd.core import checks
 from haikd.core import schedules
 
-_ORDER = 0  # Part of a seed: what its random numbers are for.
-_MIX = 2
+# Parts of a seed: what its random numbers are for. Others are in `batches`.
+_ORDER = 0
+_MIX = 4
 _MOMENTS = 2**24  # In a step: when an example falls due is rounded to these.
 
 
@@ -47,6 +48,49 @@ class Shuffled:
   def batch(self, number: int) -> np.ndarray:
     """Returns the indices of the examples of a batch."""
     return self._epochs.take(number * self._batch_size, self._batch_size)
+
+
+class Growing:
+  """The order of a data set that is read while it is still being prepared.
+
+  In the first epoch the rows of a block come before those of the next, in
+  random order; so only the blocks before a batch have to be there. All further
+  epochs, and the batches, are as those of `Shuffled`. The order does not depend
+  on how much is there.
+
+  Args:
+    block: returns the indices of a block; None after the last.
+    batch_size: examples in a batch.
+    seed: the seed of the run.
+  """
+
+  def __init__(self, block: Callable[[int], Optional[range]], *,
+               batch_size: int, seed: int):
+    self._block = block
+    self._batch_size = batch_size
+    self._seed = seed
+    self._order = functools.lru_cache(maxsize=3)(self._order_of_block)
+    self._later = functools.lru_cache(maxsize=1)(
+        lambda size: _Epochs(size, seed))
+
+  def batch(self, number: int) -> np.ndarray:
+    """Returns the indices of the examples of a batch."""
+    start = number * self._batch_size
+    end = start + self._batch_size
+    parts, size, place = [], 0, 0
+    while size < end and (block := self._block(place)) is not None:
+      if block.stop > start:
+        order = self._order(place, block.start, block.stop)
+        parts.append(order[max(start - block.start, 0):end - block.start])
+      size, place = block.stop, place + 1
+    if size < end:  # The first epoch ends.
+      first = max(start, size)
+      parts.append(self._later(size).take(first, end - first))
+    return np.concatenate(parts)
+
+  def _order_of_block(self, place: int, start: int, stop: int) -> np.ndarray:
+    rng = np.random.default_rng((self._seed, _ORDER, 0, place))
+    return start + rng.permutation(stop - start)
 
 
 class Mixed:

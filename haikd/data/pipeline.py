@@ -60,6 +60,7 @@ class Data:
     self.splits = splits
     self._train = train
     self._held_out = held_out
+    self._named = tuple(dict.fromkeys((train, *held_out)))
     evaluated, final = held_out
     # For messages. If several fields hold one split, the last of these counts.
     self._fields = {
@@ -93,10 +94,7 @@ class Data:
   @property
   def sizes(self) -> dict[str, int]:
     """The number of examples in each split that the config names."""
-    return {
-        split: len(self._reader(split))
-        for split in dict.fromkeys((self._train, *self._held_out))
-    }
+    return {split: len(self._reader(split)) for split in self._named}
 
   @functools.cached_property
   def spec(self) -> base.Batch:
@@ -129,7 +127,7 @@ class Data:
       DataError: an unknown or empty split, a training split smaller than a
         batch, or examples that cannot be used.
     """
-    for split in self.sizes:
+    for split in self._named:
       reader = self._reader(split)
       if split == self._train:
         self._check_size(reader)
@@ -178,7 +176,7 @@ class Data:
     return self.splits.reader(split, self._fields.get(split, 'split'))
 
   def _check_size(self, reader):
-    if len(reader) < self._batch_size:
+    if not reader.has(self._batch_size):
       raise checks.DataError(
           'config.data.train must name a split of at least one batch; got '
           f'{self._train!r} of size={len(reader)}, '

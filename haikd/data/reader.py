@@ -5,6 +5,7 @@ from one array per key, a hundred times faster than example by example.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import itertools
 from typing import Any, Optional, Union
 
 import numpy as np
@@ -41,6 +42,7 @@ class Reader:
     self.text = source_lib.text_info(source)
     self._source = source
     self._columns: Optional[Columns] = None
+    self._growing = source_lib.growing(source)
 
   def __len__(self) -> int:
     return len(self._source)
@@ -52,7 +54,8 @@ class Reader:
 
   def load(self) -> None:
     """Decodes and checks the full split if it is small enough to keep."""
-    if self.cached:
+    if self.cached or (
+        self._growing is not None and not self._growing.is_complete):
       return
     size = len(self)
     if isinstance(self._source, source_lib.Arrays):
@@ -79,7 +82,17 @@ class Reader:
       batch_size: examples in a batch of all processes.
       seed: the seed of the run.
     """
+    if self._growing is not None:
+      return orders.Growing(
+          self._growing.block, batch_size=batch_size, seed=seed)
     return orders.Shuffled(len(self), batch_size=batch_size, seed=seed)
+
+  def has(self, count: int) -> bool:
+    """Returns whether the split has so many examples, without reading all."""
+    if self._growing is not None:
+      blocks = iter(map(self._growing.block, itertools.count()).__next__, None)
+      return any(block.stop >= count for block in blocks)
+    return len(self) >= count
 
   def gather(self,
              indices: Indices,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 import inspect
 import pathlib
-from typing import Any, NamedTuple, Optional, Protocol
+from typing import Any, cast, NamedTuple, Optional, Protocol
 
 import numpy as np
 
@@ -56,6 +56,28 @@ class Source(Protocol):
 
   def __getitem__(self, index: int) -> Mapping[str, Any]:
     """Returns an example."""
+
+
+class GrowingSource(Source, Protocol):
+  """A Source to which examples are still being added, block by block.
+
+  It may be read meanwhile. Its length is known when it is complete, and asking
+  for it waits until then.
+  """
+
+  @property
+  def is_complete(self) -> bool:
+    """Whether all examples are there."""
+
+  def block(self, number: int) -> Optional[range]:
+    """Returns the indices of a block's examples; waits until it is there.
+
+    Args:
+      number: from 0, at most one more than that of the last block asked for.
+
+    Returns:
+      A range that begins where the block before ends; None after the last.
+    """
 
 
 class TextInfo(NamedTuple):
@@ -134,6 +156,11 @@ def text_info(source: Source) -> Optional[TextInfo]:
   return getattr(source, 'text', None)
 
 
+def growing(source: Source) -> Optional[GrowingSource]:
+  """Returns the Source if it is a GrowingSource, else None."""
+  return cast(GrowingSource, source) if hasattr(source, 'block') else None
+
+
 def open_source(name: str,
                 split: str,
                 *,
@@ -183,7 +210,8 @@ def open_source(name: str,
           f'{type(source).__name__}. haikd.data.Arrays makes one from arrays.')
   if indices_of is not None:
     source = Subset(source, indices_of(len(source)))
-  if not len(source):
+  # A growing source finds out by itself, without waiting for its length.
+  if growing(source) is None and not len(source):
     raise checks.DataError(
         f'{field} must name a split that has examples; got {split!r} of '
         f'{name!r}, which has none. Choose another split, or prepare the data '

@@ -157,7 +157,9 @@ def test_folders_are_those_of_their_names(fresh):
     (dict(a=1, b=dict(options=dict(width=5))), checks.DataError,
      'agree in the keys, shapes and dtypes of examples; got .*in a and .*in b'),
     (dict(a=dict(name='sized')), checks.ConfigError,
-     r"config.data.options must have .* takes; got \['width'\]"),
+     "config.data.name must be the name of a data set of the mixture; got"),
+    (dict(a=dict(options=dict(tokenizer='x'))), checks.ConfigError,
+     "mixture.a.options.tokenizer must be left out; got 'x'. Set config"),
     (dict(a=1, b=dict(name='digit')), checks.ConfigError,
      r"must be a registered data set.*\(config.data.mixture.b\)"),
 ])
@@ -168,6 +170,14 @@ def test_data_sets_that_do_not_fit_are_refused(numbered, parts, error, text):
     data = build(config)
     data.check()
     next(data.train())
+
+
+def test_option_that_no_data_set_takes_is_refused(numbered):
+  config = make_config(a=dict(name='sized', options=dict(first=1)))
+  config.data.name, config.data.options = 'sized', dict(width=2)
+  with pytest.raises(checks.ConfigError, match=(
+      r"config.data.options must have .* takes; got \['width'\]")):
+    build(config)
 
 
 def test_texts_of_two_tokenizers_do_not_mix(fresh):
@@ -181,6 +191,7 @@ def test_texts_of_two_tokenizers_do_not_mix(fresh):
 
   config = make_config(**{name: dict(name='files', options=dict(first=name))
                           for name in texts})
+  config.data.name = 'files'
   with pytest.raises(checks.DataError, match=(
       'agree in the tokenizer; got x in a and y in b. prune=True makes')):
     build(config).check()

@@ -20,6 +20,7 @@ from haikd.data.text import tokenizer as tokenizer_lib
 from haikd.data.text import tokens as tokens_lib
 
 FORMS = ('packed', 'padded')
+PREPARE = ('first', 'ahead')
 
 
 class _Documents(NamedTuple):
@@ -115,6 +116,7 @@ def text(split: str,
          bos: Optional[str] = None,
          pad: Optional[str] = None,
          add_special_tokens: Optional[bool] = None,
+         prepare: str = 'first',
          tfds: Optional[str] = None,
          source_dir: Optional[str] = None,
          data_dir: Optional[str] = None) -> source.Source:
@@ -125,6 +127,11 @@ def text(split: str,
   tfds. A document gets the special tokens that its tokenizer puts around a
   text, unless it holds them already, and ends with the token that ends texts.
   Empty documents are left out. A document is held in memory while it is
+  A split is a file `<split>.txt`, `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`
+  or `.arrow` in `source_dir`, a set of shards or a folder `<split>` of such
+  files, or a split of a data set of tfds. A document gets the special tokens
+  that its tokenizer puts around a text, and ends with the token that ends
+  texts. Empty documents are left out. A document is held in memory while it is
   tokenised.
 
   Packed, documents are laid end to end and cut into full rows. `segments`
@@ -141,7 +148,7 @@ def text(split: str,
       `tokenizer.json`, or 'gguf:<file>'.
     length: N, the number of tokens in a row.
     form: 'packed' or 'padded'.
-    field: the field of the text in JSON lines, parquet and tfds.
+    field: the field of the text, in all but `.txt` files.
     documents: what a document is in `.txt` files: a 'file', a 'paragraph'
       (blank lines separate them) or a 'line'.
     padding: the side of the padding, 'right' or 'left'.
@@ -155,6 +162,10 @@ def text(split: str,
     pad: the token that fills rows up; None for the tokenizer's.
     add_special_tokens: whether a document gets the special tokens that the
       tokenizer adds; None for yes, unless it holds them already.
+    prepare: 'first', or 'ahead' to begin to train while the texts are still
+      being tokenised. Then the rows of the first epoch are shuffled within
+      shards, which are read in order, whether they were there already or not.
+      A mixture, a slice and an evaluation wait for all rows.
     tfds: the name of the data set in tfds; it must be prepared in `data_dir`.
     source_dir: the folder of the files.
     data_dir: the folder of prepared files; None for that of tfds.
@@ -176,6 +187,14 @@ def text(split: str,
         'config.data.options.vocabulary must be None with prune=True, since '
         f'pruning determines it; got {vocabulary}.')
   choice = framing.Choice(eos, bos, pad, add_special_tokens)
+  if prepare not in PREPARE:
+    raise checks.ConfigError(
+        f"config.data.options.prepare must be 'first' or 'ahead'; got "
+        f'{prepare!r}. {checks.suggest(prepare, PREPARE)}')
+  if prune and prepare == 'ahead':
+    raise checks.ConfigError(
+        "config.data.options.prepare must be 'first' with prune=True, since "
+        "all texts decide which tokens are kept; got 'ahead'.")
   location = text_files.Location(source_dir, data_dir, tfds, documents, field,
                                  ((field,),))
 
@@ -186,10 +205,14 @@ def text(split: str,
     return _Documents(loaded, length, form, field, padding, choice,
                       framing.build(loaded, choice))
 
-  return text_prepared.open_rows(
-      make_format, tokenizer, location, split, prune=prune,
-      num_classes=lambda loaded: text_tokenizers.vocabulary_size(
-          loaded, vocabulary))
+  def num_classes(loaded: tokenizer_lib.Tokenizer) -> int:
+    return text_tokenizers.vocabulary_size(loaded, vocabulary)
+
+  if prepare == 'ahead':
+    return text_prepared.open_ahead(make_format, tokenizer, location, split,
+                                    num_classes=num_classes)
+  return text_prepared.open_rows(make_format, tokenizer, location, split,
+                                 prune=prune, num_classes=num_classes)
 
 
 def _check_form(form):

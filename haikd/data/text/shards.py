@@ -6,7 +6,7 @@ prepare at once, both use the shard that appeared first.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import itertools
 import os
 import pathlib
@@ -63,6 +63,19 @@ def read_info(folder: pathlib.Path) -> dict[str, Any]:
   return files.read_json(folder / _INFO)
 
 
+def rows_of(folder: pathlib.Path, number: int) -> Optional[int]:
+  """Returns the number of rows in a shard; None if it is not written yet."""
+  _, statistics = _paths(folder, number)
+  return files.read_json(statistics)['rows'] if statistics.exists() else None
+
+
+def open_shard(folder: pathlib.Path, number: int) -> Sequence[bytes]:
+  """Returns the rows of a shard that has rows."""
+  from array_record.python import array_record_data_source
+  shard, _ = _paths(folder, number)
+  return array_record_data_source.ArrayRecordDataSource([str(shard)])
+
+
 def write(folder: pathlib.Path, recipe: Recipe, corpus: text_files.Corpus,
           show: ShowProgress) -> None:
   """Writes the shards of a split that are missing, and then its statistics.
@@ -77,8 +90,7 @@ def write(folder: pathlib.Path, recipe: Recipe, corpus: text_files.Corpus,
   counts = Counter(documents=0, tokens=0, rows=0)
   records = corpus.records()
   for number in itertools.count():
-    shard = folder / f'{number:05d}.array_record'
-    statistics = folder / f'{number:05d}.json'
+    shard, statistics = _paths(folder, number)
     if statistics.exists():
       shard_counts = Counter(files.read_json(statistics))
       for record in itertools.islice(records, shard_counts['documents']):
@@ -127,6 +139,11 @@ def _characters(value: Any) -> int:
   if isinstance(value, Mapping):
     return sum(map(_characters, value.values()))
   return sum(map(_characters, value)) if isinstance(value, list) else 0
+
+
+def _paths(folder, number):
+  """Returns the paths of a shard and of its statistics, written after it."""
+  return (folder / f'{number:05d}.array_record', folder / f'{number:05d}.json')
 
 
 def _write_shard(shard: pathlib.Path, statistics: pathlib.Path, recipe: Recipe,

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import functools
 import hashlib
 import io
 import pathlib
 import sys
-from typing import Optional, Protocol
+from typing import NamedTuple, Optional, Protocol
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from haikd.data import source
 from haikd.data.text import affixes
 from haikd.data.text import pruning
 from haikd.data.text import shards
+from haikd.data.text import text_ahead
 from haikd.data.text import text_files
 from haikd.data.text import text_tokenizers
 from haikd.data.text import tokenizer as tokenizer_lib
@@ -103,6 +105,78 @@ def open_rows(
     DataError: a text or a tokenizer that cannot be used, an unknown or empty
       split, or a folder that cannot be written.
   """
+  opened = _open(make_format, tokenizer, location, split, prune, adapt)
+  opened.prepare(_progress_bar(f'preparing {split}'))
+  return PreparedRows(opened.folder, opened.row_format,
+                      num_classes(opened.tokenizer), opened.text)
+
+
+def open_ahead(
+    make_format: MakeFormat,
+    tokenizer: str,
+    location: text_files.Location,
+    split: str,
+    *,
+    num_classes: Callable[[tokenizer_lib.Tokenizer], Optional[int]],
+) -> text_ahead.GrowingRows:
+  """Opens a split as `open_rows` does, but prepares it in a thread.
+
+  Args:
+    make_format: as for `open_rows`; likewise all other arguments.
+    tokenizer: likewise.
+    location: likewise.
+    split: likewise.
+    num_classes: likewise.
+
+  Returns:
+    A GrowingSource.
+
+  Raises:
+    ConfigError: as `open_rows`.
+    DataError: as `open_rows`; of a text, where its rows are read.
+  """
+  opened = _open(make_format, tokenizer, location, split)
+  # Training has a bar of its own.
+  no_bar = contextlib.nullcontext(lambda done: None)
+  return text_ahead.GrowingRows(
+      opened.folder, opened.row_format.recipe().dtype,
+      opened.row_format.expand, num_classes(opened.tokenizer), opened.text,
+      functools.partial(opened.prepare, no_bar))
+
+
+class _Opened(NamedTuple):
+  """A split that may have to be prepared."""
+
+  row_format: RowFormat
+  tokenizer: tokenizer_lib.Tokenizer
+  corpus: text_files.Corpus
+  data_dir: Optional[str]
+  folder: pathlib.Path
+  text: source.TextInfo
+
+  def prepare(
+      self, bar: contextlib.AbstractContextManager[shards.ShowProgress]
+  ) -> None:
+    """Prepares the split unless that has been done."""
+    recipe = self.row_format.recipe()
+    if not shards.is_complete(self.folder):
+      with text_tokenizers.explaining_write_errors(self.folder), bar as show:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Temporary files of killed preparations, of any split.
+        paths.remove_leftovers(text_tokenizers.root(self.data_dir))
+        shards.write(self.folder, recipe, self.corpus, show)
+    info = shards.read_info(self.folder)
+    if not info['rows']:
+      raise _empty(self.corpus, info, recipe.notices)
+    for statistic, predicate in recipe.notices.items():
+      if number := info.get(statistic):
+        notes.say(f'split {self.corpus.split!r}, of {info["documents"]:,} '
+                  f'records: {number:,} {predicate}')
+
+
+def _open(make_format, tokenizer, location, split, prune=False,
+          adapt=lambda loaded: loaded):
+  """Opens a split, and saves its tokenizer."""
   loaded, kept_ids = adapt(text_tokenizers.load(tokenizer)), None
   if prune:
     loaded, kept_ids = _prune(make_format, loaded, location)
@@ -112,9 +186,9 @@ def open_rows(
   if recipe.adds_special_tokens:
     for sentence in affixes.contradictions(loaded):
       notes.say(f'{tokenizer}: {sentence}')
-  folder = _prepare(recipe, loaded, corpus, location.data_dir)
-  return PreparedRows(
-      folder, row_format, num_classes(loaded),
+  return _Opened(
+      row_format, loaded, corpus, location.data_dir,
+      _folder(recipe, loaded, corpus, location.data_dir),
       text_tokenizers.save_beside_data(loaded, location.data_dir, kept_ids))
 
 
@@ -186,26 +260,6 @@ def _folder(recipe, tokenizer, corpus, data_dir):
   digest = hashlib.sha256(files.encode(key, sort_keys=True).encode())
   return (text_tokenizers.root(data_dir) / recipe.name /
           digest.hexdigest()[:16])
-
-
-def _prepare(recipe, tokenizer, corpus, data_dir):
-  """Prepares a split unless that has been done; returns its folder."""
-  folder = _folder(recipe, tokenizer, corpus, data_dir)
-  if not shards.is_complete(folder):
-    with (text_tokenizers.explaining_write_errors(folder),
-          _progress_bar(f'preparing {corpus.split}') as show):
-      folder.mkdir(parents=True, exist_ok=True)
-      # Temporary files of killed preparations, of any split.
-      paths.remove_leftovers(text_tokenizers.root(data_dir))
-      shards.write(folder, recipe, corpus, show)
-  info = shards.read_info(folder)
-  if not info['rows']:
-    raise _empty(corpus, info, recipe.notices)
-  for statistic, predicate in recipe.notices.items():
-    if number := info.get(statistic):
-      notes.say(f'split {corpus.split!r}, of {info["documents"]:,} records: '
-                f'{number:,} {predicate}')
-  return folder
 
 
 @contextlib.contextmanager

@@ -136,6 +136,26 @@ def test_job_runs_on_a_mixture_of_all_formats_of_texts(start, words, tmp_path):
   assert code == 2 and 'config.data.mixture must have weights of 0 or' in err
 
 
+def test_job_that_prepares_ahead_repeats_itself(start, words, tmp_path):
+  for split in ('train', 'validation'):
+    write_jsonl(tmp_path, split)
+  options = dict(tokenizer=words, length=6, prepare='ahead')
+  (tmp_path / 'ahead.py').write_text(CONFIG.format(
+      source=str(tmp_path), evaluated='.', more=f"""
+  config.evaluation.split = 'validation'
+  config.log_every = 1
+  config.data.name, config.data.options = 'text', {options!r}
+"""))
+  losses = []
+  for workdir in ('first', 'again'):  # The second finds everything prepared.
+    code, out, err = start(config='ahead.py', workdir=workdir)
+    assert code == 0, err
+    lines = (tmp_path / workdir / 'metrics.jsonl').read_text().splitlines()
+    losses.append([row['loss'] for row in map(json.loads, lines)
+                   if row['split'] == 'train'])
+  assert losses[0] == losses[1] and len(losses[0]) == 2
+
+
 def test_job_runs_on_a_mixture_of_all_formats_of_token_ids(start, tmp_path):
   ids = np.random.default_rng(0).integers(0, 40, 200)
   for name in ('array', 'nanogpt', 'megatron'):
