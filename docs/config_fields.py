@@ -17,6 +17,8 @@ MARK = '<!-- fields -->'
 # Functions that make a part of a config used in several places.
 SHARED = {
     'network': ('student and teacher', ('student', 'teacher')),
+    'init_options': ('student.init_options and teacher.init_options',
+                     ('student.init_options', 'teacher.init_options')),
     'optimizer': ('optimizer and teacher.train.optimizer',
                   ('optimizer', 'teacher.train.optimizer')),
     'term': ('losses.<term>', ('losses.<term>',)),

@@ -49,13 +49,7 @@ def network() -> ConfigDict:
           # all, one to one.
           init_layers=_any(),
           # How these weights are read.
-          init_options=ConfigDict(
-              dict(
-                  # Fields of config.json that haikd does not know, and globs
-                  # over tensors that it does not use, to ignore: an assurance
-                  # that no output depends on them.
-                  ignore=(),
-              )),
+          init_options=init_options(),
           # How many of its logits are used, the first ones, where its table
           # of tokens is longer than that of the tokenizer; None for all.
           used_classes=config_dict.placeholder(int),
@@ -71,6 +65,17 @@ def network() -> ConfigDict:
           # --config.student.placement['mlp/up/w']=-1. The model's own rules
           # apply to all other parameters.
           placement={},
+      ))
+
+
+def init_options() -> ConfigDict:
+  """Returns the fields on how pretrained weights are read."""
+  return ConfigDict(
+      dict(
+          # Fields of config.json that haikd does not know, and globs over
+          # tensors that it does not use, to ignore: an assurance that no output
+          # depends on them.
+          ignore=(),
       ))
 
 

@@ -40,6 +40,12 @@ def check(folder: pathlib.Path) -> None:
     raise checks.DataError(
         f'init must name a complete model; got {folder}, which holds an '
         f'adapter ({_ADAPTER}){_base_of(folder)}. {merging(folder)}')
+  if not (folder / CONFIG).exists():
+    inside = sorted(path.parent for path in folder.glob(f'*/{CONFIG}'))
+    remedy = (f'Did you mean {inside[0]}?' if inside else
+              f'Give the one that holds {CONFIG} and the weights.')
+    raise checks.DataError(
+        f'init must name a folder with {CONFIG}; got {folder}. {remedy}')
   if is_adapter and any(folder.glob(_ADAPTER_WEIGHTS)):
     raise checks.DataError(
         f'init must name one model; got {folder}, which holds weights and an '

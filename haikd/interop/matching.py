@@ -156,9 +156,8 @@ def _check_vocabulary(field, init, vocabulary, kept_ids, rules, expected):
       kept = '' if kept_ids is None else f', of which {count} are kept'
       raise checks.ConfigError(
           f'{field} must have the {size} tokens of the network; got {init} '
-          f'with {vocabulary}{kept}. Prepare the data with its tokenizer, and '
-          'with the option vocabulary if the weights have more tokens than '
-          'that; or prune both.')
+          f'with {vocabulary}{kept}. Leave tokenizer and vocabulary out of '
+          'config.data.options, so that they are those of the weights.')
 
 
 def _hidden_reduction(rules, shapes, expected) -> reduction.Reductions:

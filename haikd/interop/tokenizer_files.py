@@ -134,8 +134,10 @@ def _of_folder(path: paths.Path) -> Files:
   beside: tuple[str, ...] = (_CONFIG, _SPECIAL, *_TEMPLATES)
   if not is_file or path.name == _TOKENIZER:
     beside += (_TOKENIZER, _ADDED, *_VOCABULARIES)
-  found: Files = {str(file.relative_to(folder)): file
-           for glob in beside for file in sorted(folder.glob(glob))}
+  found: Files = {
+      str(file.relative_to(folder)): file
+      for glob in beside for file in sorted(folder.glob(glob))
+  }
   if is_file:
     found[_TOKENIZER] = path
   if _TOKENIZER not in found:

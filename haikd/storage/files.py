@@ -13,6 +13,8 @@ from haikd.storage import paths
 
 Path = paths.Path
 
+_GIT_LFS = b'version https://git-lfs'
+
 
 def to_json(value: Any) -> Any:
   """Returns a value converted to the types of JSON.
@@ -77,12 +79,16 @@ def read_json(path: Path) -> Any:
   Raises:
     DataError: the file cannot be read or is not JSON.
   """
+  content = b''
   try:
-    return json.loads(paths.read(path))
+    content = paths.read(path)
+    return json.loads(content)
   except (OSError, ValueError) as err:
+    problem, remedy = checks.describe(err), 'Remove or restore the file'
+    if content.startswith(_GIT_LFS):
+      problem, remedy = 'a pointer of Git LFS', 'Run `git lfs pull`'
     raise checks.DataError(
-        f'{path} must hold JSON; got {checks.describe(err)}. Remove or restore '
-        'the file.') from err
+        f'{path} must hold JSON; got {problem}. {remedy}.') from err
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -61,6 +61,13 @@ def test_unknown_model_type_is_named_with_those_there_are(toy):
     interop.describe(toy.init)
 
 
+def test_pointer_of_git_lfs_is_named(toy):
+  (toy.folder / 'config.json').write_text(
+      'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n')
+  with pytest.raises(checks.DataError, match='a pointer of Git LFS. Run `git'):
+    interop.describe(toy.init)
+
+
 @pytest.mark.parametrize('content', ('', '[]', '{"model_type": 3}'))
 def test_broken_config_is_refused(toy, content):
   (toy.folder / 'config.json').write_text(content)
@@ -147,6 +154,12 @@ def test_name_on_the_hub_is_told_how_to_be_fetched():
       'run `hf download Qwen/Qwen2.5-0.5B --local-dir Qwen2.5-0.5B`, and set '
       'init to hf:Qwen2.5-0.5B.')):
     interop.describe('hf:Qwen/Qwen2.5-0.5B')
+
+
+def test_folder_above_is_told_the_one_inside():
+  with pytest.raises(checks.DataError, match=(
+      f'with config.json; got {GOLDEN}. Did you mean {GOLDEN}/bert?')):
+    interop.describe(f'hf:{GOLDEN}')
 
 
 def test_file_is_told_its_folder():

@@ -21,7 +21,7 @@ def get_config():
   config.steps = config.log_every = 1
   config.batch_size = config.evaluation.batch_size = 8
   config.data.name, config.data.source_dir = 'tokens', {source!r}
-  config.data.options = dict(length=8, vocabulary=24)
+  config.data.options = dict(length=8)
   config.teacher.init, config.student.init = {teacher!r}, {student!r}
   return config
 """
