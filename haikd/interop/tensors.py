@@ -117,6 +117,33 @@ class Safetensors:
     return np.memmap(path, spec.dtype, 'r', offset, spec.shape)
 
 
+class Joined:
+  """The tensors of a folder, with those of folders inside it.
+
+  Attributes:
+    path: the folder.
+    shapes: `{name: ShapeDtypeStruct}`; tensors of a folder inside have its name
+      and '/' before theirs.
+
+  Args:
+    reader: of the folder.
+    inner: readers by the names of the folders inside.
+  """
+
+  def __init__(self, reader: TensorReader, inner: Mapping[str, TensorReader]):
+    self.path = reader.path
+    self._readers = {'': reader, **inner}
+    self.shapes = dict(reader.shapes)
+    for folder, other in inner.items():
+      self.shapes.update(
+          {f'{folder}/{name}': spec for name, spec in other.shapes.items()})
+
+  def read(self, name: str, dtype: np.dtype) -> np.ndarray:
+    """Returns a tensor as the reader of its folder does."""
+    folder, _, name = name.rpartition('/')
+    return self._readers[folder].read(name, dtype)
+
+
 def read_header(path: pathlib.Path) -> tuple[dict[str, Any], int]:
   """Returns the header of a safetensors file and the offset of its data.
 
