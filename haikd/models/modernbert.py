@@ -5,7 +5,6 @@ from typing import Any, NamedTuple, Optional, Union
 
 import haiku as hk
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from haikd.core import attention_mask
@@ -79,8 +78,7 @@ class Block(hk.Module):
 
     # Norms of the embedding come right before, so a second one is left out.
     normed = inputs if self.is_first else self.norm(inputs, 'norm_attn')
-    attention = decoder.Attention(
-        epsilon=self.norm.epsilon, qk_norm=False, **self.attention)
+    attention = decoder.Attention(**self.attention)
     attended = inputs + drop(attention(normed, rotation, allowed))
     mlp = decoder.Mlp(**self.mlp)
     return attended + drop(mlp(self.norm(attended, 'norm_mlp')))
@@ -218,7 +216,7 @@ def modernbert(inputs: Union[jax.Array, Mapping[str, jax.Array]],
   sequence, leading = encoder.read(inputs, mask)
   encoder.check_one_text(sequence, head)
   length = sequence.tokens.shape[1]
-  has_window = _has_window(window_layers, depth)
+  has_window = _has_window(window_layers, depth).astype(np.int32)
   # A window of all positions hides nothing.
   windows = np.where(has_window, window, length).astype(np.int32)
   rotations = [rotary.angles(sequence, width // heads, rope)
@@ -227,8 +225,12 @@ def modernbert(inputs: Union[jax.Array, Mapping[str, jax.Array]],
       heads=heads,
       key_value_heads=heads,
       head_size=width // heads,
+      qk_norm=None,
       qkv_bias=attention_bias,
-      output_bias=attention_bias)
+      output_bias=attention_bias,
+      scale=(width // heads)**-0.5,
+      soft_cap=None,
+      norms={})
   mlp = dict(
       hidden=hidden,
       activation=layers.activation('activation', activation),
@@ -237,8 +239,7 @@ def modernbert(inputs: Union[jax.Array, Mapping[str, jax.Array]],
 
   def block(features, name, block_window, is_local, is_first=False):
     module = Block(attention, mlp, norm, is_first, dropout, is_training, name)
-    rotation = jax.tree.map(
-        lambda far, near: jnp.where(is_local, near, far), *rotations)
+    rotation = rotary.choose(rotations, is_local)
     allowed = sequence.allowed(causal=False, window=block_window)
     return module(features, rotation, allowed)
 

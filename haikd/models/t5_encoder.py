@@ -36,8 +36,7 @@ class Block(hk.Module):
     """Maps `[B, N, D]` to the same; arguments as in `transformer.Attention`."""
 
     def branch(name, module, features, *arguments):
-      outputs = module(
-          decoder.norm(features, self.epsilon, name), *arguments)
+      outputs = module(_norm(features, self.epsilon, name), *arguments)
       return layers.dropout(outputs, self.dropout, self.is_training)
 
     attention = transformer.Attention(
@@ -164,11 +163,16 @@ def t5_encoder(inputs: Union[jax.Array, Mapping[str, jax.Array]],
                    dropout, is_training, name)
     return module(features, allowed, bias)
 
-  embed = decoder.Embed(vocabulary, width)
+  embed = decoder.Embed(vocabulary, width, scale=1.0)
   features = layers.dropout(embed(sequence.tokens), dropout, is_training)
   features = layers.run_blocks(block, depth, features, scan)
-  features = decoder.norm(features, epsilon, 'norm')
+  features = _norm(features, epsilon, 'norm')
   features = layers.dropout(features, dropout, is_training)
   return encoder.embedding(
       features, sequence.mask, leading, pool=pool, dense=dense,
       normalise=normalise)
+
+
+def _norm(features: jax.Array, epsilon: float, name: str) -> jax.Array:
+  module = decoder.RMSNorm(epsilon=epsilon, unit_offset=False, name=name)
+  return module(features)

@@ -64,8 +64,8 @@ class Attention(hk.Module):
     query, key, value = heads('query'), heads('key'), heads('value')
     if self.scaled:
       query *= head_size**-0.5
-    query_key = tap_lib.tap('maps', base.QueryKey(query, key, allowed, bias))
-    outputs = attention.attend(query_key, value)
+    query_key = base.QueryKey(query, key, allowed, bias=bias)
+    outputs = attention.attend(tap_lib.tap('maps', query_key), value)
     linear = layers.Linear(width, 'output', with_bias=self.output_bias)
     return linear(outputs.reshape(batch, length, -1))
 

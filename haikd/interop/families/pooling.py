@@ -79,9 +79,12 @@ def read_pooling(folder: paths.Path) -> dict[str, Any]:
   dense: list[dict[str, Any]] = []
   normalise = False
   for kind, path in modules[2:]:
+    config_path = folder / path / 'config.json'
     if kind == _DENSE:
-      entry = _read_dense(folder / path / 'config.json')
-      dense.append(entry | dict(normalise=normalise))
+      dense.append(_read_dense(config_path) | dict(normalise=normalise))
+    elif paths.exists(config_path):
+      _check_names(fields_lib.Fields(
+          str(config_path), fields_lib.read_object(config_path)))
     normalise = kind == _NORMALIZE
   return dict(pool=_read_mode(pooling, config), dense=tuple(dense),
               normalise=normalise)
@@ -209,8 +212,7 @@ def _read_dense(path):
   """Returns the entry of the option `dense` that a config gives."""
   fields = fields_lib.Fields(str(path), fields_lib.read_object(path))
   fields.take('in_features', kind=int)
-  fields.expect('module_input_name', 'sentence_embedding')
-  fields.expect('module_output_name', 'sentence_embedding')
+  _check_names(fields)
   name = fields.take('activation_function', 'torch.nn.modules.activation.Tanh')
   entry = dict(
       size=fields.take('out_features', kind=int),
@@ -223,6 +225,12 @@ def _read_dense(path):
         'support.')
   fields.done()
   return entry
+
+
+def _check_names(fields):
+  """Refuses a module that does not map the vector of a text."""
+  for name in ('module_input_name', 'module_output_name'):
+    fields.expect(name, 'sentence_embedding')
 
 
 def _check_texts(folder, transformer):
