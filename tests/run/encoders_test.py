@@ -1,0 +1,90 @@
+"""Encoders of each family as a user distils them, from the command line."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors
+import tokenizers
+from tokenizers import models
+from tokenizers import pre_tokenizers
+
+from haikd.data import text  # noqa: F401  Registers its data sets.
+
+GOLDEN = pathlib.Path(__file__).parents[1] / 'interop' / 'golden'
+SPECIAL = ('<pad>', '<s>', '</s>', '<unk>')
+CONFIG = """
+from haikd import config as config_lib
+
+def get_config():
+  config = config_lib.base()
+  config.steps = 2
+  config.batch_size = config.evaluation.batch_size = 8
+  config.data.name, config.data.source_dir = 'sentences', '{folder}'
+  config.data.options = dict(length=8)
+  config.teacher.init = config.student.init = 'hf:{folder}/teacher'
+  config.student.init_layers = {layers}
+  config.distillation.alpha = 0.0
+  config.losses.vectors = dict(loss='embedding_cosine')
+  if {maps}:
+    config.losses.maps = dict(loss='attention_transfer')
+  config.evaluation.final = 'validation'
+  return config
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """A folder of texts of 36 words."""
+  rng = np.random.default_rng(0)
+  for split in ('train', 'validation'):
+    (tmp_path / f'{split}.txt').write_text(''.join(
+        ' '.join(f'w{i}' for i in rng.integers(0, 36, 5)) + '\n'
+        for _ in range(16)))
+  return tmp_path
+
+
+def copy(case, folder):
+  """Copies a golden folder, with a tokenizer of words if it has none."""
+  shutil.copytree(GOLDEN / case, folder)
+  if not (folder / 'tokenizer.json').exists():
+    names = (*SPECIAL, *(f'w{i}' for i in range(36)))
+    made = tokenizers.Tokenizer(models.WordLevel(
+        {name: i for i, name in enumerate(names)}, unk_token='<unk>'))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.add_special_tokens(list(SPECIAL))
+    made.save(str(folder / 'tokenizer.json'))
+    (folder / 'tokenizer_config.json').write_text(json.dumps(
+        dict(pad_token='<pad>', eos_token='</s>', unk_token='<unk>')))
+
+
+@pytest.mark.parametrize('case, layers', [
+    ('xlm_roberta', (1,)), ('mpnet', (1,)), ('modernbert', (0, 1)),
+    ('sentence_t5', None)])
+def test_encoder_is_distilled_and_exported(case, layers, folder, run):
+  copy(case, folder / 'teacher')
+  (folder / 'encoder.py').write_text(
+      # Scores with a bias of relative positions are compared once.
+      CONFIG.format(folder=folder, layers=layers, maps=case == 'mpnet'))
+  code, _, err = run(config='encoder.py')
+  assert code == 0, err
+  code, _, err = run('--mode=export', '--format=hf',
+                     f'--output={folder / "out"}', config='encoder.py')
+  assert code == 0, err
+  before, after = (
+      json.loads((folder / name / 'config.json').read_text())
+      for name in ('teacher', 'out'))
+  depth = next(name for name in ('num_hidden_layers', 'num_layers')
+               if name in before)
+  assert after[depth] == (len(layers) if layers else before[depth])
+  for path in (folder / 'teacher').glob('**/*.safetensors'):
+    theirs = safetensors.load_file(path)
+    ours = safetensors.load_file(
+        folder / 'out' / path.relative_to(folder / 'teacher'))
+    kept = {name for name in theirs
+            if not name.startswith('pooler') and name in ours}
+    assert kept == set(ours)
+    for name in kept:
+      assert ours[name].shape == theirs[name].shape
