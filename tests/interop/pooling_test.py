@@ -76,7 +76,7 @@ def test_vectors_are_those_of_sentence_transformers(case):
   check_vectors(GOLDEN / case, content['texts'], content['vectors'])
 
 
-@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('case', (*CASES, 'mpnet', 'modernbert'))
 def test_export_has_the_same_modules_and_tensors(case, tmp_path):
   _, described, params = load(GOLDEN / case)
   exporting.export(

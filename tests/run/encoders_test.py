@@ -24,7 +24,8 @@ def get_config():
   config.batch_size = config.evaluation.batch_size = 8
   config.data.name, config.data.source_dir = 'sentences', '{folder}'
   config.data.options = dict(length=8)
-  config.teacher.init = config.student.init = 'hf:{folder}/teacher'
+  config.teacher.init = 'hf:{folder}/teacher'
+  config.student.init = 'hf:{folder}/student'
   config.student.init_layers = {layers}
   config.distillation.alpha = 0.0
   config.losses.vectors = dict(loss='embedding_cosine')
@@ -60,14 +61,16 @@ def copy(case, folder):
         dict(pad_token='<pad>', eos_token='</s>', unk_token='<unk>')))
 
 
-@pytest.mark.parametrize('case, layers', [
-    ('xlm_roberta', (1,)), ('mpnet', (1,)), ('modernbert', (0, 1)),
-    ('sentence_t5', None)])
-def test_encoder_is_distilled_and_exported(case, layers, folder, run):
-  copy(case, folder / 'teacher')
+@pytest.mark.parametrize('teacher, student, layers', [
+    ('mpnet', 'xlm_roberta', (1,)), ('modernbert', 'modernbert', (0, 1)),
+    ('sentence_t5', 'sentence_t5', None)])
+def test_encoder_is_distilled_and_exported(teacher, student, layers, folder,
+                                           run):
+  copy(teacher, folder / 'teacher')
+  copy(student, folder / 'student')
   (folder / 'encoder.py').write_text(
       # Scores with a bias of relative positions are compared once.
-      CONFIG.format(folder=folder, layers=layers, maps=case == 'mpnet'))
+      CONFIG.format(folder=folder, layers=layers, maps=teacher == 'mpnet'))
   code, _, err = run(config='encoder.py')
   assert code == 0, err
   code, _, err = run('--mode=export', '--format=hf',
@@ -75,14 +78,14 @@ def test_encoder_is_distilled_and_exported(case, layers, folder, run):
   assert code == 0, err
   before, after = (
       json.loads((folder / name / 'config.json').read_text())
-      for name in ('teacher', 'out'))
+      for name in ('student', 'out'))
   depth = next(name for name in ('num_hidden_layers', 'num_layers')
                if name in before)
   assert after[depth] == (len(layers) if layers else before[depth])
-  for path in (folder / 'teacher').glob('**/*.safetensors'):
+  for path in (folder / 'student').glob('**/*.safetensors'):
     theirs = safetensors.load_file(path)
     ours = safetensors.load_file(
-        folder / 'out' / path.relative_to(folder / 'teacher'))
+        folder / 'out' / path.relative_to(folder / 'student'))
     kept = {name for name in theirs
             if not name.startswith('pooler') and name in ours}
     assert kept == set(ours)
