@@ -49,7 +49,10 @@ class TensorReader(Protocol):
   """
 
   path: str
-  shapes: Mapping[str, jax.ShapeDtypeStruct]
+
+  @property
+  def shapes(self) -> Mapping[str, jax.ShapeDtypeStruct]:
+    """See above."""
 
   def read(self, name: str, dtype: np.dtype) -> np.ndarray:
     """Returns a tensor: mapped as it is stored, or decoded to `dtype`."""

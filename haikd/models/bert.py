@@ -5,7 +5,6 @@ from typing import Any, Optional, Union
 
 import haiku as hk
 import jax
-import jax.numpy as jnp
 
 from haikd.core import attention_mask
 from haikd.core import base
@@ -210,7 +209,7 @@ def bert(inputs: Union[jax.Array, Mapping[str, jax.Array]],
   layers.check_divides(heads=heads, width=width)
   layers.check_above_zero(epsilon=epsilon)
   layers.check_fraction(dropout=dropout)
-  encoder.check_head(head=head, num_classes=num_classes)
+  classes = encoder.check_head(head=head, num_classes=num_classes)
   encoder.check_pooling(pool=pool, dense=dense)
   function = layers.activation('activation', activation)
   sequence, leading = encoder.read(inputs, mask)
@@ -244,8 +243,8 @@ def bert(inputs: Union[jax.Array, Mapping[str, jax.Array]],
     function = layers.activation('pooler_activation', pooler_activation)
     token = function(layers.Linear(width, name='pooler')(token))
   token = layers.dropout(token, dropout, is_training)
-  logits = layers.Linear(num_classes, name='logits')(token)
-  return logits.reshape(*leading, num_classes)
+  logits = layers.Linear(classes, name='logits')(token)
+  return logits.reshape(*leading, classes)
 
 
 def _check_length(sequence: sequences.Sequence, limit: int) -> None:

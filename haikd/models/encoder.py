@@ -70,14 +70,20 @@ def check_one_text(sequence: sequences.Sequence, head: str) -> None:
         'mark rows packed with several. Choose a data set of padded rows.')
 
 
-def check_head(*, head: str, num_classes: Optional[int]) -> None:
-  """Raises ConfigError unless a head is known and has its classes."""
+def check_head(*, head: str, num_classes: Optional[int]) -> int:
+  """Returns the number of classes of a head; 0 for one without classes.
+
+  Raises:
+    ConfigError: the head is not known, or its classes are missing.
+  """
   layers.check_choice('head', head, HEADS)
-  if head == 'classification':
-    if num_classes is None:
-      raise checks.ConfigError(
-          f'num_classes must be given with head={head!r}; got None.')
-    layers.check_positive(num_classes=num_classes)
+  if head != 'classification':
+    return 0
+  if num_classes is None:
+    raise checks.ConfigError(
+        f'num_classes must be given with head={head!r}; got None.')
+  layers.check_positive(num_classes=num_classes)
+  return num_classes
 
 
 def check_pooling(*, pool: str, dense: Sequence[Mapping[str, Any]]) -> None:

@@ -207,7 +207,7 @@ def modernbert(inputs: Union[jax.Array, Mapping[str, jax.Array]],
   layers.check_above_zero(
       rope_base=rope_base, window_rope_base=window_rope_base, epsilon=epsilon)
   layers.check_fraction(dropout=dropout)
-  encoder.check_head(head=head, num_classes=num_classes)
+  classes = encoder.check_head(head=head, num_classes=num_classes)
   encoder.check_pooling(pool=pool, dense=dense)
   if width // heads % 2:
     raise checks.ConfigError(
@@ -265,8 +265,8 @@ def modernbert(inputs: Union[jax.Array, Mapping[str, jax.Array]],
     features = features.reshape(*leading, length, width)
     return encoder.Unembed(with_bias=logits_bias)(features, embed.embeddings)
   features = layers.dropout(features, dropout, is_training)
-  logits = layers.Linear(num_classes, name='logits')(features)
-  return logits.reshape(*leading, num_classes)
+  logits = layers.Linear(classes, name='logits')(features)
+  return logits.reshape(*leading, classes)
 
 
 def _has_window(window_layers: Optional[Iterable[int]],

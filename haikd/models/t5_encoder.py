@@ -1,6 +1,6 @@
 """The encoder of T5, which makes a vector of a text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Optional, Union
 
 import haiku as hk
@@ -22,7 +22,8 @@ class Block(hk.Module):
   Its call takes arrays only, so that `hk.remat` can wrap it.
   """
 
-  def __init__(self, attention: Mapping[str, Any], mlp: hk.Module,
+  def __init__(self, attention: Mapping[str, Any],
+               mlp: Callable[[], Callable[[jax.Array], jax.Array]],
                epsilon: float, dropout: float, is_training: bool, name: str):
     super().__init__(name=name)
     self.attention = attention
