@@ -69,7 +69,7 @@ def test_logits_are_those_of_documents_alone(case):
   np.testing.assert_allclose(packed, alone, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('case', [case for case in CASES if case != 'mpnet'])
 def test_gradients_are_those_of_documents_alone(case):
   params, logits = network(case)
 
