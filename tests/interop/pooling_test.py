@@ -15,8 +15,10 @@ import pytest
 import tokenizers
 
 from haikd import interop
+from haikd import models  # noqa: F401  Registers the zoo.
 from haikd.core import base
 from haikd.core import checks
+from haikd.core import notes
 from haikd.core import registry
 from haikd.interop import exporting
 from haikd.interop.families import pooling
@@ -205,6 +207,21 @@ def test_what_would_change_vectors_is_refused_by_name(
   write(tmp_path, {name: content})
   with pytest.raises(checks.DataError, match=text):
     pooling.read_pooling(tmp_path)
+
+
+def test_prompts_and_the_default_pooling_are_said(tmp_path, capsys):
+  with notes.printed():
+    pooling.read_pooling(tmp_path)
+    write(tmp_path, {
+        'modules.json': modules('Transformer', 'Pooling'),
+        '1_Pooling/config.json': dict(pooling_mode='cls'),
+        'config_sentence_transformers.json': dict(
+            prompts=dict(query='find: ', document=''))})
+    pooling.read_pooling(tmp_path)
+  first, second = capsys.readouterr().err.splitlines()
+  assert 'has no modules.json: the vector of a text is the mean' in first
+  assert "no prompt is added to texts; the model has {'query': 'find: '}" in (
+      second)
 
 
 def test_pickled_dense_layer_is_refused(tmp_path):

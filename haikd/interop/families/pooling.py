@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from haikd.core import checks
+from haikd.core import notes
 from haikd.interop import fields as fields_lib
 from haikd.interop import options as options_lib
 from haikd.interop import rules as rules_lib
@@ -71,6 +72,9 @@ def read_pooling(folder: paths.Path) -> dict[str, Any]:
   """
   folder = paths.as_path(folder)
   if not paths.exists(folder / _MODULES):
+    notes.say(f'{folder} has no {_MODULES}: the vector of a text is the mean '
+              'of its positions, of length 1, unless options.pool and '
+              'options.normalise of the network say otherwise.')
     return dict(pool='mean', dense=(), normalise=True)
   modules = _read_modules(folder)
   pooling = folder / modules[1][1] / 'config.json'
@@ -243,8 +247,13 @@ def _check_texts(folder, transformer):
         'it to false.')
   path = folder / _PROMPTS
   config = fields_lib.read_object(path) if paths.exists(path) else {}
+  prompts = {name: prompt for name, prompt in
+             (config.get('prompts') or {}).items() if prompt}
   name = config.get('default_prompt_name')
-  prompt = (config.get('prompts') or {}).get(name)
+  prompt = prompts.pop(name, None)
+  if prompts:
+    notes.say(f'{path}: no prompt is added to texts; the model has '
+              f'{prompts}. Begin the texts with the one that they need.')
   if prompt:
     raise checks.DataError(
         f'{path}: default_prompt_name must be null, since haikd adds no prompt '
