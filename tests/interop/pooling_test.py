@@ -190,8 +190,6 @@ def test_other_poolings_are_refused_by_name(kinds, config, text, tmp_path):
      "module_input_name must be 'sentence_embedding'; got 'token_emb"),
     ('3_Normalize/config.json', dict(module_input_name='token_embeddings'),
      "module_input_name must be 'sentence_embedding'; got 'token_emb"),
-    ('sentence_bert_config.json', dict(do_lower_case=True),
-     'do_lower_case must be false, .*; got true. Lower the case of the texts'),
     ('config_sentence_transformers.json', dict(
         prompts=dict(query='query: '), default_prompt_name='query'),
      "default_prompt_name must be null, .*; got 'query'. Begin the texts with "
@@ -209,19 +207,21 @@ def test_what_would_change_vectors_is_refused_by_name(
     pooling.read_pooling(tmp_path)
 
 
-def test_prompts_and_the_default_pooling_are_said(tmp_path, capsys):
+def test_what_a_folder_leaves_open_is_said(tmp_path, capsys):
   with notes.printed():
     pooling.read_pooling(tmp_path)
     write(tmp_path, {
         'modules.json': modules('Transformer', 'Pooling'),
         '1_Pooling/config.json': dict(pooling_mode='cls'),
+        'sentence_bert_config.json': dict(do_lower_case=True),
         'config_sentence_transformers.json': dict(
             prompts=dict(query='find: ', document=''))})
     pooling.read_pooling(tmp_path)
-  first, second = capsys.readouterr().err.splitlines()
+  first, second, third = capsys.readouterr().err.splitlines()
   assert 'has no modules.json: the vector of a text is the mean' in first
+  assert 'do_lower_case is left out, since texts go to the tokenizer' in second
   assert "no prompt is added to texts; the model has {'query': 'find: '}" in (
-      second)
+      third)
 
 
 def test_pickled_dense_layer_is_refused(tmp_path):

@@ -79,9 +79,12 @@ def test_encoder_is_distilled_and_exported(teacher, student, layers, folder,
   before, after = (
       json.loads((folder / name / 'config.json').read_text())
       for name in ('student', 'out'))
-  depth = next(name for name in ('num_hidden_layers', 'num_layers')
-               if name in before)
-  assert after[depth] == (len(layers) if layers else before[depth])
+  # All fields are as they were, and with them the model type.
+  if layers:
+    before['num_hidden_layers'] = len(layers)
+    if 'layer_types' in before:
+      before['layer_types'] = [before['layer_types'][i] for i in layers]
+  assert after == before
   for path in (folder / 'student').glob('**/*.safetensors'):
     theirs = safetensors.load_file(path)
     ours = safetensors.load_file(

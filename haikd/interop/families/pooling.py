@@ -67,8 +67,8 @@ def read_pooling(folder: paths.Path) -> dict[str, Any]:
   Raises:
     DataError: the modules do not begin with a transformer and a pooling, or
       others follow than dense layers and norms; the pooling or a dense layer
-      is of a kind that is not supported; texts are changed before they are
-      tokenised; or a file cannot be read.
+      is of a kind that is not supported; a prompt precedes all texts; or a file
+      cannot be read.
   """
   folder = paths.as_path(folder)
   if not paths.exists(folder / _MODULES):
@@ -238,13 +238,12 @@ def _check_names(fields):
 
 
 def _check_texts(folder, transformer):
-  """Refuses a folder whose texts are changed before they are tokenised."""
+  """Says, or refuses, how texts would be changed before they are tokenised."""
   path = folder / transformer / _TOKENIZING
   if paths.exists(path) and fields_lib.read_object(path).get('do_lower_case'):
-    raise checks.DataError(
-        f'{path}: do_lower_case must be false, since haikd gives texts to the '
-        'tokenizer as they are; got true. Lower the case of the texts, and set '
-        'it to false.')
+    notes.say(f'{path}: do_lower_case is left out, since texts go to the '
+              'tokenizer as they are. If it does not lower their case itself, '
+              'lower it in the data.')
   path = folder / _PROMPTS
   config = fields_lib.read_object(path) if paths.exists(path) else {}
   prompts = {name: prompt for name, prompt in
