@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from haikd.attention import bias as bias_lib
 from haikd.attention import blocks as blocks_lib
 from haikd.attention import gradients
 from haikd.attention import maps as maps_lib
@@ -25,8 +26,8 @@ def attend(query_key: base.QueryKey, value: jax.Array) -> jax.Array:
   Additive over `B`: examples do not interact.
 
   Args:
-    query_key: queries `[B, N, H, K]`, keys `[B, M, G, K]`, a mask and a soft
-      cap.
+    query_key: queries `[B, N, H, K]`, keys `[B, M, G, K]`, a mask, a soft cap
+      and a bias.
     value: `[B, M, G, E]` floating.
 
   Returns:
@@ -38,30 +39,31 @@ def attend(query_key: base.QueryKey, value: jax.Array) -> jax.Array:
   References:
     Dao et al., FlashAttention, arXiv:2205.14135, for the backward pass.
   """
-  query, key, mask, soft_cap = query_key
+  query, key, mask, soft_cap, bias = query_key
   # Under `jax.shard_map` arguments, and so their gradients, get one type.
-  query, key, value = mesh_context.vary_like((query, key, value), query, key,
-                                             value, mask)
-  return _attend(query, key, value, mask, soft_cap)
+  query, key, value, bias = mesh_context.vary_like(
+      (query, key, value, bias), query, key, value, mask)
+  return _attend(query, key, value, mask, soft_cap, bias)
 
 
 @jax.custom_vjp
-def _attend(query, key, value, mask, soft_cap):
-  return _forward(query, key, value, mask, soft_cap)[0]
+def _attend(query, key, value, mask, soft_cap, bias):
+  return _forward(query, key, value, mask, soft_cap, bias)[0]
 
 
-def _forward(query, key, value, mask, soft_cap):
+def _forward(query, key, value, mask, soft_cap, bias):
   groups = key.shape[2]
   blocks = _cut(query, key, mask)
   mask_arrays, mask_of = maps_lib.split_mask(mask, query.shape[0],
                                              blocks.padded_rows)
+  block_bias = bias_lib.of_blocks(bias, query.shape[1], blocks)
 
   def block(sums, query, keys, mask_arrays, place):
     key, value = keys
     weights, total, log_total = maps_lib.softmax_parts(
         maps_lib.scores(
             maps_lib.queries_by_key_head(query, groups), key,
-            mask_of(mask_arrays), soft_cap, place))
+            mask_of(mask_arrays), soft_cap, block_bias, place))
     outputs = jnp.einsum(
         'bgqk,bgkd->bgqd',
         weights.astype(value.dtype),
@@ -74,14 +76,16 @@ def _forward(query, key, value, mask, soft_cap):
   _, (outputs, log_totals) = blocks_lib.run(
       blocks, block, query, [(key, None), (value, None)], mask_arrays, (),
       maps_lib.real_positions(mask))
-  return outputs, (query, key, value, mask, soft_cap, outputs, log_totals)
+  return outputs, (query, key, value, mask, soft_cap, bias, outputs,
+                   log_totals)
 
 
 def _backward(residuals, gradient):
-  query, key, value, mask, soft_cap, outputs, log_totals = residuals
+  query, key, value, mask, soft_cap, bias, outputs, log_totals = residuals
   batch, _, groups, _ = key.shape
   blocks = _cut(query, key, mask)
   mask_arrays, mask_of = maps_lib.split_mask(mask, batch, blocks.padded_rows)
+  block_bias = bias_lib.of_blocks(bias, query.shape[1], blocks)
   # The term of the softmax's gradient that is the same for a row.
   common = jnp.einsum(
       'bnhd,bnhd->bnh', gradient, outputs, preferred_element_type=jnp.float32)
@@ -91,29 +95,34 @@ def _backward(residuals, gradient):
         maps_lib.queries_by_key_head(x, groups) for x in rows)
     key, value = keys
     scores = maps_lib.scores(
-        query, key, mask_of(mask_arrays), soft_cap, place)
+        query, key, mask_of(mask_arrays), soft_cap, block_bias, place)
     maps = jnp.exp(scores - log_total)
     into_maps = jnp.einsum(
         'bgqd,bgkd->bgqk', gradient, value, preferred_element_type=jnp.float32)
+    of_scores = maps * (into_maps - common)
     into_scores = gradients.before_cap(
-        maps * (into_maps - common), query, key, soft_cap).astype(query.dtype)
+        of_scores, query, key, soft_cap).astype(query.dtype)
     of_query = gradients.query_gradient(into_scores, key).astype(query.dtype)
     more = (gradients.key_gradient(into_scores, query),
             gradients.key_gradient(maps.astype(gradient.dtype), gradient))
-    sums = tuple(
-        gradients.add_to_keys(x, y, place.keys) for x, y in zip(sums, more))
-    return sums, maps_lib.queries_by_row(of_query, rows[0].shape[1])
+    of_keys, of_bias = sums
+    of_keys = tuple(
+        gradients.add_to_keys(x, y, place.keys) for x, y in zip(of_keys, more))
+    if block_bias is not None:
+      of_bias += block_bias.gradient(of_scores, place)
+    return (of_keys, of_bias), maps_lib.queries_by_row(
+        of_query, rows[0].shape[1])
 
-  init = tuple(
-      gradients.zero_key_sums(x, blocks.examples) for x in (key, value))
-  sums, of_query = blocks_lib.run(
+  init = (tuple(gradients.zero_key_sums(x, blocks.examples)
+                for x in (key, value)), bias_lib.zero_sum(block_bias))
+  (of_keys, of_bias), of_query = blocks_lib.run(
       blocks, block, (query, gradient, log_totals[..., None],
                       common[..., None]),
       [(key, None), (value, None)], mask_arrays, init,
       maps_lib.real_positions(mask))
-  of_key, of_value = map(gradients.join_key_sums, sums)
+  of_key, of_value = map(gradients.join_key_sums, of_keys)
   return (of_query, of_key.astype(key.dtype), of_value.astype(value.dtype),
-          None, None)
+          None, None, bias_lib.join_sums(of_bias, bias))
 
 
 _attend.defvjp(_forward, _backward)

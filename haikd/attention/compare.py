@@ -12,6 +12,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from haikd.attention import bias as bias_lib
 from haikd.attention import blocks as blocks_lib
 from haikd.attention import gradients as gradients_lib
 from haikd.attention import maps as maps_lib
@@ -46,8 +47,8 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
       only some of the heads, and be smaller.
 
   Returns:
-    A LossSum; the total is differentiable with respect to the queries and keys
-    of both sides, and only the gradients asked for are computed.
+    A LossSum; the total is differentiable with respect to the queries, keys and
+    biases of both sides, and only the gradients asked for are computed.
   """
   if mask.ndim == 1:
     mask = jnp.broadcast_to(mask[:, None], student.shape[::2])
@@ -62,7 +63,7 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
   rules = tuple(
       tuple((x.mask, x.soft_cap) for x in side.sources) for side in sides)
   operands = tuple(
-      tuple((x.query, x.key) for x in side.sources) for side in sides)
+      tuple((x.query, x.key, x.bias) for x in side.sources) for side in sides)
   heads = tuple(side.heads for side in sides)
 
   @jax.custom_vjp
@@ -110,20 +111,23 @@ class _Side(NamedTuple):
     heads: H, to which the heads are pooled.
     masks_of: for each map, what makes its mask; see `maps.split_mask`.
     soft_caps: for each map, the cap of its scores.
-    wanted: whether the queries and keys need a gradient.
+    biases: for each map, the bias of its scores, or None.
+    wanted: whether the queries, keys and biases need a gradient.
   """
 
   heads: int
   masks_of: tuple[Callable[[Any], maps_lib.Mask], ...]
   soft_caps: tuple[Optional[jax.Array], ...]
+  biases: tuple[Optional[bias_lib.Bias], ...]
   wanted: bool
 
   def maps(self, queries, keys, mask_arrays, place):
     """Returns the maps of a block, before pooling."""
     return tuple(
-        maps_lib.block_maps(query, key, mask_of(arrays), soft_cap, place)
-        for query, key, mask_of, arrays, soft_cap in zip(
-            queries, keys, self.masks_of, mask_arrays, self.soft_caps))
+        maps_lib.block_maps(query, key, mask_of(arrays), soft_cap, bias, place)
+        for query, key, mask_of, arrays, soft_cap, bias in zip(
+            queries, keys, self.masks_of, mask_arrays, self.soft_caps,
+            self.biases))
 
   def pool(self, maps, keep):
     """Returns the pooled maps, 0 where a query or key does not count."""
@@ -136,7 +140,7 @@ def _fold(loss, heads, operands, rules, mask, wanted):
   Args:
     loss: `(*sides, mask) -> LossSum`, of the maps of a block.
     heads: H of each side.
-    operands: for each side, (query, key) of each of its maps.
+    operands: for each side, (query, key, bias) of each of its maps.
     rules: for each side, (attention mask, soft cap) of each of its maps.
     mask: bool, `[B, N]`, true where a position counts.
     wanted: for each side, whether its gradient is wanted.
@@ -150,12 +154,14 @@ def _fold(loss, heads, operands, rules, mask, wanted):
   split = [[maps_lib.split_mask(x, batch, blocks.padded_rows) for x in side]
            for side in masks]
   mask_arrays = tuple(tuple(arrays for arrays, _ in side) for side in split)
+  queries, keys, biases = (
+      tuple(tuple(x[i] for x in side) for side in operands) for i in range(3))
   sides = [
       _Side(number, tuple(mask_of for _, mask_of in masks_of),
-            tuple(soft_cap for _, soft_cap in of_side), want)
-      for number, masks_of, of_side, want in zip(heads, split, rules, wanted)]
-  queries = tuple(tuple(query for query, _ in side) for side in operands)
-  keys = tuple(tuple(key for _, key in side) for side in operands)
+            tuple(soft_cap for _, soft_cap in of_side),
+            tuple(bias_lib.of_blocks(x, length, blocks) for x in bias), want)
+      for number, masks_of, of_side, bias, want in zip(
+          heads, split, rules, biases, wanted)]
   structure = jax.tree.structure(keys)
 
   def block(sums, rows, keys, per_example, place):
@@ -177,7 +183,7 @@ def _fold(loss, heads, operands, rules, mask, wanted):
       return loss(*pooled, mask=keep).total
 
     if not any(wanted):
-      return (sums[0] + total(maps), sums[1]), ()
+      return (sums[0] + total(maps), *sums[1:]), ()
     value, pullback = jax.vjp(
         lambda variables: total(
             tuple(x or constant for x, constant in zip(variables, maps))),
@@ -188,30 +194,39 @@ def _fold(loss, heads, operands, rules, mask, wanted):
          for x in zip(*of_side, side.soft_caps)]
         if side.wanted else []
         for side, *of_side in zip(sides, maps, into_maps, queries, keys)]
-    of_queries = tuple(tuple(x for x, _ in side) for side in gradients)
+    of_queries = tuple(tuple(x for x, *_ in side) for side in gradients)
     of_keys = tuple(
         tuple(gradients_lib.add_to_keys(total_of_key, x, place.keys)
-              for total_of_key, (_, x) in zip(totals, side))
-        for totals, side in zip(sums[1], gradients))
-    return (sums[0] + value, of_keys), of_queries
+              for total_of_key, (_, x, _) in zip(totals, of_side))
+        for totals, of_side in zip(sums[1], gradients))
+    of_biases = tuple(
+        tuple(None if bias is None else total_of_bias + bias.gradient(x, place)
+              for total_of_bias, bias, (*_, x) in zip(
+                  totals, side.biases, of_side))
+        for totals, side, of_side in zip(sums[2], sides, gradients))
+    return (sums[0] + value, of_keys, of_biases), of_queries
 
   init = (jnp.zeros((), jnp.float32),
           tuple(
               tuple(gradients_lib.zero_key_sums(x, blocks.examples)
                     for x in side if want)
-              for side, want in zip(keys, wanted)))
+              for side, want in zip(keys, wanted)),
+          tuple(
+              tuple(map(bias_lib.zero_sum, side.biases)) if side.wanted else ()
+              for side in sides))
   keys_and_masks = [
       (key, maps_lib.real_positions(allowed))
       for of_side in zip(keys, masks) for key, allowed in zip(*of_side)]
-  (totals, of_keys), of_queries = blocks_lib.run(
+  (totals, of_keys, of_biases), of_queries = blocks_lib.run(
       blocks, block, (queries, mask), keys_and_masks, (mask_arrays, mask), init,
       mask)
   if not any(wanted):
     return jnp.sum(totals), ()
   gradients = tuple(
-      tuple(zip(of_query, map(gradients_lib.join_key_sums, of_key)))
-      if want else None
-      for of_query, of_key, want in zip(of_queries, of_keys, wanted))
+      tuple(zip(of_query, map(gradients_lib.join_key_sums, of_key),
+                map(bias_lib.join_sums, of_bias, bias))) if want else None
+      for of_query, of_key, of_bias, bias, want in zip(
+          of_queries, of_keys, of_biases, biases, wanted))
   return jnp.sum(totals), gradients
 
 
@@ -222,7 +237,7 @@ def _cut(operands, masks, batch, length):
   windows = [window for _, window in rules]
   return blocks_lib.cut(
       batch,
-      max(query.shape[2] for query, _ in sources),
+      max(query.shape[2] for query, *_ in sources),
       length,
       sources[0][1].shape[1],
       causal=all(causal for causal, _ in rules),

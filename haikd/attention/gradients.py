@@ -13,8 +13,8 @@ from haikd.core import attention_mask
 
 def softmax_backward(
     maps: jax.Array, gradient: jax.Array, query: jax.Array, key: jax.Array,
-    soft_cap: Optional[jax.Array]) -> tuple[jax.Array, jax.Array]:
-  """Returns gradients with respect to the queries and keys of a block.
+    soft_cap: Optional[jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Returns gradients with respect to what the maps of a block are made of.
 
   Args:
     maps: `[b, H, q, k]` float32.
@@ -24,7 +24,8 @@ def softmax_backward(
     soft_cap: of the scores, as in `base.QueryKey`.
 
   Returns:
-    float32, `[b, q, H, K]` and `[b, G, K, k]`.
+    float32: those of queries `[b, q, H, K]`, of keys `[b, G, K, k]` and of
+    scores `[b, H, q, k]`.
   """
   # As a product: on CPU XLA takes eight times as long for the sum of
   # `maps * gradient` if the first axis is 1.
@@ -36,7 +37,7 @@ def softmax_backward(
       soft_cap).astype(query.dtype)
   of_query = maps_lib.queries_by_row(
       query_gradient(into_scores, key), maps.shape[2])
-  return of_query, key_gradient(into_scores, query)
+  return of_query, key_gradient(into_scores, query), of_scores
 
 
 def before_cap(of_scores: jax.Array, query: jax.Array, key: jax.Array,

@@ -9,6 +9,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from haikd.attention import bias as bias_lib
 from haikd.attention import blocks as blocks_lib
 from haikd.core import area_weights
 from haikd.core import attention_mask
@@ -76,14 +77,14 @@ def heads_as_examples(
 
   Returns:
     Maps `[B g, H / g, N, M]` and a mask `[B g, N]`, with the largest possible
-    g. It is 1 if heads may lie on several devices, or if attention masks are
-    arrays that differ between examples or heads.
+    g. It is 1 if heads may lie on several devices, if attention masks are
+    arrays that differ between examples or heads, or if scores have a bias.
   """
   sources = [x for side in sides for x in side.sources]
   groups = math.gcd(*(side.heads for side in sides),
                     *(x.key.shape[2] for x in sources))
   if mesh_context.is_split_further() or not all(
-      _is_shared(x.mask) for x in sources):
+      _is_shared(x.mask) and x.bias is None for x in sources):
     groups = 1
   if groups == 1:
     return sides, mask
@@ -184,7 +185,7 @@ def queries_by_row(query: jax.Array, rows: int) -> jax.Array:
 
 
 def scores(query: jax.Array, key: jax.Array, mask: Mask,
-           soft_cap: Optional[jax.Array],
+           soft_cap: Optional[jax.Array], bias: Optional[bias_lib.Bias],
            place: blocks_lib.Place) -> jax.Array:
   """Returns the scores of a block.
 
@@ -193,12 +194,15 @@ def scores(query: jax.Array, key: jax.Array, mask: Mask,
     key: `[b, G, k, K]` floating, the keys of the block.
     mask: of the examples.
     soft_cap: of the scores, as in `base.QueryKey`.
+    bias: of all rows; None for none.
     place: of the block.
 
   Returns:
     float32, `[b, G, H/G q, k]`; -inf where a query does not attend to a key.
   """
   products = base.capped(products_of(query, key), soft_cap)
+  if bias is not None:
+    products += bias.block(place).reshape(1, *products.shape[1:])
   if mask is None:
     return products
   if isinstance(mask, attention_mask.AttentionMask):
@@ -242,10 +246,10 @@ def softmax_parts(scores: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def block_maps(query: jax.Array, key: jax.Array, mask: Mask,
-               soft_cap: Optional[jax.Array],
+               soft_cap: Optional[jax.Array], bias: Optional[bias_lib.Bias],
                place: blocks_lib.Place) -> jax.Array:
   """Returns the maps of a block, `[b, H, q, k]`; arguments as for `scores`."""
   weights, total, _ = softmax_parts(
-      scores(query, key, mask, soft_cap, place))
+      scores(query, key, mask, soft_cap, bias, place))
   shape = (weights.shape[0], -1, place.queries[1], weights.shape[3])
   return (weights * (1.0 / total)).reshape(shape)

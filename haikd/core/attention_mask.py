@@ -24,10 +24,10 @@ class AttentionMask:
     segments: int32, `[B, N]`, the document of each position. A query attends to
       its own document only. None where a row is one document.
     causal: whether a query attends only to itself and to earlier positions.
-    window: the largest number of keys that a query attends to: itself and those
-      right before it. Requires `causal`. None for no limit. An int is known
-      while tracing, and keys outside the window are not computed; an int32
-      scalar array may differ from layer to layer.
+    window: a query attends only to itself and to keys fewer than this many
+      positions away; with `causal` these are as many keys at most. None for no
+      limit. If it is an int and `causal`, keys outside the window are not
+      computed; an int32 scalar array may differ from layer to layer.
   """
 
   keys: Optional[jax.Array] = None
@@ -53,7 +53,7 @@ class AttentionMask:
     if self.causal:
       allowed = allowed & (distance >= 0)
     if self.window is not None:
-      allowed = allowed & (distance < self.window)
+      allowed = allowed & (jnp.abs(distance) < self.window)
     if self.segments is not None:
       of_queries = _slice(self.segments, queries)[:, :, None]
       of_keys = _slice(self.segments, keys)[:, None, :]

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from haikd.core import attention_mask
+from haikd.core import distances
 
 Array = jax.Array
 ArrayTree = Any  # A pytree of arrays.
@@ -103,19 +104,24 @@ class QueryKey(NamedTuple):
   """Lazy attention maps: the softmax of the scores `query key^T`.
 
   Attributes:
-    query: `[B, N, H, K]` floating, already multiplied by its scale (1/sqrt(K)).
+    query: `[B, N, H, K]` floating, already multiplied by its scale, such as
+      1/sqrt(K).
     key: `[B, M, G, K]` floating; G divides H, and each key head serves H/G
       consecutive query heads (grouped-query attention).
     mask: an AttentionMask; or bool, broadcastable to `[B, H, N, M]`, true where
       a query may attend to a key; or None.
     soft_cap: a float32 scalar c that bounds the scores, which become
       c tanh(scores / c); None for no bound.
+    bias: `[H, N + M - 1]` floating, what is then added to the scores by
+      distance: the column j - i + N - 1 for query i and key j. None to add
+      nothing.
   """
 
   query: Array
   key: Array
   mask: Optional[Union[Array, attention_mask.AttentionMask]] = None
   soft_cap: Optional[Array] = None
+  bias: Optional[Array] = None
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -132,6 +138,8 @@ class QueryKey(NamedTuple):
     scores = jnp.einsum(
         'bnhk,bmhk->bhnm', self.query, key, preferred_element_type=jnp.float32)
     scores = capped(scores, self.soft_cap)
+    if self.bias is not None:
+      scores += distances.expand(self.bias, *scores.shape[2:])
     mask = self.mask
     if isinstance(mask, attention_mask.AttentionMask):
       mask = mask.block((0, scores.shape[2]), (0, scores.shape[3]))

@@ -16,7 +16,8 @@ class Address(NamedTuple):
     module: such as 'block/attn/query', without the number of the block.
     name: of the parameter in its module, such as 'w'.
     block: the number of its block; None outside of blocks and in a stack.
-    stacked: whether its leading axis runs over all blocks.
+    stacked: whether its leading axis runs over all blocks that have no module
+      of their own; those that have one come first.
   """
 
   module: str
@@ -54,12 +55,12 @@ def depth(params: base.ArrayTree) -> int:
   Args:
     params: Haiku parameters, or their shapes.
   """
-  blocks = 0
+  stacked = numbered = 0
   for module, parameters in params.items():
     for name, leaf in parameters.items():
       address = of(module, name)
       if address.stacked:
-        blocks = max(blocks, leaf.shape[0])
+        stacked = max(stacked, leaf.shape[0])
       elif address.block is not None:
-        blocks = max(blocks, address.block + 1)
-  return blocks
+        numbered = max(numbered, address.block + 1)
+  return numbered + stacked

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
+import functools
 import pathlib
 import shutil
 import tempfile
@@ -23,6 +24,7 @@ from haikd.interop import rules
 from haikd.interop import storing
 from haikd.interop import token_ids
 from haikd.interop import tokenizer_files
+from haikd.interop.families import pooling
 from haikd.processes import distributed
 from haikd.storage import files
 from haikd.storage import paths
@@ -118,8 +120,8 @@ def export(folder: paths.Path, *, model: str, options: Mapping[str, Any],
   def prepare():
     _check_folder(folder)
     prepared.append(_prepare(
-        written, family.LENGTH, options, tokenizer, classes, scale, length,
-        original, teacher))
+        written, family.LENGTH, model, options, tokenizer, classes, scale,
+        length, original, teacher))
 
   # This raises on all processes before any of them gathers: later the others
   # would wait for a process that is gone.
@@ -144,8 +146,8 @@ class _Prepared(NamedTuple):
   tokenizer: tokenizer_files.Files
 
 
-def _prepare(written, length_field, options, tokenizer, classes, scale, length,
-             original, teacher) -> _Prepared:
+def _prepare(written, length_field, model, options, tokenizer, classes, scale,
+             length, original, teacher) -> _Prepared:
   """Returns what is written beside the weights; arguments as for `export`."""
   renumbering = token_ids.Renumbering(tokenizer and tokenizer.kept_ids)
   first = originals.Files(original, renumbering)
@@ -170,18 +172,15 @@ def _prepare(written, length_field, options, tokenizer, classes, scale, length,
   generation = speaker.generation()
   contents = {
       'config.json': config,
-      **first.others(_others, options, scale),
+      **first.others(functools.partial(_others, model), options, scale),
       **({} if generation is None else {originals.GENERATION: generation}),
   }
   return _Prepared(contents, collected)
 
 
-def _others(options, scale) -> dict[str, Any]:
+def _others(model, options, scale) -> dict[str, Any]:
   """Returns the JSON files that follow from options beside the config."""
-  others = {}
-  if options.get('head') == 'embedding':
-    from haikd.interop.families import pooling
-    others = pooling.write_pooling(options)
+  others = pooling.write_pooling(model, options)
   if scale is not None:
     others[images.FILE] = images.write_scale(scale, options)
   return others
@@ -194,6 +193,7 @@ def _plan(
   by_parameter = network_rules.by_parameter
   pieces: dict[str, list[_Piece]] = {}
   problems, seen, vocabulary = [], set(), None
+  depth = addresses.depth(params)
   for module, parameters in params.items():
     for name, array in parameters.items():
       address = addresses.of(module, name)
@@ -206,7 +206,8 @@ def _plan(
         vocabulary = array.shape[rule.vocabulary]
       if address.stacked:
         for block in range(len(array)):
-          pieces.setdefault(rule.tensor_of(block), []).append(
+          number = depth - len(array) + block
+          pieces.setdefault(rule.tensor_of(number), []).append(
               _Piece(rule, array, block))
       else:
         pieces.setdefault(rule.tensor_of(address.block), []).append(

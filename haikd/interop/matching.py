@@ -114,7 +114,7 @@ def match(field: str, init: str,
       problems.append(
           f'nothing for {address.title} {tensors.dtype_and_shape(leaf)}')
       continue
-    names = _tensor_names(address, rule, blocks)
+    names = _tensor_names(address, rule, blocks, leaf)
     matches[module, name] = Match(address, rule, names)
     shape = leaf.shape[address.stacked:]
     for tensor in names:
@@ -178,10 +178,10 @@ def _hidden_reduction(rules, shapes, expected) -> reduction.Reductions:
   return pairs
 
 
-def _tensor_names(address, rule, blocks) -> tuple[str, ...]:
+def _tensor_names(address, rule, blocks, leaf) -> tuple[str, ...]:
   """Returns the tensors of a parameter: one, or one for each block."""
   if address.stacked:
-    return tuple(rule.tensor_of(block) for block in blocks)
+    return tuple(rule.tensor_of(block) for block in blocks[-leaf.shape[0]:])
   block = None if address.block is None else blocks[address.block]
   return (rule.tensor_of(block),)
 

@@ -88,7 +88,9 @@ class Files:
         name: value for name, value in self._content.items()
         if name not in _LEFT_OUT})
     result = self._start(content, written)
-    result['architectures'] = written['architectures']
+    # XLM-RoBERTa, say, is a RoBERTa under another name, which it keeps.
+    if result['model_type'] == written['model_type']:
+      result['architectures'] = written['architectures']
     dtype = next((name for name in _DTYPES if name in content), _DTYPES[-1])
     for name in _DTYPES:
       result.pop(name, None)

@@ -18,9 +18,10 @@ from haikd.interop import images
 from haikd.interop import options as options_lib
 from haikd.interop import rules
 from haikd.interop import tensors
+from haikd.interop.families import pooling
 from haikd.storage import paths
 
-FAMILIES = ('bert', 'gpt2', 'llama', 'vit')
+FAMILIES = ('bert', 'gpt2', 'llama', 'modernbert', 't5_encoder', 'vit')
 
 _FOLDER, _GGUF = 'hf:', 'gguf:'
 _TOKENIZERS = ('tokenizer.json', 'tokenizer.model', 'vocab.txt', 'vocab.json')
@@ -203,11 +204,11 @@ def _open_folder(folder, ignore):
   if takes_images:
     with _reading(folder / images.FILE):
       scale = images.read_scale(folder, options['channels'])
-  if options.get('head') == 'embedding':
-    from haikd.interop.families import pooling
+  reader: tensors.TensorReader = tensors.Safetensors(folder)
+  if pooling.gives_vectors(family.MODEL, options):
     with _reading(folder / 'modules.json'):
       options.update(pooling.read_pooling(folder))
-  reader = tensors.Safetensors(folder)
+      reader = pooling.read_tensors(folder, reader)
   rules_of = functools.partial(_rules, family, reader)
   has_tokenizer = any((folder / name).exists() for name in _TOKENIZERS)
   return PretrainedSource(

@@ -139,6 +139,8 @@ def reductions(trained: Options, options: Options) -> Reductions:
       pairs.add((trained[name], options[name]))
   if 'heads' in trained:
     head_size, _ = _head_sizes(trained)
+    if trained.get('relative_buckets'):  # A table has a column for each head.
+      pairs.add((trained['heads'], options['heads']))
     for name in ('heads', 'key_value_heads'):
       large, small = (sizes.get(name) or sizes['heads']
                       for sizes in (trained, options))

@@ -45,15 +45,24 @@ def write(folder: pathlib.Path, planned: Sequence[PlannedTensor], *,
 
   Args:
     folder: to write to.
-    planned: the tensors, in the order in which they are written.
+    planned: the tensors, in the order in which they are written. Those with a
+      folder before their name are written to a file in that folder.
     limit: the most bytes of a file; a larger tensor has a file to itself.
 
   Raises:
     OSError: a file cannot be written.
   """
+  by_folder: dict[str, list[PlannedTensor]] = {}
+  for tensor in planned:
+    inner, _, name = tensor.name.rpartition('/')
+    by_folder.setdefault(inner, []).append(tensor._replace(name=name))
+  outer = by_folder.pop('', [])
+  for inner, part in by_folder.items():
+    (folder / inner).mkdir(exist_ok=True)
+    _write_file(folder / inner / tensors.WEIGHTS, part)
   shards: list[list[PlannedTensor]] = [[]]
   size = 0
-  for tensor in planned:
+  for tensor in outer:
     if shards[-1] and size + tensor.size > limit:
       shards.append([])
       size = 0
@@ -67,7 +76,7 @@ def write(folder: pathlib.Path, planned: Sequence[PlannedTensor], *,
     name = f'model-{number:05}-of-{len(shards):05}.safetensors'
     _write_file(folder / name, shard)
     weight_map.update({tensor.name: name for tensor in shard})
-  total = sum(tensor.size for tensor in planned)
+  total = sum(tensor.size for tensor in outer)
   files.write_json(
       folder / tensors.INDEX,
       dict(metadata=dict(total_size=total, producer=_PRODUCER),

@@ -49,7 +49,10 @@ class TensorReader(Protocol):
   """
 
   path: str
-  shapes: Mapping[str, jax.ShapeDtypeStruct]
+
+  @property
+  def shapes(self) -> Mapping[str, jax.ShapeDtypeStruct]:
+    """See above."""
 
   def read(self, name: str, dtype: np.dtype) -> np.ndarray:
     """Returns a tensor: mapped as it is stored, or decoded to `dtype`."""
@@ -115,6 +118,33 @@ class Safetensors:
     if not math.prod(spec.shape):  # No byte can be mapped.
       return np.empty(spec.shape, spec.dtype)
     return np.memmap(path, spec.dtype, 'r', offset, spec.shape)
+
+
+class Joined:
+  """The tensors of a folder, with those of folders inside it.
+
+  Attributes:
+    path: the folder.
+    shapes: `{name: ShapeDtypeStruct}`; tensors of a folder inside have its name
+      and '/' before theirs.
+
+  Args:
+    reader: of the folder.
+    inner: readers by the names of the folders inside.
+  """
+
+  def __init__(self, reader: TensorReader, inner: Mapping[str, TensorReader]):
+    self.path = reader.path
+    self._readers = {'': reader, **inner}
+    self.shapes = dict(reader.shapes)
+    for folder, other in inner.items():
+      self.shapes.update(
+          {f'{folder}/{name}': spec for name, spec in other.shapes.items()})
+
+  def read(self, name: str, dtype: np.dtype) -> np.ndarray:
+    """Returns a tensor as the reader of its folder does."""
+    folder, _, name = name.rpartition('/')
+    return self._readers[folder].read(name, dtype)
 
 
 def read_header(path: pathlib.Path) -> tuple[dict[str, Any], int]:

@@ -1,23 +1,22 @@
 """A text encoder of the BERT family."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Optional, Union
 
 import haiku as hk
 import jax
-import jax.numpy as jnp
 
 from haikd.core import attention_mask
 from haikd.core import base
 from haikd.core import checks
 from haikd.core import registry
-from haikd.core import tap as tap_lib
+from haikd.models import encoder
 from haikd.models import layers
+from haikd.models import relative
 from haikd.models import sequences
 from haikd.models import transformer
 
-HEADS = ('embedding', 'classification', 'masked_lm')
-POOLS = ('mean', 'token')
+_MAX_DISTANCE = 128  # Of relative positions in MPNet.
 
 
 class Embed(hk.Module):
@@ -69,30 +68,18 @@ class Block(hk.Module):
     self.dropout = dropout
     self.is_training = is_training
 
-  def __call__(self, inputs: jax.Array,
-               allowed: attention_mask.AttentionMask) -> jax.Array:
-    """Maps `[B, N, D]` to the same; `allowed` as in `transformer.Attention`."""
+  def __call__(self, inputs: jax.Array, allowed: attention_mask.AttentionMask,
+               bias: Optional[jax.Array]) -> jax.Array:
+    """Maps `[B, N, D]` to the same; arguments as in `transformer.Attention`."""
 
     def add(features, branch, norm):
       branch = layers.dropout(branch, self.dropout, self.is_training)
       return transformer.layer_norm(features + branch, self.epsilon, norm)
 
     attention = transformer.Attention(self.heads)
-    attended = add(inputs, attention(inputs, allowed), 'norm_attn')
+    attended = add(inputs, attention(inputs, allowed, bias), 'norm_attn')
     mlp = transformer.Mlp(self.hidden, self.activation)
     return add(attended, mlp(attended), 'norm_mlp')
-
-
-class Unembed(hk.Module):
-  """Maps positions to lazy logits, with the token embeddings as kernel."""
-
-  def __init__(self):
-    super().__init__(name='logits')
-
-  def __call__(self, hidden: jax.Array, table: jax.Array) -> base.LinearLogits:
-    """Maps `[..., D]` and `[V, D]` to `[..., V]`."""
-    bias = hk.get_parameter('b', table.shape[:1], init=jnp.zeros)
-    return base.LinearLogits(hidden, table.T, bias)
 
 
 @registry.register_model(
@@ -117,6 +104,7 @@ def bert(inputs: Union[jax.Array, Mapping[str, jax.Array]],
          vocabulary: int = 30522,
          positions: int = 512,
          position_offset: int = 0,
+         relative_buckets: int = 0,
          types: int = 2,
          width: int = 768,
          depth: int = 12,
@@ -126,11 +114,12 @@ def bert(inputs: Union[jax.Array, Mapping[str, jax.Array]],
          epsilon: float = 1e-12,
          head: str = 'embedding',
          pool: str = 'mean',
+         dense: Sequence[Mapping[str, Any]] = (),
          normalise: bool = True,
          pooler_activation: Optional[str] = 'tanh',
          dropout: float = 0.0,
          scan: Optional[bool] = None) -> base.Output:
-  """A bidirectional encoder: BERT, MiniLM, RoBERTa or DistilBERT.
+  """A bidirectional encoder: BERT, MiniLM, RoBERTa, DistilBERT or MPNet.
 
   The defaults are BERT base. Each block is a module `block_i` with output
   `[B, N, D]`. Inside it, `attn` offers its maps as `maps`. The linear maps
@@ -152,7 +141,10 @@ def bert(inputs: Union[jax.Array, Mapping[str, jax.Array]],
       position is real; None if all are.
     vocabulary: V.
     positions: rows of the position embeddings.
-    position_offset: the row for the first position of a text; 2 in RoBERTa.
+    position_offset: the row for the first position of a text; 2 in RoBERTa and
+      MPNet.
+    relative_buckets: buckets of relative positions, each with a number a head
+      that is added to scores: a multiple of 4, 32 in MPNet; 0 for none.
     types: rows of the type embeddings; 0 for no type embeddings, and types in
       `inputs` are then ignored. Without types in `inputs` all are of type 0.
     width: D.
@@ -165,12 +157,16 @@ def bert(inputs: Union[jax.Array, Mapping[str, jax.Array]],
     head: 'embedding', a vector for each text; 'classification', logits for
       each text, from its first token; 'masked_lm', logits for each position,
       with the token embeddings as kernel.
-    pool: how a text becomes a vector: 'mean', the mean over real positions, or
-      'token', the first token. For head 'embedding'.
+    pool: how a text becomes a vector: 'mean', 'max' or 'mean_sqrt' of its
+      positions, or its 'token' or 'last_token', the first or last; see
+      `encoder.pooled`. For head 'embedding'.
+    dense: linear layers after pooling, each a dict of `size` and any of
+      `activation`, `bias` and `normalise` (before the layer). For head
+      'embedding'.
     normalise: whether vectors have length 1. For head 'embedding'.
     pooler_activation: the activation of the linear map before the logits:
-      'tanh' in BERT and RoBERTa, 'relu' in DistilBERT; None for no such map.
-      For head 'classification'.
+      'relu' in DistilBERT, 'tanh' in the others; None for no such map. For head
+      'classification'.
     dropout: rate, in training, on the embedding, at the end of each branch and
       before the logits of head 'classification'.
     scan: whether to compile one block and loop over it. The blocks' parameters
@@ -191,8 +187,9 @@ def bert(inputs: Union[jax.Array, Mapping[str, jax.Array]],
 
   References:
     BERT: Devlin et al., arXiv:1810.04805. RoBERTa: Liu et al.,
-    arXiv:1907.11692. DistilBERT: Sanh et al., arXiv:1910.01108. Sentence
-    vectors: Reimers and Gurevych, arXiv:1908.10084, section 3.
+    arXiv:1907.11692. DistilBERT: Sanh et al., arXiv:1910.01108. MPNet: Song et
+    al., arXiv:2004.09297. Sentence vectors: Reimers and Gurevych,
+    arXiv:1908.10084, section 3.
   """
   hidden = 4 * width if hidden is None else hidden
   layers.check_positive(
@@ -202,90 +199,58 @@ def bert(inputs: Union[jax.Array, Mapping[str, jax.Array]],
       depth=depth,
       heads=heads,
       hidden=hidden)
-  layers.check_at_least_zero(position_offset=position_offset, types=types)
+  layers.check_at_least_zero(
+      position_offset=position_offset,
+      relative_buckets=relative_buckets,
+      types=types)
+  if relative_buckets:
+    relative.check(
+        relative_buckets=relative_buckets, max_distance=_MAX_DISTANCE)
   layers.check_divides(heads=heads, width=width)
   layers.check_above_zero(epsilon=epsilon)
   layers.check_fraction(dropout=dropout)
-  layers.check_choice('head', head, HEADS)
-  layers.check_choice('pool', pool, POOLS)
+  classes = encoder.check_head(head=head, num_classes=num_classes)
+  encoder.check_pooling(pool=pool, dense=dense)
   function = layers.activation('activation', activation)
-  sequence, leading = _read(inputs, mask)
-  _check_rows(sequence, head, positions - position_offset)
+  sequence, leading = encoder.read(inputs, mask)
+  encoder.check_one_text(sequence, head)
+  _check_length(sequence, positions - position_offset)
   allowed = sequence.allowed(causal=False)
+
+  bias = None
+  if relative_buckets:
+    positions_apart = relative.RelativeBias(
+        heads, relative_buckets, _MAX_DISTANCE)
+    bias = positions_apart(sequence.tokens.shape[1])
 
   def block(features, name):
     module = Block(heads, hidden, function, epsilon, dropout, is_training, name)
-    return module(features, allowed)
+    return module(features, allowed, bias)
 
   embed = Embed(vocabulary, positions, position_offset, types, width, epsilon)
   features = layers.dropout(embed(sequence), dropout, is_training)
   features = layers.run_blocks(block, depth, features, scan)
   if head == 'masked_lm':
-    transformed = function(layers.Linear(width, name='transform')(features))
-    transformed = transformer.layer_norm(transformed, epsilon, 'transform_norm')
+    transformed = encoder.transform(features, function, epsilon)
     transformed = transformed.reshape(*leading, -1, width)
-    return Unembed()(transformed, embed.embeddings)
+    return encoder.Unembed()(transformed, embed.embeddings)
   if head == 'embedding':
-    vectors = _pooled(features, sequence.mask, pool)
-    vectors = _unit(vectors) if normalise else vectors
-    vectors = vectors.reshape(*leading, width)
-    return base.Embedding(tap_lib.tap('embedding', vectors))
-  if num_classes is None:
-    raise checks.ConfigError(
-        f'num_classes must be given with head={head!r}; got None.')
-  layers.check_positive(num_classes=num_classes)
-  token = _first(features, sequence.mask)
+    return encoder.embedding(
+        features, sequence.mask, leading, pool=pool, dense=dense,
+        normalise=normalise)
+  token = encoder.pooled(features, sequence.mask, 'token')
   if pooler_activation is not None:
     function = layers.activation('pooler_activation', pooler_activation)
     token = function(layers.Linear(width, name='pooler')(token))
   token = layers.dropout(token, dropout, is_training)
-  logits = layers.Linear(num_classes, name='logits')(token)
-  return logits.reshape(*leading, num_classes)
+  logits = layers.Linear(classes, name='logits')(token)
+  return logits.reshape(*leading, classes)
 
 
-def _read(
-    inputs: Any, mask: Optional[jax.Array]
-) -> tuple[sequences.Sequence, tuple[int, ...]]:
-  """Flattens the leading axes into rows; returns the rows and these axes."""
-  columns = inputs if isinstance(inputs, Mapping) else dict(tokens=inputs)
-  tokens = columns.get('tokens')
-  if tokens is None or tokens.ndim < 2:
-    return sequences.read(inputs, mask), ()  # Raises: inputs are no rows.
-  mask = layers.position_mask(mask, tokens)
-  rows = lambda x: x.reshape(-1, x.shape[-1])
-  columns = jax.tree.map(rows, dict(columns))
-  return sequences.read(columns, rows(mask)), tokens.shape[:-1]
-
-
-def _check_rows(sequence: sequences.Sequence, head: str, limit: int) -> None:
+def _check_length(sequence: sequences.Sequence, limit: int) -> None:
   length = sequence.tokens.shape[1]
   if length > limit:
     raise checks.ConfigError(
         'positions - position_offset must be at least the length of rows; got '
         f'{limit}, and rows of {length} tokens. Cut the rows, or raise '
         'positions.')
-  if sequence.segments is not None and head != 'masked_lm':
-    raise ValueError(
-        f'rows must hold one text each for head={head!r}; got segments, which '
-        'mark rows packed with several. Choose a data set of padded rows.')
-
-
-def _first(features: jax.Array, mask: jax.Array) -> jax.Array:
-  """Returns the first real position of each row, `[B, D]`."""
-  first = jnp.argmax(mask, axis=1)[:, None, None]
-  return jnp.take_along_axis(features, first, axis=1)[:, 0]
-
-
-def _pooled(features: jax.Array, mask: jax.Array, pool: str) -> jax.Array:
-  """Returns a vector for each row, `[B, D]` float32; 0 for all padding."""
-  if pool == 'token':
-    return _first(features, mask).astype(jnp.float32)
-  total = jnp.sum(
-      features, axis=1, where=mask[..., None], dtype=jnp.float32)
-  return total / jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
-
-
-def _unit(vectors: jax.Array) -> jax.Array:
-  # The maximum is inside the root: the gradient of a root at 0 is infinite.
-  squares = jnp.sum(vectors**2, axis=-1, keepdims=True)
-  return vectors * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))

@@ -53,7 +53,8 @@ class Linear(hk.Module):
 
 
 def run_blocks(block: Callable[..., jax.Array], depth: int, inputs: jax.Array,
-               scan: Optional[bool], *per_block: np.ndarray) -> jax.Array:
+               scan: Optional[bool], *per_block: np.ndarray,
+               first: int = 0) -> jax.Array:
   """Runs blocks of one kind, one after another.
 
   Args:
@@ -64,6 +65,7 @@ def run_blocks(block: Callable[..., jax.Array], depth: int, inputs: jax.Array,
     scan: whether to compile one block and loop over it; None: only above 12
       blocks.
     *per_block: arrays, `[depth, ...]`, of what differs between blocks.
+    first: the number in the name of the first block.
 
   Returns:
     The outputs of the last block.
@@ -76,7 +78,8 @@ def run_blocks(block: Callable[..., jax.Array], depth: int, inputs: jax.Array,
     return loop(inputs, *map(jnp.asarray, per_block))[0]
   outputs = inputs
   for i in range(depth):
-    outputs = block(outputs, f'block_{i}', *(values[i] for values in per_block))
+    entries = (values[i] for values in per_block)
+    outputs = block(outputs, f'block_{first + i}', *entries)
   return outputs
 
 

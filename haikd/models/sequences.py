@@ -45,8 +45,8 @@ class Sequence(NamedTuple):
 
     Args:
       causal: whether a query attends only to itself and to keys before it.
-      window: how many keys a query attends to at most, itself and those right
-        before it; with `causal` only. None for all.
+      window: how many positions away keys must be fewer than; with `causal`
+        that is how many keys a query attends to at most. None for all.
     """
     if isinstance(window, np.integer):
       window = int(window)

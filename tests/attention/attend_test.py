@@ -12,7 +12,8 @@ from haikd.core import base
 
 B, H, N, K, E = 3, 4, 22, 4, 6  # Of the masks in conftest.
 MASKS = ('none', 'causal', 'right', 'left', 'both_ways', 'window',
-         'traced_window', 'segments', 'keys_array', 'array', 'shared_array')
+         'traced_window', 'local', 'segments', 'keys_array', 'array',
+         'shared_array')
 
 
 def draw(groups=2, batch=B, length=N):
@@ -24,8 +25,8 @@ def draw(groups=2, batch=B, length=N):
 
 def materialised(masks, allowed, soft_cap=None):
 
-  def attend(query, key, value):
-    maps = masks.by_hand(query, key, allowed, soft_cap)
+  def attend(query, key, value, bias=None):
+    maps = masks.by_hand(query, key, allowed, soft_cap, bias)
     value = jnp.repeat(value, H // value.shape[2], axis=2)
     return jnp.einsum('bhnm,bmhe->bnhe', maps, value)
 
@@ -39,8 +40,9 @@ def results(function, arguments, weights):
     outputs = function(*arguments)
     return jnp.sum(outputs * weights), outputs
 
+  argnums = tuple(range(len(arguments)))
   (_, outputs), gradients = jax.jit(
-      jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))(*arguments)
+      jax.value_and_grad(total, argnums, has_aux=True))(*arguments)
   return outputs, gradients
 
 
@@ -50,8 +52,8 @@ def assert_close(left, right, rtol=1e-5, atol=1e-5):
 
 
 def in_blocks(mask, soft_cap=None):
-  return lambda query, key, value: attention.attend(
-      base.QueryKey(query, key, mask, soft_cap), value)
+  return lambda query, key, value, bias=None: attention.attend(
+      base.QueryKey(query, key, mask, soft_cap, bias), value)
 
 
 @pytest.mark.parametrize('name', MASKS)
@@ -90,6 +92,27 @@ def test_queries_and_keys_may_differ_in_number(small_blocks, masks):
   got = results(in_blocks(jnp.asarray(allowed)), (query, key, value), weights)
   assert_close(got, results(materialised(masks, allowed), (query, key, value),
                             weights))
+
+
+@pytest.mark.parametrize('name, keys, soft_cap', (
+    ('left', N, None), ('local', N, 1.5), ('none', 9, None)))
+def test_bias_by_distance_is_added_to_scores(name, keys, soft_cap, small_blocks,
+                                             masks):
+  mask, real, allowed = masks.MASKS[name]
+  (query, _, _, weights), (_, key, value, _) = draw(), draw(length=keys)
+  if real is not None:
+    weights *= real[..., None, None]
+  bias = np.random.default_rng(1).normal(size=(H, N + keys - 1))
+  arguments = query, key, value, jnp.asarray(bias, jnp.float32)
+  cap = soft_cap and jnp.float32(soft_cap)
+  got = results(in_blocks(mask, cap), arguments, weights)
+  expected = results(materialised(masks, allowed[..., :keys], soft_cap),
+                     arguments, weights)
+  keep = 1 if real is None else real[..., None, None]
+  assert_close((got[0] * keep, got[1]), (expected[0] * keep, expected[1]))
+  maps = base.QueryKey(query, key, mask, cap, arguments[3]).materialise()
+  assert_close(maps, masks.by_hand(
+      query, key, allowed[..., :keys], soft_cap, arguments[3]))
 
 
 def test_query_that_attends_to_no_key_gives_0_and_has_no_gradient(

@@ -120,6 +120,36 @@ def test_blocks_agree_with_materialised_maps(names, heads, small_blocks, masks):
   check(masks, names, heads)
 
 
+def test_bias_of_either_side_is_added_to_scores(small_blocks, masks):
+  mask, real, allowed = masks.MASKS['right']
+  draw_bias = lambda heads, seed: jnp.asarray(
+      np.random.default_rng(seed).normal(size=(heads, 2 * N - 1)), jnp.float32)
+
+  def sides(heads, seed):
+    query, key = draw(heads, seed=seed)
+    return query, key, draw_bias(heads, seed)
+
+  student, teachers = sides(2, 0), (sides(4, 1), draw(4, seed=2))
+
+  def lazy(student, teachers):
+    make = lambda query, key, bias=None: base.QueryKey(
+        query, key, mask, bias=bias)
+    maps = (attention.MeanMaps((make(*student),), 2),
+            attention.MeanMaps(tuple(make(*x) for x in teachers), 2))
+    return haikd.losses.attention_transfer(*maps, mask=jnp.asarray(real)).total
+
+  def by_hand(student, teachers):
+    make = lambda query, key, bias=None: masks.by_hand(
+        query, key, allowed, bias=bias)
+    maps = sum(make(*x) for x in teachers) / 2
+    return cosines(make(*student), pooled(maps, 2), real)[0]
+
+  got, expected = (
+      jax.jit(jax.value_and_grad(function, (0, 1)))(student, teachers)
+      for function in (lazy, by_hand))
+  assert_close(got, expected)
+
+
 def test_maps_that_make_one_block_need_no_loop(masks):
   check(masks, ('right', 'right'), (2, 4))
 

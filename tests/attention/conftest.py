@@ -36,6 +36,8 @@ MASKS = dict(
             RIGHT[:, None, None] & (BEHIND >= 0) & (BEHIND < 3)),
     traced_window=(rules(causal=True, window=jnp.int32(3)), None,
                    (BEHIND >= 0) & (BEHIND < 3)),
+    local=(rules(LEFT, window=3), LEFT,
+           LEFT[:, None, None] & (np.abs(BEHIND) < 3)),
     segments=(rules(RIGHT, SEGMENTS, causal=True), RIGHT,
               RIGHT[:, None, None] & (BEHIND >= 0) &
               (SEGMENTS[:, None, :, None] == SEGMENTS[:, None, None])),
@@ -46,12 +48,16 @@ MASKS = dict(
 )
 
 
-def by_hand(query, key, allowed, soft_cap=None):
+def by_hand(query, key, allowed, soft_cap=None, bias=None):
   """Returns materialised maps, `[B, H, N, M]`; rows without a key are 0."""
   key = jnp.repeat(key, query.shape[2] // key.shape[2], axis=2)
   scores = jnp.einsum('bnhk,bmhk->bhnm', query, key)
   if soft_cap is not None:
     scores = soft_cap * jnp.tanh(scores / soft_cap)
+  if bias is not None:
+    queries, keys = scores.shape[2:]
+    ahead = np.arange(keys) - np.arange(queries)[:, None]
+    scores += bias[:, ahead + queries - 1]
   weights = jnp.exp(scores) * allowed
   total = weights.sum(-1, keepdims=True)
   return weights / jnp.where(total > 0, total, 1)

@@ -10,18 +10,29 @@ from safetensors import numpy as safetensors
 from haikd import models  # noqa: F401  Registers the zoo.
 from haikd.core import checks
 from haikd.interop import fields as fields_lib
+from haikd.interop import options as options_lib
+from haikd.interop import pretrained_source
 from haikd.interop.families import bert
-from haikd.interop.families import pooling
+from haikd.interop.families import modernbert
+from haikd.interop.families import t5_encoder
 from haikd.interop.families import vit
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 IMAGES = ['vit', 'vit_no_bias', 'deit', 'deit_teacher']
-TEXT = [f'{kind}{head}' for kind in ('bert', 'roberta', 'distilbert')
-        for head in ('', '_classification', '_masked_lm')]
+TEXT = [f'{kind}{head}' for kind in ('bert', 'roberta', 'distilbert', 'mpnet')
+        for head in ('', '_classification', '_masked_lm')] + [
+            'xlm_roberta', 'modernbert', 'modernbert_classification',
+            'modernbert_masked_lm', 't5', 'mt5']
+
+# Options cannot tell these from their older relatives.
+SAME = dict(xlm_roberta=['RobertaModel'], mt5=['T5EncoderModel'])
 
 
 def family(case):
-  return vit if case in IMAGES else bert
+  model_type = config(case)['model_type']
+  found, = (family for family in pretrained_source.families()
+            if model_type in family.MODEL_TYPES)
+  return found
 
 
 def config(case, **changes):
@@ -50,6 +61,19 @@ def tensors(case):
     ('distilbert', dict(types=0, width=16, depth=2, heads=4, hidden=24)),
     ('distilbert_classification', dict(
         num_classes=4, pooler_activation='relu')),
+    ('xlm_roberta', dict(position_offset=2, types=1, relative_buckets=0)),
+    ('mpnet', dict(position_offset=2, types=0, relative_buckets=32)),
+    ('mpnet_classification', dict(num_classes=2, pooler_activation='tanh')),
+    ('modernbert', dict(window=2, window_layers=(1,), rope_base=160000.0,
+                        window_rope_base=10000.0, hidden=24, depth=3)),
+    ('modernbert_classification', dict(
+        num_classes=3, pool='mean', transform_bias=True)),
+    ('modernbert_masked_lm', dict(
+        norm_offset=True, attention_bias=True, mlp_bias=True,
+        logits_bias=True)),
+    ('t5', dict(head_size=6, gated=False, activation='relu',
+                relative_buckets=8, max_distance=6)),
+    ('mt5', dict(gated=True, activation='gelu_tanh')),
     ('vit', dict(num_classes=3, image_size=8, channels=3, patch_size=4,
                  width=16, mlp_ratio=1.5, epsilon=1e-12, qkv_bias=True,
                  distilled=False, distillation_head=False)),
@@ -58,7 +82,7 @@ def tensors(case):
     ('deit_teacher', dict(distilled=True, distillation_head=True)),
 ])
 def test_options_are_those_of_the_config(case, expected):
-  options = read(case)
+  options = {**options_lib.complete(family(case).MODEL, {}), **read(case)}
   assert {name: options[name] for name in expected} == expected
 
 
@@ -68,23 +92,30 @@ def test_options_written_are_read_again(case):
   written = family(case).write_config(options)
   again = family(case).read_config(fields_lib.Fields('config.json', written))
   assert again == options
-  assert written['architectures'] == config(case)['architectures']
+  assert written['architectures'] == SAME.get(
+      case, config(case)['architectures'])
 
 
 @pytest.mark.parametrize('case', TEXT + IMAGES)
 def test_new_files_have_the_names_and_values_of_theirs(case):
   """All tensors of their files, except a pooler that no output depends on."""
   theirs = tensors(case)
-  rules = family(case).tensors(read(case), ()).rules
+  options = read(case)
   stored = {}
-  for rule in rules:
-    for layer in range(2 if '{layer}' in rule.tensor else 1):
-      name = rule.tensor.format(layer=layer)
-      stored[name] = rule.layout.store(rule.layout.load(theirs[name]))
-  assert set(theirs) - set(stored) <= {'pooler.dense.weight',
-                                       'pooler.dense.bias'}
-  for name, value in stored.items():
-    np.testing.assert_array_equal(value, theirs[name])
+  for rule in family(case).tensors(options, ()).rules:
+    # The first block of ModernBERT has no norm before attention.
+    first = '{layer}.attn_norm' in rule.tensor
+    for layer in range(options['depth'] if '{layer}' in rule.tensor else 1):
+      if layer >= first:
+        name, part = rule.tensor.format(layer=layer), rule.part
+        stored.setdefault(name, {})[part.number if part else 0] = (
+            rule.layout.store(rule.load(theirs[name])))
+  assert set(theirs) - set(stored) <= {
+      'pooler.dense.weight', 'pooler.dense.bias',
+      'encoder.embed_tokens.weight'}
+  for name, parts in stored.items():
+    np.testing.assert_array_equal(
+        np.concatenate([parts[i] for i in sorted(parts)]), theirs[name])
 
 
 @pytest.mark.parametrize('prefix', ('', 'bert.', 'model.bert.'))
@@ -147,6 +178,17 @@ def test_patches_are_read_row_by_row_with_channels_last():
      "hidden_act must be 'gelu'; got 'relu'"),
     ('roberta', dict(pad_token_id=None),
      'config.json: pad_token_id must be a whole number, .*; got None'),
+    ('mpnet', dict(relative_attention_num_buckets=16),
+     'relative_attention_num_buckets must be 32; got 16'),
+    ('modernbert', dict(layer_types=['full_attention']),
+     'layer_types must give full_attention or sliding_attention for each of 3'),
+    ('modernbert', dict(rope_parameters=dict(full_attention=dict(
+        rope_type='yarn', rope_theta=1e4))),
+     "full_attention.rope_type must be 'default'; got 'yarn'"),
+    ('t5', dict(architectures=['T5ForConditionalGeneration']),
+     'must be one of T5EncoderModel; got'),
+    ('t5', dict(feed_forward_proj='gated-tanh'),
+     "feed_forward_proj must be 'relu' or .*; got 'gated-tanh'"),
     ('vit', dict(architectures=['ViTModel']),
      'must be one of ViTForImageClassification; got ViTModel, which has no '
      'logits .* Choose a network that was trained to classify'),
@@ -158,6 +200,27 @@ def test_patches_are_read_row_by_row_with_channels_last():
 def test_what_is_not_supported_is_refused_by_name(case, changes, text):
   with pytest.raises(checks.DataError, match=text):
     read(case, **changes)
+
+
+def test_modernbert_of_version_4_is_read():
+  """The fields of answerdotai/ModernBERT-base, but for its sizes."""
+  changes = dict(
+      layer_types=None, rope_parameters=None, global_attn_every_n_layers=2,
+      global_rope_theta=80000.0, local_rope_theta=5000.0, layer_norm_eps=1e-5,
+      position_embedding_type='absolute', local_attention=128,
+      classifier_pooling='mean', deterministic_flash_attn=False)
+  options = read('modernbert', **changes)
+  assert options['window_layers'] == (1,) and options['window'] == 65
+  assert options['rope_base'] == 80000.0
+  assert options['window_rope_base'] == 5000.0
+  assert modernbert.write_config(options)['global_attn_every_n_layers'] == 2
+
+
+def test_blocks_with_windows_in_no_order_are_written_for_version_5_alone():
+  written = modernbert.write_config(dict(depth=4, window_layers=(0, 3)))
+  assert 'global_attn_every_n_layers' not in written
+  assert [kind[:4] for kind in written['layer_types']] == [
+      'slid', 'full', 'full', 'slid']
 
 
 def test_bert_of_no_architecture_gives_vectors():
@@ -182,6 +245,13 @@ def test_bert_trained_on_pairs_is_read_for_its_tokens():
      "head='classification'; got None. Set it in the config"),
     (bert, dict(head='masked_lm', position_offset=2, activation='relu'),
      "options.activation must be 'gelu'; got 'relu'"),
+    (bert, dict(relative_buckets=32, types=0),
+     'options.position_offset must be 2; got 0'),
+    (modernbert, dict(head='classification', num_classes=2, pool='max'),
+     "options.pool must be 'token' or 'mean'; got 'max'"),
+    (modernbert, dict(head='classification'), 'num_classes must be given'),
+    (t5_encoder, dict(gated=True, activation='gelu'),
+     "options.gated and options.activation must be .*; got .True, 'gelu'"),
     (vit, dict(num_classes=2, image_size=8), 'options.channels must be given'),
     (vit, dict(num_classes=2, channels=1), 'options.image_size must be given '
      'for a vit; got None. Set it in the config'),
@@ -191,76 +261,3 @@ def test_bert_trained_on_pairs_is_read_for_its_tokens():
 def test_what_cannot_be_written_is_refused(family, options, text):
   with pytest.raises(checks.ConfigError, match=text):
     family.write_config(options)
-
-
-def write(folder, contents):
-  for name, content in contents.items():
-    (folder / name).parent.mkdir(exist_ok=True)
-    (folder / name).write_text(json.dumps(content))
-
-
-def modules(*kinds, path='sentence_transformers.models.'):
-  return [dict(idx=i, name=str(i), type=path + kind,
-               path='' if i == 0 else f'{i}_{kind}')
-          for i, kind in enumerate(kinds)]
-
-
-@pytest.mark.parametrize('config, pool', [
-    (dict(word_embedding_dimension=16, pooling_mode_cls_token=False,
-          pooling_mode_mean_tokens=True, pooling_mode_max_tokens=False),
-     'mean'),
-    (dict(pooling_mode_cls_token=True, pooling_mode_mean_tokens=False),
-     'token'),
-    (dict(embedding_dimension=16, pooling_mode='cls'), 'token'),
-    (dict(embedding_dimension=16, pooling_mode=['mean']), 'mean'),
-])
-@pytest.mark.parametrize('normalise', (False, True))
-def test_pooling_is_read(config, pool, normalise, tmp_path):
-  kinds = ['Transformer', 'Pooling', 'Normalize'][:2 + normalise]
-  write(tmp_path, {'modules.json': modules(*kinds),
-                   '1_Pooling/config.json': config})
-  assert pooling.read_pooling(tmp_path) == dict(pool=pool, normalise=normalise)
-
-
-def test_folder_without_modules_has_the_mean_of_length_one(tmp_path):
-  assert pooling.read_pooling(tmp_path) == dict(pool='mean', normalise=True)
-
-
-@pytest.mark.parametrize('kinds, config, text', [
-    (('Transformer', 'Pooling', 'Dense'), dict(pooling_mode='mean'),
-     'modules.json: the modules must be Transformer, Pooling and perhaps '
-     'Normalize; got Transformer, Pooling, Dense, which haikd does not'),
-    (('Transformer',), {}, 'got Transformer, which haikd does not support'),
-    (('Transformer', 'Pooling'), dict(pooling_mode_max_tokens=True),
-     'config.json: pooling_mode must be mean or cls; got '
-     'pooling_mode_max_tokens, which haikd does not support'),
-    (('Transformer', 'Pooling'), dict(
-        pooling_mode_cls_token=True, pooling_mode_mean_tokens=True),
-     'got pooling_mode_cls_token, pooling_mode_mean_tokens, which'),
-    (('Transformer', 'Pooling'), dict(pooling_mode='lasttoken'),
-     'got lasttoken, which haikd does not support'),
-    (('Transformer', 'Pooling'), {}, 'got none, which haikd does not support'),
-    (('Transformer', 'Pooling'), None, 'Pooling/.* must hold JSON; got'),
-])
-def test_other_poolings_are_refused_by_name(kinds, config, text, tmp_path):
-  contents = {'modules.json': modules(*kinds)}
-  if config is not None:
-    contents['1_Pooling/config.json'] = config
-  write(tmp_path, contents)
-  with pytest.raises(checks.DataError, match=text):
-    pooling.read_pooling(tmp_path)
-
-
-@pytest.mark.parametrize('pool', ('mean', 'token'))
-@pytest.mark.parametrize('normalise', (False, True))
-def test_pooling_written_is_read_again(pool, normalise, tmp_path):
-  options = dict(pool=pool, normalise=normalise, width=16, positions=12,
-                 position_offset=2)
-  contents = pooling.write_pooling(options)
-  assert contents['sentence_bert_config.json']['max_seq_length'] == 10
-  write(tmp_path, contents)
-  assert pooling.read_pooling(tmp_path) == dict(pool=pool, normalise=normalise)
-
-
-def test_no_pooling_is_written_for_logits():
-  assert pooling.write_pooling(dict(head='masked_lm')) == {}

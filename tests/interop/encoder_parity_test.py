@@ -21,20 +21,27 @@ from haikd import models  # noqa: F401  Registers the zoo.
 from haikd.core import base
 from haikd.core import registry
 from haikd.interop import fields as fields_lib
+from haikd.interop import pretrained_source
 from haikd.interop.families import bert
 from haikd.interop.families import pooling
-from haikd.interop.families import vit
 
 HERE = pathlib.Path(__file__).parent
 GOLDEN = HERE / 'golden'
-TEXT = [f'{kind}{head}' for kind in ('bert', 'roberta', 'distilbert')
-        for head in ('', '_classification', '_masked_lm')]
+TEXT = [f'{kind}{head}' for kind in ('bert', 'roberta', 'distilbert', 'mpnet')
+        for head in ('', '_classification', '_masked_lm')] + [
+            'xlm_roberta', 'modernbert', 'modernbert_classification',
+            'modernbert_masked_lm', 't5', 'mt5']
 IMAGES = ['vit', 'vit_no_bias', 'deit', 'deit_teacher']
 STACK = '__layer_stack_no_per_layer/block/'
 
 
-def family(case):
-  return vit if case in IMAGES else bert
+@functools.cache
+def family(folder):
+  """Returns the family that reads a folder."""
+  model_type = json.loads((folder / 'config.json').read_text())['model_type']
+  found, = (family for family in pretrained_source.families()
+            if model_type in family.MODEL_TYPES)
+  return found
 
 
 @functools.cache
@@ -42,23 +49,30 @@ def read(folder):
   """Returns options, tensors and expected values of one case."""
   values = json.loads((folder / 'config.json').read_text())
   fields = fields_lib.Fields('config.json', values)
-  options = family(folder.name).read_config(fields)
+  options = family(folder).read_config(fields)
   tensors = safetensors.load_file(folder / 'model.safetensors')
   with np.load(folder / 'expected.npz') as expected:
     return options, tensors, dict(expected)
 
 
-def parameters(case, options, tensors):
+def layers_of(rule, options):
+  """Returns the blocks that have a parameter; (0,) outside of blocks."""
+  if '{layer}' not in rule.tensor:
+    return (0,)
+  # The first block of ModernBERT has no such norm.
+  return range('{layer}.attn_norm' in rule.tensor, options['depth'])
+
+
+def parameters(family, options, tensors):
   """Returns parameters by their rules, and checks that all tensors are used."""
-  all_rules = family(case).tensors(options, tensors)
+  all_rules = family.tensors(options, tensors)
   params, used = {}, set()
   for rule in all_rules.rules:
-    layers = options['depth'] if '{layer}' in rule.tensor else 1
-    for layer in range(layers):
+    for layer in layers_of(rule, options):
       name = rule.tensor.format(layer=layer)
       module = rule.module.replace('block', f'block_{layer}', 1)
       used.add(name)
-      value = jnp.asarray(rule.layout.load(tensors[name]))
+      value = jnp.asarray(rule.load(tensors[name]))
       params.setdefault(module, {})[rule.name] = value
   left = {name for name in set(tensors) - used
           if not any(pathlib.PurePath(name).match(glob)
@@ -67,37 +81,50 @@ def parameters(case, options, tensors):
   return params
 
 
-def stacked(params):
-  """Returns the parameters of a network that scans over its blocks."""
+def stacked(params, alone, depth):
+  """Returns the parameters of a network that scans over its blocks.
+
+  Args:
+    params: of the network that does not.
+    alone: how many blocks come before the scan.
+    depth: the number of all blocks.
+  """
   result = {}
   for path, leaves in params.items():
     first, _, rest = path.partition('/')
-    if first == 'block_0':
-      blocks = [params[f'block_{i}/{rest}'] for i in range(2)]
+    if first == f'block_{alone}':
+      blocks = [params[f'block_{i}/{rest}'] for i in range(alone, depth)]
       result[STACK + rest] = jax.tree.map(lambda *xs: jnp.stack(xs), *blocks)
-    elif not first.startswith('block_'):
+    elif not first.startswith('block_') or int(first[6:]) < alone:
       result[path] = leaves
   return result
 
 
 def run(folder, inputs, mask=None, **more):
   """Returns the output, hidden states and attention maps."""
-  case = folder.name
   options, tensors, expected = read(folder)
   options = options | more
-  params = parameters(case, options, tensors)
+  params = parameters(family(folder), options, tensors)
+  name = family(folder).MODEL
   if options.get('scan'):
-    params = stacked(params)
-  model = registry.models[family(case).MODEL]
+    params = stacked(params, int(name == 'modernbert'), options['depth'])
+  model = registry.models[name]
   extra = {} if mask is None else dict(mask=mask)
   taps = dict(hidden=('embed', model.taps['features']),
               maps=model.taps['attention'])
+  # Their last hidden state is normalised.
+  is_normalised = name in ('modernbert', 't5_encoder')
+  if is_normalised:
+    taps['last'] = ('norm',)
   net = hk.transform(haikd.capture(
       lambda inputs: model.function(
           inputs, is_training=False, **extra, **options), taps))
   output, values = jax.jit(lambda p, x: net.apply(p, None, x))(params, inputs)
   maps = [query_key.materialise() for query_key in values['maps']]
-  return output, np.stack(values['hidden']), np.stack(maps)
+  hidden = list(values['hidden'])
+  if is_normalised:
+    hidden[-1] = values['last'][-1]
+  return output, np.stack(hidden), np.stack(maps)
 
 
 def check_text(folder, side, **more):
@@ -106,17 +133,18 @@ def check_text(folder, side, **more):
   at = lambda name: expected.get(f'{side}/{name}', expected.get(name))
   mask = at('mask')
   columns = dict(tokens=at('tokens'))
-  if options['types'] == 2:
+  if options.get('types') == 2:
     columns['types'] = at('types')
   output, hidden, maps = run(folder, columns, mask, **more)
   real = lambda x: x[:, mask]
   queries = lambda x: x.swapaxes(2, 3)[:, mask]
   np.testing.assert_allclose(real(hidden), real(at('hidden')), atol=1e-4)
   np.testing.assert_allclose(queries(maps), queries(at('maps')), atol=1e-4)
-  if options['head'] == 'masked_lm':
+  head = options.get('head', 'embedding')
+  if head == 'masked_lm':
     assert isinstance(output, base.LinearLogits)
     actual, target = output.materialise()[mask], at('logits')[mask]
-  elif options['head'] == 'classification':
+  elif head == 'classification':
     actual, target = output, at('logits')
   else:
     pool = more.get('pool', 'mean')
@@ -140,14 +168,16 @@ def test_text_gives_the_same(case, side):
   check_text(GOLDEN / case, side)
 
 
-@pytest.mark.parametrize('more', [
-    dict(pool='token'),
-    dict(pool='token', normalise=False),
-    dict(pool='mean', normalise=False),
-    dict(scan=True),
+@pytest.mark.parametrize('case, more', [
+    ('bert', dict(pool='token')),
+    ('bert', dict(pool='token', normalise=False)),
+    ('bert', dict(pool='mean', normalise=False)),
+    ('mpnet', dict(scan=True)),
+    ('modernbert', dict(scan=True)),
+    ('t5', dict(scan=True)),
 ], ids=str)
-def test_vectors_of_each_pooling_are_the_same(more):
-  check_text(GOLDEN / 'bert', 'left', **more)
+def test_vectors_of_poolings_and_loops_are_the_same(case, more):
+  check_text(GOLDEN / case, 'left', **more)
 
 
 @pytest.mark.parametrize('case', IMAGES)
@@ -188,14 +218,16 @@ def test_transformers_reads_what_is_written_from_options(case, tmp_path):
   """Config and tensor names come from options, values from the golden file."""
   module = goldens()
   options, theirs, expected = read(GOLDEN / case)
+  family_of = family(GOLDEN / case)
   names = {
       rule.tensor.format(layer=layer)
-      for rule in family(case).tensors(options, ()).rules
-      for layer in range(options['depth'])
+      for rule in family_of.tensors(options, ()).rules
+      for layer in layers_of(rule, options)
   }
   safetensors.save_file({name: theirs[name] for name in names},
                         tmp_path / 'model.safetensors', dict(format='pt'))
-  config = family(case).write_config(options)
+  # As an export has it: the default id of ModernBERT is beyond this vocabulary.
+  config = {'pad_token_id': None, **family_of.write_config(options)}
   (tmp_path / 'config.json').write_text(json.dumps(config))
   actual = module.compute(case, module.load(tmp_path))
   assert set(actual) == set(expected)
@@ -217,7 +249,7 @@ def test_minilm_gives_the_cosines_of_its_own_code(length):
   options = bert.read_config(fields_lib.Fields('config.json', values))
   options.update(pooling.read_pooling(folder))
   params = parameters(
-      'minilm', options, safetensors.load_file(folder / 'model.safetensors'))
+      bert, options, safetensors.load_file(folder / 'model.safetensors'))
   tokenizer = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
   tokenizer.no_truncation()
   tokenizer.enable_padding(length=length)

@@ -29,9 +29,20 @@ _SIZES = dict(
 _BERT = dict(
     **_SIZES, vocab_size=40, max_position_embeddings=12, type_vocab_size=2)
 _ROBERTA = _BERT | dict(type_vocab_size=1, layer_norm_eps=1e-5)
+_MPNET = _SIZES | dict(vocab_size=40, max_position_embeddings=12)
 _DISTILBERT = dict(
     dim=16, n_layers=2, n_heads=4, hidden_dim=24, vocab_size=40,
     max_position_embeddings=12)
+# With as many buckets as the longest row has use for.
+_T5 = dict(
+    d_model=16, d_kv=6, d_ff=24, num_layers=2, num_heads=4, vocab_size=40,
+    relative_attention_num_buckets=8, relative_attention_max_distance=6)
+# Its second block has a window, of one key on either side.
+_MODERNBERT = _SIZES | dict(
+    vocab_size=40, max_position_embeddings=12, num_hidden_layers=3,
+    layer_types=['full_attention', 'sliding_attention', 'full_attention'],
+    local_attention=3, pad_token_id=0, bos_token_id=1, eos_token_id=1,
+    cls_token_id=1, sep_token_id=1)
 _IMAGES = dict(**_SIZES, image_size=8, patch_size=4, num_channels=3)
 
 SENTENCES = (
@@ -41,6 +52,8 @@ SENTENCES = (
     'The stock market fell by three percent on Monday, its worst day since '
     'March.',
     'Bread')
+
+_OFFSET = ('Roberta', 'XLMRoberta', 'MPNet')  # Their positions begin at 2.
 
 # {case: (class, fields of its config)}
 TEXT = dict(
@@ -52,6 +65,20 @@ TEXT = dict(
     roberta_classification=('Roberta', 'ForSequenceClassification',
                             _ROBERTA | dict(num_labels=2)),
     roberta_masked_lm=('Roberta', 'ForMaskedLM', _ROBERTA),
+    xlm_roberta=('XLMRoberta', 'Model', _ROBERTA),
+    mpnet=('MPNet', 'Model', _MPNET),
+    mpnet_classification=('MPNet', 'ForSequenceClassification',
+                          _MPNET | dict(num_labels=2)),
+    mpnet_masked_lm=('MPNet', 'ForMaskedLM', _MPNET),
+    modernbert=('ModernBert', 'Model', _MODERNBERT),
+    modernbert_classification=('ModernBert', 'ForSequenceClassification',
+                               _MODERNBERT | dict(
+                                   num_labels=3, classifier_pooling='mean',
+                                   classifier_bias=True)),
+    modernbert_masked_lm=('ModernBert', 'ForMaskedLM', _MODERNBERT | dict(
+        norm_bias=True, attention_bias=True, mlp_bias=True)),
+    t5=('T5', 'EncoderModel', _T5),
+    mt5=('MT5', 'EncoderModel', _T5 | dict(feed_forward_proj='gated-gelu')),
     distilbert=('DistilBert', 'Model', _DISTILBERT),
     distilbert_classification=('DistilBert', 'ForSequenceClassification',
                                _DISTILBERT | dict(num_labels=4)),
@@ -109,8 +136,10 @@ def _text(model, generator, family, ending):
 
   def run(tokens, types, mask):
     places = np.maximum(np.cumsum(mask, 1) - 1, 0)
-    places += 2 if family == 'Roberta' else 0
-    inputs = dict(input_ids=tokens, attention_mask=mask, position_ids=places)
+    places += 2 if family in _OFFSET else 0
+    inputs = dict(input_ids=tokens, attention_mask=mask)
+    if ending != 'EncoderModel':
+      inputs['position_ids'] = places
     if has_types:
       inputs['token_type_ids'] = types
     inputs = {name: torch.tensor(value, dtype=torch.long)
@@ -132,7 +161,7 @@ def _text(model, generator, family, ending):
     expected[f'{side}/types'] = kinds.astype(np.int32)
     expected[f'{side}/mask'] = mask.astype(bool)
     expected.update(_inside(f'{side}/', outputs))
-    if ending == 'Model':
+    if ending.endswith('Model'):
       weights = torch.tensor(mask)[..., None]
       mean = (outputs.last_hidden_state * weights).sum(1) / weights.sum(1)
       expected[f'{side}/mean'] = mean.numpy()
@@ -143,7 +172,7 @@ def _text(model, generator, family, ending):
   # Each text without padding, since these heads read the first token of a row.
   alone = [run(row[None], kind[None], np.ones((1, len(row)), int))
            for row, kind in zip(rows, types)]
-  if ending == 'Model':
+  if ending.endswith('Model'):
     token = torch.cat([each.last_hidden_state[:, 0] for each in alone])
     expected['token'] = token.numpy()
     expected['token_normalised'] = torch.nn.functional.normalize(token).numpy()

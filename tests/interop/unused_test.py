@@ -132,4 +132,5 @@ def test_heads_that_are_not_used_are_named(tmp_path, caplog):
   with caplog.at_level('INFO', 'haikd'):
     load(init)
   said = {record.getMessage() for record in caplog.records}
-  assert said == {f'{init}: pooler.dense.* are not used.'}
+  assert {message for message in said if 'modules.json' not in message} == {
+      f'{init}: pooler.dense.* are not used.'}

@@ -1,24 +1,29 @@
-"""BERT, RoBERTa and DistilBERT, with their heads."""
+"""BERT, RoBERTa, XLM-RoBERTa, DistilBERT and MPNet, with their heads."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from haikd.core import checks
 from haikd.interop import fields as fields_lib
 from haikd.interop import options as options_lib
-from haikd.interop import rules as rules_lib
+from haikd.interop.families import bert_tensors
 
 MODEL = 'bert'
-MODEL_TYPES = ('bert', 'roberta', 'distilbert')
 LENGTH = None
 
-_CLASSES = dict(bert='Bert', roberta='Roberta', distilbert='DistilBert')
+_CLASSES = {
+    'bert': 'Bert',
+    'roberta': 'Roberta',
+    'xlm-roberta': 'XLMRoberta',
+    'distilbert': 'DistilBert',
+    'mpnet': 'MPNet',
+}
+MODEL_TYPES = tuple(_CLASSES)
 _ENDINGS = dict(
     embedding='Model',
     classification='ForSequenceClassification',
     masked_lm='ForMaskedLM')
-_POOLERS = dict(bert='tanh', roberta='tanh', distilbert='relu')
-_TOKENS = 'embeddings.word_embeddings.weight'
+_MPNET_OFFSET, _MPNET_BUCKETS = 2, 32  # transformers takes no others.
 
 # Fields that change no output in inference mode.
 _IGNORED_FIELDS = (
@@ -28,51 +33,7 @@ _IGNORED_FIELDS = (
     'pooler_size_per_head', 'pooler_type', 'qa_dropout', 'seq_classif_dropout',
     'sinusoidal_pos_embds', 'tie_weights_')
 
-_BERT_BLOCK = dict(
-    query='attention.self.query',
-    key='attention.self.key',
-    value='attention.self.value',
-    output='attention.output.dense',
-    norm_attn='attention.output.LayerNorm',
-    up='intermediate.dense',
-    down='output.dense',
-    norm_mlp='output.LayerNorm')
-_DISTILBERT_BLOCK = dict(
-    query='attention.q_lin',
-    key='attention.k_lin',
-    value='attention.v_lin',
-    output='attention.out_lin',
-    norm_attn='sa_layer_norm',
-    up='ffn.lin1',
-    down='ffn.lin2',
-    norm_mlp='output_layer_norm')
-
-# {model type: its tensors of heads}. For classes the pooler, with {} for the
-# prefix, and the logits; for tokens the transform, its norm and the bias of the
-# logits.
-_HEADS = dict(
-    bert=('{}pooler.dense', 'classifier', 'cls.predictions.transform.dense',
-          'cls.predictions.transform.LayerNorm', 'cls.predictions.bias'),
-    roberta=('classifier.dense', 'classifier.out_proj', 'lm_head.dense',
-             'lm_head.layer_norm', 'lm_head.bias'),
-    distilbert=('pre_classifier', 'classifier', 'vocab_transform',
-                'vocab_layer_norm', 'vocab_projector.bias'))
-
-# The bias of the logits again, and the embedding table, by head.
-_BIASES = {
-    'cls.predictions.bias': 'cls.predictions.decoder.bias',
-    'lm_head.bias': 'lm_head.decoder.bias',
-}
-_TABLES = dict(
-    bert='cls.predictions.decoder.weight', roberta='lm_head.decoder.weight',
-    distilbert='vocab_projector.weight')
-
-# Buffers, and heads that are not read.
-_IGNORED_TENSORS = (
-    '*embeddings.position_ids', '*embeddings.token_type_ids',
-    '*pooler.dense.*', 'classifier.*', 'pre_classifier.*', 'cls.*', 'lm_head.*',
-    'vocab_transform.*', 'vocab_layer_norm.*', 'vocab_projector.*',
-    'qa_outputs.*')
+tensors = bert_tensors.tensors
 
 
 def read_config(fields: fields_lib.Fields) -> dict[str, Any]:
@@ -113,85 +74,38 @@ def read_config(fields: fields_lib.Fields) -> dict[str, Any]:
         epsilon=1e-12)
   else:
     options.update(
-        types=fields.take('type_vocab_size', kind=int),
         width=fields.take('hidden_size', kind=int),
         depth=fields.take('num_hidden_layers', kind=int),
         heads=fields.take('num_attention_heads', kind=int),
         hidden=fields.take('intermediate_size', kind=int),
         activation=options_lib.read_activation(fields, 'hidden_act'),
         epsilon=fields.take('layer_norm_eps', 1e-12, kind=float))
-  if model_type == 'roberta':
+  if model_type == 'mpnet':
+    fields.expect('relative_attention_num_buckets', _MPNET_BUCKETS)
+    options.update(
+        types=0,
+        position_offset=_MPNET_OFFSET,
+        relative_buckets=_MPNET_BUCKETS)
+  elif model_type != 'distilbert':
+    options['types'] = fields.take('type_vocab_size', kind=int)
+  if model_type in ('roberta', 'xlm-roberta'):
     options['position_offset'] = _read_offset(fields)
-    if head == 'masked_lm':  # Its transform uses gelu, whatever the field says.
-      fields.expect('hidden_act', 'gelu')
+  if head == 'masked_lm' and options.get('position_offset'):
+    # Their transform uses gelu, whatever the field says.
+    fields.expect('hidden_act', 'gelu')
   if head == 'classification':
     options.update(
         num_classes=options_lib.read_labels(fields),
-        pooler_activation=_POOLERS[model_type])
+        pooler_activation=_pooler_activation(model_type))
   fields.done()
   return options
-
-
-def tensors(options: Mapping[str, Any],
-            names: Iterable[str]) -> rules_lib.Tensors:
-  """Returns where each parameter is found.
-
-  Args:
-    options: of `models.bert`.
-    names: of the tensors in the file; empty for the names of a new file.
-
-  Returns:
-    The rules of all parameters.
-  """
-  options = options_lib.complete(MODEL, options)
-  names = tuple(names)
-  head, model_type = options['head'], _model_type(options, names)
-  prefix = _prefix(names, '' if head == 'embedding' else f'{model_type}.')
-  # Old files call the scale gamma and the offset beta.
-  is_old = any(name.endswith('LayerNorm.gamma') for name in names)
-  norm = _old_norm if is_old else rules_lib.norm
-  embeddings = f'{prefix}embeddings'
-  rules = [
-      rules_lib.Rule('embed', 'embeddings', prefix + _TOKENS, vocabulary=0),
-      rules_lib.Rule('embed', 'positions',
-                     f'{embeddings}.position_embeddings.weight'),
-      *norm('embed/norm', f'{embeddings}.LayerNorm'),
-  ]
-  if options['types']:
-    rules.append(
-        rules_lib.Rule('embed', 'types',
-                       f'{embeddings}.token_type_embeddings.weight'))
-  is_distilbert = model_type == 'distilbert'
-  stack = prefix + ('transformer' if is_distilbert else 'encoder')
-  block = _DISTILBERT_BLOCK if is_distilbert else _BERT_BLOCK
-  for name, tensor in block.items():
-    tensor = f'{stack}.layer.{{layer}}.{tensor}'
-    if name.startswith('norm'):
-      rules.extend(norm(f'block/{name}', tensor))
-    else:
-      room = 'mlp' if name in ('up', 'down') else 'attn'
-      rules.extend(rules_lib.linear(f'block/{room}/{name}', tensor))
-  pooler, logits, transform, transform_norm, bias = _HEADS[model_type]
-  if head == 'classification':
-    if options['pooler_activation'] is not None:
-      rules.extend(rules_lib.linear('pooler', pooler.format(prefix)))
-    rules.extend(rules_lib.linear('logits', logits))
-  copies = {}
-  if head == 'masked_lm':
-    rules.extend(rules_lib.linear('transform', transform))
-    rules.extend(norm('transform_norm', transform_norm))
-    rules.append(rules_lib.Rule('logits', 'b', bias, vocabulary=0))
-    copies = {_TABLES[model_type]: prefix + _TOKENS}
-    if bias in _BIASES:
-      copies[_BIASES[bias]] = bias
-  return rules_lib.Tensors(tuple(rules), _IGNORED_TENSORS, copies)
 
 
 def write_config(options: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the fields of a config that mean the same as options.
 
-  A network without token types is a DistilBERT, one with an offset of
-  positions a RoBERTa, any other a BERT.
+  A network with relative positions is an MPNet, another without token types a
+  DistilBERT, one with an offset of positions a RoBERTa, any other a BERT.
 
   Args:
     options: of `models.bert`, with `num_classes` for classification.
@@ -200,10 +114,10 @@ def write_config(options: Mapping[str, Any]) -> dict[str, Any]:
     The fields of `config.json`.
 
   Raises:
-    ConfigError: none of the three has all of these options together.
+    ConfigError: none of these has all of the options together.
   """
   options = options_lib.complete(MODEL, options)
-  model_type, head = _model_type(options, ()), options['head']
+  model_type, head = bert_tensors.model_type(options, ()), options['head']
   _check_writable(options, model_type)
   activation = options_lib.write_activation(options['activation'])
   hidden = options['hidden'] or 4 * options['width']
@@ -225,7 +139,6 @@ def write_config(options: Mapping[str, Any]) -> dict[str, Any]:
         seq_classif_dropout=dropout)
   else:
     values.update(
-        type_vocab_size=options['types'],
         hidden_size=options['width'],
         num_hidden_layers=options['depth'],
         num_attention_heads=options['heads'],
@@ -234,6 +147,10 @@ def write_config(options: Mapping[str, Any]) -> dict[str, Any]:
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=0.0,
         layer_norm_eps=options['epsilon'])
+  if model_type == 'mpnet':
+    values['relative_attention_num_buckets'] = _MPNET_BUCKETS
+  elif model_type != 'distilbert':
+    values['type_vocab_size'] = options['types']
   if model_type == 'roberta':
     values['pad_token_id'] = options['position_offset'] - 1
   if head == 'classification':
@@ -259,27 +176,8 @@ def _read_offset(fields):
   return padding + 1
 
 
-def _model_type(options, names):
-  """Returns the model type, by the names of tensors if there are any."""
-  if names:
-    is_distilbert = any('transformer.layer.' in name for name in names)
-  else:
-    is_distilbert = not options['types']
-  if is_distilbert:
-    return 'distilbert'
-  return 'roberta' if options['position_offset'] else 'bert'
-
-
-def _prefix(names, default):
-  for name in names:
-    if name.endswith(_TOKENS):
-      return name.removesuffix(_TOKENS)
-  return default
-
-
-def _old_norm(module, tensor):
-  return (rules_lib.Rule(module, 'scale', f'{tensor}.gamma'),
-          rules_lib.Rule(module, 'offset', f'{tensor}.beta'))
+def _pooler_activation(model_type):
+  return 'relu' if model_type == 'distilbert' else 'tanh'
 
 
 def _check_writable(options, model_type):
@@ -287,12 +185,16 @@ def _check_writable(options, model_type):
   if model_type == 'distilbert':
     check('position_offset', options['position_offset'], (0,))
     check('epsilon', options['epsilon'], (1e-12,))
+  if model_type == 'mpnet':
+    check('types', options['types'], (0,))
+    check('position_offset', options['position_offset'], (_MPNET_OFFSET,))
+    check('relative_buckets', options['relative_buckets'], (_MPNET_BUCKETS,))
   if options['head'] == 'classification':
     check('pooler_activation', options['pooler_activation'],
-          (_POOLERS[model_type],))
+          (_pooler_activation(model_type),))
     if not options['num_classes']:
       raise checks.ConfigError(
           "options.num_classes must be given for head='classification'; got "
           f'{options["num_classes"]!r}. Set it in the config.')
-  if options['head'] == 'masked_lm' and model_type == 'roberta':
+  if options['head'] == 'masked_lm' and options['position_offset']:
     check('activation', options['activation'], ('gelu',))
