@@ -21,6 +21,7 @@ from haikd.core import checks
 from haikd.core import notes
 from haikd.core import registry
 from haikd.interop import exporting
+from haikd.interop import tokenizer_files
 from haikd.interop.families import pooling
 
 HERE = pathlib.Path(__file__).parent
@@ -114,7 +115,8 @@ def test_other_poolings_and_exports_give_the_same_vectors(case, mode, tmp_path):
   _, described, params = load(tmp_path / 'made')
   exporting.export(
       tmp_path / 'out', model=described.model, options=described.options,
-      params=params, tokenizer=tmp_path / 'made', card='')
+      params=params, card='',
+      tokenizer=tokenizer_files.TokenizerSource(tmp_path / 'made'))
   actual = module.encode(tmp_path / 'out', content['texts'])
   np.testing.assert_allclose(actual, content['vectors'], atol=1e-5)
 
