@@ -43,7 +43,7 @@ from haikd import config as config_lib
 from haikd.config import file as config_file
 from haikd.core import checks
 from haikd.core import notes
-from haikd.core import registry
+from haikd.core import plugins
 from haikd.processes import distributed
 from haikd.run import export as export_lib
 from haikd.run import job
@@ -81,7 +81,7 @@ def main(argv: Optional[list[str]] = None) -> int:
     _quiet()
     _use_compilation_cache()
     config_lib.validate(config)
-    registry.load_plugins(config.plugins)
+    plugins.load(config.plugins)
     with notes.printed(distributed.is_first()):
       _run(config, values)
     distributed.finish()

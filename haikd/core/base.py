@@ -163,6 +163,18 @@ Output = Union[Logits, Embedding]
 Taps = Mapping[str, tuple[Any, ...]]  # {kind: captured values in call order}.
 
 
+class View(NamedTuple):
+  """What a network gets of a batch.
+
+  Attributes:
+    inputs: as in Batch.
+    mask: as in Batch.
+  """
+
+  inputs: ArrayTree
+  mask: AnyArray
+
+
 class Batch(NamedTuple):
   """One batch, or one shard of it.
 
@@ -175,12 +187,22 @@ class Batch(NamedTuple):
       Already aligned to the logits; -100 marks what has no label.
     target_mask: bool, shaped like `mask`, true where a position's logits count
       in a loss on logits; None means wherever `mask` is true.
+    student: what the student gets in place of `inputs` and `mask`, such as the
+      same texts in its own tokens; None if both networks get the same. A text
+      is real for both or for neither.
   """
 
   inputs: ArrayTree
   mask: AnyArray
   labels: Optional[AnyArray] = None
   target_mask: Optional[AnyArray] = None
+  student: Optional[View] = None
+
+  def view(self, role: str) -> View:
+    """Returns what the 'teacher' or 'student' gets."""
+    if role == 'student' and self.student is not None:
+      return self.student
+    return View(self.inputs, self.mask)
 
 
 class Pair(NamedTuple):

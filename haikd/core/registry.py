@@ -1,20 +1,14 @@
 """Registries: losses, models, data sets and aligners by name.
 
-A registration is one decorator on a plain function. Plugins are modules that
-register something when they are imported: the config names them, or an
-installed package announces itself under the entry-point group `haikd.plugins`.
+A registration is one decorator on a plain function.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 import contextlib
-import importlib
-import importlib.metadata
 import inspect
-from typing import Generic, NamedTuple, Optional, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Optional, Protocol, TypeVar, Union
 
 from haikd.core import checks
-
-PLUGIN_GROUP = 'haikd.plugins'
 
 
 class _Registered(Protocol):
@@ -67,6 +61,8 @@ class ModelEntry(NamedTuple):
     tensor: `{glob over parameters: axis}`, the parameters to split over the
       mesh axis `tensor` unless the config names others.
     block_options: the options that hold numbers of blocks.
+    task: what it predicts, or a function of its options that returns that; see
+      `haikd.core.tasks`.
     module: the module that registered it.
   """
 
@@ -74,6 +70,7 @@ class ModelEntry(NamedTuple):
   taps: dict[str, str]
   tensor: dict[str, int]
   block_options: tuple[str, ...]
+  task: Union[None, str, Callable[..., Optional[str]]]
   module: str
 
 
@@ -83,11 +80,14 @@ class DatasetEntry(NamedTuple):
   Attributes:
     function: `(split, **options) -> Source`; see `haikd.data.Source`.
     spec: `(**options) -> Spec`, the shapes and dtypes of an example, or None.
+    tasks: the tasks that its targets fit, or a function of its options that
+      returns them; see `haikd.core.tasks`.
     module: the module that registered it.
   """
 
   function: Callable
   spec: Optional[Callable]
+  tasks: Union[None, tuple[str, ...], Callable[..., Any]]
   module: str
 
 
@@ -178,6 +178,7 @@ def register_model(name: Optional[str] = None,
                    taps: Optional[dict[str, str]] = None,
                    tensor: Optional[dict[str, int]] = None,
                    block_options: Iterable[str] = (),
+                   task: Union[None, str, Callable] = None,
                    replace: bool = False) -> Callable[[Function], Function]:
   """Registers a Haiku function as a model.
 
@@ -193,6 +194,10 @@ def register_model(name: Optional[str] = None,
     block_options: the options that are None or hold numbers of blocks, from 0.
       A network that takes some blocks of pretrained weights has those of its
       blocks in them.
+    task: what it predicts: 'causal_lm', 'masked_lm', 'classification',
+      'embedding' or a name of yours; or a function that returns that, and
+      takes those of its options that matter, with their defaults. Data whose
+      targets are for other tasks is then refused. None if any may fit.
     replace: whether to replace a model of that name.
 
   Returns:
@@ -201,7 +206,7 @@ def register_model(name: Optional[str] = None,
 
   def decorate(function):
     entry = ModelEntry(function, dict(taps or {}), dict(tensor or {}),
-                       tuple(block_options), function.__module__)
+                       tuple(block_options), task, function.__module__)
     models.add(name or function.__name__, entry, replace=replace)
     return function
 
@@ -211,6 +216,7 @@ def register_model(name: Optional[str] = None,
 def register_dataset(name: Optional[str] = None,
                      *,
                      spec: Optional[Callable] = None,
+                     tasks: Union[None, tuple[str, ...], Callable] = None,
                      replace: bool = False) -> Callable[[Function], Function]:
   """Registers a function that builds a data set.
 
@@ -219,6 +225,8 @@ def register_dataset(name: Optional[str] = None,
     spec: a function that takes the options of the data set and returns
       `haikd.data.Spec`: the shapes and dtypes of an example, without reading
       one, so that a run can be planned on a machine without the data.
+    tasks: the tasks that its targets fit, named as for `register_model`; or a
+      function that returns them, likewise. None if they may fit any.
     replace: whether to replace a data set of that name.
 
   Returns:
@@ -226,7 +234,7 @@ def register_dataset(name: Optional[str] = None,
   """
 
   def decorate(function):
-    entry = DatasetEntry(function, spec, function.__module__)
+    entry = DatasetEntry(function, spec, tasks, function.__module__)
     datasets.add(name or function.__name__, entry, replace=replace)
     return function
 
@@ -259,36 +267,3 @@ def register_aligner(name: Optional[str] = None,
     return function
 
   return decorate
-
-
-def load_plugins(modules: Iterable[str] = ()) -> None:
-  """Imports the modules that a config names and those that packages announce.
-
-  Args:
-    modules: dotted names, `config.plugins`.
-
-  Raises:
-    ConfigError: a module cannot be imported, whatever it raises.
-  """
-  for module in modules:
-    _import(
-        module, 'config.plugins must name modules that can be imported',
-        'Install its package, or put it beside the config file.')
-  for point in importlib.metadata.entry_points(group=PLUGIN_GROUP):
-    package = point.dist.name if point.dist else point.name
-    _import(
-        point.value.partition(':')[0],
-        f'installed package {package!r}, which announces a plugin, must be '
-        'importable', f'Fix it, or run `pip uninstall {package}`.')
-
-
-def _import(module, rule, if_missing):
-  try:
-    importlib.import_module(module)
-  except Exception as err:  # A plugin is user code and may raise anything.
-    is_missing = isinstance(err, ModuleNotFoundError) and (
-        f'{module}.'.startswith(f'{err.name}.'))
-    remedy = (if_missing if is_missing else
-              'Fix that module; --debug shows the traceback.')
-    raise checks.ConfigError(
-        f'{rule}; got {module!r} ({checks.describe(err)}). {remedy}') from err

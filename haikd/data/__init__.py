@@ -17,6 +17,7 @@ from haikd.data.text import chat
 from haikd.data.text import completions
 from haikd.data.text import documents
 from haikd.data.text import labelled_sentences
+from haikd.data.text import masked_text
 from haikd.data.text import sentences
 from haikd.data.text import token_files
 from haikd.data.text.tokens import next_token

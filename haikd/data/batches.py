@@ -12,12 +12,14 @@ import numpy as np
 
 from haikd.core import base
 from haikd.data import mixture as mixture_lib
+from haikd.data import orders
 from haikd.data import reader as reader_lib
 from haikd.data.image import augment as augment_lib
 from haikd.data.image import normalise as normalise_lib
 from haikd.data.image import resize as resize_lib
 
-_AUGMENT = 1  # Part of a seed: what its random numbers are for.
+# Part of a seed: what its random numbers are for. Others are in `orders`.
+_AUGMENT, _VARY, _VARY_EVALUATION = 1, 5, 6
 
 
 class Training:
@@ -47,22 +49,22 @@ class Training:
   def __getitem__(self, number: int) -> base.Batch:
     rng = np.random.default_rng(
         (self._seed, _AUGMENT, number, self._process_index))
-    return self.batch(self.indices(number), rng)
-
-  def indices(self, number: int) -> np.ndarray:
-    """Returns the indices of this process's examples in a batch, in order."""
     start = self._process_index * self._share
-    return self._order.batch(number)[start:start + self._share]
+    share = slice(start, start + self._share)
+    picks = self._order.batch(number)
+    return self.batch(
+        orders.Picks(picks.indices[share], picks.epochs[share]), rng)
 
-  def batch(self, indices: np.ndarray, rng: np.random.Generator) -> base.Batch:
-    """Returns a batch of the given examples."""
+  def batch(self, picks: orders.Picks, rng: np.random.Generator) -> base.Batch:
+    """Returns a batch of the given examples, each as in its epoch."""
     fit = None
     if self._resize is not None:
       crop = self._resize.training
       fit = lambda image: crop(image, rng=rng)
-    examples = _to_float(self._reader.gather(indices, fit=fit))
-    examples = self._augment(examples, rng)
-    return _to_batch(examples, np.ones(len(indices), bool), self._scale)
+    keys = [(self._seed, _VARY, epoch) for epoch in picks.epochs.tolist()]
+    examples = self._reader.gather(picks.indices, fit=fit, keys=keys)
+    examples = self._augment(_to_float(examples), rng)
+    return _to_batch(examples, np.ones(len(keys), bool), self._scale)
 
 
 class Evaluation:
@@ -93,7 +95,9 @@ class Evaluation:
     start = number * self._batch_size + self._process_index * self._share
     indices = np.arange(start, start + self._share)
     last = len(self._reader) - 1
-    columns = self._reader.gather(np.minimum(indices, last), fit=self._fit)
+    columns = self._reader.gather(
+        np.minimum(indices, last), fit=self._fit,
+        keys=[(_VARY_EVALUATION,)] * len(indices))
     return _to_batch(_to_float(columns), indices <= last, self._scale)
 
 
@@ -121,17 +125,27 @@ def _to_batch(examples: reader_lib.Columns, real: np.ndarray,
   Returns:
     A Batch of float32, int32 and bool.
   """
+  student = {key.removeprefix(reader_lib.STUDENT): value
+             for key, value in examples.items()
+             if key.startswith(reader_lib.STUDENT)}
+  examples = {key: value for key, value in examples.items()
+              if not key.startswith(reader_lib.STUDENT)}
+  return base.Batch(
+      *_view(examples, real, scale),
+      labels=_labels(examples.get('label'), real),
+      target_mask=_mask_padding(examples.get('target_mask'), real),
+      student=_view(student, real, scale) if student else None)
+
+
+def _view(examples, real, scale) -> base.View:
+  """Returns what a network gets of examples."""
   inputs = {key: _narrow(value) for key, value in examples.items()
             if key not in reader_lib.TARGETS}
   if 'image' in inputs:
     inputs['image'] = scale(inputs['image'])
   if len(inputs) == 1:
     inputs, = inputs.values()
-  return base.Batch(
-      inputs=inputs,
-      mask=_mask_padding(examples.get('mask', real), real),
-      labels=_labels(examples.get('label'), real),
-      target_mask=_mask_padding(examples.get('target_mask'), real))
+  return base.View(inputs, _mask_padding(examples.get('mask', real), real))
 
 
 def _narrow(values):

@@ -17,7 +17,7 @@ _DIGITS_TEST, _DIGITS_VALIDATION = 600, 300
 _FASHION_SHAPE = (28, 28)
 
 
-@registry.register_dataset()
+@registry.register_dataset(tasks=('classification',))
 def digits(split: str, *, data_dir: Optional[str] = None) -> source.Source:
   """Handwritten digits, 1,797 images of 8 x 8: 897 train, 300 + 600 held out.
 
@@ -57,7 +57,7 @@ def _read_digits():
                test=order[:_DIGITS_TEST])
 
 
-@registry.register_dataset()
+@registry.register_dataset(tasks=('classification',))
 def fashion(split: str,
             *,
             source_dir: Optional[str] = None,

@@ -14,6 +14,7 @@ from haikd.core import registry
 from haikd.core import schedules
 from haikd.data import orders
 from haikd.data import reader as reader_lib
+from haikd.data import source as source_lib
 from haikd.data import spec as spec_lib
 
 # Options that are compared with those of the networks.
@@ -31,7 +32,6 @@ class MixedReader:
   Attributes:
     split: its name, for messages.
     num_classes: V, or None.
-    text: the TextInfo of its texts, or None.
 
   Args:
     split: its name.
@@ -50,13 +50,13 @@ class MixedReader:
     self._ends = np.cumsum([len(part) for part in parts.values()])
     first = next(iter(parts.values()))
     self.num_classes = first.num_classes
-    self.text = first.text
     _check_same('the number of classes, or size of the vocabulary', {
         name: part.num_classes for name, part in parts.items()})
-    _check_same('the tokenizer', {
-        name: part.text and part.text.tokenizer
-        for name, part in parts.items()},
-        ' prune=True makes a tokenizer for each: set it to False.')
+    for role in ('teacher', 'student'):
+      texts = {name: part.text_of(role) for name, part in parts.items()}
+      _check_same('the tokenizer', {
+          name: text and text.tokenizer for name, text in texts.items()},
+          ' prune=True makes a tokenizer for each: set it to False.')
 
   def __len__(self) -> int:
     return int(self._ends[-1])
@@ -65,6 +65,10 @@ class MixedReader:
   def cached(self) -> bool:
     """Whether the split is in memory."""
     return all(part.cached for part in self._parts.values())
+
+  def text_of(self, role: str) -> Optional[source_lib.TextInfo]:
+    """Returns the TextInfo of the 'teacher' or 'student', or None."""
+    return next(iter(self._parts.values())).text_of(role)
 
   def load(self) -> None:
     """Decodes and checks what is small enough to keep."""
@@ -82,7 +86,8 @@ class MixedReader:
         batch_size=batch_size, seed=seed)
 
   def gather(self, indices: reader_lib.Indices,
-             fit: Optional[reader_lib.Fit] = None) -> reader_lib.Columns:
+             fit: Optional[reader_lib.Fit] = None,
+             keys: Optional[reader_lib.Keys] = None) -> reader_lib.Columns:
     """Reads some examples, as `reader.Reader.gather` does."""
     indices = np.asarray(indices)
     numbers = np.searchsorted(self._ends, indices, side='right')
@@ -93,7 +98,9 @@ class MixedReader:
       if not len(places):
         continue
       start = self._ends[number] - len(part)
-      examples = part.gather(indices[places] - start, fit=fit)
+      examples = part.gather(
+          indices[places] - start, fit=fit,
+          keys=None if keys is None else [keys[place] for place in places])
       layouts[name] = {key: (value.shape[1:], str(value.dtype))
                        for key, value in sorted(examples.items())}
       _check_same('the keys, shapes and dtypes of examples', layouts)

@@ -8,7 +8,7 @@ import bisect
 from collections.abc import Callable, Mapping
 import functools
 import math
-from typing import Optional, Protocol
+from typing import NamedTuple, Optional, Protocol
 import zlib
 
 import numpy as np
@@ -22,11 +22,23 @@ _MIX = 4
 _MOMENTS = 2**24  # In a step: when an example falls due is rounded to these.
 
 
+class Picks(NamedTuple):
+  """The examples of a batch.
+
+  Attributes:
+    indices: `[B]` integers.
+    epochs: `[B]` integers, how often its data set was read to the end before.
+  """
+
+  indices: np.ndarray
+  epochs: np.ndarray
+
+
 class Order(Protocol):
   """Which examples are in a batch."""
 
-  def batch(self, number: int) -> np.ndarray:
-    """Returns the indices of the examples of a batch of all processes."""
+  def batch(self, number: int) -> Picks:
+    """Returns the examples of a batch of all processes."""
 
 
 class Shuffled:
@@ -45,8 +57,8 @@ class Shuffled:
     self._epochs = _Epochs(size, seed)
     self._batch_size = batch_size
 
-  def batch(self, number: int) -> np.ndarray:
-    """Returns the indices of the examples of a batch."""
+  def batch(self, number: int) -> Picks:
+    """Returns the examples of a batch."""
     return self._epochs.take(number * self._batch_size, self._batch_size)
 
 
@@ -73,8 +85,8 @@ class Growing:
     self._later = functools.lru_cache(maxsize=1)(
         lambda size: _Epochs(size, seed))
 
-  def batch(self, number: int) -> np.ndarray:
-    """Returns the indices of the examples of a batch."""
+  def batch(self, number: int) -> Picks:
+    """Returns the examples of a batch."""
     start = number * self._batch_size
     end = start + self._batch_size
     parts, size, place = [], 0, 0
@@ -83,10 +95,13 @@ class Growing:
         order = self._order(place, block.start, block.stop)
         parts.append(order[max(start - block.start, 0):end - block.start])
       size, place = block.stop, place + 1
+    epochs = np.zeros(self._batch_size, np.int64)
     if size < end:  # The first epoch ends.
       first = max(start, size)
-      parts.append(self._later(size).take(first, end - first))
-    return np.concatenate(parts)
+      later = self._later(size).take(first, end - first)
+      parts.append(later.indices)
+      epochs[first - start:] = later.epochs
+    return Picks(np.concatenate(parts), epochs)
 
   def _order_of_block(self, place: int, start: int, stop: int) -> np.ndarray:
     rng = np.random.default_rng((self._seed, _ORDER, 0, place))
@@ -125,15 +140,18 @@ class Mixed:
     self._totals, self._rates = _accumulate(weights, batch_size)
     self._counts = functools.lru_cache(maxsize=8)(self._count)
 
-  def batch(self, number: int) -> np.ndarray:
-    """Returns the indices of the examples of a batch."""
+  def batch(self, number: int) -> Picks:
+    """Returns the examples of a batch."""
     starts, ends = self._counts(number), self._counts(number + 1)
+    picks = [epochs.take(start, end - start) for epochs, start, end
+             in zip(self._epochs, starts.tolist(), ends.tolist())]
     indices = np.concatenate([
-        offset + epochs.take(start, end - start) for offset, epochs, start, end
-        in zip(self._offsets, self._epochs, starts.tolist(), ends.tolist())])
+        offset + part.indices for offset, part in zip(self._offsets, picks)])
     # Each process takes a contiguous share of this.
     rng = np.random.default_rng((self._seed, _MIX, number))
-    return indices[rng.permutation(self._batch_size)]
+    order = rng.permutation(self._batch_size)
+    return Picks(indices[order],
+                 np.concatenate([part.epochs for part in picks])[order])
 
   def _count(self, number: int) -> np.ndarray:
     """Returns how often each data set is read before a batch."""
@@ -167,15 +185,15 @@ class _Epochs:
     self._seed, self._key = seed, key
     self._order = functools.lru_cache(maxsize=3)(self._order_of_epoch)
 
-  def take(self, start: int, count: int) -> np.ndarray:
-    """Returns some consecutive indices of the stream."""
+  def take(self, start: int, count: int) -> Picks:
+    """Returns some consecutive examples of the stream."""
     epoch, first = divmod(start, self._size)
     indices = self._order(epoch)[first:first + count]
     while len(indices) < count:
       epoch += 1
       missing = count - len(indices)
       indices = np.concatenate([indices, self._order(epoch)[:missing]])
-    return indices
+    return Picks(indices, np.arange(start, start + count) // self._size)
 
   def _order_of_epoch(self, epoch: int) -> np.ndarray:
     rng = np.random.default_rng((self._seed, _ORDER, epoch, *self._key))

@@ -12,6 +12,7 @@ from haikd.core import base
 from haikd.core import checks
 from haikd.data import batches
 from haikd.data import mixture as mixture_lib
+from haikd.data import orders
 from haikd.data import source as source_lib
 from haikd.data.image import augment as augment_lib
 from haikd.data.image import normalise as normalise_lib
@@ -44,7 +45,6 @@ class Data:
   Attributes:
     splits: the splits of its data set, which another Data may share.
     num_classes: V; None if the data set does not give it.
-    text: the TextInfo of a data set of texts; None for any other.
     sizes: `{split: number of examples}` of the splits that the config names.
     spec: the global training batch, as a Batch of `jax.ShapeDtypeStruct`; reads
       one example.
@@ -86,10 +86,16 @@ class Data:
     """The number of classes or the size of the vocabulary."""
     return self._reader(self._train).num_classes
 
-  @property
-  def text(self) -> Optional[source_lib.TextInfo]:
-    """The tokenizer of the texts, and the ids kept if it was pruned."""
-    return self._reader(self._train).text
+  def text_of(self, role: str) -> Optional[source_lib.TextInfo]:
+    """Returns the tokenizer of a network's texts, and the ids that it keeps.
+
+    Args:
+      role: 'teacher' or 'student'.
+
+    Returns:
+      A TextInfo; None for a data set that is not one of texts.
+    """
+    return self._reader(self._train).text_of(role)
 
   @property
   def sizes(self) -> dict[str, int]:
@@ -111,7 +117,8 @@ class Data:
       A Batch of `jax.ShapeDtypeStruct`.
     """
     example = self._training(reader).batch(
-        np.zeros(1, int), np.random.default_rng(self._seed))
+        orders.Picks(np.zeros(1, int), np.zeros(1, int)),
+        np.random.default_rng(self._seed))
     return jax.tree.map(
         lambda array: jax.ShapeDtypeStruct(
             (self._batch_size, *array.shape[1:]), array.dtype), example)

@@ -21,10 +21,12 @@ CACHE_BYTES = 2**29  # Splits up to this decoded size are kept in memory.
 
 _CHUNK = 1024  # Examples decoded at a time.
 TARGETS = ('label', 'mask', 'target_mask')  # The keys that are not inputs.
+STUDENT = 'student/'  # Begins the keys of what only the student gets.
 
 Columns = dict[str, np.ndarray]
 Fit = Callable[[np.ndarray], np.ndarray]
 Indices = Union[Sequence[int], np.ndarray]
+Keys = Sequence[tuple[int, ...]]
 
 
 class Reader:
@@ -33,13 +35,11 @@ class Reader:
   Attributes:
     split: its name, for messages.
     num_classes: V, or None.
-    text: the TextInfo of its texts, or None.
   """
 
   def __init__(self, source: source_lib.Source, split: str):
     self.split = split
     self.num_classes = source.num_classes
-    self.text = source_lib.text_info(source)
     self._source = source
     self._columns: Optional[Columns] = None
     self._growing = source_lib.growing(source)
@@ -51,6 +51,10 @@ class Reader:
   def cached(self) -> bool:
     """Whether the split is in memory."""
     return self._columns is not None
+
+  def text_of(self, role: str) -> Optional[source_lib.TextInfo]:
+    """Returns the TextInfo of the 'teacher' or 'student', or None."""
+    return source_lib.text_of(self._source, role)
 
   def load(self) -> None:
     """Decodes and checks the full split if it is small enough to keep."""
@@ -97,13 +101,16 @@ class Reader:
   def gather(self,
              indices: Indices,
              template: Optional[Columns] = None,
-             fit: Optional[Fit] = None) -> Columns:
+             fit: Optional[Fit] = None,
+             keys: Optional[Keys] = None) -> Columns:
     """Reads some examples.
 
     Args:
       indices: their indices in the split.
       template: columns whose keys, shapes and dtypes the examples must have.
       fit: resizes one image, or None. With it a split is never kept.
+      keys: for each example the seed of what is random in it, to which its
+        index is added; None leaves examples as they are.
 
     Returns:
       `{key: [len(indices), ...]}`.
@@ -112,11 +119,19 @@ class Reader:
       DataError: an example that cannot be used, named by split and index.
     """
     if self._columns is not None:
-      return {key: value[indices] for key, value in self._columns.items()}
-    indices = [int(i) for i in indices]
-    columns = self._stack(self._read(indices), indices, template, fit)
-    self._check(columns, indices)
-    return columns
+      columns = {key: value[indices] for key, value in self._columns.items()}
+    else:
+      numbers = [int(i) for i in indices]
+      columns = self._stack(self._read(numbers), numbers, template, fit)
+      self._check(columns, numbers)
+    vary = getattr(self._source, 'vary', None)
+    if keys is None or vary is None:
+      return columns
+    rngs = [np.random.default_rng((*key, int(i)))
+            for key, i in zip(keys, indices)]
+    with foreign.calling(f'examples of split {self.split!r} must be varied',
+                         "Fix the data set's code"):
+      return vary(columns, rngs)
 
   def _read(self, indices: list[int]) -> Sequence[Mapping[str, Any]]:
     if hasattr(self._source, '__getitems__'):
@@ -187,8 +202,8 @@ class Reader:
       self._check_labels(columns['label'], indices)
 
   def _check_masks(self, columns, first):
-    shapes = {key: columns[key].shape[1:] for key in ('target_mask', 'mask')
-              if key in columns}
+    masks = ('target_mask', 'mask', f'{STUDENT}mask')
+    shapes = {key: columns[key].shape[1:] for key in masks if key in columns}
     for key in shapes:
       if columns[key].dtype != np.bool_:
         raise self._bad(first, f'have a boolean {key}',

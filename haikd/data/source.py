@@ -40,13 +40,19 @@ class Source(Protocol):
       is augmented and standardised, `(image - mean) / std`.
 
   Every other key is an input of the networks. A single input is passed as it
-  is, several as a dict. Several threads read a Source that is too large for
-  memory at once.
+  is, several as a dict. If keys begin with `student/`, the student gets these
+  inputs and `student/mask` instead, such as a text in other tokens. Several
+  threads read a Source that is too large for memory at once.
 
   Attributes:
     num_classes: V, the number of classes or the size of the vocabulary; None
       for unlabelled examples and for scores.
     text: a TextInfo if examples are made from text; may be absent.
+    student_text: that of the student's inputs; absent if it has no others.
+    vary: `(columns, rngs) -> columns`, draws what is random in a batch, `{key:
+      [B, ...]}`, from one `numpy.random.Generator` for each example; may be
+      absent. The generator depends on the example and, in training, on the seed
+      and the epoch, and on nothing else.
   """
 
   num_classes: Optional[int]
@@ -104,8 +110,7 @@ class Subset:
   """Some consecutive examples of a Source.
 
   Attributes:
-    num_classes: that of the full Source.
-    text: likewise.
+    num_classes: that of the full Source; likewise what else it has.
 
   Args:
     source: the full Source.
@@ -116,7 +121,9 @@ class Subset:
     self._source = source
     self._indices = indices
     self.num_classes = source.num_classes
-    self.text = text_info(source)
+    for name in ('text', 'student_text', 'vary'):
+      if hasattr(source, name):
+        setattr(self, name, getattr(source, name))
 
   def __len__(self) -> int:
     return len(self._indices)
@@ -151,9 +158,10 @@ class Arrays:
     return {key: value[index] for key, value in self.columns.items()}
 
 
-def text_info(source: Source) -> Optional[TextInfo]:
-  """Returns the TextInfo of a Source, or None if it has none."""
-  return getattr(source, 'text', None)
+def text_of(source: Source, role: str) -> Optional[TextInfo]:
+  """Returns the TextInfo of the 'teacher' or 'student', or None."""
+  text = getattr(source, 'text', None)
+  return getattr(source, 'student_text', text) if role == 'student' else text
 
 
 def growing(source: Source) -> Optional[GrowingSource]:
@@ -243,7 +251,8 @@ def describe(name: str,
   del source_dir
   options = dict(options or {})
   if name in registry.datasets.names():
-    function, spec, _ = registry.datasets[name]
+    entry = registry.datasets[name]
+    function, spec = entry.function, entry.spec
     if spec is None:
       return None
   else:

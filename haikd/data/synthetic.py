@@ -26,7 +26,11 @@ def _spec(*, kind='images', size=256, num_classes=10, shape=(8, 8, 1),
   return spec_lib.Spec(columns, num_classes)
 
 
-@registry.register_dataset(spec=_spec)
+def _tasks(kind='images'):
+  return ('causal_lm',) if kind == 'tokens' else ('classification',)
+
+
+@registry.register_dataset(spec=_spec, tasks=_tasks)
 def synthetic(split: str,
               *,
               kind: str = 'images',

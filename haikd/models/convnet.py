@@ -45,7 +45,8 @@ class Stage(hk.Module):
     return self.pool(outputs, (1, 2, 2, 1), (1, 2, 2, 1), 'VALID')
 
 
-@registry.register_model(taps=dict(features='stage_*'))
+@registry.register_model(
+    taps=dict(features='stage_*'), task='classification')
 def convnet(inputs: jax.Array,
             *,
             is_training: bool,

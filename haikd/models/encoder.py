@@ -70,6 +70,15 @@ def check_one_text(sequence: sequences.Sequence, head: str) -> None:
         'mark rows packed with several. Choose a data set of padded rows.')
 
 
+def task(head: str = 'embedding') -> Optional[str]:
+  """Returns what an encoder predicts, as `register_model` takes it.
+
+  Args:
+    head: one of HEADS; any other is refused when the network is built.
+  """
+  return head if head in HEADS else None
+
+
 def check_head(*, head: str, num_classes: Optional[int]) -> int:
   """Returns the number of classes of a head; 0 for one without classes.
 

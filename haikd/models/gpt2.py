@@ -74,6 +74,7 @@ class Block(hk.Module):
 
 @registry.register_model(
     taps=dict(features='block*', attention='attn/maps'),
+    task='causal_lm',
     tensor={
         # As in llama: heads, hidden units and embedding features are split,
         # and the products of `output` and `down` are summed over the axis.

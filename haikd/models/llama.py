@@ -18,6 +18,7 @@ from haikd.models import sequences
 
 @registry.register_model(
     taps=dict(features='block*', attention='attn/maps'),
+    task='causal_lm',
     tensor={
         # A device holds entire heads and hidden units; the products of `output`
         # and `down` are summed over the axis. A device looks up its share of

@@ -22,7 +22,8 @@ class Hidden(hk.Module):
     return self.activation(layers.Linear(self.size, name='linear')(inputs))
 
 
-@registry.register_model(taps=dict(features='hidden_*'))
+@registry.register_model(
+    taps=dict(features='hidden_*'), task='classification')
 def mlp(inputs: jax.Array,
         *,
         is_training: bool,

@@ -87,6 +87,7 @@ class Block(hk.Module):
 @registry.register_model(
     taps=dict(
         features='block*', attention='attn/maps', embedding='embedding'),
+    task=encoder.task,
     tensor={
         # As in llama.
         'embed/embeddings': -1,

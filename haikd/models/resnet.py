@@ -67,7 +67,8 @@ class ResNet(hk.Module):
     return self.logits(jnp.mean(outputs, axis=(1, 2)))
 
 
-@registry.register_model(taps=dict(features='block_group_*'))
+@registry.register_model(
+    taps=dict(features='block_group_*'), task='classification')
 def resnet(inputs: jax.Array,
            *,
            is_training: bool,

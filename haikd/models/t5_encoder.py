@@ -49,6 +49,7 @@ class Block(hk.Module):
 @registry.register_model(
     taps=dict(
         features='block*', attention='attn/maps', embedding='embedding'),
+    task='embedding',
     tensor={
         # As in llama.
         'embed/embeddings': -1,

@@ -73,6 +73,7 @@ class Block(hk.Module):
 
 @registry.register_model(
     taps=dict(features='block*', attention='attn/maps'),
+    task='classification',
     tensor={
         # A device holds entire heads and hidden units. The products of `output`
         # and `down` are summed over the axis; their bias is added once.

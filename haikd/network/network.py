@@ -37,7 +37,8 @@ class Network(NamedTuple):
   """A Haiku network, ready to be initialised and applied.
 
   Attributes:
-    title: the name of its config, 'student' or 'teacher', for messages.
+    title: the name of its config, 'student' or 'teacher'; its part of a batch,
+      and for messages.
     init: `(rng, batch) -> (params, state)`; both float32.
     apply: `(params, state, rng, batch, *, is_training, batch_axes=(),
       gather=None) -> (NetworkOutput, state)`; casts parameters and inputs to
@@ -83,7 +84,8 @@ def build_network(config: config_lib.ConfigDict,
 
   Args:
     config: the fields of `haikd.config.network()`.
-    title: 'student' or 'teacher', for messages.
+    title: 'student' or 'teacher'; which part of a batch it gets, and for
+      messages.
     num_classes: passed to a model that takes `num_classes`, unless its options
       give another.
     kinds: the kinds of taps that some loss uses; nothing else is captured.
@@ -111,8 +113,8 @@ def build_network(config: config_lib.ConfigDict,
   policy = precision.policy(config.precision)
   blocks = config.remat_modules or entry.taps.get('features')
 
-  def forward(batch, is_training, batch_axes, gather):
-    extra = {'mask': batch.mask} if takes_mask else {}
+  def forward(view, is_training, batch_axes, gather):
+    extra = {'mask': view.mask} if takes_mask else {}
     with contextlib.ExitStack() as stack:
       stack.enter_context(precision.norms_in_float32())
       stack.enter_context(precision.synchronised_batch_norm(batch_axes))
@@ -121,15 +123,15 @@ def build_network(config: config_lib.ConfigDict,
       call = lambda inputs: model(
           inputs, is_training=is_training, **extra, **options)
       if not is_training or hk.running_init():
-        return call(batch.inputs)
+        return call(view.inputs)
       saved = config.remat or ('none' if gather is None else 'gathers')
-      return remat.rematerialised(call, blocks, saved)(batch.inputs)
+      return remat.rematerialised(call, blocks, saved)(view.inputs)
 
   network = hk.transform_with_state(capture(forward, taps))
 
   def init(rng, batch):
     with _errors_name_fields(field, config, option_names):
-      return network.init(rng, batch, True, (), None)
+      return network.init(rng, batch.view(title), True, (), None)
 
   def apply(params, state, rng, batch, *, is_training, batch_axes=(),
             gather=None):
@@ -137,9 +139,10 @@ def build_network(config: config_lib.ConfigDict,
     rng = jax.random.key(0) if rng is None else rng
     if gather is None:
       params = policy.cast_to_compute(params)
-    batch = batch._replace(inputs=policy.cast_to_compute(batch.inputs))
+    view = batch.view(title)
+    view = view._replace(inputs=policy.cast_to_compute(view.inputs))
     with _errors_name_fields(field, config, option_names):
-      (logits, values), state = network.apply(params, state, rng, batch,
+      (logits, values), state = network.apply(params, state, rng, view,
                                               is_training, batch_axes, gather)
     return NetworkOutput(_first(logits, config.used_classes), values), state
 

@@ -12,6 +12,7 @@ from haikd.core import checks
 from haikd.network import network as network_lib
 from haikd.objective import compare as compare_lib
 from haikd.objective import objective as objective_lib
+from haikd.objective import pairs as pairs_lib
 from haikd.objective import terms as terms_lib
 
 
@@ -55,6 +56,12 @@ def build_objective(config: config_lib.ConfigDict,
         kinds=_tap_kinds(term for term in terms if term.needs_teacher))
   outputs = (_abstract_output(student, spec),
              teacher and _abstract_output(teacher, spec))
+  if spec.student is not None:
+    for network, output in zip((student, teacher), outputs):
+      if network:
+        with _errors_name(f'config.{network.title}'):
+          pairs_lib.check_no_positions(
+              terms_lib.LOGITS, output.logits, spec.view(network.title).mask)
   layers = {
       term.name: _pair_layers(term, *outputs)
       for term in terms if term.entry.on != terms_lib.LOGITS}
@@ -86,7 +93,8 @@ def _abstract_output(network, spec):
   except checks.ConfigError:
     raise
   except Exception as err:  # Whatever a user's network raises.
-    shapes = jax.tree.map(lambda x: x.shape, spec.inputs)
+    inputs = spec.view(network.title).inputs
+    shapes = jax.tree.map(lambda x: x.shape, inputs)
     raise checks.ConfigError(
         f'config.{network.title} must run on inputs of shape {shapes}; got '
         f'{checks.describe(err)}.') from err

@@ -65,15 +65,21 @@ def tap_pairs(term: terms_lib.Term, layers: Layers,
     Pairs; the teacher's is None for a term that needs no teacher.
 
   Raises:
-    ConfigError: a tap that holds something else than one array.
+    ConfigError: a tap that holds something else than one array, or one with
+      positions where the networks have different tokens.
   """
   kind, result = term.entry.on, []
+  of_student, of_teacher = (batch.view(x).mask for x in ('student', 'teacher'))
   for index, group in layers:
     value = _captured('student', student, kind, index)
-    mask = tap_mask(batch.mask, value, kind)
+    mask = tap_mask(of_student, value, kind)
     targets = []
     if term.needs_teacher:
       targets = [_captured('teacher', teacher, kind, j) for j in group]
+      if batch.student is not None:
+        check_no_positions(kind, value, of_student)
+        for target in targets:
+          check_no_positions(kind, target, of_teacher)
     target = None
     if form is terms_lib.Form.BLOCKS and _are_lazy_maps(value, targets):
       value = _mean_maps([value])
@@ -133,6 +139,30 @@ def tap_mask(mask: jax.Array, value: Any, kind: str) -> jax.Array:
   if kind == EMBEDDING or shape[:mask.ndim] != mask.shape:
     return _reduced(mask, len(shape) - 1)
   return mask
+
+
+def check_no_positions(kind: str, value: Any, mask: jax.Array) -> None:
+  """Refuses values with positions, if each network has its own tokens.
+
+  Args:
+    kind: what the value is, for the message: 'logits', or the kind of a tap.
+    value: of one network.
+    mask: of that network's view of the batch.
+
+  Raises:
+    ConfigError: the value has more than one vector for each text.
+  """
+  if isinstance(value, (base.QueryKey, base.LinearLogits, base.Embedding)):
+    value = value[0]
+  # Several texts of an example may have been laid one after the other.
+  is_flat = mask.ndim > 2 and value.shape[0] != mask.shape[0]
+  text_axes = 1 if is_flat else mask.ndim - 1
+  if len(value.shape) > text_axes + 1:
+    raise checks.ConfigError(
+        f'{kind} must be one vector for each text, since teacher and student '
+        'have a tokenizer each and a position holds different tokens; got '
+        f'shape={value.shape}. Compare embeddings, or choose a student with '
+        "the teacher's tokenizer.")
 
 
 def _reduced(mask, rank):

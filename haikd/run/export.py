@@ -59,13 +59,13 @@ def export(config: config_lib.ConfigDict,
   output = workdir / FOLDER if output is None else paths.as_path(output)
   config = resolve.from_pretrained(config)
   student = trainees.build(config, mesh_lib.build_mesh(config.mesh))
-  workdir_lib.claim(workdir, config, create=False)
+  workdir_lib.claim(workdir, student.config, create=False)
   if not checkpoint.has_checkpoint(workdir):
     raise checks.DataError(
         f'--workdir must hold a trained student; got {workdir}. Train it '
         'first, or correct --workdir.')
   trained = student.trained('--workdir', workdir, 'student')
-  text, data = student.data.text, student.config.data
+  text, data = student.data.text_of('student'), student.config.data
   interop.export(
       output,
       model=student.config.student.model,

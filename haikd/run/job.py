@@ -51,7 +51,7 @@ def train(config: config_lib.ConfigDict,
     trainee.check_start(workdir)
   trained_teacher = None if teacher else student.start('teacher')
   with workdir_lib.lock(workdir):
-    workdir_lib.claim(workdir, config)
+    workdir_lib.claim(workdir, student.config)
     if teacher:
       trained_teacher = _train(teacher, None, workdir)
     frozen_teacher = _freeze(student, trained_teacher)
@@ -90,11 +90,11 @@ def evaluate(config: config_lib.ConfigDict,
   config = resolve.from_pretrained(config)
   mesh = mesh_lib.build_mesh(config.mesh)
   student = trainees.build(config, mesh)
-  workdir_lib.claim(workdir, config, create=False)
+  workdir_lib.claim(workdir, student.config, create=False)
   saved = None
   if checkpoint.has_checkpoint(workdir):
     saved = checkpoint.metadata(workdir, field='--workdir')
-    student.check_vocabulary(saved)
+    student.check_vocabulary(saved, 'student')
   if config.teacher.init:
     trained_teacher = student.start('teacher')
   else:

@@ -38,7 +38,7 @@ def check(config: config_lib.ConfigDict, role: str, expected: base.Variables,
       expected,
       options=config_lib.plain(network.options),
       layers=network.init_layers,
-      kept_ids=_kept_ids(data),
+      kept_ids=_kept_ids(data, role),
       ignore=network.init_options.ignore)
 
 
@@ -70,7 +70,7 @@ def load(config: config_lib.ConfigDict, role: str, expected: base.Variables,
       expected,
       options=config_lib.plain(network.options),
       layers=network.init_layers,
-      kept_ids=_kept_ids(data),
+      kept_ids=_kept_ids(data, role),
       ignore=network.init_options.ignore)
 
 
@@ -96,6 +96,7 @@ def seconds(init: str) -> float:
   return checkpoint.metadata(init)['seconds']
 
 
-def _kept_ids(data) -> Optional[np.ndarray]:
+def _kept_ids(data, role) -> Optional[np.ndarray]:
   """Returns the ids of a pruned vocabulary in the full one, or None."""
-  return None if data.text is None else data.text.kept_ids
+  text = data.text_of(role)
+  return None if text is None else text.kept_ids

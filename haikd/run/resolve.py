@@ -12,6 +12,8 @@ from haikd import interop
 from haikd import models  # noqa: F401  Registers the zoo.
 from haikd.core import checks
 from haikd.core import registry
+from haikd.run import tasks
+from haikd.run import two_tokenizers
 from haikd.run import vocabularies
 
 _ROLES = ('teacher', 'student')
@@ -43,12 +45,13 @@ def from_pretrained(config: config_lib.ConfigDict) -> config_lib.ConfigDict:
     _check_reading(role, config[role])
     if interop.is_pretrained(config[role].init):
       described[role] = _resolve_network(role, config)
+  tasks.check(config)
   vocabularies.resolve(config, described)
   return config
 
 
-def with_vocabulary(config: config_lib.ConfigDict,
-                    text: Any) -> config_lib.ConfigDict:
+def with_vocabulary(config: config_lib.ConfigDict, text: Any,
+                    student_text: Any = None) -> config_lib.ConfigDict:
   """Gives encoders a vocabulary that holds the data's.
 
   A decoder has as many classes as the data has tokens. An encoder's
@@ -58,6 +61,7 @@ def with_vocabulary(config: config_lib.ConfigDict,
   Args:
     config: a config from `from_pretrained`.
     text: the `data.source.TextInfo` of the data, or None.
+    student_text: that of the student; None if it is the same.
 
   Returns:
     The config, or a changed copy.
@@ -68,7 +72,8 @@ def with_vocabulary(config: config_lib.ConfigDict,
   if text is None:
     return config
   config = config.copy_and_resolve_references()
-  for role in _ROLES:
+  texts = dict(teacher=text, student=student_text or text)
+  for role, text in texts.items():
     function = registry.models[config[role].model].function
     if 'vocabulary' not in checks.option_names(function):
       continue
@@ -111,6 +116,9 @@ def teacher_training(config: config_lib.ConfigDict) -> config_lib.ConfigDict:
   resolved.student = defaults.student
   resolved.student.update(
       {name: config.teacher[name] for name in defaults.student})
+  with resolved.unlocked():
+    # Its texts are tokenized for the teacher.
+    resolved.data.options.pop(two_tokenizers.OPTION, None)
   resolved.teacher, resolved.distillation = (
       defaults.teacher, defaults.distillation)
   resolved.losses = defaults.losses

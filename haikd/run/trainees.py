@@ -64,21 +64,22 @@ class Trainee(NamedTuple):
         architecture or vocabulary.
     """
     saved = checkpoint.metadata(path, field=field)
-    self.check_vocabulary(saved)
+    self.check_vocabulary(saved, role)
     return trainer.Trained(
         checkpoint.load_like(field, path, self.expected(role)),
         saved['seconds'])
 
-  def check_vocabulary(self, saved: Mapping[str, Any]) -> None:
+  def check_vocabulary(self, saved: Mapping[str, Any], role: str) -> None:
     """Refuses a network whose vocabulary is not the data's.
 
     Args:
       saved: the metadata of its checkpoint.
+      role: 'teacher' or 'student', the network that it is.
 
     Raises:
       DataError: the vocabularies differ.
     """
-    text = self.data.text
+    text = self.data.text_of(role)
     checkpoint.check_vocabulary(saved, text.identity if text else '')
 
   def check_start(self, workdir: paths.Path) -> None:
@@ -176,7 +177,8 @@ def build(config: config_lib.ConfigDict,
       process_count=share.count,
       like=shared_data,
       augment_field=augment_field)
-  config = resolve.with_vocabulary(config, data.text)
+  config = resolve.with_vocabulary(
+      config, data.text_of('teacher'), data.text_of('student'))
   program = program_lib.build_program(
       config,
       spec=data.spec,

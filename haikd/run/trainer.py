@@ -67,7 +67,8 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
   """
   frozen = teacher.frozen if teacher else None
   identity = teacher.identity if teacher else ''
-  vocabulary = data.text.identity if data.text else ''
+  text = data.text_of('student')
+  vocabulary = text.identity if text else ''
   iterator = data.train()
   with (distributed.stoppable(),
         checkpoint.Checkpointer(workdir, keep=config.keep_checkpoints) as

@@ -10,6 +10,7 @@ from haikd.core import notes
 from haikd.core import registry
 from haikd.data.text import shared_ids
 from haikd.data.text import text_tokenizers
+from haikd.run import two_tokenizers
 
 _TOKENIZER, _VOCABULARY = 'tokenizer', 'vocabulary'
 
@@ -37,7 +38,8 @@ def resolve(config: config_lib.ConfigDict,
   have logits. Where networks have different numbers of logits, since their
   tables are padded to other sizes, or where one tokenizer has tokens beyond the
   other's, the classes are the ids that all tokenizers have, and `used_classes`
-  limits the networks to them.
+  limits the networks to them. Encoders of texts may have a tokenizer each, and
+  the data then gets both.
 
   Args:
     config: a config whose networks are resolved; it is changed.
@@ -53,12 +55,19 @@ def resolve(config: config_lib.ConfigDict,
     return
   accepted = checks.option_names(registry.datasets[name].function)
   given = config_lib.plain(config.data.options)
-  paths = {f'config.{role}.init': pretrained.tokenizer
-           for role, pretrained in described.items() if pretrained.tokenizer}
+  tokenizers = {role: pretrained.tokenizer
+                for role, pretrained in described.items()
+                if pretrained.tokenizer}
+  of_student = two_tokenizers.of_student(config, tokenizers)
+  if of_student:
+    tokenizers.pop('student', None)
+  paths = {f'config.{role}.init': path for role, path in tokenizers.items()}
   if _TOKENIZER in accepted and given.get(_TOKENIZER):
     paths[f'config.data.options.{_TOKENIZER}'] = given[_TOKENIZER]
   shared = _share(paths)
   decided: dict[str, Any] = {}
+  if of_student:
+    decided[two_tokenizers.OPTION] = of_student
   if _TOKENIZER in accepted and shared.path:
     decided[_TOKENIZER] = shared.path
   if _VOCABULARY in accepted:

@@ -8,6 +8,7 @@ import pytest
 
 import haikd
 from haikd.core import checks
+from haikd.core import plugins
 from haikd.core import registry
 
 KINDS = (
@@ -84,9 +85,9 @@ def test_module_named_in_the_config_is_imported(tmp_path, monkeypatch):
   """))
   monkeypatch.syspath_prepend(tmp_path)
   with registry.losses.temporary():
-    registry.load_plugins(('my_named_plugin',))
+    plugins.load(('my_named_plugin',))
     assert 'from_config' in haikd.loss_names()
-    registry.load_plugins(('my_named_plugin',))  # Loading twice is no error.
+    plugins.load(('my_named_plugin',))  # Loading twice is no error.
   del sys.modules['my_named_plugin']
 
 
@@ -117,14 +118,14 @@ def test_installed_package_announces_itself(install):
         return haikd.Pair(student, teacher, mask)
   """)
   with registry.aligners.temporary():
-    registry.load_plugins()
+    plugins.load()
     assert 'announced' in registry.aligners.names()
 
 
 def test_broken_installed_package_is_not_blamed_on_the_config(install):
   install('my_broken_package', 'import haikd\nhaikd.no_such_name\n')
   with pytest.raises(checks.ConfigError) as caught:
-    registry.load_plugins()
+    plugins.load()
   message = str(caught.value)
   assert 'config.plugins' not in message
   assert message.startswith(
@@ -152,7 +153,7 @@ def test_plugin_that_cannot_be_imported_is_refused(
     importlib.invalidate_caches()
   try:
     with pytest.raises(checks.ConfigError) as caught:
-      registry.load_plugins((module,))
+      plugins.load((module,))
   finally:
     sys.modules.pop('my_plugin', None)
   message = str(caught.value)

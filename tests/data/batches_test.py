@@ -196,5 +196,5 @@ def test_one_input_is_passed_as_it_is_and_several_as_a_dict():
 
 def test_absent_fields_are_none():
   part = one(dict(tokens=np.zeros((1, 3), np.int32)))
-  assert part == base.Batch(part.inputs, part.mask, None, None)
+  assert part == base.Batch(part.inputs, part.mask)
   assert part.mask.shape == (1,)

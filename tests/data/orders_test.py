@@ -21,7 +21,7 @@ def read_counts(order, sizes, batches):
   """Returns how often each data set was read before each batch."""
   ends = np.cumsum([*sizes.values()])
   counts = np.array([
-      np.bincount(np.searchsorted(ends, order.batch(i), side='right'),
+      np.bincount(np.searchsorted(ends, order.batch(i).indices, side='right'),
                   minlength=len(sizes)) for i in range(batches)])
   return np.concatenate([np.zeros((1, len(sizes)), int), counts.cumsum(0)])
 
@@ -31,7 +31,8 @@ def test_even_weights_fall_due_in_turn():
   # when 4 t does: at t = 2/3, 2, 10/3, 14/3, … and t = 2, 6, …; at t = 2 both
   # do, and a goes first. So a a b a | a a b a | …
   order = mixed(dict(a=100, b=100), dict(a=3, b=1), batch_size=1)
-  drawn = ''.join('ab'[int(order.batch(i)[0] >= 100)] for i in range(12))
+  drawn = ''.join('ab'[int(order.batch(i).indices[0] >= 100)]
+                  for i in range(12))
   assert drawn == 'aabaaabaaaba'
 
 
@@ -74,7 +75,7 @@ def test_data_set_of_weight_0_is_not_read_until_its_weight_rises():
 
 def test_each_data_set_is_read_in_epochs_of_its_own():
   order = mixed(dict(a=5, b=40), dict(a=1, b=1), batch_size=10)
-  drawn = np.concatenate([order.batch(i) for i in range(16)])
+  drawn = np.concatenate([order.batch(i).indices for i in range(16)])
   seen = {name: [int(i) for i in drawn if (i < 5) == (name == 'a')]
           for name in 'ab'}
   assert {*Counter(seen['a']).values()} == {16}  # 80 examples of 5.
@@ -86,12 +87,12 @@ def test_each_data_set_is_read_in_epochs_of_its_own():
 def test_batch_depends_on_its_number_and_the_seed_alone():
   sizes, weights = dict(a=20, b=30), dict(a=1, b=2)
   order = mixed(sizes, weights)
-  batches = [order.batch(i) for i in range(30)]
+  batches = [order.batch(i).indices for i in range(30)]
   again = mixed(sizes, weights)
   for i in (29, 3, 17):
-    np.testing.assert_array_equal(again.batch(i), batches[i])
+    np.testing.assert_array_equal(again.batch(i).indices, batches[i])
   other = mixed(sizes, weights, seed=1)
-  assert any((other.batch(i) != batches[i]).any() for i in range(3))
+  assert any((other.batch(i).indices != batches[i]).any() for i in range(3))
 
 
 def test_batch_far_ahead_is_found_at_once():

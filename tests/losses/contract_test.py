@@ -11,6 +11,7 @@ import pytest
 
 import haikd
 from haikd.attention import blocks
+from haikd.core import plugins
 from haikd.core import registry
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
@@ -25,7 +26,7 @@ def load_losses():
   sys.path.insert(0, str(CONFIGS))
   try:
     with registry.losses.temporary():
-      registry.load_plugins(('my_pkg.losses',))
+      plugins.load(('my_pkg.losses',))
       return {name: registry.losses[name] for name in haikd.loss_names()}
   finally:
     sys.path[:] = path

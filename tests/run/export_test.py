@@ -156,8 +156,8 @@ def test_a_pruned_teacher_is_renormalised_exactly(folder):
     teacher = student.start('teacher').network
     output, _ = student.program.objective.teacher.apply(
         teacher.params, teacher.state, None, batch, is_training=False)
-    logits.append(
-        (output.logits.materialise(), batch, student.data.text.kept_ids))
+    text = student.data.text_of('teacher')
+    logits.append((output.logits.materialise(), batch, text.kept_ids))
   (full, batch, _), (pruned, pruned_batch, kept) = logits
   real = batch.mask
   np.testing.assert_array_equal(kept[pruned_batch.inputs['tokens']][real],

@@ -171,7 +171,7 @@ def _chat_spec(*, tokenizer, length, vocabulary=None, **options):
           text_tokenizers.load(tokenizer), vocabulary))
 
 
-@registry.register_dataset(spec=_chat_spec)
+@registry.register_dataset(spec=_chat_spec, tasks=('causal_lm',))
 def chat(split: str,
          *,
          tokenizer: str,

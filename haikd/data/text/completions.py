@@ -115,7 +115,7 @@ def _completions_spec(*, tokenizer, length, vocabulary=None, **options):
           text_tokenizers.load(tokenizer), vocabulary))
 
 
-@registry.register_dataset(spec=_completions_spec)
+@registry.register_dataset(spec=_completions_spec, tasks=('causal_lm',))
 def completions(split: str,
                 *,
                 tokenizer: str,

@@ -101,7 +101,7 @@ def _text_spec(*, tokenizer, length, form='packed', vocabulary=None,
   return spec_lib.Spec(columns, size)
 
 
-@registry.register_dataset(spec=_text_spec)
+@registry.register_dataset(spec=_text_spec, tasks=('causal_lm',))
 def text(split: str,
          *,
          tokenizer: str,
@@ -182,11 +182,7 @@ def text(split: str,
   """
   _check_form(form)
   packing.check_options(length, padding)
-  if prune and vocabulary is not None:
-    raise checks.ConfigError(
-        'config.data.options.vocabulary must be None with prune=True, since '
-        f'pruning determines it; got {vocabulary}.')
-  choice = framing.Choice(eos, bos, pad, add_special_tokens)
+  text_tokenizers.check_pruning(prune, vocabulary)
   if prepare not in PREPARE:
     raise checks.ConfigError(
         f"config.data.options.prepare must be 'first' or 'ahead'; got "
@@ -195,6 +191,7 @@ def text(split: str,
     raise checks.ConfigError(
         "config.data.options.prepare must be 'first' with prune=True, since "
         "all texts decide which tokens are kept; got 'ahead'.")
+  choice = framing.Choice(eos, bos, pad, add_special_tokens)
   location = text_files.Location(source_dir, data_dir, tfds, documents, field,
                                  ((field,),))
 

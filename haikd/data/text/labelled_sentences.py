@@ -11,6 +11,7 @@ import numpy as np
 from haikd.core import base
 from haikd.core import checks
 from haikd.core import registry
+from haikd.data import reader
 from haikd.data import source
 from haikd.data import spec as spec_lib
 from haikd.data.text import sentence_rows
@@ -19,6 +20,7 @@ from haikd.data.text import text_files
 from haikd.data.text import text_prepared
 from haikd.data.text import text_tokenizers
 from haikd.data.text import tokenizer as tokenizer_lib
+from haikd.data.text import two_tokenizations
 from haikd.storage import files
 
 Classes = Union[int, Sequence[str]]  # The number of classes, or their names.
@@ -99,25 +101,30 @@ class _LabelledSentences(NamedTuple):
     return columns
 
 
-def _labelled_spec(*, tokenizer, length, second=None, classes=None,
-                   padding='right', types=True, prune=False, **options):
+def _labelled_spec(*, tokenizer, length, student_tokenizer=None, second=None,
+                   classes=None, padding='right', types=True, prune=False,
+                   **options):
   del options, prune
   if classes is None:
     return None  # Only the data says which classes there are.
-  loaded = text_tokenizers.load(tokenizer)
-  sentence_rows.SentenceEncoder(loaded, length, padding).check_options()
   row = spec_lib.Column((length,), np.int32)
-  columns = dict(tokens=row, mask=spec_lib.Column((length,), np.bool_),
-                 label=spec_lib.Column((), np.int32))
-  if _has_types(loaded, second, types):
-    columns['types'] = row
+  columns = dict(label=spec_lib.Column((), np.int32))
+  for prefix, path in (('', tokenizer), (reader.STUDENT, student_tokenizer)):
+    if path is not None:
+      loaded = text_tokenizers.load(path)
+      sentence_rows.SentenceEncoder(loaded, length, padding).check_options()
+      columns[f'{prefix}tokens'] = row
+      columns[f'{prefix}mask'] = spec_lib.Column((length,), np.bool_)
+      if _has_types(loaded, second, types):
+        columns[f'{prefix}types'] = row
   return spec_lib.Spec(columns, _count(classes))
 
 
-@registry.register_dataset(spec=_labelled_spec)
+@registry.register_dataset(spec=_labelled_spec, tasks=('classification',))
 def labelled_sentences(split: str,
                        *,
                        tokenizer: str,
+                       student_tokenizer: Optional[str] = None,
                        length: int,
                        field: str = 'text',
                        second: Optional[str] = None,
@@ -138,6 +145,7 @@ def labelled_sentences(split: str,
     split: 'train', 'validation' or another split of the data set, or a slice of
       one.
     tokenizer: as `haikd.data.text.tokenizer.load` takes it.
+    student_tokenizer: that of the student, as for `sentences`.
     length: N, the number of tokens in a row.
     field: the field of the text.
     second: the field of the second text of a pair; None for single texts.
@@ -155,7 +163,8 @@ def labelled_sentences(split: str,
     data_dir: the folder of prepared files; None for that of tfds.
 
   Returns:
-    A Source of `tokens`, `mask` and `label`; for pairs also of `types`.
+    A Source of `tokens`, `mask` and `label`; for pairs also of `types`. With
+    `student_tokenizer` also of `student/tokens` and so on.
 
   Raises:
     ConfigError: an option out of its range.
@@ -177,9 +186,11 @@ def labelled_sentences(split: str,
     return _LabelledSentences(encoder, field, second, label, classes,
                               _has_types(loaded, second, types))
 
-  return text_prepared.open_rows(
-      make_format, tokenizer, location, split, prune=prune,
-      num_classes=lambda loaded: _count(classes))
+  return two_tokenizations.open_rows(
+      lambda path: text_prepared.open_rows(
+          make_format, path, location, split, prune=prune,
+          num_classes=lambda loaded: _count(classes)),
+      tokenizer, student_tokenizer)
 
 
 def _has_types(tokenizer, second, types):

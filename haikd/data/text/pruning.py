@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from haikd.core import checks
+from haikd.data.text import text_tokenizers
 from haikd.data.text import tokenizer as tokenizer_lib
 
 _BYTE = re.compile(r'<0x[0-9A-F]{2}>')
@@ -87,9 +88,7 @@ def prune(
 
 def _special_ids(tokenizer, definition):
   """Returns the ids of special tokens, and those that processors insert."""
-  ids = {i for i in tokenizer.special if i is not None}
-  ids |= {token['id'] for token in definition['added_tokens']
-          if token['special']}
+  ids = text_tokenizers.special_ids(tokenizer)
   # Renumbering looks up every id that a processor inserts.
   _renumber(definition['post_processor'], _RecordingIdentity(ids))
   return ids

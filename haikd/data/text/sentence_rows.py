@@ -61,8 +61,8 @@ class SentenceEncoder(NamedTuple):
         that of texts with special tokens.
       seconds: the second sentence of each, or None.
     """
-    texts = self._strip(texts, counts)
-    seconds = None if seconds is None else self._strip(seconds, counts)
+    texts = self.strip(texts, counts)
+    seconds = None if seconds is None else self.strip(seconds, counts)
     pad = text_tokenizers.pad_id(self.tokenizer)
     for encoded in self.tokenizer.encode_batch(texts, seconds,
                                                length=self.length):
@@ -86,7 +86,13 @@ class SentenceEncoder(NamedTuple):
     return {_HELD: 'texts hold special tokens that the tokenizer adds, and do '
                    'not get them again.'}
 
-  def _strip(self, texts, counts):
+  def strip(self, texts: Sequence[str], counts: Counter) -> list[str]:
+    """Returns texts without the special tokens that they hold already.
+
+    Args:
+      texts: the texts.
+      counts: its `held` increases by the number of texts that hold some.
+    """
     stripped = affixes.strip(self.tokenizer, texts)
     counts[_HELD] += sum(map(operator.ne, texts, stripped))
     return stripped

@@ -8,12 +8,14 @@ import numpy as np
 
 from haikd.core import checks
 from haikd.core import registry
+from haikd.core import tasks
 from haikd.data import source
 from haikd.data.text import sentence_rows
 from haikd.data.text import shards
 from haikd.data.text import text_files
 from haikd.data.text import text_prepared
 from haikd.data.text import tokenizer as tokenizer_lib
+from haikd.data.text import two_tokenizations
 
 
 class _Sentences(NamedTuple):
@@ -94,10 +96,12 @@ class _ScoredPairs(NamedTuple):
     return {key: rows[key] for key in ('tokens', 'mask', 'label')}
 
 
-@registry.register_dataset()
+# They have no targets, or a score for metrics of vectors.
+@registry.register_dataset(tasks=(*tasks.OF_TEXTS, *tasks.OF_POSITIONS))
 def sentences(split: str,
               *,
               tokenizer: str,
+              student_tokenizer: Optional[str] = None,
               length: int,
               field: str = 'text',
               first: str = 'sentence1',
@@ -120,7 +124,9 @@ def sentences(split: str,
     split: 'train', 'validation' or another split of the data set, or a slice of
       one.
     tokenizer: as `haikd.data.text.tokenizer.load` takes it.
-    length: N, the number of tokens in a row.
+    student_tokenizer: that of the student, whose texts are then tokenized apart
+      from the teacher's; None if it has no other.
+    length: N, the number of tokens in a row, for both.
     field: the field of a sentence.
     first: the field of the first sentence of a pair.
     second: the field of the second sentence of a pair.
@@ -134,7 +140,8 @@ def sentences(split: str,
 
   Returns:
     A Source of `tokens` and `mask`, `[N]`; for pairs `[2, N]`, and `label`, a
-    float32 number. There are no classes.
+    float32 number. There are no classes. With `student_tokenizer` also of
+    `student/tokens` and `student/mask`.
 
   Raises:
     ConfigError: an option out of its range.
@@ -159,5 +166,8 @@ def sentences(split: str,
         f'{first!r}, {second!r} and {score!r}; got {sorted(record.values)}. '
         'config.data.options sets their names.')
 
-  return text_prepared.open_rows(make_format, tokenizer, location, split,
-                                 prune=prune, num_classes=lambda loaded: None)
+  return two_tokenizations.open_rows(
+      lambda path: text_prepared.open_rows(
+          make_format, path, location, split, prune=prune,
+          num_classes=lambda loaded: None),
+      tokenizer, student_tokenizer)

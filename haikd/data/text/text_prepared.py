@@ -34,7 +34,10 @@ class RowFormat(Protocol):
     """Returns how records become rows."""
 
   def expand(self, rows: np.ndarray) -> Mapping[str, np.ndarray]:
-    """Returns the columns of examples, from `[B]` rows."""
+    """Returns the columns of examples, from `[B]` rows.
+
+    A format whose examples are random also has `vary`; see `source.Source`.
+    """
 
 
 MakeFormat = Callable[[tokenizer_lib.Tokenizer, text_files.Corpus], RowFormat]
@@ -47,6 +50,7 @@ class PreparedRows:
     num_classes: V, or None.
     text: the tokenizer.
     info: the statistics of the preparation.
+    vary: that of its format; absent if examples are not random.
   """
 
   def __init__(self, folder: pathlib.Path, row_format: RowFormat,
@@ -57,6 +61,8 @@ class PreparedRows:
     self.info = shards.read_info(folder)
     self._dtype = row_format.recipe().dtype
     self._expand = row_format.expand
+    if hasattr(row_format, 'vary'):
+      self.vary = row_format.vary
     self._rows = array_record_data_source.ArrayRecordDataSource(
         [str(folder / name) for name in self.info['files']])
 

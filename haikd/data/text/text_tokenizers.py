@@ -107,6 +107,21 @@ def pad_id(tokenizer: tokenizer_lib.Tokenizer) -> int:
   return next(i for i in candidates if i is not None)
 
 
+def special_ids(tokenizer: tokenizer_lib.Tokenizer) -> set[int]:
+  """Returns the ids of special tokens."""
+  ids = {i for i in tokenizer.special if i is not None}
+  return ids | {token['id'] for token in tokenizer.canonical()['added_tokens']
+                if token['special']}
+
+
+def check_pruning(prune: bool, vocabulary: Optional[int]) -> None:
+  """Raises ConfigError for a vocabulary that is both pruned and given."""
+  if prune and vocabulary is not None:
+    raise checks.ConfigError(
+        'config.data.options.vocabulary must be None with prune=True, since '
+        f'pruning determines it; got {vocabulary}.')
+
+
 def vocabulary_size(tokenizer: tokenizer_lib.Tokenizer,
                     vocabulary: Optional[int]) -> int:
   """Returns V: `vocabulary`, or the size of the tokenizer if it is None.

@@ -83,7 +83,7 @@ def _spec(*, length, vocabulary, dtype=None, documents='joined'):
   return spec_lib.Spec(columns, vocabulary)
 
 
-@registry.register_dataset(spec=_spec)
+@registry.register_dataset(spec=_spec, tasks=('causal_lm',))
 def tokens(split: str,
            *,
            length: int,

@@ -175,8 +175,8 @@ def test_inputs_of_a_batch_have_names(tmp_path, words):
   batch = next(data.train())
   assert batch.inputs.keys() == {'tokens', 'segments', 'positions'}
   assert described == data.spec and num_classes == data.num_classes == 13
-  assert tokenizer_lib.load(data.text.tokenizer).id_of('a') == 3
-  assert data.text.kept_ids is None
+  assert tokenizer_lib.load(data.text_of('student').tokenizer).id_of('a') == 3
+  assert data.text_of('student').kept_ids is None
   config.data.options.form = 'padded'
   assert description.describe(config)[0].inputs.shape == (2, 4)
   assert pipeline.build_data(config).spec.inputs.shape == (2, 4)
@@ -186,7 +186,7 @@ def test_a_data_set_without_text_has_no_tokenizer():
   config = config_lib.base()
   config.data.name = 'synthetic'
   config.data.options = dict(size=9, shape=(2,), num_classes=2)
-  assert pipeline.build_data(config).text is None
+  assert pipeline.build_data(config).text_of('student') is None
 
 
 def test_pruned_data_decodes_to_the_same_texts(tmp_path, bpe):

@@ -150,15 +150,16 @@ def test_rows_of_a_block_precede_those_of_the_next():
     return blocks[number] if number < len(blocks) else None
 
   order = orders.Growing(block, batch_size=4, seed=0)
-  first = [order.batch(0)]
+  first = [order.batch(0).indices]
   assert max(asked) == 0  # Four of its five rows.
-  drawn = np.concatenate(first + [order.batch(i) for i in (1, 2, 3, 4, 5)])
+  drawn = np.concatenate(first + [order.batch(i).indices
+                                 for i in (1, 2, 3, 4, 5)])
   assert sorted(drawn[:5]) == [*range(5)]
   assert sorted(drawn[5:9]) == [*range(5, 9)]
   assert sorted(drawn[9:12]) == [*range(9, 12)]
   assert sorted(drawn[12:24]) == [*range(12)]
   later = orders.Shuffled(12, batch_size=4, seed=0)
-  np.testing.assert_array_equal(drawn[12:16], later.batch(3))
+  np.testing.assert_array_equal(drawn[12:16], later.batch(3).indices)
 
 
 def test_preparation_shows_no_bar_beside_that_of_training(config, monkeypatch):
