@@ -70,6 +70,8 @@ def resolve(config: config_lib.ConfigDict,
     decided[two_tokenizers.OPTION] = of_student
   if _TOKENIZER in accepted and shared.path:
     decided[_TOKENIZER] = shared.path
+  if 'eos' in accepted and given.get('eos') is None:
+    _say_ends(decided.get(_TOKENIZER), paths)
   if _VOCABULARY in accepted:
     sizes = {role: size for role in described
              if (size := _logits(config[role])) is not None}
@@ -110,6 +112,22 @@ def _share(paths: Mapping[str, str]) -> _Shared:
     notes.say(f'texts are tokenised by {smallest}, whose {sizes[smallest]} '
               'tokens are a part of those of the other tokenizer.')
   return _Shared(smallest, sizes[smallest], agree)
+
+
+def _say_ends(chosen: Optional[str], paths: Mapping[str, str]) -> None:
+  """Says which token ends texts, if the tokenizers have different ones."""
+  if chosen is None or len(set(paths.values())) == 1:
+    return
+  ends = {}
+  for path in paths.values():
+    tokenizer = text_tokenizers.load(path)
+    end = tokenizer.special.eos
+    ends[path] = None if end is None else tokenizer.token_of(end)
+  others = {path: end for path, end in ends.items() if end != ends[chosen]}
+  if others:
+    path, end = next(iter(others.items()))
+    notes.say(f'texts end with {ends[chosen]!r}, the eos of {chosen}; that of '
+              f'{path} is {end!r}. config.data.options.eos chooses another.')
 
 
 def _logits(network: config_lib.ConfigDict) -> Optional[int]:

@@ -16,6 +16,7 @@ import pytest
 from safetensors import numpy as safetensors
 
 from haikd import config as config_lib
+from haikd.core import notes
 from haikd.run import resolve
 
 WORDS = [f'w{i}' for i in range(20)]
@@ -26,6 +27,7 @@ LENGTH = 8
 
 CONFIG = """
 from haikd import config as config_lib
+from haikd.core import notes
 
 def get_config():
   config = config_lib.base()
@@ -144,7 +146,7 @@ def test_padded_tables_are_compared_over_the_tokens(data, start, tmp_path):
 
 
 @pytest.mark.parametrize('case', ['eos', 'spelling', 'more', 'more_teacher'])
-def test_tokenizers_that_are_one_are_taken(case, tmp_path):
+def test_tokenizers_that_are_one_are_taken(case, tmp_path, capsys):
   more = dict(tokens=[*TOKENS, '<a>', '<b>'])
   write_model(tmp_path / 'teacher', 26, 0,
               **(more if case == 'more_teacher' else {}))
@@ -156,7 +158,11 @@ def test_tokenizers_that_are_one_are_taken(case, tmp_path):
   config.data.name = 'text'
   config.teacher.init, config.student.init = (
       f'hf:{tmp_path / role}' for role in ('teacher', 'student'))
-  resolved = resolve.from_pretrained(config)
+  with notes.printed():
+    resolved = resolve.from_pretrained(config)
+  ends = (f"texts end with '</s>', the eos of {tmp_path / 'teacher'}; that of "
+          f"{tmp_path / 'student'} is '[UNK]'")
+  assert (ends in capsys.readouterr().err) == (case == 'eos')
   assert resolve.from_pretrained(resolved) == resolved
   fewest = 'student' if case == 'more_teacher' else 'teacher'
   limit = 22 if 'more' in case else None
