@@ -155,6 +155,44 @@ class Mlp(hk.Module):
     return linear(inputs.shape[-1], 'down', outputs)
 
 
+class Experts(hk.Module):
+  """Some MLPs for each token, which a router chooses, weighted by it.
+
+  Each MLP is computed for all tokens, one after the other: exact, and simple to
+  split over devices, at the cost of those that are not chosen.
+
+  Args:
+    count: the number of MLPs, E.
+    chosen: how many of them a token gets.
+    normalise: whether the weights of those sum to 1.
+    mlp: the options of an MLP.
+    name: the module's name.
+  """
+
+  def __init__(self, *, count: int, chosen: int, normalise: bool,
+               mlp: Mapping[str, Any], name: str = 'mlp'):
+    super().__init__(name=name)
+    self.count = count
+    self.chosen = chosen
+    self.normalise = normalise
+    self.mlp = mlp
+
+  def __call__(self, inputs: jax.Array) -> jax.Array:
+    """Maps `[B, N, D]` to `[B, N, D]`."""
+    scores = layers.Linear(self.count, 'router', with_bias=False)(inputs)
+    shares = jax.nn.softmax(scores.astype(jnp.float32), axis=-1)
+    values, chosen = lax.top_k(shares, self.chosen)
+    if self.normalise:
+      values /= jnp.sum(values, axis=-1, keepdims=True)
+    weights = jnp.einsum(
+        '...k,...ke->...e', values, jax.nn.one_hot(chosen, self.count))
+    outputs = jnp.zeros(inputs.shape, jnp.float32)
+    for i in range(self.count):
+      expert = Mlp(name=f'expert_{i}', **self.mlp)
+      outputs += weights[..., i, None] * expert(inputs)
+    return outputs.astype(inputs.dtype)
+
+
 class Block(hk.Module):
   """Transformer block with RMSNorm before or after its branches, or both.
 
@@ -162,7 +200,8 @@ class Block(hk.Module):
 
   Args:
     attention: the options of its attention.
-    mlp: the options of its MLP.
+    mlp: the options of its MLP, or of each of its experts.
+    routing: the further options of `Experts`; None for one MLP.
     norms: the options of its norms.
     norm_places: of `NORMS`.
     residual_scale: what a branch is multiplied by before it is added.
@@ -172,12 +211,14 @@ class Block(hk.Module):
   """
 
   def __init__(self, *, attention: Mapping[str, Any], mlp: Mapping[str, Any],
+               routing: Optional[Mapping[str, Any]],
                norms: Mapping[str, Any], norm_places: str,
                residual_scale: float, dropout: float, is_training: bool,
                name: str):
     super().__init__(name=name)
     self.attention = attention
     self.mlp = mlp
+    self.routing = routing
     self.norms = norms
     self.norm_places = norm_places
     self.residual_scale = residual_scale
@@ -205,7 +246,9 @@ class Block(hk.Module):
     module = Attention(norms=self.norms, **self.attention)
     allowed = sequence.allowed(causal=True, window=window)
     attended = inputs + branch(module, inputs, rotation, allowed)
-    return attended + branch(Mlp(**self.mlp), attended)
+    mlp: hk.Module = (Mlp(**self.mlp) if self.routing is None else
+                      Experts(mlp=self.mlp, **self.routing))
+    return attended + branch(mlp, attended)
 
 
 class Unembed(hk.Module):

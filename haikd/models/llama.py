@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from haikd.core import base
-from haikd.core import checks
 from haikd.core import registry
 from haikd.models import decoder
+from haikd.models import decoder_options as options_lib
 from haikd.models import layers
 from haikd.models import rope_scaling as rope_scaling_lib
 from haikd.models import rotary
@@ -32,6 +32,9 @@ from haikd.models import sequences
         'mlp/gate/*': -1,
         'mlp/up/*': -1,
         'mlp/down/w': -2,
+        'expert_*/gate/*': -1,
+        'expert_*/up/*': -1,
+        'expert_*/down/w': -2,
         'logits/w': -1,
     },
     block_options=('window_layers', 'unrotated_layers'))
@@ -46,6 +49,9 @@ def llama(inputs: Union[jax.Array, Mapping[str, jax.Array]],
           key_value_heads: Optional[int] = None,
           head_size: Optional[int] = None,
           hidden: Optional[int] = None,
+          experts: Optional[int] = None,
+          experts_per_token: int = 2,
+          normalise_experts: bool = True,
           rope_base: float = 10000.0,
           rope_scaling: Optional[Mapping[str, Any]] = None,
           rope_fraction: float = 1.0,
@@ -101,6 +107,11 @@ def llama(inputs: Union[jax.Array, Mapping[str, jax.Array]],
     hidden: units of a block's MLP; None for 8/3 of the width, rounded up to a
       multiple of 64, which makes the MLP as large as an ungated one with 4 D
       units.
+    experts: the number of MLPs in a block, from which a router chooses for each
+      token; None for one MLP without a router. All of them are computed for all
+      tokens, one after the other, and nothing balances their use in training.
+    experts_per_token: how many are chosen.
+    normalise_experts: whether the weights of those that are chosen sum to 1.
     rope_base: the base of the rotations, whose wavelengths range from 2 pi to
       nearly 2 pi times the base, in positions.
     rope_scaling: None, or a dict of a `kind` and its numbers that makes these
@@ -176,12 +187,13 @@ def llama(inputs: Union[jax.Array, Mapping[str, jax.Array]],
   layers.check_choice('norms', norms, decoder.NORMS)
   layers.check_above_zero(
       rope_base=rope_base, epsilon=epsilon, residual_scale=residual_scale,
-      logits_scale=logits_scale, **_given(
+      logits_scale=logits_scale, **options_lib.given(
           window_rope_base=window_rope_base, attention_scale=attention_scale,
           attention_soft_cap=attention_soft_cap,
           logits_soft_cap=logits_soft_cap))
   if embedding_scale != decoder.SQRT_WIDTH:
-    layers.check_above_zero(**_given(embedding_scale=embedding_scale))
+    layers.check_above_zero(
+        **options_lib.given(embedding_scale=embedding_scale))
   if qk_norm is not None:
     layers.check_choice('qk_norm', qk_norm, decoder.QK_NORMS)
   norm_options: dict[str, Any] = dict(
@@ -199,9 +211,15 @@ def llama(inputs: Union[jax.Array, Mapping[str, jax.Array]],
       hidden=hidden,
       activation=layers.activation('activation', activation),
       bias=mlp_bias)
-  windowed = _windowed(window, window_layers, window_rope_base, depth)
-  unrotated = _has_each('unrotated_layers', unrotated_layers, depth)
-  rotary_size = _rotary_size(head_size, rope_fraction)
+  routing = None
+  if experts is not None:
+    options_lib.check_experts(experts, experts_per_token)
+    routing = dict(count=experts, chosen=experts_per_token,
+                   normalise=normalise_experts)
+  windowed = options_lib.windowed(
+      window, window_layers, window_rope_base, depth)
+  unrotated = options_lib.has_each('unrotated_layers', unrotated_layers, depth)
+  rotary_size = options_lib.rotary_size(head_size, rope_fraction)
   rope_scaling_lib.check(rope_scaling, rotary_size)
   rotations = [
       rotary.angles(sequence, rotary_size, rope_base, rope_scaling)]
@@ -224,9 +242,9 @@ def llama(inputs: Union[jax.Array, Mapping[str, jax.Array]],
   def block(features, name, *entries):
     chosen = {'window': window, 'rotation': 0, **dict(zip(per_block, entries))}
     module = decoder.Block(
-        attention=attention, mlp=mlp, norms=norm_options, norm_places=norms,
-        residual_scale=residual_scale, dropout=dropout, is_training=is_training,
-        name=name)
+        attention=attention, mlp=mlp, routing=routing, norms=norm_options,
+        norm_places=norms, residual_scale=residual_scale, dropout=dropout,
+        is_training=is_training, name=name)
     rotation = rotary.choose(rotations, chosen['rotation'])
     return module(features, rotation, sequence, chosen['window'])
 
@@ -242,49 +260,3 @@ def llama(inputs: Union[jax.Array, Mapping[str, jax.Array]],
   return logits._replace(
       scale=decoder.scalar(None if logits_scale == 1 else logits_scale),
       soft_cap=decoder.scalar(logits_soft_cap))
-
-
-def _windowed(window: Optional[int], window_layers: Optional[Iterable[int]],
-              window_rope_base: Optional[float], depth: int) -> np.ndarray:
-  """Returns whether each block has a window."""
-  if window is not None:
-    layers.check_positive(window=window)
-    if window_layers is None:
-      return np.ones(depth, bool)
-    return _has_each('window_layers', window_layers, depth)
-  for option, value in _given(window_layers=window_layers,
-                              window_rope_base=window_rope_base).items():
-    raise checks.ConfigError(
-        f'window must be given with {option}; got window=None, '
-        f'{option}={value}.')
-  return np.zeros(depth, bool)
-
-
-def _has_each(option: str, blocks: Iterable[int], depth: int) -> np.ndarray:
-  """Returns whether an option names each block."""
-  chosen = tuple(blocks)
-  if not set(chosen) <= set(range(depth)):
-    raise checks.ConfigError(
-        f'{option} must be blocks, from 0 to {depth - 1}; got {chosen}, '
-        f'depth={depth}.')
-  return np.isin(np.arange(depth), chosen)
-
-
-def _rotary_size(head_size: int, rope_fraction: float) -> int:
-  """Returns how many features of a head are rotated."""
-  layers.check_above_zero(rope_fraction=rope_fraction)
-  if rope_fraction > 1:
-    raise checks.ConfigError(
-        f'rope_fraction must be at most 1; got {rope_fraction!r}.')
-  size = int(head_size * rope_fraction)
-  if size % 2 or not size:
-    raise checks.ConfigError(
-        'head_size must be even, and so must its part that is rotated, since '
-        f'features are rotated in pairs; got head_size={head_size}, of which '
-        f'{size} are rotated. Choose another head_size, or other heads.')
-  return size
-
-
-def _given(**options: Any) -> dict[str, Any]:
-  """Returns the options that are not None."""
-  return {name: value for name, value in options.items() if value is not None}

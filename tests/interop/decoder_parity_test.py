@@ -27,6 +27,7 @@ GOLDEN = HERE / 'golden'
 CASES = ['llama', 'llama_linear', 'llama_dynamic', 'llama_yarn', 'llama_llama3',
          'llama_longrope', 'llama_biases', 'smollm2', 'mistral', 'qwen2',
          'qwen3', 'qwen3_biases', 'smollm3', 'phi3', 'olmo2', 'granite',
+         'mixtral', 'qwen3_moe',
          'gemma2', 'gemma3', 'gpt2', 'gpt2_untied']
 # Blocks differ in windows, in caps with them, and in rotations.
 LOOPED = ['smollm2', 'qwen3_biases', 'gemma2', 'smollm3', 'gpt2']

@@ -79,6 +79,10 @@ CASES = dict(
             rope_theta=100.0, rope_type='longrope', short_factor=[1.0, 1.5],
             long_factor=[2.0, 5.0]))),
     olmo2=('Olmo2', _OTHER),
+    mixtral=('Mixtral', _OTHER | dict(num_local_experts=4)),
+    qwen3_moe=('Qwen3Moe', _OTHER | dict(
+        num_experts=4, num_experts_per_tok=2, moe_intermediate_size=12,
+        head_dim=6)),
     granite=('Granite', _OTHER | dict(
         embedding_multiplier=6.0, attention_multiplier=0.4,
         residual_multiplier=0.22, logits_scaling=3.0, mlp_bias=True)),

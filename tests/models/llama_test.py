@@ -438,12 +438,16 @@ def test_hidden_units_are_eight_thirds_of_the_width():
 
 def test_tensor_axes_fit_the_parameters():
   """Each glob matches parameters; its axis is that of heads, units or D."""
-  shapes = jax.eval_shape(
-      transformed(scan=True, qkv_bias=True, mlp_bias=True).init,
-      jax.random.key(0), TOKENS, MASK)
+  shapes = {}
+  for experts in (None, 1):
+    shapes |= jax.eval_shape(
+        transformed(scan=True, qkv_bias=True, mlp_bias=True, experts=experts,
+                    experts_per_token=1).init,
+        jax.random.key(0), TOKENS, MASK)
   sizes = {'embed/embeddings': D, 'attn/query/*': H * K, 'attn/key/*': G * K,
            'attn/value/*': G * K, 'attn/output/w': H * K, 'mlp/gate/*': 10,
-           'mlp/up/*': 10, 'mlp/down/w': 10, 'logits/w': V}
+           'mlp/up/*': 10, 'mlp/down/w': 10, 'expert_*/gate/*': 10,
+           'expert_*/up/*': 10, 'expert_*/down/w': 10, 'logits/w': V}
   flat = {f'{path}/{name}': leaf.shape
           for path, leaves in shapes.items() for name, leaf in leaves.items()}
   axes = registry.models['llama'].tensor
@@ -477,6 +481,8 @@ def test_tensor_axes_fit_the_parameters():
      r'from 0 to 2; got \(0, 3\), depth=3'),
     (dict(window_rope_base=10.0), '^window must be given with window_rope_base;'
      ' got window=None, window_rope_base=10.0'),
+    (dict(experts=2, experts_per_token=3), '^experts_per_token must be at most '
+     '2, the number of experts; got 3'),
     (dict(unrotated_layers=(3,)), '^unrotated_layers must be blocks, from 0 to '
      r'2; got \(3,\), depth=3'),
     (dict(rope_fraction=1.5), '^rope_fraction must be at most 1; got 1.5'),

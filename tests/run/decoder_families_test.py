@@ -16,7 +16,7 @@ from haikd.storage import checkpoint
 GOLDEN = pathlib.Path(__file__).parents[1] / 'interop' / 'golden'
 # {student: teacher}; the first three have each family on one side.
 PAIRS = dict(gemma2='gemma3', phi3='granite', smollm3='olmo2',
-             gemma3='gemma2', granite='phi3', olmo2='smollm3')
+             gemma3='gemma2', granite='mixtral', olmo2='qwen3_moe')
 CONFIG = """
     from haikd import config as config_lib
 

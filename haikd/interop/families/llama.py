@@ -1,16 +1,17 @@
 """Llama, and the decoders that vary it; see `llama_types.TYPES`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from haikd.interop import fields as fields_lib
 from haikd.interop import options as options_lib
 from haikd.interop import rope
 from haikd.interop import rules as rules_lib
+from haikd.interop.families import llama_choice
 from haikd.interop.families import llama_types
 from haikd.interop.families import windows
 
-MODEL = llama_types.MODEL
+MODEL = 'llama'
 MODEL_TYPES = tuple(llama_types.TYPES)
 LENGTH = 'max_position_embeddings'
 
@@ -63,6 +64,7 @@ def read_config(fields: fields_lib.Fields) -> dict[str, Any]:
   else:
     key_value_heads = fields.take('num_key_value_heads', None, kind=int)
   depth = fields.take('num_hidden_layers', kind=int)
+  experts = model_type.experts
   options = dict(
       num_classes=fields.take('vocab_size', kind=int),
       width=width,
@@ -70,11 +72,14 @@ def read_config(fields: fields_lib.Fields) -> dict[str, Any]:
       heads=heads,
       key_value_heads=key_value_heads or heads,
       head_size=head_size or width // heads,
-      hidden=fields.take('intermediate_size', kind=int),
+      hidden=fields.take(
+          experts.hidden if experts else 'intermediate_size', kind=int),
       activation=options_lib.read_activation(fields, model_type.activation),
       epsilon=fields.take('rms_norm_eps', model_type.epsilon, kind=float),
       tied=fields.take('tie_word_embeddings', model_type.tied, kind=bool),
       qk_norm=None, qkv_bias=False, output_bias=False, mlp_bias=False)
+  if experts:
+    options.update(_read_experts(fields, experts))
   for field, switched in model_type.biases.items():
     is_biased = fields.take(field, False, kind=bool)
     options.update({name: is_biased for name in switched})
@@ -109,19 +114,21 @@ def tensors(options: Mapping[str, Any],
     The rules of all parameters.
   """
   names = tuple(names)
-  if names:
-    is_fused = any(_FUSED in name for name in names)
-  else:
-    is_fused = llama_types.TYPES[llama_types.choose(options)].is_fused
+  model_type = _named_as(options, names)
   options = options_lib.complete(MODEL, options)
   # A network without logits is saved without the prefix.
   prefix = '' if _TOKENS in names else 'model.'
   layer = prefix + 'layers.{layer}.'
-  parts = _fused_parts(options) if is_fused else {}
+  parts = _fused_parts(options) if model_type.is_fused else {}
   rules = [
       rules_lib.Rule('embed', 'embeddings', prefix + _TOKENS, vocabulary=0)
   ]
+  has_experts = options['experts'] is not None
+  if has_experts and model_type.experts:
+    rules.extend(_expert_rules(options, model_type.experts, layer))
   for module, tensor, bias in _LINEAR:
+    if has_experts and module.startswith('mlp'):
+      continue
     tensor, part = parts.get(module, (tensor, None))
     rules.extend(rules_lib.linear(
         f'block/{module}', layer + tensor, bias=options[bias], part=part))
@@ -147,7 +154,7 @@ def write_config(options: Mapping[str, Any]) -> dict[str, Any]:
   Raises:
     ConfigError: no model type has all of these options together.
   """
-  name = llama_types.choose(options)
+  name = llama_choice.choose(options)
   model_type = llama_types.TYPES[name]
   options = options_lib.complete(MODEL, options)
   width, heads = options['width'], options['heads']
@@ -162,11 +169,18 @@ def write_config(options: Mapping[str, Any]) -> dict[str, Any]:
       num_attention_heads=heads,
       num_key_value_heads=options['key_value_heads'] or heads,
       head_dim=head_size,
-      intermediate_size=options['hidden'] or -(-8 * width // (3 * 64)) * 64,
       rms_norm_eps=options['epsilon'],
       tie_word_embeddings=options['tied'],
       **rope.write(options, model_type.rotation),
       **windows.write(model_type.window, options))
+  experts = model_type.experts
+  values[experts.hidden if experts else 'intermediate_size'] = (
+      options['hidden'] or -(-8 * width // (3 * 64)) * 64)
+  if experts:
+    values[experts.number] = options['experts']
+    values['num_experts_per_tok'] = options['experts_per_token']
+    if experts.normalise:
+      values[experts.normalise] = options['normalise_experts']
   values[model_type.activation] = options_lib.write_activation(
       options['activation'])
   if 'num_classes' in options:
@@ -190,6 +204,43 @@ def _read_unrotated(fields, depth) -> tuple[int, ...]:
   if rotated is None:
     rotated = [(i + 1) % every for i in range(depth)]
   return tuple(i for i in range(depth) if not rotated[i])
+
+
+def _read_experts(fields, experts) -> dict[str, Any]:
+  """Takes the fields of a mixture of experts."""
+  # All blocks have experts.
+  fields.expect('decoder_sparse_step', 1)
+  fields.expect('mlp_only_layers', [])
+  return dict(
+      # transformers writes the one name for any type since 5.0.
+      experts=fields.take('num_local_experts', None, kind=int) or fields.take(
+          experts.number, kind=int),
+      experts_per_token=fields.take('num_experts_per_tok', kind=int),
+      normalise_experts=experts.normalise is None or fields.take(
+          experts.normalise, False, kind=bool))
+
+
+def _named_as(options, names) -> llama_types.ModelType:
+  """Returns a model type whose tensors have the names that there are."""
+  if not names:
+    return llama_types.TYPES[llama_choice.choose(options)]
+  for model_type in llama_types.TYPES.values():
+    part = _FUSED if model_type.is_fused else model_type.experts and (
+        f'.{model_type.experts.mlp}.experts.')
+    if part and any(part in name for name in names):
+      return model_type
+  return llama_types.TYPES[MODEL]
+
+
+def _expert_rules(options, experts, layer) -> Iterator[rules_lib.Rule]:
+  """Yields the rules of a router and its experts."""
+  mlp = layer + experts.mlp
+  yield from rules_lib.linear('block/mlp/router', f'{mlp}.gate', bias=False)
+  for i in range(options['experts']):
+    for module, tensor in zip(('gate', 'up', 'down'), experts.tensors):
+      yield from rules_lib.linear(
+          f'block/mlp/expert_{i}/{module}', f'{mlp}.experts.{i}.{tensor}',
+          bias=options['mlp_bias'])
 
 
 def _fused_parts(

@@ -3,12 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Optional
 
-from haikd.core import checks
-from haikd.interop import options as options_lib
 from haikd.interop import rope
 from haikd.interop.families import windows
-
-MODEL = 'llama'
 
 
 class Number(NamedTuple):
@@ -29,6 +25,24 @@ class Number(NamedTuple):
   write: Callable[[float], float] = lambda value: value
 
 
+class Experts(NamedTuple):
+  """The fields and tensors of a mixture of experts.
+
+  Attributes:
+    number: the field for their number.
+    hidden: the field for the hidden units of one.
+    normalise: the field for `normalise_experts`; None if it is always true.
+    mlp: the name of the module in a block.
+    tensors: the names of gate, up and down in an expert.
+  """
+
+  number: str
+  hidden: str
+  normalise: Optional[str]
+  mlp: str
+  tensors: tuple[str, str, str]
+
+
 class ModelType(NamedTuple):
   """What distinguishes the networks and configs of a model type.
 
@@ -47,6 +61,7 @@ class ModelType(NamedTuple):
     tied: of a config without the field.
     activation: the name of the field.
     is_fused: whether query, key and value are one tensor, and gate and up too.
+    experts: of a mixture of experts; None for one MLP.
     off: further fields that must be missing, null or false.
     ignored: further fields that change no output.
   """
@@ -65,12 +80,16 @@ class ModelType(NamedTuple):
   tied: bool = False
   activation: str = 'hidden_act'
   is_fused: bool = False
+  experts: Optional[Experts] = None
   off: tuple[str, ...] = ()
   ignored: tuple[str, ...] = ()
 
 
 _ATTENTION_BIAS = dict(attention_bias=('qkv_bias', 'output_bias'))
 _MLP_BIAS = dict(mlp_bias=('mlp_bias',))
+# Of training alone.
+_ROUTER = ('output_router_logits', 'router_aux_loss_coef',
+           'router_jitter_noise')
 _GEMMA = dict(
     norms='both', norm_unit_offset=True, embedding_scale='sqrt_width')
 
@@ -138,6 +157,23 @@ TYPES = dict(
         off=('attention_bias', 'mlp_bias', 'lm_head_bias'),
         ignored=('embd_pdrop', 'full_attn_mod', 'interpolate_factor',
                  'resid_pdrop')),
+    mixtral=ModelType(
+        classes=_classes('Mixtral'),
+        window=windows.Format(windows.ALL, None),
+        epsilon=1e-5,
+        experts=Experts(
+            'num_local_experts', 'intermediate_size', None, 'block_sparse_moe',
+            ('w1', 'w3', 'w2')),
+        ignored=_ROUTER),
+    qwen3_moe=ModelType(
+        classes=_classes('Qwen3Moe'),
+        traits=dict(qk_norm='head'),
+        window=windows.Format(windows.ALL, 4096, has_switch=True),
+        biases=_ATTENTION_BIAS,
+        experts=Experts(
+            'num_experts', 'moe_intermediate_size', 'norm_topk_prob', 'mlp',
+            ('gate_proj', 'up_proj', 'down_proj')),
+        ignored=('intermediate_size', 'max_window_layers', *_ROUTER)),
     olmo2=ModelType(
         classes=_classes('Olmo2'),
         traits=dict(norms='after', qk_norm='all'),
@@ -181,88 +217,3 @@ TYPES = dict(
         off=('attn_logit_softcapping', 'use_bidirectional_attention'),
         ignored=('_sliding_window_pattern', 'cache_implementation',
                  'hidden_act', 'sliding_window_pattern')))
-
-# Options that not all types have.
-_TRAITS = (
-    'norms', 'norm_unit_offset', 'qk_norm', 'qkv_bias', 'output_bias',
-    'mlp_bias', 'embedding_scale', 'attention_scale', 'attention_soft_cap',
-    'residual_scale', 'logits_scale', 'logits_soft_cap', 'rope_fraction',
-    'window_rope_base', 'unrotated_layers')
-
-
-def choose(options: Mapping[str, Any]) -> str:
-  """Returns the name of a model type that has a network's options.
-
-  If several have them, it is the one whose configs have fields for most of the
-  options that are given, so that a network is written as what it was read as.
-
-  Args:
-    options: those of the model that are given.
-
-  Raises:
-    ConfigError: no type has all of them together.
-  """
-  defaults = options_lib.complete(MODEL, {})
-  problems = {name: _problems(model_type, {**defaults, **options}, defaults)
-              for name, model_type in TYPES.items()}
-  nearest = min(problems, key=lambda name: len(problems[name]))
-  if problems[nearest]:
-    values = ', '.join(
-        f'{name}={options[name]!r}'
-        for name in (*_TRAITS, 'window', 'window_layers', 'rope_scaling')
-        if name in options and _plain(options[name]) != defaults[name])
-    raise checks.ConfigError(
-        f'options must be those of one of {", ".join(TYPES)}; got {values}. '
-        f'The nearest is {nearest}, which needs '
-        f'{" and ".join(problems[nearest])}.')
-  return max(
-      (name for name in TYPES if not problems[name]),
-      key=lambda name: len(_fields(TYPES[name]) & set(options)))
-
-
-def _fields(model_type: ModelType) -> set[str]:
-  """Returns the options that the configs of few types have fields for."""
-  names = set(model_type.numbers)
-  if model_type.has_unrotated:
-    names.add('unrotated_layers')
-  if model_type.rotation.is_partial:
-    names.add('rope_fraction')
-  if model_type.rotation.window_base is not None:
-    names.add('window_rope_base')
-  if model_type.window.blocks != windows.NONE:
-    names.add('window')
-  return names
-
-
-def _problems(model_type: ModelType, options: Mapping[str, Any],
-              defaults: Mapping[str, Any]) -> list[str]:
-  """Returns what options a type needs in place of those that there are."""
-  fields = _fields(model_type) | {
-      name for names in model_type.biases.values() for name in names}
-  required = {**{name: defaults[name] for name in _TRAITS
-                 if name not in fields}, **model_type.traits}
-  problems = [f'{name}={value!r}' for name, value in required.items()
-              if _plain(options[name]) != value]
-  for first, *others in model_type.biases.values():
-    problems += [f'{first}={name}' for name in others
-                 if options[first] != options[name]]
-  if 'embedding_scale' in fields and isinstance(
-      options['embedding_scale'], str):
-    problems.append('a number as embedding_scale')
-  form = model_type.rotation
-  if form.window_base is not None and (
-      (options['window'] is None) != (options['window_rope_base'] is None)):
-    problems.append('a window_rope_base if there is a window')
-  scaling = options['rope_scaling']
-  if scaling is not None and scaling['kind'] not in form.kinds:
-    problems.append(f'rope_scaling of kind {" or ".join(form.kinds)}')
-  if not windows.fits(model_type.window, options):
-    problems.append('no window' if model_type.window.blocks == windows.NONE
-                    else 'one window for all blocks')
-  if model_type.width_is_of_heads and options['width'] % options['heads']:
-    problems.append('a width that heads divides')
-  return problems
-
-
-def _plain(value):
-  return tuple(value) if isinstance(value, list) else value

@@ -50,12 +50,12 @@ def read(fields: fields_lib.Fields, form: Format, depth: int,
     fields.expect('layer_types', [_FULL] * depth)
     return {}
   window = fields.take('sliding_window', form.size, kind=int, null=True)
-  if form.blocks == ALL:
-    fields.expect('layer_types', [_SLIDING if window else _FULL] * depth)
-    return dict(window=window)
   if form.has_switch and not fields.take(
       'use_sliding_window', False, kind=bool):
     window = None
+  if form.blocks == ALL:
+    fields.expect('layer_types', [_SLIDING if window else _FULL] * depth)
+    return dict(window=window)
   chosen = _default_blocks(fields, form, depth, unrotated)
   types = fields.take('layer_types', None, kind=list)
   if types is None:

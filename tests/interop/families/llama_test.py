@@ -95,7 +95,19 @@ GEMMA3 = {name: value for name, value in GEMMA2.items()
     num_hidden_layers=7, query_pre_attn_scalar=256, rope_local_base_freq=10000,
     rope_scaling=None, rope_theta=1000000, sliding_window=512,
     sliding_window_pattern=6)
+# As in the config.json of Mixtral 8x7B and Qwen3 30B A3B.
+MIXTRAL = MISTRAL | dict(
+    architectures=['MixtralForCausalLM'], model_type='mixtral',
+    num_experts_per_tok=2, num_local_experts=8, output_router_logits=False,
+    router_aux_loss_coef=0.02, rope_theta=1000000.0, sliding_window=None)
+QWEN3_MOE = QWEN3 | dict(
+    architectures=['Qwen3MoeForCausalLM'], decoder_sparse_step=1,
+    max_window_layers=48, mlp_only_layers=[], model_type='qwen3_moe',
+    moe_intermediate_size=24, norm_topk_prob=True, num_experts=128,
+    num_experts_per_tok=8, output_router_logits=False,
+    router_aux_loss_coef=0.001)
 CONFIGS = dict(
+    mixtral=MIXTRAL, qwen3_moe=QWEN3_MOE,
     llama=LLAMA, mistral=MISTRAL, qwen2=QWEN2, qwen3=QWEN3, smollm3=SMOLLM3,
     phi3=PHI3, olmo2=OLMO2, granite=GRANITE, gemma2=GEMMA2, gemma3_text=GEMMA3)
 
@@ -140,6 +152,10 @@ def test_a_config_of_llama_3_is_read():
         window=262144, rope_fraction=0.75, rope_scaling=dict(
             kind='longrope', short_factor=(1, 1.0, 1.0),
             long_factor=(1, 2.0, 3.0), original_length=4096, factor=32.0))),
+    ('mixtral', dict(experts=8, experts_per_token=2, normalise_experts=True,
+                     hidden=96, window=None)),
+    ('qwen3_moe', dict(experts=128, experts_per_token=8, qk_norm='head',
+                       normalise_experts=True, hidden=24, window=None)),
     ('olmo2', dict(norms='after', qk_norm='all', epsilon=1e-6)),
     ('granite', dict(embedding_scale=12.0, attention_scale=1 / 64,
                      residual_scale=0.22, logits_scale=1 / 8)),
@@ -158,7 +174,8 @@ def test_a_config_of_llama_3_is_read():
 def test_configs_of_others_are_read(kind, expected):
   actual = read(CONFIGS[kind])
   assert {name: actual[name] for name in expected} == expected
-  has_window = ('mistral', 'phi3', 'gemma2', 'gemma3_text')
+  has_window = ('mistral', 'phi3', 'gemma2', 'gemma3_text', 'mixtral',
+                'qwen3_moe')
   assert ('window' in actual) == (kind in has_window)
 
 
@@ -217,6 +234,7 @@ def test_fields_that_differ_are_read(kind, more, expected):
     ('smollm3', 'rope_theta', 'rope_base', 2e6),
     ('phi3', 'rms_norm_eps', 'epsilon', 1e-5),
     ('olmo2', 'rms_norm_eps', 'epsilon', 1e-5),
+    ('qwen3_moe', 'norm_topk_prob', 'normalise_experts', False),
     ('granite', 'attention_multiplier', 'attention_scale', 1.0),
     ('gemma2', 'query_pre_attn_scalar', 'attention_scale', 1 / 16),
     ('gemma2', 'attn_logit_softcapping', 'attention_soft_cap', 50.0),
@@ -294,6 +312,7 @@ def test_scalings_are_read_where_they_stand(fields, expected):
     ('mistral', dict(layer_types=['full_attention'] * 4), 'layer_types must'),
     ('phi3', dict(rope_scaling=dict(type='yarn', factor=2.0)),
      "rope_scaling.type must be one of longrope; got 'yarn'"),
+    ('qwen3_moe', dict(mlp_only_layers=[0]), r'mlp_only_layers must be \[\]'),
     ('phi3', dict(lm_head_bias=True), 'lm_head_bias must be False; got True'),
     ('gemma2', dict(use_bidirectional_attention=True),
      'use_bidirectional_attention must be False; got True'),
