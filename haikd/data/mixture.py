@@ -100,7 +100,8 @@ class MixedReader:
       start = self._ends[number] - len(part)
       examples = part.gather(
           indices[places] - start, fit=fit,
-          keys=None if keys is None else [keys[place] for place in places])
+          keys=None if keys is None else [
+              keys[place] for place in places.tolist()])
       layouts[name] = {key: (value.shape[1:], str(value.dtype))
                        for key, value in sorted(examples.items())}
       _check_same('the keys, shapes and dtypes of examples', layouts)

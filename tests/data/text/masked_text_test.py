@@ -225,6 +225,20 @@ def test_a_stream_goes_on_with_the_masks_it_would_have_had(
     np.testing.assert_array_equal(again.labels, batch.labels)
 
 
+def test_a_mixture_masks_each_of_its_data_sets(tmp_path, word_piece):
+  for name, text in (('one', 'a b c'), ('two', 'cab, cab')):
+    (tmp_path / 'files' / name).mkdir(parents=True)
+    (tmp_path / 'files' / name / 'train.jsonl').write_text(
+        f'{json.dumps(dict(text=text))}\n' * 4)
+  config = make_config(tmp_path, word_piece, rate=0.5)
+  config.data.mixture = dict(one=dict(weight=1.0), two=dict(weight=1.0))
+  inputs, labels, chosen, _ = epochs(config, 8, 8)
+  original = np.where(chosen, labels, inputs)
+  for first in (6, 8):  # a, c.
+    of_one = original[:, 1] == first
+    assert of_one.sum() == 32 and 0.3 < chosen[of_one, 1].mean() < 0.7
+
+
 def test_a_batch_is_described_without_the_data(tmp_path, word_piece):
   write(tmp_path, ['a b'] * 4)
   config = make_config(tmp_path, word_piece)

@@ -152,8 +152,8 @@ def test_rows_of_a_block_precede_those_of_the_next():
   order = orders.Growing(block, batch_size=4, seed=0)
   first = [order.batch(0).indices]
   assert max(asked) == 0  # Four of its five rows.
-  drawn = np.concatenate(first + [order.batch(i).indices
-                                 for i in (1, 2, 3, 4, 5)])
+  drawn = np.concatenate(
+      first + [order.batch(i).indices for i in (1, 2, 3, 4, 5)])
   assert sorted(drawn[:5]) == [*range(5)]
   assert sorted(drawn[5:9]) == [*range(5, 9)]
   assert sorted(drawn[9:12]) == [*range(9, 12)]
