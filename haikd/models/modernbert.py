@@ -88,6 +88,7 @@ class Block(hk.Module):
     taps=dict(
         features='block*', attention='attn/maps', embedding='embedding'),
     task=encoder.task,
+    block_options=('window_layers',),
     tensor={
         # As in llama.
         'embed/embeddings': -1,

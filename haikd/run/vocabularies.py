@@ -118,16 +118,19 @@ def _say_ends(chosen: Optional[str], paths: Mapping[str, str]) -> None:
   """Says which token ends texts, if the tokenizers have different ones."""
   if chosen is None or len(set(paths.values())) == 1:
     return
-  ends = {}
-  for path in paths.values():
-    tokenizer = text_tokenizers.load(path)
-    end = tokenizer.special.eos
-    ends[path] = None if end is None else tokenizer.token_of(end)
+  ends = {path: _end(path) for path in paths.values()}
   others = {path: end for path, end in ends.items() if end != ends[chosen]}
   if others:
     path, end = next(iter(others.items()))
     notes.say(f'texts end with {ends[chosen]!r}, the eos of {chosen}; that of '
               f'{path} is {end!r}. config.data.options.eos chooses another.')
+
+
+def _end(path: str) -> Optional[str]:
+  """Returns the token that ends texts for a tokenizer."""
+  tokenizer = text_tokenizers.load(path)
+  end = tokenizer.special.eos
+  return None if end is None else tokenizer.token_of(end)
 
 
 def _logits(network: config_lib.ConfigDict) -> Optional[int]:

@@ -7,7 +7,9 @@ import pytest
 
 import haikd
 from haikd import config as config_lib
+from haikd import models  # noqa: F401  Registers the zoo for good.
 from haikd.core import registry
+from haikd.data import builders  # noqa: F401  Likewise.
 
 NESTED = dict(a=dict(b=dict(c=1)), d=(dict(e=2), [3]))
 
