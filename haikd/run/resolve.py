@@ -116,9 +116,9 @@ def teacher_training(config: config_lib.ConfigDict) -> config_lib.ConfigDict:
   resolved.student = defaults.student
   resolved.student.update(
       {name: config.teacher[name] for name in defaults.student})
-  with resolved.unlocked():
-    # Its texts are tokenized for the teacher.
-    resolved.data.options.pop(two_tokenizers.OPTION, None)
+  if two_tokenizers.OPTION in resolved.data.options:
+    with resolved.unlocked():  # Its texts are tokenized for the teacher.
+      del resolved.data.options[two_tokenizers.OPTION]
   resolved.teacher, resolved.distillation = (
       defaults.teacher, defaults.distillation)
   resolved.losses = defaults.losses

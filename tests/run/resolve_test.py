@@ -202,3 +202,10 @@ def test_an_encoder_with_fewer_tokens_than_the_data_is_refused():
   with pytest.raises(checks.ConfigError,
                      match='student.options.vocabulary must be no smaller'):
     resolve.with_vocabulary(config, text_info(31))
+
+
+def test_a_teacher_that_is_trained_has_texts_in_its_own_tokens():
+  config = make_config(tokenizer='folder', student_tokenizer='other')
+  config.teacher.init, config.teacher.train.steps = None, 3
+  resolved = resolve.teacher_training(config)
+  assert resolved.data.options.to_dict() == dict(tokenizer='folder')
