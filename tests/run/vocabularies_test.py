@@ -91,7 +91,8 @@ def write_texts(folder):
   folder.mkdir()
   for split in ('train', 'validation', 'test'):
     (folder / f'{split}.jsonl').write_text(''.join(
-        json.dumps(dict(text=text, prompt=text[:5], completion=text[5:])) + '\n'
+        json.dumps(dict(text=text, prompt=text.split()[0],
+                        completion=text[text.index(' '):])) + '\n'
         for text in DOCUMENTS))
 
 
