@@ -126,10 +126,19 @@ def tiny(run, tmp_path):
     ('distillation.alpha=1', 'distillation.alpha', 1.0),
     ('evaluation.every=4', 'evaluation.every', 4),
     ('plugins=json', 'plugins', ('json',)),
+    # Optional fields, and options of any type, may be emptied.
+    ('student.init=None', 'student.init', None),
+    ('student.used_classes=None', 'student.used_classes', None),
+    ('student.options.hidden=None', 'student.options.hidden', None),
+    ('teacher.options.bias=None', 'teacher.options.bias', None),
+    # What was None or a whole number may become anything.
+    ('losses.y.options.text=abc', 'losses.y.options.text', 'abc'),
+    ('losses.y.options.share=0.5', 'losses.y.options.share', 0.5),
 ))
 def test_field_may_be_overridden_by_a_value_of_its_type(
     seen, tiny, tmp_path, flag, path, value):
-  term = "config.losses.y = dict(loss='x', layers='last', weight=1.0)"
+  term = ("config.losses.y = dict(loss='x', layers='last', weight=1.0, "
+          "options=dict(text=None, share=1))")
   path_of_config = tmp_path / 'open.py'
   path_of_config.write_text(
       tiny.read_text().replace('  return', f'  {term}\n  return'))
@@ -137,6 +146,11 @@ def test_field_may_be_overridden_by_a_value_of_its_type(
   for name in path.split('.'):
     field = field[name]
   assert field == value and type(field) is type(value)
+
+
+def test_none_may_be_an_argument_of_its_own(seen, tiny):
+  config = seen('--config', tiny, '--config.student.init', 'None')
+  assert config.student.init is None
 
 
 def test_all_fields_of_a_term_may_come_from_the_command_line(seen, tiny):

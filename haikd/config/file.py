@@ -80,6 +80,7 @@ def override(config: config_lib.ConfigDict, argv: list[str],
   values = flags.FlagValues()
   values.set_gnu_getopt(True)
   try:
+    argv = _set_none(config, argv)
     for arg in argv[1:]:
       if match := re.match(r'--?(?:no)?config\.([^=]+)', arg):
         _add_missing(config, match[1])
@@ -103,7 +104,6 @@ def override(config: config_lib.ConfigDict, argv: list[str],
     raise checks.ConfigError(
         f'argument must be a flag; got {surplus[0]!r}. Write --flag=value, and '
         'see --help.')
-  _read_none(config, config_lib.base())
   config.lock()
 
 
@@ -143,14 +143,40 @@ def _call(get_config, path, variant):
   return get_config(*variant)
 
 
-def _read_none(config, schema):
-  """Replaces the text None, in optional fields of text, by None."""
-  for name, default in schema.items():
-    if isinstance(default, config_lib.ConfigDict):
-      if isinstance(config.get(name), config_lib.ConfigDict):
-        _read_none(config[name], default)
-    elif default is None and config.get(name) == 'None':
-      config[name] = None
+def _set_none(config, argv):
+  """Sets optional fields that flags give as None; returns the other flags.
+
+  ml_collections would read the word as text, or refuse it for a number.
+  """
+  left = []
+  for arg in argv:
+    if left and arg == 'None' and left[-1].startswith(('--config.',
+                                                       '-config.')):
+      arg = f'{left.pop()}=None'  # Flag and value, each an argument.
+    match = re.fullmatch(r'--?config\.([^=]+)=None', arg)
+    if match is None or not _is_optional(match[1]):
+      left.append(arg)
+      continue
+    _add_missing(config, match[1])
+    *parents, last = config_path.split(match[1])
+    group = config
+    for name in parents:
+      group = group[name]
+    with group.ignore_type():
+      group[last] = None
+  return left
+
+
+def _is_optional(path):
+  """Returns whether a field may be None: by its default, or as an option."""
+  if path.startswith(tuple(f'{field}.' for field in config_lib.OPEN_FIELDS)):
+    return True
+  value = config_lib.base()
+  for name in path.split('.'):
+    if not isinstance(value, config_lib.ConfigDict) or name not in value:
+      return False
+    value = value[name]
+  return value is None
 
 
 def _add_missing(config, path):
@@ -182,5 +208,12 @@ def _add_missing(config, path):
         return  # The field's type will be that of the value.
       group[name] = config_lib.ConfigDict()
     group, field = group[name], f'{field}.{name}'
-  if names[0] == 'losses' and len(names) == 3 and last in ('weight', 'layers'):
-    del config.losses[names[1]][last]  # Its type may change.
+  parent = config
+  for name in parents:
+    parent = parent[name]
+  is_open = f'config.{path}'.startswith(open_fields)
+  is_loose = names[0] == 'losses' and len(names) == 3 and last in (
+      'weight', 'layers')
+  if is_loose or is_open and (parent[last] is None or
+                              type(parent[last]) is int):
+    del parent[last]  # Its type may change: None to text, 1 to 0.5.

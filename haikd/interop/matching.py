@@ -121,7 +121,8 @@ def match(field: str, init: str,
       if problem := _problem(
           rule, tensor, shapes.get(tensor), shape, reductions, kept_ids):
         problems.append(problem)
-  used = _used_tensors(matches.values(), trained.get('depth', 0))
+  used = _used_tensors(
+      matches.values(), set(range(trained.get('depth', 0))) - set(blocks))
   unused = set(shapes) - used
   surplus = unused_lib.surplus(unused, all_rules, source.ignore)
   problems += [f'a surplus {name}' for name in surplus]
@@ -223,10 +224,17 @@ def _fits(rule, loaded, shape, reductions, kept_ids) -> bool:
   return True
 
 
-def _used_tensors(matches, depth) -> set[str]:
-  """Returns the tensors of the matched parameters, in all blocks."""
-  return {match.rule.tensor_of(block) for match in matches
-          for block in range(depth)}
+def _used_tensors(matches, left_out) -> set[str]:
+  """Returns the tensors of parameters, and those of blocks that are left out.
+
+  A tensor of a block that is taken must be read: the first block of a network
+  may have fewer parameters than the others.
+  """
+  used = set()
+  for match in matches:
+    used.update(match.tensors)
+    used.update(map(match.rule.tensor_of, left_out))
+  return used
 
 
 def _remedy(field, problems, surplus, source, options) -> str:

@@ -144,7 +144,8 @@ def build_network(config: config_lib.ConfigDict,
     with _errors_name_fields(field, config, option_names):
       (logits, values), state = network.apply(params, state, rng, view,
                                               is_training, batch_axes, gather)
-    return NetworkOutput(_first(logits, config.used_classes), values), state
+      logits = _first(logits, config.used_classes, num_classes)
+    return NetworkOutput(logits, values), state
 
   return Network(title, init, apply, rules, tuple(config.placement))
 
@@ -174,10 +175,22 @@ def count_parameters(params: base.ArrayTree) -> int:
   return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def _first(logits: base.Output, count: Optional[int]) -> base.Output:
-  """Returns the logits of the first classes; None for those of all."""
+def _first(logits: base.Output, count: Optional[int],
+           num_classes: Optional[int]) -> base.Output:
+  """Returns the logits of the first classes.
+
+  Args:
+    logits: of all classes that the network has.
+    count: the number of classes; None for all.
+    num_classes: of the data; None if it has none.
+  """
   if count is None or isinstance(logits, base.Embedding):
     return logits
+  if not (num_classes or 1) <= count <= logits.shape[-1]:
+    raise checks.ConfigError(
+        f'used_classes must lie between {num_classes or 1}, the classes of the '
+        f'data, and {logits.shape[-1]}, the logits of the network; got {count}.'
+        ' Set it to None, or to the size of the vocabulary.')
   if isinstance(logits, base.LinearLogits):
     bias = None if logits.bias is None else logits.bias[:count]
     return logits._replace(kernel=logits.kernel[:, :count], bias=bias)

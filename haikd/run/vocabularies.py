@@ -65,13 +65,14 @@ def resolve(config: config_lib.ConfigDict,
   if _TOKENIZER in accepted and given.get(_TOKENIZER):
     paths[f'config.data.options.{_TOKENIZER}'] = given[_TOKENIZER]
   shared = _share(paths)
+  _check_given(given.get(_TOKENIZER), shared)
   decided: dict[str, Any] = {}
   if of_student:
     decided[two_tokenizers.OPTION] = of_student
   if _TOKENIZER in accepted and shared.path:
     decided[_TOKENIZER] = shared.path
   if 'eos' in accepted and given.get('eos') is None:
-    _say_ends(decided.get(_TOKENIZER), paths)
+    _say_ends(given.get(_TOKENIZER) or decided.get(_TOKENIZER), paths)
   if _VOCABULARY in accepted:
     sizes = {role: size for role in described
              if (size := _logits(config[role])) is not None}
@@ -112,6 +113,18 @@ def _share(paths: Mapping[str, str]) -> _Shared:
     notes.say(f'texts are tokenised by {smallest}, whose {sizes[smallest]} '
               'tokens are a part of those of the other tokenizer.')
   return _Shared(smallest, sizes[smallest], agree)
+
+
+def _check_given(path: Optional[str], shared: _Shared) -> None:
+  """Refuses a tokenizer of the data with tokens that a network lacks."""
+  if path is None or shared.size is None:
+    return
+  size = text_tokenizers.load(path).size
+  if size > shared.size:
+    raise checks.ConfigError(
+        f'config.data.options.{_TOKENIZER} must have no tokens beyond those of '
+        f'the networks; got {path} with {size}, where {shared.path} has '
+        f'{shared.size}. Leave it out, and the smaller one is taken.')
 
 
 def _say_ends(chosen: Optional[str], paths: Mapping[str, str]) -> None:
@@ -162,7 +175,8 @@ def _limit(network, size, classes):
   the data.
   """
   if classes is not None and size > classes:
-    network.used_classes = classes
+    if network.used_classes is None:
+      network.used_classes = classes
   elif 'num_classes' in network.options:
     with network.unlocked():
       del network.options['num_classes']

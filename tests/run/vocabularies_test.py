@@ -16,6 +16,7 @@ import pytest
 from safetensors import numpy as safetensors
 
 from haikd import config as config_lib
+from haikd.core import checks
 from haikd.core import notes
 from haikd.run import resolve
 
@@ -196,6 +197,28 @@ def test_a_tokenizer_of_the_data_with_other_ids_is_refused(start, tmp_path):
   code, err, _ = start(
       student='teacher', options=f"tokenizer='{tmp_path / 'student'}'")
   assert code == 2 and 'config.data.options.tokenizer must have' in err
+
+
+def test_a_tokenizer_of_the_data_with_further_tokens_is_refused(tmp_path):
+  write_model(tmp_path / 'teacher', 24, 0)
+  write_model(tmp_path / 'more', 24, 0, tokens=[*TOKENS, '<a>'])
+  config = config_lib.base()
+  config.data.name = 'text'
+  config.data.options.tokenizer = str(tmp_path / 'more')
+  config.teacher.init = f"hf:{tmp_path / 'teacher'}"
+  config.student.model = 'llama'
+  with pytest.raises(checks.ConfigError, match='no tokens beyond .* has 22'):
+    resolve.from_pretrained(config)
+
+
+@pytest.mark.parametrize('count', [21, 25])
+def test_used_classes_are_those_of_data_and_network(count, start, tmp_path):
+  write_model(tmp_path / 'teacher', 24, 0)
+  code, err, _ = start(
+      f'--config.teacher.used_classes={count}', student='teacher',
+      options="form='padded', vocabulary=22")
+  assert code == 2
+  assert 'config.teacher.used_classes must lie between 22, ' in err
 
 
 def test_tables_of_other_lengths_without_a_tokenizer(start, tmp_path):

@@ -122,17 +122,12 @@ def text(split: str,
          data_dir: Optional[str] = None) -> source.Source:
   """Documents for a language model, tokenised once and cached in `data_dir`.
 
-  A split is a file `<split>.txt`, `<split>.jsonl` or `<split>.parquet` in
-  `source_dir`, a folder `<split>` of such files, or a split of a data set of
-  tfds. A document gets the special tokens that its tokenizer puts around a
-  text, unless it holds them already, and ends with the token that ends texts.
-  Empty documents are left out. A document is held in memory while it is
   A split is a file `<split>.txt`, `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`
   or `.arrow` in `source_dir`, a set of shards or a folder `<split>` of such
   files, or a split of a data set of tfds. A document gets the special tokens
-  that its tokenizer puts around a text, and ends with the token that ends
-  texts. Empty documents are left out. A document is held in memory while it is
-  tokenised.
+  that its tokenizer puts around a text, unless it holds them already, and ends
+  with the token that ends texts. Empty documents are left out. A document is
+  held in memory while it is tokenised.
 
   Packed, documents are laid end to end and cut into full rows. `segments`
   numbers the documents of a row, and `positions` is the index of a token in its
