@@ -234,6 +234,7 @@ def _check_same_logits(student, teacher):
   difference = abs(student.shape[-1] - teacher.shape[-1])
   raise checks.ConfigError(
       f'student and teacher must have the same vocabulary; got {got}, which '
-      f'differ by {difference} classes. Give both networks one tokenizer; where '
-      'tables of tokens are padded, set used_classes of both to the size of '
-      'the tokenizer; or distil features or attention instead of logits.')
+      f'differ by {difference} classes. Give both networks one tokenizer; '
+      'where tables of tokens are padded, set used_classes of both to the '
+      'size of the tokenizer; or distil features or attention instead of '
+      'logits.')
