@@ -186,7 +186,7 @@ def test_vocabularies_must_agree(aligner):
       checks.ConfigError,
       match=r'^student and teacher must have the same vocabulary; got '
       r'student\.shape=\(2, 5\), teacher\.shape=\(2, 8\), which differ by 3 '
-      'classes. Give both networks one teacher'):
+      'classes. Give both networks one tokenizer'):
     aligner(random(2, 5), random(2, 8), mask=BOTH, on='logits')
 
 
