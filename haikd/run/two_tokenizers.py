@@ -13,6 +13,7 @@ from haikd.core import checks
 from haikd.core import notes
 from haikd.core import registry
 from haikd.core import tasks as core_tasks
+from haikd.data.text import affixes
 from haikd.data.text import shared_ids
 from haikd.data.text import text_tokenizers
 from haikd.run import tasks
@@ -25,7 +26,8 @@ def of_student(config: config_lib.ConfigDict,
   """Returns the tokenizer of the student, if it needs its own.
 
   It does if the weights of two encoders come with different tokenizers, and
-  each returns a vector or classes for a text.
+  each returns a vector or classes for a text. Tokenizers with the same ids
+  differ if they add other special tokens to texts.
 
   Args:
     config: a config whose networks are resolved.
@@ -66,8 +68,9 @@ def of_student(config: config_lib.ConfigDict,
 def _are_one(first: str, second: str) -> bool:
   if first == second:
     return True
+  loaded = [text_tokenizers.load(path) for path in (first, second)]
   try:
-    shared_ids.count(*map(text_tokenizers.load, (first, second)))
+    shared_ids.count(*loaded)
   except ValueError:
     return False
-  return True
+  return affixes.agree(*loaded)

@@ -1,6 +1,6 @@
 """The ids that teacher, student and data have in common."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, Optional
 
 from haikd import config as config_lib
@@ -8,6 +8,7 @@ from haikd import interop
 from haikd.core import checks
 from haikd.core import notes
 from haikd.core import registry
+from haikd.data.text import affixes
 from haikd.data.text import shared_ids
 from haikd.data.text import text_tokenizers
 from haikd.run import two_tokenizers
@@ -71,8 +72,14 @@ def resolve(config: config_lib.ConfigDict,
     decided[two_tokenizers.OPTION] = of_student
   if _TOKENIZER in accepted and shared.path:
     decided[_TOKENIZER] = shared.path
+  chosen = given.get(_TOKENIZER) or decided.get(_TOKENIZER)
   if 'eos' in accepted and given.get('eos') is None:
-    _say_ends(given.get(_TOKENIZER) or decided.get(_TOKENIZER), paths)
+    _say_ends(chosen, paths)
+  # A chat template writes special tokens itself.
+  if (_TOKENIZER in accepted and 'chat_template' not in accepted and
+      given.get('bos') is None and
+      given.get('add_special_tokens') is not False):
+    _say_affixes(chosen, paths, accepted)
   if _VOCABULARY in accepted:
     sizes = {role: size for role in described
              if (size := _logits(config[role])) is not None}
@@ -137,6 +144,30 @@ def _say_ends(chosen: Optional[str], paths: Mapping[str, str]) -> None:
     path, end = next(iter(others.items()))
     notes.say(f'texts end with {ends[chosen]!r}, the eos of {chosen}; that of '
               f'{path} is {end!r}. config.data.options.eos chooses another.')
+
+
+def _say_affixes(chosen: Optional[str], paths: Mapping[str, str],
+                 accepted: Collection[str]) -> None:
+  """Says which special tokens texts get, if tokenizers add different ones."""
+  if chosen is None or len(set(paths.values())) == 1:
+    return
+  remedy = (' config.data.options.bos chooses another.' if 'bos' in accepted
+            else '')
+  # What ends texts is said already where the option eos chooses it.
+  verbs = ('begin',) if 'eos' in accepted else ('begin', 'end')
+  added = {path: _added(path) for path in paths.values()}
+  for verb, ours, *others in zip(verbs, added[chosen], *added.values()):
+    for path, theirs in zip(added, others):
+      if theirs != ours:
+        notes.say(f'texts {verb} with {ours}, as {chosen} has it; with {path}, '
+                  f'it would be {theirs}.{remedy}')
+
+
+def _added(path: str) -> list[str]:
+  """Returns the special tokens before and after texts, for messages."""
+  tokenizer = text_tokenizers.load(path)
+  return [', '.join(repr(tokenizer.token_of(i)) for i in ids) or
+          'no special token' for ids in affixes.of(tokenizer)]
 
 
 def _end(path: str) -> Optional[str]:

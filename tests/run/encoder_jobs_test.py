@@ -243,6 +243,31 @@ def test_classifiers_may_have_a_tokenizer_each(tmp_path):
                 tmp_path / 'test.jsonl')]
 
 
+def pair_of(made, between):
+  """Returns the tokenizer with other tokens between the texts of a pair."""
+  made.post_processor = processors.TemplateProcessing(
+      single='[CLS] $A [SEP]', pair=f'[CLS] $A {between} $B:1 [SEP]:1',
+      special_tokens=[(name, made.token_to_id(name))
+                      for name in ('[CLS]', '[SEP]')])
+  return made
+
+
+@pytest.mark.parametrize('teacher, student, twice', (
+    (word_piece(), surrounded(word_piece(), '[SEP]', '[CLS]'), True),
+    (pair_of(word_piece(), '[SEP]'), pair_of(word_piece(), '[SEP] [SEP]'),
+     True),
+    (pair_of(word_piece(), '[SEP]'), pair_of(word_piece(), '[SEP]:1'), True),
+    (word_piece(), surrounded(word_piece(), '[CLS]', '[SEP]'), False),
+), ids=('around', 'pairs', 'types', 'same'))
+def test_encoders_get_the_special_tokens_of_their_own(tmp_path, teacher,
+                                                      student, twice):
+  prepare(tmp_path, VECTORS, teacher=('bert', teacher),
+          student=('distilbert', student))
+  config = resolve.from_pretrained(config_file.load(str(tmp_path / 'job.py')))
+  assert config.data.options.get('student_tokenizer') == (
+      str(tmp_path / 'student') if twice else None)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('config, teacher, student', (
     (MASKED, ('bert_masked_lm', word_piece()),

@@ -175,6 +175,31 @@ def test_tokenizers_that_are_one_are_taken(case, tmp_path, capsys):
     assert network.options.get('num_classes') == (limit and 26)
 
 
+@pytest.mark.parametrize('options, said', [
+    ({}, True), (dict(bos='[UNK]'), False),
+    (dict(add_special_tokens=False), False)])
+def test_what_begins_texts_is_said_where_tokenizers_differ(
+    options, said, tmp_path, capsys):
+  write_model(tmp_path / 'teacher', 22, 0, post_processor=dict(
+      type='TemplateProcessing',
+      single=[dict(SpecialToken=dict(id='</s>', type_id=0)),
+              dict(Sequence=dict(id='A', type_id=0))],
+      pair=[dict(Sequence=dict(id='A', type_id=0)),
+            dict(Sequence=dict(id='B', type_id=1))],
+      special_tokens={'</s>': dict(id='</s>', ids=[1], tokens=['</s>'])}))
+  write_model(tmp_path / 'student', 22, 1)
+  config = config_lib.base()
+  config.data.name, config.data.options = 'text', options
+  config.teacher.init, config.student.init = (
+      f'hf:{tmp_path / role}' for role in ('teacher', 'student'))
+  with notes.printed():
+    resolve.from_pretrained(config)
+  assert (f"texts begin with '</s>', as {tmp_path / 'teacher'} has it; with "
+          f"{tmp_path / 'student'}, it would be no special token. "
+          'config.data.options.bos chooses another.'
+          in capsys.readouterr().err) == said
+
+
 def test_ids_of_other_tokens_are_refused(start, tmp_path):
   write_model(tmp_path / 'teacher', 24, 0)
   swapped = [*TOKENS[:5], TOKENS[6], TOKENS[5], *TOKENS[7:]]

@@ -31,6 +31,23 @@ def of(tokenizer: tokenizer_lib.Tokenizer) -> Affixes:
   return Affixes(framed[:start], framed[start + len(bare):])
 
 
+def agree(first: tokenizer_lib.Tokenizer,
+          second: tokenizer_lib.Tokenizer) -> bool:
+  """Returns whether two tokenizers add the same to texts and pairs of texts.
+
+  Args:
+    first: a tokenizer.
+    second: another one, with the same ids.
+  """
+  return _added(first) == _added(second)
+
+
+def _added(tokenizer):
+  """Returns what is added to a text and to a pair, with its types."""
+  pair = tokenizer.encode_batch([''], [''])[0]
+  return [part.tolist() for part in (*of(tokenizer), pair.ids, pair.types)]
+
+
 def strip(tokenizer: tokenizer_lib.Tokenizer,
           texts: Sequence[str]) -> list[str]:
   """Returns texts without the special tokens that the tokenizer adds.
