@@ -1,13 +1,15 @@
 """The special tokens that a tokenizer itself puts around a text."""
 
 from collections.abc import Iterator, Sequence
+import itertools
 from typing import NamedTuple
 
 import numpy as np
 
+from haikd.core import checks
 from haikd.data.text import tokenizer as tokenizer_lib
 
-_PROBE = 'a'  # Any text will do.
+_PROBE = 'a'  # In most vocabularies.
 
 
 class Affixes(NamedTuple):
@@ -23,12 +25,39 @@ class Affixes(NamedTuple):
 
 
 def of(tokenizer: tokenizer_lib.Tokenizer) -> Affixes:
-  """Returns the special tokens that a tokenizer adds to every text."""
-  framed = tokenizer.encode_batch([_PROBE])[0].ids
-  bare = tokenizer.encode_batch([_PROBE], special=False)[0].ids
+  """Returns the special tokens that a tokenizer adds to every text.
+
+  Raises:
+    DataError: a tokenizer that has only special tokens.
+  """
+  text = probe(tokenizer)
+  framed = tokenizer.encode_batch([text])[0].ids
+  bare = tokenizer.encode_batch([text], special=False)[0].ids
   start = next(i for i in range(len(framed) + 1)
                if np.array_equal(framed[i:i + len(bare)], bare))
   return Affixes(framed[:start], framed[start + len(bare):])
+
+
+def probe(tokenizer: tokenizer_lib.Tokenizer) -> str:
+  """Returns a text that a tokenizer encodes to tokens that are not special.
+
+  Args:
+    tokenizer: any tokenizer, such as one of bases or of amino acids.
+
+  Raises:
+    DataError: it has no such tokens.
+  """
+  special = {*tokenizer.special, *(
+      token['id'] for token in tokenizer.definition.get('added_tokens', ()))}
+  tokens = (tokenizer.decode([i]) for i in range(tokenizer.size)
+            if i not in special)
+  for text in itertools.chain([_PROBE], tokens):
+    ids = tokenizer.encode_batch([text], special=False)[0].ids.tolist()
+    if ids and special.isdisjoint(ids):
+      return text
+  raise checks.DataError(
+      'config.data.options.tokenizer must have a token that is not special; '
+      f'got {tokenizer.size} special tokens. Choose another tokenizer.')
 
 
 def agree(first: tokenizer_lib.Tokenizer,

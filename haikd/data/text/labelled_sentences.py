@@ -14,6 +14,7 @@ from haikd.core import registry
 from haikd.data import reader
 from haikd.data import source
 from haikd.data import spec as spec_lib
+from haikd.data.text import affixes
 from haikd.data.text import sentence_rows
 from haikd.data.text import shards
 from haikd.data.text import text_files
@@ -201,7 +202,8 @@ def _has_types(tokenizer, second, types):
   """
   if second is None or not types:
     return False
-  return bool(tokenizer.encode_batch(['a'], ['a'])[0].types.any())
+  text = affixes.probe(tokenizer)
+  return bool(tokenizer.encode_batch([text], [text])[0].types.any())
 
 
 def _count(classes):
