@@ -52,6 +52,10 @@ class MixedReader:
     self.num_classes = first.num_classes
     _check_same('the number of classes, or size of the vocabulary', {
         name: part.num_classes for name, part in parts.items()})
+    _check_same('the names of classes', {
+        name: part.class_names for name, part in parts.items()},
+        ' Set config.data.options.classes to all names, which then have the '
+        'same order everywhere.')
     for role in ('teacher', 'student'):
       texts = {name: part.text_of(role) for name, part in parts.items()}
       _check_same('the tokenizer', {

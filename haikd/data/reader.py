@@ -35,11 +35,14 @@ class Reader:
   Attributes:
     split: its name, for messages.
     num_classes: V, or None.
+    class_names: the names of the classes, or None.
   """
 
   def __init__(self, source: source_lib.Source, split: str):
     self.split = split
     self.num_classes = source.num_classes
+    names = getattr(source, 'class_names', None)
+    self.class_names = None if names is None else tuple(names)
     self._source = source
     self._columns: Optional[Columns] = None
     self._growing = source_lib.growing(source)

@@ -47,6 +47,7 @@ class Source(Protocol):
   Attributes:
     num_classes: V, the number of classes or the size of the vocabulary; None
       for unlabelled examples and for scores.
+    class_names: V names, if labels are classes that have names; may be absent.
     text: a TextInfo if examples are made from text; may be absent.
     student_text: that of the student's inputs; absent if it has no others.
     vary: `(columns, rngs) -> columns`, draws what is random in a batch, `{key:
@@ -121,7 +122,7 @@ class Subset:
     self._source = source
     self._indices = indices
     self.num_classes = source.num_classes
-    for name in ('text', 'student_text', 'vary'):
+    for name in ('class_names', 'text', 'student_text', 'vary'):
       if hasattr(source, name):
         setattr(self, name, getattr(source, name))
 

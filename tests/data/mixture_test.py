@@ -180,6 +180,33 @@ def test_option_that_no_data_set_takes_is_refused(numbered):
     build(config)
 
 
+def test_a_class_has_one_number_in_all_data_sets(words, tmp_path):
+  for name, labels in dict(a=['pos', 'neg'], b=['very', 'pos']).items():
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'train.jsonl').write_text(''.join(
+        json.dumps(dict(text=text, label=label)) + '\n'
+        for text, label in zip('ij' if name == 'a' else 'gh', labels)))
+  config = make_config(a=1, b=1)
+  config.batch_size = 2
+  config.data.name, config.data.source_dir = 'labelled_sentences', str(tmp_path)
+  config.data.data_dir = str(tmp_path / 'prepared')
+  config.data.options = dict(tokenizer=words, length=2)
+  config.evaluation.batch_size = 4
+  config.evaluation.split = config.evaluation.final = 'train'
+  for split in ('train', 'train[:1]'):
+    config.data.train = split
+    with pytest.raises(checks.DataError, match=(
+        r"agree in the names of classes; got \('neg', 'pos'\) in a and "
+        r"\('pos', 'very'\) in b. Set config.data.options.classes to all")):
+      build(config).check()
+  # What the message recommends.
+  config.data.options.classes = ('neg', 'pos', 'very')
+  batch, = build(config).evaluation('train')
+  # In `words`, i is 11 and j is 12; g is 9 and h is 10.
+  assert batch.inputs[:, 0].tolist() == [11, 12, 9, 10]
+  assert batch.labels.tolist() == [1, 0, 2, 1]
+
+
 def test_texts_of_two_tokenizers_do_not_mix(fresh):
   texts = {'a': source.TextInfo('x', 3), 'b': source.TextInfo('y', 3)}
 

@@ -187,11 +187,14 @@ def labelled_sentences(split: str,
     return _LabelledSentences(encoder, field, second, label, classes,
                               _has_types(loaded, second, types))
 
-  return two_tokenizations.open_rows(
+  opened = two_tokenizations.open_rows(
       lambda path: text_prepared.open_rows(
           make_format, path, location, split, prune=prune,
           num_classes=lambda loaded: _count(classes)),
       tokenizer, student_tokenizer)
+  if not isinstance(classes, int):
+    opened.class_names = classes
+  return opened
 
 
 def _has_types(tokenizer, second, types):

@@ -1,6 +1,6 @@
 """Texts that are turned into rows of token ids once, then read by index."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import functools
 import hashlib
@@ -48,6 +48,7 @@ class PreparedRows:
 
   Attributes:
     num_classes: V, or None.
+    class_names: the names of the classes, or None.
     text: the tokenizer.
     info: the statistics of the preparation.
     vary: that of its format; absent if examples are not random.
@@ -57,6 +58,7 @@ class PreparedRows:
                num_classes: Optional[int], text: source.TextInfo):
     from array_record.python import array_record_data_source
     self.num_classes = num_classes
+    self.class_names: Optional[Sequence[str]] = None
     self.text = text
     self.info = shards.read_info(folder)
     self._dtype = row_format.recipe().dtype

@@ -17,6 +17,7 @@ class TwoTokenizations:
 
   Attributes:
     num_classes: V, or None.
+    class_names: the names of the classes, or None.
     text: the teacher's tokenizer.
     student_text: the student's.
 
@@ -28,6 +29,7 @@ class TwoTokenizations:
   def __init__(self, teacher: text_prepared.PreparedRows,
                student: text_prepared.PreparedRows):
     self.num_classes = teacher.num_classes
+    self.class_names = teacher.class_names
     self.text: source.TextInfo = teacher.text
     self.student_text: source.TextInfo = student.text
     self._teacher, self._student = teacher, student
