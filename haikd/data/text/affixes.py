@@ -28,36 +28,42 @@ def of(tokenizer: tokenizer_lib.Tokenizer) -> Affixes:
   """Returns the special tokens that a tokenizer adds to every text.
 
   Raises:
-    DataError: a tokenizer that has only special tokens.
+    DataError: a tokenizer that has only tokens which it adds.
   """
-  text = probe(tokenizer)
-  framed = tokenizer.encode_batch([text])[0].ids
-  bare = tokenizer.encode_batch([text], special=False)[0].ids
-  start = next(i for i in range(len(framed) + 1)
-               if np.array_equal(framed[i:i + len(bare)], bare))
+  framed, bare = _encode(tokenizer, probe(tokenizer))
+  start, = _places(bare, framed)
   return Affixes(framed[:start], framed[start + len(bare):])
 
 
 def probe(tokenizer: tokenizer_lib.Tokenizer) -> str:
-  """Returns a text that a tokenizer encodes to tokens that are not special.
+  """Returns a text whose tokens differ from those that are added to it.
 
   Args:
     tokenizer: any tokenizer, such as one of bases or of amino acids.
 
   Raises:
-    DataError: it has no such tokens.
+    DataError: there is none.
   """
-  special = {*tokenizer.special, *(
-      token['id'] for token in tokenizer.definition.get('added_tokens', ()))}
-  tokens = (tokenizer.decode([i]) for i in range(tokenizer.size)
-            if i not in special)
+  tokens = (tokenizer.decode([i]) for i in range(tokenizer.size))
   for text in itertools.chain([_PROBE], tokens):
-    ids = tokenizer.encode_batch([text], special=False)[0].ids.tolist()
-    if ids and special.isdisjoint(ids):
+    framed, bare = _encode(tokenizer, text)
+    if len(bare) and len(_places(bare, framed)) == 1:
       return text
   raise checks.DataError(
-      'config.data.options.tokenizer must have a token that is not special; '
-      f'got {tokenizer.size} special tokens. Choose another tokenizer.')
+      'config.data.options.tokenizer must have a token besides those that it '
+      f'adds to texts; got {tokenizer.size} tokens. Choose another tokenizer.')
+
+
+def _encode(tokenizer, text):
+  """Returns the ids of a text with and without special tokens."""
+  return [tokenizer.encode_batch([text], special=special)[0].ids
+          for special in (True, False)]
+
+
+def _places(part, ids):
+  """Returns where a part begins in ids."""
+  return [i for i in range(len(ids) - len(part) + 1)
+          if np.array_equal(ids[i:i + len(part)], part)]
 
 
 def agree(first: tokenizer_lib.Tokenizer,

@@ -39,8 +39,8 @@ def test_a_vocabulary_need_not_have_the_letter_a(tokenizer):
   assert affixes.strip(tokenizer, ['<s>A C</s>']) == ['A C']
 
 
-def test_a_vocabulary_of_special_tokens_is_refused():
+def test_a_vocabulary_of_added_tokens_is_refused():
   tokenizer = make(models.BPE({'<s>': 0, '</s>': 1}, []))
   with pytest.raises(checks.DataError, match=(
-      'tokenizer must have a token that is not special')):
+      'tokenizer must have a token besides those that it adds')):
     affixes.of(tokenizer)
