@@ -77,7 +77,17 @@ class SentenceEncoder(NamedTuple):
   def full_ids(self, texts: Sequence[str],
                seconds: Optional[Sequence[str]] = None
                ) -> Iterator[np.ndarray]:
-    """Yields the ids of each text, or pair of texts, without truncation."""
+    """Yields the ids of each text, or pair of texts, without truncation.
+
+    Special tokens that a text holds already are not added again.
+
+    Args:
+      texts: the texts to encode.
+      seconds: the second sentence of each, or None.
+    """
+    texts, seconds = (
+        each if each is None else affixes.strip(self.tokenizer, each)
+        for each in (texts, seconds))
     for encoded in self.tokenizer.encode_batch(texts, seconds):
       yield encoded.ids
 

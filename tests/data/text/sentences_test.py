@@ -7,6 +7,10 @@ import numpy as np
 import pyarrow
 from pyarrow import parquet
 import pytest
+import tokenizers
+from tokenizers import models
+from tokenizers import pre_tokenizers
+from tokenizers import processors
 
 from haikd import config as config_lib
 from haikd.core import checks
@@ -120,6 +124,32 @@ def test_pieces_of_pairs_beyond_the_truncation_are_kept(tmp_path, merging):
   write(tmp_path, 'train.jsonl', pair('ab', 'xabc', 1.0))
   pruned = open_split(tmp_path, merging, length=2, prune=True)
   assert pruned.text.kept_ids[pruned[0]['tokens']].tolist() == [[6, 0], [4, 1]]
+
+
+@pytest.mark.parametrize('name', ['sentences', 'pairs', 'masked_text'])
+def test_pruning_keeps_tokens_of_texts_that_hold_special_ones(tmp_path, name):
+  """Only the first word has a mark before it, which <s> keeps it from being."""
+  made = tokenizers.Tokenizer(models.WordLevel({
+      token: i for i, token in enumerate(
+          ['<unk>', '<s>', '</s>', '<mask>', 'a', '\u2581a'])},
+      unk_token='<unk>'))
+  made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='first')
+  made.add_special_tokens(['<unk>', '<s>', '</s>', '<mask>'])
+  made.post_processor = processors.TemplateProcessing(
+      single='<s> $A </s>', special_tokens=[('<s>', 1), ('</s>', 2)])
+  (tmp_path / 'pieces').mkdir()
+  made.save(str(tmp_path / 'pieces' / 'tokenizer.json'))
+  text = '<s>a</s>'
+  assert made.encode(text, add_special_tokens=False).ids == [1, 4, 2]
+  assert made.encode('a').ids == [1, 5, 2]
+  write(tmp_path, 'train.jsonl',
+        pair(text, text, 1.0) if name == 'pairs' else dict(text=text))
+  opened = source.open_source(
+      'masked_text' if name == 'masked_text' else 'sentences', 'train',
+      options=dict(tokenizer=str(tmp_path / 'pieces'), length=3, prune=True),
+      source_dir=str(tmp_path / 'files'), data_dir=str(tmp_path / 'data'))
+  kept = opened.text.kept_ids[opened[0]['tokens']].tolist()
+  assert kept == ([[1, 5, 2]] * 2 if name == 'pairs' else [1, 5, 2])
 
 
 def test_pruning_to_a_split_without_texts_is_refused(tmp_path, bert_words):
