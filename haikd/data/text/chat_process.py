@@ -50,7 +50,7 @@ class ChatProcess:
 
   def __init__(self, process: subprocess.Popen, start: Mapping[str, Any]):
     self._process = process
-    self._ask(start, 'its beginning')
+    self._ask(json.dumps(start), 'its beginning')
 
   def render(self, chat: messages_lib.Chat) -> RenderedChat:
     """Returns a chat as text.
@@ -59,10 +59,15 @@ class ChatProcess:
       chat: the chat.
 
     Raises:
-      DataError: the template cannot render it.
+      DataError: the template cannot render it, or a field of a message is
+        something else than JSON has.
     """
-    answer = self._ask(dict(messages=chat.messages, first=chat.first),
-                       chat.place)
+    try:
+      question = json.dumps(dict(messages=chat.messages, first=chat.first))
+    except TypeError:
+      _check_fields(chat)
+      raise
+    answer = self._ask(question, chat.place)
     return RenderedChat(
         [render_chats.Row(text, spans) for text, spans in answer['rows']],
         answer['is_dated'])
@@ -71,7 +76,7 @@ class ChatProcess:
     """Returns the answer of the process; raises DataError if it refuses."""
     process = self._process
     try:
-      print(json.dumps(question), file=process.stdin, flush=True)
+      print(question, file=process.stdin, flush=True)
       line = process.stdout.readline()
     except BrokenPipeError:
       line = ''
@@ -127,6 +132,19 @@ def _check_jinja2():
     raise checks.DataError(
         f'jinja2 must be installed to render chats, 3.1.6 or newer; got {got}. '
         "Run `pip install 'haikd[text]'`.")
+
+
+def _check_fields(chat):
+  """Raises DataError for a field that the process cannot be sent."""
+  for number, message in enumerate(chat.messages, start=1):
+    for field, value in message.items():
+      try:
+        json.dumps(value)
+      except TypeError as err:
+        raise checks.DataError(
+            f'message {number} in {chat.place} must have numbers and texts in '
+            f'its fields; got {value!r} in {field!r}. Write it as text, or '
+            'remove the field.') from err
 
 
 def _error(kind, message, place):

@@ -3,10 +3,13 @@
 make_chat_goldens.py wrote the ids with transformers 5.24.
 """
 
+import datetime
+import decimal
 import importlib.util
 import json
 import logging
 import pathlib
+import re
 import resource
 import textwrap
 import time
@@ -253,6 +256,16 @@ def test_chats_may_be_in_parquet(open_chats, tmp_path):
         source_dir=str(tmp_path / 'files'), data_dir=str(tmp_path / 'data'))
 
   assert ids_of(open_parquet()[0]) == GOLDEN['chatml'][0]
+  messages = rows[0]['messages']
+  for value in (datetime.date(2026, 1, 2), decimal.Decimal('1.5'), b'x'):
+    rows[0]['messages'] = [dict(each, at=value) for each in messages]
+    with pytest.raises(checks.DataError, match=re.escape(
+        f"train.parquet' must have numbers and texts in its fields; got "
+        f"{value!r} in 'at'. Write it as text, or remove the field.")):
+      open_parquet()
+    # What the message recommends.
+    rows[0]['messages'] = [dict(each, at=str(value)) for each in messages]
+    assert ids_of(open_parquet()[0]) == GOLDEN['chatml'][0]
   rows[0]['tools'] = 'f'
   with pytest.raises(checks.DataError, match="row 0 .* have no 'tools'"):
     open_parquet()
