@@ -1,6 +1,6 @@
 """What a data set is, and how one is opened by its name in a config."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import inspect
 import pathlib
 from typing import Any, cast, NamedTuple, Optional, Protocol
@@ -125,12 +125,19 @@ class Subset:
     for name in ('class_names', 'text', 'student_text', 'vary'):
       if hasattr(source, name):
         setattr(self, name, getattr(source, name))
+    if hasattr(source, '__getitems__'):
+      self.__getitems__ = self._read
 
   def __len__(self) -> int:
     return len(self._indices)
 
   def __getitem__(self, index: int) -> Mapping[str, Any]:
     return self._source[self._indices[index]]
+
+  def _read(self, indices: list[int]) -> Sequence[Mapping[str, Any]]:
+    """Returns several examples at once."""
+    return cast(Any, self._source).__getitems__(
+        [self._indices[index] for index in indices])
 
 
 class Arrays:

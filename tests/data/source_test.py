@@ -7,6 +7,7 @@ import pytest
 
 from haikd.core import checks
 from haikd.core import registry
+from haikd.data import reader
 from haikd.data import source
 from haikd.data import spec as spec_lib
 
@@ -180,6 +181,30 @@ def test_slice_of_a_split_holds_its_examples(part, expected):
     opened = source.open_source('ten', f'train{part}')
   assert [int(opened[i]['x']) for i in range(len(opened))] == list(expected)
   assert opened.num_classes == 7
+
+
+def test_slice_reads_several_examples_at_once_if_its_data_set_does():
+  calls = []
+
+  class Batched(source.Arrays):
+
+    def __getitems__(self, indices):
+      calls.append(indices)
+      return [self[i] for i in indices]
+
+  with registry.datasets.temporary():
+    registry.register_dataset('batched')(
+        lambda split: Batched(dict(x=np.arange(10))))
+    registry.register_dataset('single')(
+        lambda split: source.Arrays(dict(x=np.arange(10))))
+    batched, single = (
+        reader.Reader(source.open_source(name, 'train[4:]'), 'train[4:]')
+        for name in ('batched', 'single'))
+  assert batched.gather([0, 3])['x'].tolist() == [4, 7]
+  assert calls == [[4, 7]]
+  # Otherwise an error names the example.
+  with pytest.raises(checks.DataError, match='example 9 of'):
+    single.gather([0, 9])
 
 
 @pytest.mark.parametrize('split', ['train[3]', 'train[a:b]', 'train[:3', 'x[]'])
