@@ -21,6 +21,10 @@ _SHOWN = 3  # Differences that a message shows.
 # Fields of an added token that decide where it is found in a text.
 _ADDED_FIELDS = ('single_word', 'lstrip', 'rstrip', 'normalized')
 
+# Messages on how two tokenizers differ, by their digests; empty if they don't.
+# A comparison reads all tokens, and a run asks several times.
+_compared: dict[tuple[str, str], str] = {}
+
 
 def count(first: tokenizer_lib.Tokenizer,
           second: tokenizer_lib.Tokenizer) -> int:
@@ -40,8 +44,19 @@ def count(first: tokenizer_lib.Tokenizer,
       says what differs.
   """
   size = min(first.size, second.size)
+  digests = first.digest, second.digest
+  if digests not in _compared:
+    _compared[digests] = checks.abbreviate(
+        _differences(first, second, size), limit=_SHOWN)
+  if _compared[digests]:
+    raise ValueError(_compared[digests])
+  return size
+
+
+def _differences(first, second, size):
+  """Returns how two tokenizers differ below a size; empty if they don't."""
   if first.digest == second.digest:
-    return size
+    return []
   ours, theirs = _Comparable(first, size), _Comparable(second, size)
   differences = [
       f'id {i} is {ours.tokens.get(i)!r} and {theirs.tokens.get(i)!r}'
@@ -53,9 +68,7 @@ def count(first: tokenizer_lib.Tokenizer,
         f'{_shorten(theirs.rules[name])}'
         for name in ours.rules if ours.rules[name] != theirs.rules[name]
     ]
-  if differences:
-    raise ValueError(checks.abbreviate(differences, limit=_SHOWN))
-  return size
+  return differences
 
 
 class _Comparable:

@@ -34,7 +34,7 @@ def load(path: str) -> tokenizer_lib.Tokenizer:
   return _load(path, tuple(stamps))
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)  # Teacher, student and data may have their own.
 def _load(path, stamps):
   del stamps  # In the cache's key, so that a changed file is loaded again.
   return tokenizer_lib.load(path)

@@ -8,6 +8,7 @@ import tokenizers
 from tokenizers import models
 
 from haikd.data.text import shared_ids
+from haikd.data.text import text_tokenizers
 from haikd.data.text import tokenizer as tokenizer_lib
 
 # Byte-level BPE of a few letters; 'ab' and 'abc' are merged.
@@ -117,6 +118,37 @@ def test_tokenizers_whose_ids_differ_are_refused(name):
   edit, what = OTHER[name]
   with pytest.raises(ValueError, match=what):
     shared_ids.count(edited(SAME['nothing']), edited(edit))
+
+
+@pytest.mark.parametrize('name', ['regex_apart', 'normalizer'])
+def test_two_tokenizers_are_compared_once(name, monkeypatch):
+  # Digests that no other test has seen.
+  ours, theirs = (edited(lambda definition: (
+      edit(definition), definition['added_tokens'].append(
+          dict(DEFINITION['added_tokens'][0], id=8, content=f'<{name}>'))))
+                  for edit in (SAME['nothing'], SAME.get(name) or
+                               OTHER[name][0]))
+  compared = []
+  canonical = tokenizer_lib.Tokenizer.canonical
+  monkeypatch.setattr(
+      tokenizer_lib.Tokenizer, 'canonical',
+      lambda self: compared.append(self) or canonical(self))
+  for _ in range(3):
+    if name in SAME:
+      assert shared_ids.count(ours, theirs) == 9
+    else:
+      with pytest.raises(ValueError, match='normalizer'):
+        shared_ids.count(ours, theirs)
+  assert compared == [ours, theirs]
+
+
+def test_tokenizers_of_teacher_student_and_data_stay_loaded(tmp_path):
+  paths = [tmp_path / f'{i}.json' for i in range(3)]
+  for path in paths:
+    path.write_text(json.dumps(DEFINITION))
+  first, second = ([text_tokenizers.load(str(path)) for path in paths]
+                   for _ in range(2))
+  assert list(map(id, first)) == list(map(id, second))
 
 
 @pytest.mark.parametrize('more', [add_tokens, add_merge])
