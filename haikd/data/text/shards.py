@@ -6,7 +6,7 @@ prepare at once, both use the shard that appeared first.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 import itertools
 import os
 import pathlib
@@ -69,8 +69,8 @@ def rows_of(folder: pathlib.Path, number: int) -> Optional[int]:
   return files.read_json(statistics)['rows'] if statistics.exists() else None
 
 
-def open_shard(folder: pathlib.Path, number: int) -> Sequence[bytes]:
-  """Returns the rows of a shard that has rows."""
+def open_shard(folder: pathlib.Path, number: int) -> Any:
+  """Returns the rows of a shard that has rows; `__getitems__` reads several."""
   from array_record.python import array_record_data_source
   shard, _ = _paths(folder, number)
   return array_record_data_source.ArrayRecordDataSource([str(shard)])

@@ -1,11 +1,12 @@
 """Rows of texts that are read while the rest is still being prepared."""
 
 import bisect
-from collections.abc import Callable, Mapping, Sequence
+import collections
+from collections.abc import Callable, Mapping
 import pathlib
 import threading
 import time
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
@@ -16,10 +17,10 @@ _INTERVAL = 0.05  # Seconds between two looks for a shard.
 
 
 class _Shard(NamedTuple):
-  """The indices of the rows in a shard, and the rows."""
+  """The indices of the rows in a shard, and the rows, as `shards.open_shard`."""
 
   indices: range
-  rows: Sequence[bytes]
+  rows: Any
 
 
 class GrowingRows:
@@ -73,8 +74,8 @@ class GrowingRows:
     while not self._shards or self._shards[-1].indices.stop <= last:
       if self.block(len(self._shards)) is None:
         raise IndexError(f'row {last} of {len(self)}')
-    raw = b''.join(self._read(int(index)) for index in indices)
-    columns = self._expand(np.frombuffer(raw, self._dtype))
+    columns = self._expand(
+        np.frombuffer(b''.join(self._read(indices)), self._dtype))
     return [{key: value[i] for key, value in columns.items()}
             for i in range(len(indices))]
 
@@ -120,11 +121,19 @@ class GrowingRows:
         shards.open_shard(self._folder, number) if rows else ()))
     return True
 
-  def _read(self, index: int) -> bytes:
-    number = bisect.bisect_right(
-        self._shards, index, key=lambda shard: shard.indices.stop)
-    indices, rows = self._shards[number]
-    return rows[index - indices.start]
+  def _read(self, indices: list[int]) -> list[bytes]:
+    """Returns rows; those of one shard are read at once."""
+    of_shards = collections.defaultdict(list)
+    for index in indices:
+      number = bisect.bisect_right(
+          self._shards, index, key=lambda shard: shard.indices.stop)
+      of_shards[number].append(index)
+    read: dict[int, bytes] = {}
+    for number, wanted in of_shards.items():
+      shard = self._shards[number]
+      read.update(zip(wanted, shard.rows.__getitems__(
+          [int(index) - shard.indices.start for index in wanted])))
+    return [read[index] for index in indices]
 
   def _run(self, prepare):
     try:

@@ -141,6 +141,32 @@ def test_slice_and_index_of_a_growing_split(config):
     text[30]
 
 
+def test_rows_of_a_shard_are_read_at_once(config, monkeypatch):
+  reads = []
+
+  class Recorded:
+
+    def __init__(self, rows):
+      self._rows = rows
+
+    def __getitem__(self, index):
+      return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices):
+      reads.append(indices)
+      return self._rows.__getitems__(indices)
+
+  open_shard = shards.open_shard
+  monkeypatch.setattr(shards, 'open_shard',
+                      lambda *args: Recorded(open_shard(*args)))
+  text = build(config).splits.reader('train', '')._source
+  rows = text.__getitems__([9, 0, 2, 29, 8, 0])
+  # In `words`, a is 3; the second letter is that of the ten.
+  assert [row['tokens'].tolist()[:2] for row in rows] == [
+      [12, 3], [3, 3], [5, 3], [12, 5], [11, 3], [3, 3]]
+  assert sorted(map(sorted, reads)) == [[0, 0, 2], [0, 1], [1]]
+
+
 def test_rows_of_a_block_precede_those_of_the_next():
   blocks = [range(0, 5), range(5, 5), range(5, 9), range(9, 12)]
   asked = []
