@@ -85,9 +85,9 @@ class SentenceEncoder(NamedTuple):
       texts: the texts to encode.
       seconds: the second sentence of each, or None.
     """
-    texts, seconds = (
-        each if each is None else affixes.strip(self.tokenizer, each)
-        for each in (texts, seconds))
+    texts = affixes.strip(self.tokenizer, texts)
+    if seconds is not None:
+      seconds = affixes.strip(self.tokenizer, seconds)
     for encoded in self.tokenizer.encode_batch(texts, seconds):
       yield encoded.ids
 

@@ -17,7 +17,7 @@ _INTERVAL = 0.05  # Seconds between two looks for a shard.
 
 
 class _Shard(NamedTuple):
-  """The indices of the rows in a shard, and what `shards.open_shard` returns."""
+  """The indices of the rows in a shard, and what reads them."""
 
   indices: range
   rows: Any
