@@ -15,6 +15,7 @@ from tokenizers import pre_tokenizers
 from tokenizers import processors
 
 from haikd.config import file as config_file
+from haikd.core import notes
 from haikd.engine import mesh as mesh_lib
 from haikd.run import resolve
 from haikd.run import trainees
@@ -266,6 +267,19 @@ def test_encoders_get_the_special_tokens_of_their_own(tmp_path, teacher,
   config = resolve.from_pretrained(config_file.load(str(tmp_path / 'job.py')))
   assert config.data.options.get('student_tokenizer') == (
       str(tmp_path / 'student') if twice else None)
+
+
+def test_what_surrounds_masked_texts_is_said_where_tokenizers_differ(
+    tmp_path, capsys):
+  prepare(tmp_path, MASKED, teacher=('bert_masked_lm', word_piece()),
+          student=('bert_masked_lm',
+                   surrounded(word_piece(), '[SEP]', '[MASK]')))
+  with notes.printed():
+    resolve.from_pretrained(config_file.load(str(tmp_path / 'job.py')))
+  err = capsys.readouterr().err
+  for verb, ours, theirs in (('begin', 'CLS', 'SEP'), ('end', 'SEP', 'MASK')):
+    assert (f"haikd: texts {verb} with '[{ours}]', as {tmp_path}/teacher has "
+            f"it; with {tmp_path}/student, it would be '[{theirs}]'.\n") in err
 
 
 @pytest.mark.slow
