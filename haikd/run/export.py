@@ -20,6 +20,7 @@ from haikd.network import network as network_lib
 from haikd.run import resolve
 from haikd.run import results as results_lib
 from haikd.run import trainees
+from haikd.run import two_tokenizers
 from haikd.run import workdir as workdir_lib
 from haikd.run import writer
 from haikd.storage import checkpoint
@@ -65,13 +66,13 @@ def export(config: config_lib.ConfigDict,
         f'--workdir must hold a trained student; got {workdir}. Train it '
         'first, or correct --workdir.')
   trained = student.trained('--workdir', workdir, 'student')
-  text, data = student.data.text_of('student'), student.config.data
+  data = student.config.data
   interop.export(
       output,
       model=student.config.student.model,
       options=_options(student),
       params=trained.network.params,
-      tokenizer=_tokenizer(text, data),
+      tokenizer=tokenizer_of(student),
       card=_card(student, workdir, trained.network),
       classes=data.options.get('classes'),
       scale=_scale(student),
@@ -108,11 +109,14 @@ def original_of(network: Any) -> Optional[interop.Original]:
   return interop.Original(init, layers, ignore)
 
 
-def _tokenizer(text, data) -> Optional[interop.TokenizerSource]:
-  """Returns the tokenizer of the data; None for data without texts."""
+def tokenizer_of(
+    student: trainees.Trainee) -> Optional[interop.TokenizerSource]:
+  """Returns the tokenizer of a student's texts; None without texts."""
+  text = student.data.text_of('student')
   if text is None:
     return None
-  original = data.options.get('tokenizer')
+  options = student.config.data.options
+  original = options.get(two_tokenizers.OPTION) or options.get('tokenizer')
   if original is not None:
     # Not the tokenizer inside of a GGUF file, nor one in a bucket.
     original = os.path.expanduser(original)
