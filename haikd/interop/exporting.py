@@ -95,7 +95,8 @@ def export(folder: paths.Path, *, model: str, options: Mapping[str, Any],
     original: what the network began as, whose fields are kept where the network
       does not contradict them; None for nothing.
     teacher: whose special tokens and way to generate a network has that began
-      as nothing; None for those of the tokenizer.
+      as nothing; None for those of the tokenizer, as it must be if the teacher
+      has another one.
 
   Raises:
     ConfigError: transformers has no such network, or the folder holds

@@ -78,7 +78,7 @@ def export(config: config_lib.ConfigDict,
       scale=_scale(student),
       length=data.options.get('length'),
       original=original_of(student.config.student),
-      teacher=original_of(student.config.teacher))
+      teacher=speaker_of(student))
   return output
 
 
@@ -107,6 +107,14 @@ def original_of(network: Any) -> Optional[interop.Original]:
   if not init or init in seen:
     return None
   return interop.Original(init, layers, ignore)
+
+
+def speaker_of(student: trainees.Trainee) -> Optional[interop.Original]:
+  """Returns the teacher if it has the student's ids of special tokens."""
+  texts = [student.data.text_of(role) for role in ('teacher', 'student')]
+  tokenizers = {text and text.tokenizer for text in texts}
+  return (original_of(student.config.teacher) if len(tokenizers) == 1 else
+          None)
 
 
 def tokenizer_of(

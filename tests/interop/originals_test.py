@@ -37,9 +37,12 @@ def write(folder, case, files=None, drop=(), **changes):
   return folder
 
 
-def export(source, folder, *, changes=None, layers=None, original=True,
+def export(source, folder, *, changes=None, layers=None, role='original',
            tokenizer=None, **more):
-  """Exports a student of a folder: ones in the shapes of its parameters."""
+  """Exports ones in the shapes of a folder's parameters.
+
+  The folder is the student's original, its teacher, or neither.
+  """
   pretrained = interop.describe(f'hf:{source}')
   options = {**interop.of_blocks(pretrained.model, pretrained.options, layers),
              **(changes or {})}
@@ -54,7 +57,7 @@ def export(source, folder, *, changes=None, layers=None, original=True,
   interop.export(
       folder, model=pretrained.model, options=options, params=params, card='',
       tokenizer=tokenizer, scale=pretrained.scale,
-      **{'original' if original else 'teacher': interop.Original(
+      **{} if role is None else {role: interop.Original(
           f'hf:{source}', layers)}, **more)
   return read(folder / 'config.json')
 
@@ -172,17 +175,39 @@ def test_preprocessor_is_kept(tmp_path):
   assert read(tmp_path / 'out' / name) == content
 
 
-def test_student_of_its_own_speaks_as_its_teacher(tmp_path):
+@pytest.fixture
+def tokenizer(tmp_path):
+  """A tokenizer that has other special tokens than the original."""
+  folder = tmp_path / 'tokenizer'
+  folder.mkdir()
+  (folder / 'tokenizer.json').write_text(json.dumps(dict(
+      added_tokens=[dict(id=4, content='</s>'), dict(id=3, content='<s>')])))
+  (folder / 'tokenizer_config.json').write_text(
+      json.dumps(dict(eos_token='</s>', bos_token='<s>')))
+  return interop.TokenizerSource(folder)
+
+
+def test_student_of_its_own_speaks_as_its_teacher(tmp_path, tokenizer):
   """It began as nothing, so that sizes and lengths are its own."""
   source = write(tmp_path / 'in', 'llama_llama3',
                  {'generation_config.json': GENERATION},
                  drop=('rope_parameters', 'dtype'), **OLD)
-  config = export(source, tmp_path / 'out', original=False,
-                  changes=dict(rope_scaling=None), length=4096)
+  config = export(source, tmp_path / 'out', role='teacher',
+                  changes=dict(rope_scaling=None), length=4096,
+                  tokenizer=tokenizer)
   assert config['eos_token_id'] == [6, 8, 9] and config['bos_token_id'] == 5
   assert config['max_position_embeddings'] == 4096
   assert 'unsloth_fixed' not in config
   assert read(tmp_path / 'out' / 'generation_config.json') == GENERATION
+
+
+def test_student_of_its_own_without_a_teacher_has_its_tokenizers_ids(
+    tmp_path, tokenizer):
+  config = export(GOLDEN / 'llama_llama3', tmp_path / 'out', role=None,
+                  tokenizer=tokenizer)
+  assert config['eos_token_id'] == 4 and config['bos_token_id'] == 3
+  assert config['pad_token_id'] is None
+  assert not (tmp_path / 'out' / 'generation_config.json').exists()
 
 
 KEPT = np.array([0, 1, 5, 6, 8, 20])  # 6 of 24 tokens.

@@ -246,7 +246,8 @@ def test_classifiers_may_have_a_tokenizer_each(tmp_path):
     assert [row[mask].tolist() for row, mask in zip(view.inputs, view.mask)
             if mask.any()] == [tokenizer.encode(text).ids for text in texts_of(
                 tmp_path / 'test.jsonl')]
-  # The files that an export of the student has.
+  # The special tokens of an export are the student's, and so are its files.
+  assert export_lib.speaker_of(student) is None
   names = ('tokenizer.json', 'tokenizer_config.json')
   collected = tokenizer_files.collect(export_lib.tokenizer_of(student))
   assert {name: path.read_bytes() for name, path in collected.items()} == {
