@@ -46,7 +46,9 @@ def collect(source: Optional[TokenizerSource]) -> Files:
   """Returns the files of a tokenizer.
 
   Without pruning they are those of the original, byte by byte. A pruned
-  tokenizer has another vocabulary, and other files get its ids.
+  tokenizer has another vocabulary, and other files get its ids. An original
+  without tokenizer_config.json gets that of the data, which names its special
+  tokens.
 
   Args:
     source: the tokenizer; None for none.
@@ -60,6 +62,9 @@ def collect(source: Optional[TokenizerSource]) -> Files:
   if source.original is None:
     return prepared
   found = _of_folder(source.original)
+  if _CONFIG not in found:
+    found = {**{name: prepared[name] for name in (_CONFIG, _SPECIAL)
+                if name in prepared}, **found}
   if source.kept_ids is None:
     return found
   renumbering = token_ids.Renumbering(source.kept_ids)
@@ -90,8 +95,9 @@ def special_ids(collected: Files) -> dict[str, Optional[int]]:
   """
   if not {_TOKENIZER, _CONFIG} <= set(collected):
     return {}
-  config, tokenizer = (_content(collected[name])
-                       for name in (_CONFIG, _TOKENIZER))
+  special, config, tokenizer = (_content(collected.get(name, {}))
+                                for name in (_SPECIAL, _CONFIG, _TOKENIZER))
+  config = {**special, **config}
   ids = {token['content']: token['id']
          for token in tokenizer.get('added_tokens') or ()}
   fields = {}

@@ -274,3 +274,25 @@ def test_tokenizer_is_the_original_byte_by_byte(tmp_path):
     assert (tmp_path / 'out' / name).read_text() == text
   assert (tmp_path / 'out' / 'additional_chat_templates' / 'tools.jinja'
           ).read_text() == '{{ tools }}'
+
+
+@pytest.mark.parametrize('beside', (
+    {}, {'special_tokens_map.json': dict(eos_token='</s>')},
+    {'special_tokens_map.json': dict(eos_token='</s>'),
+     'tokenizer_config.json': dict(model_max_length=9)}))
+def test_special_tokens_are_written_where_the_original_does_not_say_them(
+    tmp_path, beside):
+  """Of a tokenizer that is one file, the data says which they are."""
+  source, prepared = tmp_path / 'in', tmp_path / 'prepared'
+  definition = dict(added_tokens=[dict(id=4, content='</s>')])
+  made = {'special_tokens_map.json': dict(eos_token='</s>'),
+          'tokenizer_config.json': dict(eos_token='</s>')}
+  for folder, contents in ((source, beside), (prepared, made)):
+    folder.mkdir()
+    for name, content in {'tokenizer.json': definition, **contents}.items():
+      (folder / name).write_text(json.dumps(content))
+  config = export(GOLDEN / 'llama', tmp_path / 'out', role=None,
+                  tokenizer=interop.TokenizerSource(prepared, source))
+  assert config['eos_token_id'] == 4
+  for name, content in {**made, **beside}.items():
+    assert read(tmp_path / 'out' / name) == content
