@@ -296,3 +296,38 @@ def test_special_tokens_are_written_where_the_original_does_not_say_them(
   assert config['eos_token_id'] == 4
   for name, content in {**made, **beside}.items():
     assert read(tmp_path / 'out' / name) == content
+
+
+@pytest.mark.parametrize('place', (
+    'chat_template.jinja', 'chat_template.json', 'tokenizer_config.json'))
+@pytest.mark.parametrize('kept', (None, KEPT), ids=('full', 'pruned'))
+def test_chat_template_is_that_of_the_data(tmp_path, place, kept):
+  """The original's templates go where the data has chosen another."""
+  source, prepared = tmp_path / 'in', tmp_path / 'prepared'
+  tools = 'additional_chat_templates/tools.jinja'
+  contents = {'tokenizer.json': '{}', tools: 'tools',
+              'tokenizer_config.json': '{"pad_token": "<pad>"}'}
+  contents[place] = ('old' if place.endswith('.jinja') else
+                     '{"chat_template": "old", "pad_token": "<pad>"}')
+  for name, text in contents.items():
+    (source / name).parent.mkdir(exist_ok=True, parents=True)
+    (source / name).write_text(text)
+  prepared.mkdir()
+  (prepared / 'tokenizer.json').write_text('{}')
+
+  def written(chosen):
+    if chosen is not None:
+      (prepared / 'chat_template.jinja').write_text(chosen)
+    out = tmp_path / f'out-{chosen}'
+    export(GOLDEN / 'llama', out,
+           tokenizer=interop.TokenizerSource(prepared, source, kept))
+    return {name: (out / name).read_text()
+            for name in {'chat_template.jinja', *contents}
+            if (out / name).exists()}
+
+  # Unless the data chooses one, it has a file for what is in a file.
+  assert written(None if place == 'tokenizer_config.json' else 'old') == (
+      contents)
+  new = written('new')
+  assert json.loads(new.pop('tokenizer_config.json')) == dict(pad_token='<pad>')
+  assert new == {'tokenizer.json': '{}', 'chat_template.jinja': 'new'}
