@@ -66,7 +66,7 @@ def export(config: config_lib.ConfigDict,
         f'--workdir must hold a trained student; got {workdir}. Train it '
         'first, or correct --workdir.')
   trained = student.trained('--workdir', workdir, 'student')
-  data = student.config.data
+  data, text = student.config.data, student.data.text_of('student')
   interop.export(
       output,
       model=student.config.student.model,
@@ -78,7 +78,8 @@ def export(config: config_lib.ConfigDict,
       scale=_scale(student),
       length=data.options.get('length'),
       original=original_of(student.config.student),
-      teacher=speaker_of(student))
+      teacher=speaker_of(student),
+      ends=text.ends if text else ())
   return output
 
 

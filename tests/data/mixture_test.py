@@ -180,9 +180,8 @@ def test_option_that_no_data_set_takes_is_refused(numbered):
     build(config)
 
 
-def test_texts_of_two_tokenizers_do_not_mix(fresh):
-  texts = {'a': source.TextInfo('x', 3), 'b': source.TextInfo('y', 3)}
-
+def register_texts(texts):
+  """Registers a data set `files`, whose option `first` chooses its texts."""
   @registry.register_dataset()
   def files(split, *, first):
     made = source.Arrays(dict(number=np.arange(3)), num_classes=3)
@@ -192,6 +191,22 @@ def test_texts_of_two_tokenizers_do_not_mix(fresh):
   config = make_config(**{name: dict(name='files', options=dict(first=name))
                           for name in texts})
   config.data.name = 'files'
+  return config
+
+
+def test_texts_of_a_mixture_have_all_ends(fresh):
+  config = register_texts({
+      'a': source.TextInfo('x', 3, ends=(2,)), 'b': source.TextInfo('x', 3),
+      'c': source.TextInfo('x', 3, ends=(1,)),
+      'd': source.TextInfo('x', 3, ends=(2,))})
+  for role in ('teacher', 'student'):
+    assert build(config).text_of(role) == source.TextInfo(
+        'x', 3, ends=(2, 1))
+
+
+def test_texts_of_two_tokenizers_do_not_mix(fresh):
+  config = register_texts(
+      {'a': source.TextInfo('x', 3), 'b': source.TextInfo('y', 3)})
   with pytest.raises(checks.DataError, match=(
       'agree in the tokenizer; got x in a and y in b. prune=True makes')):
     build(config).check()

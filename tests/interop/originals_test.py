@@ -147,6 +147,29 @@ def test_names_of_classes_are_kept(tmp_path):
   assert config['id2label'] == names
 
 
+def test_end_of_the_texts_ends_what_is_generated(tmp_path, caplog):
+  files = {'generation_config.json': dict(eos_token_id=[2, 9], top_k=5)}
+  source = write(tmp_path / 'in', 'llama', files, eos_token_id=2)
+
+  def ends(name, **more):
+    with caplog.at_level('INFO', 'haikd'):
+      config = export(source, tmp_path / name, **more)
+    generation = tmp_path / name / 'generation_config.json'
+    return config['eos_token_id'], generation.exists() and read(generation).get(
+        'eos_token_id')
+
+  assert ends('same', ends=(2,)) == (2, [2, 9])
+  assert not caplog.records
+  assert ends('one', ends=(9,)) == ([2, 9], [2, 9])
+  said, = caplog.records
+  assert said.getMessage() == (
+      'config.json: texts of the data end with id 9, which is added to '
+      'eos_token_id, 2. config.data.options.eos chooses the token.')
+  assert ends('more', ends=(4, 9)) == ([2, 4, 9], [2, 9, 4])
+  # Neither a teacher nor a tokenizer says what ends a text.
+  assert ends('none', role=None, ends=(4,)) == (4, False)
+
+
 def test_other_files_are_kept(tmp_path):
   modules = [dict(idx=i, name=str(i), path=path, type=f'sentence_transformers.'
                   f'models.{kind}')

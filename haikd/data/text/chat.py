@@ -54,7 +54,7 @@ class _Chats(NamedTuple):
         end=self.end)
     return shards.Recipe('chat', options, packing.row_dtype(self.length),
                          self._rows, notices=self._notices(),
-                         adds_special_tokens=False)
+                         adds_special_tokens=False, ends=(self.end,))
 
   def _rows(self, batches: shards.Batches,
             counts: Counter) -> Iterator[np.ndarray]:
