@@ -23,6 +23,7 @@ CONFIG = """
       config = config_lib.base()
       config.steps = 1
       config.batch_size = config.evaluation.batch_size = 8
+      config.evaluation.split = config.evaluation.final = 'train'
       config.data.name, config.data.source_dir = 'chat', str(HERE)
       config.data.data_dir = str(HERE / 'prepared')
       config.data.options = dict(
@@ -57,12 +58,11 @@ def test_a_base_model_becomes_one_that_answers_and_stops(run, tmp_path):
   write_model(tmp_path / 'student', eos='</s>', ids=2)
   (tmp_path / 'template.jinja').write_text(TEMPLATE)
   (tmp_path / 'job.py').write_text(textwrap.dedent(CONFIG))
-  for split in ('train', 'validation', 'test'):
-    (tmp_path / f'{split}.jsonl').write_text(''.join(
-        json.dumps(dict(messages=[
-            dict(role='user', content=f'w{i} w1'),
-            dict(role='assistant', content=f'w2 w{i}')])) + '\n'
-        for i in range(8)))
+  (tmp_path / 'train.jsonl').write_text(''.join(
+      json.dumps(dict(messages=[
+          dict(role='user', content=f'w{i} w1'),
+          dict(role='assistant', content=f'w2 w{i}')])) + '\n'
+      for i in range(8)))
   assert run(config='job.py')[0] == 0
   code, _, err = run('--mode=export', config='job.py')
   assert code == 0
