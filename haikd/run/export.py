@@ -102,7 +102,9 @@ def original_of(network: Any) -> Optional[interop.Original]:
     path = paths.as_path(init) / workdir_lib.CONFIG_FILE
     if not paths.exists(path):
       return None
-    student = files.read_json(path)['student']
+    # A run from before a field has its default.
+    student = {**config_lib.network().to_dict(),
+               **files.read_json(path)['student']}
     init, layers = student['init'], student['init_layers']
     ignore = student['init_options']['ignore']
   if not init or init in seen:
@@ -170,8 +172,9 @@ def _card(student: trainees.Trainee, workdir: paths.ConcretePath,
       'It inherits the terms of its teacher\'s license and of its data.', ''
   ]
   for role in ('teacher', 'student'):
-    if ignored := config[role].init_options.ignore:
-      names = ', '.join(f'`{name}`' for name in ignored)
+    original = original_of(config[role])
+    if original is not None and original.ignore:
+      names = ', '.join(f'`{name}`' for name in original.ignore)
       lines += [f'These fields and tensors were ignored when the {role} was '
                 f'read: {names}.', '']
   if results:
