@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 import contextlib
+import itertools
 import os
 from typing import Any, Optional, Union
 
@@ -72,7 +73,11 @@ class MixedReader:
 
   def text_of(self, role: str) -> Optional[source_lib.TextInfo]:
     """Returns the TextInfo of the 'teacher' or 'student', or None."""
-    return next(iter(self._parts.values())).text_of(role)
+    first, *others = (part.text_of(role) for part in self._parts.values())
+    if first is None:
+      return None
+    ends = itertools.chain(first.ends, *(text.ends for text in others if text))
+    return first._replace(ends=tuple(dict.fromkeys(ends)))
 
   def load(self) -> None:
     """Decodes and checks what is small enough to keep."""

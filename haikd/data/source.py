@@ -95,11 +95,14 @@ class TextInfo(NamedTuple):
     size: V, the size of its vocabulary.
     kept_ids: int32 `[V]`, each id's id in the tokenizer before pruning; None if
       it was not pruned.
+    ends: the ids of the tokens that end a text; () if nothing follows from
+      them, as for an encoder.
   """
 
   tokenizer: str
   size: int
   kept_ids: Optional[np.ndarray] = None
+  ends: tuple[int, ...] = ()
 
   @property
   def identity(self) -> str:

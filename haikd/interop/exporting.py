@@ -70,7 +70,8 @@ def export(folder: paths.Path, *, model: str, options: Mapping[str, Any],
            scale: Optional[images.ChannelStatistics] = None,
            length: Optional[int] = None,
            original: Optional[originals.Original] = None,
-           teacher: Optional[originals.Original] = None) -> None:
+           teacher: Optional[originals.Original] = None,
+           ends: Sequence[int] = ()) -> None:
   """Writes a network as a folder that transformers loads.
 
   Parameters are written in their dtype, tensor by tensor, so that the host
@@ -95,7 +96,10 @@ def export(folder: paths.Path, *, model: str, options: Mapping[str, Any],
     original: what the network began as, whose fields are kept where the network
       does not contradict them; None for nothing.
     teacher: whose special tokens and way to generate a network has that began
-      as nothing; None for those of the tokenizer.
+      as nothing; None for those of the tokenizer, as it must be if the teacher
+      has another one.
+    ends: the ids of the tokens that ended the texts it was trained on, at which
+      whoever generates stops.
 
   Raises:
     ConfigError: transformers has no such network, or the folder holds
@@ -121,7 +125,7 @@ def export(folder: paths.Path, *, model: str, options: Mapping[str, Any],
     _check_folder(folder)
     prepared.append(_prepare(
         written, family.LENGTH, model, options, tokenizer, classes, scale,
-        length, original, teacher))
+        length, original, teacher, ends))
 
   # This raises on all processes before any of them gathers: later the others
   # would wait for a process that is gone.
@@ -147,7 +151,7 @@ class _Prepared(NamedTuple):
 
 
 def _prepare(written, length_field, model, options, tokenizer, classes, scale,
-             length, original, teacher) -> _Prepared:
+             length, original, teacher, ends) -> _Prepared:
   """Returns what is written beside the weights; arguments as for `export`."""
   renumbering = token_ids.Renumbering(tokenizer and tokenizer.kept_ids)
   first = originals.Files(original, renumbering)
@@ -170,8 +174,10 @@ def _prepare(written, length_field, model, options, tokenizer, classes, scale,
     if 'vocab_size' in config:  # The default may lie beyond the vocabulary.
       config.setdefault('pad_token_id', None)
   generation = speaker.generation()
+  if generation is not None:
+    generation = token_ids.with_ends(originals.GENERATION, generation, ends)
   contents = {
-      'config.json': config,
+      'config.json': token_ids.with_ends('config.json', config, ends),
       **first.others(functools.partial(_others, model), options, scale),
       **({} if generation is None else {originals.GENERATION: generation}),
   }

@@ -12,6 +12,8 @@ _HOLDS_IDS = re.compile(
 # Fields that hold ids among other things.
 _MIXED = ('forced_decoder_ids', 'sequence_bias', 'lang_to_id', 'task_to_id')
 
+_EOS = 'eos_token_id'
+
 
 class Renumbering:
   """The ids of tokens in a vocabulary, by those before it was pruned.
@@ -71,6 +73,31 @@ class Renumbering:
     # A negative id stands for no token.
     is_id = isinstance(value, int) and not isinstance(value, bool)
     return self._new.get(value) if is_id and value >= 0 else value
+
+
+def with_ends(title: str, values: Mapping[str, Any],
+              ends: Sequence[int]) -> dict[str, Any]:
+  """Returns the fields of a config with further ids in `eos_token_id`.
+
+  If there are some already, what is added is said.
+
+  Args:
+    title: of the file, for messages.
+    values: the fields.
+    ends: the ids of the tokens that end the texts of the data.
+  """
+  stated = values.get(_EOS)
+  ids = list(stated) if isinstance(stated, Sequence) else [
+      i for i in (stated,) if i is not None]
+  added = [i for i in ends if i not in ids]
+  if not added:
+    return dict(values)
+  if ids:
+    notes.say(f'{title}: texts of the data end with id '
+              f'{" or ".join(map(str, added))}, which is added to {_EOS}, '
+              f'{stated}. config.data.options.eos chooses the token.')
+  ids += added
+  return {**values, _EOS: ids if len(ids) > 1 else ids[0]}
 
 
 def _count(value) -> int:

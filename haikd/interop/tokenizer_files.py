@@ -13,9 +13,12 @@ from haikd.storage import paths
 _TOKENIZER, _CONFIG, _ADDED = (
     'tokenizer.json', 'tokenizer_config.json', 'added_tokens.json')
 # Files without ids.
-_SPECIAL, _TEMPLATES = 'special_tokens_map.json', (
-    'chat_template.jinja', 'chat_template.json',
-    'additional_chat_templates/*.jinja')
+_SPECIAL = 'special_tokens_map.json'
+# The chat template, and the same as processors of transformers wrote it.
+_TEMPLATE, _OLD_TEMPLATE = 'chat_template.jinja', 'chat_template.json'
+_MORE_TEMPLATES = 'additional_chat_templates'
+# The field with it, in _CONFIG and _OLD_TEMPLATE.
+_TEMPLATE_FIELD = 'chat_template'
 # The vocabulary again, for tokenizers without tokenizer.json.
 _VOCABULARIES = ('vocab.txt', 'vocab.json', 'merges.txt', 'tokenizer.model',
                  'spiece.model', 'sentencepiece.bpe.model', 'tekken.json')
@@ -46,7 +49,9 @@ def collect(source: Optional[TokenizerSource]) -> Files:
   """Returns the files of a tokenizer.
 
   Without pruning they are those of the original, byte by byte. A pruned
-  tokenizer has another vocabulary, and other files get its ids.
+  tokenizer has another vocabulary, and other files get its ids. An original
+  without tokenizer_config.json gets that of the data, which names its special
+  tokens. A chat template that the data chose replaces all of the original's.
 
   Args:
     source: the tokenizer; None for none.
@@ -60,12 +65,22 @@ def collect(source: Optional[TokenizerSource]) -> Files:
   if source.original is None:
     return prepared
   found = _of_folder(source.original)
-  if source.kept_ids is None:
-    return found
-  renumbering = token_ids.Renumbering(source.kept_ids)
-  pruned: Files = {name: path for name, path in found.items()
-                   if name not in (*_VOCABULARIES, _TOKENIZER)}
-  pruned[_TOKENIZER] = prepared[_TOKENIZER]
+  if _CONFIG not in found:
+    found = {**{name: prepared[name] for name in (_CONFIG, _SPECIAL)
+                if name in prepared}, **found}
+  if source.kept_ids is not None:
+    found = _pruned(found, prepared[_TOKENIZER],
+                    token_ids.Renumbering(source.kept_ids))
+  template = _template(prepared)
+  return found if template in (None, _template(found)) else _with_template(
+      found, prepared[_TEMPLATE])
+
+
+def _pruned(found, tokenizer, renumbering):
+  """Returns files for a pruned tokenizer, which is given."""
+  pruned = {name: path for name, path in found.items()
+            if name not in (*_VOCABULARIES, _TOKENIZER)}
+  pruned[_TOKENIZER] = tokenizer
   if _CONFIG in found:
     config = _content(found[_CONFIG])
     if isinstance(added := config.get('added_tokens_decoder'), Mapping):
@@ -74,6 +89,27 @@ def collect(source: Optional[TokenizerSource]) -> Files:
   if _ADDED in found:
     pruned[_ADDED] = renumbering.tokens(_content(found[_ADDED]))
   return pruned
+
+
+def _template(found):
+  """Returns the chat template, if it has a file; None without one."""
+  path, old = found.get(_TEMPLATE), found.get(_OLD_TEMPLATE)
+  if path is not None:
+    return path.read_bytes()
+  text = None if old is None else _content(old).get(_TEMPLATE_FIELD)
+  return text.encode() if isinstance(text, str) else None
+
+
+def _with_template(found, template):
+  """Returns files with a chat template in place of all that they have."""
+  changed = {
+      name: path for name, path in found.items()
+      if name != _OLD_TEMPLATE and not name.startswith(_MORE_TEMPLATES)}
+  config = _content(found.get(_CONFIG, {}))
+  if _TEMPLATE_FIELD in config:
+    changed[_CONFIG] = {name: value for name, value in config.items()
+                        if name != _TEMPLATE_FIELD}
+  return {**changed, _TEMPLATE: template}
 
 
 def special_ids(collected: Files) -> dict[str, Optional[int]]:
@@ -90,8 +126,9 @@ def special_ids(collected: Files) -> dict[str, Optional[int]]:
   """
   if not {_TOKENIZER, _CONFIG} <= set(collected):
     return {}
-  config, tokenizer = (_content(collected[name])
-                       for name in (_CONFIG, _TOKENIZER))
+  special, config, tokenizer = (_content(collected.get(name, {}))
+                                for name in (_SPECIAL, _CONFIG, _TOKENIZER))
+  config = {**special, **config}
   ids = {token['content']: token['id']
          for token in tokenizer.get('added_tokens') or ()}
   fields = {}
@@ -131,7 +168,8 @@ def _of_folder(path: paths.Path) -> Files:
   path = pathlib.Path(path)
   is_file = path.is_file() and path.suffix == '.json'
   folder = path.parent if is_file else path
-  beside: tuple[str, ...] = (_CONFIG, _SPECIAL, *_TEMPLATES)
+  beside: tuple[str, ...] = (_CONFIG, _SPECIAL, _TEMPLATE, _OLD_TEMPLATE,
+                             f'{_MORE_TEMPLATES}/*.jinja')
   if not is_file or path.name == _TOKENIZER:
     beside += (_TOKENIZER, _ADDED, *_VOCABULARIES)
   found: Files = {

@@ -20,6 +20,7 @@ from haikd.network import network as network_lib
 from haikd.run import resolve
 from haikd.run import results as results_lib
 from haikd.run import trainees
+from haikd.run import two_tokenizers
 from haikd.run import workdir as workdir_lib
 from haikd.run import writer
 from haikd.storage import checkpoint
@@ -65,19 +66,20 @@ def export(config: config_lib.ConfigDict,
         f'--workdir must hold a trained student; got {workdir}. Train it '
         'first, or correct --workdir.')
   trained = student.trained('--workdir', workdir, 'student')
-  text, data = student.data.text_of('student'), student.config.data
+  data, text = student.config.data, student.data.text_of('student')
   interop.export(
       output,
       model=student.config.student.model,
       options=_options(student),
       params=trained.network.params,
-      tokenizer=_tokenizer(text, data),
+      tokenizer=tokenizer_of(student),
       card=_card(student, workdir, trained.network),
       classes=data.options.get('classes'),
       scale=_scale(student),
       length=data.options.get('length'),
       original=original_of(student.config.student),
-      teacher=original_of(student.config.teacher))
+      teacher=speaker_of(student),
+      ends=text.ends if text else ())
   return output
 
 
@@ -100,7 +102,9 @@ def original_of(network: Any) -> Optional[interop.Original]:
     path = paths.as_path(init) / workdir_lib.CONFIG_FILE
     if not paths.exists(path):
       return None
-    student = files.read_json(path)['student']
+    # A run from before a field has its default.
+    student = {**config_lib.network().to_dict(),
+               **files.read_json(path)['student']}
     init, layers = student['init'], student['init_layers']
     ignore = student['init_options']['ignore']
   if not init or init in seen:
@@ -108,11 +112,22 @@ def original_of(network: Any) -> Optional[interop.Original]:
   return interop.Original(init, layers, ignore)
 
 
-def _tokenizer(text, data) -> Optional[interop.TokenizerSource]:
-  """Returns the tokenizer of the data; None for data without texts."""
+def speaker_of(student: trainees.Trainee) -> Optional[interop.Original]:
+  """Returns the teacher if it has the student's ids of special tokens."""
+  texts = [student.data.text_of(role) for role in ('teacher', 'student')]
+  tokenizers = {text and text.tokenizer for text in texts}
+  return (original_of(student.config.teacher) if len(tokenizers) == 1 else
+          None)
+
+
+def tokenizer_of(
+    student: trainees.Trainee) -> Optional[interop.TokenizerSource]:
+  """Returns the tokenizer of a student's texts; None without texts."""
+  text = student.data.text_of('student')
   if text is None:
     return None
-  original = data.options.get('tokenizer')
+  options = student.config.data.options
+  original = options.get(two_tokenizers.OPTION) or options.get('tokenizer')
   if original is not None:
     # Not the tokenizer inside of a GGUF file, nor one in a bucket.
     original = os.path.expanduser(original)
@@ -157,8 +172,9 @@ def _card(student: trainees.Trainee, workdir: paths.ConcretePath,
       'It inherits the terms of its teacher\'s license and of its data.', ''
   ]
   for role in ('teacher', 'student'):
-    if ignored := config[role].init_options.ignore:
-      names = ', '.join(f'`{name}`' for name in ignored)
+    original = original_of(config[role])
+    if original is not None and original.ignore:
+      names = ', '.join(f'`{name}`' for name in original.ignore)
       lines += [f'These fields and tensors were ignored when the {role} was '
                 f'read: {names}.', '']
   if results:

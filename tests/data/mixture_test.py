@@ -55,6 +55,20 @@ def build(config, index=0, count=1):
   return pipeline.build_data(config, process_index=index, process_count=count)
 
 
+def make_config_of_texts(texts):
+  """Returns the config of a mixture of texts, `{name: TextInfo}`."""
+  @registry.register_dataset()
+  def files(split, *, first):
+    made = source.Arrays(dict(number=np.arange(3)), num_classes=3)
+    made.text = texts[first]
+    return made
+
+  config = make_config(**{name: dict(name='files', options=dict(first=name))
+                          for name in texts})
+  config.data.name = 'files'
+  return config
+
+
 def numbers_of(batch):
   return batch.inputs[:, 0].tolist()
 
@@ -210,15 +224,16 @@ def test_a_class_has_one_number_in_all_data_sets(words, tmp_path):
 def test_texts_of_two_tokenizers_do_not_mix(fresh):
   texts = {'a': source.TextInfo('x', 3), 'b': source.TextInfo('y', 3)}
 
-  @registry.register_dataset()
-  def files(split, *, first):
-    made = source.Arrays(dict(number=np.arange(3)), num_classes=3)
-    made.text = texts[first]
-    return made
-
-  config = make_config(**{name: dict(name='files', options=dict(first=name))
-                          for name in texts})
-  config.data.name = 'files'
+  config = make_config_of_texts(texts)
   with pytest.raises(checks.DataError, match=(
       'agree in the tokenizer; got x in a and y in b. prune=True makes')):
     build(config).check()
+
+
+def test_texts_of_a_mixture_have_all_ends(fresh):
+  config = make_config_of_texts({
+      'a': source.TextInfo('x', 3, ends=(2,)), 'b': source.TextInfo('x', 3),
+      'c': source.TextInfo('x', 3, ends=(1,)),
+      'd': source.TextInfo('x', 3, ends=(2,))})
+  for role in ('teacher', 'student'):
+    assert build(config).text_of(role) == source.TextInfo('x', 3, ends=(2, 1))

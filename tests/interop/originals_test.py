@@ -37,9 +37,12 @@ def write(folder, case, files=None, drop=(), **changes):
   return folder
 
 
-def export(source, folder, *, changes=None, layers=None, original=True,
+def export(source, folder, *, changes=None, layers=None, role='original',
            tokenizer=None, **more):
-  """Exports a student of a folder: ones in the shapes of its parameters."""
+  """Exports ones in the shapes of a folder's parameters.
+
+  The folder is the student's original, its teacher, or neither.
+  """
   pretrained = interop.describe(f'hf:{source}')
   options = {**interop.of_blocks(pretrained.model, pretrained.options, layers),
              **(changes or {})}
@@ -54,7 +57,7 @@ def export(source, folder, *, changes=None, layers=None, original=True,
   interop.export(
       folder, model=pretrained.model, options=options, params=params, card='',
       tokenizer=tokenizer, scale=pretrained.scale,
-      **{'original' if original else 'teacher': interop.Original(
+      **{} if role is None else {role: interop.Original(
           f'hf:{source}', layers)}, **more)
   return read(folder / 'config.json')
 
@@ -144,6 +147,29 @@ def test_names_of_classes_are_kept(tmp_path):
   assert config['id2label'] == names
 
 
+def test_end_of_the_texts_ends_what_is_generated(tmp_path, caplog):
+  files = {'generation_config.json': dict(eos_token_id=[2, 9], top_k=5)}
+  source = write(tmp_path / 'in', 'llama', files, eos_token_id=2)
+
+  def ends(name, **more):
+    with caplog.at_level('INFO', 'haikd'):
+      config = export(source, tmp_path / name, **more)
+    generation = tmp_path / name / 'generation_config.json'
+    return config['eos_token_id'], generation.exists() and read(generation).get(
+        'eos_token_id')
+
+  assert ends('same', ends=(2,)) == (2, [2, 9])
+  assert not caplog.records
+  assert ends('one', ends=(9,)) == ([2, 9], [2, 9])
+  said, = caplog.records
+  assert said.getMessage() == (
+      'config.json: texts of the data end with id 9, which is added to '
+      'eos_token_id, 2. config.data.options.eos chooses the token.')
+  assert ends('more', ends=(4, 9)) == ([2, 4, 9], [2, 9, 4])
+  # Neither a teacher nor a tokenizer says what ends a text.
+  assert ends('none', role=None, ends=(4,)) == (4, False)
+
+
 def test_other_files_are_kept(tmp_path):
   modules = [dict(idx=i, name=str(i), path=path, type=f'sentence_transformers.'
                   f'models.{kind}')
@@ -172,17 +198,39 @@ def test_preprocessor_is_kept(tmp_path):
   assert read(tmp_path / 'out' / name) == content
 
 
-def test_student_of_its_own_speaks_as_its_teacher(tmp_path):
+@pytest.fixture
+def tokenizer(tmp_path):
+  """A tokenizer that has other special tokens than the original."""
+  folder = tmp_path / 'tokenizer'
+  folder.mkdir()
+  (folder / 'tokenizer.json').write_text(json.dumps(dict(
+      added_tokens=[dict(id=4, content='</s>'), dict(id=3, content='<s>')])))
+  (folder / 'tokenizer_config.json').write_text(
+      json.dumps(dict(eos_token='</s>', bos_token='<s>')))
+  return interop.TokenizerSource(folder)
+
+
+def test_student_of_its_own_speaks_as_its_teacher(tmp_path, tokenizer):
   """It began as nothing, so that sizes and lengths are its own."""
   source = write(tmp_path / 'in', 'llama_llama3',
                  {'generation_config.json': GENERATION},
                  drop=('rope_parameters', 'dtype'), **OLD)
-  config = export(source, tmp_path / 'out', original=False,
-                  changes=dict(rope_scaling=None), length=4096)
+  config = export(source, tmp_path / 'out', role='teacher',
+                  changes=dict(rope_scaling=None), length=4096,
+                  tokenizer=tokenizer)
   assert config['eos_token_id'] == [6, 8, 9] and config['bos_token_id'] == 5
   assert config['max_position_embeddings'] == 4096
   assert 'unsloth_fixed' not in config
   assert read(tmp_path / 'out' / 'generation_config.json') == GENERATION
+
+
+def test_student_of_its_own_without_a_teacher_has_its_tokenizers_ids(
+    tmp_path, tokenizer):
+  config = export(GOLDEN / 'llama_llama3', tmp_path / 'out', role=None,
+                  tokenizer=tokenizer)
+  assert config['eos_token_id'] == 4 and config['bos_token_id'] == 3
+  assert config['pad_token_id'] is None
+  assert not (tmp_path / 'out' / 'generation_config.json').exists()
 
 
 KEPT = np.array([0, 1, 5, 6, 8, 20])  # 6 of 24 tokens.
@@ -249,3 +297,60 @@ def test_tokenizer_is_the_original_byte_by_byte(tmp_path):
     assert (tmp_path / 'out' / name).read_text() == text
   assert (tmp_path / 'out' / 'additional_chat_templates' / 'tools.jinja'
           ).read_text() == '{{ tools }}'
+
+
+@pytest.mark.parametrize('beside', (
+    {}, {'special_tokens_map.json': dict(eos_token='</s>')},
+    {'special_tokens_map.json': dict(eos_token='</s>'),
+     'tokenizer_config.json': dict(model_max_length=9)}))
+def test_special_tokens_are_written_where_the_original_does_not_say_them(
+    tmp_path, beside):
+  """Of a tokenizer that is one file, the data says which they are."""
+  source, prepared = tmp_path / 'in', tmp_path / 'prepared'
+  definition = dict(added_tokens=[dict(id=4, content='</s>')])
+  made = {'special_tokens_map.json': dict(eos_token='</s>'),
+          'tokenizer_config.json': dict(eos_token='</s>')}
+  for folder, contents in ((source, beside), (prepared, made)):
+    folder.mkdir()
+    for name, content in {'tokenizer.json': definition, **contents}.items():
+      (folder / name).write_text(json.dumps(content))
+  config = export(GOLDEN / 'llama', tmp_path / 'out', role=None,
+                  tokenizer=interop.TokenizerSource(prepared, source))
+  assert config['eos_token_id'] == 4
+  for name, content in {**made, **beside}.items():
+    assert read(tmp_path / 'out' / name) == content
+
+
+@pytest.mark.parametrize('place', (
+    'chat_template.jinja', 'chat_template.json', 'tokenizer_config.json'))
+@pytest.mark.parametrize('kept', (None, KEPT), ids=('full', 'pruned'))
+def test_chat_template_is_that_of_the_data(tmp_path, place, kept):
+  """The original's templates go where the data has chosen another."""
+  source, prepared = tmp_path / 'in', tmp_path / 'prepared'
+  tools = 'additional_chat_templates/tools.jinja'
+  contents = {'tokenizer.json': '{}', tools: 'tools',
+              'tokenizer_config.json': '{"pad_token": "<pad>"}'}
+  contents[place] = ('old' if place.endswith('.jinja') else
+                     '{"chat_template": "old", "pad_token": "<pad>"}')
+  for name, text in contents.items():
+    (source / name).parent.mkdir(exist_ok=True, parents=True)
+    (source / name).write_text(text)
+  prepared.mkdir()
+  (prepared / 'tokenizer.json').write_text('{}')
+
+  def written(chosen):
+    if chosen is not None:
+      (prepared / 'chat_template.jinja').write_text(chosen)
+    out = tmp_path / f'out-{chosen}'
+    export(GOLDEN / 'llama', out,
+           tokenizer=interop.TokenizerSource(prepared, source, kept))
+    return {name: (out / name).read_text()
+            for name in {'chat_template.jinja', *contents}
+            if (out / name).exists()}
+
+  # Unless the data chooses one, it has a file for what is in a file.
+  assert written(None if place == 'tokenizer_config.json' else 'old') == (
+      contents)
+  new = written('new')
+  assert json.loads(new.pop('tokenizer_config.json')) == dict(pad_token='<pad>')
+  assert new == {'tokenizer.json': '{}', 'chat_template.jinja': 'new'}

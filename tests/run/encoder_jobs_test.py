@@ -17,6 +17,8 @@ from tokenizers import processors
 from haikd.config import file as config_file
 from haikd.core import notes
 from haikd.engine import mesh as mesh_lib
+from haikd.interop import tokenizer_files
+from haikd.run import export as export_lib
 from haikd.run import resolve
 from haikd.run import trainees
 from haikd.storage import checkpoint
@@ -232,6 +234,9 @@ def test_encoders_have_a_tokenizer_each(run, apart, tmp_path):
 def test_classifiers_may_have_a_tokenizer_each(tmp_path):
   prepare(tmp_path, CLASSES, teacher=('bert_classification', word_piece()),
           student=('bert_classification', words_and_letters()))
+  for role, eos in (('teacher', '[SEP]'), ('student', '</s>')):
+    (tmp_path / role / 'tokenizer_config.json').write_text(
+        json.dumps(dict(eos_token=eos)))
   config = resolve.from_pretrained(config_file.load(str(tmp_path / 'job.py')))
   student = trainees.build(config, mesh_lib.build_mesh(config.mesh))
   batch, = student.data.evaluation('test')
@@ -242,6 +247,12 @@ def test_classifiers_may_have_a_tokenizer_each(tmp_path):
     assert [row[mask].tolist() for row, mask in zip(view.inputs, view.mask)
             if mask.any()] == [tokenizer.encode(text).ids for text in texts_of(
                 tmp_path / 'test.jsonl')]
+  # The special tokens of an export are the student's, and so are its files.
+  assert export_lib.speaker_of(student) is None
+  names = ('tokenizer.json', 'tokenizer_config.json')
+  collected = tokenizer_files.collect(export_lib.tokenizer_of(student))
+  assert {name: path.read_bytes() for name, path in collected.items()} == {
+      name: (tmp_path / 'student' / name).read_bytes() for name in names}
 
 
 def pair_of(made, between):

@@ -236,6 +236,28 @@ def test_a_student_of_a_student_has_the_same_original(run):
       config.student.init, [1], [])
 
 
+def test_a_run_from_before_a_field_has_its_default(tmp_path):
+  files.write_json(tmp_path / 'config.json', dict(
+      student=dict(model='llama', init='hf:models/a')))
+  network = config_lib.network()
+  network.init = str(tmp_path)
+  assert export_lib.original_of(network) == interop.Original('hf:models/a')
+
+
+def test_the_card_says_what_was_ignored_of_an_original(run, tmp_path,
+                                                       monkeypatch):
+  """Also if another run read it, whose student the student began as."""
+  config, workdir, _ = run
+  original_of = export_lib.original_of
+  monkeypatch.setattr(export_lib, 'original_of', lambda network: (
+      original_of(network)._replace(ignore=['head_gate'])))
+  card = (export_lib.export(config, workdir, tmp_path / 'out') /
+          'README.md').read_text()
+  for role in ('teacher', 'student'):
+    assert (f'These fields and tensors were ignored when the {role} was read: '
+            '`head_gate`.\n') in card
+
+
 def test_an_image_model_keeps_classes_and_scale(tmp_path):
   with registry.datasets.temporary():
 

@@ -54,7 +54,7 @@ class _Chats(NamedTuple):
         end=self.end)
     return shards.Recipe('chat', options, packing.row_dtype(self.length),
                          self._rows, notices=self._notices(),
-                         adds_special_tokens=False)
+                         adds_special_tokens=False, ends=(self.end,))
 
   def _rows(self, batches: shards.Batches,
             counts: Counter) -> Iterator[np.ndarray]:
@@ -245,7 +245,7 @@ def chat(split: str,
   def with_option(loaded: tokenizer_lib.Tokenizer) -> tokenizer_lib.Tokenizer:
     if chat_template is None:
       return loaded
-    # An export then has the template that the student has learned.
+    # It is saved beside the data, and an export takes it from there.
     return loaded.with_template(
         chat_template_lib.choose(loaded, chat_template))
 

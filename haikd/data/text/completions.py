@@ -40,6 +40,7 @@ class _Completions(NamedTuple):
         padding=self.padding, **self.choice._asdict())
     return shards.Recipe(
         'completions', options, packing.row_dtype(self.length), self._rows,
+        ends=(self.frame.end,),
         notices={
             **self.frame.notices(),
             _CROSSING:

@@ -40,7 +40,7 @@ class _Documents(NamedTuple):
         padding=self.padding, **self.choice._asdict())
     return shards.Recipe(
         'text', options, packing.row_dtype(self.length), self._rows,
-        self._full_ids, self.frame.notices())
+        self._full_ids, self.frame.notices(), ends=(self.frame.end,))
 
   def _rows(self, batches: shards.Batches,
             counts: Counter) -> Iterator[np.ndarray]:

@@ -52,6 +52,11 @@ class Frame(NamedTuple):
   always: bool
   tokens: str
 
+  @property
+  def end(self) -> int:
+    """The token that ends a text."""
+    return int(self.after[-1])
+
   def missing_before(self, ids: np.ndarray) -> np.ndarray:
     """Returns what to put before a text, given its ids."""
     return self.before[:0] if self._is_opened(ids) else self.before

@@ -42,6 +42,7 @@ class Recipe(NamedTuple):
       it counts, such as 'texts are longer than a row.'
     adds_special_tokens: whether texts get the special tokens that the tokenizer
       adds.
+    ends: the ids of the tokens at which whoever generates such texts stops.
   """
 
   name: str
@@ -51,6 +52,7 @@ class Recipe(NamedTuple):
   full_ids: Optional[Callable[[Batches], Iterator[np.ndarray]]] = None
   notices: Mapping[str, str] = {}
   adds_special_tokens: bool = True
+  ends: tuple[int, ...] = ()
 
 
 def is_complete(folder: pathlib.Path) -> bool:

@@ -197,7 +197,8 @@ def _open(make_format, tokenizer, location, split, prune=False,
   return _Opened(
       row_format, loaded, corpus, location.data_dir,
       _folder(recipe, loaded, corpus, location.data_dir),
-      text_tokenizers.save_beside_data(loaded, location.data_dir, kept_ids))
+      text_tokenizers.save_beside_data(loaded, location.data_dir, kept_ids,
+                                       recipe.ends))
 
 
 def open_corpus(location: text_files.Location,

@@ -62,7 +62,8 @@ def root(data_dir: Optional[str]) -> pathlib.Path:
 
 def save_beside_data(
     tokenizer: tokenizer_lib.Tokenizer, data_dir: Optional[str],
-    kept_ids: Optional[np.ndarray] = None) -> source.TextInfo:
+    kept_ids: Optional[np.ndarray] = None,
+    ends: tuple[int, ...] = ()) -> source.TextInfo:
   """Writes a tokenizer beside the data that is prepared with it.
 
   Args:
@@ -70,6 +71,7 @@ def save_beside_data(
     data_dir: the folder of prepared files, as for `root`.
     kept_ids: int32 `[V]`, for each id of `tokenizer` its id in the tokenizer
       that it was pruned from; None if it is not pruned.
+    ends: the ids of the tokens that end a text.
 
   Returns:
     Where it is.
@@ -85,7 +87,7 @@ def save_beside_data(
   if not (folder / 'tokenizer.json').exists():  # Written last.
     with explaining_write_errors(folder):
       tokenizer.save(folder)
-  return source.TextInfo(str(folder), tokenizer.size, kept_ids)
+  return source.TextInfo(str(folder), tokenizer.size, kept_ids, ends)
 
 
 @contextlib.contextmanager
