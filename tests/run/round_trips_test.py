@@ -36,7 +36,7 @@ HEADS = tuple(f'{name}_{head}' for head in ('classification', 'masked_lm')
               for name in ('bert', 'roberta', 'distilbert', 'mpnet',
                            'modernbert'))
 IMAGES = ('vit', 'deit', 'deit_teacher')
-# What an export may not keep: where the files were, and who wrote them.
+# Where the files are, and which version wrote them.
 UNEQUAL = ('_name_or_path', 'transformers_version')
 
 pytestmark = pytest.mark.slow
@@ -86,15 +86,16 @@ def trained(folder):
       params, None, inputs, mask)
 
 
-def pad(rows, side, filler):
+def pad(rows, side):
   """Returns rows as an array, and where they are not padded."""
   longest = max(map(len, rows))
-  missing = lambda row: (  # noqa: E731
-      (longest - len(row), 0) if side == 'left' else (0, longest - len(row)))
-  return (np.stack([np.pad(row, missing(row), constant_values=filler)
-                    for row in rows]),
-          np.stack([np.pad(np.ones(len(row), bool), missing(row))
-                    for row in rows]))
+
+  def fill(row):
+    missing = (0, longest - len(row))
+    return np.pad(row, missing if side == 'right' else missing[::-1])
+
+  return (np.stack([fill(row) for row in rows]),
+          np.stack([fill(np.ones(len(row), bool)) for row in rows]))
 
 
 def check_ids_and_chats(folder, maker, has_chats):
@@ -197,7 +198,7 @@ def test_decoder_returns(case, maker, fresh, tmp_path):
                for record in records(tmp_path)]
   apply = trained(tmp_path)
   for side in ('left', 'right'):
-    rows, mask = pad(documents[:3], side, 0)
+    rows, mask = pad(documents[:3], side)
     expected = maker.goldens('make_decoder_goldens').compute(
         model, rows, mask.astype(int))['logits']
     logits = apply(rows, mask).materialise()
@@ -236,8 +237,7 @@ def test_encoder_returns(case, maker, fresh, tmp_path):
   if maker.task_of(case) == 'embedding':
     weights = encoded['attention_mask'][..., None]
     mean = (output.last_hidden_state * weights).sum(1) / weights.sum(1)
-    compare(case, computed.vectors,
-            torch.nn.functional.normalize(mean))
+    compare(case, computed.vectors, torch.nn.functional.normalize(mean))
   elif maker.task_of(case) == 'classification':
     compare(case, computed, output.logits)
     assert result(tmp_path) == pytest.approx(cross_entropy(
