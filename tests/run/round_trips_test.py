@@ -28,8 +28,9 @@ from haikd.run import trainees
 from haikd.storage import checkpoint
 
 HERE = pathlib.Path(__file__).parent
-DECODERS = ('llama', 'llama_llama3', 'mistral', 'qwen2', 'qwen3', 'smollm3',
-            'phi3', 'olmo2', 'granite', 'gemma2', 'gemma3', 'gpt2')
+DECODERS = ('llama', 'llama_llama3', 'mistral', 'mixtral', 'qwen2', 'qwen3',
+            'qwen3_moe', 'smollm3', 'phi3', 'olmo2', 'granite', 'gemma2',
+            'gemma3', 'gpt2')
 ENCODERS = ('bert', 'roberta', 'xlm_roberta', 'distilbert', 'mpnet',
             'modernbert', 't5', 'mt5')
 HEADS = tuple(f'{name}_{head}' for head in ('classification', 'masked_lm')
