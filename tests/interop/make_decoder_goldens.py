@@ -105,11 +105,12 @@ CASES = dict(
 )
 
 
-def make(case: str, folder: pathlib.Path, seed: int = 0) -> None:
-  """Writes the folder of one case."""
+def build(case: str, seed: int = 0, **more) -> transformers.PreTrainedModel:
+  """Returns a random network of a case; `more` replaces fields of its config.
+  """
   family, fields = CASES[case]
   config = getattr(transformers, _CONFIGS.get(family, f'{family}Config'))(
-      **fields)
+      **fields | more)
   ending = 'LMHeadModel' if family == 'GPT2' else 'ForCausalLM'
   torch.manual_seed(seed)
   model = getattr(transformers, family + ending)(config).eval()
@@ -118,6 +119,12 @@ def make(case: str, folder: pathlib.Path, seed: int = 0) -> None:
       parameter.normal_(0, 0.3)
       if 'norm' in name or '.ln_' in name:
         parameter.add_(name.endswith('weight'))
+  return model
+
+
+def make(case: str, folder: pathlib.Path, seed: int = 0) -> None:
+  """Writes the folder of one case."""
+  model = build(case, seed)
   model.save_pretrained(folder)
   (folder / 'generation_config.json').unlink()
   generator = np.random.default_rng(seed)

@@ -94,10 +94,11 @@ IMAGES = dict(
 )
 
 
-def make(case: str, folder: pathlib.Path, seed: int = 0) -> None:
-  """Writes the folder of one case."""
+def build(case: str, seed: int = 0, **more) -> transformers.PreTrainedModel:
+  """Returns a random network of a case; `more` replaces fields of its config.
+  """
   family, ending, fields = (TEXT | IMAGES)[case]
-  config = getattr(transformers, f'{family}Config')(**fields)
+  config = getattr(transformers, f'{family}Config')(**fields | more)
   config._attn_implementation = 'eager'
   torch.manual_seed(seed)
   model = getattr(transformers, family + ending)(config).eval()
@@ -106,6 +107,12 @@ def make(case: str, folder: pathlib.Path, seed: int = 0) -> None:
       parameter.normal_(0, 0.3)
       if 'norm' in name.lower() and name.endswith('weight'):
         parameter.add_(1)
+  return model
+
+
+def make(case: str, folder: pathlib.Path, seed: int = 0) -> None:
+  """Writes the folder of one case."""
+  model = build(case, seed)
   model.save_pretrained(folder)
   np.savez_compressed(folder / 'expected.npz', **compute(case, model, seed))
 
