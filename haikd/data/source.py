@@ -14,8 +14,7 @@ from haikd.data import prepared
 from haikd.data import spec as spec_lib
 from haikd.data import splits
 
-# Arguments of a data set's function that haikd passes, and the fields they
-# come from.
+# Arguments that haikd passes to a data set's function, and their fields.
 RESERVED = {
     'split': 'config.data.train or config.evaluation',
     'source_dir': 'config.data.source_dir',
