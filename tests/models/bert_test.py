@@ -425,7 +425,7 @@ def test_tensor_axes_fit_the_parameters():
     (dict(position_offset=None),
      '^position_offset must be an integer of at least 0; got None'),
     (dict(head='token'), "^head must be a known name; got 'token'"),
-    (dict(pool='max'), "^pool must be a known name; got 'max'"),
+    (dict(pool='median'), "^pool must be a known name; got 'median'"),
     (dict(activation='gleu'),
      "^activation must be a known name; got 'gleu'. Did you mean 'gelu'"),
     (dict(head='classification', pooler_activation='tahn'),
