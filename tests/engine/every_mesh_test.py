@@ -166,8 +166,8 @@ def test_vocabulary_is_split_where_nothing_else_is():
   check('llama', (1, 1, 8), True, 'none')
 
 
-@pytest.mark.parametrize('mesh', (
-    pytest.param((2, 2, 2), marks=pytest.mark.slow), (1, 1, 2)))
+@pytest.mark.slow
+@pytest.mark.parametrize('mesh', ((2, 2, 2), (1, 1, 2)))
 def test_devices_that_share_heads_run_every_block(mesh):
   check(LONG, mesh, True, 'none')
 

@@ -197,10 +197,10 @@ def complaint(run, process):
   return lines[0].removeprefix(mark)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('victim, whom', [
     (0, 'process 0, which is gone'),
-    pytest.param(1, 'no sign of life from process 1 for [13]0 seconds',
-                 marks=pytest.mark.slow),
+    (1, 'no sign of life from process 1 for [13]0 seconds'),
 ])
 def test_killed_process_ends_the_other(folder, long_undisturbed, victim, whom):
   run = Run(folder, f'killed-{victim}', 2, 2, *LONG)
@@ -240,6 +240,7 @@ def test_hanging_process_ends_the_other(folder, victim):
   run.end()
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_stops_both_at_one_step(folder, long_undisturbed):
   run = Run(folder, 'terminated', 2, 2, *LONG)
   pids = run.pids()
