@@ -86,17 +86,7 @@ class Block(hk.Module):
     taps=dict(
         features='block*', attention='attn/maps', embedding='embedding'),
     task=encoder.task,
-    tensor={
-        # As in llama: heads, hidden units and embedding features are split,
-        # and the products of `output` and `down` are summed over the axis.
-        'embed/embeddings': -1,
-        'attn/query/*': -1,
-        'attn/key/*': -1,
-        'attn/value/*': -1,
-        'attn/output/w': -2,
-        'mlp/up/*': -1,
-        'mlp/down/w': -2,
-    })
+    tensor=layers.TEXT_TENSOR_AXES)
 def bert(inputs: Union[jax.Array, Mapping[str, jax.Array]],
          *,
          is_training: bool,

@@ -45,34 +45,6 @@ class Embed(hk.Module):
     return scaled(outputs, float(self.scale))
 
 
-class RMSNorm(hk.Module):
-  """Divides by the root mean square of the last axis, in float32.
-
-  Args:
-    epsilon: added to the mean square.
-    unit_offset: whether the result is multiplied by 1 plus the parameter
-      `scale`, in place of the parameter itself.
-    name: the module's name.
-  """
-
-  def __init__(self, *, epsilon: float, unit_offset: bool, name: str):
-    super().__init__(name=name)
-    self.epsilon = epsilon
-    self.unit_offset = unit_offset
-
-  def __call__(self, inputs: jax.Array) -> jax.Array:
-    """Maps `[..., D]` to `[..., D]`."""
-    values = inputs.astype(jnp.float32)
-    scale = hk.get_parameter(
-        'scale', values.shape[-1:], jnp.float32,
-        jnp.zeros if self.unit_offset else jnp.ones).astype(jnp.float32)
-    if self.unit_offset:
-      scale += 1.0
-    mean_square = jnp.mean(jnp.square(values), axis=-1, keepdims=True)
-    inverse = scale * lax.rsqrt(mean_square + self.epsilon)
-    return (values * inverse).astype(inputs.dtype)
-
-
 class Attention(hk.Module):
   """Causal grouped-query attention; offers its maps as the tap `maps`.
 
@@ -110,15 +82,15 @@ class Attention(hk.Module):
     """Maps `[B, N, D]` to `[B, N, D]`."""
     batch, length, width = inputs.shape
 
-    def heads(name, count, norm=None):
+    def heads(name, count, qk_norm=None):
       linear = layers.Linear(
           count * self.head_size, name, with_bias=self.qkv_bias)
       outputs = linear(inputs)
-      if norm == 'all':
-        outputs = RMSNorm(name=f'norm_{name}', **self.norms)(outputs)
+      if qk_norm == 'all':
+        outputs = norm(outputs, f'norm_{name}', **self.norms)
       outputs = outputs.reshape(batch, length, count, self.head_size)
-      if norm == 'head':
-        outputs = RMSNorm(name=f'norm_{name}', **self.norms)(outputs)
+      if qk_norm == 'head':
+        outputs = norm(outputs, f'norm_{name}', **self.norms)
       return outputs
 
     query = heads('query', self.heads, self.qk_norm)
@@ -230,16 +202,13 @@ class Block(hk.Module):
                window: Optional[Union[int, jax.Array]]) -> jax.Array:
     """Maps `[B, N, D]` to `[B, N, D]`."""
 
-    def norm(name, features):
-      return RMSNorm(name=name, **self.norms)(features)
-
     def branch(module, features, *arguments):
       name = f'norm_{module.name}'
       if self.norm_places != 'after':
-        features = norm(name, features)
+        features = norm(features, name, **self.norms)
       outputs = module(features, *arguments)
       if self.norm_places != 'before':
-        outputs = norm(f'{name}_output', outputs)
+        outputs = norm(outputs, f'{name}_output', **self.norms)
       outputs = layers.dropout(outputs, self.dropout, self.is_training)
       return scaled(outputs, self.residual_scale)
 
@@ -264,6 +233,32 @@ class Unembed(hk.Module):
     init = hk.initializers.TruncatedNormal(width**-0.5)
     kernel = hk.get_parameter('w', (width, self.vocabulary), hidden.dtype, init)
     return base.LinearLogits(hidden, kernel)
+
+
+def norm(inputs: jax.Array, name: str, *, epsilon: float,
+         unit_offset: bool) -> jax.Array:
+  """Divides by the root mean square of the last axis, in float32.
+
+  Args:
+    inputs: `[..., D]` floating.
+    name: of the module, whose parameter is `scale`.
+    epsilon: added to the mean square.
+    unit_offset: whether the result is multiplied by 1 plus the parameter, in
+      place of the parameter itself.
+
+  Returns:
+    `[..., D]`, in the dtype of the inputs.
+  """
+
+  def factor(next_getter, value, context):
+    del context
+    scale = next_getter(value).astype(jnp.float32)
+    return scale + 1 if unit_offset else scale  # A float32, as all of this.
+
+  module = hk.RMSNorm(-1, eps=epsilon, name=name,
+                      scale_init=jnp.zeros if unit_offset else None)
+  with hk.custom_getter(factor):
+    return module(inputs.astype(jnp.float32)).astype(inputs.dtype)
 
 
 def scaled(values: jax.Array, scale: float) -> jax.Array:

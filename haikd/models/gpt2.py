@@ -75,18 +75,7 @@ class Block(hk.Module):
 @registry.register_model(
     taps=dict(features='block*', attention='attn/maps'),
     task='causal_lm',
-    tensor={
-        # As in llama: heads, hidden units and embedding features are split,
-        # and the products of `output` and `down` are summed over the axis.
-        'embed/embeddings': -1,
-        'attn/query/*': -1,
-        'attn/key/*': -1,
-        'attn/value/*': -1,
-        'attn/output/w': -2,
-        'mlp/up/*': -1,
-        'mlp/down/w': -2,
-        'logits/w': -1,
-    })
+    tensor=layers.DECODER_TENSOR_AXES)
 def gpt2(inputs: Union[jax.Array, Mapping[str, jax.Array]],
          *,
          is_training: bool,

@@ -24,6 +24,22 @@ ACTIVATIONS: dict[str, Activation] = dict(
     tanh=jnp.tanh,
 )
 
+# How a transformer's parameters are split over the mesh axis `tensor`. A device
+# holds entire heads and hidden units; the products of `output` and `down` are
+# summed over the axis, and their bias is added once. A device looks up its
+# share of the embedding features and computes the logits of its share of the
+# vocabulary.
+TENSOR_AXES = {
+    'attn/query/*': -1,
+    'attn/key/*': -1,
+    'attn/value/*': -1,
+    'attn/output/w': -2,
+    'mlp/up/*': -1,
+    'mlp/down/w': -2,
+}
+TEXT_TENSOR_AXES = {'embed/embeddings': -1, **TENSOR_AXES}
+DECODER_TENSOR_AXES = {**TEXT_TENSOR_AXES, 'logits/w': -1}
+
 _SCAN_ABOVE = 12  # Blocks.
 # Haiku's default name for a stack without per-layer inputs.
 _STACK = f'{globs.LAYER_STACK}_no_per_layer'

@@ -20,22 +20,11 @@ from haikd.models import sequences
     taps=dict(features='block*', attention='attn/maps'),
     task='causal_lm',
     tensor={
-        # A device holds entire heads and hidden units; the products of `output`
-        # and `down` are summed over the axis. A device looks up its share of
-        # the embedding features and computes the logits of its share of the
-        # vocabulary.
-        'embed/embeddings': -1,
-        'attn/query/*': -1,
-        'attn/key/*': -1,
-        'attn/value/*': -1,
-        'attn/output/w': -2,
+        **layers.DECODER_TENSOR_AXES,
         'mlp/gate/*': -1,
-        'mlp/up/*': -1,
-        'mlp/down/w': -2,
         'expert_*/gate/*': -1,
         'expert_*/up/*': -1,
         'expert_*/down/w': -2,
-        'logits/w': -1,
     },
     block_options=('window_layers', 'unrotated_layers'))
 def llama(inputs: Union[jax.Array, Mapping[str, jax.Array]],
@@ -252,7 +241,7 @@ def llama(inputs: Union[jax.Array, Mapping[str, jax.Array]],
   features = layers.dropout(embed(sequence.tokens), dropout, is_training)
   features = layers.run_blocks(
       block, depth, features, scan, *per_block.values())
-  features = decoder.RMSNorm(name='norm', **norm_options)(features)
+  features = decoder.norm(features, 'norm', **norm_options)
   if tied:
     logits = base.LinearLogits(features, embed.embeddings.T)
   else:

@@ -89,17 +89,7 @@ class Block(hk.Module):
         features='block*', attention='attn/maps', embedding='embedding'),
     task=encoder.task,
     block_options=('window_layers',),
-    tensor={
-        # As in llama.
-        'embed/embeddings': -1,
-        'attn/query/*': -1,
-        'attn/key/*': -1,
-        'attn/value/*': -1,
-        'attn/output/w': -2,
-        'mlp/gate/*': -1,
-        'mlp/up/*': -1,
-        'mlp/down/w': -2,
-    })
+    tensor={**layers.TEXT_TENSOR_AXES, 'mlp/gate/*': -1})
 def modernbert(inputs: Union[jax.Array, Mapping[str, jax.Array]],
                *,
                is_training: bool,

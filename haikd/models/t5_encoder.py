@@ -37,7 +37,8 @@ class Block(hk.Module):
     """Maps `[B, N, D]` to the same; arguments as in `transformer.Attention`."""
 
     def branch(name, module, features, *arguments):
-      outputs = module(_norm(features, self.epsilon, name), *arguments)
+      outputs = module(decoder.norm(
+          features, name, epsilon=self.epsilon, unit_offset=False), *arguments)
       return layers.dropout(outputs, self.dropout, self.is_training)
 
     attention = transformer.Attention(
@@ -50,17 +51,7 @@ class Block(hk.Module):
     taps=dict(
         features='block*', attention='attn/maps', embedding='embedding'),
     task='embedding',
-    tensor={
-        # As in llama.
-        'embed/embeddings': -1,
-        'attn/query/*': -1,
-        'attn/key/*': -1,
-        'attn/value/*': -1,
-        'attn/output/w': -2,
-        'mlp/gate/*': -1,
-        'mlp/up/*': -1,
-        'mlp/down/w': -2,
-    })
+    tensor={**layers.TEXT_TENSOR_AXES, 'mlp/gate/*': -1})
 def t5_encoder(inputs: Union[jax.Array, Mapping[str, jax.Array]],
                *,
                is_training: bool,
@@ -168,13 +159,9 @@ def t5_encoder(inputs: Union[jax.Array, Mapping[str, jax.Array]],
   embed = decoder.Embed(vocabulary, width, scale=1.0)
   features = layers.dropout(embed(sequence.tokens), dropout, is_training)
   features = layers.run_blocks(block, depth, features, scan)
-  features = _norm(features, epsilon, 'norm')
+  features = decoder.norm(
+      features, 'norm', epsilon=epsilon, unit_offset=False)
   features = layers.dropout(features, dropout, is_training)
   return encoder.embedding(
       features, sequence.mask, leading, pool=pool, dense=dense,
       normalise=normalise)
-
-
-def _norm(features: jax.Array, epsilon: float, name: str) -> jax.Array:
-  module = decoder.RMSNorm(epsilon=epsilon, unit_offset=False, name=name)
-  return module(features)

@@ -74,16 +74,7 @@ class Block(hk.Module):
 @registry.register_model(
     taps=dict(features='block*', attention='attn/maps'),
     task='classification',
-    tensor={
-        # A device holds entire heads and hidden units. The products of `output`
-        # and `down` are summed over the axis; their bias is added once.
-        'attn/query/*': -1,
-        'attn/key/*': -1,
-        'attn/value/*': -1,
-        'attn/output/w': -2,
-        'mlp/up/*': -1,
-        'mlp/down/w': -2,
-    })
+    tensor=layers.TENSOR_AXES)
 def vit(inputs: jax.Array,
         *,
         is_training: bool,

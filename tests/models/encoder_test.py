@@ -87,7 +87,7 @@ def test_modules_return_the_dtype_of_the_tables(case):
   def interceptor(call, args, kwargs, context):
     out = call(*args, **kwargs)
     if context.method_name == '__call__' and not isinstance(
-        context.module, hk.LayerNorm):
+        context.module, (hk.LayerNorm, hk.RMSNorm)):
       dtypes[context.module.module_name] = out
     return out
 

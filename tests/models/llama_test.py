@@ -363,8 +363,8 @@ def test_norms_are_computed_in_float32():
   generator = np.random.default_rng(0)
   inputs, scale = (jnp.asarray(generator.normal(size=shape), jnp.bfloat16)
                    for shape in ((100, D), (D,)))
-  net = hk.transform(lambda x: decoder.RMSNorm(
-      epsilon=1e-5, unit_offset=True, name='norm')(x))
+  net = hk.transform(lambda x: decoder.norm(
+      x, 'norm', epsilon=1e-5, unit_offset=True))
   actual = net.apply(dict(norm=dict(scale=scale)), None, inputs)
   exact = np.asarray(inputs, np.float64)
   exact /= np.sqrt(np.mean(exact**2, -1, keepdims=True) + 1e-5)

@@ -10,7 +10,6 @@ import numpy as np
 from haikd.core import checks
 from haikd.core import registry
 from haikd.data import source
-from haikd.data import spec as spec_lib
 from haikd.data.text import chat_process
 from haikd.data.text import chat_template as chat_template_lib
 from haikd.data.text import framing
@@ -23,7 +22,6 @@ from haikd.data.text import text_files
 from haikd.data.text import text_prepared
 from haikd.data.text import text_tokenizers
 from haikd.data.text import tokenizer as tokenizer_lib
-from haikd.data.text import tokens as tokens_lib
 
 # Statistics.
 _APART, _CUT, _LOST, _DATED, _OTHER_STOP, _CROSSING = (
@@ -162,16 +160,7 @@ def _stops(tokenizer: tokenizer_lib.Tokenizer, end: int) -> tuple[int, ...]:
   return (end, *(added - {special.bos, special.unk, special.mask, end}))
 
 
-def _chat_spec(*, tokenizer, length, vocabulary=None, **options):
-  del options
-  packing.check_options(length, 'right')
-  return spec_lib.Spec(
-      tokens_lib.columns(length),
-      text_tokenizers.vocabulary_size(
-          text_tokenizers.load(tokenizer), vocabulary))
-
-
-@registry.register_dataset(spec=_chat_spec, tasks=('causal_lm',))
+@registry.register_dataset(spec=learned.spec, tasks=('causal_lm',))
 def chat(split: str,
          *,
          tokenizer: str,

@@ -9,7 +9,6 @@ import numpy as np
 from haikd.core import checks
 from haikd.core import registry
 from haikd.data import source
-from haikd.data import spec as spec_lib
 from haikd.data.text import framing
 from haikd.data.text import learned
 from haikd.data.text import packing
@@ -18,7 +17,6 @@ from haikd.data.text import text_files
 from haikd.data.text import text_prepared
 from haikd.data.text import text_tokenizers
 from haikd.data.text import tokenizer as tokenizer_lib
-from haikd.data.text import tokens as tokens_lib
 
 _CUT, _CROSSING = 'cut', 'crossing'  # Statistics.
 
@@ -107,16 +105,7 @@ class _Completions(NamedTuple):
     return learned.expand(rows)
 
 
-def _completions_spec(*, tokenizer, length, vocabulary=None, **options):
-  del options
-  packing.check_options(length, 'right')
-  return spec_lib.Spec(
-      tokens_lib.columns(length),
-      text_tokenizers.vocabulary_size(
-          text_tokenizers.load(tokenizer), vocabulary))
-
-
-@registry.register_dataset(spec=_completions_spec, tasks=('causal_lm',))
+@registry.register_dataset(spec=learned.spec, tasks=('causal_lm',))
 def completions(split: str,
                 *,
                 tokenizer: str,

@@ -1,11 +1,13 @@
 """Rows in which only some of the tokens are learned."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
+from haikd.data import spec as spec_lib
 from haikd.data.text import packing
+from haikd.data.text import text_tokenizers
 from haikd.data.text import tokenizer as tokenizer_lib
 from haikd.data.text import tokens as tokens_lib
 
@@ -85,3 +87,14 @@ def expand(rows: np.ndarray) -> Mapping[str, np.ndarray]:
       tokens, parts > 0, completion=parts == _LEARNED)
   return dict(tokens=tokens, mask=parts > 0, label=label,
               target_mask=target_mask)
+
+
+def spec(*, tokenizer: str, length: int, vocabulary: Optional[int] = None,
+         **options: Any) -> spec_lib.Spec:
+  """Returns the Spec of such rows, given the options of their data set."""
+  del options
+  packing.check_options(length, 'right')
+  return spec_lib.Spec(
+      tokens_lib.columns(length),
+      text_tokenizers.vocabulary_size(
+          text_tokenizers.load(tokenizer), vocabulary))
