@@ -120,6 +120,11 @@ def base() -> ConfigDict:
           seed=0,
           # Modules to import before names are looked up, the plugins.
           plugins=(),
+          # What labels are, which decides the standard terms and the metrics:
+          # classification, dense (a class for each place of an image), tagging
+          # (a class for each position of a sequence), multilabel or regression;
+          # auto tells it from the labels.
+          task='auto',
           # Training steps of the student.
           steps=1000,
           # Examples in a training step, over all devices and microbatches.
@@ -214,8 +219,9 @@ def base() -> ConfigDict:
           # Temperature T of the soft term: a number, or a schedule such as
           # dict(kind='linear', start=4., end=1., steps=1000).
           temperature=_any(2.0),
-          # Weight of the soft term; 1 - alpha is the weight of the labels.
-          alpha=0.9,
+          # Weight of the soft term; 1 - alpha is the weight of the labels. None
+          # leaves both out.
+          alpha=_any(0.9),
           # Whether to compare attention maps.
           use_attention_transfer=False,
           # Weight of the loss on attention maps.

@@ -6,6 +6,7 @@ from typing import Any
 import ml_collections
 
 from haikd.core import checks
+from haikd.core import tasks
 
 PRECISIONS = ('float32', 'bfloat16', 'float16')
 
@@ -26,8 +27,12 @@ _RULES = (
     ('be None or a positive number',
      lambda x: x is None or checks.is_number(x) and x > 0, ('chunk_mib',)),
     ('lie between 0 and 1', lambda x: 0 <= x <= 1,
-     ('distillation.alpha', 'optimizer.ema_decay',
-      'teacher.train.optimizer.ema_decay')),
+     ('optimizer.ema_decay', 'teacher.train.optimizer.ema_decay')),
+    ('lie between 0 and 1, or be None',
+     lambda x: x is None or checks.is_number(x) and 0 <= x <= 1,
+     ('distillation.alpha',)),
+    ('be one of ' + ', '.join((tasks.AUTO, *tasks.OF_LABELS)),
+     lambda x: x in (tasks.AUTO, *tasks.OF_LABELS), ('task',)),
     ('be 0 or more', lambda x: x >= 0, ('teacher.train.steps',)),
     ('lie between 0 and 2 ** 32 - 1', lambda x: 0 <= x < 2**32, ('seed',)),
     ('be one of ' + ', '.join(PRECISIONS), lambda x: x in PRECISIONS,

@@ -74,7 +74,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
   names = sorted(known)
   closest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
   hint = f'Did you mean {closest[0]!r}? ' if closest else ''
-  return f'{hint}Known: {", ".join(names) or "none"}.'
+  return f'{hint}Known: {abbreviate(names, limit=30) or "none"}.'
 
 
 def abbreviate(items: Sequence[str], *, limit: int = 5) -> str:

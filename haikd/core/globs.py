@@ -18,9 +18,10 @@ def matches(glob: str, name: Sequence[str]) -> bool:
   Args:
     glob: its parts are matched against the last parts of the name. `block_*`
       matches every module with such a name at any depth; `block_*/attn` matches
-      each module `attn` directly inside one.
+      each module `attn` directly inside one. A part `~` is left out, as it
+      is of names.
     name: the parts of a name, as `parts` returns them.
   """
-  patterns = glob.split('/')
+  patterns = parts(glob)
   return len(patterns) <= len(name) and all(
       map(fnmatch.fnmatchcase, name[-len(patterns):], patterns))

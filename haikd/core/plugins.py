@@ -37,6 +37,8 @@ def load(modules: Iterable[str] = ()) -> None:
 def _import(module, rule, if_missing):
   try:
     importlib.import_module(module)
+  except checks.ConfigError:  # A registration that is refused; it is named.
+    raise
   except Exception as err:  # A plugin is user code and may raise anything.
     is_missing = isinstance(err, ModuleNotFoundError) and (
         f'{module}.'.startswith(f'{err.name}.'))

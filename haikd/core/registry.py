@@ -201,10 +201,16 @@ def register_model(name: Optional[str] = None,
     replace: whether to replace a model of that name.
 
   Returns:
-    A decorator that returns the function unchanged.
+    A decorator that returns the function unchanged. It raises ConfigError for a
+    class, or if the name is taken.
   """
 
   def decorate(function):
+    if inspect.isclass(function):
+      raise checks.ConfigError(
+          'a model must be a function (inputs, *, is_training, **options); got '
+          f'the class {function.__name__} of {function.__module__}. Register a '
+          f'function that returns {function.__name__}(…)(inputs).')
     entry = ModelEntry(function, dict(taps or {}), dict(tensor or {}),
                        tuple(block_options), task, function.__module__)
     models.add(name or function.__name__, entry, replace=replace)

@@ -1,4 +1,4 @@
-"""Tasks: what a network predicts, and what the targets of data are for.
+"""Tasks: what a network predicts, and what the labels of data are.
 
 A model declares one task and a data set the tasks that its targets fit, where
 they are registered:
@@ -9,14 +9,27 @@ they are registered:
   embedding: a vector for each text.
 
 Whoever declares nothing is free to be combined with anything.
+
+`config.task` says what labels are, which decides the standard terms and the
+metrics:
+
+  classification: one class for each example.
+  dense: one class for each place of an image.
+  tagging: one class for each position of a sequence.
+  multilabel: for each class whether it is true; several may be.
+  regression: numbers.
 """
 
 from collections.abc import Mapping
 from typing import Any, Optional
 
+from haikd.core import base
 from haikd.core import checks
 from haikd.core import registry
 
+AUTO = 'auto'  # What the labels themselves say.
+CLASSIFICATION, DENSE, TAGGING, MULTILABEL, REGRESSION = OF_LABELS = (
+    'classification', 'dense', 'tagging', 'multilabel', 'regression')
 OF_POSITIONS = ('causal_lm', 'masked_lm')  # Their logits have positions.
 OF_TEXTS = ('classification', 'embedding')  # Independent of the tokenization.
 
@@ -49,6 +62,22 @@ def of_data(name: str, options: Mapping[str, Any]) -> tuple[str, ...]:
   if name not in registry.datasets.names():
     return ()
   return tuple(_declared(registry.datasets[name].tasks, options) or ())
+
+
+def of_labels(task: str, labels: Optional[base.AnyArray],
+              num_classes: Optional[int]) -> str:
+  """Returns what labels are, as far as their dtype tells.
+
+  Args:
+    task: `config.task`; a name other than 'auto' is returned.
+    labels: of a batch, or None.
+    num_classes: of the data; None if it has none.
+  """
+  if task != AUTO:
+    return task
+  are_numbers = (
+      labels is not None and checks.is_real(labels) and num_classes is None)
+  return REGRESSION if are_numbers else CLASSIFICATION
 
 
 def data_for(task: str) -> list[str]:

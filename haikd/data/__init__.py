@@ -2,13 +2,13 @@
 
 from haikd.data import datasets
 from haikd.data import synthetic
+from haikd.data.arrays import Arrays
 from haikd.data.description import describe
 from haikd.data.image import augmentations
 from haikd.data.image import resize
 from haikd.data.image.augment import register_augmentation
 from haikd.data.pipeline import build_data
 from haikd.data.pipeline import Data
-from haikd.data.source import Arrays
 from haikd.data.source import Source
 from haikd.data.source import TextInfo
 from haikd.data.spec import Column

@@ -8,9 +8,11 @@ import math
 import sys
 from typing import Any, Optional
 
+import jax
 import numpy as np
 
 from haikd.core import base
+from haikd.data import columns as columns_lib
 from haikd.data import mixture as mixture_lib
 from haikd.data import orders
 from haikd.data import reader as reader_lib
@@ -91,14 +93,25 @@ class Evaluation:
   def __len__(self) -> int:
     return self._count
 
+  @property
+  def spec(self) -> base.Batch:
+    """The shapes and dtypes of the global batch; reads one example."""
+    example = _to_batch(_to_float(self._gather(np.zeros(1, int))),
+                        np.ones(1, bool), self._scale)
+    return jax.tree.map(
+        lambda array: jax.ShapeDtypeStruct(
+            (self._batch_size, *array.shape[1:]), array.dtype), example)
+
   def __getitem__(self, number: int) -> base.Batch:
     start = number * self._batch_size + self._process_index * self._share
     indices = np.arange(start, start + self._share)
     last = len(self._reader) - 1
-    columns = self._reader.gather(
-        np.minimum(indices, last), fit=self._fit,
-        keys=[(_VARY_EVALUATION,)] * len(indices))
+    columns = self._gather(np.minimum(indices, last))
     return _to_batch(_to_float(columns), indices <= last, self._scale)
+
+  def _gather(self, indices):
+    return self._reader.gather(
+        indices, fit=self._fit, keys=[(_VARY_EVALUATION,)] * len(indices))
 
 
 def _round_up(number, unit):
@@ -125,11 +138,11 @@ def _to_batch(examples: reader_lib.Columns, real: np.ndarray,
   Returns:
     A Batch of float32, int32 and bool.
   """
-  student = {key.removeprefix(reader_lib.STUDENT): value
+  student = {key.removeprefix(columns_lib.STUDENT): value
              for key, value in examples.items()
-             if key.startswith(reader_lib.STUDENT)}
+             if key.startswith(columns_lib.STUDENT)}
   examples = {key: value for key, value in examples.items()
-              if not key.startswith(reader_lib.STUDENT)}
+              if not key.startswith(columns_lib.STUDENT)}
   return base.Batch(
       *_view(examples, real, scale),
       labels=_labels(examples.get('label'), real),
@@ -140,7 +153,7 @@ def _to_batch(examples: reader_lib.Columns, real: np.ndarray,
 def _view(examples, real, scale) -> base.View:
   """Returns what a network gets of examples."""
   inputs = {key: _narrow(value) for key, value in examples.items()
-            if key not in reader_lib.TARGETS}
+            if key not in columns_lib.TARGETS}
   if 'image' in inputs:
     inputs['image'] = scale(inputs['image'])
   if len(inputs) == 1:

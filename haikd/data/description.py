@@ -7,9 +7,9 @@ import numpy as np
 
 from haikd.core import base
 from haikd.core import checks
+from haikd.data import arrays
 from haikd.data import pipeline
 from haikd.data import reader as reader_lib
-from haikd.data import source
 from haikd.data import spec as spec_lib
 
 
@@ -42,7 +42,7 @@ def describe(
       key: np.zeros((1, *_shape(key, column, config)), column.dtype)
       for key, column in spec.columns.items()
   }
-  example = source.Arrays(columns, num_classes=spec.num_classes)
+  example = arrays.Arrays(columns, num_classes=spec.num_classes)
   reader = reader_lib.Reader(example, config.data.train)
   return data.spec_of(reader), spec.num_classes
 

@@ -13,6 +13,7 @@ from haikd import config as config_lib
 from haikd.core import checks
 from haikd.core import registry
 from haikd.core import schedules
+from haikd.core import tasks
 from haikd.data import orders
 from haikd.data import reader as reader_lib
 from haikd.data import source as source_lib
@@ -70,6 +71,18 @@ class MixedReader:
   def cached(self) -> bool:
     """Whether the split is in memory."""
     return all(part.cached for part in self._parts.values())
+
+  @property
+  def task(self) -> Optional[str]:
+    """What the labels are, one of `tasks.OF_LABELS`; None without labels."""
+    found = {name: part.task for name, part in self._parts.items()}
+    _check_same('what their labels are', found, ' Set config.task.')
+    return next(iter(found.values()))
+
+  def expect(self, task: str) -> None:
+    """Sets what the labels are, if `config.task` leaves it to them."""
+    for part in self._parts.values():
+      part.expect(task)
 
   def text_of(self, role: str) -> Optional[source_lib.TextInfo]:
     """Returns the TextInfo of the 'teacher' or 'student', or None."""
@@ -191,11 +204,13 @@ class MixedSplits:
       return self._parts[name].reader(split, field)
 
 
-def build_splits(data: ml_collections.ConfigDict) -> AnySplits:
+def build_splits(data: ml_collections.ConfigDict,
+                 task: str = tasks.AUTO) -> AnySplits:
   """Returns the splits of the data set or mixture of a config.
 
   Args:
     data: `config.data`.
+    task: `config.task`.
 
   Raises:
     ConfigError: a weight that is no number and no schedule, or an option that
@@ -204,7 +219,7 @@ def build_splits(data: ml_collections.ConfigDict) -> AnySplits:
   options = config_lib.plain(data.options)
   if not data.mixture:
     return reader_lib.Splits(
-        name=data.name, options=options,
+        task=task, name=data.name, options=options,
         source_dir=data.source_dir, data_dir=data.data_dir)
   parts, weights = {}, {}
   unused = set(options)
@@ -224,6 +239,7 @@ def build_splits(data: ml_collections.ConfigDict) -> AnySplits:
               if not entry.name or _takes(entry.name, option)}
     unused -= set(shared)
     parts[name] = reader_lib.Splits(
+        task=task,
         name=entry.name or data.name,
         options={**shared, **own},
         source_dir=folder, data_dir=data.data_dir)

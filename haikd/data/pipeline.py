@@ -86,6 +86,15 @@ class Data:
     """The number of classes or the size of the vocabulary."""
     return self._reader(self._train).num_classes
 
+  @property
+  def task(self) -> Optional[str]:
+    """What the labels are, one of `tasks.OF_LABELS`; None without labels.
+
+    If the training split has none, those of the held-out splits decide.
+    """
+    found = (self._reader(split).task for split in self._named)
+    return next(filter(None, found), None)
+
   def text_of(self, role: str) -> Optional[source_lib.TextInfo]:
     """Returns the tokenizer of a network's texts, and the ids that it keeps.
 
@@ -179,6 +188,14 @@ class Data:
     self._load(reader)
     return self._stream(self._evaluation_of(reader), reader)
 
+  def evaluation_spec(self, split: str) -> base.Batch:
+    """Returns the shapes and dtypes of a global batch of `evaluation(split)`.
+
+    Args:
+      split: any split of the data set; one example is read.
+    """
+    return self._evaluation_of(self._reader(split)).spec
+
   def _reader(self, split):
     return self.splits.reader(split, self._fields.get(split, 'split'))
 
@@ -195,6 +212,8 @@ class Data:
       reader.load()
 
   def _evaluation_of(self, reader):
+    if task := self._reader(self._train).task:
+      reader.expect(task)
     return batches.Evaluation(reader, **self._evaluation, **self._common)
 
   def _training(self, reader):
@@ -261,7 +280,7 @@ def build_data(config: config_lib.ConfigDict,
   augment_lib.build_augment(augment, None, field=augment_field)
   resize = resize_lib.build_resize(
       augment, data.image_size, field=augment_field)
-  splits = mixture_lib.build_splits(data)
+  splits = mixture_lib.build_splits(data, config.task)
   if like is not None and like.splits.dataset == splits.dataset:
     splits = like.splits
   return Data(

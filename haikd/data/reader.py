@@ -10,9 +10,12 @@ from typing import Any, Optional, Union
 
 import numpy as np
 
-from haikd.core import base
 from haikd.core import checks
+from haikd.core import tasks
+from haikd.data import arrays
+from haikd.data import columns as columns_lib
 from haikd.data import foreign
+from haikd.data import labels as labels_lib
 from haikd.data import orders
 from haikd.data import source as source_lib
 from haikd.data import spec as spec_lib
@@ -20,10 +23,9 @@ from haikd.data import spec as spec_lib
 CACHE_BYTES = 2**29  # Splits up to this decoded size are kept in memory.
 
 _CHUNK = 1024  # Examples decoded at a time.
-TARGETS = ('label', 'mask', 'target_mask')  # The keys that are not inputs.
-STUDENT = 'student/'  # Begins the keys of what only the student gets.
+_LABELS = 256  # Examples whose labels tell the task.
 
-Columns = dict[str, np.ndarray]
+Columns = columns_lib.Columns
 Fit = Callable[[np.ndarray], np.ndarray]
 Indices = Union[Sequence[int], np.ndarray]
 Keys = Sequence[tuple[int, ...]]
@@ -36,10 +38,17 @@ class Reader:
     split: its name, for messages.
     num_classes: V, or None.
     class_names: the names of the classes, or None.
+
+  Args:
+    source: the split.
+    split: its name.
+    task: `config.task`.
   """
 
-  def __init__(self, source: source_lib.Source, split: str):
+  def __init__(self, source: source_lib.Source, split: str,
+               task: str = tasks.AUTO):
     self.split = split
+    self._task: Optional[str] = task
     self.num_classes = source.num_classes
     names = getattr(source, 'class_names', None)
     self.class_names = None if names is None else tuple(names)
@@ -55,6 +64,20 @@ class Reader:
     """Whether the split is in memory."""
     return self._columns is not None
 
+  @property
+  def task(self) -> Optional[str]:
+    """What the labels are, one of `tasks.OF_LABELS`; None without labels."""
+    if self._task == tasks.AUTO:
+      label = self._some_labels()
+      self._task = None if label is None else labels_lib.find_task(
+          label, self.num_classes)
+    return self._task
+
+  def expect(self, task: str) -> None:
+    """Sets what the labels are, if `config.task` leaves it to them."""
+    if self._task == tasks.AUTO:
+      self._task = task
+
   def text_of(self, role: str) -> Optional[source_lib.TextInfo]:
     """Returns the TextInfo of the 'teacher' or 'student', or None."""
     return source_lib.text_of(self._source, role)
@@ -65,9 +88,8 @@ class Reader:
         self._growing is not None and not self._growing.is_complete):
       return
     size = len(self)
-    if isinstance(self._source, source_lib.Arrays):
-      self._check(self._source.columns, range(size))
-      self._columns = self._source.columns
+    if isinstance(self._source, arrays.Arrays):
+      self._columns = self._checked(self._source.columns, range(size))
       return
     example = self.gather([0])
     if size * sum(value.nbytes for value in example.values()) > CACHE_BYTES:
@@ -125,8 +147,8 @@ class Reader:
       columns = {key: value[indices] for key, value in self._columns.items()}
     else:
       numbers = [int(i) for i in indices]
-      columns = self._stack(self._read(numbers), numbers, template, fit)
-      self._check(columns, numbers)
+      columns = self._checked(
+          self._stack(self._read(numbers), numbers, template, fit), numbers)
     vary = getattr(self._source, 'vary', None)
     if keys is None or vary is None:
       return columns
@@ -135,6 +157,23 @@ class Reader:
     with foreign.calling(f'examples of split {self.split!r} must be varied',
                          "Fix the data set's code"):
       return vary(columns, rngs)
+
+  def _is_doubtful(self, label):
+    """Returns whether one label does not tell the task."""
+    return label.dtype.kind == 'f' and self.num_classes is not None
+
+  def _some_labels(self):
+    """Returns as many labels as tell the task, None if there are none."""
+    if isinstance(self._source, arrays.Arrays):
+      return self._source.columns.get(columns_lib.LABEL)
+    first = self._read([0])[0]
+    if not isinstance(first, Mapping) or columns_lib.LABEL not in first:
+      return None
+    labels = [np.asarray(first[columns_lib.LABEL])]
+    if self._is_doubtful(labels[0]):
+      rows = list(range(min(_LABELS, len(self))))
+      labels = [np.asarray(x[columns_lib.LABEL]) for x in self._read(rows)]
+    return np.stack(labels)
 
   def _read(self, indices: list[int]) -> Sequence[Mapping[str, Any]]:
     if hasattr(self._source, '__getitems__'):
@@ -165,15 +204,16 @@ class Reader:
     if fit is not None:
       for index, example in zip(indices, examples):
         self._fit(index, example, fit)
-    expected = _signature(examples[0]) if template is None else {
+    expected = columns_lib.signature(examples[0]) if template is None else {
         key: (value.shape[1:], value.dtype) for key, value in template.items()}
     for index, example in zip(indices, examples):
-      signature = _signature(example)
+      signature = columns_lib.signature(example)
       if signature != expected:
         raise self._bad(
             index, 'have the keys, shapes and dtypes of the others',
-            f'{_describe(signature)} instead of {_describe(expected)}',
-            'Pad what is ragged and give a mask.')
+            f'{columns_lib.describe(signature)} instead of '
+            f'{columns_lib.describe(expected)}',
+            columns_lib.remedy(signature, expected))
     return {key: np.stack([example[key] for example in examples])
             for key in expected}
 
@@ -187,62 +227,23 @@ class Reader:
         'resizable', 'Fix the data or the augmentation that resizes it'):
       example['image'] = fit(example['image'])
 
-  def _check(self, columns: Columns, indices: Sequence[int]) -> None:
-    """Raises DataError for values that training cannot use."""
-    first = indices[0]
-    if not set(columns) - set(TARGETS):
-      raise self._bad(first, 'hold an input', f'the keys {sorted(columns)}',
-                      'Add an image, tokens or another input.')
-    for key, value in columns.items():
-      if value.dtype.kind not in 'biuf':
-        raise self._bad(first, f'hold numbers in {key}',
-                        f'{key}.dtype={value.dtype}', 'Leave that key out.')
-      if value.dtype.kind == 'f':
-        self._refuse(~np.isfinite(value), indices, f'have a finite {key}',
-                     value, 'Fix the data.')
-    self._check_masks(columns, first)
-    if 'label' in columns:
-      self._check_labels(columns['label'], indices)
+  def _checked(self, columns: Columns, indices: Sequence[int]) -> Columns:
+    """Returns columns with labels as numbers of their task.
 
-  def _check_masks(self, columns, first):
-    masks = ('target_mask', 'mask', f'{STUDENT}mask')
-    shapes = {key: columns[key].shape[1:] for key in masks if key in columns}
-    for key in shapes:
-      if columns[key].dtype != np.bool_:
-        raise self._bad(first, f'have a boolean {key}',
-                        f'{key}.dtype={columns[key].dtype}',
-                        'Compare it, as in `lengths > 0`.')
-    if 'target_mask' in shapes and shapes['target_mask'] != shapes.get('mask'):
-      raise self._bad(first, 'have a target_mask of the shape of its mask',
-                      f'shapes={shapes}', 'Give both, `[N]` each.')
-
-  def _check_labels(self, label, indices):
-    if self.num_classes is None:
-      if label.dtype.kind == 'f' and label.ndim == 1:
-        return  # Scores.
-      raise self._bad(indices[0], 'have no label unless num_classes is known',
-                      'num_classes=None', 'Give the Source a num_classes.')
-    if label.dtype.kind == 'f':
-      if label.shape[-1] != self.num_classes or label.ndim < 2:
-        raise self._bad(indices[0],
-                        'have one probability per class as its label',
-                        f'label.shape={label.shape[1:]}, '
-                        f'num_classes={self.num_classes}',
-                        'Give integers, or a trailing axis of classes.')
-      return
-    wrong = (label < 0) | (label >= self.num_classes)
-    if label.dtype.kind == 'i':
-      wrong &= label != base.IGNORED_LABEL
-    self._refuse(
-        wrong, indices, f'have a label below num_classes={self.num_classes}, '
-        f'or {base.IGNORED_LABEL} for none', label,
-        'Fix num_classes or the labels.')
-
-  def _refuse(self, wrong, indices, rule, values, remedy):
-    """Raises DataError for the first example where `wrong` is true."""
-    if wrong.any():
-      place = tuple(np.argwhere(wrong)[0])
-      raise self._bad(indices[place[0]], rule, values[place], remedy)
+    Raises:
+      DataError: values that training cannot use.
+    """
+    task = None
+    if columns_lib.LABEL in columns:
+      label = columns[columns_lib.LABEL]
+      if self._task == tasks.AUTO and not self._is_doubtful(label):
+        self._task = labels_lib.find_task(label, self.num_classes)
+      task = self.task
+      columns = {**columns, columns_lib.LABEL: labels_lib.as_task(label, task)}
+    fault = columns_lib.find_fault(columns, self.num_classes, task)
+    if fault:
+      raise self._bad(indices[fault.row], fault.rule, fault.value, fault.remedy)
+    return columns
 
   def _bad(self, index, rule, value, remedy):
     """Returns the error 'example … must {rule}; got {value}. {remedy}'."""
@@ -258,11 +259,13 @@ class Splits:
     dataset: the arguments of `source.open_source`, except split and field.
 
   Args:
-    **dataset: the same.
+    task: `config.task`.
+    **dataset: as the attribute.
   """
 
-  def __init__(self, **dataset: Any):
+  def __init__(self, *, task: str = tasks.AUTO, **dataset: Any):
     self.dataset = dataset
+    self._task = task
     self._readers: dict[str, Reader] = {}
 
   def reader(self, split: str, field: str) -> Reader:
@@ -281,18 +284,9 @@ class Splits:
     """
     if split not in self._readers:
       source = source_lib.open_source(split=split, field=field, **self.dataset)
-      self._readers[split] = Reader(source, split)
+      self._readers[split] = Reader(source, split, self._task)
     return self._readers[split]
 
   def describe(self) -> Optional[spec_lib.Spec]:
     """Returns the Spec of the data set, as `source.describe` does."""
     return source_lib.describe(**self.dataset)
-
-
-def _signature(example):
-  return {key: (value.shape, value.dtype) for key, value in example.items()}
-
-
-def _describe(signature):
-  return ', '.join(f'{key} {dtype}{list(shape)}'
-                   for key, (shape, dtype) in sorted(signature.items()))

@@ -30,9 +30,9 @@ class Source(Protocol):
   have a meaning and are optional:
 
     label: an integer or `[N]` integers below `num_classes`, -100 for none, or
-      probabilities with a trailing axis V; aligned to the logits already. Where
-      `num_classes` is None, a floating-point score, such as the similarity of
-      two sentences.
+      probabilities with a trailing axis V; aligned to the logits already. If
+      several classes may be true, V numbers from 0 to 1. Where `num_classes` is
+      None, floating-point numbers to predict, or the similarity of two texts.
     mask: bool `[N]`, true where a position is real.
     target_mask: bool `[N]`, true where a position's logits count.
     image: `[height, width, channels]`. uint8 is divided by 255; then the image
@@ -45,7 +45,7 @@ class Source(Protocol):
 
   Attributes:
     num_classes: V, the number of classes or the size of the vocabulary; None
-      for unlabelled examples and for scores.
+      for no labels, or numbers.
     class_names: V names, if labels are classes that have names; may be absent.
     text: a TextInfo if examples are made from text; may be absent.
     student_text: that of the student's inputs; absent if it has no others.
@@ -142,32 +142,6 @@ class Subset:
         [self._indices[index] for index in indices])
 
 
-class Arrays:
-  """A Source in memory, with one array for every key.
-
-  Attributes:
-    num_classes: V, or None.
-    columns: `{key: array}`, `[size, ...]` each.
-  """
-
-  def __init__(self, columns: Mapping[str, Any], *,
-               num_classes: Optional[int] = None):
-    self.num_classes = num_classes
-    self.columns = {key: np.asarray(value) for key, value in columns.items()}
-    sizes = {key: len(value) for key, value in self.columns.items()}
-    if len(set(sizes.values())) != 1:
-      raise checks.DataError(
-          'columns must have the same number of examples; got '
-          f'{sizes or "no columns"}. Give every key one entry per example.')
-    self._size = min(sizes.values())
-
-  def __len__(self) -> int:
-    return self._size
-
-  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    return {key: value[index] for key, value in self.columns.items()}
-
-
 def text_of(source: Source, role: str) -> Optional[TextInfo]:
   """Returns the TextInfo of the 'teacher' or 'student', or None."""
   text = getattr(source, 'text', None)
@@ -216,8 +190,10 @@ def open_source(name: str,
   folders = _accepted(
       name, function, dict(source_dir=source_dir, data_dir=data_dir))
   try:
-    with foreign.calling(f'data set {name!r} must open split {split!r}',
-                         'Fix its options or its code'):
+    with foreign.calling(
+        f'data set {name!r} must open split {split!r}',
+        f'Fix its options or its code, or set {field} to a split that it has, '
+        'or to train[90%:]'):
       source = function(full_split, **folders, **options)
   except splits.UnknownSplitError as err:
     raise splits.UnknownSplitError(err.split, err.known, field) from err
@@ -225,7 +201,7 @@ def open_source(name: str,
     if not hasattr(source, attribute):
       raise checks.ConfigError(
           f'data set {name!r} must return a Source, with {attribute}; got '
-          f'{type(source).__name__}. haikd.data.Arrays makes one from arrays.')
+          f'{type(source).__name__}. haikd.data.Arrays makes one.')
   if indices_of is not None:
     source = Subset(source, indices_of(len(source)))
   # A growing source finds out by itself, without waiting for its length.

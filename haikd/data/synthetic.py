@@ -6,6 +6,7 @@ import numpy as np
 
 from haikd.core import checks
 from haikd.core import registry
+from haikd.data import arrays
 from haikd.data import source
 from haikd.data import spec as spec_lib
 from haikd.data import splits
@@ -68,7 +69,7 @@ def synthetic(split: str,
   labels = random.permutation(np.arange(size) % num_classes)
   noise = random.randint(-64, 64, (size, *shape))
   images = (prototypes[labels] + noise).astype(np.uint8)
-  return source.Arrays(
+  return arrays.Arrays(
       dict(image=images, label=labels), num_classes=num_classes)
 
 
@@ -94,6 +95,6 @@ def _tokens(random, size, length, vocabulary):
   mask = np.arange(length) < lengths[:, np.newaxis]
   tokens = np.where(mask, tokens, np.int32(0))
   labels, target_mask = tokens_lib.next_token(tokens, mask)
-  return source.Arrays(
+  return arrays.Arrays(
       dict(tokens=tokens, mask=mask, label=labels, target_mask=target_mask),
       num_classes=vocabulary)

@@ -17,6 +17,7 @@ from haikd import metrics as metrics_lib
 from haikd.core import base
 from haikd.core import checks
 from haikd.core import loops
+from haikd.core import tasks
 from haikd.engine import collectives
 from haikd.engine import mesh as mesh_lib
 from haikd.network import network as network_lib
@@ -65,6 +66,8 @@ def build_eval_step(network: network_lib.Network,
                     mesh: jax.sharding.Mesh, evaluated: base.Variables,
                     frozen: Optional[base.Variables],
                     *,
+                    task: str = tasks.CLASSIFICATION,
+                    has_labels: bool = True,
                     rows: Optional[int] = None,
                     chunk_bytes: Optional[int] = None) -> Callable:
   """Builds the compiled evaluation step.
@@ -76,6 +79,8 @@ def build_eval_step(network: network_lib.Network,
     mesh: where it runs.
     evaluated: NamedShardings of the network.
     frozen: NamedShardings of the teacher, or None.
+    task: what labels are, one of `tasks.OF_LABELS`.
+    has_labels: whether labels, if there are any, are what the network predicts.
     rows: the most examples that a device works on at once; None for all.
     chunk_bytes: of the logits of a large vocabulary that a device holds at
       once; None for what suits it.
@@ -105,7 +110,8 @@ def build_eval_step(network: network_lib.Network,
         logits,
         teacher_logits,
         mask=pairs_lib.target_mask(batch, logits),
-        labels=batch.labels,
+        labels=batch.labels if has_labels else None,
+        task=task,
         sizes=sizes)
 
   def local(evaluated, frozen, batch):

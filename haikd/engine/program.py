@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import jmp
 
 from haikd import config as config_lib
+from haikd import metrics as metrics_lib
 from haikd.core import base
 from haikd.core import checks
 from haikd.engine import evaluate
@@ -116,10 +117,11 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
   layout = mesh_lib.shardings_of(
       dict(state=state, frozen=frozen, student=student))
 
-  def eval_step(network, evaluated, frozen):
+  def eval_step(network, evaluated, frozen, has_labels=True):
     return evaluate.build_eval_step(
-        network, teacher, mesh, evaluated, frozen,
-        rows=_evaluated_rows(config, mesh), chunk_bytes=chunk_bytes)
+        network, teacher, mesh, evaluated, frozen, task=objective.task,
+        has_labels=has_labels, rows=_evaluated_rows(config, mesh),
+        chunk_bytes=chunk_bytes)
 
   return Program(
       objective=objective,
@@ -141,11 +143,24 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
       eval_step=eval_step(objective.student, layout['student'],
                           layout['frozen']),
       teacher_eval_step=(
-          eval_step(teacher, layout['frozen'], None) if teacher else None),
+          eval_step(teacher, layout['frozen'], None,
+                    _predict_the_same(*objective.outputs)) if teacher else
+          None),
       is_finite=jax.jit(
           lambda state: jmp.all_finite((state.params, state.ema)),
           out_shardings=mesh_lib.replicated(mesh)),
       mesh=mesh)
+
+
+def _predict_the_same(student, teacher):
+  """Returns whether the labels of the student are those of the teacher.
+
+  The logits of a teacher with other classes are not compared with them. Vectors
+  of another width are.
+  """
+  logits, target = student.logits, teacher.logits
+  return (isinstance(target, base.Embedding) or
+          metrics_lib.are_comparable(logits, target))
 
 
 def _evaluated_rows(config, mesh):

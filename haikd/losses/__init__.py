@@ -1,6 +1,8 @@
 """Losses: small pure functions on aligned arrays, one file per family."""
 
 from haikd.losses.attention import attention_transfer
+from haikd.losses.binary import binary_cross_entropy
+from haikd.losses.binary import binary_kl
 from haikd.losses.divergences import kl_divergence
 from haikd.losses.embeddings import embedding_cosine
 from haikd.losses.embeddings import embedding_matching
@@ -11,3 +13,6 @@ from haikd.losses.labels import cross_entropy
 from haikd.losses.register import get_loss
 from haikd.losses.register import loss_names
 from haikd.losses.register import register_loss
+from haikd.losses.values import logit_mse
+from haikd.losses.values import mean_absolute_error
+from haikd.losses.values import mean_squared_error

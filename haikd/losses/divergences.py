@@ -50,7 +50,7 @@ def kl_divergence(student: jax.Array,
     A LossSum: T^2 KL in nats summed over positions, and their number.
 
   Raises:
-    ValueError: `temperature` is not positive, or shapes differ.
+    ValueError: `temperature` is not positive, V is 1, or shapes differ.
 
   References:
     Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network,
@@ -59,8 +59,23 @@ def kl_divergence(student: jax.Array,
   if isinstance(temperature, (int, float)) and not temperature > 0:
     raise ValueError(f'temperature must be positive; got {temperature}. 1 '
                      'leaves logits as they are.')
+  check_classes(student)
   rows = kl_rows(student / temperature, teacher / temperature)
   return masking.masked_mean(temperature**2 * rows, mask)
+
+
+def check_classes(logits: jax.Array) -> None:
+  """Raises ValueError for a single class: its softmax is 1, whatever is learnt.
+
+  Args:
+    logits: `[..., V]`.
+  """
+  if logits.shape[-1] == 1:
+    raise ValueError(
+        'logits must have two classes or more, since a softmax over one is '
+        f'always 1; got shape={logits.shape}. For a number to predict set '
+        "config.task='regression', for a label that is true or not "
+        "'multilabel'.")
 
 
 @jax.custom_jvp

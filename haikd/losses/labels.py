@@ -46,7 +46,7 @@ def cross_entropy(student: jax.Array,
 
   Raises:
     TypeError: `labels` are neither integer nor floating.
-    ValueError: `labels` are missing, or have the wrong shape.
+    ValueError: `labels` are missing or have the wrong shape, or V is 1.
 
   References:
     Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network,
@@ -58,6 +58,7 @@ def cross_entropy(student: jax.Array,
     raise ValueError('labels must be given; got None. Use data with labels, '
                      'or a loss that needs none.')
   labels = jnp.asarray(labels)
+  divergences.check_classes(student)
   if checks.is_real(labels):
     _check_labels(labels, student.shape, student)
     labels = masking.clean(labels.astype(jnp.float32), mask)

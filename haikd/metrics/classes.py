@@ -1,28 +1,12 @@
-"""Metrics of classifiers, which return logits for each example."""
+"""Metrics of classifiers, of examples or of places in images."""
 
-from typing import Any, NamedTuple, Optional
+from typing import Any, Optional
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from haikd.metrics import counts
 from haikd.metrics import means
-
-MAX_CLASSES = 1000  # F1 is not reported for more.
-
-
-class Counts(NamedTuple):
-  """How many examples each class has, float32 `[V]`.
-
-  Attributes:
-    hits: examples for which it was predicted and true.
-    predicted: examples for which it was predicted.
-    true: examples for which it was true.
-  """
-
-  hits: jax.Array
-  predicted: jax.Array
-  true: jax.Array
 
 
 def measure(logits: jax.Array, target: Optional[jax.Array], *, mask: jax.Array,
@@ -32,26 +16,26 @@ def measure(logits: jax.Array, target: Optional[jax.Array], *, mask: jax.Array,
   Additive over `B`.
 
   Args:
-    logits: `[B, V]` floating.
+    logits: `[B, ..., V]` floating.
     target: the same shape, or None.
-    mask: bool, `[B]`, true where an example counts.
+    mask: bool, leading axes of the logits, true where a position counts.
     labels: as for `means.of_logits`.
 
   Returns:
     The LossSums of `means.of_logits` and, with labels of at most 1000 classes,
-    `f1`, Counts; no columns.
+    Counts: `f1`, and `miou` for logits with positions; no columns.
   """
   sums: dict[str, Any] = dict(
       means.of_logits(logits, target, mask=mask, labels=labels))
   size = logits.shape[-1]
-  if labels is not None and size <= MAX_CLASSES:
+  if labels is not None and size <= counts.MAX_CLASSES:
     truth, labelled = means.true_classes(labels, mask)
-    most_likely = jnp.argmax(logits, axis=-1)
-    predicted, true = (
-        labelled[:, None] & (number[:, None] == jnp.arange(size))
-        for number in (most_likely, truth))
-    sums['f1'] = Counts(*(jnp.sum(x, axis=0, dtype=jnp.float32)
-                          for x in (predicted & true, predicted, true)))
+    predicted, true = (number[..., None] == jnp.arange(size)
+                       for number in (jnp.argmax(logits, axis=-1), truth))
+    counted = counts.count(predicted, true, labelled)
+    sums['f1'] = counted
+    if logits.ndim > 2:
+      sums['miou'] = counted
   return sums, {}
 
 
@@ -63,20 +47,16 @@ def finish(sums: dict[str, Any], columns: dict) -> dict[str, float]:
     columns: none.
 
   Returns:
-    The means, and `f1`, the mean over classes of the harmonic mean of precision
-    and recall. Classes that were neither true nor predicted are left out.
+    The means; `f1`, the mean over classes of the harmonic mean of precision and
+    recall; and `miou`, that of intersection over union. Classes that were
+    neither true nor predicted are left out.
   """
   del columns
   sums = dict(sums)
-  counts = sums.pop('f1', None)
+  counted = {name: sums.pop(name) for name in ('f1', 'miou') if name in sums}
   values = means.finish(sums)
-  if counts is not None:
-    values['f1'] = _macro_f1(counts)
+  if 'f1' in counted:
+    values['f1'] = counts.macro_f1(counted['f1'])
+  if 'miou' in counted:
+    values['miou'] = counts.mean_iou(counted['miou'])
   return values
-
-
-def _macro_f1(counts):
-  # 2 / (1 / precision + 1 / recall) = 2 hits / (predicted + true).
-  examples = counts.predicted + counts.true
-  scores = 2 * counts.hits[examples > 0] / examples[examples > 0]
-  return float(np.mean(scores)) if scores.size else float('nan')

@@ -1,4 +1,4 @@
-"""Chooses metrics by the kind of a network's output.
+"""Chooses metrics by the kind of a network's output and of its labels.
 
 A family of metrics measures on the device, batch by batch, and finishes on the
 host, after the last batch. It measures sums, which add up over batches and
@@ -11,19 +11,21 @@ from typing import Any, cast, NamedTuple, Optional
 import jax
 
 from haikd.core import base
-from haikd.core import checks
+from haikd.core import tasks
 from haikd.losses import chunks
 from haikd.losses import cutting
 from haikd.metrics import classes
 from haikd.metrics import embeddings
+from haikd.metrics import multilabel
 from haikd.metrics import tokens
+from haikd.metrics import values
 
 # By family: sums are pytrees of arrays, columns pytrees of arrays [B, ...].
 Measured = tuple[dict[str, Any], dict[str, Any]]
 
 
 class Family(NamedTuple):
-  """The metrics of one kind of output.
+  """The metrics of one kind of output and labels.
 
   Attributes:
     measure: `(output, target, *, mask, labels) -> (sums, columns)`; see
@@ -38,7 +40,8 @@ class Family(NamedTuple):
 FAMILIES = {
     name: Family(module.measure, module.finish)
     for name, module in (('classes', classes), ('tokens', tokens),
-                         ('embeddings', embeddings))
+                         ('embeddings', embeddings), ('values', values),
+                         ('multilabel', multilabel))
 }
 
 
@@ -47,29 +50,32 @@ def measure(output: base.Output,
             *,
             mask: jax.Array,
             labels: Optional[jax.Array] = None,
+            task: str = tasks.CLASSIFICATION,
             sizes: cutting.ChunkSizes = cutting.ChunkSizes()) -> Measured:
   """Compares a network's output with labels and with a teacher's output.
 
   Sums are additive over `B`.
 
   Args:
-    output: logits `[B, V]` or `[B, N, V]` float32, or LinearLogits, or an
-      Embedding.
-    target: the teacher's output, or None; one of another kind is ignored.
+    output: logits or predictions `[B, V]` or `[B, N, V]` float32, or
+      LinearLogits, or an Embedding.
+    target: the teacher's output, or None; one of another kind or shape is
+      ignored.
     mask: bool, the leading axes of the output, true where it counts.
     labels: as in `Batch`, or None.
+    task: what the labels are, one of `tasks.OF_LABELS`. An Embedding needs
+      none.
     sizes: of the chunks in which LinearLogits are computed.
 
   Returns:
     `{family: sums}` and `{family: columns}`, for `finish`.
   """
-  name = _family(output)
-  if target is not None and _family(target) != name:
+  name = _family(output, task)
+  if target is not None and not are_comparable(output, target):
     target = None
-  # Scores cannot be compared with logits.
-  if labels is not None and name != 'embeddings' and checks.are_scores(labels):
-    labels = None
   family = FAMILIES[name]
+  if name == 'values' and isinstance(output, base.LinearLogits):
+    output = output.materialise()
   if isinstance(output, base.LinearLogits):
     # Metrics of logits have no columns, and positions do not interact.
     sums = chunks.add_up(
@@ -83,6 +89,16 @@ def measure(output: base.Output,
   return {name: sums}, {name: columns}
 
 
+def are_comparable(output: base.Output, target: base.Output) -> bool:
+  """Returns whether two outputs are of one kind and, but for texts, shape."""
+  kinds = {isinstance(x, base.Embedding) for x in (output, target)}
+  if len(kinds) > 1:
+    return False
+  first, second = (x.vectors if isinstance(x, base.Embedding) else x
+                   for x in (output, target))
+  return first.shape == second.shape
+
+
 def finish(sums: dict[str, Any],
            columns: dict[str, Any]) -> dict[str, float]:
   """Returns the metrics of a split.
@@ -94,14 +110,19 @@ def finish(sums: dict[str, Any],
   Returns:
     `{metric: value}`, NaN where nothing counts.
   """
-  values = {}
+  finished = {}
   for name, family in FAMILIES.items():
     if name in sums:
-      values.update(family.finish(sums[name], columns[name]))
-  return values
+      finished.update(family.finish(sums[name], columns[name]))
+  return finished
 
 
-def _family(output):
+def _family(output, task):
   if isinstance(output, base.Embedding):
     return 'embeddings'
-  return 'classes' if len(output.shape) == 2 else 'tokens'
+  if task == tasks.REGRESSION:
+    return 'values'
+  if task == tasks.MULTILABEL:
+    return 'multilabel'
+  has_tokens = len(output.shape) == 3 and task != tasks.TAGGING
+  return 'tokens' if has_tokens else 'classes'

@@ -22,10 +22,9 @@ def of_logits(logits: jax.Array, target: Optional[jax.Array], *,
   Args:
     logits: `[..., V]` floating.
     target: the same shape, or None.
-    mask: bool, `[...]`, true where a position counts.
-    labels: integers shaped like `mask`, -100 where there is no label; or
-      probabilities shaped like `logits`, whose largest marks the class; or
-      None.
+    mask: bool, leading axes of `[...]`, true where a position counts.
+    labels: integers `[...]`, -100 where there is no label; or probabilities
+      shaped like `logits`, whose largest marks the class; or None.
 
   Returns:
     LossSums: with labels `accuracy` and `cross_entropy` (nats); with a teacher
@@ -52,15 +51,15 @@ def true_classes(labels: jax.Array,
   """Returns the class of each position, and where it has one that counts.
 
   Args:
-    labels: integers shaped like `mask`, -100 where there is no label; or
-      probabilities with a trailing axis, whose largest marks the class.
-    mask: bool, true where a position counts.
+    labels: integers, -100 where there is no label; or probabilities with a
+      trailing axis, whose largest marks the class.
+    mask: bool, the leading axes of `labels`, true where a position counts.
 
   Returns:
-    Integers and bool, both shaped like `mask`.
+    Integers and bool, both shaped like the labels without the classes.
   """
   truth = jnp.argmax(labels, -1) if checks.is_real(labels) else labels
-  return truth, mask & (truth >= 0)
+  return truth, masking.expand(mask, truth.ndim) & (truth >= 0)
 
 
 def finish(sums: Mapping[str, base.LossSum]) -> dict[str, float]:

@@ -152,6 +152,8 @@ class _Recorder:
           entries.append(_Entry(kind, int(order), bundle, value))
         else:
           network_state.setdefault(bundle, {})[name] = value
+    if len(entries) < len(self._written):
+      raise self._inside_transform()
     entries.sort(key=lambda entry: entry.order)
     values = {
         kind: self._in_call_order(
@@ -172,6 +174,17 @@ class _Recorder:
           'another transformation that would have to carry new state; got '
           f'{names}. Use hk.layer_stack, or return the values from the '
           'transformation and offer them with haikd.tap.') from err
+    if self._written and type(err).__name__ == 'NonEmptyStateError':
+      raise self._inside_transform() from err
+
+  def _inside_transform(self):
+    """Returns the error of modules whose state another transform took."""
+    names = sorted({name for name, _ in self._written.values()})
+    return checks.ConfigError(
+        'a captured module must not be called by a function that was '
+        f'transformed before; got {names}. Call the function in place of '
+        'hk.transform(function).apply, with its parameters from '
+        'config.teacher.init, or choose other taps.')
 
   def _matches(self, parts):
     """Returns (kind, glob) of all globs that match a module's name."""

@@ -125,7 +125,9 @@ def build_network(config: config_lib.ConfigDict,
       if not is_training or hk.running_init():
         return call(view.inputs)
       saved = config.remat or ('none' if gather is None else 'gathers')
-      return remat.rematerialised(call, blocks, saved)(view.inputs)
+      # What runs on one device runs on many: only who asks for it must match.
+      return remat.rematerialised(
+          call, blocks, saved, strict=bool(config.remat))(view.inputs)
 
   network = hk.transform_with_state(capture(forward, taps))
 
@@ -144,6 +146,7 @@ def build_network(config: config_lib.ConfigDict,
     with _errors_name_fields(field, config, option_names):
       (logits, values), state = network.apply(params, state, rng, view,
                                               is_training, batch_axes, gather)
+      _check_output(logits)
       logits = _first(logits, config.used_classes, num_classes)
     return NetworkOutput(logits, values), state
 
@@ -173,6 +176,28 @@ def gathered(gather: Callable, dtype: Any) -> contextlib.AbstractContextManager:
 def count_parameters(params: base.ArrayTree) -> int:
   """Returns the number of scalars in a tree of parameters."""
   return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _check_output(output: Any) -> None:
+  """Raises ConfigError for an output that is neither logits nor vectors."""
+  known = (jax.Array, base.LinearLogits, base.Embedding)
+  if not isinstance(output, known):
+    raise checks.ConfigError(
+        'outputs must be logits [B, V], haikd.LinearLogits or '
+        f'haikd.Embedding; got {_kind(output)}. Return the logits alone; '
+        'haikd.tap offers anything else.')
+  if isinstance(output, jax.Array) and output.ndim < 2:
+    raise checks.ConfigError(
+        f'outputs must be logits [B, V]; got shape={output.shape}. For one '
+        'number an example return [B, 1].')
+
+
+def _kind(output):
+  if isinstance(output, dict):
+    return f'a dict of {sorted(output)}'
+  if isinstance(output, (tuple, list)):
+    return f'a {type(output).__name__} of {len(output)}'
+  return type(output).__name__
 
 
 def _first(logits: base.Output, count: Optional[int],

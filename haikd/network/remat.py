@@ -11,8 +11,8 @@ policy decides what is saved; the rest is recomputed:
   full     only the inputs of the blocks.
 """
 
-from collections.abc import Callable
-from typing import Any, Optional
+from collections.abc import Callable, Sequence
+from typing import Any, Union
 
 import haiku as hk
 import jax
@@ -21,30 +21,32 @@ from haikd.core import checks
 from haikd.core import globs
 
 
-def rematerialised(function: Callable, glob: Optional[str],
-                   policy: str) -> Callable:
-  """Makes the modules that match a glob save only what a policy allows.
+def rematerialised(function: Callable, blocks: Union[None, str, Sequence[str]],
+                   policy: str, *, strict: bool = True) -> Callable:
+  """Makes the modules that match globs save only what a policy allows.
 
   If matching modules are nested, only the outermost is wrapped.
 
   Args:
     function: a Haiku function of arrays, to be called inside a transform.
-    glob: over module names, see `globs.matches`; None to wrap the function
-      itself.
+    blocks: a glob over module names, see `globs.matches`, or several; None to
+      wrap the function itself.
     policy: one of `rules.REMATS`.
+    strict: whether some module has to match.
 
   Returns:
     A function that computes the same.
 
   Raises:
-    ConfigError: when the returned function is called: the glob matches no
-      module.
+    ConfigError: when the returned function is called: it is strict, and
+      no module matches.
   """
   if policy == 'none':
     return function
   saveable = _POLICIES[policy]
-  if glob is None:
+  if blocks is None:
     return hk.remat(function, policy=saveable)
+  patterns = (blocks,) if isinstance(blocks, str) else tuple(blocks)
   called: dict[str, bool] = {}  # Names of all modules that were called.
   inside = matched = False
 
@@ -54,7 +56,7 @@ def rematerialised(function: Callable, glob: Optional[str],
       return next_method(*args, **kwargs)
     name = globs.parts(context.module.module_name)
     called['/'.join(name)] = True
-    if inside or not globs.matches(glob, name):
+    if inside or not any(globs.matches(glob, name) for glob in patterns):
       return next_method(*args, **kwargs)
     leaves, structure = jax.tree.flatten((args, kwargs))
     arrays = {i: x for i, x in enumerate(leaves) if isinstance(x, jax.Array)}
@@ -73,10 +75,10 @@ def rematerialised(function: Callable, glob: Optional[str],
   def wrapped(*args):
     with hk.intercept_methods(rematted):
       outputs = function(*args)
-    if not matched:
+    if strict and not matched:
       raise checks.ConfigError(
           'remat_modules must match a module that is called; got '
-          f'{glob!r}. {checks.suggest(glob, called)}')
+          f'{blocks!r}. {checks.suggest(patterns[0], called)}')
     return outputs
 
   return wrapped

@@ -4,11 +4,13 @@ import contextlib
 from typing import Optional
 
 import jax
+import jax.numpy as jnp
 
 from haikd import align
 from haikd import config as config_lib
 from haikd.core import base
 from haikd.core import checks
+from haikd.core import tasks
 from haikd.network import network as network_lib
 from haikd.objective import compare as compare_lib
 from haikd.objective import objective as objective_lib
@@ -37,11 +39,13 @@ def build_objective(config: config_lib.ConfigDict,
     ConfigError: anything that cannot work: names, options, layers out of range,
       taps that match nothing, shapes that do not agree.
   """
-  # Scores of texts are labels, but not classes to predict.
-  has_classes = (
-      spec.labels is not None and not checks.are_scores(spec.labels))
+  task = tasks.of_labels(config.task, spec.labels, num_classes)
+  # Scores of texts are labels, but an encoder does not predict them.
+  are_predicted = spec.labels is not None and not (
+      task == tasks.REGRESSION and 'embedding' == tasks.of_model(
+          config.student.model, config.student.options))
   terms = terms_lib.build_terms(
-      config, has_teacher=has_teacher, has_labels=has_classes)
+      config, has_teacher=has_teacher, has_labels=are_predicted, task=task)
   student = network_lib.build_network(
       config.student,
       title='student',
@@ -56,6 +60,8 @@ def build_objective(config: config_lib.ConfigDict,
         kinds=_tap_kinds(term for term in terms if term.needs_teacher))
   outputs = (_abstract_output(student, spec),
              teacher and _abstract_output(teacher, spec))
+  if task not in (tasks.REGRESSION, tasks.MULTILABEL):
+    _check_classes(outputs[0].logits, spec.labels, num_classes)
   if spec.student is not None:
     for network, output in zip((student, teacher), outputs):
       if network:
@@ -65,7 +71,8 @@ def build_objective(config: config_lib.ConfigDict,
   layers = {
       term.name: _pair_layers(term, *outputs)
       for term in terms if term.entry.on != terms_lib.LOGITS}
-  objective = objective_lib.Objective(student, teacher, terms, layers)
+  objective = objective_lib.Objective(
+      student, teacher, terms, layers, task, outputs)
   forms = terms_lib.choose_forms(terms, outputs[0].logits)
   for term in terms:
     # Counts are computed from arrays, the loss from the chosen form.
@@ -97,7 +104,30 @@ def _abstract_output(network, spec):
     shapes = jax.tree.map(lambda x: x.shape, inputs)
     raise checks.ConfigError(
         f'config.{network.title} must run on inputs of shape {shapes}; got '
-        f'{checks.describe(err)}.') from err
+        f'{checks.describe(err)}.{_hint(inputs)}') from err
+
+
+def _hint(inputs):
+  """Returns what a network may have stumbled over."""
+  if isinstance(inputs, dict):
+    return (' Examples have several inputs, which come as a dict: every key '
+            'but label, mask and target_mask is one.')
+  if len(inputs.shape) > 2 and jnp.issubdtype(inputs.dtype, jnp.integer):
+    return (" Integers stay integers, except for images of uint8 under the key "
+            "'image', which are divided by 255.")
+  return ''
+
+
+def _check_classes(logits, labels, num_classes):
+  """Refuses a student with fewer logits than the data has classes."""
+  if labels is None or num_classes is None or isinstance(
+      logits, base.Embedding):
+    return
+  if logits.shape[-1] < num_classes:
+    raise checks.ConfigError(
+        'config.student must return a logit for each class of the data; got '
+        f'{logits.shape[-1]} logits, where there are {num_classes} classes. '
+        'Give the model a parameter num_classes, and as many outputs.')
 
 
 def _pair_layers(term, student, teacher):

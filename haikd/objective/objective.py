@@ -39,12 +39,16 @@ class Objective(NamedTuple):
     terms: the weighted losses.
     layers: `{term: ((student layer, teacher layers), …)}` of every term that
       is not on logits.
+    task: what labels are, one of `tasks.OF_LABELS`.
+    outputs: those of both networks for a batch, as ShapeDtypeStructs.
   """
 
   student: network_lib.Network
   teacher: Optional[network_lib.Network]
   terms: tuple[terms_lib.Term, ...]
   layers: dict[str, pairs_lib.Layers]
+  task: str
+  outputs: Outputs
 
   def init(self, rng: jax.Array, batch: base.Batch,
            frozen: Optional[base.Variables]) -> tuple[base.Params, Any]:

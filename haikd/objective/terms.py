@@ -14,11 +14,18 @@ from haikd.core import base
 from haikd.core import checks
 from haikd.core import registry
 from haikd.core import schedules as schedules_lib
+from haikd.core import tasks
 from haikd.network import network
 
 LOGITS = 'logits'
 ATTENTION = 'attention'
 AUTO = 'auto'
+
+# The soft and the hard term where labels are not classes.
+_STANDARD = {
+    tasks.MULTILABEL: ('binary_kl', 'binary_cross_entropy'),
+    tasks.REGRESSION: ('logit_mse', 'mean_squared_error'),
+}
 
 
 class Term(NamedTuple):
@@ -109,7 +116,7 @@ def choose_forms(terms: Sequence[Term], logits: Any) -> dict[str, Form]:
 
 
 def build_terms(config: config_lib.ConfigDict, *, has_teacher: bool,
-                has_labels: bool) -> tuple[Term, ...]:
+                has_labels: bool, task: str) -> tuple[Term, ...]:
   """Returns the terms of `config.distillation` and `config.losses`.
 
   Without a teacher only the terms on labels are left, at their full weight;
@@ -118,7 +125,9 @@ def build_terms(config: config_lib.ConfigDict, *, has_teacher: bool,
   Args:
     config: a complete config.
     has_teacher: whether there is a teacher.
-    has_labels: whether the data has labels.
+    has_labels: whether the network has labels to predict.
+    task: what labels are, one of `tasks.OF_LABELS`; it decides the standard
+      terms.
 
   Returns:
     At least one term.
@@ -127,7 +136,7 @@ def build_terms(config: config_lib.ConfigDict, *, has_teacher: bool,
     ConfigError: an unknown loss, aligner or option, a name used twice, or
       nothing to learn from.
   """
-  terms = _standard_terms(config.distillation, has_teacher, has_labels)
+  terms = _standard_terms(config.distillation, has_teacher, has_labels, task)
   standard = {term.name for term in terms}
   for name, fields in config.losses.items():
     field = f'config.losses.{name}'
@@ -147,9 +156,10 @@ def build_terms(config: config_lib.ConfigDict, *, has_teacher: bool,
   return tuple(terms)
 
 
-def _standard_terms(fields, has_teacher, has_labels):
+def _standard_terms(fields, has_teacher, has_labels, task):
   """Returns the terms of `config.distillation`."""
-  alpha = fields.alpha if has_teacher else 0.0
+  soft, hard = _STANDARD.get(task, ('kl_divergence', 'cross_entropy'))
+  alpha = fields.alpha
   terms = []
 
   def add(loss, switch, layers_field='', **options):
@@ -159,11 +169,16 @@ def _standard_terms(fields, has_teacher, has_labels):
                     f'config.distillation.{layers_field}',
                     'config.distillation'))
 
-  if alpha > 0:
-    add('kl_divergence', 'alpha', weight=alpha,
-        options=dict(temperature=fields.temperature))
-  if alpha < 1 and has_labels:
-    add('cross_entropy', 'alpha', weight=1 - alpha)
+  if alpha is not None:
+    if not has_teacher:
+      alpha = 0.0
+    # Predicted numbers have no temperature.
+    options = {} if task == tasks.REGRESSION else dict(
+        temperature=fields.temperature)
+    if alpha > 0:
+      add(soft, 'alpha', weight=alpha, options=options)
+    if alpha < 1 and has_labels:
+      add(hard, 'alpha', weight=1 - alpha)
   if fields.use_attention_transfer:
     add('attention_transfer', 'use_attention_transfer',
         'attention_match_layers', weight=fields.attention_loss_weight,

@@ -48,6 +48,7 @@ def train(config: config_lib.ConfigDict,
   student, alone, teacher = trainees.build_all(config, mesh)
   for trainee in filter(None, (teacher, alone, student)):
     trainee.data.check()
+    trainee.check_evaluation()
     trainee.check_start(workdir)
   trained_teacher = None if teacher else student.start('teacher')
   with workdir_lib.lock(workdir):

@@ -5,18 +5,24 @@
 needs the data, which is built from the config.
 """
 
-from typing import Any
+from typing import Any, Optional
 
 from haikd import config as config_lib
 from haikd import interop
 from haikd import models  # noqa: F401  Registers the zoo.
 from haikd.core import checks
+from haikd.core import notes
 from haikd.core import registry
+from haikd.core import tasks as tasks_lib
 from haikd.run import tasks
 from haikd.run import two_tokenizers
 from haikd.run import vocabularies
 
 _ROLES = ('teacher', 'student')
+_LABELS = {
+    tasks_lib.REGRESSION: 'floating point, without num_classes',
+    tasks_lib.MULTILABEL: 'numbers from 0 to 1 that do not sum to 1',
+}
 
 
 def from_pretrained(config: config_lib.ConfigDict) -> config_lib.ConfigDict:
@@ -91,11 +97,34 @@ def with_vocabulary(config: config_lib.ConfigDict, text: Any,
   return config
 
 
+def with_task(config: config_lib.ConfigDict,
+              task: Optional[str]) -> config_lib.ConfigDict:
+  """Fills in what the labels of the data are; says it if they are not classes.
+
+  Args:
+    config: a config from `from_pretrained`.
+    task: of the data; None if it has no labels.
+
+  Returns:
+    The config, or a changed copy.
+  """
+  if config.task != tasks_lib.AUTO or task is None:
+    return config
+  predicts_vectors = 'embedding' in map(
+      lambda role: tasks.task_of(config, role), _ROLES)
+  if task != tasks_lib.CLASSIFICATION and not predicts_vectors:
+    notes.say(f'config.task is {task}, as labels are {_LABELS[task]}; set it '
+              'if they are something else.')
+  config = config.copy_and_resolve_references()
+  config.task = task
+  return config
+
+
 def teacher_training(config: config_lib.ConfigDict) -> config_lib.ConfigDict:
   """Returns the config of the teacher's own training.
 
-  Its `student` is the teacher's network, which is trained on the labels alone
-  with the fields of `config.teacher.train`.
+  Its `student` is the teacher's network, which is trained with the fields of
+  `config.teacher.train`, by the terms that need no teacher.
 
   Args:
     config: a config from `from_pretrained`, of a teacher without `init`.
@@ -121,7 +150,12 @@ def teacher_training(config: config_lib.ConfigDict) -> config_lib.ConfigDict:
       del resolved.data.options[two_tokenizers.OPTION]
   resolved.teacher, resolved.distillation = (
       defaults.teacher, defaults.distillation)
-  resolved.losses = defaults.losses
+  resolved.distillation.alpha = config.distillation.alpha
+  with resolved.unlocked():
+    for name, term in config.losses.items():
+      loss = registry.losses.find(term.loss, f'config.losses.{name}.loss')
+      if loss.needs_teacher:
+        del resolved.losses[name]
   return resolved
 
 

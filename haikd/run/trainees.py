@@ -82,6 +82,32 @@ class Trainee(NamedTuple):
     text = self.data.text_of(role)
     checkpoint.check_vocabulary(saved, text.identity if text else '')
 
+  def check_evaluation(self) -> None:
+    """Traces what evaluation will run, so that it cannot fail after training.
+
+    Raises:
+      ConfigError: labels and outputs that metrics cannot compare.
+    """
+    program, evaluation = self.program, self.config.evaluation
+    network = program_lib.trained_network(program.abstract_state)
+    for field, split in (('split', evaluation.split),
+                         ('final', evaluation.final)):
+      batch = self.data.evaluation_spec(split)
+      try:
+        jax.eval_shape(
+            program.eval_step, network, program.abstract_frozen, batch)
+        if program.teacher_eval_step:
+          jax.eval_shape(
+              program.teacher_eval_step, program.abstract_frozen, None, batch)
+      except checks.ConfigError:
+        raise
+      except (TypeError, ValueError) as err:
+        labels = None if batch.labels is None else batch.labels.shape
+        raise checks.ConfigError(
+            f'config.evaluation.{field} must name a split whose labels can be '
+            f'compared with the outputs of the networks; got {split!r} with '
+            f'labels of shape {labels}: {checks.one_line(err)}') from err
+
   def check_start(self, workdir: paths.Path) -> None:
     """Refuses `config.student.init` if the student cannot start from it.
 
@@ -178,7 +204,8 @@ def build(config: config_lib.ConfigDict,
       like=shared_data,
       augment_field=augment_field)
   config = resolve.with_vocabulary(
-      config, data.text_of('teacher'), data.text_of('student'))
+      resolve.with_task(config, data.task), data.text_of('teacher'),
+      data.text_of('student'))
   program = program_lib.build_program(
       config,
       spec=data.spec,

@@ -1,7 +1,7 @@
 """Training, from resuming to the last checkpoint. Reads top to bottom."""
 
 import time
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import jax
 import numpy as np
@@ -75,15 +75,34 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
         checkpointer, writer_lib.open_writer(
             workdir, total_steps=config.steps, title=title,
             enabled=jax.process_index() == 0) as writer):
-    state, seconds = _resume(program, checkpointer, iterator, identity,
-                             vocabulary)
+    state, metadata = _resume(program, checkpointer, iterator, identity,
+                              vocabulary)
     if state is None:
       state = program.init(jax.random.key(config.seed))
       state = _warm_start(state, config, program, data)
     first = int(state.step)
     writer.truncate(first)
-    clock = _Clock(first, seconds)
+    clock = _Clock(first, metadata['seconds'])
     log = _Log(writer, checkpointer, clock, config.batch_size, title)
+
+    def evaluate_on_split(step, state):
+      split = config.evaluation.split
+      scores = evaluate.evaluate(program.eval_step,
+                                 program_lib.trained_network(state), frozen,
+                                 data.evaluation(split), program.mesh)
+      writer.write(step, f'eval/{split}', scores)
+
+    def save(step, state, evaluated=True):
+      if not program.is_finite(state):
+        raise log.diverged(step, 'parameters that are not finite')
+      writer.flush()
+      checkpointer.save(step, state, iterator.get_state(),
+                        dict(teacher=identity, vocabulary=vocabulary,
+                             seconds=clock.seconds(), evaluated=evaluated,
+                             config=config))
+
+    if not metadata['evaluated']:
+      evaluate_on_split(first, state)
     pending = None  # Step and metrics that are to be logged.
     for step in range(first + 1, config.steps + 1):
       batch = collectives.shard_batch(program.mesh, next(iterator))
@@ -101,18 +120,15 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
       elif _due(step, config.log_every, config.steps):
         pending = step, metrics
       if evaluating:
-        split = config.evaluation.split
-        scores = evaluate.evaluate(program.eval_step,
-                                   program_lib.trained_network(state), frozen,
-                                   data.evaluation(split), program.mesh)
-        writer.write(step, f'eval/{split}', scores)
+        try:
+          evaluate_on_split(step, state)
+        except Exception:
+          # Training is kept. A new start repeats the evaluation.
+          save(step, state, evaluated=False)
+          checkpointer.wait()
+          raise
       if saving:
-        if not program.is_finite(state):
-          raise log.diverged(step, 'parameters that are not finite')
-        writer.flush()
-        checkpointer.save(step, state, iterator.get_state(),
-                          dict(teacher=identity, vocabulary=vocabulary,
-                               seconds=clock.seconds(), config=config))
+        save(step, state)
       if saving or evaluating:
         clock.mark(step)
       if stopping:
@@ -120,8 +136,7 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
         raise checks.StoppedError(
             f'stopped by SIGTERM at step {step} of {title}, which is saved. '
             'Start it again to go on.')
-  if first < config.steps:
-    seconds = clock.seconds()
+  seconds = clock.seconds() if first < config.steps else metadata['seconds']
   return Trained(program_lib.trained_network(state), seconds)
 
 
@@ -209,15 +224,16 @@ def _not_finite(metrics):
 
 
 def _resume(program, checkpointer, iterator, identity, vocabulary):
-  """Returns the newest state and the seconds it took, or (None, 0)."""
+  """Returns the newest state, or None, and what was saved with it."""
+  start: dict[str, Any] = dict(seconds=0.0, evaluated=True)
   restored = checkpointer.restore(program.abstract_state)
   if restored is None:
-    return None, 0.0
+    return None, start
   state, iterator_state, metadata = restored
   checkpoint.check_vocabulary(metadata, vocabulary)
   checkpoint.check_teacher(metadata, identity)
   iterator.set_state(iterator_state)
-  return state, metadata['seconds']
+  return state, {**start, **metadata}
 
 
 def _warm_start(state, config, program, data):

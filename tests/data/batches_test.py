@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from haikd.core import base
+from haikd.data import arrays
 from haikd.data import batches
 from haikd.data import reader
-from haikd.data import source
 from haikd.data.image import augment
 from haikd.data.image import normalise
 
@@ -16,7 +16,7 @@ UNSCALED = normalise.build_scale(0.0, 1.0)
 def numbered(size, **more):
   """Returns a reader of examples that are their own index."""
   columns = dict(number=np.arange(size), **more)
-  return reader.Reader(source.Arrays(columns, num_classes=10), 'train')
+  return reader.Reader(arrays.Arrays(columns, num_classes=10), 'train')
 
 
 def training(size, *, batch_size, seed=0, index=0, count=1):
@@ -166,7 +166,7 @@ def test_evaluation_keeps_the_order_of_the_split():
 
 
 def one(columns, *, num_classes=10, mean=0.0, std=1.0):
-  data = reader.Reader(source.Arrays(columns, num_classes=num_classes), 'test')
+  data = reader.Reader(arrays.Arrays(columns, num_classes=num_classes), 'test')
   return batches.Evaluation(
       data, batch_size=1, shards=1, scale=normalise.build_scale(mean, std),
       process_index=0, process_count=1)[0]

@@ -9,6 +9,7 @@ import pytest
 from haikd import config as config_lib
 from haikd.core import checks
 from haikd.core import registry
+from haikd.data import arrays
 from haikd.data import description
 from haikd.data import pipeline
 from haikd.data import source
@@ -29,7 +30,7 @@ def numbered(fresh):
   def numbers(split, *, first, size=12, classes=3, width=2):
     start = first + (500 if split == 'validation' else 0)
     number = np.arange(start, start + size)
-    return source.Arrays(dict(
+    return arrays.Arrays(dict(
         number=np.stack([number] * width, 1), label=number % classes),
                          num_classes=classes)
 
@@ -59,7 +60,7 @@ def make_config_of_texts(texts):
   """Returns the config of a mixture of texts, `{name: TextInfo}`."""
   @registry.register_dataset()
   def files(split, *, first):
-    made = source.Arrays(dict(number=np.arange(3)), num_classes=3)
+    made = arrays.Arrays(dict(number=np.arange(3)), num_classes=3)
     made.text = texts[first]
     return made
 
@@ -140,7 +141,7 @@ def test_folders_are_those_of_their_names(fresh):
   @registry.register_dataset()
   def files(split, *, source_dir=None):
     folders[source_dir] = split
-    return source.Arrays(dict(number=np.arange(3)))
+    return arrays.Arrays(dict(number=np.arange(3)))
 
   config = make_config(a=1, b=dict(source_dir='elsewhere'))
   config.data.name, config.data.source_dir = 'files', 'texts'

@@ -10,6 +10,7 @@ import pytest
 from haikd import config as config_lib
 from haikd.core import checks
 from haikd.core import registry
+from haikd.data import arrays
 from haikd.data import description
 from haikd.data import pipeline
 from haikd.data import reader
@@ -238,7 +239,7 @@ def test_check_finds_a_bad_example_of_a_held_out_split(field):
     image = np.ones((20, 2))
     if split == 'bad':
       image[11, 1] = np.nan
-    return source.Arrays(dict(x=image, label=[0] * 20), num_classes=2)
+    return arrays.Arrays(dict(x=image, label=[0] * 20), num_classes=2)
 
   with registry.datasets.temporary():
     registry.register_dataset('listed')(spoilt)

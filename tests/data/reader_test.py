@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from haikd.core import checks
+from haikd.data import arrays
 from haikd.data import reader
-from haikd.data import source
 
 
 class Listed:
@@ -37,7 +37,7 @@ def good(size=4):
 
 def in_memory(examples, num_classes=3):
   columns = {key: np.stack([e[key] for e in examples]) for key in examples[0]}
-  return source.Arrays(columns, num_classes=num_classes)
+  return arrays.Arrays(columns, num_classes=num_classes)
 
 
 SOURCES = pytest.mark.parametrize('make', [Listed, Batched, in_memory])
@@ -186,9 +186,9 @@ def test_scores_need_no_number_of_classes():
 
 @pytest.mark.parametrize('label, text', [
     (np.float32(np.nan), 'must have a finite label'),
-    (np.float32([1, 2]), 'unless num_classes is known'),
+    (np.array('cat'), 'hold numbers in label; got label.dtype=<U3. Number'),
 ])
-def test_float_labels_other_than_finite_scores_are_refused(label, text):
+def test_labels_other_than_finite_numbers_are_refused(label, text):
   with pytest.raises(checks.DataError, match=text):
     reader.Reader(Listed([dict(x=1, label=label)], num_classes=None),
                   'train').load()

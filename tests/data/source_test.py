@@ -7,6 +7,7 @@ import pytest
 
 from haikd.core import checks
 from haikd.core import registry
+from haikd.data import arrays
 from haikd.data import reader
 from haikd.data import source
 from haikd.data import spec as spec_lib
@@ -26,7 +27,7 @@ def mine():
   @registry.register_dataset()
   def my_data(split, *, source_dir=None, data_dir=None, size=3):
     given.update(split=split, source_dir=source_dir, data_dir=data_dir)
-    return source.Arrays(dict(x=np.zeros(size)), num_classes=2)
+    return arrays.Arrays(dict(x=np.zeros(size)), num_classes=2)
 
   return given
 
@@ -60,7 +61,7 @@ def test_folder_that_would_be_ignored_is_refused(folder):
 
   @registry.register_dataset()
   def plain(split):
-    return source.Arrays(dict(x=np.zeros(3)))
+    return arrays.Arrays(dict(x=np.zeros(3)))
 
   assert len(source.open_source('plain', 'train')) == 3
   with pytest.raises(
@@ -76,7 +77,7 @@ def test_function_may_take_any_option():
   @registry.register_dataset()
   def greedy(split, **options):
     given.update(options)
-    return source.Arrays(dict(x=np.zeros(3)))
+    return arrays.Arrays(dict(x=np.zeros(3)))
 
   source.open_source('greedy', 'train', options=dict(a=1), data_dir='d')
   assert given == dict(a=1, source_dir=None, data_dir='d')
@@ -94,7 +95,7 @@ def test_error_of_a_data_set_becomes_one_line(error):
   with pytest.raises(
       checks.DataError,
       match="^data set 'breaks' must open split 'train'; got "
-      f'{type(error).__name__}: .* Fix its options or its code; --debug'
+      f'{type(error).__name__}: .* Fix its options or its code, or set split '
   ) as raised:
     source.open_source('breaks', 'train')
   assert raised.value.__cause__ is error and '\n' not in str(raised.value)
@@ -112,7 +113,7 @@ def test_annotation_may_be_a_string():
 
   @registry.register_dataset()
   def late(split, *, size: 'int' = 3):
-    return source.Arrays(dict(x=np.zeros(size)))
+    return arrays.Arrays(dict(x=np.zeros(size)))
 
   with pytest.raises(checks.ConfigError, match='size must be of type int'):
     source.open_source('late', 'train', options=dict(size='x'))
@@ -153,15 +154,15 @@ def test_unknown_name_is_refused(mine):
 
 
 def test_arrays_hold_examples_of_every_column():
-  arrays = source.Arrays(dict(x=[[1, 2], [3, 4]], label=[5, 6]), num_classes=7)
-  assert len(arrays) == 2 and arrays.num_classes == 7
-  assert arrays[1]['x'].tolist() == [3, 4] and arrays[1]['label'] == 6
+  made = arrays.Arrays(dict(x=[[1, 2], [3, 4]], label=[5, 6]), num_classes=7)
+  assert len(made) == 2 and made.num_classes == 7
+  assert made[1]['x'].tolist() == [3, 4] and made[1]['label'] == 6
 
 
 @pytest.mark.parametrize('columns', [dict(x=[1, 2], label=[1]), {}])
 def test_arrays_refuse_columns_that_do_not_match(columns):
   with pytest.raises(checks.DataError, match='the same number of examples'):
-    source.Arrays(columns)
+    arrays.Arrays(columns)
 
 
 @pytest.mark.parametrize('part, expected', [
@@ -176,7 +177,7 @@ def test_arrays_refuse_columns_that_do_not_match(columns):
 ])
 def test_slice_of_a_split_holds_its_examples(part, expected):
   with registry.datasets.temporary():
-    registry.register_dataset('ten')(lambda split: source.Arrays(
+    registry.register_dataset('ten')(lambda split: arrays.Arrays(
         dict(x=np.arange(10)), num_classes=7))
     opened = source.open_source('ten', f'train{part}')
   assert [int(opened[i]['x']) for i in range(len(opened))] == list(expected)
@@ -186,7 +187,7 @@ def test_slice_of_a_split_holds_its_examples(part, expected):
 def test_slice_reads_several_examples_at_once_if_its_data_set_does():
   calls = []
 
-  class Batched(source.Arrays):
+  class Batched(arrays.Arrays):
 
     def __getitems__(self, indices):
       calls.append(indices)
@@ -196,7 +197,7 @@ def test_slice_reads_several_examples_at_once_if_its_data_set_does():
     registry.register_dataset('batched')(
         lambda split: Batched(dict(x=np.arange(10))))
     registry.register_dataset('single')(
-        lambda split: source.Arrays(dict(x=np.arange(10))))
+        lambda split: arrays.Arrays(dict(x=np.arange(10))))
     batched, single = (
         reader.Reader(source.open_source(name, 'train[4:]'), 'train[4:]')
         for name in ('batched', 'single'))

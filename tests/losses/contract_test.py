@@ -17,7 +17,8 @@ from haikd.core import registry
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 BATCH = 4
 # Losses that are not 0 for equal networks.
-NOT_DISTANCES = ('cross_entropy',)
+NOT_DISTANCES = ('binary_cross_entropy', 'cross_entropy',
+                 'mean_absolute_error', 'mean_squared_error')
 
 
 def load_losses():

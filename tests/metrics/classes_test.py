@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from haikd import metrics
-from haikd.metrics import classes
+from haikd.metrics import counts
 
 # Most likely: 0, 1, 2, 2.
 LOGITS = jnp.log(
@@ -62,9 +62,30 @@ def test_without_teacher_or_labels_there_is_less():
   assert set(measure(LOGITS, TEACHER, mask=MASK)) == {'kl', 'agreement'}
 
 
-def test_scores_are_no_classes():
-  labels = jnp.array([0.5, 0.1, 3.0, 0.0])
-  assert measure(LOGITS, None, mask=MASK, labels=labels) == {}
+def test_a_mask_of_examples_holds_for_all_their_positions():
+  """By hand; B = N shows a mask that is broadcast along the wrong axis."""
+  labels = jnp.array([[0, 1], [1, 1]])
+  logits = jax.nn.one_hot(jnp.array([[0, 0], [1, 1]]), 2)[..., None, :]
+  mask = jnp.array([True, False])
+  sums = measure(logits, None, mask=mask, labels=labels[..., None])
+  np.testing.assert_allclose(sums['accuracy'], (1, 2))
+  np.testing.assert_array_equal(sums['f1'].true, (1, 1))
+
+
+def test_iou_is_the_mean_over_classes_that_are_true_or_predicted():
+  # Class 0: 2 of 3 places in the union; 1: 1 of 3; 2: 0 of 1; 3: none.
+  true, predicted = [[0, 0, 1], [1, 1, -100]], [[0, 0, 1], [0, 2, 3]]
+  sums = measure(
+      jax.nn.one_hot(jnp.array(predicted), 4)[None], None,
+      mask=jnp.ones(1, bool), labels=jnp.array(true)[None])
+  values = metrics.finish(dict(classes=sums), dict(classes={}))
+  np.testing.assert_allclose(
+      values['miou'], (2 / 3 + 1 / 3 + 0) / 3, rtol=1e-6)
+
+
+def test_a_teacher_of_other_classes_is_not_compared():
+  sums = measure(LOGITS, TEACHER[:, :2], mask=MASK)
+  assert sums == {}
 
 
 def test_f1_is_the_mean_over_classes_that_are_true_or_predicted():
@@ -92,4 +113,4 @@ def test_f1_is_left_out_of_many_classes(size, there):
   sums = measure(
       jnp.zeros((1, size)), None, mask=jnp.ones(1, bool), labels=jnp.zeros(
           1, jnp.int32))
-  assert ('f1' in sums) == there == (size <= classes.MAX_CLASSES)
+  assert ('f1' in sums) == there == (size <= counts.MAX_CLASSES)

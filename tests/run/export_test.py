@@ -18,7 +18,7 @@ from haikd import config as config_lib
 from haikd import interop
 from haikd.core import checks
 from haikd.core import registry
-from haikd.data import source
+from haikd.data import arrays
 from haikd.data.text import tokenizer as tokenizer_lib
 from haikd.engine import mesh as mesh_lib
 from haikd.run import export as export_lib
@@ -264,7 +264,7 @@ def test_an_image_model_keeps_classes_and_scale(tmp_path):
     @haikd.register_dataset()
     def pictures(split, *, classes=('cat', 'dog', 'owl')):
       images = np.random.RandomState(0).rand(8, 4, 4, 3).astype(np.float32)
-      return source.Arrays(dict(image=images, label=np.arange(8) % 3),
+      return arrays.Arrays(dict(image=images, label=np.arange(8) % 3),
                            num_classes=len(classes))
 
     config = config_lib.base()

@@ -14,7 +14,7 @@ from haikd import config as config_lib
 from haikd.core import base
 from haikd.core import checks
 from haikd.core import registry
-from haikd.data import source
+from haikd.data import arrays
 from haikd.engine import evaluate
 from haikd.engine import mesh as mesh_lib
 from haikd.run import job
@@ -40,7 +40,7 @@ def temporary():
         columns['label'] = np.arange(size) % 3
       if split == spoilt:
         image[7, 2] = np.nan
-      return source.Arrays(columns, num_classes=3)
+      return arrays.Arrays(columns, num_classes=3)
 
     @haikd.register_model()
     def normed(inputs, *, is_training, num_classes, norms=1):

@@ -11,7 +11,7 @@ import numpy as np
 from haikd.core import base
 from haikd.core import checks
 from haikd.core import registry
-from haikd.data import reader
+from haikd.data import columns as columns_lib
 from haikd.data import source
 from haikd.data import spec as spec_lib
 from haikd.data.text import affixes
@@ -110,7 +110,8 @@ def _labelled_spec(*, tokenizer, length, student_tokenizer=None, second=None,
     return None  # Only the data says which classes there are.
   row = spec_lib.Column((length,), np.int32)
   columns = dict(label=spec_lib.Column((), np.int32))
-  for prefix, path in (('', tokenizer), (reader.STUDENT, student_tokenizer)):
+  for prefix, path in (('', tokenizer),
+                       (columns_lib.STUDENT, student_tokenizer)):
     if path is not None:
       loaded = text_tokenizers.load(path)
       sentence_rows.SentenceEncoder(loaded, length, padding).check_options()

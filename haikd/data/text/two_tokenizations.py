@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Optional, Union
 
-from haikd.data import reader
+from haikd.data import columns as columns_lib
 from haikd.data import source
 from haikd.data.text import text_prepared
 
@@ -70,4 +70,4 @@ def _join(example: Mapping[str, Any],
   real = (example['mask'].any(-1) & own['mask'].any(-1))[..., None]
   own['mask'] = own['mask'] & real
   return {**example, 'mask': example['mask'] & real,
-          **{reader.STUDENT + key: value for key, value in own.items()}}
+          **{columns_lib.STUDENT + key: value for key, value in own.items()}}

@@ -1,0 +1,92 @@
+"""The columns of examples: their keys, and what cannot be used of them."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Optional
+
+import numpy as np
+
+from haikd.data import labels as labels_lib
+
+LABEL, MASK, TARGET_MASK = 'label', 'mask', 'target_mask'
+TARGETS = (LABEL, MASK, TARGET_MASK)  # The keys that are not inputs.
+STUDENT = 'student/'  # Begins the keys of what only the student gets.
+
+# Keys that are taken for inputs, but mean something else to those who use them.
+_MISTAKEN = {
+    'labels': "Name it 'label'.",
+    'sample_weight': 'Examples have no weights: leave it out.',
+    'sample_weights': 'Examples have no weights: leave it out.',
+}
+
+Columns = dict[str, np.ndarray]
+Signature = Mapping[str, Any]  # {key: (shape, dtype)} of an example.
+
+
+def find_fault(columns: Columns, num_classes: Optional[int],
+               task: Optional[str]) -> Optional[labels_lib.Fault]:
+  """Returns the first reason why training cannot use examples, or None.
+
+  Args:
+    columns: `{key: [rows, ...]}`.
+    num_classes: of the data set; None if it has none.
+    task: what labels are, one of `tasks.OF_LABELS`; None without labels.
+  """
+  return next(_faults(columns, num_classes, task), None)
+
+
+def signature(example: Mapping[str, Any]) -> Signature:
+  """Returns `{key: (shape, dtype)}` of an example."""
+  return {key: (value.shape, value.dtype) for key, value in example.items()}
+
+
+def describe(example: Signature) -> str:
+  """Returns a signature as text."""
+  return ', '.join(f'{key} {dtype}{list(shape)}'
+                   for key, (shape, dtype) in sorted(example.items()))
+
+
+def remedy(example: Signature, expected: Signature) -> str:
+  """Returns what helps against an example of another shape than expected."""
+  if example.get('image') != expected.get('image'):
+    return 'Set config.data.image_size, to which images are then resized.'
+  return 'Pad what is ragged and give a mask.'
+
+
+def _faults(columns, num_classes, task) -> Iterator[labels_lib.Fault]:
+  if not set(columns) - set(TARGETS):
+    yield labels_lib.Fault(
+        0, 'hold an input', f'the keys {sorted(columns)}',
+        'Add an image, tokens or another input.')
+  for key in set(columns) & set(_MISTAKEN):
+    yield labels_lib.Fault(
+        0, 'have only inputs under keys other than label, mask and '
+        'target_mask', f'the key {key!r}', _MISTAKEN[key])
+  for key, value in columns.items():
+    if value.dtype.kind not in 'biuf':
+      yield labels_lib.Fault(
+          0, f'hold numbers in {key}', f'{key}.dtype={value.dtype}',
+          'Number the classes from 0.' if key == LABEL else
+          'Leave that key out.')
+    if value.dtype.kind == 'f' and not (finite := np.isfinite(value)).all():
+      place = tuple(np.argwhere(~finite)[0])
+      yield labels_lib.Fault(int(place[0]), f'have a finite {key}',
+                             str(value[place]), 'Fix the data.')
+  yield from _faults_of_masks(columns)
+  if LABEL in columns and task is not None:
+    fault = labels_lib.find_fault(columns[LABEL], num_classes, task)
+    if fault:
+      yield fault
+
+
+def _faults_of_masks(columns):
+  masks = (TARGET_MASK, MASK, f'{STUDENT}{MASK}')
+  shapes = {key: columns[key].shape[1:] for key in masks if key in columns}
+  for key in shapes:
+    if columns[key].dtype != np.bool_:
+      yield labels_lib.Fault(
+          0, f'have a boolean {key}', f'{key}.dtype={columns[key].dtype}',
+          'Compare it, as in `lengths > 0`.')
+  if TARGET_MASK in shapes and shapes[TARGET_MASK] != shapes.get(MASK):
+    yield labels_lib.Fault(
+        0, 'have a target_mask of the shape of its mask', f'shapes={shapes}',
+        'Give both, `[N]` each.')

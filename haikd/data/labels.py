@@ -1,0 +1,124 @@
+"""What the labels of a data set are, and which of them can be used."""
+
+from typing import NamedTuple, Optional
+
+import numpy as np
+
+from haikd.core import base
+from haikd.core import tasks
+
+# Rows of probabilities sum to 1 within this; float16 has three digits.
+_TOLERANCE = 2e-3
+
+_SEVERAL = ("If several classes may be true at once, set config.task="
+            "'multilabel'; otherwise give one class, or probabilities.")
+
+
+class Fault(NamedTuple):
+  """A label that cannot be used: it must `rule`; got `value`. `remedy`.
+
+  Attributes:
+    row: its row among the labels that were checked.
+  """
+
+  row: int
+  rule: str
+  value: str
+  remedy: str
+
+
+def find_task(labels: np.ndarray, num_classes: Optional[int]) -> str:
+  """Returns what labels are, judged by their values.
+
+  Args:
+    labels: of some examples, `[rows, ...]`.
+    num_classes: of the data set; None if it has none.
+  """
+  if labels.dtype.kind != 'f':
+    return tasks.CLASSIFICATION
+  if num_classes is None:
+    return tasks.REGRESSION
+  are_shares = (labels >= 0) & (labels <= 1)
+  if are_shares.all() and not _sum_to_1(labels).all():
+    return tasks.MULTILABEL
+  return tasks.CLASSIFICATION
+
+
+def as_task(labels: np.ndarray, task: Optional[str]) -> np.ndarray:
+  """Returns labels in the kind of number that the task has."""
+  is_real = task in (tasks.REGRESSION, tasks.MULTILABEL)
+  if is_real and labels.dtype.kind in 'biu':
+    return labels.astype(np.float32)
+  return labels
+
+
+def find_fault(labels: np.ndarray, num_classes: Optional[int],
+               task: str) -> Optional[Fault]:
+  """Returns the first label that cannot be used, or None.
+
+  Args:
+    labels: of some examples, `[rows, ...]`; numbers, and finite.
+    num_classes: of the data set; None if it has none.
+    task: what they are, one of `tasks.OF_LABELS`.
+  """
+  if task == tasks.REGRESSION:
+    return _fault_of_numbers(labels, num_classes)
+  if num_classes is None:
+    return Fault(0, 'have no label unless num_classes is known',
+                 'num_classes=None',
+                 'Give the Source a num_classes, or numbers to predict as '
+                 'floating point.')
+  if labels.dtype.kind == 'f':
+    return _fault_of_shares(labels, num_classes, task)
+  wrong = (labels < 0) | (labels >= num_classes)
+  if labels.dtype.kind == 'i':
+    wrong &= labels != base.IGNORED_LABEL
+  return _first(
+      wrong, labels, f'have a label below num_classes={num_classes}, or '
+      f'{base.IGNORED_LABEL} for none', 'Fix num_classes or the labels.')
+
+
+def _fault_of_numbers(labels, num_classes):
+  if num_classes is not None:
+    return Fault(0, 'have num_classes=None if its labels are numbers to '
+                 "predict, as config.task='regression' says",
+                 f'num_classes={num_classes}',
+                 "Leave num_classes out, or set config.task='auto'.")
+  if labels.dtype.kind != 'f':
+    return Fault(0, 'have numbers to predict as its label', str(labels.dtype),
+                 'Convert them to floating point.')
+  return None
+
+
+def _fault_of_shares(labels, num_classes, task):
+  """Returns the first row that holds no probabilities, or no shares."""
+  if labels.ndim < 2 or labels.shape[-1] != num_classes:
+    several = task == tasks.MULTILABEL
+    return Fault(0, 'have one number per class as its label' if several else
+                 'have one probability per class as its label',
+                 f'label.shape={labels.shape[1:]}, num_classes={num_classes}',
+                 'Give 1 for each class that is true and 0 for the others.' if
+                 several else
+                 'Give integers, or a trailing axis of classes; for numbers to '
+                 'predict, num_classes=None.')
+  wrong = (labels < 0) | (labels > 1)
+  if task == tasks.MULTILABEL:
+    return _first(wrong, labels, 'have labels from 0 to 1',
+                  'Give 1 for true and 0 for not true.')
+  fault = _first(wrong, labels, 'have probabilities as its label',
+                 'Give numbers from 0 to 1 that sum to 1.')
+  if fault is None:
+    fault = _first(~_sum_to_1(labels), labels.sum(axis=-1),
+                   'have probabilities that sum to 1 as its label', _SEVERAL)
+  return fault
+
+
+def _first(wrong, values, rule, remedy) -> Optional[Fault]:
+  if not wrong.any():
+    return None
+  place = tuple(np.argwhere(wrong)[0])
+  return Fault(int(place[0]), rule, str(values[place]), remedy)
+
+
+def _sum_to_1(labels):
+  return np.abs(labels.sum(axis=-1, dtype=np.float64) - 1) < _TOLERANCE

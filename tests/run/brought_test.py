@@ -1,0 +1,223 @@
+"""What people bring, as they start it: each is right, or refused at once."""
+
+import json
+import textwrap
+
+import pytest
+
+PLUGIN = """
+    import haiku as hk
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import haikd
+    from haikd import data
+
+    SIZES = dict(train=32, validation=16, test=16)
+
+    def draw(split, *shape):
+      rng = np.random.default_rng(len(split))
+      return rng.random((SIZES[split], *shape), np.float32)
+
+    class Ragged:
+      num_classes = 2
+      def __init__(self, split):
+        self.size = SIZES[split]
+      def __len__(self):
+        return self.size
+      def __getitem__(self, i):
+        return dict(image=np.zeros((4 + i % 2, 4, 1), np.float32),
+                    label=np.zeros((4, 4), int))
+
+    @haikd.register_dataset()
+    def brought(split, kind):
+      x = draw(split, 6)
+      one_class = x.argmax(-1) % 3
+      columns, num_classes = dict(x=x, label=one_class), 3
+      if kind == 'numbers':
+        label = x @ np.arange(6, dtype=np.float32) / 6
+        columns, num_classes = dict(x=x, label=label), None
+      if kind == 'vectors':
+        columns, num_classes = dict(x=x, label=x[:, :2] * 3), None
+      if kind == 'several':
+        columns = dict(x=x, label=(x[:, :3] > 0.4).astype(np.float32))
+      if kind == 'several_ints':
+        columns = dict(x=x, label=(x[:, :3] > 0.4).astype(int))
+      if kind == 'places':
+        image = draw(split, 4, 4)
+        columns = dict(image=image[..., None],
+                       label=(image * 3).astype(int))
+      if kind == 'tags':
+        columns = dict(x=x, label=(x * 3).astype(int))
+      if kind == 'names':
+        columns['label'] = np.array(['cat', 'dog', 'eel'])[one_class]
+      if kind == 'labels':
+        columns['labels'] = columns.pop('label')
+      if kind == 'weights':
+        columns['sample_weight'] = np.ones(len(x), np.float32)
+      if kind == 'two_inputs':
+        columns['y'] = x
+      if kind == 'uint8':
+        columns['x'] = (draw(split, 4, 4, 1) * 255).astype(np.uint8)
+      if kind == 'ragged':
+        return Ragged(split)
+      if kind == 'no_validation' and split == 'validation':
+        raise KeyError(split)
+      return data.Arrays(columns, num_classes=num_classes)
+
+    @haikd.register_model(taps=dict(features='hidden'))
+    def net(x, *, is_training, out=3, width=4, returns='logits'):
+      if x.ndim == 4:  # An image: a class for each place.
+        return hk.Conv2D(out, 1)(x)
+      h = jax.nn.relu(hk.Linear(width, name='hidden')(x))
+      logits = hk.Linear(out)(h)
+      return dict(logits=logits, tuple=(logits, h), dict=dict(logits=logits),
+                  none=None, flat=logits[:, 0])[returns]
+
+    @haikd.register_model()
+    def conv(x, *, is_training):
+      return hk.Conv2D(3, 1)(x)
+
+    @haikd.register_model()
+    def tagger(x, *, is_training):
+      return hk.Linear(3)(x[..., None])
+
+    inner = hk.transform(lambda x: hk.Linear(3)(haikd.tap('hidden', x)))
+    PARAMS = inner.init(jax.random.key(0), np.zeros((1, 6), np.float32))
+
+    @haikd.register_model(taps=dict(features='hidden'))
+    def constant(x, *, is_training):
+      return inner.apply(PARAMS, None, x)
+
+    @haikd.register_loss(on='logits')
+    def mse_labels(student, teacher=None, *, mask, labels=None):
+      return haikd.masked_mean(jnp.square(student[..., 0] - labels), mask)
+"""
+
+CONFIG = """
+    from haikd import config as config_lib
+
+    def get_config(variant=''):
+      config = config_lib.base()
+      config.plugins = ('my_brought',)
+      config.steps = 2
+      config.batch_size = 8
+      config.evaluation.batch_size = 16
+      config.data.name = 'brought'
+      config.data.options = dict(kind='classes')
+      config.teacher.train.steps = 2
+      config.teacher.model = config.student.model = 'net'
+      return config
+"""
+
+
+@pytest.fixture
+def start(run, tmp_path):
+  """Runs a kind of data; returns the exit code, the results and stderr."""
+  from haikd.core import registry
+  (tmp_path / 'my_brought.py').write_text(textwrap.dedent(PLUGIN))
+  (tmp_path / 'brought.py').write_text(textwrap.dedent(CONFIG))
+
+  def call(kind, *flags):
+    code, _, err = run(f'--config.data.options.kind={kind}',
+                       *(f'--config.{flag}' for flag in flags),
+                       config='brought.py')
+    result = tmp_path / 'run' / 'result.json'
+    return code, json.loads(result.read_text()) if code == 0 else None, err
+
+  with registry.models.temporary():
+    yield call
+
+
+@pytest.mark.parametrize('kind, flags, says, names', (
+    ('numbers', ('student.options.out=1', 'teacher.options.out=1'),
+     'config.task is regression', {'mse', 'mae', 'r2', 'teacher_mse'}),
+    ('vectors', ('student.options.out=2', 'teacher.options.out=2',
+                 'baseline=True'),
+     'config.task is regression', {'mse', 'mae', 'r2', 'teacher_mse'}),
+    ('several', (), 'config.task is multilabel',
+     {'accuracy', 'binary_cross_entropy', 'label_f1', 'binary_kl',
+      'agreement'}),
+    ('several_ints', ('task=multilabel',), '',
+     {'accuracy', 'binary_cross_entropy', 'label_f1', 'binary_kl',
+      'agreement'}),
+    ('places', ('student.model=conv', 'teacher.model=conv'), '',
+     {'accuracy', 'cross_entropy', 'f1', 'miou', 'kl', 'agreement'}),
+    ('tags', ('task=tagging', 'student.model=tagger',
+              'teacher.model=tagger'), '',
+     {'accuracy', 'cross_entropy', 'f1', 'kl', 'agreement', 'miou'}),
+))
+def test_each_task_is_trained_and_has_its_metrics(
+    start, kind, flags, says, names):
+  code, results, err = start(kind, *flags)
+  assert code == 0, err
+  assert says in err
+  assert err.count('haikd: ') == bool(says)
+  assert set(results['student']) == names | {'parameters', 'seconds'}
+
+
+def test_a_teacher_of_other_classes_teaches_features(start):
+  code, results, err = start(
+      'classes', 'teacher.options.out=7', 'distillation.alpha=0.0',
+      'distillation.use_feature_matching=True')
+  assert code == 0, err
+  assert set(results['student']) == {
+      'parameters', 'seconds', 'accuracy', 'cross_entropy', 'f1'}
+  assert set(results['teacher']) == {
+      'parameters', 'seconds', 'kl', 'agreement'}
+
+
+def test_a_teacher_learns_by_a_loss_of_ones_own(start):
+  code, results, err = start(
+      'numbers', 'distillation.alpha=None', 'student.options.out=1',
+      'teacher.options.out=1', 'losses.own.loss=mse_labels')
+  assert code == 0, err
+  assert results['student']['mse'] > 0
+
+
+@pytest.mark.parametrize('kind, flags, code, match', (
+    ('numbers', ('task=classification', 'student.options.out=1'), 3,
+     'must have no label unless num_classes is known'),
+    ('classes', ('student.options.out=2',), 2,
+     'a logit for each class of the data; got 2 logits, where there are 3'),
+    ('classes', ('student.options.out=1', 'teacher.options.out=1'), 2,
+     'a logit for each class of the data; got 1 logits'),
+    ('several', ('task=classification',), 3,
+     "set config.task='multilabel'"),
+    ('several_ints', (), 2, 'labels must have shape (8,) if they are int32'),
+    ('classes', ('task=regression',), 3, 'must have num_classes=None'),
+    ('classes', ('task=multilabel',), 3,
+     'must have one number per class as its label'),
+    ('classes', ('student.options.returns=tuple',), 2,
+     'config.student: outputs must be logits [B, V], haikd.LinearLogits or '
+     'haikd.Embedding; got a tuple of 2.'),
+    ('classes', ('student.options.returns=dict',), 2,
+     "got a dict of ['logits']."),
+    ('classes', ('student.options.returns=none',), 2, 'got NoneType.'),
+    ('classes', ('student.options.returns=flat',), 2, 'return [B, 1].'),
+    ('names', (), 3, 'hold numbers in label; got label.dtype=<U3. Number the'),
+    ('labels', (), 3, "got the key 'labels'. Name it 'label'."),
+    ('weights', (), 3, "got the key 'sample_weight'. Examples have no weights"),
+    ('two_inputs', (), 2, 'Examples have several inputs, which come as a dict'),
+    ('uint8', ('student.model=conv',), 2,
+     "except for images of uint8 under the key 'image'"),
+    ('ragged', (), 3, 'Set config.data.image_size'),
+    ('no_validation', (), 3, 'set config.evaluation.split to a split that it '
+     'has, or to train[90%:]'),
+    ('classes', ('teacher.model=constant',
+                 'distillation.use_feature_matching=True'), 2,
+     'called by a function that was transformed before'),
+))
+def test_what_cannot_be_right_is_refused_before_training(
+    start, tmp_path, kind, flags, code, match):
+  refused, _, err = start(kind, *flags)
+  assert match in err
+  assert refused == code
+  assert not list((tmp_path / 'run').glob('**/checkpoints'))
+
+
+def test_a_path_of_haiku_with_a_tilde_is_the_module(start):
+  code, _, err = start('classes', 'distillation.use_feature_matching=True',
+                       'student.taps.features=~/hidden',
+                       "teacher.taps.features=('hidden',)")
+  assert code == 0, err
