@@ -23,6 +23,8 @@ OPEN_FIELDS = ('student.options', 'student.taps', 'student.placement',
                'data.options', 'data.augment', 'data.mixture', 'losses',
                'teacher.train.augment', 'optimizer.options',
                'teacher.train.optimizer.options')
+# Fields that may be None though their default is not.
+OPTIONAL_FIELDS = ('distillation.alpha',)
 
 
 def _any(default: Any = None) -> config_dict.FieldReference:
@@ -221,7 +223,7 @@ def base() -> ConfigDict:
           temperature=_any(2.0),
           # Weight of the soft term; 1 - alpha is the weight of the labels. None
           # leaves both out.
-          alpha=_any(0.9),
+          alpha=config_dict.FieldReference(0.9, field_type=float),
           # Whether to compare attention maps.
           use_attention_transfer=False,
           # Weight of the loss on attention maps.
@@ -258,7 +260,7 @@ def validate(config: ConfigDict) -> None:
     ConfigError: an unknown field (the message has the closest one), a value of
       the wrong type, or a number out of its range.
   """
-  rules.check_fields(config, base(), OPEN_FIELDS)
+  rules.check_fields(config, base(), OPEN_FIELDS, OPTIONAL_FIELDS)
   for name, entry in config.losses.items():
     rules.check_term(f'config.losses.{name}', entry, entries.term())
   for name, entry in config.data.mixture.items():

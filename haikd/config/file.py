@@ -168,7 +168,9 @@ def _set_none(config, argv):
 
 
 def _is_optional(path):
-  """Returns whether a field may be None: by its default, or as an option."""
+  """Returns whether a field may be None."""
+  if path in config_lib.OPTIONAL_FIELDS:
+    return True
   if path.startswith(tuple(f'{field}.' for field in config_lib.OPEN_FIELDS)):
     return True
   value = config_lib.base()

@@ -71,6 +71,7 @@ _RULES = (
 def check_fields(config: ml_collections.ConfigDict,
                  schema: ml_collections.ConfigDict,
                  open_fields: Collection[str],
+                 optional_fields: Collection[str] = (),
                  path: str = '') -> None:
   """Refuses fields that are unknown, missing, or of the wrong type.
 
@@ -78,6 +79,8 @@ def check_fields(config: ml_collections.ConfigDict,
     config: the config to check, or a group of its fields.
     schema: a config with every field and its default.
     open_fields: the paths of fields that accept any key.
+    optional_fields: the paths of fields that may be None, besides those whose
+      default is None.
     path: the path of the group in the config, ending in a dot.
 
   Raises:
@@ -95,8 +98,9 @@ def check_fields(config: ml_collections.ConfigDict,
       rule = 'be a dict' if field in open_fields else 'be a dict of fields'
       _require(f'config.{field}', rule, _is_dict(value), value)
       if field not in open_fields:
-        check_fields(value, default, open_fields, f'{field}.')
-    elif value is not None or default is not None:
+        check_fields(value, default, open_fields, optional_fields, f'{field}.')
+    elif value is not None or not (
+        default is None or field in optional_fields):
       _check_type(field, value, schema.get_type(name))
   for name in schema:
     if name not in config:

@@ -40,12 +40,12 @@ def build_objective(config: config_lib.ConfigDict,
       taps that match nothing, shapes that do not agree.
   """
   task = tasks.of_labels(config.task, spec.labels, num_classes)
-  # Scores of texts are labels, but an encoder does not predict them.
-  are_predicted = spec.labels is not None and not (
-      task == tasks.REGRESSION and 'embedding' == tasks.of_model(
-          config.student.model, config.student.options))
-  terms = terms_lib.build_terms(
-      config, has_teacher=has_teacher, has_labels=are_predicted, task=task)
+
+  def build_terms(has_labels):
+    return terms_lib.build_terms(
+        config, has_teacher=has_teacher, has_labels=has_labels, task=task)
+
+  terms = build_terms(spec.labels is not None)
   student = network_lib.build_network(
       config.student,
       title='student',
@@ -60,6 +60,10 @@ def build_objective(config: config_lib.ConfigDict,
         kinds=_tap_kinds(term for term in terms if term.needs_teacher))
   outputs = (_abstract_output(student, spec),
              teacher and _abstract_output(teacher, spec))
+  is_encoder = isinstance(outputs[0].logits, base.Embedding)
+  if is_encoder and task == tasks.REGRESSION:
+    # Scores of texts are labels, but an encoder does not predict them.
+    terms = build_terms(False)
   if task not in (tasks.REGRESSION, tasks.MULTILABEL):
     _check_classes(outputs[0].logits, spec.labels, num_classes)
   if spec.student is not None:
