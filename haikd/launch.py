@@ -243,7 +243,8 @@ def _quiet():
 
 def _use_compilation_cache():
   """Caches compiled programs for the user, which halves the first step."""
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+  if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
   if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
     return
   try:

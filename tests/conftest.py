@@ -34,6 +34,8 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:  # Workers inherit the variables.
   for variable in ('XDG_CACHE_HOME', 'JAX_COMPILATION_CACHE_DIR',
                    'TFDS_DATA_DIR', 'MPLCONFIGDIR'):
     os.environ[variable] = os.path.join(CACHE, variable.lower())
+  # Many tests compile the same small programs.
+  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 
 # `-m quick` runs these, except for what is slow, and except for most tests of
 # the step.

@@ -263,6 +263,15 @@ def test_jax_own_variable_for_its_cache_is_left_to_jax(cache, tmp_path):
   assert not (tmp_path / '.cache').exists()
 
 
+def test_only_programs_that_take_long_to_compile_are_cached(
+    cache, monkeypatch):
+  cache()  # tests/conftest.py sets JAX's own variable, which applies.
+  assert jax.config.jax_persistent_cache_min_compile_time_secs == 0
+  monkeypatch.delenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS')
+  cache()
+  assert jax.config.jax_persistent_cache_min_compile_time_secs == 0.5
+
+
 def test_cache_that_cannot_be_written_is_not_used(
     cache, monkeypatch, tmp_path):
   (tmp_path / 'file').touch()

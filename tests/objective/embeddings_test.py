@@ -278,7 +278,7 @@ def test_two_processes_find_the_same_correlation():
   with socket.socket() as free:
     free.bind(('localhost', 0))
     address = f'localhost:{free.getsockname()[1]}'
-  flags = '--xla_force_host_platform_device_count=2'
+  flags = os.environ['XLA_FLAGS'] + ' --xla_force_host_platform_device_count=2'
   folder = pathlib.Path(__file__).parent
   paths = [str(folder), str(folder.parents[1]),
            os.environ.get('PYTHONPATH', '')]

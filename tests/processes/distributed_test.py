@@ -91,7 +91,7 @@ class Run:
     self.workdir, self.logs = folder / name, folder / f'{name}-logs'
     self.logs.mkdir(exist_ok=True)
     environment = dict(
-        os.environ, XLA_FLAGS='', DEVICES=str(devices), LOGS=str(self.logs),
+        os.environ, DEVICES=str(devices), LOGS=str(self.logs),
         PYTHON=sys.executable, PYTHONPATH=str(ROOT))
     self.out = open(self.logs / 'out', 'w+', encoding='utf-8')
     self.err = open(self.logs / 'err', 'w+', encoding='utf-8')

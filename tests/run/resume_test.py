@@ -42,7 +42,8 @@ CONFIG = """
 
 
 def start(config, workdir, *args):
-  environment = dict(os.environ, XLA_FLAGS='')
+  flags = os.environ['XLA_FLAGS'] + ' --xla_force_host_platform_device_count=1'
+  environment = dict(os.environ, XLA_FLAGS=flags)
   return subprocess.Popen(
       [sys.executable, '-m', 'haikd.launch', f'--config={config}',
        f'--workdir={workdir}', *args],

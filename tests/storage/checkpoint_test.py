@@ -205,7 +205,8 @@ DEVICES = textwrap.dedent("""
 
 
 def run(script, *args, devices=1):
-  flags = f'--xla_force_host_platform_device_count={devices}'
+  flags = (os.environ['XLA_FLAGS'] +
+           f' --xla_force_host_platform_device_count={devices}')
   return subprocess.run([sys.executable, '-c', script, *map(str, args)],
                         capture_output=True,
                         text=True,
