@@ -11,6 +11,7 @@ from haikd.core import registry
 from haikd.data import source
 from haikd.data.text import framing
 from haikd.data.text import learned
+from haikd.data.text import overlap
 from haikd.data.text import packing
 from haikd.data.text import shards
 from haikd.data.text import text_files
@@ -52,16 +53,22 @@ class _Completions(NamedTuple):
 
   def _rows(self, batches: shards.Batches,
             counts: Counter) -> Iterator[np.ndarray]:
-    for batch in batches:
-      for record in batch:
-        self._refuse_messages(record)
-      prompts = text_files.texts_of(batch, self.prompt)
-      completions = text_files.texts_of(batch, self.completion)
-      spans = learned.spans_of(
-          self.tokenizer,
-          [first + second for first, second in zip(prompts, completions)])
-      for prompt, whole in zip(prompts, spans):
-        yield self._row(len(prompt), whole, counts)
+    for encoded in overlap.one_ahead(self._encode, map(self._read, batches)):
+      for boundary, whole in encoded:
+        yield self._row(boundary, whole, counts)
+
+  def _read(self, batch: list[text_files.Record]) -> list[tuple[str, str]]:
+    """Returns each prompt with its completion."""
+    for record in batch:
+      self._refuse_messages(record)
+    return list(zip(text_files.texts_of(batch, self.prompt),
+                    text_files.texts_of(batch, self.completion)))
+
+  def _encode(
+      self, pairs: list[tuple[str, str]]) -> list[tuple[int, learned.Spans]]:
+    """Returns the length of each prompt, with prompt and completion."""
+    spans = learned.spans_of(self.tokenizer, list(map(''.join, pairs)))
+    return [(len(prompt), whole) for (prompt, _), whole in zip(pairs, spans)]
 
   def _refuse_messages(self, record):
     for field in (self.prompt, self.completion):
@@ -80,8 +87,9 @@ class _Completions(NamedTuple):
       counts: the statistics.
     """
     ids, frame = whole.ids, self.frame
-    start = learned.first_beyond(whole, boundary)
-    counts[_CROSSING] += bool(np.any(whole.starts[start:] < boundary))
+    start = whole.first_beyond(boundary)
+    counts[_CROSSING] += (
+        start < len(ids) and whole.span(start)[0] < boundary)
     frame.count_held(ids, counts)
     # A token that begins texts is not learned, even without a prompt.
     held = len(frame.before) - len(frame.missing_before(ids))

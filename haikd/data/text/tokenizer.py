@@ -87,8 +87,8 @@ class Tokenizer:
     self.special = special_tokens.find(self.config, self.id_of)
     self.size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
     self.digest = hashlib.sha256(
-        files.encode([self.definition, self.special],
-                     sort_keys=True).encode('utf-8', 'surrogatepass')
+        json.dumps([self.definition, self.special], ensure_ascii=False,
+                   sort_keys=True).encode('utf-8', 'surrogatepass')
     ).hexdigest()
 
   def encode_batch(self, texts: Sequence[str],
@@ -192,7 +192,8 @@ class Tokenizer:
     files.write_json(folder / _CONFIG, {**self.config, **special})
     if self.template is not None:
       files.replace(folder / _TEMPLATE, self.template)
-    files.replace(folder / _FILE, files.encode(self.definition) + '\n')
+    files.replace(
+        folder / _FILE, json.dumps(self.definition, ensure_ascii=False) + '\n')
 
 
 def load(path: str) -> Tokenizer:
