@@ -166,7 +166,7 @@ def text(split: str,
       shards, which are read in order, whether they were there already or not.
       A mixture, a slice and an evaluation wait for all rows.
     tfds: the name of the data set in tfds; it must be prepared in `data_dir`.
-    source_dir: the folder of the files.
+    source_dir: the folder of the files, which may be in a bucket.
     data_dir: the folder of prepared files; None for that of tfds.
 
   Returns:

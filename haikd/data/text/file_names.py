@@ -5,12 +5,14 @@ A split is one file, a set of shards with names such as
 has saved.
 """
 
-import pathlib
+import os
 import re
 from typing import NamedTuple, Optional
 
 from haikd.core import checks
 from haikd.storage import files
+from haikd.storage import inputs
+from haikd.storage import paths
 
 # A parquet or Arrow file is compressed inside, and read from its end.
 STREAMED = ('.txt', '.jsonl', '.json', '.csv', '.tsv')
@@ -47,17 +49,17 @@ class Name(NamedTuple):
     return self.format + self.compression
 
 
-Files = list[tuple[pathlib.Path, Name]]
+Files = list[tuple[paths.ConcretePath, Name]]
 
 
-def parse(path: pathlib.Path) -> Optional[Name]:
+def parse(path: os.PathLike) -> Optional[Name]:
   """Returns the parts of a file's name; None for a file that holds no texts.
 
   Args:
     path: the file, which need not exist. Suffixes may be in upper case, and a
       hidden file holds no texts.
   """
-  stem, compression = path.name, ''
+  stem, compression = os.path.basename(path), ''
   for suffix in COMPRESSIONS:
     if stem.lower().endswith(suffix):
       stem, compression = stem[:-len(suffix)], suffix
@@ -67,7 +69,7 @@ def parse(path: pathlib.Path) -> Optional[Name]:
   return None
 
 
-def find(folder: pathlib.Path, split: str) -> Files:
+def find(folder: paths.ConcretePath, split: str) -> Files:
   """Returns the files of a split, in order, with their names.
 
   Args:
@@ -78,9 +80,10 @@ def find(folder: pathlib.Path, split: str) -> Files:
     DataError: there is no such split, it is there in several ways, or a shard
       is missing.
   """
-  if (folder / _STATE).is_file():
+  entries = inputs.entries(folder)
+  if _STATE in _names(entries, folders=False):
     return _saved_alone(folder, split)
-  named = [found for found in _texts_in(folder) if found[0].is_file()]
+  named = _texts_in(entries)
   # Each candidate: how a message names it, and its files.
   candidates = [(path.name, [(path, name)]) for path, name in named
                 if name.stem == split]
@@ -91,10 +94,10 @@ def find(folder: pathlib.Path, split: str) -> Files:
       shards.setdefault(name.suffix, []).append((path, name))
   candidates += [(f'shards such as {found[0][0].name}', found)
                  for found in shards.values()]
-  if (folder / split).is_dir():
+  if split in _names(entries, folders=True):
     candidates.append((split, []))
   if not candidates:
-    raise _missing(folder, split)
+    raise _missing(folder, entries, split)
   if len(candidates) > 1:
     titles = ', '.join(title for title, _ in candidates)
     raise checks.DataError(
@@ -106,10 +109,11 @@ def find(folder: pathlib.Path, split: str) -> Files:
   return found
 
 
-def _missing(folder, split):
+def _missing(folder, entries, split):
   """Returns the error of a split that a folder does not have."""
-  splits, below = _splits_in(folder), [
-      path for path in sorted(folder.glob('*')) if split in _splits_in(path)]
+  splits, below = _splits_in(entries), [
+      path for path, is_folder in entries
+      if is_folder and split in _splits_in(inputs.entries(path))]
   if below:
     remedy = f'Set config.data.source_dir to {str(below[0])!r}, which has it.'
   else:
@@ -121,26 +125,39 @@ def _missing(folder, split):
       f'neither. {remedy}')
 
 
-def _splits_in(folder):
+def _splits_in(entries):
   """Returns the names of what may be splits in a folder."""
-  names = {path.name for path in folder.glob('*') if path.is_dir()}
-  for _, name in _texts_in(folder):
+  names = _names(entries, folders=True)
+  for _, name in _texts_in(entries):
     match = _SHARD.fullmatch(name.stem)
     names.add(match['set'] or name.stem if match else name.stem)
   return names
 
 
-def _texts_in(folder):
+def _names(entries, folders):
+  """Returns the names of the folders, or of the files, of a folder."""
+  return {path.name for path, is_folder in entries if is_folder == folders}
+
+
+def _texts_in(entries):
   """Returns the files of a folder that hold texts, by their names, in order."""
-  return [(path, name) for path in sorted(folder.glob('*'))
-          if (name := parse(path))]
+  return [(path, name) for path, is_folder in entries
+          if not is_folder and (name := parse(path))]
 
 
 def _inside(folder, split):
   """Returns the files of a split that is a folder."""
-  if (folder / _STATE).is_file():
+  entries = inputs.entries(folder)
+  if _STATE in _names(entries, folders=False):
     return _saved(folder)
-  found = _texts_in(folder)
+  below = [path.name for path, is_folder in entries if is_folder and
+           _texts_in(inputs.entries(path))]
+  if below:
+    raise checks.DataError(
+        f'Split {split!r} must have all its files in {str(folder)!r}; got the '
+        f'folder {below[0]!r} in it, with more of them. Move the files of one '
+        'folder to the other.')
+  found = _texts_in(entries)
   if not found:
     raise checks.DataError(
         f'Split {split!r} must have files; got the folder {str(folder)!r} '
@@ -163,7 +180,8 @@ def _saved(folder):
   """Returns the files of a folder of `Dataset.save_to_disk`, in order."""
   state = _read_state(folder)
   found = [folder / entry['filename'] for entry in state['_data_files']]
-  missing = [path.name for path in found if not path.is_file()]
+  there = _names(inputs.entries(folder), folders=False)
+  missing = [path.name for path in found if path.name not in there]
   if missing or not found:
     raise checks.DataError(
         f'{str(folder)!r} must hold all files that its {_STATE} lists; got '
