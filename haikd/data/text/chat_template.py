@@ -70,8 +70,8 @@ def variables(tokenizer: tokenizer_lib.Tokenizer, choice: framing.Choice,
 
 def _templates(tokenizer):
   """Returns `{name: template}` as transformers finds them in a folder."""
-  if tokenizer.template is not None:
-    return dict(default=tokenizer.template)
+  if tokenizer.templates:
+    return tokenizer.templates
   template = tokenizer.config.get('chat_template')
   if isinstance(template, list):
     return {each['name']: each['template'] for each in template}

@@ -162,7 +162,8 @@ def test_tokens_of_options_reach_the_template(open_chats, caplog):
   assert opened[0]['tokens'][-1] == loaded.id_of('Ċ')
   assert 'another token than' not in caplog.text
   # An export has the template that the student has learned.
-  assert loaded.template == template and 'chat_template' not in loaded.config
+  assert loaded.templates == dict(default=template)
+  assert 'chat_template' not in loaded.config
   own = open_case(open_chats, 'gemma2').text.tokenizer
   assert tokenizer_lib.load(own).config['chat_template'] == CASES.GEMMA2
 
@@ -208,6 +209,50 @@ def test_template_may_have_a_file_beside_the_tokenizer(open_chats, tmp_path,
   with pytest.raises(checks.ConfigError, match='chat_template must be a '
                      'template or its file, since the tokenizer has none'):
     open_case(open_chats, 'chatml')
+
+
+def write_more_templates(folder):
+  """Writes a tokenizer with a default template and two others."""
+  CASES.write_tokenizer('chatml', folder)
+  (folder / 'chat_template.jinja').write_text(CHATML)
+  (folder / 'additional_chat_templates').mkdir()
+  for name, template in dict(marked=CASES.MARKED, short='{{ 1 }}').items():
+    (folder / 'additional_chat_templates' / f'{name}.jinja').write_text(
+        template)
+
+
+def test_additional_templates_are_chosen_by_name(open_chats, tmp_path):
+  write_more_templates(tmp_path / 'chatml')
+  opened = open_case(open_chats, 'chatml')
+  assert ids_of(opened[0]) == GOLDEN['chatml'][0]
+  # What is prepared, pruned or not, has all of them, for an export.
+  assert {*tokenizer_lib.load(opened.text.tokenizer).templates} == {
+      'default', 'marked', 'short'}
+  opened = open_case(open_chats, 'chatml', chat_template='marked')
+  assert ids_of(opened[0]) == GOLDEN['marked'][0]
+  assert tokenizer_lib.load(opened.text.tokenizer).templates == dict(
+      default=CASES.MARKED)
+  with pytest.raises(checks.ConfigError, match="got 'markd'. Did you mean "
+                     r"'marked'\? Known: default, marked, short"):
+    open_case(open_chats, 'chatml', chat_template='markd')
+  (tmp_path / 'chatml' / 'chat_template.jinja').unlink()
+  with pytest.raises(checks.ConfigError, match="none is called 'default'"):
+    open_case(open_chats, 'chatml')
+
+
+@pytest.mark.slow
+def test_additional_templates_are_those_of_transformers(tmp_path):
+  transformers = pytest.importorskip('transformers')
+  write_more_templates(tmp_path)
+  ours = tokenizer_lib.load(str(tmp_path)).templates
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  assert theirs.chat_template == ours
+  # As transformers writes them, and as haikd does.
+  theirs.save_pretrained(tmp_path / 'theirs')
+  assert tokenizer_lib.load(str(tmp_path / 'theirs')).templates == ours
+  tokenizer_lib.load(str(tmp_path)).save(tmp_path / 'ours')
+  assert transformers.AutoTokenizer.from_pretrained(
+      tmp_path / 'ours').chat_template == ours
 
 
 @pytest.mark.parametrize('case, messages, text', [
@@ -372,7 +417,7 @@ CONFIG = """
 # The data sets as a user starts them, with their options.
 @pytest.mark.parametrize('name, record, more, said', [
     ('chat', dict(messages=[USER, ANSWER]),
-     dict(chat_template=CHATML.replace("'<|im_end|>'", 'end.token'),
+     dict(chat_template='own',
           template_options=dict(end=dict(token='<end_of_turn>'))),
      "8 answers end with another token than '<eos>'"),
     ('completions', dict(prompt='<bos>Hi', completion=' Yes'),
@@ -382,6 +427,10 @@ CONFIG = """
 def test_data_set_from_the_command_line(run, tmp_path, name, record, more,
                                         said):
   CASES.write_tokenizer('gemma2', tmp_path / 'tokenizer')
+  templates = tmp_path / 'tokenizer' / 'additional_chat_templates'
+  templates.mkdir()
+  (templates / 'own.jinja').write_text(
+      CHATML.replace("'<|im_end|>'", 'end.token'))
   for split in ('train', 'validation', 'test'):
     (tmp_path / f'{split}.jsonl').write_text(f'{json.dumps(record)}\n' * 8)
   (tmp_path / 'chats.py').write_text(textwrap.dedent(CONFIG.format(
