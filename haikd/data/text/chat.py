@@ -25,8 +25,8 @@ from haikd.data.text import text_tokenizers
 from haikd.data.text import tokenizer as tokenizer_lib
 
 # Statistics.
-_APART, _CUT, _LOST, _DATED, _OTHER_STOP, _CROSSING = (
-    'apart', 'cut', 'lost', 'dated', 'other_stop', 'crossing')
+_APART, _CUT, _LOST, _DATED, _OTHER_STOP, _CROSSING, _EMPTY = (
+    'apart', 'cut', 'lost', 'dated', 'other_stop', 'crossing', 'empty')
 
 _OPTIONS = 'config.data.options'
 
@@ -97,6 +97,7 @@ class _Chats(NamedTuple):
             f'{{{{ eos_token }}}}, or name its token in {_OPTIONS}.eos.')
       is_learned[first:stop + 1] = True
       counts[_CROSSING] += whole.span(first)[0] < begin
+      counts[_EMPTY] += first == stop
       counts[_OTHER_STOP] += bool(whole.ids[stop] != self.end)
     counts['tokens'] += len(whole.ids)
     if not is_learned[1:self.length].any():
@@ -135,6 +136,8 @@ class _Chats(NamedTuple):
         'chat goes on; the chat up to each of them is a row of its own.',
         _CROSSING:
         'answers begin within a token, which is learned with them.',
+        _EMPTY:
+        'answers are empty: all that is learned is to stop.',
         _OTHER_STOP:
         f'answers end with another token than {eos!r}, which whoever generates '
         f'has to stop at. {_OPTIONS}.eos names the token that ends texts.',

@@ -19,7 +19,7 @@ from haikd.data.text import text_prepared
 from haikd.data.text import text_tokenizers
 from haikd.data.text import tokenizer as tokenizer_lib
 
-_CUT, _CROSSING = 'cut', 'crossing'  # Statistics.
+_CUT, _CROSSING, _EMPTY = 'cut', 'crossing', 'empty'  # Statistics.
 
 
 class _Completions(NamedTuple):
@@ -46,6 +46,8 @@ class _Completions(NamedTuple):
             'prompts end within a token, which is learned with the completion. '
             'Move blanks from the end of prompts to the beginning of '
             'completions.',
+            _EMPTY:
+            'completions are empty: all that is learned is to stop.',
             _CUT:
             f'prompts and completions are cut to {self.length} tokens: '
             'config.data.options.length.',
@@ -90,6 +92,7 @@ class _Completions(NamedTuple):
     start = whole.first_beyond(boundary)
     counts[_CROSSING] += (
         start < len(ids) and whole.span(start)[0] < boundary)
+    counts[_EMPTY] += start == len(ids)
     frame.count_held(ids, counts)
     # A token that begins texts is not learned, even without a prompt.
     held = len(frame.before) - len(frame.missing_before(ids))

@@ -5,11 +5,13 @@ A split is one file, a set of shards with names such as
 has saved.
 """
 
+import collections
 import os
 import re
 from typing import NamedTuple, Optional
 
 from haikd.core import checks
+from haikd.data.text import hints
 from haikd.storage import files
 from haikd.storage import inputs
 from haikd.storage import paths
@@ -27,6 +29,7 @@ _HOW_TO_NAME = (
 # The Hub has names with a hash as well: train-00000-of-00001-a09b74b3ef9c3b56.
 _SHARD = re.compile(r'(?:(?P<set>.*)[-_.])?(?P<number>\d+)-of-(?P<total>\d+)'
                     '(?:-[0-9a-f]{16})?')
+_LOOKED_INTO = 50  # Folders in which a missing split is looked for, at most.
 _STATE = 'state.json'  # In a folder that `Dataset.save_to_disk` has written.
 
 
@@ -104,6 +107,7 @@ def find(folder: paths.ConcretePath, split: str) -> Files:
         f'Split {split!r} must be one file, one set of shards or one folder; '
         f'got {titles} in {str(folder)!r}. Move all but one of them away.')
   (_, found), = candidates
+  _check_finished(found, entries)
   found = found or _inside(folder / split, split)
   _check_shards(found, split)
   return found
@@ -111,11 +115,19 @@ def find(folder: paths.ConcretePath, split: str) -> Files:
 
 def _missing(folder, entries, split):
   """Returns the error of a split that a folder does not have."""
-  splits, below = _splits_in(entries), [
-      path for path, is_folder in entries
-      if is_folder and split in _splits_in(inputs.entries(path))]
+  splits, below = _splits_in(entries), _below(entries, split)
+  names = [path.name for path, is_folder in entries
+           if not is_folder and path.name.startswith(split)]
+  unread = next((name for name in names if hints.of_file(name)), None)
+  parts = [name for name in names
+           if re.fullmatch(rf'{re.escape(split)}[-_. ]?\(?\d.*', name)]
   if below:
-    remedy = f'Set config.data.source_dir to {str(below[0])!r}, which has it.'
+    remedy = f'Set config.data.source_dir to {str(below)!r}, which has it.'
+  elif unread:
+    remedy = f'{unread!r} is {hints.of_file(unread)}.'
+  elif parts:
+    remedy = (f'Move {checks.abbreviate(parts)} into a folder {split!r} if '
+              'they are its parts.')
   else:
     part = (f"A slice, such as '{min(splits)}[95%:]', is a split as well. "
             if splits else '')
@@ -125,9 +137,26 @@ def _missing(folder, entries, split):
       f'neither. {remedy}')
 
 
+def _below(entries, split):
+  """Returns the next folder below that has a split, or None."""
+  waiting = collections.deque(entries)
+  for _ in range(_LOOKED_INTO):
+    while waiting and not waiting[0].is_folder:
+      waiting.popleft()
+    if not waiting:
+      break
+    inside = inputs.entries(waiting[0].path)
+    if split in _splits_in(inside):
+      return waiting[0].path
+    waiting.popleft()
+    waiting.extend(inside)
+  return None
+
+
 def _splits_in(entries):
   """Returns the names of what may be splits in a folder."""
-  names = _names(entries, folders=True)
+  names = {path.name for path, is_folder in entries
+           if is_folder and _texts_in(inputs.entries(path))}
   for _, name in _texts_in(entries):
     match = _SHARD.fullmatch(name.stem)
     names.add(match['set'] or name.stem if match else name.stem)
@@ -162,7 +191,18 @@ def _inside(folder, split):
     raise checks.DataError(
         f'Split {split!r} must have files; got the folder {str(folder)!r} '
         f'without any. {_HOW_TO_NAME}')
+  _check_finished(found, entries)
   return found
+
+
+def _check_finished(found, entries):
+  """Refuses a file that aria2 is fetching, which has its own name already."""
+  names = _names(entries, folders=False)
+  for path, _ in found:
+    if f'{path.name}.aria2' in names:
+      raise checks.DataError(
+          f'{str(path)!r} must be complete; got {path.name}.aria2 beside it, '
+          'which its download removes when it ends. Go on with it.')
 
 
 def _saved_alone(folder, split):
@@ -219,6 +259,12 @@ def _check_shards(found, split):
     (total, numbers), = totals.items()
     size, width = int(total), len(total)
     first = 0 if 0 in numbers else 1  # Some programs count from 1.
+    twice = sorted({n for n in numbers if numbers.count(n) > 1})
+    if twice:
+      raise checks.DataError(
+          f'Split {split!r} must have each shard once; got several files '
+          f'{twice[0]:0{width}d}-of-{total} in {str(found[0][0].parent)!r}. '
+          'Move one set of them away.')
     missing = sorted({*range(first, first + size)} - {*numbers})
     if missing:
       names = [f'{number:0{width}d}-of-{total}' for number in missing]

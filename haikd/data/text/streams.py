@@ -88,7 +88,8 @@ def open_text(path: paths.ConcretePath, compression: str) -> Iterator[Stream]:
     except (OSError, EOFError, zlib.error) as err:
       raise checks.DataError(
           f'{str(path)!r} must be a complete {compression} file; got '
-          f'{checks.one_line(err)}. Fetch it again.') from err
+          f'{checks.one_line(err)}. Fetch it again; if it is not compressed, '
+          f'take {compression} off its name.') from err
 
 
 def lines(stream: Stream) -> Iterator[Line]:
@@ -139,7 +140,7 @@ def not_utf8(where: str, err: UnicodeDecodeError) -> checks.DataError:
   """Returns the error of a text that is not UTF-8."""
   return checks.DataError(
       f'{where} must be UTF-8; got {checks.one_line(err)}. Convert the file, '
-      'as with `iconv -f LATIN1 -t UTF-8`.')
+      'as with `iconv -f CP1252 -t UTF-8`.')
 
 
 def place(unit: str, number: int, path: paths.ConcretePath) -> str:

@@ -3,13 +3,18 @@
 from collections.abc import Iterator
 import contextlib
 import csv
+import itertools
+import re
 from typing import Any
 
 from haikd.core import checks
+from haikd.core import notes
 from haikd.data.text import streams
 from haikd.storage import inputs
 from haikd.storage import paths
 
+_DELIMITERS = (';', '\t', '|', ',')
+_SEPARATOR = re.compile('"?sep=(.)"?', re.IGNORECASE)  # As Excel has it.
 _ROWS = 1024  # Rows that are turned into Python objects at a time.
 
 Groups = tuple[tuple[str, ...], ...]
@@ -21,6 +26,10 @@ def separated(stream: streams.Stream, delimiter: str) -> Records:
 
   A field in quotation marks may hold delimiters, line breaks, and quotation
   marks that are doubled. Blank lines are left out. All values are texts.
+
+  Where the first line has no delimiter, but another one that people use, as
+  Excel writes it in many languages, that one counts; and so does one that a
+  first line `sep=;` names.
 
   Args:
     stream: an open file.
@@ -35,10 +44,26 @@ def separated(stream: streams.Stream, delimiter: str) -> Records:
   """
   csv.field_size_limit(max(csv.field_size_limit(), streams.RECORD_BYTES))
   done = 0
+  read = streams.lines(stream)
+  start = []
+  for line in read:
+    start.append(line)
+    if line.text.strip():
+      break
+  first = start[-1].text.strip() if start else ''
+  named = _SEPARATOR.fullmatch(first)
+  if named:
+    start[-1] = start[-1]._replace(text='\n')
+  delimiters = [delimiter, *_DELIMITERS] if not named else [named[1]]
+  found = next((each for each in delimiters if each in first), delimiter)
+  if found != delimiter:
+    notes.say(f'{str(stream.path)!r}: columns are separated by {found!r}, as '
+              'the first line shows.')
+    delimiter = found
 
   def lines():
     nonlocal done
-    for line in streams.lines(stream):
+    for line in itertools.chain(start, read):
       done = line.done
       yield line.text
 
@@ -186,5 +211,5 @@ def _explaining_damage(path, kind):
     yield
   except (pyarrow.ArrowException, OSError) as err:
     raise checks.DataError(
-        f'{str(path)!r} must be {kind}; got {checks.one_line(err)}. Fetch it '
-        'again.') from err
+        f'{str(path)!r} must be {kind}; got '
+        f'{checks.one_line(err).rstrip(".")}. Fetch it again.') from err

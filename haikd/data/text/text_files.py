@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Optional, Protocol
 from haikd.core import checks
 from haikd.data import prepared
 from haikd.data.text import file_names
+from haikd.data.text import hints
 from haikd.data.text import overlap
 from haikd.data.text import streams
 from haikd.data.text import text_lines
@@ -149,7 +150,7 @@ def value_of(record: Record, field: str) -> Any:
     raise checks.DataError(
         f'{record.place} must have the field {field!r}; got '
         f'{sorted(record.values)}. {checks.suggest(field, record.values)} '
-        'config.data.options sets its name.')
+        f'{_remedy(record)}')
   value = record.values[field]
   half = _half_character(value)
   if half:
@@ -158,6 +159,14 @@ def value_of(record: Record, field: str) -> Any:
         f'got the lone surrogate {half!r}. Remove the record, or replace the '
         'character.')
   return value
+
+
+def _remedy(record):
+  """Returns what to do about a field that is missing."""
+  hint = hints.of_record(record.values)
+  if not hint and record.untyped:
+    hint = 'The first row of the file must name its columns.'
+  return f'config.data.options sets its name. {hint}'.rstrip()
 
 
 def number_of(record: Record, field: str) -> Any:

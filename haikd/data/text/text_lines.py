@@ -90,7 +90,10 @@ def digest(path: paths.ConcretePath, cache: pathlib.Path) -> str:
 
 
 def _plain(stream, documents):
-  """Yields (text, place, bytes read) of each document of a .txt file."""
+  """Yields (text, place, bytes read) of each document of a .txt file.
+
+  Lines end as on any system; within documents they end with a newline.
+  """
   if documents == 'file':
     where = repr(str(stream.path))
     content = stream.file.read(streams.RECORD_BYTES + 1)
@@ -98,7 +101,8 @@ def _plain(stream, documents):
       raise streams.too_long(
           where, "Set config.data.options.documents to 'paragraph' or 'line', "
           'or break the file into several')
-    yield streams.decode(content, where), where, stream.done()
+    yield (streams.decode(content, where).replace('\r\n', '\n'), where,
+           stream.done())
     return
   block, start, size, end = [], 1, 0, 0
   for number, text, done in streams.lines(stream):

@@ -24,7 +24,7 @@ from haikd.data.text import tokenizer as tokenizer_lib
 from haikd.storage import files
 from haikd.storage import paths
 
-_VERSION = 3  # The version of the rows' format: a new one prepares anew.
+_VERSION = 4  # The version of the rows' format: a new one prepares anew.
 
 
 class RowFormat(Protocol):

@@ -8,6 +8,7 @@ import copy
 import hashlib
 import json
 import os
+import re
 import threading
 import types
 from typing import Any, NamedTuple, Optional
@@ -280,12 +281,15 @@ def _describe_missing(folder):
   names = paths.names(folder)
   # Formats that only transformers' tokenizers in Python read.
   slow = [name for name in names
-          if name == 'vocab.txt' or name.endswith('.model')]
+          if name in ('vocab.txt', 'merges.txt') or name.endswith('.model')]
   if slow:
     return (f'which has only {slow[0]}. Convert it where transformers is '
             f'installed: `AutoTokenizer.from_pretrained({str(folder)!r})'
             f'.save_pretrained({str(folder)!r})`.')
   if names:
     return f'which has no {_FILE}. Fetch it from where the model comes from.'
-  return ('which is missing or empty. Correct '
-          'config.data.options.tokenizer.')
+  remedy = 'Correct config.data.options.tokenizer.'
+  if re.fullmatch(r'[\w-]+/[\w.-]+', str(folder)):
+    remedy = (f'haikd fetches nothing: run `hf download {folder} --local-dir '
+              f'{folder}`, or correct config.data.options.tokenizer.')
+  return f'which is missing or empty. {remedy}'

@@ -263,15 +263,16 @@ def test_additional_templates_are_those_of_transformers(tmp_path):
     ('chatml', [dict(role='tool', content='1'), ANSWER],
      "message 1 of 'messages' in line 1 .* must have a role of system, "
      "developer, user, assistant; got role='tool'. Rename"),
-    ('chatml', [{'from': 'human', 'value': 'Hi'}],
-     r"got keys \['from', 'value'\]. Rename the roles and keys."),
+    ('chatml', [{'speaker': 'human', 'text': 'Hi'}],
+     r"got keys \['speaker', 'text'\]. Rename the roles and keys."),
+    ('chatml', [{'from': 'tool', 'value': '1'}], "got role='tool'. Rename"),
     ('chatml', [USER, dict(ANSWER, tool_calls=[dict(name='f')])],
      "message 2 .* must have no 'tool_calls'; got .* Remove conversations"),
     ('chatml', [USER, dict(ANSWER, content=[dict(type='image')])],
      r"one part of type 'text'; got parts of type \['image'\]"),
     ('chatml', [USER], r"message of the assistant to learn; got the roles "
      r"\['user'\]"),
-    ('chatml', 'Hi', "must have a list of messages in 'messages'; got Hi"),
+    ('chatml', 3, "must have a list of messages in 'messages'; got 3"),
     ('chatml', [], r'list of messages .* got \[\]'),
 ])
 def test_messages_that_cannot_be_rendered_are_named(open_chats, case, messages,
@@ -414,25 +415,32 @@ CONFIG = """
 """
 
 
+# As ShareGPT names messages, in a text, from a European Excel.
+SHEET = '\ufeffid;messages\r\n' + (
+    '1;"[{""from"": ""human"", ""value"": ""Hi""}, '
+    '{""from"": ""gpt"", ""value"": ""Yes""}]"\r\n') * 8
+
+
 # The data sets as a user starts them, with their options.
-@pytest.mark.parametrize('name, record, more, said', [
-    ('chat', dict(messages=[USER, ANSWER]),
+@pytest.mark.parametrize('name, file, content, more, said', [
+    ('chat', 'csv', SHEET,
      dict(chat_template='own',
           template_options=dict(end=dict(token='<end_of_turn>'))),
      "8 answers end with another token than '<eos>'"),
-    ('completions', dict(prompt='<bos>Hi', completion=' Yes'),
+    ('completions', 'jsonl',
+     '{"prompt": "<bos>Hi", "completion": " Yes"}\n' * 8,
      dict(eos='<end_of_turn>', pad='<eos>', bos='<bos>'),
      "8 texts hold special tokens that texts get ('<bos>', '<end_of_turn>')"),
 ])
-def test_data_set_from_the_command_line(run, tmp_path, name, record, more,
-                                        said):
+def test_data_set_from_the_command_line(run, tmp_path, name, file, content,
+                                        more, said):
   CASES.write_tokenizer('gemma2', tmp_path / 'tokenizer')
   templates = tmp_path / 'tokenizer' / 'additional_chat_templates'
   templates.mkdir()
   (templates / 'own.jinja').write_text(
       CHATML.replace("'<|im_end|>'", 'end.token'))
   for split in ('train', 'validation', 'test'):
-    (tmp_path / f'{split}.jsonl').write_text(f'{json.dumps(record)}\n' * 8)
+    (tmp_path / f'{split}.{file}').write_bytes(content.encode())
   (tmp_path / 'chats.py').write_text(textwrap.dedent(CONFIG.format(
       name=name, files=str(tmp_path), data=str(tmp_path / 'data'),
       tokenizer=str(tmp_path / 'tokenizer'), more=more)))
@@ -440,3 +448,5 @@ def test_data_set_from_the_command_line(run, tmp_path, name, record, more,
   assert code == 0, err
   assert 'perplexity' in out
   assert err.count(f"haikd: split 'train', of 8 records: {said}") == 1
+  assert err.count("train.csv': columns are separated by ';'") == (
+      name == 'chat')

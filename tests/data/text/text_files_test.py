@@ -54,7 +54,7 @@ def write_lines(path, *rows):
 
 
 @pytest.mark.parametrize('documents, expected', [
-    ('file', ['\na b\n c\r\n\n \nd']),
+    ('file', ['\na b\n c\n\n \nd']),
     ('paragraph', ['a b\n c', 'd']),
     ('line', ['a b', 'c', 'd']),
 ])
