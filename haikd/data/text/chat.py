@@ -218,10 +218,11 @@ def chat(split: str,
     prompt: the field of messages that are not learned, where `messages` is
       missing.
     completion: the field of the messages that follow `prompt`.
-    chat_template: a template of Jinja2, its file, or the name of one of the
-      tokenizer's templates; None for the tokenizer's.
+    chat_template: a template of Jinja2, its file, a tokenizer whose template it
+      is, or the name of one of the tokenizer's templates; None for the
+      tokenizer's.
     template_options: variables of the template, such as
-      dict(enable_thinking=False).
+      dict(enable_thinking=False). They are its defaults in an export.
     padding: the side of the padding, 'right' or 'left'.
     vocabulary: V is at least this.
     eos: the token that ends texts, `eos_token` in the template; None for the
@@ -249,11 +250,12 @@ def chat(split: str,
   choice = framing.Choice(eos, bos, pad)
 
   def with_option(loaded: tokenizer_lib.Tokenizer) -> tokenizer_lib.Tokenizer:
-    if chat_template is None:
+    own = chat_template_lib.choose(loaded, chat_template)
+    template = chat_template_lib.with_defaults(own, choice, template_options)
+    if chat_template is None and template == own:
       return loaded
     # It is saved beside the data, and an export takes it from there.
-    return loaded.with_template(
-        chat_template_lib.choose(loaded, chat_template))
+    return loaded.with_template(template)
 
   def make_format(
       loaded: tokenizer_lib.Tokenizer,

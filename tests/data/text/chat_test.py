@@ -161,8 +161,11 @@ def test_tokens_of_options_reach_the_template(open_chats, caplog):
   assert learned(opened, opened[0]) == ['Yes<bos>']
   assert opened[0]['tokens'][-1] == loaded.id_of('Ċ')
   assert 'another token than' not in caplog.text
-  # An export has the template that the student has learned.
-  assert loaded.templates == dict(default=template)
+  # An export has the template that the student has learned, which writes the
+  # same without these options.
+  assert loaded.templates == dict(default=(
+      "{% set eos_token = '<bos>' %}{% set bos_token = '<start_of_turn>' %}"
+      "{% set note = note if note is defined else ' ' %}" + template))
   assert 'chat_template' not in loaded.config
   own = open_case(open_chats, 'gemma2').text.tokenizer
   assert tokenizer_lib.load(own).config['chat_template'] == CASES.GEMMA2
@@ -238,6 +241,48 @@ def test_additional_templates_are_chosen_by_name(open_chats, tmp_path):
   (tmp_path / 'chatml' / 'chat_template.jinja').unlink()
   with pytest.raises(checks.ConfigError, match="none is called 'default'"):
     open_case(open_chats, 'chatml')
+
+
+@pytest.mark.parametrize('template, options', [
+    (CASES.QWEN3 + '{% if enable_thinking %}no{% endif %}',
+     dict(enable_thinking=False)),
+    ('\n{{ note }}{{ more[2].a }}' + CASES.ZEPHYR,
+     dict(note="it's\n", more=[1, None, dict(a=True)])),
+])
+@pytest.mark.slow
+def test_transformers_needs_no_options_for_a_prepared_template(
+    open_chats, template, options):
+  transformers = pytest.importorskip('transformers')
+  records = dict(messages=CASES.CASES['chatml'][1])
+  opened = open_chats('chatml', records, chat_template=template,
+                      eos='<|im_start|>', template_options=options)
+  loaded = transformers.AutoTokenizer.from_pretrained(opened.text.tokenizer)
+  assert ids_of(opened[0]) == loaded.apply_chat_template(
+      records['messages'], tokenize=True, return_dict=False)
+
+
+def test_chats_and_texts_are_a_mixture(open_chats, tmp_path):
+  open_case(open_chats, 'chatml')
+  config = config_lib.base()
+  config.batch_size = 8
+  config.data.data_dir = str(tmp_path / 'data')
+  config.data.name = 'text'
+  config.data.options = dict(tokenizer=str(tmp_path / 'chatml'), length=256,
+                             form='padded')
+  config.data.mixture = dict(chats=dict(
+      name='chat', weight=0.5, source_dir=str(tmp_path / 'files'),
+      options=dict(chat_template=CASES.MARKED)), texts=dict(
+          weight=0.5, source_dir=str(tmp_path / 'texts')))
+  (tmp_path / 'texts').mkdir()
+  (tmp_path / 'texts' / 'train.txt').write_text('Yes')
+  config.evaluation.split = config.evaluation.final = 'train'
+  data = pipeline.build_data(config)
+  loaded = tokenizer_lib.load(data.text_of('student').tokenizer)
+  assert loaded.templates == dict(default=CASES.MARKED)
+  batch, = data.evaluation('train')
+  rows = [batch.inputs[i][batch.mask[i]].tolist() for i in range(2)]
+  assert rows == [GOLDEN['marked'][0], [
+      loaded.id_of('Yes'), loaded.id_of('<|im_end|>')]]
 
 
 @pytest.mark.slow
