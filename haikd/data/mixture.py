@@ -61,8 +61,13 @@ class MixedReader:
     for role in ('teacher', 'student'):
       texts = {name: part.text_of(role) for name, part in parts.items()}
       _check_same('the tokenizer', {
-          name: text and text.tokenizer for name, text in texts.items()},
+          name: text and (text.own or text.tokenizer)
+          for name, text in texts.items()},
           ' prune=True makes a tokenizer for each: set it to False.')
+      chosen = {name: text.tokenizer for name, text in texts.items()
+                if text and text.own}
+      if chosen:
+        _check_same('the chat template that options choose', chosen)
 
   def __len__(self) -> int:
     return int(self._ends[-1])
@@ -86,11 +91,14 @@ class MixedReader:
 
   def text_of(self, role: str) -> Optional[source_lib.TextInfo]:
     """Returns the TextInfo of the 'teacher' or 'student', or None."""
-    first, *others = (part.text_of(role) for part in self._parts.values())
-    if first is None:
+    texts = [text for part in self._parts.values()
+             if (text := part.text_of(role))]
+    if not texts:
       return None
-    ends = itertools.chain(first.ends, *(text.ends for text in others if text))
-    return first._replace(ends=tuple(dict.fromkeys(ends)))
+    ends = itertools.chain.from_iterable(text.ends for text in texts)
+    # The chat template of an export is that which some of the data chose.
+    chosen = next((text for text in texts if text.own), texts[0])
+    return chosen._replace(ends=tuple(dict.fromkeys(ends)))
 
   def load(self) -> None:
     """Decodes and checks what is small enough to keep."""

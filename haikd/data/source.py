@@ -94,14 +94,15 @@ class TextInfo(NamedTuple):
     size: V, the size of its vocabulary.
     kept_ids: int32 `[V]`, each id's id in the tokenizer before pruning; None if
       it was not pruned.
-    ends: the ids of the tokens that end a text; () if nothing follows from
-      them, as for an encoder.
+    ends: the ids of the tokens that end a text; () for an encoder.
+    own: the folder with the tokenizer's own chat template, if that is another.
   """
 
   tokenizer: str
   size: int
   kept_ids: Optional[np.ndarray] = None
   ends: tuple[int, ...] = ()
+  own: str = ''
 
   @property
   def identity(self) -> str:
@@ -255,9 +256,8 @@ def _check_options(function, options):
   field = 'config.data.options'
   for name, origin in RESERVED.items():
     if name in options:
-      raise checks.ConfigError(
-          f'{field}.{name} must be left out; got {options[name]!r}. Set '
-          f'{origin} instead.')
+      raise checks.ConfigError(f'{field}.{name} must be left out; got '
+                               f'{options[name]!r}. Set {origin} instead.')
   checks.check_options(field, function, options, reserved=RESERVED)
   foreign.check_types(field, function, options)
 

@@ -9,6 +9,7 @@ from haikd.core import checks
 from haikd.core import notes
 from haikd.core import registry
 from haikd.data.text import affixes
+from haikd.data.text import chat_template
 from haikd.data.text import shared_ids
 from haikd.data.text import text_tokenizers
 from haikd.run import two_tokenizers
@@ -75,6 +76,9 @@ def resolve(config: config_lib.ConfigDict,
   chosen = given.get(_TOKENIZER) or decided.get(_TOKENIZER)
   if 'eos' in accepted and given.get('eos') is None:
     _say_ends(chosen, paths)
+  if 'chat_template' in accepted and given.get('chat_template') is None:
+    if (template := _template(chosen, paths)) is not None:
+      decided['chat_template'] = template
   # A chat template writes special tokens itself.
   if (_TOKENIZER in accepted and 'chat_template' not in accepted and
       given.get('bos') is None and
@@ -144,6 +148,47 @@ def _say_ends(chosen: Optional[str], paths: Mapping[str, str]) -> None:
     path, end = next(iter(others.items()))
     notes.say(f'texts end with {ends[chosen]!r}, the eos of {chosen}; that of '
               f'{path} is {end!r}. config.data.options.eos chooses another.')
+
+
+def _template(chosen: Optional[str],
+              paths: Mapping[str, str]) -> Optional[str]:
+  """Returns the tokenizer whose chat template the data gets, if not its own.
+
+  A base student has none, and its instruct teacher has one.
+
+  Raises:
+    ConfigError: the template writes tokens that the tokenizer of the data does
+      not have.
+  """
+  named = {path: found for path in paths.values() if (
+      found := chat_template.templates(text_tokenizers.load(path)))}
+  if chosen in named:
+    others = [path for path in named if named[path] != named[chosen]]
+    if others:
+      notes.say(
+          f'chats are written by the chat template of {chosen}; {others[0]} '
+          'has another. config.data.options.chat_template, set to it, takes '
+          'that.')
+    return None
+  if chosen is None or not named:
+    return None
+  path = next(iter(named))
+  loaded, other = (text_tokenizers.load(each) for each in (chosen, path))
+  template = chat_template.choose(other)
+  missing = [token['content']
+             for token in other.definition.get('added_tokens', ())
+             if token['content'] in template and
+             loaded.id_of(token['content']) is None]
+  if missing:
+    raise checks.ConfigError(
+        f'the tokenizer {chosen} must have the tokens that the chat template '
+        f'of {path} writes; got none of {checks.abbreviate(missing)}. Give its '
+        'network the other tokenizer, with `resize_token_embeddings` of '
+        'transformers; or set config.data.options.chat_template to a template '
+        'without them.')
+  notes.say(f'chats are written by the chat template of {path}, since {chosen} '
+            'has none. config.data.options.chat_template chooses another.')
+  return path
 
 
 def _say_affixes(chosen: Optional[str], paths: Mapping[str, str],

@@ -6,6 +6,7 @@ for the lock of a workdir (`run/workdir`) and the test that a checkpoint is
 complete (`leaves`).
 """
 
+from collections.abc import Iterator
 import contextlib
 import functools
 import importlib.util
@@ -85,7 +86,7 @@ def names(folder: Path) -> list[str]:
       is never taken for an empty one, in which a run would begin anew.
   """
   try:
-    with _reaching(folder):
+    with reaching(folder):
       return [path.name for path in as_path(folder).iterdir()]
   except (FileNotFoundError, NotADirectoryError):
     return []
@@ -118,7 +119,7 @@ def read(path: Path) -> bytes:
     FileNotFoundError: the file or object does not exist.
     DataError: the path is in a bucket that cannot be reached.
   """
-  with _reaching(path):
+  with reaching(path):
     return as_path(path).read_bytes()
 
 
@@ -135,7 +136,7 @@ def replace(path: Path, content: bytes) -> None:
   """
   if is_remote(path):
     try:
-      with _reaching(path):
+      with reaching(path):
         as_path(path).write_bytes(content)
     except FileNotFoundError as err:
       raise _unreachable(path, err) from err
@@ -261,10 +262,13 @@ def _epath():
 
 
 @contextlib.contextmanager
-def _reaching(path):
+def reaching(path: Path) -> Iterator[None]:
   """Turns an error of a bucket into a DataError, except FileNotFoundError.
 
   Errors of local paths are raised unchanged.
+
+  Args:
+    path: what is accessed inside.
   """
   try:
     yield

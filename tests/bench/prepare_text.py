@@ -2,12 +2,19 @@ r"""How fast texts are prepared, and how much memory that takes.
 
   python tests/bench/prepare_text.py --tokenizer=FOLDER --texts=FILE.jsonl
   python tests/bench/prepare_text.py --tokenizer=FOLDER --texts=FILE.jsonl \
+      --dataset=chat
+  python tests/bench/prepare_text.py --tokenizer=FOLDER --texts=FILE.jsonl \
       --megabytes=2000 --memory
 
 The documents of the file are repeated, in random order, up to --megabytes.
-Prints tokens a second of the data set `text`, from JSON lines to rows on disk,
-and of the package `tokenizers` alone on the same documents in memory, on all
-cores: the medians of interleaved rounds, and of their ratio.
+Data sets other than `text` get paragraphs: one a record for `masked_text`, two
+for `completions`, and for `chat` four, between roles in the notation of ChatML.
+The tokenizer needs a mask token for `masked_text`, and a chat template for
+`chat` that writes ChatML.
+
+Prints tokens a second of the data set, from JSON lines to rows on disk, and of
+the package `tokenizers` alone on the same texts in memory, on all cores: the
+medians of interleaved rounds, and of their ratio.
 
 With --memory, the largest resident size is printed for a tenth of the file and
 for all of it, each in a process of its own.
@@ -29,28 +36,58 @@ import tokenizers
 
 from haikd.data import source
 
+# The number of paragraphs in a record, and of tokens in a row.
+PARAGRAPHS = dict(completions=2, chat=4, masked_text=1)
+LENGTHS = dict(text=1024, completions=1024, chat=1024, masked_text=256)
+ROLES = ('system', 'user', 'assistant', 'user', 'assistant')
 
-def write(path: pathlib.Path, documents: list[str], megabytes: float) -> None:
-  """Writes documents as JSON lines."""
+
+def records(documents: list[str], dataset: str) -> list[dict]:
+  """Returns documents as records of a data set."""
+  if dataset == 'text':
+    return [dict(text=document) for document in documents]
+  size = PARAGRAPHS[dataset]
+  parts = '\n\n'.join(documents).split('\n\n')
+  groups = zip(*(parts[i::size] for i in range(size)))
+  if dataset == 'masked_text':
+    return [dict(text=text) for text, in groups]
+  if dataset == 'completions':
+    return [dict(prompt=first, completion=' ' + second)
+            for first, second in groups]
+  return [dict(messages=[dict(role=role, content=content) for role, content
+                         in zip(ROLES, ('Answer as Jane Austen.', *group))])
+          for group in groups]
+
+
+def text_of(record: dict) -> str:
+  """Returns the text that is tokenised of a record."""
+  if 'messages' in record:
+    return ''.join(f'<|im_start|>{each["role"]}\n{each["content"]}<|im_end|>\n'
+                   for each in record['messages'])
+  return ''.join(record.values())
+
+
+def write(path: pathlib.Path, choices: list[dict], megabytes: float) -> None:
+  """Writes random records as JSON lines."""
   rng = random.Random(0)
   with open(path, 'w') as file:
     while file.tell() < megabytes * 1e6:
-      file.write(json.dumps(dict(text=rng.choice(documents))) + '\n')
+      file.write(json.dumps(rng.choice(choices)) + '\n')
 
 
-def read(path: str | pathlib.Path) -> list[str]:
-  """Returns the documents of a file of JSON lines."""
+def read(path: str | pathlib.Path) -> list[dict]:
+  """Returns the records of a file of JSON lines."""
   with open(path) as file:
-    return [json.loads(line)['text'] for line in file]
+    return [json.loads(line) for line in file]
 
 
-def prepare(folder: str, tokenizer: str) -> tuple[int, float]:
+def prepare(folder: str, tokenizer: str, dataset: str) -> tuple[int, float]:
   """Prepares the file in a folder; returns its tokens, and seconds."""
   prepared = tempfile.mkdtemp(dir=folder)
+  options = dict(tokenizer=tokenizer, length=LENGTHS[dataset])
   start = time.perf_counter()
-  opened = source.open_source(
-      'text', 'train', options=dict(tokenizer=tokenizer, length=1024),
-      source_dir=folder, data_dir=prepared)
+  opened = source.open_source(dataset, 'train', options=options,
+                              source_dir=folder, data_dir=prepared)
   seconds = time.perf_counter() - start
   shutil.rmtree(prepared)
   return opened.info['tokens'], seconds
@@ -68,16 +105,17 @@ def encode(texts: list[str], tokenizer: str) -> tuple[int, float]:
   return count, time.perf_counter() - start
 
 
-def _memory(folder, tokenizer, answers):
-  prepare(folder, tokenizer)
+def _memory(folder, tokenizer, dataset, answers):
+  prepare(folder, tokenizer, dataset)
   answers.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
-def measure_memory(folder: str, tokenizer: str) -> float:
+def measure_memory(folder: str, tokenizer: str, dataset: str) -> float:
   """Returns the largest resident size of a preparation, in MiB."""
   context = multiprocessing.get_context('spawn')
   answers = context.Queue()
-  process = context.Process(target=_memory, args=(folder, tokenizer, answers))
+  process = context.Process(target=_memory,
+                            args=(folder, tokenizer, dataset, answers))
   process.start()
   peak = answers.get()
   process.join()
@@ -88,25 +126,29 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--tokenizer', required=True)
   parser.add_argument('--texts', required=True)
+  parser.add_argument('--dataset', choices=LENGTHS, default='text')
   parser.add_argument('--megabytes', type=float, default=32)
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--memory', action='store_true')
   flags = parser.parse_args()
-  documents = read(flags.texts)
+  choices = records([record['text'] for record in read(flags.texts)],
+                    flags.dataset)
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder, 'train.jsonl')
     if flags.memory:
       for megabytes in (flags.megabytes / 10, flags.megabytes):
-        write(path, documents, megabytes)
-        peak = measure_memory(folder, flags.tokenizer)
+        write(path, choices, megabytes)
+        peak = measure_memory(folder, flags.tokenizer,
+                              flags.dataset)
         print(f'{path.stat().st_size / 1e6:.0f} MB: {peak:.0f} MiB at most')
       return
-    write(path, documents, flags.megabytes)
-    texts = read(path)
-    prepare(folder, flags.tokenizer)  # Imports, and digests the file.
+    write(path, choices, flags.megabytes)
+    texts = [text_of(record) for record in read(path)]
+    # Imports, and digests the file.
+    prepare(folder, flags.tokenizer, flags.dataset)
     rates = []
     for _ in range(flags.rounds):
-      tokens, seconds = prepare(folder, flags.tokenizer)
+      tokens, seconds = prepare(folder, flags.tokenizer, flags.dataset)
       rates.append([tokens / seconds])
       tokens, seconds = encode(texts, flags.tokenizer)
       rates[-1].append(tokens / seconds)

@@ -231,6 +231,16 @@ def test_texts_of_two_tokenizers_do_not_mix(fresh):
     build(config).check()
 
 
+def test_texts_with_two_chat_templates_do_not_mix(fresh):
+  texts = {'a': source.TextInfo('x', 3),
+           'b': source.TextInfo('chosen', 3, own='x'),
+           'c': source.TextInfo('other', 3, own='x')}
+  with pytest.raises(checks.DataError, match=(
+      'agree in the chat template that options choose; got chosen in b and '
+      'other in c')):
+    build(make_config_of_texts(texts)).check()
+
+
 def test_texts_of_a_mixture_have_all_ends(fresh):
   config = make_config_of_texts({
       'a': source.TextInfo('x', 3, ends=(2,)), 'b': source.TextInfo('x', 3),

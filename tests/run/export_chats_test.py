@@ -27,7 +27,8 @@ CONFIG = """
       config.data.name, config.data.source_dir = 'chat', str(HERE)
       config.data.data_dir = str(HERE / 'prepared')
       config.data.options = dict(
-          length=8, chat_template=str(HERE / 'template.jinja'))
+          length=8, chat_template=str(HERE / 'template.jinja'),
+          eos='<|im_end|>')
       config.teacher.init = f'hf:{HERE}/teacher'
       config.student.init = f'hf:{HERE}/student'
       config.teacher.init_layers = config.student.init_layers = (0,)
@@ -73,6 +74,8 @@ def test_a_base_model_becomes_one_that_answers_and_stops(run, tmp_path):
             ) in err
     content = json.loads((tmp_path / 'run/export' / name).read_text())
     assert content['eos_token_id'] == [2, 3]
-  assert (tmp_path / 'run/export/chat_template.jinja').read_text() == TEMPLATE
+  # Whoever renders it need not know what the options were.
+  assert (tmp_path / 'run/export/chat_template.jinja').read_text() == (
+      "{% set eos_token = '<|im_end|>' %}" + TEMPLATE)
   assert json.loads((tmp_path / 'run/export/tokenizer_config.json').read_text(
       )) == dict(eos_token='<|im_end|>', pad_token='<pad>')

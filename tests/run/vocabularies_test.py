@@ -200,6 +200,48 @@ def test_what_begins_texts_is_said_where_tokenizers_differ(
           in capsys.readouterr().err) == said
 
 
+def write_template(folder, template):
+  path = folder / 'tokenizer_config.json'
+  config = json.loads(path.read_text())
+  path.write_text(json.dumps(dict(config, chat_template=template)))
+
+
+@pytest.mark.parametrize('template, own, error, said', [
+    ('{{ 1 }}</s>', None, '',
+     'by the chat template of {teacher}, since {student} has none'),
+    ('{{ 1 }}<a>', None,
+     'the tokenizer {student} must have the tokens that the chat template of '
+     '{teacher} writes; got none of <a>. Give its network', ''),
+    ('{{ 1 }}<a>', '{{ 2 }}', '',
+     'by the chat template of {student}; {teacher} has another'),
+    ('{{ 1 }}', '{{ 1 }}', '', ''),
+])
+def test_base_student_takes_the_chat_template_of_its_teacher(
+    template, own, error, said, tmp_path, capsys):
+  write_model(tmp_path / 'teacher', 26, 0, tokens=[*TOKENS, '<a>'])
+  write_model(tmp_path / 'student', 22, 1)
+  write_template(tmp_path / 'teacher', template)
+  if own is not None:
+    write_template(tmp_path / 'student', own)
+  config = config_lib.base()
+  config.data.name = 'chat'
+  names = {role: f'{tmp_path / role}' for role in ('teacher', 'student')}
+  config.teacher.init, config.student.init = (
+      f'hf:{path}' for path in names.values())
+  with notes.printed():
+    if error:
+      with pytest.raises(checks.ConfigError, match=error.format(**names)):
+        resolve.from_pretrained(config)
+      return
+    resolved = resolve.from_pretrained(config)
+  assert resolved.data.options.tokenizer == names['student']
+  assert resolved.data.options.get('chat_template') == (
+      None if own else names['teacher'])
+  err = capsys.readouterr().err
+  assert said.format(**names) in err
+  assert ('chat template' in err) == bool(said)
+
+
 def test_ids_of_other_tokens_are_refused(start, tmp_path):
   write_model(tmp_path / 'teacher', 24, 0)
   swapped = [*TOKENS[:5], TOKENS[6], TOKENS[5], *TOKENS[7:]]

@@ -42,6 +42,24 @@ def get_config(variant=''):
   return config_lib.variant(config, variant)
 """
 
+TEXTS = """
+from haikd import config as config_lib
+
+def get_config():
+  config = config_lib.base()
+  config.steps = config.teacher.train.steps = 1
+  config.batch_size = config.evaluation.batch_size = 8
+  config.baseline = False
+  for network in (config.teacher, config.student):
+    network.model = 'llama'
+    network.options = dict(width=8, depth=1, heads=1, hidden=8)
+  config.data.name = 'text'
+  config.data.source_dir = 'gs://{bucket}/texts'
+  config.data.data_dir = {data!r}
+  config.data.options = dict(tokenizer='gs://{bucket}/words', length=8)
+  return config
+"""
+
 
 def binary():
   pytest.importorskip('gcsfs')
@@ -182,3 +200,26 @@ def test_server_that_does_not_answer_is_one_line(launch):
              STORAGE_EMULATOR_HOST='http://127.0.0.1:9'))
   assert code == 3
   assert len(err.splitlines()) == 1 and 'bucket must exist and be open' in err
+
+
+def test_texts_and_their_tokenizer_are_read(tmp_path, server, launch):
+  upload = f'{server}/upload/storage/v1/b/{BUCKET}/o?uploadType=media&name='
+  tokenizer = dict(version='1.0', added_tokens=[], model=dict(
+      type='WordLevel', vocab={'<unk>': 0, '</s>': 1, 'a': 2, 'b': 3},
+      unk_token='<unk>'), pre_tokenizer=dict(type='WhitespaceSplit'))
+  ask(f'{upload}words/tokenizer.json', json.dumps(tokenizer).encode())
+  for split in ('train', 'validation', 'test'):
+    for i in range(3):
+      ask(f'{upload}texts/{split}-{i}-of-3.jsonl',
+          b'{"text": "a b b a"}\n' * 20)
+  config = tmp_path / 'texts.py'
+  config.write_text(TEXTS.format(bucket=BUCKET, data=str(tmp_path / 'data')))
+  code, err = finish(launch(f'--config={config}',
+                            f'--workdir={tmp_path / "texts"}'))
+  assert code == 0, err
+  for folder, missing in (('gs://no-such-bucket/x', 'gs://no-such-bucket/x'),
+                          (f'gs://{BUCKET}/none', "must be a file or folder")):
+    code, err = finish(launch(f'--config={config}',
+                              f'--workdir={tmp_path / "missing"}',
+                              f'--config.data.source_dir={folder}'))
+    assert code == 3 and len(err.splitlines()) == 1 and missing in err

@@ -15,6 +15,7 @@ from haikd.data.text import chat_template as chat_template_lib
 from haikd.data.text import framing
 from haikd.data.text import learned
 from haikd.data.text import messages as messages_lib
+from haikd.data.text import overlap
 from haikd.data.text import packing
 from haikd.data.text import render_chats
 from haikd.data.text import shards
@@ -24,10 +25,12 @@ from haikd.data.text import text_tokenizers
 from haikd.data.text import tokenizer as tokenizer_lib
 
 # Statistics.
-_APART, _CUT, _LOST, _DATED, _OTHER_STOP, _CROSSING = (
-    'apart', 'cut', 'lost', 'dated', 'other_stop', 'crossing')
+_APART, _CUT, _LOST, _DATED, _OTHER_STOP, _CROSSING, _EMPTY = (
+    'apart', 'cut', 'lost', 'dated', 'other_stop', 'crossing', 'empty')
 
 _OPTIONS = 'config.data.options'
+
+_Rendered = tuple[render_chats.Row, str]  # With the place of its record.
 
 
 class _Chats(NamedTuple):
@@ -41,7 +44,7 @@ class _Chats(NamedTuple):
   variables: Mapping[str, Any]
   pad: int
   end: int
-  stops: tuple[int, ...]
+  is_stop: np.ndarray
 
   def recipe(self) -> shards.Recipe:
     # The tokenizer's digest, which is in the key as well, is not of this.
@@ -56,6 +59,13 @@ class _Chats(NamedTuple):
 
   def _rows(self, batches: shards.Batches,
             counts: Counter) -> Iterator[np.ndarray]:
+    rendered = self._render(batches, counts)
+    for encoded in overlap.one_ahead(self._encode, rendered):
+      for (row, place), whole in encoded:
+        yield from self._row(row, whole, place, counts)
+
+  def _render(self, batches: shards.Batches,
+              counts: Counter) -> Iterator[list[_Rendered]]:
     with chat_process.start(self.template, self.variables) as process:
       for batch in batches:
         rendered = []
@@ -65,17 +75,19 @@ class _Chats(NamedTuple):
           rendered += [(row, chat.place) for row in rows]
           counts[_APART] += len(rows) > 1
           counts[_DATED] += is_dated
-        spans = learned.spans_of(self.tokenizer,
-                                 [row.text for row, _ in rendered])
-        for (row, place), whole in zip(rendered, spans):
-          yield from self._row(row, whole, place, counts)
+        yield rendered
+
+  def _encode(
+      self, rendered: list[_Rendered]) -> list[tuple[_Rendered, learned.Spans]]:
+    spans = learned.spans_of(self.tokenizer, [row.text for row, _ in rendered])
+    return list(zip(rendered, spans))
 
   def _row(self, row: render_chats.Row, whole: learned.Spans, place: str,
            counts: Counter) -> Iterator[np.ndarray]:
     """Yields a row, unless it is cut before there is anything to learn."""
     is_learned = np.zeros(len(whole.ids), bool)
     for begin, end in row.spans:
-      first = learned.first_beyond(whole, begin)
+      first = whole.first_beyond(begin)
       stop = self._stop(row.text, whole, first, end)
       if stop is None:
         raise checks.DataError(
@@ -84,7 +96,8 @@ class _Chats(NamedTuple):
             f'{_shown(row)}. Use a chat template that writes one, such as '
             f'{{{{ eos_token }}}}, or name its token in {_OPTIONS}.eos.')
       is_learned[first:stop + 1] = True
-      counts[_CROSSING] += bool(whole.starts[first] < begin)
+      counts[_CROSSING] += whole.span(first)[0] < begin
+      counts[_EMPTY] += first == stop
       counts[_OTHER_STOP] += bool(whole.ids[stop] != self.end)
     counts['tokens'] += len(whole.ids)
     if not is_learned[1:self.length].any():
@@ -108,12 +121,12 @@ class _Chats(NamedTuple):
     Returns:
       The index of a token, or None if there is no such token.
     """
-    last = learned.first_beyond(whole, end)
-    stops = np.flatnonzero(np.isin(whole.ids[first:last], self.stops))
+    last = whole.first_beyond(end)
+    stops = np.flatnonzero(self.is_stop[whole.ids[first:last]])
     if not len(stops):
       return None
     stop = first + int(stops[-1])
-    return None if text[whole.ends[stop]:end].strip() else stop
+    return None if text[whole.span(stop)[1]:end].strip() else stop
 
   def _notices(self) -> dict[str, str]:
     eos = self.tokenizer.token_of(self.end)
@@ -123,6 +136,8 @@ class _Chats(NamedTuple):
         'chat goes on; the chat up to each of them is a row of its own.',
         _CROSSING:
         'answers begin within a token, which is learned with them.',
+        _EMPTY:
+        'answers are empty: all that is learned is to stop.',
         _OTHER_STOP:
         f'answers end with another token than {eos!r}, which whoever generates '
         f'has to stop at. {_OPTIONS}.eos names the token that ends texts.',
@@ -152,12 +167,14 @@ def _shown(row: render_chats.Row) -> str:
   return ''.join(f'«{line}»' if i % 2 else line for i, line in enumerate(lines))
 
 
-def _stops(tokenizer: tokenizer_lib.Tokenizer, end: int) -> tuple[int, ...]:
-  """Returns the tokens that may end an answer: special ones, and `end`."""
+def _stops(tokenizer: tokenizer_lib.Tokenizer, end: int) -> np.ndarray:
+  """Returns for each id whether it may end an answer: special ones, `end`."""
   special = tokenizer.special
   added = {token['id'] for token in tokenizer.definition.get('added_tokens', ())
            if token['special']}
-  return (end, *(added - {special.bos, special.unk, special.mask, end}))
+  is_stop = np.zeros(tokenizer.size, bool)
+  is_stop[[end, *(added - {special.bos, special.unk, special.mask})]] = True
+  return is_stop
 
 
 @registry.register_dataset(spec=learned.spec, tasks=('causal_lm',))
@@ -201,10 +218,11 @@ def chat(split: str,
     prompt: the field of messages that are not learned, where `messages` is
       missing.
     completion: the field of the messages that follow `prompt`.
-    chat_template: a template of Jinja2, its file, or the name of one of the
-      tokenizer's templates; None for the tokenizer's.
+    chat_template: a template of Jinja2, its file, a tokenizer whose template it
+      is, or the name of one of the tokenizer's templates; None for the
+      tokenizer's.
     template_options: variables of the template, such as
-      dict(enable_thinking=False).
+      dict(enable_thinking=False). They are its defaults in an export.
     padding: the side of the padding, 'right' or 'left'.
     vocabulary: V is at least this.
     eos: the token that ends texts, `eos_token` in the template; None for the
@@ -232,11 +250,12 @@ def chat(split: str,
   choice = framing.Choice(eos, bos, pad)
 
   def with_option(loaded: tokenizer_lib.Tokenizer) -> tokenizer_lib.Tokenizer:
-    if chat_template is None:
+    own = chat_template_lib.choose(loaded, chat_template)
+    template = chat_template_lib.with_defaults(own, choice, template_options)
+    if chat_template is None and template == own:
       return loaded
     # It is saved beside the data, and an export takes it from there.
-    return loaded.with_template(
-        chat_template_lib.choose(loaded, chat_template))
+    return loaded.with_template(template)
 
   def make_format(
       loaded: tokenizer_lib.Tokenizer,

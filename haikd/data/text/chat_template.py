@@ -6,6 +6,7 @@ from typing import Any, Optional
 
 from haikd.core import checks
 from haikd.data.text import framing
+from haikd.data.text import text_tokenizers
 from haikd.data.text import tokenizer as tokenizer_lib
 from haikd.storage import paths
 
@@ -19,18 +20,20 @@ def choose(tokenizer: tokenizer_lib.Tokenizer,
 
   Args:
     tokenizer: the tokenizer of the data.
-    option: a template, its file, or the name of one of the tokenizer's; None
-      for the tokenizer's only or default one.
+    option: a template, its file, a tokenizer that has it, or the name of one of
+      the tokenizer's; None for the tokenizer's only or default one.
 
   Raises:
     ConfigError: there is no such template.
     DataError: the file cannot be read, or a template is no text.
   """
-  named = _templates(tokenizer)
+  named = templates(tokenizer)
   if option is None or option in named:
     template = named.get(option or 'default')
   elif '{{' in option or '{%' in option:
     template = option
+  elif _is_tokenizer(option):
+    return choose(text_tokenizers.load(option))
   else:
     template = _read(option, named)
   if template is None and named:
@@ -40,7 +43,8 @@ def choose(tokenizer: tokenizer_lib.Tokenizer,
   if template is None:
     raise checks.ConfigError(
         f'{_OPTION} must be a template or its file, since the tokenizer has '
-        'none; got None. Take that of an instruct model with this tokenizer.')
+        'none; got None. Set it to the folder of an instruct model with this '
+        'tokenizer.')
   if not isinstance(template, str) or len(template) > _MOST_CHARACTERS:
     raise checks.DataError(
         f'the chat template must be a text of at most {_MOST_CHARACTERS:,} '
@@ -68,16 +72,49 @@ def variables(tokenizer: tokenizer_lib.Tokenizer, choice: framing.Choice,
   return {**tokens, **(options or {})}
 
 
-def _templates(tokenizer):
+def templates(tokenizer: tokenizer_lib.Tokenizer) -> Mapping[str, str]:
   """Returns `{name: template}` as transformers finds them in a folder."""
-  if tokenizer.template is not None:
-    return dict(default=tokenizer.template)
+  if tokenizer.templates:
+    return tokenizer.templates
   template = tokenizer.config.get('chat_template')
   if isinstance(template, list):
     return {each['name']: each['template'] for each in template}
   if isinstance(template, Mapping):
     return dict(template)
   return {} if template is None else dict(default=template)
+
+
+def with_defaults(template: str, choice: framing.Choice,
+                  options: Optional[Mapping[str, Any]]) -> str:
+  """Returns a template that writes without options what it does with them.
+
+  transformers and servers render chats by the exported template, and know of no
+  other options.
+
+  Args:
+    template: the template.
+    choice: as for `variables`; these are fixed.
+    options: likewise; whoever renders may give others.
+  """
+  lines = [f'{role}_token = {getattr(choice, role)!r}'
+           for role in ('eos', 'bos', 'pad')
+           if getattr(choice, role) is not None and f'{role}_token' in template]
+  lines += [f'{name} = {name} if {name} is defined else {value!r}'
+            for name, value in (options or {}).items()]
+  if not lines:
+    return template
+  # A newline after a block is cut off.
+  blank = '\n' if template.startswith('\n') else ''
+  return ''.join(f'{{% set {line} %}}' for line in lines) + blank + template
+
+
+def _is_tokenizer(option):
+  """Returns whether an option is what a tokenizer is loaded from."""
+  if option.startswith(tokenizer_lib.GGUF):
+    return True
+  path = paths.as_path(os.path.expanduser(option))
+  return paths.exists(path / 'tokenizer.json') or (
+      path.name == 'tokenizer.json' and paths.exists(path))
 
 
 def _read(path, named):

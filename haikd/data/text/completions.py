@@ -11,6 +11,7 @@ from haikd.core import registry
 from haikd.data import source
 from haikd.data.text import framing
 from haikd.data.text import learned
+from haikd.data.text import overlap
 from haikd.data.text import packing
 from haikd.data.text import shards
 from haikd.data.text import text_files
@@ -18,7 +19,7 @@ from haikd.data.text import text_prepared
 from haikd.data.text import text_tokenizers
 from haikd.data.text import tokenizer as tokenizer_lib
 
-_CUT, _CROSSING = 'cut', 'crossing'  # Statistics.
+_CUT, _CROSSING, _EMPTY = 'cut', 'crossing', 'empty'  # Statistics.
 
 
 class _Completions(NamedTuple):
@@ -45,6 +46,8 @@ class _Completions(NamedTuple):
             'prompts end within a token, which is learned with the completion. '
             'Move blanks from the end of prompts to the beginning of '
             'completions.',
+            _EMPTY:
+            'completions are empty: all that is learned is to stop.',
             _CUT:
             f'prompts and completions are cut to {self.length} tokens: '
             'config.data.options.length.',
@@ -52,16 +55,22 @@ class _Completions(NamedTuple):
 
   def _rows(self, batches: shards.Batches,
             counts: Counter) -> Iterator[np.ndarray]:
-    for batch in batches:
-      for record in batch:
-        self._refuse_messages(record)
-      prompts = text_files.texts_of(batch, self.prompt)
-      completions = text_files.texts_of(batch, self.completion)
-      spans = learned.spans_of(
-          self.tokenizer,
-          [first + second for first, second in zip(prompts, completions)])
-      for prompt, whole in zip(prompts, spans):
-        yield self._row(len(prompt), whole, counts)
+    for encoded in overlap.one_ahead(self._encode, map(self._read, batches)):
+      for boundary, whole in encoded:
+        yield self._row(boundary, whole, counts)
+
+  def _read(self, batch: list[text_files.Record]) -> list[tuple[str, str]]:
+    """Returns each prompt with its completion."""
+    for record in batch:
+      self._refuse_messages(record)
+    return list(zip(text_files.texts_of(batch, self.prompt),
+                    text_files.texts_of(batch, self.completion)))
+
+  def _encode(
+      self, pairs: list[tuple[str, str]]) -> list[tuple[int, learned.Spans]]:
+    """Returns the length of each prompt, with prompt and completion."""
+    spans = learned.spans_of(self.tokenizer, list(map(''.join, pairs)))
+    return [(len(prompt), whole) for (prompt, _), whole in zip(pairs, spans)]
 
   def _refuse_messages(self, record):
     for field in (self.prompt, self.completion):
@@ -80,8 +89,10 @@ class _Completions(NamedTuple):
       counts: the statistics.
     """
     ids, frame = whole.ids, self.frame
-    start = learned.first_beyond(whole, boundary)
-    counts[_CROSSING] += bool(np.any(whole.starts[start:] < boundary))
+    start = whole.first_beyond(boundary)
+    counts[_CROSSING] += (
+        start < len(ids) and whole.span(start)[0] < boundary)
+    counts[_EMPTY] += start == len(ids)
     frame.count_held(ids, counts)
     # A token that begins texts is not learned, even without a prompt.
     held = len(frame.before) - len(frame.missing_before(ids))

@@ -11,6 +11,7 @@ from haikd.core import registry
 from haikd.data import source
 from haikd.data import spec as spec_lib
 from haikd.data.text import framing
+from haikd.data.text import overlap
 from haikd.data.text import packing
 from haikd.data.text import shards
 from haikd.data.text import text_files
@@ -56,16 +57,19 @@ class _Documents(NamedTuple):
 
   def _documents(self, batches: shards.Batches,
                  counts: Counter) -> Iterator[np.ndarray]:
-    for batch in batches:
-      texts = text_files.texts_of(batch, self.field)
-      for encoded in self.tokenizer.encode_batch([t for t in texts if t],
-                                                 special=False):
-        ids = encoded.ids
+    texts = (text_files.texts_of(batch, self.field) for batch in batches)
+    for encoded in overlap.one_ahead(self._encode, texts):
+      for ids in encoded:
         self.frame.count_held(ids, counts)
         document = np.concatenate([self.frame.missing_before(ids), ids,
                                    self.frame.missing_after(ids)])
         counts['tokens'] += len(document)
         yield document
+
+  def _encode(self, texts: list[str]) -> list[np.ndarray]:
+    """Returns the ids of texts that are not empty."""
+    return [encoded.ids for encoded in self.tokenizer.encode_batch(
+        [text for text in texts if text], special=False)]
 
   def _full_ids(self, batches: shards.Batches) -> Iterator[np.ndarray]:
     if self.choice.pad is not None:
@@ -162,7 +166,7 @@ def text(split: str,
       shards, which are read in order, whether they were there already or not.
       A mixture, a slice and an evaluation wait for all rows.
     tfds: the name of the data set in tfds; it must be prepared in `data_dir`.
-    source_dir: the folder of the files.
+    source_dir: the folder of the files, which may be in a bucket.
     data_dir: the folder of prepared files; None for that of tfds.
 
   Returns:

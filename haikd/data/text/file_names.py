@@ -5,12 +5,16 @@ A split is one file, a set of shards with names such as
 has saved.
 """
 
-import pathlib
+import collections
+import os
 import re
 from typing import NamedTuple, Optional
 
 from haikd.core import checks
+from haikd.data.text import hints
 from haikd.storage import files
+from haikd.storage import inputs
+from haikd.storage import paths
 
 # A parquet or Arrow file is compressed inside, and read from its end.
 STREAMED = ('.txt', '.jsonl', '.json', '.csv', '.tsv')
@@ -25,6 +29,7 @@ _HOW_TO_NAME = (
 # The Hub has names with a hash as well: train-00000-of-00001-a09b74b3ef9c3b56.
 _SHARD = re.compile(r'(?:(?P<set>.*)[-_.])?(?P<number>\d+)-of-(?P<total>\d+)'
                     '(?:-[0-9a-f]{16})?')
+_LOOKED_INTO = 50  # Folders in which a missing split is looked for, at most.
 _STATE = 'state.json'  # In a folder that `Dataset.save_to_disk` has written.
 
 
@@ -47,17 +52,17 @@ class Name(NamedTuple):
     return self.format + self.compression
 
 
-Files = list[tuple[pathlib.Path, Name]]
+Files = list[tuple[paths.ConcretePath, Name]]
 
 
-def parse(path: pathlib.Path) -> Optional[Name]:
+def parse(path: os.PathLike) -> Optional[Name]:
   """Returns the parts of a file's name; None for a file that holds no texts.
 
   Args:
     path: the file, which need not exist. Suffixes may be in upper case, and a
       hidden file holds no texts.
   """
-  stem, compression = path.name, ''
+  stem, compression = os.path.basename(path), ''
   for suffix in COMPRESSIONS:
     if stem.lower().endswith(suffix):
       stem, compression = stem[:-len(suffix)], suffix
@@ -67,7 +72,7 @@ def parse(path: pathlib.Path) -> Optional[Name]:
   return None
 
 
-def find(folder: pathlib.Path, split: str) -> Files:
+def find(folder: paths.ConcretePath, split: str) -> Files:
   """Returns the files of a split, in order, with their names.
 
   Args:
@@ -78,9 +83,10 @@ def find(folder: pathlib.Path, split: str) -> Files:
     DataError: there is no such split, it is there in several ways, or a shard
       is missing.
   """
-  if (folder / _STATE).is_file():
+  entries = inputs.entries(folder)
+  if _STATE in _names(entries, folders=False):
     return _saved_alone(folder, split)
-  named = [found for found in _texts_in(folder) if found[0].is_file()]
+  named = _texts_in(entries)
   # Each candidate: how a message names it, and its files.
   candidates = [(path.name, [(path, name)]) for path, name in named
                 if name.stem == split]
@@ -91,27 +97,37 @@ def find(folder: pathlib.Path, split: str) -> Files:
       shards.setdefault(name.suffix, []).append((path, name))
   candidates += [(f'shards such as {found[0][0].name}', found)
                  for found in shards.values()]
-  if (folder / split).is_dir():
+  if split in _names(entries, folders=True):
     candidates.append((split, []))
   if not candidates:
-    raise _missing(folder, split)
+    raise _missing(folder, entries, split)
   if len(candidates) > 1:
     titles = ', '.join(title for title, _ in candidates)
     raise checks.DataError(
         f'Split {split!r} must be one file, one set of shards or one folder; '
         f'got {titles} in {str(folder)!r}. Move all but one of them away.')
   (_, found), = candidates
+  _check_finished(found, entries)
   found = found or _inside(folder / split, split)
   _check_shards(found, split)
   return found
 
 
-def _missing(folder, split):
+def _missing(folder, entries, split):
   """Returns the error of a split that a folder does not have."""
-  splits, below = _splits_in(folder), [
-      path for path in sorted(folder.glob('*')) if split in _splits_in(path)]
+  splits, below = _splits_in(entries), _below(entries, split)
+  names = [path.name for path, is_folder in entries
+           if not is_folder and path.name.startswith(split)]
+  unread = next((name for name in names if hints.of_file(name)), None)
+  parts = [name for name in names
+           if re.fullmatch(rf'{re.escape(split)}[-_. ]?\(?\d.*', name)]
   if below:
-    remedy = f'Set config.data.source_dir to {str(below[0])!r}, which has it.'
+    remedy = f'Set config.data.source_dir to {str(below)!r}, which has it.'
+  elif unread:
+    remedy = f'{unread!r} is {hints.of_file(unread)}.'
+  elif parts:
+    remedy = (f'Move {checks.abbreviate(parts)} into a folder {split!r} if '
+              'they are its parts.')
   else:
     part = (f"A slice, such as '{min(splits)}[95%:]', is a split as well. "
             if splits else '')
@@ -121,31 +137,72 @@ def _missing(folder, split):
       f'neither. {remedy}')
 
 
-def _splits_in(folder):
+def _below(entries, split):
+  """Returns the next folder below that has a split, or None."""
+  waiting = collections.deque(entries)
+  for _ in range(_LOOKED_INTO):
+    while waiting and not waiting[0].is_folder:
+      waiting.popleft()
+    if not waiting:
+      break
+    inside = inputs.entries(waiting[0].path)
+    if split in _splits_in(inside):
+      return waiting[0].path
+    waiting.popleft()
+    waiting.extend(inside)
+  return None
+
+
+def _splits_in(entries):
   """Returns the names of what may be splits in a folder."""
-  names = {path.name for path in folder.glob('*') if path.is_dir()}
-  for _, name in _texts_in(folder):
+  names = {path.name for path, is_folder in entries
+           if is_folder and _texts_in(inputs.entries(path))}
+  for _, name in _texts_in(entries):
     match = _SHARD.fullmatch(name.stem)
     names.add(match['set'] or name.stem if match else name.stem)
   return names
 
 
-def _texts_in(folder):
+def _names(entries, folders):
+  """Returns the names of the folders, or of the files, of a folder."""
+  return {path.name for path, is_folder in entries if is_folder == folders}
+
+
+def _texts_in(entries):
   """Returns the files of a folder that hold texts, by their names, in order."""
-  return [(path, name) for path in sorted(folder.glob('*'))
-          if (name := parse(path))]
+  return [(path, name) for path, is_folder in entries
+          if not is_folder and (name := parse(path))]
 
 
 def _inside(folder, split):
   """Returns the files of a split that is a folder."""
-  if (folder / _STATE).is_file():
+  entries = inputs.entries(folder)
+  if _STATE in _names(entries, folders=False):
     return _saved(folder)
-  found = _texts_in(folder)
+  below = [path.name for path, is_folder in entries if is_folder and
+           _texts_in(inputs.entries(path))]
+  if below:
+    raise checks.DataError(
+        f'Split {split!r} must have all its files in {str(folder)!r}; got the '
+        f'folder {below[0]!r} in it, with more of them. Move the files of one '
+        'folder to the other.')
+  found = _texts_in(entries)
   if not found:
     raise checks.DataError(
         f'Split {split!r} must have files; got the folder {str(folder)!r} '
         f'without any. {_HOW_TO_NAME}')
+  _check_finished(found, entries)
   return found
+
+
+def _check_finished(found, entries):
+  """Refuses a file that aria2 is fetching, which has its own name already."""
+  names = _names(entries, folders=False)
+  for path, _ in found:
+    if f'{path.name}.aria2' in names:
+      raise checks.DataError(
+          f'{str(path)!r} must be complete; got {path.name}.aria2 beside it, '
+          'which its download removes when it ends. Go on with it.')
 
 
 def _saved_alone(folder, split):
@@ -163,7 +220,8 @@ def _saved(folder):
   """Returns the files of a folder of `Dataset.save_to_disk`, in order."""
   state = _read_state(folder)
   found = [folder / entry['filename'] for entry in state['_data_files']]
-  missing = [path.name for path in found if not path.is_file()]
+  there = _names(inputs.entries(folder), folders=False)
+  missing = [path.name for path in found if path.name not in there]
   if missing or not found:
     raise checks.DataError(
         f'{str(folder)!r} must hold all files that its {_STATE} lists; got '
@@ -201,6 +259,12 @@ def _check_shards(found, split):
     (total, numbers), = totals.items()
     size, width = int(total), len(total)
     first = 0 if 0 in numbers else 1  # Some programs count from 1.
+    twice = sorted({n for n in numbers if numbers.count(n) > 1})
+    if twice:
+      raise checks.DataError(
+          f'Split {split!r} must have each shard once; got several files '
+          f'{twice[0]:0{width}d}-of-{total} in {str(found[0][0].parent)!r}. '
+          'Move one set of them away.')
     missing = sorted({*range(first, first + size)} - {*numbers})
     if missing:
       names = [f'{number:0{width}d}-of-{total}' for number in missing]

@@ -9,6 +9,7 @@ from haikd.core import checks
 from haikd.data.text import streams
 
 _READ = 2**16  # Bytes of an array that are read at a time, at least.
+_SHOWN = 40  # Characters of what is no JSON that a message shows.
 _BLANK = ' \t\r\n'
 
 Records = Iterator[tuple[dict[str, Any], str, int]]
@@ -35,7 +36,8 @@ def json_lines(stream: streams.Stream) -> Records:
     except (ValueError, RecursionError) as err:
       if line.text.lstrip().startswith('['):
         raise _is_array(where) from err
-      raise _not_object(where, _describe(err, 0)) from err
+      raise _not_object(where, f'{_describe(err, 0)}, where each line must be '
+                        'a whole object') from err
     if isinstance(values, list):
       raise _is_array(where)
     if not isinstance(values, dict):
@@ -168,7 +170,9 @@ def _describe(err, start):
   """Returns what is wrong with a record that begins at an index."""
   if isinstance(err, json.JSONDecodeError):
     what = err.msg.removesuffix(' at').removesuffix(' starting')
-    return f'{what} at character {err.pos - start + 1}'
+    rest = err.doc[err.pos:err.pos + _SHOWN].strip()
+    return (f'{what} at character {err.pos - start + 1}' +
+            (f', before {rest!r}' if rest else ''))
   if isinstance(err, RecursionError):
     return 'lists or objects that are nested too deeply'
   return checks.one_line(err)

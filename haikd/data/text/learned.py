@@ -1,7 +1,7 @@
 """Rows in which only some of the tokens are learned."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Optional
+from typing import Any, Optional
 
 import numpy as np
 
@@ -14,44 +14,52 @@ from haikd.data.text import tokens as tokens_lib
 _CONTEXT, _LEARNED = 1, 2  # The parts of a row.
 
 
-class Spans(NamedTuple):
+class Spans:
   """A text as token ids, and the part of it that each of them stands for.
+
+  The tokens of one character, its bytes, all begin and end with it.
 
   Attributes:
     ids: int32 `[N]`, without the special tokens that the tokenizer adds.
-    starts: int32 `[N]`, the index of the first character of each token.
-    ends: int32 `[N]`, one more than that of its last character. The tokens of
-      one character, its bytes, all have the same start and end.
+
+  Args:
+    encoding: of the text, from `Tokenizer.encode_spans`.
+    size: the number of characters in the text.
   """
 
-  ids: np.ndarray
-  starts: np.ndarray
-  ends: np.ndarray
+  def __init__(self, encoding: Any, size: int):
+    self.ids = np.array(encoding.ids, np.int32)
+    self._encoding = encoding
+    self._size = size
+
+  def first_beyond(self, place: int) -> int:
+    """Returns the first token that has a character at or beyond a place.
+
+    Args:
+      place: the index of a character, or the length of the text.
+
+    Returns:
+      The index of a token, or the number of tokens.
+    """
+    if place >= self._size:
+      return len(self.ids)
+    index = self._encoding.char_to_token(place)
+    if index is not None:
+      return index
+    # No token has this character, which may be a blank.
+    return next((i for i, (_, end) in enumerate(self._encoding.offsets)
+                 if end > place), len(self.ids))
+
+  def span(self, index: int) -> tuple[int, int]:
+    """Returns where a token begins and ends in the text."""
+    return self._encoding.token_to_chars(index)
 
 
 def spans_of(tokenizer: tokenizer_lib.Tokenizer,
              texts: Sequence[str]) -> list[Spans]:
   """Returns texts as ids with their places."""
-  spans = []
-  for encoded in tokenizer.encode_spans(texts):
-    places = np.array(encoded.offsets, np.int32).reshape(-1, 2)
-    spans.append(Spans(np.array(encoded.ids, np.int32), places[:, 0],
-                       places[:, 1]))
-  return spans
-
-
-def first_beyond(spans: Spans, place: int) -> int:
-  """Returns the first token that has a character at or beyond a place.
-
-  Args:
-    spans: a text.
-    place: the index of a character, or the length of the text.
-
-  Returns:
-    The index of a token, or the number of tokens.
-  """
-  beyond = spans.ends > place
-  return int(np.argmax(beyond)) if beyond.any() else len(beyond)
+  return [Spans(encoding, len(text))
+          for encoding, text in zip(tokenizer.encode_spans(texts), texts)]
 
 
 def row(tokens: np.ndarray, is_learned: np.ndarray, length: int, *, pad: int,

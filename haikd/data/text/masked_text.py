@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+import itertools
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -12,6 +13,7 @@ from haikd.core import registry
 from haikd.data import source
 from haikd.data import spec as spec_lib
 from haikd.data.text import affixes
+from haikd.data.text import overlap
 from haikd.data.text import packing
 from haikd.data.text import sentence_rows
 from haikd.data.text import shards
@@ -46,33 +48,56 @@ class _MaskedText(NamedTuple):
 
   def _rows(self, batches: shards.Batches,
             counts: Counter) -> Iterator[np.ndarray]:
-    tokenizer, length, padding = self.encoder
+    tokenizer = self.encoder.tokenizer
     is_special = np.zeros(tokenizer.size, bool)
     is_special[list(text_tokenizers.special_ids(tokenizer))] = True
-    before, after = affixes.of(tokenizer)
-    pad = text_tokenizers.pad_id(tokenizer)
+    around = affixes.of(tokenizer)
+    texts = (self.encoder.strip(text_files.texts_of(batch, self.field), counts)
+             for batch in batches)
+    encode = lambda batch: (batch, tokenizer.encode_spans(batch))
+    for batch, encodings in overlap.one_ahead(encode, texts):
+      words = words_lib.number_words(batch, encodings)
+      ids = np.fromiter(
+          itertools.chain.from_iterable(each.ids for each in encodings),
+          np.int32, sum(map(len, words)))
+      yield from self._frame(ids, words, around, is_special, counts)
+
+  def _frame(self, ids: np.ndarray, words: list[np.ndarray],
+             around: affixes.Affixes, is_special: np.ndarray,
+             counts: Counter) -> np.ndarray:
+    """Returns texts as rows.
+
+    Args:
+      ids: `[n]`, the tokens of all texts.
+      words: of each text, from `words_lib.number_words`.
+      around: what stands around a row.
+      is_special: `[V]`, which tokens are special.
+      counts: the statistics.
+    """
+    tokenizer, length, padding = self.encoder
+    before, after = around
     room = length - len(before) - len(after)
-    row = np.zeros((), self.recipe().dtype)
-    for batch in batches:
-      texts = self.encoder.strip(
-          text_files.texts_of(batch, self.field), counts)
-      encodings = tokenizer.encode_spans(texts)
-      for encoding, words in zip(
-          encodings, words_lib.number_words(texts, encodings)):
-        ids = np.array(encoding.ids, np.int32)
-        for part in words_lib.cut(words, room):
-          size = len(before) + len(ids[part]) + len(after)
-          counts['tokens'] += size
-          start = length - size if padding == 'left' else 0
-          inner = slice(start + len(before), start + size - len(after))
-          row['tokens'], row['words'] = pad, _PADDING
-          row['tokens'][start:start + size] = np.concatenate(
-              [before, ids[part], after])
-          row['words'][start:start + size] = 0
-          # Numbers from 1, up to the number of tokens.
-          row['words'][inner] = np.where(
-              is_special[ids[part]], 0, words[part] - words[part][0] + 1)
-          yield row
+    sizes = np.array([part.stop - part.start for text in words
+                      for part in words_lib.cut(text, room)], int)
+    rows = np.empty(len(sizes), self.recipe().dtype)
+    rows['tokens'], rows['words'] = text_tokenizers.pad_id(tokenizer), _PADDING
+    counts['tokens'] += int(sizes.sum()) + len(rows) * (length - room)
+    # The index of each row's first token, in the row and in `ids`.
+    begins = (room - sizes if padding == 'left' else 0 * sizes) + len(before)
+    firsts = np.cumsum(sizes) - sizes
+    row = np.repeat(np.arange(len(rows)), sizes)
+    column = np.arange(len(ids)) + (begins - firsts)[row]
+    rows['tokens'][row, column] = ids
+    # Numbers from 1, up to the number of tokens.
+    number = np.concatenate([np.zeros(0, int), *words])
+    rows['words'][row, column] = np.where(
+        is_special[ids], 0, number - number[firsts][row] + 1)
+    for affix, starts in ((before, begins - len(before)),
+                          (after, begins + sizes)):
+      place = np.arange(len(rows))[:, None], starts[:, None] + np.arange(
+          len(affix))
+      rows['tokens'][place], rows['words'][place] = affix, 0
+    return rows
 
   def _full_ids(self, batches: shards.Batches) -> Iterator[np.ndarray]:
     for batch in batches:
@@ -87,15 +112,19 @@ class _MaskedText(NamedTuple):
     """Chooses words, and hides what is chosen."""
     tokens, words = columns['tokens'], columns['words']
     tokenizer, length, _ = self.encoder
-    draws = np.stack([rng.random((2, length)) for rng in rngs])
-    others = np.stack([rng.integers(tokenizer.size, size=length)
-                       for rng in rngs])
+    draws = np.stack([rng.random((3, length)) for rng in rngs])
     of_word = np.take_along_axis(draws[:, 0], np.maximum(words - 1, 0), axis=1)
     chosen = (words > 0) & (of_word < self.rate)
-    hidden = np.where(draws[:, 1] < _MASKED + _RANDOM, others, tokens)
-    hidden = np.where(draws[:, 1] < _MASKED, _mask_id(tokenizer), hidden)
+    # What becomes of a token matters only where it is chosen.
+    place = np.nonzero(chosen)
+    what, which = draws[:, 1][place], draws[:, 2][place]
+    other = (which * tokenizer.size).astype(tokens.dtype)
+    hidden = np.where(what < _MASKED + _RANDOM, other, tokens[place])
+    hidden = np.where(what < _MASKED, _mask_id(tokenizer), hidden)
+    inputs = tokens.copy()
+    inputs[place] = hidden
     return dict(
-        tokens=np.where(chosen, hidden, tokens),
+        tokens=inputs,
         mask=columns['mask'],
         label=np.where(chosen, tokens, base.IGNORED_LABEL),
         target_mask=chosen)

@@ -1,7 +1,9 @@
 """Messages of a chat: which are accepted, and how a template sees them."""
 
 from collections.abc import Iterator, Mapping
+import contextlib
 import itertools
+import json
 from typing import Any, NamedTuple
 
 from haikd.core import checks
@@ -10,6 +12,9 @@ from haikd.data.text import text_files
 ASSISTANT = 'assistant'
 
 _ROLES = ('system', 'developer', 'user', ASSISTANT)
+# How ShareGPT names roles, in `dict(from='human', value='…')`.
+_SENDERS = dict(human='user', user='user', gpt=ASSISTANT, chatgpt=ASSISTANT,
+                assistant=ASSISTANT, model=ASSISTANT, system='system')
 # Fields of a record that would change what a template writes.
 _UNREAD = ('tools', 'documents', 'chat_template_kwargs')
 # Fields of a message that belong to tools.
@@ -86,7 +91,11 @@ def read(record: text_files.Record, fields: Fields) -> Chat:
 def _read_list(record: text_files.Record,
                field: str) -> Iterator[dict[str, Any]]:
   """Yields the messages in a field of a record."""
-  value = text_files.value_of(record, field)
+  value = _parse(text_files.value_of(record, field))
+  if isinstance(value, str):
+    raise _error(record.place, f'have a list of messages in {field!r}, or that '
+                 'list as JSON', value, "config.data.name='completions' reads "
+                 'prompts and completions that are texts')
   if not isinstance(value, (list, tuple)) or not value:
     raise _error(record.place, f'have a list of messages in {field!r}', value,
                  'Remove the record, or choose another field in '
@@ -96,6 +105,14 @@ def _read_list(record: text_files.Record,
                         f'{record.place}')
 
 
+def _parse(value: Any) -> Any:
+  """Returns the value of a JSON text, as tables hold lists; else the value."""
+  if isinstance(value, str) and value.lstrip().startswith('['):
+    with contextlib.suppress(ValueError, RecursionError):
+      return json.loads(value)
+  return value
+
+
 def _read_message(message: Any, place: str) -> dict[str, Any]:
   """Returns a message as transformers passes it to a template."""
   if not isinstance(message, Mapping):
@@ -103,6 +120,10 @@ def _read_message(message: Any, place: str) -> dict[str, Any]:
                  'Fix the record')
   # transformers drops what is None as well: templates would write 'None'.
   message = {key: value for key, value in message.items() if value is not None}
+  if 'role' not in message and {'from', 'value'} <= {*message}:
+    sender = message.pop('from')
+    message = dict(message, role=_SENDERS.get(sender, sender),
+                   content=message.pop('value'))
   role = message.get('role')
   if role not in _ROLES:
     got = f'role={role!r}' if 'role' in message else f'keys {[*message]}'
@@ -112,6 +133,10 @@ def _read_message(message: Any, place: str) -> dict[str, Any]:
     if message.get(name):
       raise _error(place, f'have no {name!r}', message[name],
                    'Remove conversations with tools')
+  if message.get('weight', 1) != 1:
+    raise _error(place, 'have no weight but 1', message['weight'], 'Put '
+                 "messages that are not learned into the field 'prompt', and "
+                 "those that follow into 'completion'")
   message['content'] = _text(message.get('content'), place)
   reasoning = next((message[name] for name in _REASONING if name in message),
                    None)

@@ -76,7 +76,7 @@ def prune(
        'post_processor': _renumber(definition['post_processor'], new_ids),
        'model': _prune_model(model, new_ids)},
       _renumber_config(tokenizer.config, new_ids),
-      template=tokenizer.template, source='the pruned tokenizer')
+      templates=tokenizer.templates, source='the pruned tokenizer')
   for new, old in enumerate(kept_ids):
     if pruned.token_of(new) != tokenizer.token_of(old):
       raise checks.DataError(

@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator
 import contextlib
 import gzip
 import io
-import pathlib
 from typing import BinaryIO, NamedTuple
 import zlib
 
 from haikd.core import checks
+from haikd.storage import inputs
+from haikd.storage import paths
 
 # The longest text that is held in memory at once, in bytes: a file that is one
 # document, a line, or an element of an array. To tokenise it takes about 120
@@ -41,7 +42,7 @@ class Stream(NamedTuple):
     done: returns how many bytes of the file are read, before decompression.
   """
 
-  path: pathlib.Path
+  path: paths.ConcretePath
   file: io.BufferedReader
   done: Callable[[], int]
 
@@ -61,7 +62,7 @@ class Line(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_text(path: pathlib.Path, compression: str) -> Iterator[Stream]:
+def open_text(path: paths.ConcretePath, compression: str) -> Iterator[Stream]:
   """Opens a file of text.
 
   Args:
@@ -75,7 +76,7 @@ def open_text(path: pathlib.Path, compression: str) -> Iterator[Stream]:
     DataError: a file that cannot be read, that is damaged, or that begins as
       files of another kind do.
   """
-  with explaining_read_errors(path), open(path, 'rb') as raw:
+  with explaining_read_errors(path), inputs.open_file(path) as raw:
     if not compression:
       _check_start(path, raw.peek(32)[:32])
       yield Stream(path, raw, raw.tell)
@@ -87,7 +88,8 @@ def open_text(path: pathlib.Path, compression: str) -> Iterator[Stream]:
     except (OSError, EOFError, zlib.error) as err:
       raise checks.DataError(
           f'{str(path)!r} must be a complete {compression} file; got '
-          f'{checks.one_line(err)}. Fetch it again.') from err
+          f'{checks.one_line(err)}. Fetch it again; if it is not compressed, '
+          f'take {compression} off its name.') from err
 
 
 def lines(stream: Stream) -> Iterator[Line]:
@@ -138,26 +140,30 @@ def not_utf8(where: str, err: UnicodeDecodeError) -> checks.DataError:
   """Returns the error of a text that is not UTF-8."""
   return checks.DataError(
       f'{where} must be UTF-8; got {checks.one_line(err)}. Convert the file, '
-      'as with `iconv -f LATIN1 -t UTF-8`.')
+      'as with `iconv -f CP1252 -t UTF-8`.')
 
 
-def place(unit: str, number: int, path: pathlib.Path) -> str:
+def place(unit: str, number: int, path: paths.ConcretePath) -> str:
   """Returns where a record is, for messages."""
   return f'{unit} {number} of {str(path)!r}'
 
 
 @contextlib.contextmanager
-def explaining_read_errors(path: pathlib.Path) -> Iterator[None]:
+def explaining_read_errors(path: paths.ConcretePath) -> Iterator[None]:
   """Turns errors of opening and reading a file into DataErrors."""
   try:
     yield
+  except FileNotFoundError as err:
+    raise checks.DataError(
+        f'{str(path)!r} must be readable; got no file, or a link to none. '
+        'Fetch it again.') from err
   except OSError as err:
     raise checks.DataError(
         f'{str(path)!r} must be readable; got {checks.describe(err)}. Remove '
         'it, or correct its permissions.') from err
 
 
-def import_pyarrow(path: pathlib.Path):
+def import_pyarrow(path: paths.ConcretePath):
   """Returns pyarrow; raises DataError if it is not installed.
 
   Args:
@@ -172,7 +178,7 @@ def import_pyarrow(path: pathlib.Path):
   return pyarrow
 
 
-def _decompressed(path: pathlib.Path, raw: BinaryIO,
+def _decompressed(path: paths.ConcretePath, raw: BinaryIO,
                   compression: str) -> io.BufferedReader:
   if compression == '.gz':
     return io.BufferedReader(gzip.GzipFile(fileobj=raw), _READ)

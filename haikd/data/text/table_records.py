@@ -3,12 +3,18 @@
 from collections.abc import Iterator
 import contextlib
 import csv
-import pathlib
+import itertools
+import re
 from typing import Any
 
 from haikd.core import checks
+from haikd.core import notes
 from haikd.data.text import streams
+from haikd.storage import inputs
+from haikd.storage import paths
 
+_DELIMITERS = (';', '\t', '|', ',')
+_SEPARATOR = re.compile('"?sep=(.)"?', re.IGNORECASE)  # As Excel has it.
 _ROWS = 1024  # Rows that are turned into Python objects at a time.
 
 Groups = tuple[tuple[str, ...], ...]
@@ -20,6 +26,10 @@ def separated(stream: streams.Stream, delimiter: str) -> Records:
 
   A field in quotation marks may hold delimiters, line breaks, and quotation
   marks that are doubled. Blank lines are left out. All values are texts.
+
+  Where the first line has no delimiter, but another one that people use, as
+  Excel writes it in many languages, that one counts; and so does one that a
+  first line `sep=;` names.
 
   Args:
     stream: an open file.
@@ -34,10 +44,26 @@ def separated(stream: streams.Stream, delimiter: str) -> Records:
   """
   csv.field_size_limit(max(csv.field_size_limit(), streams.RECORD_BYTES))
   done = 0
+  read = streams.lines(stream)
+  start = []
+  for line in read:
+    start.append(line)
+    if line.text.strip():
+      break
+  first = start[-1].text.strip() if start else ''
+  named = _SEPARATOR.fullmatch(first)
+  if named:
+    start[-1] = start[-1]._replace(text='\n')
+  delimiters = [delimiter, *_DELIMITERS] if not named else [named[1]]
+  found = next((each for each in delimiters if each in first), delimiter)
+  if found != delimiter:
+    notes.say(f'{str(stream.path)!r}: columns are separated by {found!r}, as '
+              'the first line shows.')
+    delimiter = found
 
   def lines():
     nonlocal done
-    for line in streams.lines(stream):
+    for line in itertools.chain(start, read):
       done = line.done
       yield line.text
 
@@ -79,7 +105,7 @@ def separated(stream: streams.Stream, delimiter: str) -> Records:
     yield dict(zip(header, row)), where, done
 
 
-def parquet(path: pathlib.Path, column_groups: Groups) -> Records:
+def parquet(path: paths.ConcretePath, column_groups: Groups) -> Records:
   """Reads a parquet file.
 
   Args:
@@ -95,9 +121,11 @@ def parquet(path: pathlib.Path, column_groups: Groups) -> Records:
   """
   streams.import_pyarrow(path)
   from pyarrow import parquet as parquet_lib
-  number, size = 0, path.stat().st_size
+  number, size = 0, inputs.size(path)
   with _explaining_damage(path, 'a parquet file'):
-    with parquet_lib.ParquetFile(path) as file:
+    # A path is read faster than a file of Python.
+    opened = inputs.open_file(path) if paths.is_remote(path) else path
+    with parquet_lib.ParquetFile(opened) as file:
       rows = file.metadata.num_rows
       columns = _choose(file.schema_arrow.names, column_groups)
       for batch in file.iter_batches(batch_size=_ROWS, columns=columns):
@@ -106,7 +134,7 @@ def parquet(path: pathlib.Path, column_groups: Groups) -> Records:
           yield values, where, size * number / rows
 
 
-def arrow(path: pathlib.Path, column_groups: Groups) -> Records:
+def arrow(path: paths.ConcretePath, column_groups: Groups) -> Records:
   """Reads an Arrow file: a stream, as `datasets` writes it, or a file.
 
   Args:
@@ -122,7 +150,7 @@ def arrow(path: pathlib.Path, column_groups: Groups) -> Records:
   pyarrow = streams.import_pyarrow(path)
   number = 0
   with (_explaining_damage(path, 'an Arrow file'),
-        pyarrow.memory_map(str(path)) as source):
+        _open_arrow(path) as source):
     if source.read(6) == b'ARROW1':
       reader = pyarrow.ipc.open_file(source)
       count = reader.num_record_batches
@@ -137,6 +165,14 @@ def arrow(path: pathlib.Path, column_groups: Groups) -> Records:
       for values, where in _rows(batch.select(columns), number, path):
         number += 1
         yield values, where, done
+
+
+def _open_arrow(path):
+  """Opens a file for pyarrow: mapped into memory if it is local."""
+  pyarrow = streams.import_pyarrow(path)
+  if paths.is_remote(path):
+    return pyarrow.PythonFile(inputs.open_file(path))
+  return pyarrow.memory_map(str(path))
 
 
 def _choose(available, column_groups):
@@ -170,10 +206,10 @@ def _explaining_damage(path, kind):
   """Turns errors of a table that is opened or read into DataErrors."""
   pyarrow = streams.import_pyarrow(path)
   with streams.explaining_read_errors(path):
-    open(path, 'rb').close()  # An error of opening is about permissions.
+    inputs.open_file(path).close()  # An error of opening is about permissions.
   try:
     yield
   except (pyarrow.ArrowException, OSError) as err:
     raise checks.DataError(
-        f'{str(path)!r} must be {kind}; got {checks.one_line(err)}. Fetch it '
-        'again.') from err
+        f'{str(path)!r} must be {kind}; got '
+        f'{checks.one_line(err).rstrip(".")}. Fetch it again.') from err

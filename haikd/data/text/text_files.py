@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 import hashlib
+import itertools
+import os
 import pathlib
 import reprlib
 from typing import Any, NamedTuple, Optional, Protocol
@@ -9,10 +11,16 @@ from typing import Any, NamedTuple, Optional, Protocol
 from haikd.core import checks
 from haikd.data import prepared
 from haikd.data.text import file_names
+from haikd.data.text import hints
+from haikd.data.text import overlap
 from haikd.data.text import streams
 from haikd.data.text import text_lines
 from haikd.storage import files
+from haikd.storage import inputs
 from haikd.storage import paths
+
+_AT_ONCE = 4  # Files of a bucket that are read at a time.
+_IN_LIST = 64  # Records that a thread passes on at a time.
 
 
 class Record(NamedTuple):
@@ -97,11 +105,7 @@ def open_corpus(location: Location, split: str, cache: pathlib.Path) -> Corpus:
         'config.data.options.tfds a data set of tfds; got '
         f'source_dir={location.source_dir!r}, tfds={location.tfds!r}. Set one '
         'of the two.')
-  if paths.is_remote(location.source_dir):
-    raise checks.DataError(
-        'config.data.source_dir must be a local folder for texts; got '
-        f'{location.source_dir!r}. Mount the bucket, or copy it.')
-  folder = pathlib.Path(location.source_dir).expanduser()
+  folder = paths.as_path(os.path.expanduser(location.source_dir))
   return _FileCorpus(split, file_names.find(folder, split), location, cache)
 
 
@@ -146,7 +150,7 @@ def value_of(record: Record, field: str) -> Any:
     raise checks.DataError(
         f'{record.place} must have the field {field!r}; got '
         f'{sorted(record.values)}. {checks.suggest(field, record.values)} '
-        'config.data.options sets its name.')
+        f'{_remedy(record)}')
   value = record.values[field]
   half = _half_character(value)
   if half:
@@ -155,6 +159,14 @@ def value_of(record: Record, field: str) -> Any:
         f'got the lone surrogate {half!r}. Remove the record, or replace the '
         'character.')
   return value
+
+
+def _remedy(record):
+  """Returns what to do about a field that is missing."""
+  hint = hints.of_record(record.values)
+  if not hint and record.untyped:
+    hint = 'The first row of the file must name its columns.'
+  return f'config.data.options sets its name. {hint}'.rstrip()
 
 
 def number_of(record: Record, field: str) -> Any:
@@ -200,17 +212,38 @@ class _FileCorpus:
     self.digest = digest.hexdigest()
 
   def records(self) -> Iterator[Record]:
-    """Yields the records, file by file."""
-    sizes = [path.stat().st_size for path, _ in self._files]
-    before, total = 0, max(sum(sizes), 1)
-    for (path, name), size in zip(self._files, sizes):
-      untyped = name.format in ('.csv', '.tsv')
-      for values, place, done in text_lines.read(
-          path, name, documents=self._location.documents,
-          field=self._location.field,
-          column_groups=self._location.column_groups):
-        yield Record(values, place, (before + done) / total, untyped)
-      before += size
+    """Yields the records, file by file; files in a bucket are read at once."""
+    sizes = [inputs.size(path) for path, _ in self._files]
+    befores, total = itertools.accumulate(sizes, initial=0), max(sum(sizes), 1)
+    readers = (self._read(path, name, before, total)
+               for (path, name), before in zip(self._files, befores))
+    if not any(paths.is_remote(path) for path, _ in self._files):
+      yield from itertools.chain.from_iterable(readers)
+      return
+    for records in overlap.in_order(map(_in_lists, readers), _AT_ONCE):
+      yield from records
+
+  def _read(self, path: paths.ConcretePath, name: file_names.Name, before: int,
+            total: int) -> Iterator[Record]:
+    """Yields the records of a file.
+
+    Args:
+      path: the file.
+      name: the parts of its name.
+      before: the size of the files before it, in bytes.
+      total: that of all files.
+    """
+    untyped = name.format in ('.csv', '.tsv')
+    for values, place, done in text_lines.read(
+        path, name, documents=self._location.documents,
+        field=self._location.field,
+        column_groups=self._location.column_groups):
+      yield Record(values, place, (before + done) / total, untyped)
+
+
+def _in_lists(records: Iterator[Record]) -> Iterator[list[Record]]:
+  """Yields records in lists, which threads pass on faster."""
+  return iter(lambda: list(itertools.islice(records, _IN_LIST)), [])
 
 
 class _TfdsCorpus:

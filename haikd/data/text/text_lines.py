@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import hashlib
+import os
 import pathlib
 from typing import Any
 
@@ -11,12 +12,15 @@ from haikd.data.text import streams
 from haikd.data.text import table_records
 from haikd.data.text import text_tokenizers
 from haikd.storage import files
+from haikd.storage import inputs
+from haikd.storage import paths
 
 DOCUMENTS = ('file', 'paragraph', 'line')  # What a document of a .txt file is.
 
 
 def read(
-    path: pathlib.Path, name: file_names.Name, *, documents: str, field: str,
+    path: paths.ConcretePath, name: file_names.Name, *, documents: str,
+    field: str,
     column_groups: tuple[tuple[str, ...], ...] = ()
 ) -> Iterator[tuple[dict[str, Any], str, float]]:
   """Reads the records of a file.
@@ -58,19 +62,22 @@ def read(
         yield {field: text}, place, done
 
 
-def digest(path: pathlib.Path, cache: pathlib.Path) -> str:
+def digest(path: paths.ConcretePath, cache: pathlib.Path) -> str:
   """Returns a hash of a file's content, cached until the file changes.
 
   Args:
-    path: the file.
+    path: the file. Of one in a bucket, the bucket knows a hash.
     cache: the folder of cached digests.
 
   Raises:
     DataError: the file cannot be read, or the cache cannot be written.
   """
   with streams.explaining_read_errors(path):
-    stat = path.stat()
-  stamp = f'{path.absolute()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}'
+    if paths.is_remote(path):
+      return inputs.identity(path)
+    stat = os.stat(path)
+  stamp = (f'{paths.absolute(path)} {stat.st_size} {stat.st_mtime_ns} '
+           f'{stat.st_ino}')
   cached = cache / hashlib.sha256(stamp.encode()).hexdigest()
   if cached.exists():
     return cached.read_text()
@@ -83,7 +90,10 @@ def digest(path: pathlib.Path, cache: pathlib.Path) -> str:
 
 
 def _plain(stream, documents):
-  """Yields (text, place, bytes read) of each document of a .txt file."""
+  """Yields (text, place, bytes read) of each document of a .txt file.
+
+  Lines end as on any system; within documents they end with a newline.
+  """
   if documents == 'file':
     where = repr(str(stream.path))
     content = stream.file.read(streams.RECORD_BYTES + 1)
@@ -91,7 +101,8 @@ def _plain(stream, documents):
       raise streams.too_long(
           where, "Set config.data.options.documents to 'paragraph' or 'line', "
           'or break the file into several')
-    yield streams.decode(content, where), where, stream.done()
+    yield (streams.decode(content, where).replace('\r\n', '\n'), where,
+           stream.done())
     return
   block, start, size, end = [], 1, 0, 0
   for number, text, done in streams.lines(stream):

@@ -24,7 +24,7 @@ from haikd.data.text import tokenizer as tokenizer_lib
 from haikd.storage import files
 from haikd.storage import paths
 
-_VERSION = 3  # The version of the rows' format: a new one prepares anew.
+_VERSION = 4  # The version of the rows' format: a new one prepares anew.
 
 
 class RowFormat(Protocol):
@@ -185,7 +185,8 @@ class _Opened(NamedTuple):
 def _open(make_format, tokenizer, location, split, prune=False,
           adapt=lambda loaded: loaded):
   """Opens a split, and saves its tokenizer."""
-  loaded, kept_ids = adapt(text_tokenizers.load(tokenizer)), None
+  own, kept_ids = text_tokenizers.load(tokenizer), None
+  loaded = adapt(own)
   if prune:
     loaded, kept_ids = _prune(make_format, loaded, location)
   corpus = open_corpus(location, split)
@@ -194,11 +195,14 @@ def _open(make_format, tokenizer, location, split, prune=False,
   if recipe.adds_special_tokens:
     for sentence in affixes.contradictions(loaded):
       notes.say(f'{tokenizer}: {sentence}')
+  text = text_tokenizers.save_beside_data(loaded, location.data_dir, kept_ids,
+                                          recipe.ends)
+  if loaded.templates != own.templates:
+    text = text._replace(own=text_tokenizers.save_beside_data(
+        own, location.data_dir).tokenizer)
   return _Opened(
       row_format, loaded, corpus, location.data_dir,
-      _folder(recipe, loaded, corpus, location.data_dir),
-      text_tokenizers.save_beside_data(loaded, location.data_dir, kept_ids,
-                                       recipe.ends))
+      _folder(recipe, loaded, corpus, location.data_dir), text)
 
 
 def open_corpus(location: text_files.Location,

@@ -28,7 +28,8 @@ def load(path: str) -> tokenizer_lib.Tokenizer:
     DataError: as `haikd.data.text.tokenizer.load`.
   """
   file = pathlib.Path(path.removeprefix(tokenizer_lib.GGUF)).expanduser()
-  inside = sorted([*file.glob('*.json'), *file.glob('*.jinja')])
+  inside = sorted(path for glob in ('*.json', '*.jinja', '*/*.jinja')
+                  for path in file.glob(glob))
   stamps = [(p.name, p.stat().st_size, p.stat().st_mtime_ns)
             for p in (file, *inside) if p.exists()]
   return _load(path, tuple(stamps))
@@ -80,8 +81,8 @@ def save_beside_data(
     DataError: it cannot be written.
   """
   content = f'{tokenizer.digest} {tokenizer.config}'
-  if tokenizer.template is not None:
-    content += f' {tokenizer.template}'
+  for name, template in sorted(tokenizer.templates.items()):
+    content += f' {name} {template}'
   folder = root(data_dir) / 'tokenizers' / hashlib.sha256(
       content.encode()).hexdigest()[:16]
   if not (folder / 'tokenizer.json').exists():  # Written last.

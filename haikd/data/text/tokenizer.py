@@ -8,7 +8,9 @@ import copy
 import hashlib
 import json
 import os
+import re
 import threading
+import types
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
@@ -25,6 +27,8 @@ _FILE, _CONFIG, _MAP, _TEMPLATE = (
     'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json',
     'chat_template.jinja')
 _OLD_TEMPLATE = 'chat_template.json'  # What processors of transformers wrote.
+_MORE_TEMPLATES = 'additional_chat_templates'  # A folder of <name>.jinja.
+_DEFAULT, _JINJA = 'default', '.jinja'
 
 
 class EncodedText(NamedTuple):
@@ -46,7 +50,8 @@ class Tokenizer:
   Attributes:
     definition: the content of `tokenizer.json`; don't modify it.
     config: the content of `tokenizer_config.json`; don't modify it.
-    template: the content of `chat_template.jinja`, or None.
+    templates: chat templates in files of their own, by name; 'default' is that
+      in `chat_template.jinja`. They replace those of the config.
     special: the ids of special tokens.
     size: the size of the vocabulary, one more than the largest id.
     digest: a hash of everything that ids and texts depend on.
@@ -54,7 +59,7 @@ class Tokenizer:
   Args:
     definition: the content of `tokenizer.json`.
     config: the content of `tokenizer_config.json`.
-    template: the content of `chat_template.jinja`, or None.
+    templates: chat templates in files of their own, by name.
     source: the file they come from, for messages.
 
   Raises:
@@ -64,10 +69,11 @@ class Tokenizer:
 
   def __init__(self, definition: Mapping[str, Any],
                config: Optional[Mapping[str, Any]] = None, *,
-               template: Optional[str] = None, source: str = 'tokenizer'):
+               templates: Mapping[str, str] = types.MappingProxyType({}),
+               source: str = 'tokenizer'):
     self.definition = {**definition, 'truncation': None, 'padding': None}
     self.config = dict(config or {})
-    self.template = template
+    self.templates = dict(templates)
     text = json.dumps(self.definition, ensure_ascii=False)
     try:
       import tokenizers
@@ -87,8 +93,8 @@ class Tokenizer:
     self.special = special_tokens.find(self.config, self.id_of)
     self.size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
     self.digest = hashlib.sha256(
-        files.encode([self.definition, self.special],
-                     sort_keys=True).encode('utf-8', 'surrogatepass')
+        json.dumps([self.definition, self.special], ensure_ascii=False,
+                   sort_keys=True).encode('utf-8', 'surrogatepass')
     ).hexdigest()
 
   def encode_batch(self, texts: Sequence[str],
@@ -166,9 +172,9 @@ class Tokenizer:
       return json.loads(self._tokenizer.to_str())
 
   def with_template(self, template: str) -> 'Tokenizer':
-    """Returns this tokenizer with a chat template in place of its own."""
+    """Returns this tokenizer with a chat template in place of all its own."""
     changed = copy.copy(self)
-    changed.template = template
+    changed.templates = {_DEFAULT: template}
     changed.config = {key: value for key, value in self.config.items()
                       if key != 'chat_template'}
     return changed
@@ -190,9 +196,14 @@ class Tokenizer:
     }
     files.write_json(folder / _MAP, special)
     files.write_json(folder / _CONFIG, {**self.config, **special})
-    if self.template is not None:
-      files.replace(folder / _TEMPLATE, self.template)
-    files.replace(folder / _FILE, files.encode(self.definition) + '\n')
+    for name, template in self.templates.items():
+      path = folder / _TEMPLATE
+      if name != _DEFAULT:
+        path = folder / _MORE_TEMPLATES / f'{name}{_JINJA}'
+        paths.make_folder(path.parent)
+      files.replace(path, template)
+    files.replace(
+        folder / _FILE, json.dumps(self.definition, ensure_ascii=False) + '\n')
 
 
 def load(path: str) -> Tokenizer:
@@ -228,16 +239,23 @@ def load(path: str) -> Tokenizer:
   special = _json_object(folder / _MAP)
   return Tokenizer(
       _json_object(file), {**special, **config},
-      template=_read_template(folder, config), source=repr(str(file)))
+      templates=_read_templates(folder, config), source=repr(str(file)))
 
 
-def _read_template(folder, config):
-  """Returns the chat template of a folder that has it in a file of its own."""
-  path = folder / _TEMPLATE
-  if not paths.exists(path):
-    old = {} if 'chat_template' in config else _json_object(
-        folder / _OLD_TEMPLATE)
-    return old.get('chat_template')
+def _read_templates(folder, config):
+  """Returns the chat templates that a folder has in files of their own."""
+  more = folder / _MORE_TEMPLATES
+  found = {name.removesuffix(_JINJA): more / name
+           for name in sorted(paths.names(more)) if name.endswith(_JINJA)}
+  if paths.exists(folder / _TEMPLATE):
+    found[_DEFAULT] = folder / _TEMPLATE
+  if not found and 'chat_template' not in config:
+    old = _json_object(folder / _OLD_TEMPLATE).get('chat_template')
+    return {} if old is None else {_DEFAULT: old}
+  return {name: _read_template(path) for name, path in found.items()}
+
+
+def _read_template(path):
   try:
     return paths.read(path).decode()
   except (OSError, UnicodeDecodeError) as err:
@@ -263,12 +281,15 @@ def _describe_missing(folder):
   names = paths.names(folder)
   # Formats that only transformers' tokenizers in Python read.
   slow = [name for name in names
-          if name == 'vocab.txt' or name.endswith('.model')]
+          if name in ('vocab.txt', 'merges.txt') or name.endswith('.model')]
   if slow:
     return (f'which has only {slow[0]}. Convert it where transformers is '
             f'installed: `AutoTokenizer.from_pretrained({str(folder)!r})'
             f'.save_pretrained({str(folder)!r})`.')
   if names:
     return f'which has no {_FILE}. Fetch it from where the model comes from.'
-  return ('which is missing or empty. Correct '
-          'config.data.options.tokenizer.')
+  remedy = 'Correct config.data.options.tokenizer.'
+  if re.fullmatch(r'[\w-]+/[\w.-]+', str(folder)):
+    remedy = (f'haikd fetches nothing: run `hf download {folder} --local-dir '
+              f'{folder}`, or correct config.data.options.tokenizer.')
+  return f'which is missing or empty. {remedy}'

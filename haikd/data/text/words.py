@@ -1,9 +1,12 @@
 """Which word of its text each token belongs to."""
 
 from collections.abc import Sequence
+import itertools
 from typing import Any
 
 import numpy as np
+
+_flatten = itertools.chain.from_iterable
 
 # White space, as `str.isspace` has it, as ranges of code points.
 _SPACES = ((0x09, 0x0d), (0x1c, 0x20), (0x85, 0x85), (0xa0, 0xa0),
@@ -39,18 +42,19 @@ def number_words(texts: Sequence[str],
     For each text int32 `[N]`, which does not decrease, and is the same for all
     tokens of a word and different for any others.
   """
-  counts = [len(encoding.ids) for encoding in encodings]
-  ends = np.cumsum(counts)
-  if not sum(counts):
+  counts = list(map(len, encodings))
+  ends, total = np.cumsum(counts), sum(counts)
+  if not total:
     return [np.zeros(0, np.int32) for _ in texts]
   characters = np.frombuffer(
       ''.join(texts).encode('utf-32-le', 'surrogatepass'), np.uint32)
   offsets = np.cumsum([0, *map(len, texts)])[:-1]
-  start, end = np.repeat(offsets, counts) + np.array(
-      [span for encoding in encodings for span in encoding.offsets]).T
-  pre_token = np.array([-1 if word is None else word
-                        for encoding in encodings
-                        for word in encoding.word_ids])
+  spans = _flatten(_flatten(each.offsets for each in encodings))
+  start, end = np.repeat(offsets, counts) + np.fromiter(
+      spans, int, 2 * total).reshape(-1, 2).T
+  pre_token = np.fromiter(
+      (-1 if word is None else word
+       for word in _flatten(each.word_ids for each in encodings)), int, total)
   begins = pre_token[1:] != pre_token[:-1]
   begins |= _between_words(characters, start, end)
   begins[[end - 1 for end in ends if 0 < end < len(start)]] = True

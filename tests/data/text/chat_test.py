@@ -161,8 +161,12 @@ def test_tokens_of_options_reach_the_template(open_chats, caplog):
   assert learned(opened, opened[0]) == ['Yes<bos>']
   assert opened[0]['tokens'][-1] == loaded.id_of('Ċ')
   assert 'another token than' not in caplog.text
-  # An export has the template that the student has learned.
-  assert loaded.template == template and 'chat_template' not in loaded.config
+  # An export has the template that the student has learned, which writes the
+  # same without these options.
+  assert loaded.templates == dict(default=(
+      "{% set eos_token = '<bos>' %}{% set bos_token = '<start_of_turn>' %}"
+      "{% set note = note if note is defined else ' ' %}" + template))
+  assert 'chat_template' not in loaded.config
   own = open_case(open_chats, 'gemma2').text.tokenizer
   assert tokenizer_lib.load(own).config['chat_template'] == CASES.GEMMA2
 
@@ -210,6 +214,92 @@ def test_template_may_have_a_file_beside_the_tokenizer(open_chats, tmp_path,
     open_case(open_chats, 'chatml')
 
 
+def write_more_templates(folder):
+  """Writes a tokenizer with a default template and two others."""
+  CASES.write_tokenizer('chatml', folder)
+  (folder / 'chat_template.jinja').write_text(CHATML)
+  (folder / 'additional_chat_templates').mkdir()
+  for name, template in dict(marked=CASES.MARKED, short='{{ 1 }}').items():
+    (folder / 'additional_chat_templates' / f'{name}.jinja').write_text(
+        template)
+
+
+def test_additional_templates_are_chosen_by_name(open_chats, tmp_path):
+  write_more_templates(tmp_path / 'chatml')
+  opened = open_case(open_chats, 'chatml')
+  assert ids_of(opened[0]) == GOLDEN['chatml'][0]
+  # What is prepared, pruned or not, has all of them, for an export.
+  assert {*tokenizer_lib.load(opened.text.tokenizer).templates} == {
+      'default', 'marked', 'short'}
+  opened = open_case(open_chats, 'chatml', chat_template='marked')
+  assert ids_of(opened[0]) == GOLDEN['marked'][0]
+  assert tokenizer_lib.load(opened.text.tokenizer).templates == dict(
+      default=CASES.MARKED)
+  with pytest.raises(checks.ConfigError, match="got 'markd'. Did you mean "
+                     r"'marked'\? Known: default, marked, short"):
+    open_case(open_chats, 'chatml', chat_template='markd')
+  (tmp_path / 'chatml' / 'chat_template.jinja').unlink()
+  with pytest.raises(checks.ConfigError, match="none is called 'default'"):
+    open_case(open_chats, 'chatml')
+
+
+@pytest.mark.parametrize('template, options', [
+    (CASES.QWEN3 + '{% if enable_thinking %}no{% endif %}',
+     dict(enable_thinking=False)),
+    ('\n{{ note }}{{ more[2].a }}' + CASES.ZEPHYR,
+     dict(note="it's\n", more=[1, None, dict(a=True)])),
+])
+@pytest.mark.slow
+def test_transformers_needs_no_options_for_a_prepared_template(
+    open_chats, template, options):
+  transformers = pytest.importorskip('transformers')
+  records = dict(messages=CASES.CASES['chatml'][1])
+  opened = open_chats('chatml', records, chat_template=template,
+                      eos='<|im_start|>', template_options=options)
+  loaded = transformers.AutoTokenizer.from_pretrained(opened.text.tokenizer)
+  assert ids_of(opened[0]) == loaded.apply_chat_template(
+      records['messages'], tokenize=True, return_dict=False)
+
+
+def test_chats_and_texts_are_a_mixture(open_chats, tmp_path):
+  open_case(open_chats, 'chatml')
+  config = config_lib.base()
+  config.batch_size = 8
+  config.data.data_dir = str(tmp_path / 'data')
+  config.data.name = 'text'
+  config.data.options = dict(tokenizer=str(tmp_path / 'chatml'), length=256,
+                             form='padded')
+  config.data.mixture = dict(chats=dict(
+      name='chat', weight=0.5, source_dir=str(tmp_path / 'files'),
+      options=dict(chat_template=CASES.MARKED)), texts=dict(
+          weight=0.5, source_dir=str(tmp_path / 'texts')))
+  (tmp_path / 'texts').mkdir()
+  (tmp_path / 'texts' / 'train.txt').write_text('Yes')
+  config.evaluation.split = config.evaluation.final = 'train'
+  data = pipeline.build_data(config)
+  loaded = tokenizer_lib.load(data.text_of('student').tokenizer)
+  assert loaded.templates == dict(default=CASES.MARKED)
+  batch, = data.evaluation('train')
+  rows = [batch.inputs[i][batch.mask[i]].tolist() for i in range(2)]
+  assert rows == [GOLDEN['marked'][0], [
+      loaded.id_of('Yes'), loaded.id_of('<|im_end|>')]]
+
+
+@pytest.mark.slow
+def test_additional_templates_are_those_of_transformers(tmp_path):
+  transformers = pytest.importorskip('transformers')
+  write_more_templates(tmp_path)
+  ours = tokenizer_lib.load(str(tmp_path)).templates
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  assert theirs.chat_template == ours
+  # As transformers writes them, and as haikd does.
+  theirs.save_pretrained(tmp_path / 'theirs')
+  assert tokenizer_lib.load(str(tmp_path / 'theirs')).templates == ours
+  tokenizer_lib.load(str(tmp_path)).save(tmp_path / 'ours')
+  assert transformers.AutoTokenizer.from_pretrained(
+      tmp_path / 'ours').chat_template == ours
+
+
 @pytest.mark.parametrize('case, messages, text', [
     ('gemma2', [dict(USER, role='system'), USER, ANSWER],
      "line 1 of .*train.jsonl' must suit the chat template; got the error "
@@ -218,15 +308,16 @@ def test_template_may_have_a_file_beside_the_tokenizer(open_chats, tmp_path,
     ('chatml', [dict(role='tool', content='1'), ANSWER],
      "message 1 of 'messages' in line 1 .* must have a role of system, "
      "developer, user, assistant; got role='tool'. Rename"),
-    ('chatml', [{'from': 'human', 'value': 'Hi'}],
-     r"got keys \['from', 'value'\]. Rename the roles and keys."),
+    ('chatml', [{'speaker': 'human', 'text': 'Hi'}],
+     r"got keys \['speaker', 'text'\]. Rename the roles and keys."),
+    ('chatml', [{'from': 'tool', 'value': '1'}], "got role='tool'. Rename"),
     ('chatml', [USER, dict(ANSWER, tool_calls=[dict(name='f')])],
      "message 2 .* must have no 'tool_calls'; got .* Remove conversations"),
     ('chatml', [USER, dict(ANSWER, content=[dict(type='image')])],
      r"one part of type 'text'; got parts of type \['image'\]"),
     ('chatml', [USER], r"message of the assistant to learn; got the roles "
      r"\['user'\]"),
-    ('chatml', 'Hi', "must have a list of messages in 'messages'; got Hi"),
+    ('chatml', 3, "must have a list of messages in 'messages'; got 3"),
     ('chatml', [], r'list of messages .* got \[\]'),
 ])
 def test_messages_that_cannot_be_rendered_are_named(open_chats, case, messages,
@@ -369,21 +460,32 @@ CONFIG = """
 """
 
 
+# As ShareGPT names messages, in a text, from a European Excel.
+SHEET = '\ufeffid;messages\r\n' + (
+    '1;"[{""from"": ""human"", ""value"": ""Hi""}, '
+    '{""from"": ""gpt"", ""value"": ""Yes""}]"\r\n') * 8
+
+
 # The data sets as a user starts them, with their options.
-@pytest.mark.parametrize('name, record, more, said', [
-    ('chat', dict(messages=[USER, ANSWER]),
-     dict(chat_template=CHATML.replace("'<|im_end|>'", 'end.token'),
+@pytest.mark.parametrize('name, file, content, more, said', [
+    ('chat', 'csv', SHEET,
+     dict(chat_template='own',
           template_options=dict(end=dict(token='<end_of_turn>'))),
      "8 answers end with another token than '<eos>'"),
-    ('completions', dict(prompt='<bos>Hi', completion=' Yes'),
+    ('completions', 'jsonl',
+     '{"prompt": "<bos>Hi", "completion": " Yes"}\n' * 8,
      dict(eos='<end_of_turn>', pad='<eos>', bos='<bos>'),
      "8 texts hold special tokens that texts get ('<bos>', '<end_of_turn>')"),
 ])
-def test_data_set_from_the_command_line(run, tmp_path, name, record, more,
-                                        said):
+def test_data_set_from_the_command_line(run, tmp_path, name, file, content,
+                                        more, said):
   CASES.write_tokenizer('gemma2', tmp_path / 'tokenizer')
+  templates = tmp_path / 'tokenizer' / 'additional_chat_templates'
+  templates.mkdir()
+  (templates / 'own.jinja').write_text(
+      CHATML.replace("'<|im_end|>'", 'end.token'))
   for split in ('train', 'validation', 'test'):
-    (tmp_path / f'{split}.jsonl').write_text(f'{json.dumps(record)}\n' * 8)
+    (tmp_path / f'{split}.{file}').write_bytes(content.encode())
   (tmp_path / 'chats.py').write_text(textwrap.dedent(CONFIG.format(
       name=name, files=str(tmp_path), data=str(tmp_path / 'data'),
       tokenizer=str(tmp_path / 'tokenizer'), more=more)))
@@ -391,3 +493,5 @@ def test_data_set_from_the_command_line(run, tmp_path, name, record, more,
   assert code == 0, err
   assert 'perplexity' in out
   assert err.count(f"haikd: split 'train', of 8 records: {said}") == 1
+  assert err.count("train.csv': columns are separated by ';'") == (
+      name == 'chat')

@@ -155,7 +155,7 @@ SPOILT = {
     'latin1 line': ('x.jsonl', GOOD + b'{"text": "caf\xe9"}',
                     "line 2 of .* must be UTF-8; got .utf-8. codec"),
     'latin1 array': ('x.json', b'[{"a": 1},\n{"a": "caf\xe9"}]',
-                     'line 2 of .* must be UTF-8.*iconv -f LATIN1'),
+                     'line 2 of .* must be UTF-8.*iconv -f CP1252'),
     'latin1 csv': ('x.csv', b'text\na\ncaf\xe9\n', 'line 3 .* must be UTF-8'),
     'utf16': ('x.txt', 'a'.encode('utf-16'), (
         'must hold text in UTF-8; got UTF-16, .*iconv -f UTF-16 -t UTF-8')),

@@ -250,8 +250,8 @@ def test_the_score_of_unk_does_not_change():
 
 def test_chat_template_is_kept():
   original = tokenizer_lib.Tokenizer(byte_level().definition,
-                                     template='{{ a }}')
-  assert pruned_for(original, CORPUS)[0].template == '{{ a }}'
+                                     templates=dict(a='{{ a }}'))
+  assert pruned_for(original, CORPUS)[0].templates == dict(a='{{ a }}')
 
 
 def test_config_is_renumbered():

@@ -74,7 +74,7 @@ def test_folder_is_named_by_a_hash_of_all_that_rows_depend_on(
   key = json.dumps(dict(
       options=dict(fields=['text'], length=6, padding='right'), shard=2**23,
       texts=hashlib.sha256(f'.jsonl  {content}\n'.encode()).hexdigest(),
-      tokenizer=text_tokenizers.load(bert_words).digest, version=3))
+      tokenizer=text_tokenizers.load(bert_words).digest, version=4))
   name = hashlib.sha256(key.encode()).hexdigest()[:16]
   assert folder == pathlib.Path(
       tmp_path, 'data', 'haikd_text', 'sentences', name)

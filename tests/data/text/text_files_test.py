@@ -54,7 +54,7 @@ def write_lines(path, *rows):
 
 
 @pytest.mark.parametrize('documents, expected', [
-    ('file', ['\na b\n c\r\n\n \nd']),
+    ('file', ['\na b\n c\n\n \nd']),
     ('paragraph', ['a b\n c', 'd']),
     ('line', ['a b', 'c', 'd']),
 ])
@@ -225,17 +225,28 @@ def test_duplicate_or_empty_split_is_refused(tmp_path):
 
 
 def test_file_that_cannot_be_opened_is_refused(tmp_path):
-  (tmp_path / 'train').mkdir()
-  (tmp_path / 'train' / 'a.txt').mkdir()
-  with pytest.raises(checks.DataError, match='a.txt. must be readable; got Is'):
+  # As a cache of the Hub has it, whose blobs are gone.
+  (tmp_path / 'train.txt').symlink_to(tmp_path / 'blob')
+  with pytest.raises(checks.DataError, match='train.txt. must be '
+                     'readable; got no file, or a link to none. Fetch it'):
+    open_corpus(tmp_path)
+
+
+def test_files_below_the_folder_of_a_split_are_not_left_out(tmp_path):
+  (tmp_path / 'train' / 'part').mkdir(parents=True)
+  (tmp_path / 'train' / 'a.txt').write_text('a')
+  assert texts(open_corpus(tmp_path)) == ['a']
+  (tmp_path / 'train' / 'part' / 'b.txt').write_text('b')
+  with pytest.raises(checks.DataError, match="Split 'train' must have all its "
+                     "files in .*; got the folder 'part' in it"):
     open_corpus(tmp_path)
 
 
 @pytest.mark.parametrize('options, text', [
     (dict(documents='lines'), 'config.data.options.documents must say what .*; '
      "got 'lines'. Did you mean 'line'"),
-    (dict(source_dir='gs://bucket/x'), 'config.data.source_dir must be a local '
-     "folder .*; got 'gs://bucket/x'. Mount"),
+    (dict(source_dir='s3://bucket/x'), "'s3://bucket/x' must be a local path "
+     'or begin with gs://'),
 ])
 def test_options_out_of_range_are_refused(tmp_path, options, text):
   with pytest.raises(ValueError, match=text):

@@ -1,0 +1,210 @@
+"""Texts in a bucket: as on disk, from a file system in memory.
+
+`tests/storage/bucket_test.py` has a real client and a fake server.
+"""
+
+import gzip
+import hashlib
+import importlib
+import json
+import textwrap
+
+from etils.epath import backend
+from fsspec.implementations import memory
+import pyarrow
+from pyarrow import parquet
+import pytest
+
+from haikd.core import checks
+from haikd.data.text import text_files
+from haikd.storage import inputs
+from haikd.storage import paths
+
+
+class FakeBuckets(memory.MemoryFileSystem):
+  """Objects with what gcsfs says of them, which can be made to fail."""
+
+  protocol = ('gcs', 'gs')
+  store = {}
+  pseudo_dirs = ['']
+  failure = None
+  # Calls after which it fails.
+  healthy = 0
+
+  @classmethod
+  def _strip_protocol(cls, path):
+    return '/' + path.removeprefix('gs://').strip('/')
+
+  def _check(self):
+    if self.failure:
+      type(self).healthy -= 1
+      if self.healthy < 0:
+        raise self.failure
+
+  def ls(self, path, detail=True, **options):
+    self._check()
+    return super().ls(path, detail, **options)
+
+  def info(self, path, **options):
+    self._check()
+    info = super().info(path, **options)
+    if info['type'] == 'file':
+      content = self.store[self._strip_protocol(path)].getvalue()
+      info['md5Hash'] = hashlib.md5(content).hexdigest()
+    return info
+
+  def _open(self, *args, **options):
+    self._check()
+    return super()._open(*args, **options)
+
+
+@pytest.fixture
+def buckets(monkeypatch):
+  """Replaces gcsfs, installed or not; returns the class of the fake."""
+  forget = backend.fsspec_backend._get_filesystem.cache_clear
+  monkeypatch.setattr(paths.importlib.util, 'find_spec', lambda name: name)
+  registry = importlib.import_module('fsspec.registry')
+  monkeypatch.setitem(registry._registry, 'gcs', FakeBuckets)
+  for name, value in dict(store={}, pseudo_dirs=[''], failure=None,
+                          healthy=0).items():
+    monkeypatch.setattr(FakeBuckets, name, value)
+  forget()
+  yield FakeBuckets
+  forget()
+  paths._epath.cache_clear()
+
+
+def upload(folder, bucket):
+  """Copies a folder's files; returns the address of the copy."""
+  for path in sorted(folder.rglob('*')):
+    if path.is_file():
+      FakeBuckets().pipe_file(f'{bucket}/{path.relative_to(folder)}',
+                              path.read_bytes())
+  return bucket
+
+
+def open_corpus(source_dir, cache):
+  return text_files.open_corpus(
+      text_files.Location(str(source_dir), None, None, 'line', 'text'),
+      'train', cache)
+
+
+ROWS = [[dict(text=f'{shard} é {i}') for i in range(300)] for shard in range(7)]
+
+
+def write_lines(folder):
+  for i, rows in enumerate(ROWS):
+    (folder / f'train-{i:05d}-of-00007.jsonl').write_text(
+        ''.join(f'{json.dumps(row)}\n' for row in rows))
+
+
+def write_compressed(folder):
+  (folder / 'train').mkdir()
+  for i, rows in enumerate(ROWS):
+    (folder / 'train' / f'{i}.txt.gz').write_bytes(gzip.compress(
+        ''.join(f'{row["text"]}\n' for row in rows).encode()))
+
+
+def write_parquet(folder):
+  for i, rows in enumerate(ROWS):
+    parquet.write_table(pyarrow.Table.from_pylist(rows),
+                        folder / f'train-{i}-of-7.parquet')
+
+
+def write_arrow(folder):
+  """Writes a folder as `DatasetDict.save_to_disk` does."""
+  (folder / 'train').mkdir()
+  names = [f'data-{i:05d}-of-00007.arrow' for i in range(7)]
+  for name, rows in zip(names, ROWS):
+    table = pyarrow.Table.from_pylist(rows)
+    with pyarrow.ipc.new_stream(str(folder / 'train' / name),
+                                table.schema) as writer:
+      writer.write_table(table)
+  (folder / 'train' / 'state.json').write_text(json.dumps(dict(
+      _data_files=[dict(filename=name) for name in names])))
+
+
+@pytest.mark.parametrize('write', [write_lines, write_compressed, write_parquet,
+                                   write_arrow])
+def test_texts_in_a_bucket_are_those_on_disk(tmp_path, buckets, write):
+  folder = tmp_path / 'files'
+  folder.mkdir()
+  write(folder)
+  address = upload(folder, 'gs://bucket/texts')
+  local = [*open_corpus(folder, tmp_path).records()]
+  remote = [*open_corpus(address, tmp_path).records()]
+  assert [record.values for record in remote] == sum(ROWS, [])
+  assert [record._replace(place=record.place.replace(address, str(folder)))
+          for record in remote] == local
+
+
+def test_digest_is_that_of_the_content(tmp_path, buckets):
+  buckets().pipe_file('gs://bucket/a/train.txt', b'a')
+  buckets().pipe_file('gs://bucket/b/train.txt', b'a')
+  first = open_corpus('gs://bucket/a', tmp_path).digest
+  assert open_corpus('gs://bucket/b/', tmp_path).digest == first
+  buckets().pipe_file('gs://bucket/b/train.txt', b'b')
+  assert open_corpus('gs://bucket/b', tmp_path).digest != first
+
+
+def test_missing_split_is_named_with_what_is_there(tmp_path, buckets):
+  buckets().pipe_file('gs://bucket/a/data/train.txt', b'a')
+  with pytest.raises(checks.DataError, match="Split 'train' must be a file or "
+                     "folder in 'gs://bucket/a'; got neither. Set "
+                     "config.data.source_dir to 'gs://bucket/a/data'"):
+    open_corpus('gs://bucket/a', tmp_path)
+  assert not inputs.entries('gs://bucket/b')
+
+
+@pytest.mark.parametrize('healthy', range(4))
+def test_bucket_that_fails_is_named(tmp_path, buckets, healthy):
+  buckets().pipe_file('gs://bucket/a/train.txt', b'a')
+  buckets.failure, buckets.healthy = PermissionError('no credentials'), healthy
+  with pytest.raises(checks.DataError, match='bucket must exist and be open to '
+                     r'you; got path=gs://bucket/a.*no credentials.*Check its '
+                     'name, .* `gcloud auth application-default login`'):
+    list(open_corpus('gs://bucket/a', tmp_path).records())
+
+
+def test_spoilt_record_is_named_by_its_object(tmp_path, buckets):
+  for i, content in enumerate((b'{}\n' * 999, b'{}\n[', b'{}\n' * 999)):
+    buckets().pipe_file(f'gs://bucket/train/{i}.jsonl', content)
+  with pytest.raises(checks.DataError,
+                     match="line 2 of 'gs://bucket/train/1.jsonl'"):
+    list(open_corpus('gs://bucket', tmp_path).records())
+
+
+CONFIG = """
+    from haikd import config as config_lib
+
+    def get_config():
+      config = config_lib.base()
+      config.steps, config.batch_size = 1, 8
+      config.teacher.train.steps = 1
+      config.baseline = False
+      for network in (config.teacher, config.student):
+        network.model = 'llama'
+        network.options = dict(width=8, depth=1, heads=1, hidden=8)
+      config.data.name = 'text'
+      config.data.source_dir = 'gs://bucket/texts'
+      config.data.data_dir = {data!r}
+      config.data.options = dict(tokenizer='gs://bucket/words', length=8)
+      config.evaluation.batch_size = 8
+      return config
+"""
+
+
+def test_job_with_everything_in_a_bucket(run, tmp_path, buckets, words):
+  del words  # A folder beside the texts.
+  (tmp_path / 'texts').mkdir()
+  for split in ('train', 'validation', 'test'):
+    for i in range(2):
+      (tmp_path / 'texts' / f'{split}-{i}-of-2.jsonl').write_text(
+          '{"text": "a b c d e f g h i j"}\n' * 20)
+  for name in ('texts', 'words'):
+    upload(tmp_path / name, f'gs://bucket/{name}')
+  (tmp_path / 'bucket.py').write_text(textwrap.dedent(CONFIG.format(
+      data=str(tmp_path / 'data'))))
+  code, out, err = run(config='bucket.py')
+  assert code == 0, err
+  assert 'perplexity' in out
