@@ -39,7 +39,9 @@ def find_task(labels: np.ndarray, num_classes: Optional[int]) -> str:
   if num_classes is None:
     return tasks.REGRESSION
   are_shares = (labels >= 0) & (labels <= 1)
-  if are_shares.all() and not _sum_to_1(labels).all():
+  has_all_classes = labels.ndim > 1 and labels.shape[-1] == num_classes
+  if (has_all_classes and are_shares.all() and
+      not _sum_to_1(labels).all()):
     return tasks.MULTILABEL
   return tasks.CLASSIFICATION
 
