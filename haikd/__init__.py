@@ -1,8 +1,12 @@
 """haikd distils large neural networks into small ones in JAX.
 
-The names below are haikd's public API. `haikd.losses`, `haikd.align` and
-`haikd.config` are modules; each other name comes from the module in its import.
+The names below are haikd's public API. `haikd.losses`, `haikd.align`,
+`haikd.config` and `haikd.data` are modules; each other name comes from the
+module in its import.
 """
+
+import importlib
+from typing import Any
 
 from haikd import align
 from haikd import config
@@ -25,3 +29,24 @@ from haikd.network.capture import capture
 
 # setup.cfg reads this: keep it a literal.
 __version__ = '0.1.0'
+
+# Imported when they are first used: they bring what reads and writes files.
+_LATER = {
+    'data': 'haikd.data',
+    'train': 'haikd.library',
+    'evaluate': 'haikd.library',
+    'load': 'haikd.library',
+    'save_network': 'haikd.storage.archive',
+}
+
+
+def __getattr__(name: str) -> Any:
+  if name not in _LATER:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  module = importlib.import_module(_LATER[name])
+  return module if _LATER[name] == f'{__name__}.{name}' else getattr(
+      module, name)
+
+
+def __dir__() -> list[str]:
+  return sorted({*globals(), *_LATER})

@@ -20,7 +20,7 @@ FLOORS = (
     ('engine',),
     ('run',),
     ('plan', 'bench'),
-    ('launch',),
+    ('launch', 'library'),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

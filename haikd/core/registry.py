@@ -158,6 +158,18 @@ class Registry(Generic[Entry]):
     return tuple(sorted(self._entries))
 
   @contextlib.contextmanager
+  def holding(self, name: str, entry: Entry) -> Iterator[None]:
+    """Has an entry under a name, in place of any other, inside the context."""
+    before = self._entries.get(name)
+    self._entries[name] = entry
+    try:
+      yield
+    finally:
+      del self._entries[name]
+      if before is not None:
+        self._entries[name] = before
+
+  @contextlib.contextmanager
   def temporary(self) -> Iterator[None]:
     """Undoes, on leaving the context, every registration made inside it."""
     before = dict(self._entries)

@@ -3,6 +3,7 @@
 from haikd.data import datasets
 from haikd.data import synthetic
 from haikd.data.arrays import Arrays
+from haikd.data.arrays import from_arrays
 from haikd.data.description import describe
 from haikd.data.image import augmentations
 from haikd.data.image import resize

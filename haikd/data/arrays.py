@@ -1,11 +1,14 @@
-"""A data set in memory, from NumPy arrays."""
+"""Data sets in memory, from NumPy arrays."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Optional
 
 import numpy as np
 
 from haikd.core import checks
+from haikd.data import splits as splits_lib
+
+_LABEL = 'label'
 
 
 class Arrays:
@@ -13,8 +16,11 @@ class Arrays:
 
   Attributes:
     num_classes: V, or None.
+    class_names: V names of classes, or None.
     columns: `{key: array}`, `[size, ...]` each.
   """
+
+  class_names: Optional[tuple[str, ...]] = None
 
   def __init__(self, columns: Mapping[str, Any], *,
                num_classes: Optional[int] = None):
@@ -32,3 +38,76 @@ class Arrays:
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     return {key: value[index] for key, value in self.columns.items()}
+
+
+def from_arrays(*, num_classes: Optional[int] = None,
+                **splits: Mapping[str, Any]) -> Callable[[str], Arrays]:
+  """Makes a data set from arrays in memory.
+
+  Register it, or give it to `haikd.train`:
+
+    data = haikd.data.from_arrays(train=dict(x=…, label=…), test=dict(…))
+    haikd.register_dataset('mine')(data)
+    haikd.train(config, workdir, data=data)
+
+  Labels that are text are the names of classes, which get their numbers in
+  alphabetical order over all splits.
+
+  Args:
+    num_classes: V. By default it follows from the labels of all splits: one
+      more than the largest integer, the number of names, or the width of
+      floating-point labels that are probabilities, or 0 and 1. It stays None
+      for other floating-point labels, which are numbers to predict.
+    **splits: the columns of each split, `{key: [size, …]}`; the keys are those
+      of `Source`.
+
+  Returns:
+    A function of the name of a split, to be registered as a data set.
+
+  Raises:
+    ConfigError: no split is given.
+    DataError: columns of different lengths.
+  """
+  if not splits:
+    raise checks.ConfigError(
+        'splits must have the columns of one split or more; got none. Give '
+        'train=dict(x=…, label=…).')
+  columns = {split: {key: np.asarray(value) for key, value in given.items()}
+             for split, given in splits.items()}
+  labels = [given[_LABEL] for given in columns.values() if _LABEL in given]
+  names = None
+  if any(label.dtype.kind in 'US' for label in labels):
+    names = np.unique(np.concatenate([label.astype(str) for label in labels]))
+    for given in columns.values():
+      if _LABEL in given:
+        given[_LABEL] = np.searchsorted(names, given[_LABEL].astype(str))
+  if num_classes is None:
+    num_classes = len(names) if names is not None else _classes(labels)
+  sources = {split: Arrays(given, num_classes=num_classes)
+             for split, given in columns.items()}
+  if names is not None:
+    for source in sources.values():
+      source.class_names = tuple(names.tolist())
+
+  def arrays(split: str) -> Arrays:
+    splits_lib.check(split, sources)
+    return sources[split]
+
+  return arrays
+
+
+def _classes(labels):
+  """Returns the number of classes of labels; None if they are numbers."""
+  labels = [label for label in labels if label.size]
+  if not labels:
+    return None
+  if all(label.dtype.kind in 'biu' for label in labels):
+    return int(max(label.max() for label in labels)) + 1
+  widths = {label.shape[1:] for label in labels}
+  if len(widths) > 1 or labels[0].ndim < 2 or labels[0].shape[-1] < 2:
+    return None
+  are_shares = all(
+      np.isin(label, (0, 1)).all() or
+      (label >= 0).all() and np.allclose(label.sum(-1), 1, atol=1e-3)
+      for label in labels)
+  return labels[0].shape[-1] if are_shares else None

@@ -6,7 +6,7 @@ not on the order or the thread in which batches are read.
 
 import math
 import sys
-from typing import Any, Optional
+from typing import Any, Optional, Protocol
 
 import jax
 import numpy as np
@@ -22,6 +22,22 @@ from haikd.data.image import resize as resize_lib
 
 # Part of a seed: what its random numbers are for. Others are in `orders`.
 _AUGMENT, _VARY, _VARY_EVALUATION = 1, 5, 6
+
+
+class BatchIterator(Protocol):
+  """An iterator of batches whose position can be saved and restored."""
+
+  def __iter__(self) -> 'BatchIterator':
+    """Returns itself."""
+
+  def __next__(self) -> base.Batch:
+    """Returns the next batch, of NumPy arrays."""
+
+  def get_state(self) -> dict[str, int]:
+    """Returns the position in the stream, in types of JSON."""
+
+  def set_state(self, state: dict[str, int]) -> None:
+    """Moves to a position in the stream."""
 
 
 class Training:
@@ -65,7 +81,7 @@ class Training:
       fit = lambda image: crop(image, rng=rng)
     keys = [(self._seed, _VARY, epoch) for epoch in picks.epochs.tolist()]
     examples = self._reader.gather(picks.indices, fit=fit, keys=keys)
-    examples = self._augment(_to_float(examples), rng)
+    examples = self._augment(to_float(examples), rng)
     return _to_batch(examples, np.ones(len(keys), bool), self._scale)
 
 
@@ -96,7 +112,7 @@ class Evaluation:
   @property
   def spec(self) -> base.Batch:
     """The shapes and dtypes of the global batch; reads one example."""
-    example = _to_batch(_to_float(self._gather(np.zeros(1, int))),
+    example = _to_batch(to_float(self._gather(np.zeros(1, int))),
                         np.ones(1, bool), self._scale)
     return jax.tree.map(
         lambda array: jax.ShapeDtypeStruct(
@@ -107,7 +123,7 @@ class Evaluation:
     indices = np.arange(start, start + self._share)
     last = len(self._reader) - 1
     columns = self._gather(np.minimum(indices, last))
-    return _to_batch(_to_float(columns), indices <= last, self._scale)
+    return _to_batch(to_float(columns), indices <= last, self._scale)
 
   def _gather(self, indices):
     return self._reader.gather(
@@ -118,7 +134,7 @@ def _round_up(number, unit):
   return math.ceil(number / unit) * unit
 
 
-def _to_float(columns):
+def to_float(columns: columns_lib.Columns) -> columns_lib.Columns:
   """Returns columns with uint8 images converted to float32 in [0, 1]."""
   image = columns.get('image')
   if image is None or image.dtype != np.uint8:
@@ -152,8 +168,8 @@ def _to_batch(examples: reader_lib.Columns, real: np.ndarray,
 
 def _view(examples, real, scale) -> base.View:
   """Returns what a network gets of examples."""
-  inputs = {key: _narrow(value) for key, value in examples.items()
-            if key not in columns_lib.TARGETS}
+  inputs: Any = {key: narrow(value) for key, value in examples.items()
+                 if key not in columns_lib.TARGETS}
   if 'image' in inputs:
     inputs['image'] = scale(inputs['image'])
   if len(inputs) == 1:
@@ -161,7 +177,7 @@ def _view(examples, real, scale) -> base.View:
   return base.View(inputs, _mask_padding(examples.get('mask', real), real))
 
 
-def _narrow(values):
+def narrow(values: np.ndarray) -> np.ndarray:
   """Returns values as bool, float32 or int32, according to their kind."""
   dtype = dict(b=np.bool_, f=np.float32).get(values.dtype.kind, np.int32)
   return np.ascontiguousarray(values, dtype)
@@ -176,7 +192,7 @@ def _mask_padding(mask: Optional[np.ndarray], real: np.ndarray) -> Any:
 def _labels(label, real):
   if label is None:
     return None
-  label = _narrow(label)
+  label = narrow(label)
   if label.dtype == np.int32 and not real.all():
     label = np.where(
         _expand(real, label.ndim), label, np.int32(base.IGNORED_LABEL))

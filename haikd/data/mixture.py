@@ -34,6 +34,7 @@ class MixedReader:
   Attributes:
     split: its name, for messages.
     num_classes: V, or None.
+    class_names: the names of the classes, or None.
 
   Args:
     split: its name.
@@ -52,6 +53,7 @@ class MixedReader:
     self._ends = np.cumsum([len(part) for part in parts.values()])
     first = next(iter(parts.values()))
     self.num_classes = first.num_classes
+    self.class_names = first.class_names
     _check_same('the number of classes, or size of the vocabulary', {
         name: part.num_classes for name, part in parts.items()})
     _check_same('the names of classes', {

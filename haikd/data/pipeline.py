@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 import functools
-from typing import Any, Optional, Protocol
+from typing import Any, Optional
 
 import jax
 import numpy as np
@@ -19,22 +19,6 @@ from haikd.data.image import normalise as normalise_lib
 from haikd.data.image import resize as resize_lib
 
 _READ_THREADS = 4  # Threads that read ahead where a split is not in memory.
-
-
-class BatchIterator(Protocol):
-  """An iterator of batches whose position can be saved and restored."""
-
-  def __iter__(self) -> 'BatchIterator':
-    """Returns itself."""
-
-  def __next__(self) -> base.Batch:
-    """Returns the next batch, of NumPy arrays."""
-
-  def get_state(self) -> dict[str, int]:
-    """Returns the position in the stream, in types of JSON."""
-
-  def set_state(self, state: dict[str, int]) -> None:
-    """Moves to a position in the stream."""
 
 
 class Data:
@@ -85,6 +69,16 @@ class Data:
   def num_classes(self) -> Optional[int]:
     """The number of classes or the size of the vocabulary."""
     return self._reader(self._train).num_classes
+
+  @property
+  def class_names(self) -> Optional[tuple[str, ...]]:
+    """The names of the classes, or None."""
+    return self._reader(self._train).class_names
+
+  @property
+  def has_images(self) -> bool:
+    """Whether examples have an `image`; reads one."""
+    return 'image' in self._reader(self._train).gather([0])
 
   @property
   def task(self) -> Optional[str]:
@@ -153,7 +147,7 @@ class Data:
       if split in self._held_out:
         self._evaluation_of(reader)[0]
 
-  def train(self) -> BatchIterator:
+  def train(self) -> batches.BatchIterator:
     """Returns an endless iterator of this process's share of training batches.
 
     Every epoch has its own order. The first call reads the split if it is small

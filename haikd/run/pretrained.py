@@ -1,7 +1,8 @@
-"""Weights that networks start from: a workdir, or a model of another library.
+"""Weights that networks start from: a workdir, or those of another library.
 
 `config.teacher.init` and `config.student.init` name them: the workdir of a run,
-`hf:<folder>` as Hugging Face's transformers writes it, or `gguf:<file>`.
+`npz:<file>`, an archive of arrays, `hf:<folder>` as Hugging Face's transformers
+writes it, or `gguf:<file>`.
 """
 
 from typing import Optional
@@ -12,6 +13,7 @@ from haikd import config as config_lib
 from haikd import interop
 from haikd.core import base
 from haikd.data import pipeline
+from haikd.storage import archive
 from haikd.storage import checkpoint
 
 
@@ -29,6 +31,9 @@ def check(config: config_lib.ConfigDict, role: str, expected: base.Variables,
     DataError: as `load`.
   """
   field, network = f'config.{role}.init', config[role]
+  if archive.is_archive(network.init):
+    archive.check(field, network.init, expected)
+    return
   if not interop.is_pretrained(network.init):
     checkpoint.load_like(field, network.init, expected)
     return
@@ -62,6 +67,8 @@ def load(config: config_lib.ConfigDict, role: str, expected: base.Variables,
       network.
   """
   field, network = f'config.{role}.init', config[role]
+  if archive.is_archive(network.init):
+    return archive.load(field, network.init, expected)
   if not interop.is_pretrained(network.init):
     return checkpoint.load_like(field, network.init, expected)
   return interop.load(
@@ -86,12 +93,14 @@ def is_available(init: Optional[str]) -> bool:
   """
   if not init:
     return False
+  if archive.is_archive(init):
+    return archive.exists(init)
   return interop.is_pretrained(init) or checkpoint.has_checkpoint(init)
 
 
 def seconds(init: str) -> float:
   """Returns the training time of weights in seconds; 0 if unknown."""
-  if interop.is_pretrained(init):
+  if interop.is_pretrained(init) or archive.is_archive(init):
     return 0.0
   return checkpoint.metadata(init)['seconds']
 

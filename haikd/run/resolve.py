@@ -17,6 +17,7 @@ from haikd.core import tasks as tasks_lib
 from haikd.run import tasks
 from haikd.run import two_tokenizers
 from haikd.run import vocabularies
+from haikd.storage import archive
 
 _ROLES = ('teacher', 'student')
 _LABELS = {
@@ -198,12 +199,21 @@ def _resolve_data(config, described):
                              **config_lib.plain(config.data.options)}
 
 
+def _with_prefix(init: Optional[str]) -> Optional[str]:
+  """Returns what to write for a path that lacks its prefix; None otherwise."""
+  if not init or archive.is_archive(init):
+    return None
+  if init.endswith('.npz'):
+    return f'{archive.PREFIX}{init}'
+  return interop.with_prefix(init)
+
+
 def _check_reading(role, network):
   if interop.is_pretrained(network.init):
     return
-  if network.init and (prefixed := interop.with_prefix(network.init)):
+  if prefixed := _with_prefix(network.init):
     raise checks.ConfigError(
-        f'config.{role}.init must begin with hf: or gguf: where it is no '
+        f'config.{role}.init must begin with hf:, gguf: or npz: where it is no '
         f'workdir of haikd; got {network.init!r}. Set it to {prefixed!r}.')
   if ignore := network.init_options.ignore:
     raise checks.ConfigError(
@@ -215,4 +225,4 @@ def _check_reading(role, network):
     raise checks.ConfigError(
         f'config.{role}.init_layers must be None unless init begins with hf: '
         f'or gguf:; got {layers}, init={network.init!r}. All layers of a '
-        'workdir are loaded.')
+        'workdir or an archive are loaded.')

@@ -9,6 +9,7 @@ import numpy as np
 from haikd import config as config_lib
 from haikd.core import base
 from haikd.core import checks
+from haikd.data import interface as interface_lib
 from haikd.data import pipeline
 from haikd.engine import collectives
 from haikd.engine import evaluate
@@ -69,6 +70,7 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
   identity = teacher.identity if teacher else ''
   text = data.text_of('student')
   vocabulary = text.identity if text else ''
+  interface = interface_lib.of_data(data).to_json()
   iterator = data.train()
   with (distributed.stoppable(),
         checkpoint.Checkpointer(workdir, keep=config.keep_checkpoints) as
@@ -99,7 +101,7 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
       checkpointer.save(step, state, iterator.get_state(),
                         dict(teacher=identity, vocabulary=vocabulary,
                              seconds=clock.seconds(), evaluated=evaluated,
-                             config=config))
+                             interface=interface, config=config))
 
     if not metadata['evaluated']:
       evaluate_on_split(first, state)

@@ -275,5 +275,6 @@ def _newest(field, path):
   if folder is None:
     raise checks.DataError(
         f'{field} must hold a checkpoint; got {str(path)!r}, which has none. '
-        'Give the workdir of a run that has saved one.')
+        'Give the workdir of a run that has saved one; weights from elsewhere '
+        'begin with npz:, hf: or gguf:.')
   return folder

@@ -1,0 +1,113 @@
+"""What a network takes and returns, kept with its weights."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Optional
+
+import numpy as np
+
+from haikd.core import base
+from haikd.core import checks
+from haikd.data import batches
+from haikd.data import pipeline
+from haikd.data.image import normalise
+
+_ALONE = ''  # The key of an input that comes without one.
+
+
+class Interface(NamedTuple):
+  """What a network was trained on.
+
+  Attributes:
+    inputs: `{key: (shape of one example, dtype)}`; the key '' is that of a
+      single input.
+    mask: the shape of one example's mask.
+    is_image: whether a single input is an image.
+    num_classes: V, or None.
+    class_names: V names, or None.
+  """
+
+  inputs: Mapping[str, tuple[tuple[int, ...], str]]
+  mask: tuple[int, ...]
+  is_image: bool
+  num_classes: Optional[int]
+  class_names: Optional[tuple[str, ...]]
+
+  def view(self, inputs: Any, mask: Optional[np.ndarray],
+           scale: normalise.Scale) -> base.View:
+    """Returns what the network gets for a batch of examples.
+
+    Args:
+      inputs: `[B, …]`, or a dict of such arrays, as a data set gives them.
+      mask: bool, `[B]` or `[B, N]`; None for all true.
+      scale: standardises images.
+
+    Raises:
+      DataError: other keys or dtypes, or another number of axes, than in
+        training.
+    """
+    given = dict(inputs) if isinstance(inputs, Mapping) else {_ALONE: inputs}
+    if set(given) != set(self.inputs):
+      raise checks.DataError(
+          f'inputs must be {_keys(self.inputs)}; got {_keys(given)}. Give what '
+          'the data set has in its examples.')
+    images = {'image', _ALONE} if self.is_image else {'image'}
+    arrays = {}
+    for key, value in given.items():
+      array = np.asarray(value)
+      if key in images:
+        array = scale(batches.to_float({'image': array})['image'])
+      arrays[key] = self._checked(key, batches.narrow(array))
+    size = len(next(iter(arrays.values())))
+    if mask is None:
+      # Positions may be fewer or more than in training.
+      longest = next(iter(arrays.values())).shape[1:]
+      mask = np.ones((size, *longest[:len(self.mask)]), bool)
+    only = arrays[_ALONE] if _ALONE in arrays else arrays
+    return base.View(only, np.asarray(mask, bool))
+
+  def to_json(self) -> dict[str, Any]:
+    """Returns it in types of JSON, for `from_json`."""
+    return self._asdict()
+
+  def _checked(self, key, array):
+    shape, dtype = self.inputs[key]
+    if array.ndim != len(shape) + 1 or array.dtype != dtype:
+      raise checks.DataError(
+          f'{key or "inputs"} must be [B, {", ".join(map(str, shape))}] of '
+          f'{dtype}, as in training; got {list(array.shape)} of {array.dtype}.')
+    return array
+
+
+def of_data(data: pipeline.Data, role: str = 'student') -> Interface:
+  """Returns what a network that is trained on data takes.
+
+  Args:
+    data: reads one example, unless one was read.
+    role: 'teacher' or 'student', whose inputs they are.
+  """
+  view = data.spec.view(role)
+  inputs = view.inputs if isinstance(view.inputs, dict) else {
+      _ALONE: view.inputs}
+  return Interface(
+      inputs={key: (x.shape[1:], str(x.dtype)) for key, x in inputs.items()},
+      mask=view.mask.shape[1:],
+      is_image=data.has_images,
+      num_classes=data.num_classes,
+      class_names=data.class_names)
+
+
+def from_json(saved: Mapping[str, Any]) -> Interface:
+  """Returns what `Interface.to_json` was called on."""
+  names = saved['class_names']
+  return Interface(**{
+      **saved,
+      'inputs': {key: (tuple(shape), dtype)
+                 for key, (shape, dtype) in saved['inputs'].items()},
+      'mask': tuple(saved['mask']),
+      'class_names': None if names is None else tuple(names)})
+
+
+def _keys(inputs):
+  if set(inputs) == {_ALONE}:
+    return 'one array'
+  return f'a dict of {", ".join(sorted(inputs))}'

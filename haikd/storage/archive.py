@@ -1,0 +1,164 @@
+"""The weights of a network in one file: a NumPy archive, `.npz`.
+
+A parameter `w` of the module `mlp/linear` is the array `mlp/linear/w`, and a
+state `average` of the module `norm/mean` is `state:norm/mean/average`.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import json
+import os
+import pathlib
+from typing import Any, Optional
+import zipfile
+
+import jax
+import numpy as np
+
+from haikd.core import base
+from haikd.core import checks
+from haikd.storage import files
+from haikd.storage import leaves as leaves_lib
+
+PREFIX = 'npz:'  # Of an `init` that names an archive.
+_STATE = 'state:'
+
+
+def is_archive(init: Optional[str]) -> bool:
+  """Returns whether an `init` names an archive."""
+  return str(init or '').startswith(PREFIX)
+
+
+def exists(init: str) -> bool:
+  """Returns whether the archive that an `init` names is there."""
+  return os.path.isfile(_path(init))
+
+
+def save_network(path: files.Path, params: base.ArrayTree,
+                 state: Optional[base.ArrayTree] = None) -> None:
+  """Writes the weights of a network as a NumPy archive.
+
+  `config.teacher.init = 'npz:<path>'`, or that of the student, reads it.
+
+  Args:
+    path: the file to write; a name that does not end in `.npz` gets that end.
+    params: Haiku parameters, `{module: {name: array}}`.
+    state: Haiku state, likewise; None for none.
+
+  Raises:
+    ValueError: a tree of another form.
+  """
+  columns = {**_named(params, 'params', ''),
+             **_named(state or {}, 'state', _STATE)}
+  path = pathlib.Path(path)
+  if path.suffix != '.npz':
+    path = path.with_name(f'{path.name}.npz')
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(f'{path.name}.part')
+  with open(partial, 'wb') as file:
+    np.savez(file, allow_pickle=False, **columns)
+  os.replace(partial, path)
+
+
+def check(field: str, init: str, expected: base.Variables) -> None:
+  """Refuses an archive that is not of a network.
+
+  Args:
+    field: as for `load`.
+    init: as for `load`.
+    expected: as for `load`.
+
+  Raises:
+    DataError: as `load`.
+  """
+  with _opened(field, init) as archive:
+    _check_same(field, archive, expected)
+
+
+def load(field: str, init: str, expected: base.Variables) -> base.Variables:
+  """Reads weights into a given network.
+
+  Args:
+    field: the config field that names the archive, for messages.
+    init: 'npz:' and the path.
+    expected: the network's parameters and state as `jax.ShapeDtypeStruct`s with
+      the dtypes and shardings to load them with.
+
+  Returns:
+    Parameters and state.
+
+  Raises:
+    DataError: the archive is missing or damaged, or is of another network; what
+      is missing, surplus or of another shape is listed.
+  """
+  with _opened(field, init) as archive:
+    _check_same(field, archive, expected)
+    arrays = [
+        jax.device_put(archive['/'.join(json.loads(key))].astype(leaf.dtype),
+                       leaf.sharding)
+        for key, leaf in _leaves(expected).items()]
+  return jax.tree.unflatten(jax.tree.structure(expected), arrays)
+
+
+def _named(tree: Any, title: str, prefix: str) -> dict[str, np.ndarray]:
+  """Returns the arrays of Haiku's two levels by their names in an archive."""
+  columns = {}
+  for module, variables in tree.items():
+    if not hasattr(variables, 'items'):
+      raise ValueError(
+          f'{title} must be {{module: {{name: array}}}}, as Haiku has it; got '
+          f'{type(variables).__name__} under {module!r}. Name a module above '
+          'the arrays.')
+    for name, value in variables.items():
+      columns[f'{prefix}{module}/{name}'] = np.asarray(value)
+  return columns
+
+
+def _leaves(expected: base.Variables) -> leaves_lib.Leaves:
+  """Returns the leaves by name, as `leaves.flatten`, in the tree's order."""
+  named = {}
+  for prefix, tree in (('', expected.params), (_STATE, expected.state)):
+    for key, leaf in leaves_lib.flatten(tree).items():
+      module, name = json.loads(key)
+      named[json.dumps([f'{prefix}{module}', name])] = leaf
+  return named
+
+
+def _path(init):
+  return os.path.expanduser(init.removeprefix(PREFIX))
+
+
+@contextlib.contextmanager
+def _opened(field: str, init: str) -> Iterator[Any]:
+  """Opens an archive; errors of reading it name the field."""
+  if not exists(init):
+    raise checks.DataError(
+        f'{field} must name a file that haikd.save_network has written; got '
+        f'{init!r}, which is no file.')
+  try:
+    with np.load(_path(init), allow_pickle=False) as archive:
+      yield archive
+  except checks.DataError:
+    raise
+  # NumPy raises these; an array that is no archive is no context manager.
+  except (OSError, ValueError, TypeError, AttributeError, EOFError,
+          zipfile.BadZipFile) as err:
+    raise checks.DataError(
+        f'{field} must be an archive of numbers, without pickles; got {init!r} '
+        f'({checks.one_line(err)}). Write it with haikd.save_network.') from err
+
+
+def _check_same(field, archive, expected):
+  """Raises DataError for names or shapes that differ, whatever the dtypes."""
+  saved = {}
+  for name in archive.files:
+    module, _, last = name.rpartition('/')
+    saved[json.dumps([module, last])] = _without_dtype(archive[name])
+  leaves_lib.check_same(
+      f'{field} must hold the parameters of this network',
+      {key: _without_dtype(leaf) for key, leaf in _leaves(expected).items()},
+      saved, 'Choose the model and the options that they were trained with')
+
+
+def _without_dtype(leaf):
+  return jax.ShapeDtypeStruct(leaf.shape, np.float32)
