@@ -88,7 +88,7 @@ class _Chats(NamedTuple):
     is_learned = np.zeros(len(whole.ids), bool)
     for begin, end in row.spans:
       first = whole.first_beyond(begin)
-      stop = self._stop(row.text, whole, first, end)
+      stop = self._stop(whole, first, end)
       if stop is None:
         raise checks.DataError(
             f'{place} must have a token that ends each answer, or the student '
@@ -96,7 +96,7 @@ class _Chats(NamedTuple):
             f'{_shown(row)}. Use a chat template that writes one, such as '
             f'{{{{ eos_token }}}}, or name its token in {_OPTIONS}.eos.')
       is_learned[first:stop + 1] = True
-      counts[_CROSSING] += whole.span(first)[0] < begin
+      counts[_CROSSING] += whole.begins_before(first, begin)
       counts[_EMPTY] += first == stop
       counts[_OTHER_STOP] += bool(whole.ids[stop] != self.end)
     counts['tokens'] += len(whole.ids)
@@ -108,13 +108,12 @@ class _Chats(NamedTuple):
         whole.ids[:self.length], is_learned[:self.length], self.length,
         pad=self.pad, padding=self.padding)
 
-  def _stop(self, text: str, whole: learned.Spans, first: int,
+  def _stop(self, whole: learned.Spans, first: int,
             end: int) -> Optional[int]:
     """Returns the token that ends an answer; only blanks may follow it.
 
     Args:
-      text: the chat.
-      whole: its tokens.
+      whole: the chat.
       first: the first token of the answer.
       end: the index of the character after the answer.
 
@@ -126,7 +125,7 @@ class _Chats(NamedTuple):
     if not len(stops):
       return None
     stop = first + int(stops[-1])
-    return None if text[whole.span(stop)[1]:end].strip() else stop
+    return None if whole.after(stop, end).strip() else stop
 
   def _notices(self) -> dict[str, str]:
     eos = self.tokenizer.token_of(self.end)

@@ -91,7 +91,7 @@ class _Completions(NamedTuple):
     ids, frame = whole.ids, self.frame
     start = whole.first_beyond(boundary)
     counts[_CROSSING] += (
-        start < len(ids) and whole.span(start)[0] < boundary)
+        start < len(ids) and whole.begins_before(start, boundary))
     counts[_EMPTY] += start == len(ids)
     frame.count_held(ids, counts)
     # A token that begins texts is not learned, even without a prompt.
