@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+import functools
 import hashlib
 from typing import Any, NamedTuple, Optional
 
@@ -59,28 +60,35 @@ class _Chats(NamedTuple):
 
   def _rows(self, batches: shards.Batches,
             counts: Counter) -> Iterator[np.ndarray]:
-    rendered = self._render(batches, counts)
-    for encoded in overlap.one_ahead(self._encode, rendered):
-      for (row, place), whole in encoded:
-        yield from self._row(row, whole, place, counts)
-
-  def _render(self, batches: shards.Batches,
-              counts: Counter) -> Iterator[list[_Rendered]]:
     with chat_process.start(self.template, self.variables) as process:
-      for batch in batches:
-        rendered = []
-        for record in batch:
-          chat = messages_lib.read(record, self.fields)
-          rows, is_dated = process.render(chat)
-          rendered += [(row, chat.place) for row in rows]
-          counts[_APART] += len(rows) > 1
-          counts[_DATED] += is_dated
-        yield rendered
+      # One thread waits for the process, another tokenises.
+      rendered = overlap.one_ahead(
+          functools.partial(self._render, process), batches)
+      for encoded, statistics in overlap.one_ahead(self._encode, rendered):
+        counts.update(statistics)
+        for (row, place), whole in encoded:
+          yield from self._row(row, whole, place, counts)
+
+  def _render(self, process: chat_process.ChatProcess,
+              batch: list[text_files.Record]
+              ) -> tuple[list[_Rendered], Counter]:
+    """Returns chats as rows of text, and statistics of them."""
+    rendered: list[_Rendered] = []
+    counts: Counter = Counter()
+    for record in batch:
+      chat = messages_lib.read(record, self.fields)
+      rows, is_dated = process.render(chat)
+      rendered += [(row, chat.place) for row in rows]
+      counts[_APART] += len(rows) > 1
+      counts[_DATED] += is_dated
+    return rendered, counts
 
   def _encode(
-      self, rendered: list[_Rendered]) -> list[tuple[_Rendered, learned.Spans]]:
+      self, batch: tuple[list[_Rendered], Counter]
+  ) -> tuple[list[tuple[_Rendered, learned.Spans]], Counter]:
+    rendered, counts = batch
     spans = learned.spans_of(self.tokenizer, [row.text for row, _ in rendered])
-    return list(zip(rendered, spans))
+    return list(zip(rendered, spans)), counts
 
   def _row(self, row: render_chats.Row, whole: learned.Spans, place: str,
            counts: Counter) -> Iterator[np.ndarray]:
