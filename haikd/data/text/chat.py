@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+import functools
 import hashlib
 from typing import Any, NamedTuple, Optional
 
@@ -59,28 +60,35 @@ class _Chats(NamedTuple):
 
   def _rows(self, batches: shards.Batches,
             counts: Counter) -> Iterator[np.ndarray]:
-    rendered = self._render(batches, counts)
-    for encoded in overlap.one_ahead(self._encode, rendered):
-      for (row, place), whole in encoded:
-        yield from self._row(row, whole, place, counts)
-
-  def _render(self, batches: shards.Batches,
-              counts: Counter) -> Iterator[list[_Rendered]]:
     with chat_process.start(self.template, self.variables) as process:
-      for batch in batches:
-        rendered = []
-        for record in batch:
-          chat = messages_lib.read(record, self.fields)
-          rows, is_dated = process.render(chat)
-          rendered += [(row, chat.place) for row in rows]
-          counts[_APART] += len(rows) > 1
-          counts[_DATED] += is_dated
-        yield rendered
+      # One thread waits for the process, another tokenises.
+      rendered = overlap.one_ahead(
+          functools.partial(self._render, process), batches)
+      for encoded, statistics in overlap.one_ahead(self._encode, rendered):
+        counts.update(statistics)
+        for (row, place), whole in encoded:
+          yield from self._row(row, whole, place, counts)
+
+  def _render(self, process: chat_process.ChatProcess,
+              batch: list[text_files.Record]
+              ) -> tuple[list[_Rendered], Counter]:
+    """Returns chats as rows of text, and statistics of them."""
+    rendered: list[_Rendered] = []
+    counts: Counter = Counter()
+    for record in batch:
+      chat = messages_lib.read(record, self.fields)
+      rows, is_dated = process.render(chat)
+      rendered += [(row, chat.place) for row in rows]
+      counts[_APART] += len(rows) > 1
+      counts[_DATED] += is_dated
+    return rendered, counts
 
   def _encode(
-      self, rendered: list[_Rendered]) -> list[tuple[_Rendered, learned.Spans]]:
+      self, batch: tuple[list[_Rendered], Counter]
+  ) -> tuple[list[tuple[_Rendered, learned.Spans]], Counter]:
+    rendered, counts = batch
     spans = learned.spans_of(self.tokenizer, [row.text for row, _ in rendered])
-    return list(zip(rendered, spans))
+    return list(zip(rendered, spans)), counts
 
   def _row(self, row: render_chats.Row, whole: learned.Spans, place: str,
            counts: Counter) -> Iterator[np.ndarray]:
@@ -88,7 +96,7 @@ class _Chats(NamedTuple):
     is_learned = np.zeros(len(whole.ids), bool)
     for begin, end in row.spans:
       first = whole.first_beyond(begin)
-      stop = self._stop(row.text, whole, first, end)
+      stop = self._stop(whole, first, end)
       if stop is None:
         raise checks.DataError(
             f'{place} must have a token that ends each answer, or the student '
@@ -96,7 +104,7 @@ class _Chats(NamedTuple):
             f'{_shown(row)}. Use a chat template that writes one, such as '
             f'{{{{ eos_token }}}}, or name its token in {_OPTIONS}.eos.')
       is_learned[first:stop + 1] = True
-      counts[_CROSSING] += whole.span(first)[0] < begin
+      counts[_CROSSING] += whole.begins_before(first, begin)
       counts[_EMPTY] += first == stop
       counts[_OTHER_STOP] += bool(whole.ids[stop] != self.end)
     counts['tokens'] += len(whole.ids)
@@ -108,13 +116,12 @@ class _Chats(NamedTuple):
         whole.ids[:self.length], is_learned[:self.length], self.length,
         pad=self.pad, padding=self.padding)
 
-  def _stop(self, text: str, whole: learned.Spans, first: int,
+  def _stop(self, whole: learned.Spans, first: int,
             end: int) -> Optional[int]:
     """Returns the token that ends an answer; only blanks may follow it.
 
     Args:
-      text: the chat.
-      whole: its tokens.
+      whole: the chat.
       first: the first token of the answer.
       end: the index of the character after the answer.
 
@@ -126,7 +133,7 @@ class _Chats(NamedTuple):
     if not len(stops):
       return None
     stop = first + int(stops[-1])
-    return None if text[whole.span(stop)[1]:end].strip() else stop
+    return None if whole.after(stop, end).strip() else stop
 
   def _notices(self) -> dict[str, str]:
     eos = self.tokenizer.token_of(self.end)

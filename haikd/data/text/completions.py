@@ -19,7 +19,11 @@ from haikd.data.text import text_prepared
 from haikd.data.text import text_tokenizers
 from haikd.data.text import tokenizer as tokenizer_lib
 
-_CUT, _CROSSING, _EMPTY = 'cut', 'crossing', 'empty'  # Statistics.
+# Statistics.
+_CUT, _CROSSING, _EMPTY, _UNREAD = 'cut', 'crossing', 'empty', 'unread'
+
+# As Alpaca has prompts: the second field may be empty.
+_INSTRUCTION, _INPUT = 'instruction', 'input'
 
 
 class _Completions(NamedTuple):
@@ -46,6 +50,9 @@ class _Completions(NamedTuple):
             'prompts end within a token, which is learned with the completion. '
             'Move blanks from the end of prompts to the beginning of '
             'completions.',
+            _UNREAD:
+            f'prompts go on in the field {_INPUT!r}, which is not read. Join '
+            f'it with {_INSTRUCTION!r} to one field.',
             _EMPTY:
             'completions are empty: all that is learned is to stop.',
             _CUT:
@@ -55,14 +62,18 @@ class _Completions(NamedTuple):
 
   def _rows(self, batches: shards.Batches,
             counts: Counter) -> Iterator[np.ndarray]:
-    for encoded in overlap.one_ahead(self._encode, map(self._read, batches)):
+    pairs = (self._read(batch, counts) for batch in batches)
+    for encoded in overlap.one_ahead(self._encode, pairs):
       for boundary, whole in encoded:
         yield self._row(boundary, whole, counts)
 
-  def _read(self, batch: list[text_files.Record]) -> list[tuple[str, str]]:
+  def _read(self, batch: list[text_files.Record],
+            counts: Counter) -> list[tuple[str, str]]:
     """Returns each prompt with its completion."""
     for record in batch:
       self._refuse_messages(record)
+      counts[_UNREAD] += (self.prompt == _INSTRUCTION and
+                          bool(record.values.get(_INPUT)))
     return list(zip(text_files.texts_of(batch, self.prompt),
                     text_files.texts_of(batch, self.completion)))
 
@@ -91,7 +102,7 @@ class _Completions(NamedTuple):
     ids, frame = whole.ids, self.frame
     start = whole.first_beyond(boundary)
     counts[_CROSSING] += (
-        start < len(ids) and whole.span(start)[0] < boundary)
+        start < len(ids) and whole.begins_before(start, boundary))
     counts[_EMPTY] += start == len(ids)
     frame.count_held(ids, counts)
     # A token that begins texts is not learned, even without a prompt.
@@ -174,8 +185,11 @@ def completions(split: str,
   """
   packing.check_options(length, padding)
   choice = framing.Choice(eos, bos, pad, add_special_tokens)
+  columns = (prompt, completion)
+  groups = ((*columns, _INPUT), columns) if prompt == _INSTRUCTION else (
+      columns,)
   location = text_files.Location(source_dir, data_dir, tfds, 'file', prompt,
-                                 ((prompt, completion),))
+                                 groups)
 
   def make_format(
       loaded: tokenizer_lib.Tokenizer,

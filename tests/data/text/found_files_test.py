@@ -171,6 +171,11 @@ FINDS = {
         instruction='Hi', input='there', output='Yes'))},
                    "prompt='instruction' and completion='output'. Join "
                    "'instruction' and 'input'", data='completions'),
+    'Alpaca without its input': Find(
+        {'train.parquet': table(instruction=AB, input=['', 'x'], output=AB)},
+        ['aa', 'bb'], "1 prompts go on in the field 'input', which is not read",
+        data='completions',
+        options=dict(prompt='instruction', completion='output')),
     'prompt and response': Find(
         {'train.jsonl': lines(dict(prompt='Hi', response=' Yes'))},
         "config.data.options.prompt='prompt' and completion='response'",
