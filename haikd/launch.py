@@ -7,6 +7,8 @@
   python -m haikd.launch --config=configs/x.py --mode=plan --topology=v5e:16x16
   python -m haikd.launch --config=configs/x.py --mode=export --format=hf
 
+`python -m haikd` and `haikd` are the same.
+
 A config file has a function `get_config()` that starts from
 `haikd.config.base()`, which documents every field. Any field can be overridden
 with `--config.some.field=value`. An override may also add a key to an open
@@ -24,13 +26,14 @@ another folder; if it is empty, nothing is cached.
 Exit codes: 0 done; 1 a bug, or an unforeseen error in your own code; 2 wrong
 config, flag or plugin; 3 unusable data, checkpoint or file; 4 training
 diverged; 5 the planned step does not fit; 6 another process of the run has
-failed, is dead or hangs; 130 interrupted; 143 stopped by SIGTERM and saved, so
-that a new start resumes the run.
+failed, is dead or hangs; 130 interrupted; 141 nobody reads the output any more;
+143 stopped by SIGTERM and saved, so that a new start resumes the run.
 """
 
 import logging
 import os
 import pathlib
+import signal
 import sys
 import traceback
 from typing import Optional
@@ -76,6 +79,7 @@ def main(argv: Optional[list[str]] = None) -> int:
     if values.mode != 'plan':
       distributed.initialize(values.coordinator, values.num_processes,
                              values.process_id)
+      _check_devices()
     config = config_file.load(values.config)
     config_file.override(config, overrides, known=tuple(values))
     _quiet()
@@ -86,6 +90,9 @@ def main(argv: Optional[list[str]] = None) -> int:
       _run(config, values)
     distributed.finish()
     return 0
+  except BrokenPipeError:  # Whoever reads the output has seen enough.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
   except checks.StoppedError as err:
     distributed.finish()  # All processes stop at the same step.
     print(f'haikd{distributed.label()}: {err}', file=sys.stderr)
@@ -219,6 +226,18 @@ def _check_mode(values):
     raise checks.ConfigError(
         '--output must be left out unless --mode=export; got '
         f'--mode={values.mode}. A run writes to its --workdir.')
+
+
+def _check_devices():
+  """Refuses a platform that this machine does not have."""
+  try:
+    jax.devices()
+  except Exception as err:  # JAX raises several types.
+    platforms = os.environ.get('JAX_PLATFORMS', '')
+    raise checks.ConfigError(
+        f'JAX_PLATFORMS must name a platform that JAX finds here; got '
+        f'{platforms!r} ({checks.describe(err)}). Unset it, or install JAX for '
+        'that platform.') from err
 
 
 def _wants_debug(values, argv):

@@ -58,8 +58,16 @@ def test_python_that_is_shown_runs_and_makes_a_valid_config(
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'tokens').mkdir()
   config = config_lib.base()
-  names = dict(haikd=haikd, hk=hk, jax=jax, numpy=numpy, config=config,
-               ids=numpy.arange(10))
+  x, animals = numpy.eye(100, 4), numpy.array(['cat', 'dog'] * 50)
+  names = dict(
+      haikd=haikd, hk=hk, jax=jax, numpy=numpy, config=config,
+      ids=numpy.arange(10), x=x, animals=animals, state={},
+      params=dict(linear=dict(w=x)),
+      data=haikd.data.from_arrays(**dict.fromkeys(
+          ('train', 'validation', 'test'), dict(x=x, label=animals))))
+  if 'haikd.train(' in text:
+    config.steps = config.teacher.train.steps = 2
+    config.batch_size = 20
   with contextlib.ExitStack() as stack:
     for known in (registry.models, registry.aligners):
       stack.enter_context(known.temporary())

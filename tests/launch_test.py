@@ -1,6 +1,7 @@
 """The command line, from a config file to the table of results."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -333,3 +334,18 @@ def test_module_runs_as_a_program_and_prints_no_warnings(tiny, tmp_path):
   assert done.returncode == 0, done.stderr
   assert done.stderr == ''
   assert (tmp_path / 'runs/tiny-smoke/result.json').exists()
+
+
+def test_package_is_a_program_whose_reader_may_go(tmp_path):
+  """`python -m haikd` says in one line that JAX finds no such platform."""
+  for command, code, says in (
+      (['--config=x.py'], 2, 'haikd: JAX_PLATFORMS must name a platform'),
+      (['--help'], 128 + 13, '')):
+    with subprocess.Popen(
+        [sys.executable, '-m', 'haikd', *command], cwd=tmp_path, text=True,
+        env={**os.environ, 'JAX_PLATFORMS': 'cuda', 'PYTHONUNBUFFERED': '1'},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+      process.stdout.close()
+      err = process.stderr.read()
+    assert process.returncode == code, err
+    assert err.startswith(says) and err.count('\n') == bool(says)
