@@ -67,7 +67,7 @@ def test_python_that_is_shown_runs_and_makes_a_valid_config(
           ('train', 'validation', 'test'), dict(x=x, label=animals))))
   if 'haikd.train(' in text:
     config.steps = config.teacher.train.steps = 2
-    config.batch_size = 20
+    config.batch_size = 40
   with contextlib.ExitStack() as stack:
     for known in (registry.models, registry.aligners):
       stack.enter_context(known.temporary())

@@ -21,6 +21,7 @@ FLOORS = (
     ('run',),
     ('plan', 'bench'),
     ('launch', 'library'),
+    ('__main__',),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
