@@ -300,6 +300,13 @@ def write_fashion(folder, *, train, test):
           header + array.astype(np.uint8).tobytes())
 
 
+# What takes seconds to compile or run is made smaller.
+SMALLER = dict(
+    digits_plugin=('teacher.options.depth=1', 'student.options.depth=1'),
+    fashion_convnet_from_resnet=('teacher.options.channels=(4, 8, 8)',
+                                 'teacher.options.stem=4'))
+
+
 # published_sizes_test.py and fetched_data_test.py run the configs that need a
 # trained teacher or downloaded data.
 @pytest.mark.parametrize('name', sorted(
@@ -307,7 +314,8 @@ def write_fashion(folder, *, train, test):
     if not p.stem.startswith(('c4_', 'imagenet_', 'sentences_', 'austen_'))))
 def test_smoke_variant_of_config_runs(fresh, name, tmp_path, capsys):
   argv = ['launch', f'--config={CONFIGS / name}.py:smoke',
-          f'--workdir={tmp_path / "run"}']
+          f'--workdir={tmp_path / "run"}',
+          *(f'--config.{flag}' for flag in SMALLER.get(name, ()))]
   if name.startswith('fashion'):  # A tenth is held out; :smoke uses 64 of it.
     write_fashion(tmp_path, train=640, test=64)
     argv += [f'--config.data.source_dir={tmp_path}',

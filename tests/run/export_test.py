@@ -177,21 +177,27 @@ def test_evaluation_has_the_student_at_its_start_too(run):
       assert evaluated[name][metric] == pytest.approx(row[metric], rel=1e-6)
 
 
-@pytest.mark.parametrize('do', (export_lib.export, job.evaluate, job.train))
-def test_a_student_of_other_tokens_is_refused(folder, tmp_path, do):
-  """Pruning to other texts leaves as many words, but different ones."""
+@pytest.fixture(scope='module')
+def renamed(folder, tmp_path_factory):
+  """A run with a pruned vocabulary, whose texts got other words since."""
+  path = tmp_path_factory.mktemp('renamed')
   for split in ('train', 'validation', 'test'):
-    shutil.copy(folder / f'{split}.jsonl', tmp_path)
+    shutil.copy(folder / f'{split}.jsonl', path)
   config = make_config(folder, prune=True)
   config.baseline = False
-  config.data.source_dir = str(tmp_path)
-  job.train(config, tmp_path / 'run')
-  texts = (tmp_path / 'train.jsonl').read_text()
-  (tmp_path / 'train.jsonl').write_text(
+  config.data.source_dir = str(path)
+  job.train(config, path / 'run')
+  texts = (path / 'train.jsonl').read_text()
+  (path / 'train.jsonl').write_text(
       re.sub(r'w(\d+)', lambda match: f'w{int(match[1]) + 9}', texts))
-  config.steps = 2
+  return config, path / 'run'
+
+
+@pytest.mark.parametrize('do', (export_lib.export, job.evaluate, job.train))
+def test_a_student_of_other_tokens_is_refused(renamed, do):
+  """Pruning to other texts leaves as many words, but different ones."""
   with pytest.raises(checks.DataError, match="^the data's tokenizer must be"):
-    do(config, tmp_path / 'run')
+    do(*renamed)
 
 
 def test_a_score_that_is_not_finite_is_in_the_card(run, tmp_path, monkeypatch):
