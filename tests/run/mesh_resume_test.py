@@ -8,7 +8,7 @@ from haikd import config as config_lib
 from haikd.run import job
 from haikd.storage import checkpoint
 
-VIT = dict(patch_size=2, width=16, depth=2, heads=2, mlp_ratio=2.0)
+VIT = dict(patch_size=2, width=16, depth=1, heads=2, mlp_ratio=2.0)
 
 
 def make_config(**mesh):
