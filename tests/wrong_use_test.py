@@ -177,14 +177,20 @@ def test_config_must_be_given(capsys, argv, match):
     ('import haikd\nhaikd.no_such_name\n', 'AttributeError: '),
     ('import no_such_package\n', 'ModuleNotFoundError: '),
     ('1 / 0\n', 'ZeroDivisionError: division by zero'),
-    ('import haikd\n\n@haikd.register_loss(on="logits")\n'
-     'def loss(x, y, *, mask):\n  pass\n', 'got loss(x, y, *, mask) of my_'),
 ))
 def test_broken_plugin_is_named_with_its_reason(run, tmp_path, text, reason):
   (tmp_path / 'my_broken.py').write_text(text)
   outcome = run('--config.plugins=my_broken')
   assert_refused(outcome, 2, "got 'my_broken' (")
   assert reason in outcome[2] and 'Fix that module' in outcome[2]
+
+
+def test_registration_that_is_refused_is_named_with_its_module(run, tmp_path):
+  (tmp_path / 'my_broken.py').write_text(
+      'import haikd\n\n@haikd.register_loss(on="logits")\n'
+      'def loss(x, y, *, mask):\n  pass\n')
+  assert_refused(run('--config.plugins=my_broken'), 2,
+                 'got loss(x, y, *, mask) of my_broken. Write')
 
 
 def test_workdir_of_another_config_is_refused(run, tmp_path):
