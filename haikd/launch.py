@@ -56,6 +56,7 @@ from haikd.storage import paths
 # Errors that a user can fix, each with an exit code of its own.
 _FORESEEN = (checks.ConfigError, checks.DataError, checks.DivergedError,
              checks.DoesNotFitError, checks.LostProcessError)
+_BROKEN_PIPE = 128 + signal.SIGPIPE
 _MODES = ('train', 'eval', 'plan', 'export')
 
 
@@ -90,14 +91,17 @@ def main(argv: Optional[list[str]] = None) -> int:
       _run(config, values)
     distributed.finish()
     return 0
-  except BrokenPipeError:  # Whoever reads the output has seen enough.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 128 + signal.SIGPIPE
   except checks.StoppedError as err:
     distributed.finish()  # All processes stop at the same step.
     print(f'haikd{distributed.label()}: {err}', file=sys.stderr)
     return err.exit_code
-  except (Exception, KeyboardInterrupt) as err:
+  except (Exception, KeyboardInterrupt, SystemExit) as err:
+    if _nobody_reads(err):  # They have seen enough.
+      if distributed.is_many():
+        distributed.leave(_BROKEN_PIPE, err)
+      return _BROKEN_PIPE
+    if isinstance(err, SystemExit):
+      raise
     # An unforeseen error is printed as one line, too.
     debug = _wants_debug(values, argv)
     if debug:
@@ -124,6 +128,21 @@ def _run(config, values):
     seeds_lib.train(config, workdir, values.seeds)
   else:
     job.train(config, workdir)
+
+
+def _nobody_reads(err):
+  """Returns whether an error says that standard output is closed."""
+  if isinstance(err, SystemExit):  # rich turns the error into this.
+    return isinstance(err.__context__, BrokenPipeError)
+  if not isinstance(err, BrokenPipeError):
+    return False
+  try:
+    sys.stdout.flush()
+  except BrokenPipeError:
+    # What is left in the buffer must not raise once more at the end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
+  return False
 
 
 def _line(err):
@@ -233,7 +252,11 @@ def _check_devices():
   try:
     jax.devices()
   except Exception as err:  # JAX raises several types.
-    platforms = os.environ.get('JAX_PLATFORMS', '')
+    platforms = os.environ.get('JAX_PLATFORMS')
+    if not platforms:
+      raise checks.ConfigError(
+          f'JAX must find its devices; got {checks.describe(err)}. See that no '
+          'other process holds them, or set JAX_PLATFORMS=cpu.') from err
     raise checks.ConfigError(
         f'JAX_PLATFORMS must name a platform that JAX finds here; got '
         f'{platforms!r} ({checks.describe(err)}). Unset it, or install JAX for '

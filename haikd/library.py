@@ -1,6 +1,7 @@
 """haikd as a library: what the command line does, as functions.
 
-They use no flags and end no process: whatever cannot be right raises
+They use no flags and end no process. What is decided for the caller is logged,
+level INFO of the logger `haikd`; whatever cannot be right raises
 `haikd.core.checks.ConfigError` (a ValueError) or `DataError`, with the message
 that the command line prints.
 """
@@ -10,7 +11,7 @@ import contextlib
 from typing import Any, Optional
 
 from haikd import config as config_lib
-from haikd.core import notes
+from haikd.core import checks
 from haikd.core import plugins
 from haikd.core import registry
 from haikd.run import job
@@ -43,6 +44,7 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path,
     ConfigError: the config cannot work; raised before anything is trained.
     DataError: data, a checkpoint or a file cannot be used.
     DivergedError: a loss is not finite.
+    StoppedError: SIGTERM has come, and training was saved.
   """
   with _prepared(config, data) as prepared:
     return job.train(prepared, workdir)
@@ -94,8 +96,12 @@ def _prepared(config: config_lib.ConfigDict, data: Optional[Callable]
   """Yields a checked copy of a config; data given is registered meanwhile."""
   config = config.copy_and_resolve_references()
   with contextlib.ExitStack() as stack:
-    stack.enter_context(notes.printed())
     if data is not None:
+      if config.data.mixture or _GIVEN in registry.datasets.names():
+        raise checks.ConfigError(
+            'data must be None with config.data.mixture, and in a second run '
+            'beside one that has data; got both. Register the data sets under '
+            'names of their own with haikd.register_dataset.')
       stack.enter_context(registry.datasets.holding(
           _GIVEN, registry.DatasetEntry(data, None, None, data.__module__)))
       config.data.name = _GIVEN

@@ -5,6 +5,7 @@ import runpy
 
 import haiku as hk
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -86,6 +87,28 @@ def test_a_loaded_network_scales_images_as_in_training(tmp_path):
   assert np.mean(hits) == pytest.approx(results['student']['accuracy'])
 
 
+def test_a_loaded_network_resizes_images_as_in_evaluation(tmp_path):
+  def large(split):
+    rng = np.random.default_rng(len(split))
+    return dict(image=rng.integers(0, 256, (16, 9, 7, 1), np.uint8),
+                label=rng.integers(0, 3, 16))
+
+  results = haikd.train(small_config(**{'data.image_size': 4}), tmp_path,
+                        data=data_of(large))
+  predicted = np.argmax(haikd.load(tmp_path).apply(large('test')['image']), -1)
+  assert np.mean(predicted == large('test')['label']) == pytest.approx(
+      results['student']['accuracy'])
+
+
+def test_a_tap_that_no_loss_used_does_not_stop_apply(tmp_path):
+  config = small_config(**{'student.taps': dict(other='no_such_module')})
+  haikd.train(config, tmp_path, data=data_of())
+  student = haikd.load(tmp_path)
+  assert student.apply(images('test')['image']).shape == (16, 3)
+  with pytest.raises(checks.ConfigError, match="got 'no_such_module'"):
+    student.features(images('test')['image'])
+
+
 def test_inputs_other_than_in_training_are_refused(tmp_path):
   haikd.train(small_config(), tmp_path, data=data_of())
   student = haikd.load(tmp_path)
@@ -118,7 +141,11 @@ def test_given_data_and_config_stay_the_callers(tmp_path):
 @pytest.mark.parametrize('label, num_classes', (
     ([0, 2], 3), ([True, False], 2), (['b', 'a'], 2),
     ([[0.5, 0.5], [0.1, 0.9]], 2), ([[1.0, 1.0], [0.0, 0.0]], 2),
-    ([0.5, 2.0], None), ([[0.5, 2.0], [1.0, 1.0]], None), ([[1.0], [0.0]], None)
+    ([0.5, 2.0], None), ([[0.5, 2.0], [1.0, 1.0]], None),
+    ([[1.0], [0.0]], None), ([-100, -100], None), ([-100, 4], 5),
+    (np.array(['b', 'a'], object), 2), (np.array(['b', 'ä']).astype(object), 2),
+    ([b'x', b'y'], 2), (np.array([[True, False, True], [False] * 3]), 3),
+    ([[0.5005, 0.5005], [0.1, 0.9]], 2),
 ))
 def test_classes_follow_from_labels(label, num_classes):
   made = data_lib.from_arrays(train=dict(x=[1, 2], label=label))('train')
@@ -131,6 +158,29 @@ def test_names_of_classes_are_numbered_over_all_splits():
   assert made('train').columns['label'].tolist() == [2, 0]
   assert made('test').columns['label'].tolist() == [1]
   assert made('test').class_names == ('cat', 'dog', 'eel')
+
+
+def test_integers_may_be_numbers_to_predict(tmp_path):
+  made = data_of(lambda split: dict(
+      image=images(split)['image'], label=np.arange(16)))
+  results = haikd.train(small_config(
+      task='regression', **{'student.options': dict(hidden=(4,), num_classes=1),
+                            'teacher.options': dict(num_classes=1)}),
+                        tmp_path, data=made)
+  assert results['student']['mse'] > 0
+
+
+def test_names_in_one_split_alone_are_refused():
+  with pytest.raises(checks.DataError, match='in all splits or in none'):
+    data_lib.from_arrays(train=dict(x=[1], label=['a']),
+                         test=dict(x=[1], label=[0]))
+
+
+def test_data_beside_a_mixture_is_refused(tmp_path):
+  config = small_config()
+  config.data.mixture = dict(a=1.0)
+  with pytest.raises(checks.ConfigError, match='data must be None with'):
+    haikd.train(config, tmp_path, data=data_of())
 
 
 def test_arrays_without_a_split_are_refused():
@@ -191,6 +241,23 @@ class TestArchive:
       np.savez(path, **{'a/~/b/w': np.array([dict()])})
     with pytest.raises(checks.DataError, match=match):
       archive.check('init', f'npz:{path}', self.expected())
+
+  def test_bfloat16_is_written_as_float32(self, tmp_path):
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), self.PARAMS)
+    haikd.save_network(tmp_path / 'x.npz', params, self.STATE)
+    read = archive.load('init', f'npz:{tmp_path}/x.npz', self.expected())
+    assert read.params['a/~/b']['w'].dtype == jnp.float32
+
+  def test_arrays_of_no_numbers_are_refused(self, tmp_path):
+    np.savez(tmp_path / 'x.npz', **{
+        'a/~/b/w': np.zeros((2, 3), 'V2'), 'a/~/b/b': np.zeros(3),
+        'state:a/mean': np.zeros(3)})
+    with pytest.raises(checks.DataError, match='a/~/b/w holds'):
+      archive.check('init', f'npz:{tmp_path}/x.npz', self.expected())
+
+  def test_a_bucket_is_refused(self):
+    with pytest.raises(ValueError, match='path must be local'):
+      haikd.save_network('gs://bucket/x.npz', self.PARAMS)
 
   def test_trees_of_another_form_are_refused(self, tmp_path):
     with pytest.raises(ValueError, match='as Haiku has it; got ndarray'):

@@ -159,15 +159,20 @@ class Registry(Generic[Entry]):
 
   @contextlib.contextmanager
   def holding(self, name: str, entry: Entry) -> Iterator[None]:
-    """Has an entry under a name, in place of any other, inside the context."""
-    before = self._entries.get(name)
-    self._entries[name] = entry
+    """Has an entry under a name inside the context.
+
+    Args:
+      name: a name that is not taken.
+      entry: the entry.
+
+    Raises:
+      ConfigError: the name is taken.
+    """
+    self.add(name, entry)
     try:
       yield
     finally:
       del self._entries[name]
-      if before is not None:
-        self._entries[name] = before
 
   @contextlib.contextmanager
   def temporary(self) -> Iterator[None]:

@@ -6,6 +6,7 @@ from typing import Any, Optional
 import numpy as np
 
 from haikd.core import checks
+from haikd.data import labels as labels_lib
 from haikd.data import splits as splits_lib
 
 _LABEL = 'label'
@@ -74,15 +75,14 @@ def from_arrays(*, num_classes: Optional[int] = None,
         'train=dict(x=…, label=…).')
   columns = {split: {key: np.asarray(value) for key, value in given.items()}
              for split, given in splits.items()}
-  labels = [given[_LABEL] for given in columns.values() if _LABEL in given]
-  names = None
-  if any(label.dtype.kind in 'US' for label in labels):
-    names = np.unique(np.concatenate([label.astype(str) for label in labels]))
-    for given in columns.values():
-      if _LABEL in given:
-        given[_LABEL] = np.searchsorted(names, given[_LABEL].astype(str))
+  labels = {split: _readable(given[_LABEL])
+            for split, given in columns.items() if _LABEL in given}
+  names = _names(labels.values())
+  for split, label in labels.items():
+    columns[split][_LABEL] = (
+        label if names is None else np.searchsorted(names, label))
   if num_classes is None:
-    num_classes = len(names) if names is not None else _classes(labels)
+    num_classes = (_classes(labels.values()) if names is None else len(names))
   sources = {split: Arrays(given, num_classes=num_classes)
              for split, given in columns.items()}
   if names is not None:
@@ -96,18 +96,43 @@ def from_arrays(*, num_classes: Optional[int] = None,
   return arrays
 
 
+def _readable(label):
+  """Returns labels with text as text, and truth values as 0.0 and 1.0."""
+  if label.dtype.kind == 'S':
+    return np.char.decode(label, 'utf-8')
+  if label.dtype == object and all(isinstance(x, str) for x in label.flat):
+    return label.astype(str)
+  # A row of truth values says for each class whether it is true.
+  if label.dtype == bool and label.ndim > 1:
+    return label.astype(np.float32)
+  return label
+
+
+def _names(labels):
+  """Returns the sorted names of classes; None if labels are no text."""
+  kinds = {label.dtype.kind == 'U' for label in labels}
+  if kinds == {True, False}:
+    raise checks.DataError(
+        'label must be text in all splits or in none; got both. Give names, or '
+        'numbers, everywhere.')
+  if kinds != {True}:
+    return None
+  return np.unique(np.concatenate([label.ravel() for label in labels]))
+
+
 def _classes(labels):
   """Returns the number of classes of labels; None if they are numbers."""
   labels = [label for label in labels if label.size]
   if not labels:
     return None
   if all(label.dtype.kind in 'biu' for label in labels):
-    return int(max(label.max() for label in labels)) + 1
+    largest = int(max(label.max() for label in labels))
+    return None if largest < 0 else largest + 1  # Negative ones mark no class.
   widths = {label.shape[1:] for label in labels}
   if len(widths) > 1 or labels[0].ndim < 2 or labels[0].shape[-1] < 2:
     return None
   are_shares = all(
       np.isin(label, (0, 1)).all() or
-      (label >= 0).all() and np.allclose(label.sum(-1), 1, atol=1e-3)
+      (label >= 0).all() and labels_lib.sum_to_1(label).all()
       for label in labels)
   return labels[0].shape[-1] if are_shares else None

@@ -1,6 +1,6 @@
 """What a network takes and returns, kept with its weights."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
@@ -9,7 +9,6 @@ from haikd.core import base
 from haikd.core import checks
 from haikd.data import batches
 from haikd.data import pipeline
-from haikd.data.image import normalise
 
 _ALONE = ''  # The key of an input that comes without one.
 
@@ -33,13 +32,13 @@ class Interface(NamedTuple):
   class_names: Optional[tuple[str, ...]]
 
   def view(self, inputs: Any, mask: Optional[np.ndarray],
-           scale: normalise.Scale) -> base.View:
+           prepare: Callable[[Any], np.ndarray]) -> base.View:
     """Returns what the network gets for a batch of examples.
 
     Args:
       inputs: `[B, …]`, or a dict of such arrays, as a data set gives them.
       mask: bool, `[B]` or `[B, N]`; None for all true.
-      scale: standardises images.
+      prepare: resizes and scales a batch of images.
 
     Raises:
       DataError: other keys or dtypes, or another number of axes, than in
@@ -51,17 +50,13 @@ class Interface(NamedTuple):
           f'inputs must be {_keys(self.inputs)}; got {_keys(given)}. Give what '
           'the data set has in its examples.')
     images = {'image', _ALONE} if self.is_image else {'image'}
-    arrays = {}
-    for key, value in given.items():
-      array = np.asarray(value)
-      if key in images:
-        array = scale(batches.to_float({'image': array})['image'])
-      arrays[key] = self._checked(key, batches.narrow(array))
-    size = len(next(iter(arrays.values())))
+    arrays = {
+        key: self._checked(
+            key, prepare(value) if key in images else np.asarray(value),
+            key in images)
+        for key, value in given.items()}
     if mask is None:
-      # Positions may be fewer or more than in training.
-      longest = next(iter(arrays.values())).shape[1:]
-      mask = np.ones((size, *longest[:len(self.mask)]), bool)
+      mask = np.ones(self._mask_shape(arrays), bool)
     only = arrays[_ALONE] if _ALONE in arrays else arrays
     return base.View(only, np.asarray(mask, bool))
 
@@ -69,13 +64,27 @@ class Interface(NamedTuple):
     """Returns it in types of JSON, for `from_json`."""
     return self._asdict()
 
-  def _checked(self, key, array):
+  def _checked(self, key, array, is_image):
+    """Returns an input in the dtype that it had in training."""
     shape, dtype = self.inputs[key]
-    if array.ndim != len(shape) + 1 or array.dtype != dtype:
+    # Integers stand for themselves, also where training had floats.
+    fits = batches.narrow(array).dtype == dtype or (
+        dtype == 'float32' and array.dtype.kind in 'iu' and not is_image)
+    # Positions may be fewer or more than in training.
+    if (not fits or array.ndim != len(shape) + 1 or
+        is_image and array.shape[1:] != shape):
       raise checks.DataError(
-          f'{key or "inputs"} must be [B, {", ".join(map(str, shape))}] of '
-          f'{dtype}, as in training; got {list(array.shape)} of {array.dtype}.')
-    return array
+          f'{key or "inputs"} must be {["B", *shape]} of {dtype}, as in '
+          f'training; got {list(array.shape)} of {array.dtype}.'.replace(
+              "'B'", 'B'))
+    return np.ascontiguousarray(array, dtype)
+
+  def _mask_shape(self, arrays):
+    """Returns the shape of a mask: that of the input that has its axes."""
+    rank = len(self.mask)
+    shapes = [array.shape[:rank + 1] for key, array in arrays.items()
+              if self.inputs[key][0][:rank] == self.mask]
+    return shapes[0]
 
 
 def of_data(data: pipeline.Data, role: str = 'student') -> Interface:

@@ -41,7 +41,7 @@ def find_task(labels: np.ndarray, num_classes: Optional[int]) -> str:
   are_shares = (labels >= 0) & (labels <= 1)
   has_all_classes = labels.ndim > 1 and labels.shape[-1] == num_classes
   if (has_all_classes and are_shares.all() and
-      not _sum_to_1(labels).all()):
+      not sum_to_1(labels).all()):
     return tasks.MULTILABEL
   return tasks.CLASSIFICATION
 
@@ -64,7 +64,9 @@ def find_fault(labels: np.ndarray, num_classes: Optional[int],
     task: what they are, one of `tasks.OF_LABELS`.
   """
   if task == tasks.REGRESSION:
-    return _fault_of_numbers(labels, num_classes)
+    return None if labels.dtype.kind == 'f' else Fault(
+        0, 'have numbers to predict as its label', str(labels.dtype),
+        'Convert them to floating point.')
   if num_classes is None:
     return Fault(0, 'have no label unless num_classes is known',
                  'num_classes=None',
@@ -80,18 +82,6 @@ def find_fault(labels: np.ndarray, num_classes: Optional[int],
       f'{base.IGNORED_LABEL} for none', 'Fix num_classes or the labels.')
 
 
-def _fault_of_numbers(labels, num_classes):
-  if num_classes is not None:
-    return Fault(0, 'have num_classes=None if its labels are numbers to '
-                 "predict, as config.task='regression' says",
-                 f'num_classes={num_classes}',
-                 "Leave num_classes out, or set config.task='auto'.")
-  if labels.dtype.kind != 'f':
-    return Fault(0, 'have numbers to predict as its label', str(labels.dtype),
-                 'Convert them to floating point.')
-  return None
-
-
 def _fault_of_shares(labels, num_classes, task):
   """Returns the first row that holds no probabilities, or no shares."""
   if labels.ndim < 2 or labels.shape[-1] != num_classes:
@@ -99,8 +89,8 @@ def _fault_of_shares(labels, num_classes, task):
     return Fault(0, 'have one number per class as its label' if several else
                  'have one probability per class as its label',
                  f'label.shape={labels.shape[1:]}, num_classes={num_classes}',
-                 'Give 1 for each class that is true and 0 for the others.' if
-                 several else
+                 'Give 1 for each class that is true and 0 for the others, and '
+                 'num_classes, their number.' if several else
                  'Give integers, or a trailing axis of classes; for numbers to '
                  'predict, num_classes=None.')
   wrong = (labels < 0) | (labels > 1)
@@ -110,7 +100,7 @@ def _fault_of_shares(labels, num_classes, task):
   fault = _first(wrong, labels, 'have probabilities as its label',
                  'Give numbers from 0 to 1 that sum to 1.')
   if fault is None:
-    fault = _first(~_sum_to_1(labels), labels.sum(axis=-1),
+    fault = _first(~sum_to_1(labels), labels.sum(axis=-1),
                    'have probabilities that sum to 1 as its label', _SEVERAL)
   return fault
 
@@ -122,5 +112,6 @@ def _first(wrong, values, rule, remedy) -> Optional[Fault]:
   return Fault(int(place[0]), rule, str(values[place]), remedy)
 
 
-def _sum_to_1(labels):
+def sum_to_1(labels: np.ndarray) -> np.ndarray:
+  """Returns for each row whether it sums to 1, rounding allowed for."""
   return np.abs(labels.sum(axis=-1, dtype=np.float64) - 1) < _TOLERANCE

@@ -191,7 +191,11 @@ class Data:
     return self._evaluation_of(self._reader(split)).spec
 
   def _reader(self, split):
-    return self.splits.reader(split, self._fields.get(split, 'split'))
+    reader = self.splits.reader(split, self._fields.get(split, 'split'))
+    # Labels are the same in all splits; those of training say what they are.
+    if split != self._train and (task := self._reader(self._train).task):
+      reader.expect(task)
+    return reader
 
   def _check_size(self, reader):
     if not reader.has(self._batch_size):
@@ -206,8 +210,6 @@ class Data:
       reader.load()
 
   def _evaluation_of(self, reader):
-    if task := self._reader(self._train).task:
-      reader.expect(task)
     return batches.Evaluation(reader, **self._evaluation, **self._common)
 
   def _training(self, reader):

@@ -49,7 +49,8 @@ class Reader:
                task: str = tasks.AUTO):
     self.split = split
     self._task: Optional[str] = task
-    self.num_classes = source.num_classes
+    # Numbers to predict may be integers, which a Source took for classes.
+    self.num_classes = None if task == tasks.REGRESSION else source.num_classes
     names = getattr(source, 'class_names', None)
     self.class_names = None if names is None else tuple(names)
     self._source = source

@@ -114,4 +114,5 @@ def _check_labels(labels, shape, student):
     raise ValueError(
         f'labels must have shape {shape} if they are {labels.dtype}; got '
         f'labels.shape={labels.shape}, student.shape={student.shape}. Integers '
-        'have the shape of the logits without V, probabilities all of it.')
+        'have the shape of the logits without V, probabilities all of it; for '
+        "labels of which several may be true set config.task='multilabel'.")

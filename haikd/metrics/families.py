@@ -124,5 +124,6 @@ def _family(output, task):
     return 'values'
   if task == tasks.MULTILABEL:
     return 'multilabel'
-  has_tokens = len(output.shape) == 3 and task != tasks.TAGGING
+  has_tokens = len(output.shape) == 3 and task not in (
+      tasks.TAGGING, tasks.DENSE)
   return 'tokens' if has_tokens else 'classes'

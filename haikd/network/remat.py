@@ -19,6 +19,7 @@ import jax
 
 from haikd.core import checks
 from haikd.core import globs
+from haikd.core import notes
 
 
 def rematerialised(function: Callable, blocks: Union[None, str, Sequence[str]],
@@ -75,6 +76,10 @@ def rematerialised(function: Callable, blocks: Union[None, str, Sequence[str]],
   def wrapped(*args):
     with hk.intercept_methods(rematted):
       outputs = function(*args)
+    if not matched and not strict:
+      notes.say(f'no module matches {blocks!r}, so that gathered parameters '
+                'are kept until the backward pass. remat_modules of the '
+                'network names its blocks.')
     if strict and not matched:
       raise checks.ConfigError(
           'remat_modules must match a module that is called; got '

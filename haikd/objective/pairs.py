@@ -176,8 +176,8 @@ def _logits_of(side, output):
   if isinstance(output.logits, base.Embedding):
     raise checks.ConfigError(
         f'config.{side} must return logits for a loss on logits; got an '
-        'Embedding. Set config.distillation.alpha = 0, take data without '
-        "classes as labels, and add losses on 'embedding' to config.losses.")
+        'Embedding. Set config.distillation.alpha = None, and add losses on '
+        "'embedding' to config.losses.")
   return output.logits
 
 

@@ -13,8 +13,10 @@ from haikd.core import base
 from haikd.core import checks
 from haikd.core import plugins
 from haikd.core import registry
+from haikd.data import batches
 from haikd.data import interface as interface_lib
 from haikd.data.image import normalise
+from haikd.data.image import resize as resize_lib
 from haikd.network import network as network_lib
 from haikd.run import results
 from haikd.storage import checkpoint
@@ -41,6 +43,9 @@ class TrainedNetwork:
     self.class_names = interface.class_names
     self._interface = interface
     self._scale = normalise.build_scale(config.data.mean, config.data.std)
+    self._resize = resize_lib.build_resize(
+        config_lib.plain(config.data.augment), config.data.image_size,
+        field='config.data.augment')
 
   def apply(self, inputs: Any,
             mask: Optional[np.ndarray] = None) -> jax.Array:
@@ -49,7 +54,8 @@ class TrainedNetwork:
     Args:
       inputs: what the data set has in an example, for a batch: an array
         `[B, …]`, or a dict of arrays where there are several inputs. Images are
-        divided by 255 if they are uint8, and standardised, as in training.
+        resized, divided by 255 if they are uint8, and standardised, as in the
+        evaluation of the run; then they may be a list of images of any size.
       mask: bool `[B]` or `[B, N]`, true where an example or position is real;
         None for all.
 
@@ -60,7 +66,7 @@ class TrainedNetwork:
     Raises:
       DataError: inputs of other keys, dtypes or shapes than in training.
     """
-    return self._run(inputs, mask)[0]
+    return self._run(inputs, mask, self._outputs)
 
   def features(self, inputs: Any,
                mask: Optional[np.ndarray] = None) -> Mapping[str, Any]:
@@ -74,19 +80,38 @@ class TrainedNetwork:
       `{kind: tuple of arrays in call order}`; attention maps are `[B, H, N,
       N]`. The kinds are those of `config.student.taps` and of the model.
     """
-    return self._run(inputs, mask)[1]
+    return self._run(inputs, mask, self._taps)
 
-  def _run(self, inputs, mask):
-    view = self._interface.view(inputs, mask, self._scale)
-    return self._compiled(self.params, self.state, view)
+  def _run(self, inputs, mask, run):
+    view = self._interface.view(inputs, mask, self._prepared)
+    return run(*self._on_device, view)
+
+  def _prepared(self, images):
+    """Returns images resized and scaled as in evaluation, `[B, h, w, C]`."""
+    if self._resize is not None:
+      images = [self._resize.evaluation(np.asarray(image)) for image in images]
+    stacked = batches.to_float({'image': np.asarray(images)})['image']
+    return self._scale(np.asarray(stacked, np.float32))
 
   @functools.cached_property
-  def _compiled(self):
+  def _on_device(self):
+    return jax.device_put((self.params, self.state))
+
+  @functools.cached_property
+  def _outputs(self):
+    return self._compiled(())
+
+  @functools.cached_property
+  def _taps(self):
     config = self.config.student
-    taps = registry.models.find(config.model, 'config.student.model').taps
+    declared = registry.models.find(config.model, 'config.student.model').taps
+    return self._compiled(dict.fromkeys((*declared, *config.taps)))
+
+  def _compiled(self, kinds):
+    """Returns the network as a compiled function: outputs, or its taps."""
     network = network_lib.build_network(
-        config, title='student', num_classes=self._interface.num_classes,
-        kinds=dict.fromkeys((*taps, *config.taps)))
+        self.config.student, title='student',
+        num_classes=self._interface.num_classes, kinds=kinds)
 
     def run(params, state, view):
       batch = base.Batch(view.inputs, view.mask)
@@ -94,7 +119,7 @@ class TrainedNetwork:
           params, state, None, batch, is_training=False)
       return jax.tree.map(
           lambda x: jnp.asarray(_computed(x), jnp.float32),
-          (output.logits, output.taps), is_leaf=_is_lazy)
+          output.taps if kinds else output.logits, is_leaf=_is_lazy)
 
     return jax.jit(run)
 

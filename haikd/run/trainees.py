@@ -101,12 +101,13 @@ class Trainee(NamedTuple):
               program.teacher_eval_step, program.abstract_frozen, None, batch)
       except checks.ConfigError:
         raise
-      except (TypeError, ValueError) as err:
-        labels = None if batch.labels is None else batch.labels.shape
+      except Exception as err:  # Whatever a user's network raises.
+        shapes = jax.tree.map(lambda x: x.shape, (batch.inputs, batch.labels))
         raise checks.ConfigError(
-            f'config.evaluation.{field} must name a split whose labels can be '
-            f'compared with the outputs of the networks; got {split!r} with '
-            f'labels of shape {labels}: {checks.one_line(err)}') from err
+            f'config.evaluation.{field} must name a split that the networks '
+            'take, and whose labels can be compared with their outputs; got '
+            f'{split!r} with inputs and labels of shapes {shapes}: '
+            f'{checks.one_line(err)}') from err
 
   def check_start(self, workdir: paths.Path) -> None:
     """Refuses `config.student.init` if the student cannot start from it.
@@ -204,10 +205,9 @@ def build(config: config_lib.ConfigDict,
       like=shared_data,
       augment_field=augment_field)
   config = resolve.with_vocabulary(
-      resolve.with_task(config, data.task), data.text_of('teacher'),
-      data.text_of('student'))
+      config, data.text_of('teacher'), data.text_of('student'))
   program = program_lib.build_program(
-      config,
+      resolve.with_task(config, data.task),
       spec=data.spec,
       num_classes=data.num_classes,
       mesh=mesh,

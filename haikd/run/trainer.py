@@ -83,7 +83,7 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
       state = program.init(jax.random.key(config.seed))
       state = _warm_start(state, config, program, data)
     first = int(state.step)
-    writer.truncate(first)
+    writer.truncate(first, evaluated=metadata['evaluated'])
     clock = _Clock(first, metadata['seconds'])
     log = _Log(writer, checkpointer, clock, config.batch_size, title)
 
@@ -125,9 +125,11 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
         try:
           evaluate_on_split(step, state)
         except Exception:
-          # Training is kept. A new start repeats the evaluation.
-          save(step, state, evaluated=False)
-          checkpointer.wait()
+          # Training is kept, and a new start repeats the evaluation. If it
+          # failed on one of several processes, the others save nothing.
+          if not distributed.is_many():
+            save(step, state, evaluated=False)
+            checkpointer.wait()
           raise
       if saving:
         save(step, state)

@@ -37,8 +37,8 @@ class Writer:
     self._staging, self._console = staging, console
     if staging:
       self._events = _Events(staging.folder)
-      self._sinks = (_RowsFile(staging.folder / METRICS_FILE), self._events,
-                     console)
+      self._rows = _RowsFile(staging.folder / METRICS_FILE)
+      self._sinks = (self._rows, self._events, console)
 
   def __enter__(self) -> 'Writer':
     return self
@@ -46,7 +46,7 @@ class Writer:
   def __exit__(self, *unused) -> None:
     self.close()
 
-  def truncate(self, step: int) -> None:
+  def truncate(self, step: int, *, evaluated: bool = True) -> None:
     """Drops what a killed run wrote after its last checkpoint.
 
     Call it once, before anything is written.
@@ -54,10 +54,14 @@ class Writer:
     Args:
       step: the step that training goes on from; 0 for a new run. Later rows
         and an incomplete last line are dropped.
+      evaluated: whether the evaluation at that step is done; otherwise its row,
+        if there is one, is dropped as well.
     """
     if self._staging:
       for sink in self._sinks:
         sink.truncate(step)
+      if not evaluated:
+        self._rows.drop_evaluation(step)
 
   def progress(self, step: int) -> None:
     """Moves the progress bar, if any; cheap enough for every step."""
@@ -191,7 +195,14 @@ class _RowsFile:
         raise checks.DataError(
             f'line {number} of {self._path} must have an integer step; got '
             f'{row.get("step")!r}. Remove the line.')
-    rows = [row for row in rows if row['step'] <= step]
+    self._replace([row for row in rows if row['step'] <= step])
+
+  def drop_evaluation(self, step):
+    """Drops the row of the evaluation at the last step, if there is one."""
+    self._replace([row for row in files.read_rows(self._path)
+                   if row['step'] < step or row['split'] == 'train'])
+
+  def _replace(self, rows):
     files.replace(self._path,
                   ''.join(files.encode(row) + '\n' for row in rows))
 

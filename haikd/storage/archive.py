@@ -19,6 +19,7 @@ from haikd.core import base
 from haikd.core import checks
 from haikd.storage import files
 from haikd.storage import leaves as leaves_lib
+from haikd.storage import paths
 
 PREFIX = 'npz:'  # Of an `init` that names an archive.
 _STATE = 'state:'
@@ -46,10 +47,13 @@ def save_network(path: files.Path, params: base.ArrayTree,
     state: Haiku state, likewise; None for none.
 
   Raises:
-    ValueError: a tree of another form.
+    ValueError: a tree of another form, or a path in a bucket.
   """
   columns = {**_named(params, 'params', ''),
              **_named(state or {}, 'state', _STATE)}
+  if paths.is_remote(path):
+    raise ValueError(f'path must be local; got {path}. Write it here, and copy '
+                     'the file.')
   path = pathlib.Path(path)
   if path.suffix != '.npz':
     path = path.with_name(f'{path.name}.npz')
@@ -110,7 +114,10 @@ def _named(tree: Any, title: str, prefix: str) -> dict[str, np.ndarray]:
           f'{type(variables).__name__} under {module!r}. Name a module above '
           'the arrays.')
     for name, value in variables.items():
-      columns[f'{prefix}{module}/{name}'] = np.asarray(value)
+      array = np.asarray(value)
+      if array.dtype.kind not in 'biufc':  # NumPy's format has no bfloat16.
+        array = array.astype(np.float32)
+      columns[f'{prefix}{module}/{name}'] = array
   return columns
 
 
@@ -141,7 +148,7 @@ def _opened(field: str, init: str) -> Iterator[Any]:
   except checks.DataError:
     raise
   # NumPy raises these; an array that is no archive is no context manager.
-  except (OSError, ValueError, TypeError, AttributeError, EOFError,
+  except (OSError, KeyError, ValueError, TypeError, AttributeError, EOFError,
           zipfile.BadZipFile) as err:
     raise checks.DataError(
         f'{field} must be an archive of numbers, without pickles; got {init!r} '
@@ -153,7 +160,10 @@ def _check_same(field, archive, expected):
   saved = {}
   for name in archive.files:
     module, _, last = name.rpartition('/')
-    saved[json.dumps([module, last])] = _without_dtype(archive[name])
+    shape, dtype = _header(archive, name)
+    if dtype.kind not in 'biuf':
+      raise ValueError(f'{name} holds {dtype}')
+    saved[json.dumps([module, last])] = jax.ShapeDtypeStruct(shape, np.float32)
   leaves_lib.check_same(
       f'{field} must hold the parameters of this network',
       {key: _without_dtype(leaf) for key, leaf in _leaves(expected).items()},
@@ -162,3 +172,13 @@ def _check_same(field, archive, expected):
 
 def _without_dtype(leaf):
   return jax.ShapeDtypeStruct(leaf.shape, np.float32)
+
+
+def _header(archive, name):
+  """Returns the shape and dtype of an array, without reading its values."""
+  with archive.zip.open(f'{name}.npy') as file:
+    version = np.lib.format.read_magic(file)
+    read = (np.lib.format.read_array_header_1_0 if version == (1, 0) else
+            np.lib.format.read_array_header_2_0)
+    shape, _, dtype = read(file)
+  return shape, dtype

@@ -353,3 +353,39 @@ def test_student_starts_with_weights_and_state_of_another_run(tmp_path, decay):
                            (state.net_state, net_state),
                            (state.ema, params if decay else None)):
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def test_what_an_evaluation_that_fails_interrupts_is_kept(
+    config, tmp_path, monkeypatch):
+  """Step 4 is saved, its evaluation repeated, and the end is the same."""
+  config.steps, config.checkpoint_every = 8, 100
+  config.evaluation.every, config.log_every = 4, 2
+  config.teacher.train.steps = 1
+  evaluate, splits = trainer.evaluate.evaluate, []
+
+  def fail(*args):
+    splits.append(1)
+    if len(splits) == 3:  # After those of the teacher.
+      raise ValueError('no memory left')
+    return evaluate(*args)
+
+  expected = job.train(config, tmp_path / 'whole')
+  with monkeypatch.context() as patch:
+    patch.setattr(trainer.evaluate, 'evaluate', fail)
+    with pytest.raises(ValueError, match='no memory left'):
+      job.train(config, tmp_path / 'run')
+  assert [path.name for path in checkpoints(tmp_path / 'run')] == ['4']
+  for _ in range(2):  # A kill before the next checkpoint repeats it once more.
+    with monkeypatch.context() as patch:
+      patch.setattr(trainer.collectives, 'shard_batch',
+                    lambda *args: pytest.fail('killed'))
+      with pytest.raises(BaseException, match='killed'):
+        job.train(config, tmp_path / 'run')
+  assert job.train(config, tmp_path / 'run')['student'] == pytest.approx(
+      {**expected['student'], 'seconds': pytest.approx(0, abs=1e9)})
+  whole, resumed = (
+      [{key: value for key, value in json.loads(line).items()
+        if key != 'examples_per_second'}
+       for line in (tmp_path / name / 'metrics.jsonl').read_text().splitlines()]
+      for name in ('whole', 'run'))
+  assert resumed == whole
