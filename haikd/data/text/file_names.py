@@ -265,9 +265,11 @@ def _check_shards(found, split):
           f'Split {split!r} must have each shard once; got several files '
           f'{twice[0]:0{width}d}-of-{total} in {str(found[0][0].parent)!r}. '
           'Move one set of them away.')
-    missing = sorted({*range(first, first + size)} - {*numbers})
-    if missing:
-      names = [f'{number:0{width}d}-of-{total}' for number in missing]
+    names = [f'{number:0{width}d}-of-{total}'
+             for number in sorted({*range(first, first + size)} - {*numbers})]
+    if names:
+      if first and size not in numbers:  # They may count from 0 as well.
+        names[-1] = f'{0:0{width}d} or {names[-1]}'
       raise checks.DataError(
           f'Split {split!r} must have its {size} shards; got {len(numbers)} in '
           f'{str(found[0][0].parent)!r}, without {checks.abbreviate(names)}. '

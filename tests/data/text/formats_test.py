@@ -273,6 +273,13 @@ def test_shards_are_one_split_in_order(tmp_path, pattern, first):
     found(tmp_path)
 
 
+def test_shards_that_begin_at_0_or_1_may_lack_either_end(tmp_path):
+  touch(tmp_path, *(f'train-0000{i}-of-00003.parquet' for i in (1, 2)))
+  with pytest.raises(checks.DataError,
+                     match='without 00000 or 00003-of-00003. Fetch'):
+    found(tmp_path)
+
+
 def test_missing_split_names_those_of_shards(tmp_path):
   touch(tmp_path, 'training-00000-of-00001.parquet')
   with pytest.raises(checks.DataError, match="got neither. Did you mean 'train"
