@@ -48,6 +48,7 @@ from haikd.core import checks
 from haikd.core import notes
 from haikd.core import plugins
 from haikd.processes import distributed
+from haikd.run import console
 from haikd.run import export as export_lib
 from haikd.run import job
 from haikd.run import seeds as seeds_lib
@@ -96,7 +97,7 @@ def main(argv: Optional[list[str]] = None) -> int:
     print(f'haikd{distributed.label()}: {err}', file=sys.stderr)
     return err.exit_code
   except (Exception, KeyboardInterrupt, SystemExit) as err:
-    if _nobody_reads(err):  # They have seen enough.
+    if console.nobody_reads(err):  # They have seen enough.
       if distributed.is_many():
         distributed.leave(_BROKEN_PIPE, err)
       return _BROKEN_PIPE
@@ -128,21 +129,6 @@ def _run(config, values):
     seeds_lib.train(config, workdir, values.seeds)
   else:
     job.train(config, workdir)
-
-
-def _nobody_reads(err):
-  """Returns whether an error says that standard output is closed."""
-  if isinstance(err, SystemExit):  # rich turns the error into this.
-    return isinstance(err.__context__, BrokenPipeError)
-  if not isinstance(err, BrokenPipeError):
-    return False
-  try:
-    sys.stdout.flush()
-  except BrokenPipeError:
-    # What is left in the buffer must not raise once more at the end.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return True
-  return False
 
 
 def _line(err):

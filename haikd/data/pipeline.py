@@ -103,7 +103,7 @@ class Data:
   @property
   def sizes(self) -> dict[str, int]:
     """The number of examples in each split that the config names."""
-    return {split: len(self._reader(split)) for split in self._named}
+    return {split: len(self._opened(split)) for split in self._named}
 
   @functools.cached_property
   def spec(self) -> base.Batch:
@@ -191,11 +191,14 @@ class Data:
     return self._evaluation_of(self._reader(split)).spec
 
   def _reader(self, split):
-    reader = self.splits.reader(split, self._fields.get(split, 'split'))
+    reader = self._opened(split)
     # Labels are the same in all splits; those of training say what they are.
     if split != self._train and (task := self._reader(self._train).task):
       reader.expect(task)
     return reader
+
+  def _opened(self, split):
+    return self.splits.reader(split, self._fields.get(split, 'split'))
 
   def _check_size(self, reader):
     if not reader.has(self._batch_size):

@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 import datetime
+import os
+import select
+import sys
 import time
 from typing import Optional, Union
 
@@ -56,6 +59,29 @@ def table(rows: Sequence[Sequence[str]],
   for first, *others in lines:
     numbers = [x.rjust(w) for x, w in zip(others, widths[1:])]
     print('  '.join((first.ljust(widths[0]), *numbers)), file=console.file)
+
+
+def nobody_reads(error: BaseException) -> bool:
+  """Returns whether an error says that standard output is closed.
+
+  Args:
+    error: what ended the run.
+  """
+  if isinstance(error, SystemExit):  # rich turns the error into this.
+    return isinstance(error.__context__, BrokenPipeError)
+  if not isinstance(error, BrokenPipeError) or not hasattr(select, 'poll'):
+    return False
+  try:
+    output = sys.stdout.fileno()
+  except (OSError, ValueError):  # It is no file.
+    return False
+  poll = select.poll()
+  poll.register(output, 0)  # Errors alone.
+  if not poll.poll(0):
+    return False
+  # What is left in the buffer must not raise once more at the end.
+  os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+  return True
 
 
 class Lines:

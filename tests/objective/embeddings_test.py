@@ -193,7 +193,7 @@ def test_losses_on_logits_refuse_an_embedding(alpha, labels):
   with pytest.raises(
       checks.ConfigError,
       match=r'config\.student must return logits for a loss on logits; got an '
-      r"Embedding\. Set config\.distillation\.alpha = 0, .* on 'embedding'"):
+      r"Embedding\. Set config\.distillation\.alpha = None, .* on 'embedding'"):
     build(config, batch)
 
 
