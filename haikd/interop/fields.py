@@ -168,9 +168,9 @@ class Fields:
                if not self.is_ignored(name) and (value := self._values[name])
                not in (None, False, 0, '', {}, [])}
     if unknown:
+      named = {self._prefix + name: x for name, x in unknown.items()}
       raise checks.DataError(
-          f'{self.path}: all fields must be known to haikd; got '
-          f'{ {self._prefix + name: x for name, x in unknown.items()} }. '
+          f'{self.path}: all fields must be known to haikd; got {named}. '
           'Nothing was loaded, since each may change what the network '
           'computes. If you know that it does not, set '
           f'{self.ignoring(*unknown)}.')
