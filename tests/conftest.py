@@ -72,6 +72,22 @@ CONFIG = """
       return config_lib.variant(config, variant)
 """
 
+LANGUAGE_MODEL = """
+    from haikd import config as config_lib
+
+    def get_config():
+      config = config_lib.base()
+      config.steps, config.batch_size = 1, 8
+      config.evaluation.batch_size = 8
+      config.teacher.train.steps = 1
+      for network in (config.teacher, config.student):
+        network.model = 'llama'
+        network.options = dict(width=8, depth=1, heads=1, hidden=8)
+      for name, value in {data!r}.items():
+        config.data[name] = value
+      return config
+"""
+
 PLUGIN = """
     import haikd
     import numpy as np
@@ -134,6 +150,18 @@ def fresh():
   for name in set(sys.modules) - modules:
     if name.startswith(('my_', 'digits_', 'config_file')):
       del sys.modules[name]
+
+
+@pytest.fixture
+def write_language_model(tmp_path):
+  """Writes a config of a tiny language model, with fields of its data."""
+
+  def write(file, **data):
+    path = tmp_path / file
+    path.write_text(textwrap.dedent(LANGUAGE_MODEL.format(data=data)))
+    return path
+
+  return write
 
 
 @pytest.fixture

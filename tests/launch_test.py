@@ -1,5 +1,7 @@
 """The command line, from a config file to the table of results."""
 
+import configparser
+from importlib import metadata
 import json
 import os
 import pathlib
@@ -349,3 +351,11 @@ def test_package_is_a_program_whose_reader_may_go(tmp_path):
       err = process.stderr.read()
     assert process.returncode == code, err
     assert err.startswith(says) and err.count('\n') == bool(says)
+
+
+def test_command_is_the_program():
+  setup = configparser.ConfigParser()
+  setup.read(CONFIGS.parent / 'setup.cfg')
+  line, = setup['options.entry_points']['console_scripts'].split('\n')[1:]
+  entry = metadata.EntryPoint(*line.split(' = '), group='console_scripts')
+  assert entry.name == 'haikd' and entry.load() is launch.main

@@ -80,6 +80,24 @@ def of_labels(task: str, labels: Optional[base.AnyArray],
   return REGRESSION if are_numbers else CLASSIFICATION
 
 
+def count_outputs(task: Optional[str], labels: Optional[base.AnyArray],
+                  num_classes: Optional[int]) -> Optional[int]:
+  """Returns how many outputs a network needs, its `num_classes`.
+
+  Args:
+    task: what labels are, one of `OF_LABELS`; None without labels.
+    labels: of a batch, or None.
+    num_classes: of the data; None if it has none.
+
+  Returns:
+    The number of classes, or of numbers to predict for an example; None if it
+    is not known.
+  """
+  if task != REGRESSION or labels is None:
+    return num_classes
+  return 1 if len(labels.shape) == 1 else labels.shape[-1]
+
+
 def data_for(task: str) -> list[str]:
   """Returns the names of data sets that always have targets for a task."""
   entries = {name: registry.datasets[name].tasks

@@ -1,22 +1,36 @@
 """The shapes and dtypes of a batch, known without the data where possible."""
 
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import ml_collections
 import numpy as np
 
 from haikd.core import base
 from haikd.core import checks
+from haikd.core import tasks
 from haikd.data import arrays
 from haikd.data import pipeline
 from haikd.data import reader as reader_lib
 from haikd.data import spec as spec_lib
 
 
-def describe(
-    config: ml_collections.ConfigDict
-) -> tuple[base.Batch, Optional[int]]:
-  """Returns the shapes and dtypes of a training batch.
+class Description(NamedTuple):
+  """What is known of a data set before it is read.
+
+  Attributes:
+    spec: the global training batch as `jax.ShapeDtypeStruct`.
+    num_classes: V, or None.
+    task: what labels are, one of `tasks.OF_LABELS`; None without labels, and
+      where `config.task` leaves it to labels that were not read.
+  """
+
+  spec: base.Batch
+  num_classes: Optional[int]
+  task: Optional[str]
+
+
+def describe(config: ml_collections.ConfigDict) -> Description:
+  """Describes the data of training.
 
   Nothing is read of a data set of tfds, or of one registered with a `spec`. Of
   any other one example is read.
@@ -25,8 +39,7 @@ def describe(
     config: a config made from `haikd.config.base()`.
 
   Returns:
-    The global training batch as `jax.ShapeDtypeStruct`, and the number of
-    classes V or None.
+    A Description.
 
   Raises:
     ConfigError: a config that cannot work, or images of different sizes without
@@ -36,15 +49,16 @@ def describe(
   data = pipeline.build_data(config, process_index=0, process_count=1)
   spec = data.splits.describe()
   if spec is None:
-    return data.spec, data.num_classes
+    return Description(data.spec, data.num_classes, data.task)
   # An example of zeros goes through the pipeline in place of a real one.
   columns = {
       key: np.zeros((1, *_shape(key, column, config)), column.dtype)
       for key, column in spec.columns.items()
   }
   example = arrays.Arrays(columns, num_classes=spec.num_classes)
-  reader = reader_lib.Reader(example, config.data.train)
-  return data.spec_of(reader), spec.num_classes
+  reader = reader_lib.Reader(example, config.data.train, config.task)
+  known_task = None if config.task == tasks.AUTO else config.task
+  return Description(data.spec_of(reader), reader.num_classes, known_task)
 
 
 def _shape(key: str, column: spec_lib.Column,

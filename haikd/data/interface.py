@@ -7,6 +7,7 @@ import numpy as np
 
 from haikd.core import base
 from haikd.core import checks
+from haikd.core import tasks
 from haikd.data import batches
 from haikd.data import pipeline
 
@@ -21,7 +22,7 @@ class Interface(NamedTuple):
       single input.
     mask: the shape of one example's mask.
     is_image: whether a single input is an image.
-    num_classes: V, or None.
+    num_classes: the number of outputs, for a model that asks for it, or None.
     class_names: V names, or None.
   """
 
@@ -73,10 +74,10 @@ class Interface(NamedTuple):
     # Positions may be fewer or more than in training.
     if (not fits or array.ndim != len(shape) + 1 or
         is_image and array.shape[1:] != shape):
+      trained = ', '.join(map(str, ('B', *shape)))
       raise checks.DataError(
-          f'{key or "inputs"} must be {["B", *shape]} of {dtype}, as in '
-          f'training; got {list(array.shape)} of {array.dtype}.'.replace(
-              "'B'", 'B'))
+          f'{key or "inputs"} must be [{trained}] of {dtype}, as in training; '
+          f'got {list(array.shape)} of {array.dtype}.')
     return np.ascontiguousarray(array, dtype)
 
   def _mask_shape(self, arrays):
@@ -101,7 +102,8 @@ def of_data(data: pipeline.Data, role: str = 'student') -> Interface:
       inputs={key: (x.shape[1:], str(x.dtype)) for key, x in inputs.items()},
       mask=view.mask.shape[1:],
       is_image=data.has_images,
-      num_classes=data.num_classes,
+      num_classes=tasks.count_outputs(
+          data.task, data.spec.labels, data.num_classes),
       class_names=data.class_names)
 
 

@@ -6,6 +6,8 @@ from typing import Optional
 
 from haikd.core import checks
 
+_OFFER = " A part of one is a split too, such as 'train[90%:]'."
+
 
 class UnknownSplitError(checks.DataError):
   """A split that a data set does not have.
@@ -26,7 +28,7 @@ class UnknownSplitError(checks.DataError):
   def __init__(self, split: str, known: Iterable[str], field: str = 'split'):
     self.split, self.known = split, tuple(known)
     super().__init__(f'{field} must name a split of the data set; got '
-                     f'{split!r}. {checks.suggest(split, self.known)}')
+                     f'{split!r}. {checks.suggest(split, self.known)}{_OFFER}')
 
 
 def check(split: str, known: Iterable[str]) -> None:

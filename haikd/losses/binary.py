@@ -3,11 +3,11 @@
 from typing import Optional
 
 import jax
-import jax.numpy as jnp
 
 from haikd.core import base
-from haikd.core import checks
 from haikd.core import masking
+from haikd.losses import divergences
+from haikd.losses import labels as labels_lib
 from haikd.losses import register
 
 
@@ -42,20 +42,7 @@ def binary_cross_entropy(student: jax.Array,
     Networks, arXiv:1312.5419, the cross-entropy error.
   """
   del teacher
-  if labels is None:
-    raise ValueError('labels must be given; got None. Use data with labels, '
-                     'or a loss that needs none.')
-  labels = jnp.asarray(labels)
-  if not checks.is_real(labels):
-    raise TypeError('labels must be floating, 0 or 1 for each label; got '
-                    f'labels.dtype={labels.dtype}. For classes use '
-                    'cross_entropy.')
-  if labels.shape != student.shape:
-    raise ValueError(
-        f'labels must have the shape of the logits; got labels.shape='
-        f'{labels.shape}, student.shape={student.shape}. Let the network '
-        'return one logit for each label.')
-  labels = masking.clean(labels.astype(jnp.float32), mask)
+  labels = labels_lib.numbers(labels, student, mask)
   return masking.masked_mean(jax.nn.softplus(student) - labels * student, mask)
 
 
@@ -91,9 +78,7 @@ def binary_kl(student: jax.Array,
     multi-label logits distillation, with the temperature of Hinton et al.,
     arXiv:1503.02531.
   """
-  if isinstance(temperature, (int, float)) and not temperature > 0:
-    raise ValueError(f'temperature must be positive; got {temperature}. 1 '
-                     'leaves logits as they are.')
+  divergences.check_temperature(temperature)
   student, teacher = student / temperature, teacher / temperature
   p = jax.nn.sigmoid(teacher)
   # log p - log q, and the same for the label not being true.

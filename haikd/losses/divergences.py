@@ -56,12 +56,17 @@ def kl_divergence(student: jax.Array,
     Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network,
     arXiv:1503.02531, equation 1 and section 2.1.
   """
-  if isinstance(temperature, (int, float)) and not temperature > 0:
-    raise ValueError(f'temperature must be positive; got {temperature}. 1 '
-                     'leaves logits as they are.')
+  check_temperature(temperature)
   check_classes(student)
   rows = kl_rows(student / temperature, teacher / temperature)
   return masking.masked_mean(temperature**2 * rows, mask)
+
+
+def check_temperature(temperature: float) -> None:
+  """Raises ValueError unless a temperature is positive or scheduled."""
+  if isinstance(temperature, (int, float)) and not temperature > 0:
+    raise ValueError(f'temperature must be positive; got {temperature}. 1 '
+                     'leaves logits as they are.')
 
 
 def check_classes(logits: jax.Array) -> None:

@@ -54,10 +54,7 @@ def cross_entropy(student: jax.Array,
     probabilities: Zhang et al., mixup, arXiv:1710.09412, section 2.
   """
   del teacher
-  if labels is None:
-    raise ValueError('labels must be given; got None. Use data with labels, '
-                     'or a loss that needs none.')
-  labels = jnp.asarray(labels)
+  labels = check_given(labels)
   divergences.check_classes(student)
   if checks.is_real(labels):
     _check_labels(labels, student.shape, student)
@@ -76,6 +73,46 @@ def cross_entropy(student: jax.Array,
   legal_labels = jnp.where(legal, labels, 0)
   rows = cross_entropy_rows(masking.clean(student, keep), legal_labels)
   return masking.masked_mean(jnp.where(legal, rows, jnp.nan), keep)
+
+
+def check_given(labels: Optional[jax.Array]) -> jax.Array:
+  """Returns labels as an array; raises ValueError for none."""
+  if labels is None:
+    raise ValueError('labels must be given; got None. Use data with labels, '
+                     'or a loss that needs none.')
+  return jnp.asarray(labels)
+
+
+def numbers(labels: Optional[jax.Array], student: jax.Array,
+            mask: jax.Array) -> jax.Array:
+  """Returns labels that are numbers, one for each output of the student.
+
+  Args:
+    labels: floating, shaped like `student`; or without its last axis, if that
+      has size 1.
+    student: `[..., D]`.
+    mask: bool, leading axes of the outputs.
+
+  Returns:
+    float32, shaped like `student`, 0 where the mask is false.
+
+  Raises:
+    TypeError: `labels` are not floating.
+    ValueError: `labels` are missing, or have the wrong shape.
+  """
+  labels = check_given(labels)
+  if not checks.is_real(labels):
+    raise TypeError(
+        'labels must be floating, a number for each output; got labels.dtype='
+        f'{labels.dtype}. For classes use cross_entropy.')
+  if (*labels.shape, 1) == student.shape:
+    labels = labels[..., None]
+  if labels.shape != student.shape:
+    raise ValueError(
+        f'labels must have the shape of the outputs; got labels.shape='
+        f'{labels.shape}, student.shape={student.shape}. Let the network '
+        'return one number for each number of a label.')
+  return masking.clean(labels.astype(jnp.float32), mask)
 
 
 @jax.custom_jvp

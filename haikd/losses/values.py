@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from haikd.core import base
-from haikd.core import checks
 from haikd.core import masking
+from haikd.losses import labels as labels_lib
 from haikd.losses import register
 
 
@@ -44,7 +44,8 @@ def mean_squared_error(student: jax.Array,
     likelihood of labels with Gaussian noise.
   """
   del teacher
-  return masking.masked_mean(jnp.square(_errors(student, mask, labels)), mask)
+  errors = student - labels_lib.numbers(labels, student, mask)
+  return masking.masked_mean(jnp.square(errors), mask)
 
 
 @register.register_loss(
@@ -79,7 +80,7 @@ def mean_absolute_error(student: jax.Array,
     section 10.6.
   """
   del teacher
-  errors = _errors(student, mask, labels)
+  errors = student - labels_lib.numbers(labels, student, mask)
   return masking.masked_mean(jnp.sign(errors) * errors, mask)
 
 
@@ -111,23 +112,3 @@ def logit_mse(student: jax.Array, teacher: jax.Array, *,
     equation 1, with the mean over outputs in place of half the sum.
   """
   return masking.masked_mean(jnp.square(student - teacher), mask)
-
-
-def _errors(student, mask, labels):
-  """Returns predictions less labels, shaped like the predictions."""
-  if labels is None:
-    raise ValueError('labels must be given; got None. Use data with labels, '
-                     'or a loss that needs none.')
-  labels = jnp.asarray(labels)
-  if not checks.is_real(labels):
-    raise TypeError(
-        f'labels must be floating, numbers to predict; got labels.dtype='
-        f'{labels.dtype}. For classes use cross_entropy.')
-  if labels.shape == student.shape[:-1] and student.shape[-1] == 1:
-    labels = labels[..., None]
-  if labels.shape != student.shape:
-    raise ValueError(
-        f'labels must have the shape of the predictions; got labels.shape='
-        f'{labels.shape}, student.shape={student.shape}. Let the network '
-        'predict one number for each number of a label.')
-  return student - masking.clean(labels.astype(jnp.float32), mask)

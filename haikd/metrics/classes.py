@@ -52,11 +52,4 @@ def finish(sums: dict[str, Any], columns: dict) -> dict[str, float]:
     neither true nor predicted are left out.
   """
   del columns
-  sums = dict(sums)
-  counted = {name: sums.pop(name) for name in ('f1', 'miou') if name in sums}
-  values = means.finish(sums)
-  if 'f1' in counted:
-    values['f1'] = counts.macro_f1(counted['f1'])
-  if 'miou' in counted:
-    values['miou'] = counts.mean_iou(counted['miou'])
-  return values
+  return counts.finish(sums)

@@ -1,12 +1,14 @@
 """How often classes were predicted and true, and what follows from it."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from haikd.core import masking
+from haikd.metrics import means
 
 MAX_CLASSES = 1000  # Classes are not counted if there are more.
 
@@ -55,6 +57,26 @@ def mean_iou(counts: Counts) -> float:
   return _mean(counts.hits, counts.predicted + counts.true - counts.hits)
 
 
+def finish(sums: Mapping[str, Any]) -> dict[str, float]:
+  """Returns the metrics of a split.
+
+  Args:
+    sums: LossSums, added up, and Counts under names of `SCORES`.
+
+  Returns:
+    The means, and what follows from the Counts.
+  """
+  counted = {name: value for name, value in sums.items() if name in SCORES}
+  values = means.finish(
+      {name: value for name, value in sums.items() if name not in counted})
+  values.update((name, SCORES[name](value)) for name, value in counted.items())
+  return values
+
+
 def _mean(parts, wholes):
   shares = parts[wholes > 0] / wholes[wholes > 0]
   return float(np.mean(shares)) if shares.size else float('nan')
+
+
+# What Counts become, by the name of the metric.
+SCORES = dict(f1=macro_f1, label_f1=macro_f1, miou=mean_iou)

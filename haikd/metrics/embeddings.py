@@ -62,9 +62,7 @@ def finish(sums: dict[str, base.LossSum],
   values = means.finish(sums)
   if columns:
     from scipy import stats  # Slow to import.
-    similarity, score = (
-        columns[name][columns['kept']].astype(np.float64)
-        for name in ('similarity', 'score'))
+    similarity, score = means.kept(columns, 'similarity', 'score')
     values['spearman'] = _correlation(
         stats.rankdata(similarity), stats.rankdata(score))
     values['pearson'] = _correlation(similarity, score)

@@ -5,6 +5,7 @@ from typing import Optional
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from haikd import losses
 from haikd.core import base
@@ -68,3 +69,16 @@ def finish(sums: Mapping[str, base.LossSum]) -> dict[str, float]:
       name: float(total / count) if count else float('nan')
       for name, (total, count) in sums.items()
   }
+
+
+def kept(columns: Mapping[str, np.ndarray], *names: str) -> list[np.ndarray]:
+  """Returns the rows of some columns where the column `kept` is true.
+
+  Args:
+    columns: of a family of metrics, for all examples of a split.
+    names: which of them.
+
+  Returns:
+    A float64 array for each name.
+  """
+  return [columns[name][columns['kept']].astype(np.float64) for name in names]

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from haikd import losses
 from haikd.core import masking
 from haikd.metrics import counts
-from haikd.metrics import means
 
 
 def measure(logits: jax.Array, target: Optional[jax.Array], *, mask: jax.Array,
@@ -56,12 +55,7 @@ def finish(sums: dict[str, Any], columns: dict) -> dict[str, float]:
     out.
   """
   del columns
-  sums = dict(sums)
-  counted = sums.pop('label_f1', None)
-  values = means.finish(sums)
-  if counted is not None:
-    values['label_f1'] = counts.macro_f1(counted)
-  return values
+  return counts.finish(sums)
 
 
 def _mean(hits, mask):

@@ -57,8 +57,7 @@ def finish(sums: dict[str, base.LossSum],
   """
   values = means.finish(sums)
   if columns:
-    prediction, label = (columns[name][columns['kept']].astype(np.float64)
-                         for name in ('prediction', 'label'))
+    prediction, label = means.kept(columns, 'prediction', 'label')
     values.update(_scores(prediction, label))
   return values
 

@@ -46,18 +46,17 @@ def build_objective(config: config_lib.ConfigDict,
         config, has_teacher=has_teacher, has_labels=has_labels, task=task)
 
   terms = build_terms(spec.labels is not None)
-  student = network_lib.build_network(
-      config.student,
-      title='student',
-      num_classes=num_classes,
-      kinds=_tap_kinds(terms))
+  count = tasks.count_outputs(task, spec.labels, num_classes)
+
+  def build(role, terms):
+    return network_lib.build_network(
+        config[role], title=role, num_classes=count,
+        kinds=_tap_kinds(terms))
+
+  student = build('student', terms)
   teacher = None
   if has_teacher:
-    teacher = network_lib.build_network(
-        config.teacher,
-        title='teacher',
-        num_classes=num_classes,
-        kinds=_tap_kinds(term for term in terms if term.needs_teacher))
+    teacher = build('teacher', (term for term in terms if term.needs_teacher))
   outputs = (_abstract_output(student, spec),
              teacher and _abstract_output(teacher, spec))
   is_encoder = isinstance(outputs[0].logits, base.Embedding)

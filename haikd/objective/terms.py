@@ -12,6 +12,7 @@ import jax
 from haikd import config as config_lib
 from haikd.core import base
 from haikd.core import checks
+from haikd.core import notes
 from haikd.core import registry
 from haikd.core import schedules as schedules_lib
 from haikd.core import tasks
@@ -172,9 +173,13 @@ def _standard_terms(fields, has_teacher, has_labels, task):
   if alpha is not None:
     if not has_teacher:
       alpha = 0.0
-    # Predicted numbers have no temperature.
-    options = {} if task == tasks.REGRESSION else dict(
-        temperature=fields.temperature)
+    options = dict(temperature=fields.temperature)
+    if task == tasks.REGRESSION:  # Predicted numbers have no temperature.
+      default = config_lib.base().distillation.temperature
+      if fields.temperature != default:
+        notes.say('config.distillation.temperature is not used with '
+                  "config.task='regression', whose numbers have none.")
+      options = {}
     if alpha > 0:
       add(soft, 'alpha', weight=alpha, options=options)
     if alpha < 1 and has_labels:

@@ -106,9 +106,10 @@ def build_step(config: config_lib.ConfigDict,
   config = resolve.from_pretrained(config)
   mesh = mesh_lib.build_mesh(config.mesh, devices)
   mesh_lib.check_batch_size(mesh, config.batch_size, config.microbatches)
-  spec, num_classes = description.describe(config)
+  spec, num_classes, task = description.describe(config)
   program = program_lib.build_program(
-      config, spec=spec, num_classes=num_classes, mesh=mesh, has_teacher=True)
+      resolve.with_task(config, task), spec=spec, num_classes=num_classes,
+      mesh=mesh, has_teacher=True)
   split = jax.sharding.NamedSharding(mesh, mesh_lib.BATCH_SPEC)
   batch = mesh_lib.abstract(spec, jax.tree.map(lambda _: split, spec))
   return compiling.Step(program.train_step, program.abstract_state,

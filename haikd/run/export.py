@@ -15,6 +15,7 @@ from haikd import metrics
 from haikd.core import base
 from haikd.core import checks
 from haikd.core import registry
+from haikd.core import tasks
 from haikd.engine import mesh as mesh_lib
 from haikd.network import network as network_lib
 from haikd.run import resolve
@@ -136,12 +137,14 @@ def tokenizer_of(
 
 
 def _options(student):
-  """Returns the student's options with the data's number of classes."""
+  """Returns the student's options with its number of outputs."""
   network = student.config.student
   options = config_lib.plain(network.options)
   names = checks.option_names(registry.models[network.model].function)
   if 'num_classes' in names:
-    options.setdefault('num_classes', student.data.num_classes)
+    data = student.data
+    options.setdefault('num_classes', tasks.count_outputs(
+        data.task, data.spec.labels, data.num_classes))
   return options
 
 

@@ -120,7 +120,7 @@ def test_evaluation_sees_every_example_of_all_or_of_one(numbered):
 
 def test_description_is_that_of_one_data_set(numbered):
   config = make_config()
-  described, num_classes = description.describe(config)
+  described, num_classes, _ = description.describe(config)
   assert num_classes == 3
   assert described == build(config).spec
   assert jax.tree.leaves(described)[0].shape == (8, 2)

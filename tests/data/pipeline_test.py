@@ -1,6 +1,7 @@
 """From a config to batches."""
 
 import copy
+import itertools
 import json
 
 import jax
@@ -204,6 +205,28 @@ def listed_config():
   return config
 
 
+def test_labels_of_training_say_what_those_of_other_splits_are():
+  """The first 256 held-out labels have one class each, and so tell nothing."""
+  labels = np.eye(3, dtype=np.float32)[np.arange(300) % 3]
+  held_out = labels.copy()
+  held_out[280] = 1
+  splits = dict(train=1 - labels, validation=held_out, test=held_out)
+
+  def several(split):
+    return Listed(dict(x=np.float32([0]), label=x) for x in splits[split])
+
+  with registry.datasets.temporary():
+    registry.register_dataset('listed')(several)
+    built = build(listed_config())
+    built.check()
+    assert built.task == 'multilabel'
+    batch, = itertools.islice(built.evaluation('validation'), 1)
+    assert batch.labels.dtype == np.float32
+    splits['train'] = labels
+    with pytest.raises(checks.DataError, match="set config.task='multilabel'"):
+      build(listed_config()).check()
+
+
 def test_nothing_is_read_until_it_is_needed(listed):
   built = build(listed_config())
   assert built.num_classes == 3 and built.sizes['train'] == 20
@@ -388,7 +411,7 @@ def test_description_is_that_of_the_data_and_reads_no_example(
 
 
 def test_data_without_a_spec_is_described_by_its_first_example(listed):
-  spec, num_classes = description.describe(listed_config())
+  spec, num_classes, _ = description.describe(listed_config())
   assert spec.inputs.shape == (8, 1) and spec.labels.shape == (8,)
   assert num_classes == 3 and listed.reads == 1
 
@@ -400,7 +423,7 @@ def test_data_without_a_spec_is_described_by_its_first_example(listed):
 def test_imagenet_is_described_without_its_files(tmp_path, augment, labels):
   config = make_config(name='imagenet2012', options={}, image_size=224,
                        augment=augment, data_dir=str(tmp_path))
-  batch, num_classes = description.describe(config)
+  batch, num_classes, _ = description.describe(config)
   assert num_classes == 1000 and batch.labels.shape == labels
   assert batch.inputs.shape == (8, 224, 224, 3)
   assert batch.inputs.dtype == np.float32
@@ -431,7 +454,7 @@ def test_registered_spec_may_leave_the_size_of_images_free(
     pictures, augment, labels):
   config = make_config(name='pictures', options=dict(classes=7), image_size=6,
                        augment=augment)
-  batch, num_classes = description.describe(config)
+  batch, num_classes, _ = description.describe(config)
   assert num_classes == 7 and batch.labels.shape == labels
   assert batch.inputs.shape == (8, 6, 6, 3)
   assert batch.inputs.dtype == np.float32

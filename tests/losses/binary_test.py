@@ -54,7 +54,7 @@ def test_certain_labels_stay_finite():
 
 @pytest.mark.parametrize('labels, error, match', (
     (None, ValueError, 'labels must be given'),
-    (jnp.zeros((3, 2)), ValueError, 'must have the shape of the logits'),
+    (jnp.zeros((3, 2)), ValueError, 'must have the shape of the outputs'),
     (jnp.zeros((3, 3), int), TypeError, 'For classes use cross_entropy'),
 ))
 def test_labels_that_do_not_fit_are_refused(labels, error, match):

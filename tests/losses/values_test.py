@@ -45,8 +45,8 @@ def test_one_number_an_example_needs_no_axis_in_labels():
 
 @pytest.mark.parametrize('labels, error, match', (
     (None, ValueError, 'labels must be given'),
-    (jnp.zeros(3), ValueError, 'must have the shape of the predictions'),
-    (jnp.zeros((3, 1)), ValueError, 'must have the shape of the predictions'),
+    (jnp.zeros(3), ValueError, 'must have the shape of the outputs'),
+    (jnp.zeros((3, 1)), ValueError, 'must have the shape of the outputs'),
     (jnp.zeros((3, 2), int), TypeError, 'For classes use cross_entropy'),
 ))
 def test_labels_that_do_not_fit_are_refused(labels, error, match):

@@ -71,7 +71,7 @@ def test_networks_have_their_published_number_of_parameters(
     name, role, count, by_hand):
   assert count == by_hand
   config = load(name)
-  spec, num_classes = description.describe(config)
+  spec, num_classes, _ = description.describe(config)
   net = network.build_network(
       config[role], title=role, num_classes=num_classes)
   one = jax.tree.map(
@@ -85,7 +85,7 @@ def test_networks_have_their_published_number_of_parameters(
 def test_configs_are_valid_and_can_be_built(name, variant):
   config = load(name, variant)
   config_lib.validate(config)
-  spec, num_classes = description.describe(config)
+  spec, num_classes, _ = description.describe(config)
   build_lib.build_objective(
       config, spec=spec, num_classes=num_classes, has_teacher=True)
   optimizer.build_optimizer(config.optimizer, config.steps)
@@ -95,13 +95,13 @@ def test_configs_are_valid_and_can_be_built(name, variant):
     (C4, (512, 2048), 128_256), (IMAGENET, (4096, 224, 224, 3), 1000)])
 def test_batches_are_described_without_the_data(
     name, shape, num_classes):
-  spec, described_classes = description.describe(load(name))
+  spec, described_classes, _ = description.describe(load(name))
   assert spec.inputs.shape == shape and described_classes == num_classes
 
 
 def test_function_matching_uses_no_labels():
   config = load(IMAGENET)
-  spec, num_classes = description.describe(config)
+  spec, num_classes, _ = description.describe(config)
   built = build_lib.build_objective(
       config, spec=spec, num_classes=num_classes, has_teacher=True)
   assert [term.name for term in built.terms] == ['kl_divergence']

@@ -41,6 +41,9 @@ PLUGIN = """
         columns, num_classes = dict(x=x, label=x[:, :2] * 3), None
       if kind == 'several':
         columns = dict(x=x, label=(x[:, :3] > 0.4).astype(np.float32))
+      if kind == 'several_of_one':
+        columns, num_classes = dict(
+            x=x, label=(x[:, :1] > 0.4).astype(np.float32)), 1
       if kind == 'several_ints':
         columns = dict(x=x, label=(x[:, :3] > 0.4).astype(int))
       if kind == 'places':
@@ -88,6 +91,14 @@ PLUGIN = """
     @haikd.register_model(taps=dict(features='hidden'))
     def constant(x, *, is_training):
       return inner.apply(PARAMS, None, x)
+
+    @haikd.register_model(taps=dict(features='no_such_module'))
+    def odd(x, *, is_training):
+      return hk.Linear(3)(x)
+
+    @haikd.register_model(taps=dict(features=('no_such_module', 'hidden')))
+    def two_globs(x, *, is_training):
+      return hk.Linear(3)(hk.Linear(4, name='hidden')(x))
 
     @haikd.register_loss(on='logits')
     def mse_labels(student, teacher=None, *, mask, labels=None):
@@ -143,6 +154,8 @@ def start(run, tmp_path):
       'agreement'}),
     ('places', ('student.model=conv', 'teacher.model=conv'), '',
      {'accuracy', 'cross_entropy', 'f1', 'miou', 'kl', 'agreement'}),
+    ('tags', ('task=dense', 'student.model=tagger', 'teacher.model=tagger'),
+     '', {'accuracy', 'cross_entropy', 'f1', 'kl', 'agreement', 'miou'}),
     ('tags', ('task=tagging', 'student.model=tagger',
               'teacher.model=tagger'), '',
      {'accuracy', 'cross_entropy', 'f1', 'kl', 'agreement', 'miou'}),
@@ -186,7 +199,7 @@ def test_a_teacher_learns_by_a_loss_of_ones_own(start):
      "set config.task='multilabel'"),
     ('several_ints', (), 2, "set config.task='multilabel'"),
     ('classes', ('task=regression',), 2,
-     'labels must have the shape of the predictions'),
+     'labels must have the shape of the outputs'),
     ('classes', ('task=multilabel',), 3,
      'must have one number per class as its label'),
     ('classes', ('student.options.returns=tuple',), 2,
@@ -222,3 +235,38 @@ def test_a_path_of_haiku_with_a_tilde_is_the_module(start):
                        'student.taps.features=~/hidden',
                        "teacher.taps.features=('hidden',)")
   assert code == 0, err
+
+
+def test_predicted_numbers_have_no_temperature(start):
+  code, results, err = start(
+      'numbers', 'student.options.out=1', 'teacher.options.out=1',
+      'distillation.temperature=4.0', 'losses.own.loss=mean_absolute_error')
+  assert code == 0, err
+  assert results['student']['mae'] > 0
+  assert err.count('config.distillation.temperature is not used') == 1
+
+
+def test_a_glob_of_the_model_that_matches_nothing_is_said(start):
+  """On eight devices as on one, where no block is rematerialised."""
+  code, _, err = start('classes', 'student.model=odd', 'student.remat=full')
+  assert code == 2 and 'remat_modules must match a module' in err
+  code, _, err = start('classes', 'student.model=odd')
+  assert code == 0, err
+  assert err.count("haikd: no module matches 'no_such_module'") == 1
+
+
+def test_blocks_may_be_several_globs(start):
+  code, _, err = start('classes', 'student.model=two_globs',
+                       'student.remat=full')
+  assert (code, err) == (0, '')
+
+
+def test_labels_of_which_several_are_true_are_planned(start, tmp_path):
+  """The plan compiles the step that training runs: one sigmoid a label."""
+  from haikd import launch
+  assert launch.main([
+      'launch', f'--config={tmp_path / "brought.py"}', '--mode=plan',
+      f'--workdir={tmp_path / "plan"}', '--topology=cpu:8',
+      '--config.data.options.kind=several_of_one',
+      '--config.student.options.out=1',
+      '--config.teacher.options.out=1']) == 0

@@ -42,24 +42,6 @@ def get_config(variant=''):
   return config_lib.variant(config, variant)
 """
 
-TEXTS = """
-from haikd import config as config_lib
-
-def get_config():
-  config = config_lib.base()
-  config.steps = config.teacher.train.steps = 1
-  config.batch_size = config.evaluation.batch_size = 8
-  config.baseline = False
-  for network in (config.teacher, config.student):
-    network.model = 'llama'
-    network.options = dict(width=8, depth=1, heads=1, hidden=8)
-  config.data.name = 'text'
-  config.data.source_dir = 'gs://{bucket}/texts'
-  config.data.data_dir = {data!r}
-  config.data.options = dict(tokenizer='gs://{bucket}/words', length=8)
-  return config
-"""
-
 
 def binary():
   pytest.importorskip('gcsfs')
@@ -202,7 +184,8 @@ def test_server_that_does_not_answer_is_one_line(launch):
   assert len(err.splitlines()) == 1 and 'bucket must exist and be open' in err
 
 
-def test_texts_and_their_tokenizer_are_read(tmp_path, server, launch):
+def test_texts_and_their_tokenizer_are_read(
+    tmp_path, server, launch, write_language_model):
   upload = f'{server}/upload/storage/v1/b/{BUCKET}/o?uploadType=media&name='
   tokenizer = dict(version='1.0', added_tokens=[], model=dict(
       type='WordLevel', vocab={'<unk>': 0, '</s>': 1, 'a': 2, 'b': 3},
@@ -212,8 +195,10 @@ def test_texts_and_their_tokenizer_are_read(tmp_path, server, launch):
     for i in range(3):
       ask(f'{upload}texts/{split}-{i}-of-3.jsonl',
           b'{"text": "a b b a"}\n' * 20)
-  config = tmp_path / 'texts.py'
-  config.write_text(TEXTS.format(bucket=BUCKET, data=str(tmp_path / 'data')))
+  config = write_language_model(
+      'texts.py', name='text', source_dir=f'gs://{BUCKET}/texts',
+      data_dir=str(tmp_path / 'data'),
+      options=dict(tokenizer=f'gs://{BUCKET}/words', length=8))
   code, err = finish(launch(f'--config={config}',
                             f'--workdir={tmp_path / "texts"}'))
   assert code == 0, err

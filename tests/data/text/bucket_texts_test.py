@@ -7,7 +7,6 @@ import gzip
 import hashlib
 import importlib
 import json
-import textwrap
 
 from etils.epath import backend
 from fsspec.implementations import memory
@@ -174,27 +173,8 @@ def test_spoilt_record_is_named_by_its_object(tmp_path, buckets):
     list(open_corpus('gs://bucket', tmp_path).records())
 
 
-CONFIG = """
-    from haikd import config as config_lib
-
-    def get_config():
-      config = config_lib.base()
-      config.steps, config.batch_size = 1, 8
-      config.teacher.train.steps = 1
-      config.baseline = False
-      for network in (config.teacher, config.student):
-        network.model = 'llama'
-        network.options = dict(width=8, depth=1, heads=1, hidden=8)
-      config.data.name = 'text'
-      config.data.source_dir = 'gs://bucket/texts'
-      config.data.data_dir = {data!r}
-      config.data.options = dict(tokenizer='gs://bucket/words', length=8)
-      config.evaluation.batch_size = 8
-      return config
-"""
-
-
-def test_job_with_everything_in_a_bucket(run, tmp_path, buckets, words):
+def test_job_with_everything_in_a_bucket(
+    run, tmp_path, buckets, words, write_language_model):
   del words  # A folder beside the texts.
   (tmp_path / 'texts').mkdir()
   for split in ('train', 'validation', 'test'):
@@ -203,8 +183,10 @@ def test_job_with_everything_in_a_bucket(run, tmp_path, buckets, words):
           '{"text": "a b c d e f g h i j"}\n' * 20)
   for name in ('texts', 'words'):
     upload(tmp_path / name, f'gs://bucket/{name}')
-  (tmp_path / 'bucket.py').write_text(textwrap.dedent(CONFIG.format(
-      data=str(tmp_path / 'data'))))
+  write_language_model(
+      'bucket.py', name='text', source_dir='gs://bucket/texts',
+      data_dir=str(tmp_path / 'data'),
+      options=dict(tokenizer='gs://bucket/words', length=8))
   code, out, err = run(config='bucket.py')
   assert code == 0, err
   assert 'perplexity' in out

@@ -11,7 +11,6 @@ import logging
 import pathlib
 import re
 import resource
-import textwrap
 import time
 
 import numpy as np
@@ -371,7 +370,7 @@ def test_description_matches_the_data(open_chats, tmp_path):
   config.data.data_dir = str(tmp_path / 'data')
   config.data.options = dict(tokenizer=str(tmp_path / 'chatml'), length=256,
                              vocabulary=999)
-  described, num_classes = description.describe(config)
+  described, num_classes, _ = description.describe(config)
   data = pipeline.build_data(config)
   assert described == data.spec and num_classes == data.num_classes == 999
 
@@ -440,26 +439,6 @@ def test_date_of_a_template_is_named(open_chats, caplog):
   assert loaded.decode(ids_of(opened[0])).startswith(time.strftime('%Y'))
 
 
-CONFIG = """
-    from haikd import config as config_lib
-
-    def get_config():
-      config = config_lib.base()
-      config.steps, config.batch_size = 1, 8
-      config.teacher.train.steps = 1
-      config.baseline = False
-      for network in (config.teacher, config.student):
-        network.model = 'llama'
-        network.options = dict(width=8, depth=1, heads=1, hidden=8)
-      config.data.name = {name!r}
-      config.data.source_dir = {files!r}
-      config.data.data_dir = {data!r}
-      config.data.options = dict(tokenizer={tokenizer!r}, length=48, **{more})
-      config.evaluation.batch_size = 8
-      return config
-"""
-
-
 # As ShareGPT names messages, in a text, from a European Excel.
 SHEET = '\ufeffid;messages\r\n' + (
     '1;"[{""from"": ""human"", ""value"": ""Hi""}, '
@@ -477,8 +456,8 @@ SHEET = '\ufeffid;messages\r\n' + (
      dict(eos='<end_of_turn>', pad='<eos>', bos='<bos>'),
      "8 texts hold special tokens that texts get ('<bos>', '<end_of_turn>')"),
 ])
-def test_data_set_from_the_command_line(run, tmp_path, name, file, content,
-                                        more, said):
+def test_data_set_from_the_command_line(
+    run, tmp_path, write_language_model, name, file, content, more, said):
   CASES.write_tokenizer('gemma2', tmp_path / 'tokenizer')
   templates = tmp_path / 'tokenizer' / 'additional_chat_templates'
   templates.mkdir()
@@ -486,9 +465,10 @@ def test_data_set_from_the_command_line(run, tmp_path, name, file, content,
       CHATML.replace("'<|im_end|>'", 'end.token'))
   for split in ('train', 'validation', 'test'):
     (tmp_path / f'{split}.{file}').write_bytes(content.encode())
-  (tmp_path / 'chats.py').write_text(textwrap.dedent(CONFIG.format(
-      name=name, files=str(tmp_path), data=str(tmp_path / 'data'),
-      tokenizer=str(tmp_path / 'tokenizer'), more=more)))
+  write_language_model(
+      'chats.py', name=name, source_dir=str(tmp_path),
+      data_dir=str(tmp_path / 'data'),
+      options=dict(tokenizer=str(tmp_path / 'tokenizer'), length=48, **more))
   code, out, err = run(config='chats.py')
   assert code == 0, err
   assert 'perplexity' in out

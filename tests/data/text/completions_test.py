@@ -214,6 +214,6 @@ def test_description_matches_the_data(tmp_path, words):
   config.data.source_dir = str(tmp_path / 'files')
   config.data.data_dir = str(tmp_path / 'data')
   config.data.options = dict(tokenizer=words, length=6, vocabulary=16)
-  described, num_classes = description.describe(config)
+  described, num_classes, _ = description.describe(config)
   data = pipeline.build_data(config)
   assert described == data.spec and num_classes == data.num_classes == 16

@@ -170,7 +170,7 @@ def test_inputs_of_a_batch_have_names(tmp_path, words):
   config.data.source_dir = str(tmp_path / 'files')
   config.data.data_dir = str(tmp_path / 'data')
   config.data.options = dict(tokenizer=words, length=4, documents='paragraph')
-  described, num_classes = description.describe(config)
+  described, num_classes, _ = description.describe(config)
   data = pipeline.build_data(config)
   batch = next(data.train())
   assert batch.inputs.keys() == {'tokens', 'segments', 'positions'}

@@ -101,7 +101,7 @@ def test_description_matches_the_data(tmp_path, bert_words, second, classes):
     config.data.options.second = second
   if classes is not None:
     config.data.options.classes = classes
-  described, num_classes = description.describe(config)
+  described, num_classes, _ = description.describe(config)
   data = pipeline.build_data(config)
   assert described == data.spec and num_classes == data.num_classes == 2
 

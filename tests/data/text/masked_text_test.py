@@ -242,7 +242,7 @@ def test_a_mixture_masks_each_of_its_data_sets(tmp_path, word_piece):
 def test_a_batch_is_described_without_the_data(tmp_path, word_piece):
   write(tmp_path, ['a b'] * 4)
   config = make_config(tmp_path, word_piece)
-  described, num_classes = description.describe(config)
+  described, num_classes, _ = description.describe(config)
   data = pipeline.build_data(config)
   assert described == data.spec and num_classes == data.num_classes == 13
   assert data.spec.inputs.shape == data.spec.target_mask.shape == (4, 8)

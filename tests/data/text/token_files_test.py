@@ -268,7 +268,7 @@ def test_description_matches_the_data(tmp_path):
   config = config_lib.base()
   config.batch_size = 3
   config.data.name, config.data.options = 'tokens', OPTIONS
-  described, num_classes = description.describe(config)  # Without a file.
+  described, num_classes, _ = description.describe(config)  # Without a file.
   save(tmp_path, np.arange(40) % 12)
   config.data.source_dir = str(tmp_path)
   data = pipeline.build_data(config)
