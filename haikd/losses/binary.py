@@ -42,7 +42,7 @@ def binary_cross_entropy(student: jax.Array,
     Networks, arXiv:1312.5419, the cross-entropy error.
   """
   del teacher
-  labels = labels_lib.numbers(labels, student, mask)
+  labels = labels_lib.numbers(labels, student)
   return masking.masked_mean(jax.nn.softplus(student) - labels * student, mask)
 
 

@@ -83,18 +83,16 @@ def check_given(labels: Optional[jax.Array]) -> jax.Array:
   return jnp.asarray(labels)
 
 
-def numbers(labels: Optional[jax.Array], student: jax.Array,
-            mask: jax.Array) -> jax.Array:
+def numbers(labels: Optional[jax.Array], student: jax.Array) -> jax.Array:
   """Returns labels that are numbers, one for each output of the student.
 
   Args:
     labels: floating, shaped like `student`; or without its last axis, if that
       has size 1.
     student: `[..., D]`.
-    mask: bool, leading axes of the outputs.
 
   Returns:
-    float32, shaped like `student`, 0 where the mask is false.
+    float32, shaped like `student`.
 
   Raises:
     TypeError: `labels` are not floating.
@@ -112,7 +110,7 @@ def numbers(labels: Optional[jax.Array], student: jax.Array,
         f'labels must have the shape of the outputs; got labels.shape='
         f'{labels.shape}, student.shape={student.shape}. Let the network '
         'return one number for each number of a label.')
-  return masking.clean(labels.astype(jnp.float32), mask)
+  return labels.astype(jnp.float32)
 
 
 @jax.custom_jvp

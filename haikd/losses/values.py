@@ -44,7 +44,7 @@ def mean_squared_error(student: jax.Array,
     likelihood of labels with Gaussian noise.
   """
   del teacher
-  errors = student - labels_lib.numbers(labels, student, mask)
+  errors = student - labels_lib.numbers(labels, student)
   return masking.masked_mean(jnp.square(errors), mask)
 
 
@@ -80,7 +80,7 @@ def mean_absolute_error(student: jax.Array,
     section 10.6.
   """
   del teacher
-  errors = student - labels_lib.numbers(labels, student, mask)
+  errors = student - labels_lib.numbers(labels, student)
   return masking.masked_mean(jnp.sign(errors) * errors, mask)
 
 

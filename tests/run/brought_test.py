@@ -121,6 +121,12 @@ CONFIG = """
       return config
 """
 
+STANDARD_TERMS = {
+    'regression': ('logit_mse', 'mean_squared_error'),
+    'multilabel': ('binary_kl', 'binary_cross_entropy'),
+    'task=multilabel': ('binary_kl', 'binary_cross_entropy'),
+}
+
 
 @pytest.fixture
 def start(run, tmp_path):
@@ -160,13 +166,20 @@ def start(run, tmp_path):
               'teacher.model=tagger'), '',
      {'accuracy', 'cross_entropy', 'f1', 'kl', 'agreement', 'miou'}),
 ))
-def test_each_task_is_trained_and_has_its_metrics(
-    start, kind, flags, says, names):
+def test_each_task_is_trained_and_has_its_terms_and_metrics(
+    start, tmp_path, kind, flags, says, names):
   code, results, err = start(kind, *flags)
   assert code == 0, err
   assert says in err
   assert err.count('haikd: ') == bool(says)
   assert set(results['student']) == names | {'parameters', 'seconds'}
+  soft, hard = STANDARD_TERMS.get(
+      says.split()[-1] if says else flags[0], ('kl_divergence',
+                                               'cross_entropy'))
+  rows = map(json.loads,
+             (tmp_path / 'run/metrics.jsonl').read_text().splitlines())
+  assert {key for row in rows for key in row if key.startswith('loss/')} == {
+      f'loss/{soft}', f'loss/{hard}'}
 
 
 def test_a_teacher_of_other_classes_teaches_features(start):
