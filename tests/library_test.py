@@ -160,14 +160,16 @@ def test_names_of_classes_are_numbered_over_all_splits():
   assert made('test').class_names == ('cat', 'dog', 'eel')
 
 
-def test_integers_may_be_numbers_to_predict(tmp_path):
+@pytest.mark.parametrize('labels', (np.arange(16),
+                                    np.arange(48).reshape(16, 3)))
+def test_integers_may_be_numbers_to_predict(tmp_path, labels):
   made = data_of(lambda split: dict(
-      image=images(split)['image'], label=np.arange(16)))
+      image=images(split)['image'], label=labels))
   results = haikd.train(small_config(task='regression'), tmp_path, data=made)
   predicted = haikd.load(tmp_path).apply(images('test')['image'])
-  assert predicted.shape == (16, 1)
+  assert predicted.shape == (16, labels.size // 16)
   assert results['student']['mse'] == pytest.approx(
-      np.mean((predicted[:, 0] - np.arange(16.0))**2))
+      np.mean((np.asarray(predicted).reshape(labels.shape) - labels)**2))
 
 
 def test_names_in_one_split_alone_are_refused():

@@ -22,7 +22,8 @@ OPEN_FIELDS = ('student.options', 'student.taps', 'student.placement',
                'teacher.options', 'teacher.taps', 'teacher.placement',
                'data.options', 'data.augment', 'data.mixture', 'losses',
                'teacher.train.augment', 'optimizer.options',
-               'teacher.train.optimizer.options')
+               'optimizer.lr_multipliers', 'teacher.train.optimizer.options',
+               'teacher.train.optimizer.lr_multipliers')
 # Fields that may be None though their default is not.
 OPTIONAL_FIELDS = ('distillation.alpha',)
 
@@ -104,6 +105,13 @@ def optimizer() -> ConfigDict:
           clip_norm=config_dict.placeholder(float),
           # Decay per step of a running mean of the parameters; 0 for no mean.
           ema_decay=0.0,
+          # Parameters that stay as they are, without weight decay: globs over
+          # modules or parameters, such as ('embed', 'block_*/attn', '*/b').
+          # State, such as BatchNorm's statistics, is no parameter.
+          frozen=(),
+          # Factors of the learning rate by part, as {glob as in frozen:
+          # factor}; where several match, all of them.
+          lr_multipliers={},
           # Further keyword arguments of the optax function.
           options={},
       ))
@@ -200,6 +208,12 @@ def base() -> ConfigDict:
           final='test',
           # Examples in an evaluation batch, over all devices.
           batch_size=512,
+          # Metric on the split during training, such as accuracy, by which the
+          # best network is kept and used; None for the last network.
+          keep_best=config_dict.placeholder(str),
+          # Evaluations without a better one after which training stops; None to
+          # take all steps.
+          patience=_any(),
       ))
   # The small network that is trained.
   config.student = network()

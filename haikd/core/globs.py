@@ -25,3 +25,13 @@ def matches(glob: str, name: Sequence[str]) -> bool:
   patterns = parts(glob)
   return len(patterns) <= len(name) and all(
       map(fnmatch.fnmatchcase, name[-len(patterns):], patterns))
+
+
+def matches_within(glob: str, name: Sequence[str]) -> bool:
+  """Returns whether a glob matches a name, or a module that it lies in.
+
+  Args:
+    glob: as for `matches`.
+    name: the parts of the name of a parameter or module.
+  """
+  return any(matches(glob, name[:end]) for end in range(1, len(name) + 1))

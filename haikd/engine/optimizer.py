@@ -19,6 +19,7 @@ from haikd import config as config_lib
 from haikd.core import base
 from haikd.core import checks
 from haikd.core import globs
+from haikd.engine import parts
 
 SCHEDULES = ('constant', 'cosine', 'linear')
 
@@ -92,9 +93,9 @@ def build_optimizer(
     field: the config field that `config` comes from, for messages.
 
   Returns:
-    Clipping by the global norm, if requested, and the optimizer. It takes any
-    tree whose leaves lie at `.../<module>/<parameter>`, as in `base.Params`.
-    The arrays must be global, since it takes norms of them.
+    Clipping by the global norm, if requested, and the optimizer, with frozen
+    parts and learning rates by part. It takes a `base.Params` of global arrays,
+    since it takes norms of them.
 
   Raises:
     ConfigError: an unknown optimizer, schedule or option, or a number out of
@@ -113,9 +114,10 @@ def build_optimizer(
   checks.check_options(
       f'{field}.options', function, options, reserved=reserved)
   chain = build(build_schedule(config, steps, field=field), decay, **options)
-  if clip is None:
-    return chain
-  return optax.chain(optax.clip_by_global_norm(clip), chain)
+  chain = parts.multiply(chain, config.lr_multipliers)
+  if clip is not None:
+    chain = optax.chain(optax.clip_by_global_norm(clip), chain)
+  return parts.freeze(chain, config.frozen)
 
 
 def decay_mask(params: base.ArrayTree) -> base.ArrayTree:

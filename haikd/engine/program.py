@@ -18,6 +18,7 @@ from haikd.core import checks
 from haikd.engine import evaluate
 from haikd.engine import mesh as mesh_lib
 from haikd.engine import optimizer as optimizer_lib
+from haikd.engine import parts
 from haikd.engine import step as step_lib
 from haikd.network import network as network_lib
 from haikd.network import precision
@@ -112,6 +113,10 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
 
   chunk_bytes = config.chunk_mib and int(config.chunk_mib * 2**20)
   state = _abstract_state(init, objective.student, mesh)
+  parts.check_frozen(f'{optimizer_field}.frozen', config.optimizer.frozen,
+                     state.params)
+  parts.check(f'{optimizer_field}.lr_multipliers',
+              tuple(config.optimizer.lr_multipliers), state.params.student)
   student = trained_network(state)
   _check_tensor(mesh, [(objective.student, student), (teacher, frozen)])
   layout = mesh_lib.shardings_of(
@@ -136,6 +141,7 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
           layout['state'],
           layout['frozen'],
           microbatches=config.microbatches,
+          frozen_parts=config.optimizer.frozen,
           ema_decay=ema_decay,
           seed=config.seed,
           chunk_bytes=chunk_bytes,

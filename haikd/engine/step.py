@@ -6,7 +6,7 @@ depends on masks only, so that XLA removes everything else from the pass that
 counts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
 import jax
@@ -19,6 +19,7 @@ from haikd.core import loops
 from haikd.engine import collectives
 from haikd.engine import mesh as mesh_lib
 from haikd.engine import optimizer as optimizer_lib
+from haikd.engine import parts as parts_lib
 from haikd.network import precision
 from haikd.objective import compare as compare_lib
 from haikd.objective import objective as objective_lib
@@ -61,6 +62,7 @@ def init_state(objective: objective_lib.Objective,
 def build_gradient(objective: objective_lib.Objective, mesh: jax.sharding.Mesh,
                    params: base.ArrayTree, frozen: Optional[base.Variables], *,
                    microbatches: int, seed: int,
+                   frozen_parts: Sequence[str] = (),
                    chunk_bytes: Optional[int] = None) -> Callable:
   """Builds the part of the step that runs on every device.
 
@@ -72,16 +74,20 @@ def build_gradient(objective: objective_lib.Objective, mesh: jax.sharding.Mesh,
     microbatches: how many each device makes of its shard of the batch; they run
       one by one.
     seed: of dropout.
+    frozen_parts: globs over modules and parameters of the student, whose
+      gradient is not computed.
     chunk_bytes: of the logits that a device holds at once; None for what suits
       it.
 
   Returns:
     A function of `(params, net_state, frozen, loss_scale, step, batch)`, all of
     them global arrays. It returns the gradient of the scaled loss with respect
-    to `params`, the student's new state, and the sums of all terms.
+    to `params`, None for frozen parts; the student's new state; and the sums of
+    all terms.
   """
   gather_parameter = collectives.build_gather(mesh)
   param_specs, frozen_specs = jax.tree.map(lambda x: x.spec, (params, frozen))
+  trained_specs = parts_lib.trained(param_specs, frozen_parts)
 
   def local(params, net_state, frozen, loss_scale, step, batch):
     context = compare_lib.Context(
@@ -95,8 +101,8 @@ def build_gradient(objective: objective_lib.Objective, mesh: jax.sharding.Mesh,
         _count(objective, params, net_state, frozen, parts, context))
     gradient, net_state, sums = _accumulate(
         objective, params, net_state, frozen, parts, context,
-        objective.coefficients(counts, step), loss_scale)
-    return (collectives.sum_gradient(gradient, param_specs),
+        objective.coefficients(counts, step), loss_scale, frozen_parts)
+    return (collectives.sum_gradient(gradient, trained_specs),
             collectives.agree_over_batch(net_state),
             collectives.sum_over_batch(sums))
 
@@ -106,7 +112,7 @@ def build_gradient(objective: objective_lib.Objective, mesh: jax.sharding.Mesh,
       mesh,
       in_specs=(param_specs, replicated, frozen_specs, replicated, replicated,
                 mesh_lib.BATCH_SPEC),
-      out_specs=(param_specs, replicated, replicated))
+      out_specs=(trained_specs, replicated, replicated))
 
 
 def _dropout_key(seed, step):
@@ -138,21 +144,23 @@ def _count(objective, params, net_state, frozen, parts, context):
 
 
 def _accumulate(objective, params, net_state, frozen, parts, context,
-                coefficients, loss_scale):
+                coefficients, loss_scale, frozen_parts):
   """Returns the shard's gradient, the student's new state and the sums."""
+  trained = parts_lib.trained(params, frozen_parts)
 
-  def loss(params, net_state, part):
-    value, others = objective.loss(params, net_state, frozen, *part,
-                                   coefficients, context)
+  def loss(trained, net_state, part):
+    value, others = objective.loss(
+        parts_lib.fill(trained, params), net_state, frozen, *part, coefficients,
+        context)
     return loss_scale.scale(value), others
 
   def add(carry, part):
     gradient, net_state = carry
     more, (sums, net_state) = jax.grad(
-        loss, has_aux=True)(params, net_state, part)
+        loss, has_aux=True)(trained, net_state, part)
     return (jax.tree.map(jnp.add, gradient, more), net_state), sums
 
-  zeros = jax.tree.map(jnp.zeros_like, params)
+  zeros = jax.tree.map(jnp.zeros_like, trained)
   (gradient, net_state), sums = loops.scan_parts(
       add, (zeros, net_state), parts)
   return gradient, net_state, jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
@@ -166,6 +174,7 @@ def build_train_step(objective: objective_lib.Objective,
                      frozen: Optional[base.Variables],
                      *,
                      microbatches: int = 1,
+                     frozen_parts: Sequence[str] = (),
                      ema_decay: float = 0.0,
                      seed: int = 0,
                      chunk_bytes: Optional[int] = None,
@@ -185,6 +194,8 @@ def build_train_step(objective: objective_lib.Objective,
     frozen: NamedShardings of the teacher, or None.
     microbatches: how many each device makes of its shard of the batch; they run
       one by one.
+    frozen_parts: globs over modules and parameters of the student that the
+      optimizer does not change.
     ema_decay: of the running mean of the student's parameters.
     seed: of dropout.
     chunk_bytes: of the logits that a device holds at once; None for what suits
@@ -203,12 +214,14 @@ def build_train_step(objective: objective_lib.Objective,
       frozen,
       microbatches=microbatches,
       seed=seed,
+      frozen_parts=frozen_parts,
       chunk_bytes=chunk_bytes)
 
   def step(state, frozen, batch):
     grads, net_state, sums = gradient(state.params, state.net_state, frozen,
                                       state.loss_scale, state.step, batch)
-    grads = state.loss_scale.unscale(grads)
+    grads = state.loss_scale.unscale(
+        parts_lib.fill(grads, state.params, jnp.zeros_like))
     loss, means = objective.combine(sums, state.step)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

@@ -7,8 +7,10 @@ devices, and columns, which have a row for every example.
 
 from collections.abc import Callable
 from typing import Any, cast, NamedTuple, Optional
+import warnings
 
 import jax
+import numpy as np
 
 from haikd.core import base
 from haikd.core import tasks
@@ -115,6 +117,19 @@ def finish(sums: dict[str, Any],
     if name in sums:
       finished.update(family.finish(sums[name], columns[name]))
   return finished
+
+
+def names(sums: dict[str, Any], columns: dict[str, Any]) -> list[str]:
+  """Returns the names of the metrics that `finish` makes of such a split.
+
+  Args:
+    sums: as from `measure`; shapes and dtypes are enough.
+    columns: likewise.
+  """
+  zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), (sums, columns))
+  with np.errstate(all='ignore'), warnings.catch_warnings():
+    warnings.simplefilter('ignore')  # Nothing counts, or varies.
+    return sorted(finish(*zeros))
 
 
 def _family(output, task):

@@ -13,12 +13,14 @@ class Score(NamedTuple):
     title: of its column in a table.
     digits: how many digits follow the point.
     percent: whether it is a fraction that is shown in percent.
+    less_is_better: whether the smaller of two values is the better one.
   """
 
   name: str
   title: str
   digits: int = 4
   percent: bool = False
+  less_is_better: bool = False
 
   def show(self, value: float, *, sign: str = '', unit: bool = True) -> str:
     """Returns a value as text.
@@ -36,22 +38,24 @@ class Score(NamedTuple):
 
 
 SCORES = (Score('accuracy', 'accuracy', 2, True),
-          Score('cross_entropy', 'cross-entropy'),
-          Score('binary_cross_entropy', 'cross-entropy'),
+          Score('cross_entropy', 'cross-entropy', less_is_better=True),
+          Score('binary_cross_entropy', 'cross-entropy', less_is_better=True),
           Score('label_f1', 'F1'),
           Score('miou', 'mIoU'),
-          Score('mse', 'squared error'),
-          Score('mae', 'absolute error'),
+          Score('mse', 'squared error', less_is_better=True),
+          Score('mae', 'absolute error', less_is_better=True),
           Score('r2', 'R²'),
-          Score('perplexity', 'perplexity', 2),
-          Score('kl', 'KL to teacher'),
-          Score('binary_kl', 'KL to teacher'),
-          Score('teacher_mse', 'squared error to teacher'),
+          Score('perplexity', 'perplexity', 2, less_is_better=True),
+          Score('kl', 'KL to teacher', less_is_better=True),
+          Score('binary_kl', 'KL to teacher', less_is_better=True),
+          Score('teacher_mse', 'squared error to teacher', less_is_better=True),
           Score('agreement', 'agreement', 2, True),
           Score('top5_agreement', 'top-5 agreement', 2, True),
           Score('cosine', 'cosine to teacher'),
           Score('spearman', 'Spearman'),
           Score('pearson', 'Pearson'))
+
+_LESS_IS_BETTER = frozenset(x.name for x in SCORES if x.less_is_better)
 
 # The curve of an evaluation: the first of these metrics that it has.
 CURVES = (('perplexity', 'perplexity'),
@@ -64,3 +68,8 @@ CURVES = (('perplexity', 'perplexity'),
           ('cosine', "cosine to the teacher's"),
           ('cross_entropy', 'cross-entropy (nats)'),
           ('kl', 'KL to the teacher (nats)'))
+
+
+def is_less_better(metric: str) -> bool:
+  """Returns whether the smaller of two values of a metric is the better one."""
+  return metric in _LESS_IS_BETTER

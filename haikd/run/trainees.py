@@ -6,8 +6,10 @@ from typing import Any, NamedTuple, Optional
 import jax
 
 from haikd import config as config_lib
+from haikd import metrics as metrics_lib
 from haikd.core import base
 from haikd.core import checks
+from haikd.core import notes
 from haikd.core import registry
 from haikd.data import pipeline
 from haikd.engine import mesh as mesh_lib
@@ -86,7 +88,8 @@ class Trainee(NamedTuple):
     """Traces what evaluation will run, so that it cannot fail after training.
 
     Raises:
-      ConfigError: labels and outputs that metrics cannot compare.
+      ConfigError: labels and outputs that metrics cannot compare, or none of
+        the metrics of the student is `config.evaluation.keep_best`.
     """
     program, evaluation = self.program, self.config.evaluation
     network = program_lib.trained_network(program.abstract_state)
@@ -94,7 +97,7 @@ class Trainee(NamedTuple):
                          ('final', evaluation.final)):
       batch = self.data.evaluation_spec(split)
       try:
-        jax.eval_shape(
+        measured = jax.eval_shape(
             program.eval_step, network, program.abstract_frozen, batch)
         if program.teacher_eval_step:
           jax.eval_shape(
@@ -108,18 +111,39 @@ class Trainee(NamedTuple):
             'take, and whose labels can be compared with their outputs; got '
             f'{split!r} with inputs and labels of shapes {shapes}: '
             f'{checks.one_line(err)}') from err
+      if field == 'split':
+        self._check_best(metrics_lib.names(*measured))
+
+  def _check_best(self, names):
+    """Refuses a metric to keep the best by that the student does not have."""
+    metric = self.config.evaluation.keep_best
+    if metric is None or metric in names:
+      return
+    if not self.folder:
+      raise checks.ConfigError(
+          'config.evaluation.keep_best must be a metric of the student; got '
+          f'{metric!r}. {checks.suggest(metric, names)}')
+    notes.say(f'{self.title} has no {metric}, config.evaluation.keep_best; its '
+              'last network is used.')
 
   def check_start(self, workdir: paths.Path) -> None:
-    """Refuses `config.student.init` if the student cannot start from it.
+    """Refuses a workdir, or `config.student.init`, that it cannot start from.
 
     Args:
       workdir: the workdir of the job. If the student has a checkpoint there,
         `init` is not needed and not checked.
 
     Raises:
+      ConfigError: the workdir has taken more than `config.steps` steps.
       DataError: as `pretrained.load`.
     """
     folder = paths.as_path(workdir) / self.folder
+    taken = checkpoint.steps_taken(folder)
+    if taken > self.config.steps:
+      raise checks.ConfigError(
+          f'config.steps must be no fewer than the steps of {self.title}; got '
+          f'{self.config.steps}, and {folder} has {taken}. Choose another '
+          '--workdir for fewer.')
     if self.config.student.init and not checkpoint.has_checkpoint(folder):
       pretrained.check(self.config, 'student', self.expected('student'),
                        self.data)

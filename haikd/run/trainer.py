@@ -9,15 +9,18 @@ import numpy as np
 from haikd import config as config_lib
 from haikd.core import base
 from haikd.core import checks
+from haikd.core import notes
 from haikd.data import interface as interface_lib
 from haikd.data import pipeline
 from haikd.engine import collectives
 from haikd.engine import evaluate
 from haikd.engine import program as program_lib
 from haikd.processes import distributed
+from haikd.run import best as best_lib
 from haikd.run import pretrained
 from haikd.run import writer as writer_lib
 from haikd.storage import checkpoint
+from haikd.storage import checkpointer as checkpointer_lib
 from haikd.storage import paths
 
 
@@ -73,8 +76,9 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
   interface = interface_lib.of_data(data).to_json()
   iterator = data.train()
   with (distributed.stoppable(),
-        checkpoint.Checkpointer(workdir, keep=config.keep_checkpoints) as
-        checkpointer, writer_lib.open_writer(
+        checkpointer_lib.Checkpointer(
+            workdir, keep=config.keep_checkpoints) as checkpointer,
+        writer_lib.open_writer(
             workdir, total_steps=config.steps, title=title,
             enabled=jax.process_index() == 0) as writer):
     state, metadata = _resume(program, checkpointer, iterator, identity,
@@ -83,6 +87,8 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
       state = program.init(jax.random.key(config.seed))
       state = _warm_start(state, config, program, data)
     first = int(state.step)
+    best = best_lib.Best(config.evaluation, metadata['best'])
+    checkpointer.best = best.step
     writer.truncate(first, evaluated=metadata['evaluated'])
     clock = _Clock(first, metadata['seconds'])
     log = _Log(writer, checkpointer, clock, config.batch_size, title)
@@ -93,6 +99,9 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
                                  program_lib.trained_network(state), frozen,
                                  data.evaluation(split), program.mesh)
       writer.write(step, f'eval/{split}', scores)
+      is_best = best.add(step, scores)
+      checkpointer.best = best.step
+      return is_best
 
     def save(step, state, evaluated=True):
       if not program.is_finite(state):
@@ -101,12 +110,17 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
       checkpointer.save(step, state, iterator.get_state(),
                         dict(teacher=identity, vocabulary=vocabulary,
                              seconds=clock.seconds(), evaluated=evaluated,
-                             interface=interface, config=config))
+                             best=best.to_json(), interface=interface,
+                             config=config))
 
     if not metadata['evaluated']:
       evaluate_on_split(first, state)
     pending = None  # Step and metrics that are to be logged.
     for step in range(first + 1, config.steps + 1):
+      if best.is_over:
+        notes.say(f'{title} was not better in {config.evaluation.patience} '
+                  f'evaluations; its training ends before step {step}.')
+        break
       batch = collectives.shard_batch(program.mesh, next(iterator))
       state, metrics = program.train_step(state, frozen, batch)
       # While the device computes this step, the host logs the previous one.
@@ -123,7 +137,7 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
         pending = step, metrics
       if evaluating:
         try:
-          evaluate_on_split(step, state)
+          saving = evaluate_on_split(step, state) or best.is_over or saving
         except Exception:
           # Training is kept, and a new start repeats the evaluation. If it
           # failed on one of several processes, the others save nothing.
@@ -140,8 +154,14 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
         raise checks.StoppedError(
             f'stopped by SIGTERM at step {step} of {title}, which is saved. '
             'Start it again to go on.')
-  seconds = clock.seconds() if first < config.steps else metadata['seconds']
-  return Trained(program_lib.trained_network(state), seconds)
+  last = int(state.step)
+  seconds = clock.seconds() if first < last else metadata['seconds']
+  if best.step in (None, last):
+    return Trained(program_lib.trained_network(state), seconds)
+  notes.say(f'{title} is that of {best.describe()}, the best of '
+            f'{config.evaluation.split}.')
+  expected = program_lib.trained_network(program.abstract_state)
+  return Trained(checkpoint.load_like('--workdir', workdir, expected), seconds)
 
 
 class _Log:
@@ -229,7 +249,7 @@ def _not_finite(metrics):
 
 def _resume(program, checkpointer, iterator, identity, vocabulary):
   """Returns the newest state, or None, and what was saved with it."""
-  start: dict[str, Any] = dict(seconds=0.0, evaluated=True)
+  start: dict[str, Any] = dict(seconds=0.0, evaluated=True, best=None)
   restored = checkpointer.restore(program.abstract_state)
   if restored is None:
     return None, start

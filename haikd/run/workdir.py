@@ -7,6 +7,7 @@ import sys
 
 from haikd import config as config_lib
 from haikd.core import checks
+from haikd.core import notes
 from haikd.processes import distributed
 from haikd.storage import checkpoint
 from haikd.storage import files
@@ -21,11 +22,11 @@ LOCK_FILE = '.lock'
 # Folders in the workdir, for the teacher and the student alone.
 TEACHER, BASELINE = 'teacher', 'baseline'
 
-# Fields that may differ between two starts of one run: they decide where and
-# how often it reads and writes, and how the work is distributed, but not what
-# is minimised.
-FREE_FIELDS = ('log_every', 'checkpoint_every', 'keep_checkpoints', 'baseline',
-               'evaluation', 'data.source_dir', 'data.data_dir',
+# Fields that may differ between two starts of one run: they decide how long it
+# trains, where and how often it reads and writes, and how the work is
+# distributed, but not what is minimised.
+FREE_FIELDS = ('steps', 'log_every', 'checkpoint_every', 'keep_checkpoints',
+               'baseline', 'evaluation', 'data.source_dir', 'data.data_dir',
                'data.prefetch', 'mesh', 'microbatches', 'student.remat',
                'student.remat_modules', 'student.placement', 'teacher.remat',
                'teacher.remat_modules', 'teacher.placement')
@@ -108,6 +109,8 @@ def _claim(workdir, config, free, create):
   path = workdir / CONFIG_FILE
   if paths.exists(path) and (not create or _has_checkpoint(workdir)):
     _check_owner(path, config, free)
+    if create:
+      files.write_json(path, config)
   elif not create:
     raise checks.DataError(
         f'--workdir must be that of a run; got {workdir}, which has no '
@@ -137,6 +140,10 @@ def _check_owner(path, config, free):
   # A field that is younger than the owner has its default there.
   defaults = _fields(files.to_json(config_lib.base()))
   old, new = {**defaults, **_fields(files.read_json(path))}, _fields(config)
+  if new['steps'] != old['steps']:
+    notes.say(f'config.steps is {new["steps"]}, where the run began with '
+              f'{old["steps"]}. The learning rate goes on where it is in a run '
+              f'of {new["steps"]} steps.')
   differences = [
       f'config.{name}={new.get(name, _ABSENT)!r} where it has '
       f'{old.get(name, _ABSENT)!r}' for name in sorted({**old, **new})

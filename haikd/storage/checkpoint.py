@@ -1,4 +1,4 @@
-"""Saves and restores checkpoints.
+"""Reads checkpoints: the network of a run, and what was saved with it.
 
 A checkpoint holds the leaves of a `TrainState` by name, so that it can be read
 in part, on any number of devices, and by a run that has another optimizer. On
@@ -12,9 +12,7 @@ from typing import Any, Optional
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
-import haikd
 from haikd.core import base
 from haikd.core import checks
 from haikd.processes import distributed
@@ -23,111 +21,12 @@ from haikd.storage import leaves as leaves_lib
 from haikd.storage import paths
 
 FOLDER = 'checkpoints'
-
-
-class Checkpointer:
-  """Saves and restores a run; use it in a `with` statement.
-
-  Args:
-    workdir: a folder that all processes see, created if missing. Unfinished
-      checkpoints of a killed run are removed.
-    keep: how many of the newest checkpoints to keep.
-  """
-
-  def __init__(self, workdir: files.Path, *, keep: int):
-    self._folder = paths.absolute(workdir) / FOLDER
-    with leaves_lib.writing(self._folder):
-      self._manager = ocp.CheckpointManager(
-          self._folder,
-          options=ocp.CheckpointManagerOptions(
-              max_to_keep=keep, cleanup_tmp_directories=True))
-
-  def __enter__(self) -> 'Checkpointer':
-    return self
-
-  def __exit__(self, kind, *unused) -> None:
-    # Closing waits for all processes, and after an error some may never come.
-    if kind is None or not distributed.is_many():
-      self.close()
-
-  def save(self, step: int, state: base.TrainState,
-           iterator_state: Mapping[str, Any],
-           metadata: Mapping[str, Any]) -> None:
-    """Starts to save; returns when the state has been copied.
-
-    The state may be donated right after. Call it on all processes.
-
-    Args:
-      step: the number of steps taken.
-      state: the training state.
-      iterator_state: the position in the data, in values that JSON can hold;
-        the same on all processes.
-      metadata: further values that JSON can hold, the same on all processes.
-
-    Raises:
-      DataError: this or the previous checkpoint cannot be written.
-    """
-    extra = dict(
-        iterator=iterator_state,
-        metadata=metadata,
-        haikd_version=haikd.__version__)
-    with leaves_lib.writing(self._folder):
-      self._manager.save(
-          step,
-          args=ocp.args.Composite(
-              state=ocp.args.PyTreeSave(leaves_lib.flatten(state)),
-              metadata=ocp.args.JsonSave(files.to_json(extra))))
-
-  def restore(
-      self, abstract_state: base.TrainState
-  ) -> Optional[tuple[base.TrainState, Any, dict[str, Any]]]:
-    """Returns the content of the newest checkpoint.
-
-    Args:
-      abstract_state: the state as `jax.ShapeDtypeStruct`s with the shardings
-        to restore to, which may differ from those it was saved with.
-
-    Returns:
-      State, state of the iterator and metadata; None if nothing is saved.
-
-    Raises:
-      DataError: the checkpoint belongs to another network or optimizer, or it
-        cannot be read.
-    """
-    folder = _agree(lambda: leaves_lib.find(self._folder))
-    if folder is None:
-      return None
-    expected = leaves_lib.flatten(abstract_state)
-    leaves_lib.check_same(
-        f'{folder} must hold the state of this run', expected,
-        leaves_lib.read_shapes(folder),
-        'Choose another --workdir, or go back to the config that it was '
-        'trained with')
-    leaves = leaves_lib.read_leaves(folder, expected)
-    extra = leaves_lib.read_extra(folder)
-    state = jax.tree.unflatten(
-        jax.tree.structure(abstract_state), [leaves[name] for name in expected])
-    return state, extra['iterator'], extra['metadata']
-
-  def latest_step(self) -> Optional[int]:
-    """Returns the step of the newest complete checkpoint, or None."""
-    folder = leaves_lib.find(self._folder)
-    return None if folder is None else int(folder.name)
-
-  def wait(self) -> None:
-    """Returns when all that was saved is complete on disk."""
-    with leaves_lib.writing(self._folder):
-      self._manager.wait_until_finished()
-
-  def close(self) -> None:
-    """Waits until all is saved, then frees the resources for saving."""
-    with leaves_lib.writing(self._folder):
-      self._manager.close()
+BEST = 'best_step'  # The metadata that names the best checkpoint.
 
 
 def has_checkpoint(path: files.Path) -> bool:
   """Returns whether a path, as for `load_network`, holds a checkpoint."""
-  return _find(path) is not None
+  return newest(path) is not None
 
 
 def metadata(path: files.Path, *, field: str = 'path') -> dict[str, Any]:
@@ -154,17 +53,19 @@ def load_network(path: files.Path,
   """Reads a trained student without its optimizer.
 
   Args:
-    path: a workdir, its folder of checkpoints, or one checkpoint.
+    path: a workdir or its folder of checkpoints, for the best of them, which
+      is the newest unless `config.evaluation.keep_best` is set; or one
+      checkpoint.
     ema: whether to read the running mean of the parameters, if one was kept.
 
   Returns:
-    Haiku parameters and Haiku state of the newest checkpoint, as NumPy arrays;
-    PRNG keys in the state as their data.
+    Haiku parameters and Haiku state, as NumPy arrays; PRNG keys in the state as
+    their data.
 
   Raises:
     DataError: the path holds no checkpoint, or it cannot be read.
   """
-  folder = _newest('path', path)
+  folder = _best('path', path)
   shapes = leaves_lib.read_shapes(folder)
   mean = leaves_lib.select(shapes, 'ema') if ema else {}
   params = mean or leaves_lib.select(shapes, 'params', 'student')
@@ -194,7 +95,7 @@ def load_like(field: str, path: files.Path,
     DataError: the path holds no checkpoint, it cannot be read, or it belongs to
       another network.
   """
-  folder = _newest(field, path)
+  folder = _best(field, path)
   shapes = leaves_lib.read_shapes(folder)
   mean = leaves_lib.select(shapes, 'ema')
   params_prefix = ('ema',) if mean else ('params', 'student')
@@ -215,6 +116,28 @@ def load_like(field: str, path: files.Path,
   leaves = leaves_lib.read_leaves(folder, requested)
   return jax.tree.unflatten(
       jax.tree.structure(expected), [leaves[name] for name in requested])
+
+
+def newest(folder: files.Path) -> Optional[paths.ConcretePath]:
+  """Returns the newest checkpoint, the same on all processes, or None.
+
+  Args:
+    folder: a workdir, its folder of checkpoints, or one checkpoint.
+  """
+  path = paths.absolute(folder)
+
+  def search():
+    found = leaves_lib.find(path / FOLDER) or leaves_lib.find(path)
+    return found and str(found)
+
+  found = distributed.first(search)
+  return found and paths.as_path(found)
+
+
+def steps_taken(path: files.Path) -> int:
+  """Returns the step of the newest checkpoint of a workdir; 0 for none."""
+  folder = newest(path)
+  return int(folder.name) if folder else 0
 
 
 def check_teacher(saved: Mapping[str, Any], identity: str) -> None:
@@ -254,27 +177,22 @@ def check_vocabulary(saved: Mapping[str, Any], identity: str) -> None:
         'choose another --workdir.')
 
 
-def _find(path):
-  path = paths.absolute(path)
-  return _agree(lambda: leaves_lib.find(path / FOLDER) or leaves_lib.find(path))
-
-
-def _agree(find):
-  """Returns the folder that `find` returns on process 0, or None."""
-
-  def search():
-    folder = find()
-    return folder and str(folder)
-
-  folder = distributed.first(search)
-  return folder and paths.as_path(folder)
-
-
 def _newest(field, path):
-  folder = _find(path)
+  folder = newest(path)
   if folder is None:
     raise checks.DataError(
         f'{field} must hold a checkpoint; got {str(path)!r}, which has none. '
         'Give the workdir of a run that has saved one; weights from elsewhere '
         'begin with npz:, hf: or gguf:.')
   return folder
+
+
+def _best(field, path):
+  """Returns the checkpoint whose network is the one to use."""
+  folder = _newest(field, path)
+  if folder == paths.absolute(path):
+    return folder  # One checkpoint was asked for.
+  step = leaves_lib.read_extra(folder)['metadata'].get(BEST)
+  if step is None or str(step) == folder.name:
+    return folder
+  return _newest(field, folder.parent / str(step))

@@ -22,6 +22,7 @@ from haikd.run import export as export_lib
 from haikd.run import resolve
 from haikd.run import trainees
 from haikd.storage import checkpoint
+from haikd.storage import checkpointer as checkpointer_lib
 from haikd.storage import fingerprint
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'interop' / 'golden'
@@ -145,7 +146,7 @@ class _Cut(Exception):
 
 
 def cut_after(monkeypatch, step):
-  original = checkpoint.Checkpointer.save
+  original = checkpointer_lib.Checkpointer.save
 
   def save(self, at, *args):
     original(self, at, *args)
@@ -153,7 +154,7 @@ def cut_after(monkeypatch, step):
       self.wait()
       raise _Cut
 
-  monkeypatch.setattr(checkpoint.Checkpointer, 'save', save)
+  monkeypatch.setattr(checkpointer_lib.Checkpointer, 'save', save)
 
 
 def test_a_masked_model_on_the_next_token_is_refused(run, masked, tmp_path):

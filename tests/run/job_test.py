@@ -22,6 +22,7 @@ from haikd.run import trainees
 from haikd.run import trainer
 from haikd.run import workdir
 from haikd.storage import checkpoint
+from haikd.storage import checkpointer as checkpointer_lib
 
 OPENED = []
 
@@ -144,7 +145,8 @@ def test_missing_state_of_a_teacher_is_named(tmp_path, untrained):
   state = base.TrainState(
       step=np.int32(1), params=base.Params(params, {}), net_state={},
       opt_state=(), loss_scale=(), ema=None)
-  with checkpoint.Checkpointer(tmp_path / 'saved', keep=1) as checkpointer:
+  with checkpointer_lib.Checkpointer(
+      tmp_path / 'saved', keep=1) as checkpointer:
     checkpointer.save(1, state, {}, dict(teacher='', seconds=1.0))
   with pytest.raises(checks.DataError,
                      match='config.teacher.init must .*got no net_state/ba'):

@@ -7,6 +7,7 @@ import pytest
 from haikd import config as config_lib
 from haikd.run import job
 from haikd.storage import checkpoint
+from haikd.storage import checkpointer as checkpointer_lib
 
 VIT = dict(patch_size=2, width=16, depth=1, heads=2, mlp_ratio=2.0)
 
@@ -39,7 +40,7 @@ class _Cut(Exception):
 
 
 def cut_after(monkeypatch, step):
-  original = checkpoint.Checkpointer.save
+  original = checkpointer_lib.Checkpointer.save
 
   def save(self, at, *args):
     original(self, at, *args)
@@ -47,7 +48,7 @@ def cut_after(monkeypatch, step):
       self.wait()
       raise _Cut
 
-  monkeypatch.setattr(checkpoint.Checkpointer, 'save', save)
+  monkeypatch.setattr(checkpointer_lib.Checkpointer, 'save', save)
 
 
 @pytest.fixture(scope='module')

@@ -20,6 +20,7 @@ from haikd.run import job
 from haikd.run import trainer
 from haikd.run import writer
 from haikd.storage import checkpoint
+from haikd.storage import checkpointer as checkpointer_lib
 from haikd.storage import fingerprint
 from haikd.storage import leaves
 
@@ -154,7 +155,7 @@ def record(monkeypatch, kind, name, events, what):
 def test_work_is_done_in_the_step_it_is_due_and_all_in_the_last(
     tmp_path, monkeypatch):
   training, saved = Training(tmp_path), []
-  record(monkeypatch, checkpoint.Checkpointer, 'save', saved,
+  record(monkeypatch, checkpointer_lib.Checkpointer, 'save', saved,
          lambda step, *unused: step)
   training.start()
   assert saved == [4, 8, 11] and training.newest() == 11
@@ -177,7 +178,7 @@ def test_by_default_there_are_about_ten_evaluations(tmp_path):
 def test_rows_are_written_out_before_their_checkpoint(tmp_path, monkeypatch):
   training, events = Training(tmp_path), []
   record(monkeypatch, writer.Writer, 'flush', events, lambda: 'flush')
-  record(monkeypatch, checkpoint.Checkpointer, 'save', events,
+  record(monkeypatch, checkpointer_lib.Checkpointer, 'save', events,
          lambda step, *unused: (step, training.rows()[-1]['step']))
   training.start()
   assert events == ['flush', (4, 4), 'flush', (8, 8), 'flush', (11, 11)]
@@ -212,9 +213,10 @@ def test_ended_run_goes_on_as_if_nothing_had_happened(
 def test_stop_waits_until_all_is_saved(tmp_path, monkeypatch):
   events = []
   stop_at(monkeypatch, 7, 'sigterm')
-  record(monkeypatch, checkpoint.Checkpointer, 'save', events,
+  record(monkeypatch, checkpointer_lib.Checkpointer, 'save', events,
          lambda step, *unused: step)
-  record(monkeypatch, checkpoint.Checkpointer, 'wait', events, lambda: 'wait')
+  record(monkeypatch, checkpointer_lib.Checkpointer, 'wait', events,
+         lambda: 'wait')
   match = '^stopped by SIGTERM at step 7 of student, which is saved. Start it'
   with pytest.raises(checks.StoppedError, match=match):
     Training(tmp_path).start()
@@ -315,7 +317,7 @@ def test_divergence_names_the_newest_checkpoint_once_it_is_saved(
   training.wrap(lambda step, state, metrics: (
       state, {**metrics, name: metrics[name] + (np.nan if step == 6 else 0)}))
   for method in ('wait', 'latest_step'):
-    record(monkeypatch, checkpoint.Checkpointer, method, events,
+    record(monkeypatch, checkpointer_lib.Checkpointer, method, events,
            lambda method=method: method)
   match = (f'^loss and gradient must stay finite; got {name}=nan at step 6 of '
            'student. .* A new start goes on from step 4.')

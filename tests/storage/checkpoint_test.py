@@ -21,6 +21,7 @@ from haikd.core import checks
 from haikd.engine import optimizer
 from haikd.network import precision
 from haikd.storage import checkpoint
+from haikd.storage import checkpointer as checkpointer_lib
 
 
 def make_state(name='adamw', width=3, ema=True, **changes):
@@ -81,13 +82,13 @@ def assert_same_bits(actual, expected):
 
 
 def save(workdir, *states, keep=2, **metadata):
-  with checkpoint.Checkpointer(workdir, keep=keep) as checkpointer:
+  with checkpointer_lib.Checkpointer(workdir, keep=keep) as checkpointer:
     for step, state in states:
       checkpointer.save(step, state, {'next_index': step}, metadata)
 
 
 def restore(workdir, template):
-  with checkpoint.Checkpointer(workdir, keep=2) as checkpointer:
+  with checkpointer_lib.Checkpointer(workdir, keep=2) as checkpointer:
     return checkpointer.restore(abstract(template))
 
 
@@ -126,13 +127,13 @@ def test_a_donated_state_is_saved_as_it_was(tmp_path):
   template = abstract(state)
   for i in range(1, 9):
     workdir = tmp_path / str(i)
-    with checkpoint.Checkpointer(workdir, keep=1) as checkpointer:
+    with checkpointer_lib.Checkpointer(workdir, keep=1) as checkpointer:
       state = step(state)
       jax.block_until_ready(state)
       checkpointer.save(i, state, {}, {})
       state = step(state)
       state = jax.block_until_ready(step(state))
-    with checkpoint.Checkpointer(workdir, keep=1) as checkpointer:
+    with checkpointer_lib.Checkpointer(workdir, keep=1) as checkpointer:
       saved, _, _ = checkpointer.restore(template)
     assert saved.step == 3 * i - 2
     np.testing.assert_array_equal(
@@ -140,7 +141,7 @@ def test_a_donated_state_is_saved_as_it_was(tmp_path):
 
 
 def test_latest_step_is_that_of_a_complete_checkpoint(tmp_path):
-  with checkpoint.Checkpointer(tmp_path, keep=2) as checkpointer:
+  with checkpointer_lib.Checkpointer(tmp_path, keep=2) as checkpointer:
     assert checkpointer.latest_step() is None
     checkpointer.save(3, make_state(), {}, {})
     checkpointer.wait()
@@ -163,6 +164,7 @@ DEVICES = textwrap.dedent("""
     import numpy as np
     from haikd.core import base
     from haikd.storage import checkpoint
+from haikd.storage import checkpointer as checkpointer_lib
 
     P = jax.sharding.PartitionSpec
     workdir, mode = sys.argv[1:]
@@ -183,7 +185,7 @@ DEVICES = textwrap.dedent("""
           jnp.int32(1), base.Params({'net': {k: make(k) for k in values}}, {}),
           {}, (), (), None)
 
-    with checkpoint.Checkpointer(workdir, keep=1) as checkpointer:
+    with checkpointer_lib.Checkpointer(workdir, keep=1) as checkpointer:
       if mode == 'save':
         checkpointer.save(
             1, state(lambda k: jax.device_put(values[k], place(k))), {}, {})
@@ -227,6 +229,7 @@ ENDLESS = textwrap.dedent("""
     import jax.numpy as jnp
     from haikd.core import base
     from haikd.storage import checkpoint
+from haikd.storage import checkpointer as checkpointer_lib
 
     make = lambda step: base.TrainState(
         jnp.int32(step),
@@ -235,7 +238,7 @@ ENDLESS = textwrap.dedent("""
     template = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
         make(0))
-    with checkpoint.Checkpointer(sys.argv[1], keep=2) as checkpointer:
+    with checkpointer_lib.Checkpointer(sys.argv[1], keep=2) as checkpointer:
       restored = checkpointer.restore(template)
       step = 0
       if restored:

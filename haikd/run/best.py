@@ -1,0 +1,63 @@
+"""The best network of a training, by a metric of its evaluations."""
+
+from collections.abc import Mapping
+import math
+from typing import Any, Optional
+
+from haikd import config as config_lib
+from haikd import metrics as metrics_lib
+
+
+class Best:
+  """Follows a metric: which step has the best value, and how long ago it was.
+
+  Attributes:
+    step: the step with the best value so far; None if no evaluation had one.
+
+  Args:
+    evaluation: `config.evaluation`.
+    saved: from `to_json` before an interruption, or None. What was saved by
+      another metric is left out.
+  """
+
+  def __init__(self, evaluation: config_lib.ConfigDict,
+               saved: Optional[Mapping[str, Any]] = None):
+    self._metric, self._patience = evaluation.keep_best, evaluation.patience
+    if not saved or saved['metric'] != self._metric:
+      saved = dict(step=None, value=math.nan, since=0)
+    self.step: Optional[int] = saved['step']
+    self._value, self._since = float(saved['value']), saved['since']
+
+  @property
+  def is_over(self) -> bool:
+    """Whether training is to stop, since it has not improved for so long."""
+    return self._patience is not None and self._since >= self._patience
+
+  def add(self, step: int, scores: Mapping[str, float]) -> bool:
+    """Adds an evaluation; returns whether it is the best so far.
+
+    Args:
+      step: the number of steps taken.
+      scores: its metrics. One without the metric changes nothing, and NaN is
+        never the best.
+    """
+    if self._metric not in scores:
+      return False
+    value = scores[self._metric]
+    sign = -1 if metrics_lib.is_less_better(self._metric) else 1
+    # The first of equal values; a comparison with NaN is false.
+    if sign * value > sign * self._value or (
+        self.step is None and not math.isnan(value)):
+      self.step, self._value, self._since = step, value, 0
+      return True
+    self._since += 1
+    return False
+
+  def describe(self) -> str:
+    """Returns which step is the best, and why, in words."""
+    return f'step {self.step}, with {self._metric} {self._value:.6g}'
+
+  def to_json(self) -> dict[str, Any]:
+    """Returns it in types of JSON, to go on after an interruption."""
+    return dict(metric=self._metric, step=self.step, value=repr(self._value),
+                since=self._since)

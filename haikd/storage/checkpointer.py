@@ -1,0 +1,130 @@
+"""Saves checkpoints during training, and restores the newest."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
+
+import jax
+import orbax.checkpoint as ocp
+
+import haikd
+from haikd.core import base
+from haikd.processes import distributed
+from haikd.storage import checkpoint
+from haikd.storage import files
+from haikd.storage import leaves as leaves_lib
+from haikd.storage import paths
+
+
+class Checkpointer:
+  """Saves and restores a run; use it in a `with` statement.
+
+  Args:
+    workdir: a folder that all processes see, created if missing. Unfinished
+      checkpoints of a killed run are removed.
+    keep: how many of the newest checkpoints to keep.
+
+  Attributes:
+    best: the step of the best checkpoint, which is kept besides; None if all
+      are equally good. It is saved with every checkpoint, and who reads the
+      network of this run gets that of this step.
+  """
+
+  def __init__(self, workdir: files.Path, *, keep: int):
+    self._folder = paths.absolute(workdir) / checkpoint.FOLDER
+    self._keep = keep
+    self.best: Optional[int] = None
+    with leaves_lib.writing(self._folder):
+      self._manager = ocp.CheckpointManager(
+          self._folder,
+          options=ocp.CheckpointManagerOptions(
+              preservation_policy=self, cleanup_tmp_directories=True))
+
+  def should_preserve(self, checkpoints: Sequence[Any], *,
+                      context: Any) -> list[bool]:
+    """Tells Orbax which checkpoints, oldest first, to keep."""
+    del context
+    newest = len(checkpoints) - self._keep
+    return [i >= newest or saved.step == self.best
+            for i, saved in enumerate(checkpoints)]
+
+  def __enter__(self) -> 'Checkpointer':
+    return self
+
+  def __exit__(self, kind, *unused) -> None:
+    # Closing waits for all processes, and after an error some may never come.
+    if kind is None or not distributed.is_many():
+      self.close()
+
+  def save(self, step: int, state: base.TrainState,
+           iterator_state: Mapping[str, Any],
+           metadata: Mapping[str, Any]) -> None:
+    """Starts to save; returns when the state has been copied.
+
+    The state may be donated right after. Call it on all processes.
+
+    Args:
+      step: the number of steps taken.
+      state: the training state.
+      iterator_state: the position in the data, in values that JSON can hold;
+        the same on all processes.
+      metadata: further values that JSON can hold, the same on all processes.
+
+    Raises:
+      DataError: this or the previous checkpoint cannot be written.
+    """
+    extra = dict(
+        iterator=iterator_state,
+        metadata={**metadata, checkpoint.BEST: self.best},
+        haikd_version=haikd.__version__)
+    with leaves_lib.writing(self._folder):
+      self._manager.save(
+          step,
+          args=ocp.args.Composite(
+              state=ocp.args.PyTreeSave(leaves_lib.flatten(state)),
+              metadata=ocp.args.JsonSave(files.to_json(extra))))
+
+  def restore(
+      self, abstract_state: base.TrainState
+  ) -> Optional[tuple[base.TrainState, Any, dict[str, Any]]]:
+    """Returns the content of the newest checkpoint.
+
+    Args:
+      abstract_state: the state as `jax.ShapeDtypeStruct`s with the shardings
+        to restore to, which may differ from those it was saved with.
+
+    Returns:
+      State, state of the iterator and metadata; None if nothing is saved.
+
+    Raises:
+      DataError: the checkpoint belongs to another network or optimizer, or it
+        cannot be read.
+    """
+    folder = checkpoint.newest(self._folder)
+    if folder is None:
+      return None
+    expected = leaves_lib.flatten(abstract_state)
+    leaves_lib.check_same(
+        f'{folder} must hold the state of this run', expected,
+        leaves_lib.read_shapes(folder),
+        'Choose another --workdir, or go back to the config that it was '
+        'trained with')
+    leaves = leaves_lib.read_leaves(folder, expected)
+    extra = leaves_lib.read_extra(folder)
+    state = jax.tree.unflatten(
+        jax.tree.structure(abstract_state), [leaves[name] for name in expected])
+    return state, extra['iterator'], extra['metadata']
+
+  def latest_step(self) -> Optional[int]:
+    """Returns the step of the newest complete checkpoint, or None."""
+    folder = leaves_lib.find(self._folder)
+    return None if folder is None else int(folder.name)
+
+  def wait(self) -> None:
+    """Returns when all that was saved is complete on disk."""
+    with leaves_lib.writing(self._folder):
+      self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits until all is saved, then frees the resources for saving."""
+    with leaves_lib.writing(self._folder):
+      self._manager.close()

@@ -1,0 +1,167 @@
+"""The best network, stopping early, and training for longer than planned."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import haikd
+from haikd import config as config_lib
+from haikd.run import best as best_lib
+from haikd.run import trainer
+from haikd.storage import checkpoint
+
+# A student whose cross-entropy on validation rises again soon.
+RESTLESS = ('--config.steps=12', '--config.evaluation.every=1',
+            '--config.optimizer.learning_rate=1.0',
+            '--config.checkpoint_every=100', '--config.keep_checkpoints=1',
+            '--config.evaluation.keep_best=cross_entropy',
+            '--config.evaluation.patience=3')
+
+
+def rows(workdir):
+  return [json.loads(line)
+          for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+def result(workdir):
+  """Returns the results of a run, but for its time."""
+  results = json.loads((workdir / 'result.json').read_text())
+  return {name: {**row, 'seconds': None} for name, row in results.items()}
+
+
+def evaluation(**fields):
+  result = config_lib.base().evaluation
+  result.update(fields)
+  return result
+
+
+@pytest.mark.parametrize('metric, values, bests, over', (
+    ('accuracy', [0.5, 0.5, 0.6, 0.1, 0.2], [1, 1, 3, 3, 3], 5),
+    ('kl', [0.5, 0.6, 0.4, 0.4, 0.5], [1, 1, 3, 3, 3], 5),
+    # Two without a better one, the first of which is NaN, end it at once.
+    ('kl', [0.5, float('nan'), 0.6], [1, 1, 1], 3),
+    ('kl', [float('nan'), 0.6, 0.5], [None, 2, 3], None),
+))
+def test_the_first_of_the_best_values(metric, values, bests, over):
+  best = best_lib.Best(evaluation(keep_best=metric, patience=2))
+  steps = []
+  for step, value in enumerate(values, 1):
+    before = best.step
+    assert best.add(step, {metric: value}) == (best.step != before)
+    steps.append(best.step)
+    # An interruption changes nothing.
+    saved = json.loads(json.dumps(best.to_json()))
+    best = best_lib.Best(evaluation(keep_best=metric, patience=2), saved)
+    assert best.is_over == (step == over)
+  assert steps == bests
+
+
+def test_another_metric_begins_anew_and_a_missing_one_changes_nothing():
+  best = best_lib.Best(evaluation(keep_best='kl', patience=1))
+  best.add(1, {'kl': 0.5})
+  other = best_lib.Best(evaluation(keep_best='accuracy'), best.to_json())
+  assert other.step is None
+  assert not best.add(2, {'accuracy': 1.0})
+  assert best.step == 1 and not best.is_over
+
+
+def test_the_best_network_is_kept_used_and_found_again(run, tmp_path):
+  code, _, err = run(*RESTLESS)
+  assert code == 0, err
+  scores = {row['step']: row['cross_entropy'] for row in rows(tmp_path / 'run')
+            if row['split'] == 'eval/validation'}
+  best = min(scores, key=scores.get)
+  assert max(scores) == best + 3 < 12  # It has stopped early.
+  assert 'student was not better in 3 evaluations' in err
+  assert f'student is that of step {best}, with cross_entropy' in err
+  assert sorted(int(path.name) for path in (
+      tmp_path / 'run/checkpoints').glob('[0-9]*')) == [best, max(scores)]
+  # What is reported is what that step has, here on the split of training.
+  results = result(tmp_path / 'run')
+  run(*RESTLESS, '--mode=eval', '--config.evaluation.final=validation')
+  on_validation = json.loads(
+      (tmp_path / 'run/eval-validation.json').read_text())
+  assert on_validation['student']['cross_entropy'] == pytest.approx(
+      scores[best], rel=1e-6)
+  student = haikd.load(tmp_path / 'run')
+  params, _ = checkpoint.load_network(
+      tmp_path / 'run/checkpoints' / str(best))
+  jax.tree.map(np.testing.assert_array_equal, student.params, params)
+  # A new start has nothing to do.
+  code, _, err = run(*RESTLESS)
+  assert code == 0, err
+  assert result(tmp_path / 'run') == results
+  assert max(row['step'] for row in rows(tmp_path / 'run')) == max(scores)
+
+
+def test_a_kill_at_any_step_ends_with_the_same_best(run, tmp_path, monkeypatch):
+  run(*RESTLESS, workdir='whole')
+  expected = rows(tmp_path / 'whole')
+  last = max(row['step'] for row in expected)
+  finish = trainer.collectives.shard_batch
+  for step in range(2, last + 1, 2):
+
+    class Killed(trainer.collectives.__class__):
+      """What the trainer uses, until a step."""
+      taken = 0
+
+      @staticmethod
+      def shard_batch(*args):
+        Killed.taken += 1
+        if Killed.taken == 3:
+          raise KeyboardInterrupt
+        return finish(*args)
+
+    with monkeypatch.context() as patch:
+      patch.setattr(trainer, 'collectives', Killed('killed'))
+      try:
+        run(*RESTLESS)
+      except KeyboardInterrupt:
+        pass
+  code, _, err = run(*RESTLESS)
+  assert code == 0, err
+  drop = lambda values: [
+      {key: value for key, value in row.items()
+       if key != 'examples_per_second'} for row in values]
+  assert drop(rows(tmp_path / 'run')) == drop(expected)
+  assert result(tmp_path / 'run') == result(tmp_path / 'whole')
+
+
+@pytest.mark.parametrize('flags, match', (
+    (('keep_best=acuracy',), r"keep_best must be a metric of the student; got "
+     r"'acuracy'. Did you mean 'accuracy'"),
+    (('patience=2',), 'evaluation must have keep_best'),
+    (('patience=0', 'keep_best=kl'), 'patience must be None or a positive'),
+))
+def test_what_cannot_be_followed_is_refused(run, tmp_path, flags, match):
+  code, _, err = run(*(f'--config.evaluation.{flag}' for flag in flags))
+  assert code == 2
+  assert match.replace('\\', '') in err
+  assert not (tmp_path / 'run').exists()
+
+
+def test_networks_without_the_metric_keep_their_last(run):
+  code, _, err = run('--config.evaluation.keep_best=agreement')
+  assert code == 0, err
+  assert 'teacher has no agreement, config.evaluation.keep_best' in err
+
+
+def test_longer_training_is_that_of_a_longer_run(run, tmp_path):
+  flags = ('--config.optimizer.schedule=constant',)
+  run(*flags, '--config.steps=8', workdir='whole')
+  code, _, err = run(*flags, '--config.steps=3')
+  assert code == 0 and 'config.steps is' not in err
+  code, _, err = run(*flags, '--config.steps=8')
+  assert code == 0, err
+  assert err.count('config.steps is 8, where the run began with 3') == 1
+  whole, longer = (checkpoint.load_network(tmp_path / name)
+                   for name in ('whole', 'run'))
+  jax.tree.map(np.testing.assert_array_equal, whole, longer)
+  # Once it is longer, it is said no more, and cannot become shorter.
+  code, _, err = run(*flags, '--config.steps=8')
+  assert code == 0 and 'config.steps is' not in err
+  code, _, err = run(*flags, '--config.steps=7')
+  assert code == 2
+  assert 'config.steps must be no fewer than the steps of student; got 7' in err
