@@ -5,7 +5,8 @@ they are registered:
 
   causal_lm: logits of the next token, for each position.
   masked_lm: logits of the token itself, for positions where it is hidden.
-  classification: logits of the classes, for each example.
+  classification: logits of the classes, for each example; it predicts several
+    labels (multilabel) and numbers (regression) as well.
   embedding: a vector for each text.
 
 Whoever declares nothing is free to be combined with anything.
@@ -20,7 +21,7 @@ metrics:
   regression: numbers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Optional
 
 from haikd.core import base
@@ -31,6 +32,8 @@ AUTO = 'auto'  # What the labels themselves say.
 CLASSIFICATION, DENSE, TAGGING, MULTILABEL, REGRESSION = OF_LABELS = (
     'classification', 'dense', 'tagging', 'multilabel', 'regression')
 OF_POSITIONS = ('causal_lm', 'masked_lm')  # Their logits have positions.
+# What labels a task serves, if not those of its own name alone.
+_SERVED = {CLASSIFICATION: (CLASSIFICATION, MULTILABEL, REGRESSION)}
 OF_TEXTS = ('classification', 'embedding')  # Independent of the tokenization.
 
 
@@ -62,6 +65,11 @@ def of_data(name: str, options: Mapping[str, Any]) -> tuple[str, ...]:
   if name not in registry.datasets.names():
     return ()
   return tuple(_declared(registry.datasets[name].tasks, options) or ())
+
+
+def fits(task: str, targets: Collection[str]) -> bool:
+  """Returns whether a model of a task predicts one of the targets of data."""
+  return not set(_SERVED.get(task, (task,))).isdisjoint(targets)
 
 
 def of_labels(task: str, labels: Optional[base.AnyArray],
@@ -103,7 +111,7 @@ def data_for(task: str) -> list[str]:
   entries = {name: registry.datasets[name].tasks
              for name in registry.datasets.names()}
   return [name for name, tasks in entries.items()
-          if tasks and not callable(tasks) and task in tasks]
+          if tasks and not callable(tasks) and fits(task, tasks)]
 
 
 def _declared(declaration: Any, options: Mapping[str, Any]) -> Any:

@@ -76,10 +76,15 @@ def build_objective(config: config_lib.ConfigDict,
       for term in terms if term.entry.on != terms_lib.LOGITS}
   objective = objective_lib.Objective(
       student, teacher, terms, layers, task, outputs)
-  forms = terms_lib.choose_forms(terms, outputs[0].logits)
+  # Counts are computed from arrays, the loss from the chosen form.
+  terms = tuple(
+      term._replace(learns=_check_term(objective, term, outputs, spec,
+                                       terms_lib.Form.ARRAYS))
+      for term in terms)
+  objective = objective._replace(terms=terms)
   for term in terms:
-    # Counts are computed from arrays, the loss from the chosen form.
-    for form in dict.fromkeys((terms_lib.Form.ARRAYS, forms[term.name])):
+    form = terms_lib.choose_forms(terms, outputs[0].logits)[term.name]
+    if form is not terms_lib.Form.ARRAYS:
       _check_term(objective, term, outputs, spec, form)
   return objective
 
@@ -143,22 +148,26 @@ def _pair_layers(term, student, teacher):
 
 
 def _check_term(objective, term, outputs, spec, form):
-  """Traces a term on abstract outputs, in a form."""
+  """Traces a term on abstract outputs; returns if its loss has parameters."""
 
   def run(outputs, batch):
     if form is not terms_lib.Form.CHUNKS:
       outputs = objective_lib.with_logits(outputs, batch)
     pairs = objective.pairs(term, outputs, batch, form)
-    params = compare_lib.init_align(term, pairs, jax.random.key(0))
+    rng = jax.random.key(0)
+    params = compare_lib.init_align(term, pairs, rng)
+    if form is terms_lib.Form.ARRAYS:  # Calls the loss.
+      return compare_lib.init_loss(term, params, pairs, batch.labels, rng)
     compare_lib.compare(term, params, pairs, batch.labels,
                         compare_lib.Context())
+    return {}
 
   # Two terms come from config.distillation.alpha: name the one that is wrong.
   field = term.field
   if not field.endswith(term.name):
     field += f' ({term.name})'
   with _errors_name(field):
-    jax.eval_shape(run, outputs, spec)
+    return bool(jax.eval_shape(run, outputs, spec))
 
 
 @contextlib.contextmanager

@@ -45,14 +45,36 @@ def init_align(term: terms_lib.Term, pairs: Pairs,
   Returns:
     `{layer: Haiku parameters}` of the layers that have any.
   """
-  layers = {}
-  for index, pair in enumerate(pairs):
-    layer_rng = jax.random.fold_in(rng, index)
-    if pair.teacher is not None:
-      params = term.align.init(layer_rng, None, *pair)
-      if params:
-        layers[str(index)] = params
-  return layers
+  return _of_layers(pairs, rng, lambda rng, pair: (
+      {} if pair.teacher is None else term.align.init(rng, None, *pair)))
+
+
+def init_loss(term: terms_lib.Term, params: Mapping[str, Any], pairs: Pairs,
+              labels: Optional[jax.Array], rng: jax.Array) -> dict[str, Any]:
+  """Initialises what the loss of a term learns itself.
+
+  Args:
+    term: a term of the objective.
+    params: from `init_align`.
+    pairs: of the term, as arrays.
+    labels: of the batch, or None.
+    rng: PRNG key.
+
+  Returns:
+    As `init_align`.
+  """
+  aligned = [_align(term, params.get(str(index), {}), pair, Context())
+             for index, pair in enumerate(pairs)]
+  return _of_layers(aligned, rng, lambda rng, pair: term.loss.init(
+      rng, None, pair.student, pair.teacher,
+      **_keywords(term, pair.mask, labels, step=0)))
+
+
+def _of_layers(pairs, rng, init):
+  """Returns `{layer: parameters}` of the layers that have any."""
+  layers = {str(index): init(jax.random.fold_in(rng, index), pair)
+            for index, pair in enumerate(pairs)}
+  return {layer: params for layer, params in layers.items() if params}
 
 
 def compare(term: terms_lib.Term, params: Mapping[str, Any], pairs: Pairs,
@@ -62,7 +84,7 @@ def compare(term: terms_lib.Term, params: Mapping[str, Any], pairs: Pairs,
 
   Args:
     term: a term of the objective.
-    params: `{layer: Haiku parameters}` of its learned alignments.
+    params: `{layer: Haiku parameters}` of its learned alignments and loss.
     pairs: of the term.
     labels: of the batch, or None.
     context: where the step runs this.
@@ -72,15 +94,17 @@ def compare(term: terms_lib.Term, params: Mapping[str, Any], pairs: Pairs,
   """
 
   def evaluate(index, pair):
-    pair = _align(term, params.get(str(index), {}), pair, context)
+    own = params.get(str(index), {})
+    pair = _align(term, own, pair, context)
     compared = pair, labels
     if term.entry.relational:
       # Each shard now holds the global sum and count; psum scales both by the
       # number of shards, which cancels in the mean.
       compared = context.gather(compared)
     pair, labels_of_pair = compared
-    return _call(term, pair.student, pair.teacher, mask=pair.mask,
-                 labels=labels_of_pair, step=context.step)
+    keywords = _keywords(term, pair.mask, labels_of_pair, context.step)
+    return term.loss.apply(own, None, context.gather_parameter, pair.student,
+                           pair.teacher, **keywords)
 
   return tuple(evaluate(index, pair) for index, pair in enumerate(pairs))
 
@@ -107,9 +131,9 @@ def compare_together(
   takes_labels = any(term.takes_labels for term in terms)
 
   def loss_of(term):
-    return lambda student, teacher, *, mask, labels: _call(
-        term, student, teacher if term.needs_teacher else None, mask=mask,
-        labels=labels, step=context.step)
+    return lambda student, teacher, *, mask, labels: term.entry.function(
+        student, teacher if term.needs_teacher else None,
+        **_keywords(term, mask, labels, context.step))
 
   return chunks.weighted(
       [loss_of(term) for term in terms],
@@ -135,8 +159,9 @@ def _align(term, params, pair, context):
   return aligned
 
 
-def _call(term, student, teacher, *, mask, labels, step):
-  options = term.options_at(step)
+def _keywords(term, mask, labels, step):
+  """Returns the keyword arguments of a term's loss."""
+  keywords = dict(term.options_at(step), mask=mask)
   if term.takes_labels:
-    options['labels'] = labels
-  return term.entry.function(student, teacher, mask=mask, **options)
+    keywords['labels'] = labels
+  return keywords

@@ -76,8 +76,13 @@ class Objective(NamedTuple):
     align = {}
     for number, term in enumerate(self.terms):
       pairs = self.pairs(term, outputs, batch, terms_lib.Form.ARRAYS)
-      layers = compare_lib.init_align(
-          term, pairs, jax.random.fold_in(align_rng, number))
+      term_rng = jax.random.fold_in(align_rng, number)
+      layers = compare_lib.init_align(term, pairs, term_rng)
+      if term.learns:
+        learned = compare_lib.init_loss(
+            term, layers, pairs, batch.labels, term_rng)
+        layers = {index: {**layers.get(index, {}), **params}
+                  for index, params in learned.items()}
       if layers:
         align[term.name] = layers
     return base.Params(params, align), net_state

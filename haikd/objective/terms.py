@@ -45,6 +45,9 @@ class Term(NamedTuple):
     aligner: the registered aligner.
     align: the aligner as a Haiku transform of `(gather, student, teacher,
       mask)`; the first is as for `network.Network.apply`.
+    loss: the loss as a Haiku transform of `(gather, student, teacher,
+      **keywords)`, since it may have parameters of its own.
+    learns: whether it has any; such a loss gets arrays.
     needs_teacher: whether it compares with a teacher.
     takes_labels: whether the loss takes labels, if the data has any.
   """
@@ -60,6 +63,8 @@ class Term(NamedTuple):
   layers: Any
   aligner: registry.AlignerEntry
   align: hk.Transformed
+  loss: hk.Transformed
+  learns: bool
   needs_teacher: bool
   takes_labels: bool
 
@@ -88,7 +93,8 @@ class Form(enum.Enum):
 def choose_forms(terms: Sequence[Term], logits: Any) -> dict[str, Form]:
   """Decides which terms get lazy logits or maps, and which get arrays.
 
-  Lazy inputs need an additive loss and a lazy aligner. Terms on logits go
+  Lazy inputs need an additive loss without parameters of its own, and a lazy
+  aligner. Terms on logits go
   through one set of chunks together, so that their aligners must also return
   logits as they came, and one term that needs materialised logits makes them
   available to all.
@@ -100,7 +106,8 @@ def choose_forms(terms: Sequence[Term], logits: Any) -> dict[str, Form]:
   Returns:
     `{term: form}`.
   """
-  lazy = {term.name: term.entry.additive and term.aligner.lazy
+  lazy = {term.name: (term.entry.additive and term.aligner.lazy and
+                      not term.learns)
           for term in terms}
   in_chunks = isinstance(logits, base.LinearLogits) and all(
       lazy[term.name] and term.aligner.keeps_logits
@@ -216,13 +223,20 @@ def _build_term(name, fields, field, layers_field, options_field=None):
       align_options,
       reserved=('student', 'teacher', 'mask', 'on'))
 
+  # The parameters of both may be sharded: each is gathered where it is used.
+  def gathering(gather):
+    return (network.gathered(gather, dtype=None) if gather else
+            contextlib.nullcontext())
+
   def align(gather, student, teacher, mask) -> base.Pair:
-    # The aligner's own parameters may be sharded: each is gathered where used.
-    gathering = (network.gathered(gather, dtype=None) if gather else
-                 contextlib.nullcontext())
-    with gathering:
+    with gathering(gather):
       return aligner.function(
           student, teacher, mask=mask, on=on, **align_options)
+
+  def compare(gather, student, teacher, **keywords) -> base.LossSum:
+    # Its names differ from those of the aligner, whose parameters lie beside.
+    with gathering(gather), hk.experimental.name_scope('loss'):
+      return loss(student, teacher, **keywords)
 
   schedules = {
       option: schedules_lib.build(f'{options_field}.{option}', value)
@@ -244,5 +258,7 @@ def _build_term(name, fields, field, layers_field, options_field=None):
       layers=fields.layers,
       aligner=aligner,
       align=hk.transform(align),
+      loss=hk.transform(compare),
+      learns=False,
       needs_teacher=entry.needs_teacher,
       takes_labels='labels' in inspect.signature(loss).parameters)

@@ -26,7 +26,7 @@ def check(config: config_lib.ConfigDict) -> None:
   predicted = {role: task_of(config, role) for role in ROLES}
   for (name, targets), (role, task) in itertools.product(
       _targets(config.data), predicted.items()):
-    if task and targets and task not in targets:
+    if task and targets and not tasks.fits(task, targets):
       known = tasks.data_for(task)
       remedy = (f'Data sets for {task}: {", ".join(known)}.' if known else
                 'Register a data set for it, or choose another network.')

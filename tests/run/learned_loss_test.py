@@ -1,0 +1,100 @@
+"""Losses with parameters of their own, as a plugin brings them."""
+
+import textwrap
+
+import jax
+import numpy as np
+import pytest
+
+from haikd.storage import checkpoint
+from haikd.storage import leaves as leaves_lib
+
+PLUGIN = """
+    import haiku as hk
+    import jax
+    import jax.numpy as jnp
+    import haikd
+
+    @haikd.register_loss(on='features')
+    def variational(student, teacher, *, mask):
+      # The teacher's features by a learned map, with a learned deviation.
+      mean = hk.Linear(teacher.shape[-1])(student)
+      log_deviation = hk.get_parameter(
+          'log_deviation', teacher.shape[-1:], init=jnp.zeros)
+      error = (teacher - mean) / jnp.exp(log_deviation)
+      return haikd.masked_mean(jnp.square(error) / 2 + log_deviation, mask)
+
+    @haikd.register_loss(on='logits', additive=True)
+    def scaled_logits(student, teacher, *, mask):
+      scale = hk.get_parameter('scale', (), init=jnp.ones)
+      return haikd.masked_mean(jnp.square(scale * student - teacher), mask)
+
+    @haikd.register_loss(on='logits', relational=True)
+    def prototypes(student, teacher=None, *, mask, labels=None):
+      known = hk.get_parameter('known', (3, student.shape[-1]), init=jnp.zeros)
+      return haikd.masked_mean(jnp.square(student - known[labels]), mask)
+"""
+
+
+@pytest.fixture
+def train(run, tmp_path):
+  """Trains with a loss; returns its parameters by name, and the student's."""
+  (tmp_path / 'my_learned.py').write_text(textwrap.dedent(PLUGIN))
+  source = (tmp_path / 'tiny.py').read_text()
+  (tmp_path / 'learned.py').write_text(source.replace(
+      'return', "config.plugins = ('my_learned',)\n  return"))
+
+  def call(loss, *flags, workdir='run', align='none', **options):
+    code, _, err = run(
+        f'--config.losses.own.loss={loss}', f'--config.losses.own.align={align}',
+        *(f'--config.{flag}' for flag in flags), workdir=workdir,
+        config='learned.py', **options)
+    assert code == 0, err
+    folder = checkpoint.newest(tmp_path / workdir)
+    shapes = leaves_lib.select(
+        leaves_lib.read_shapes(folder), 'params', 'align', 'own')
+    saved = leaves_lib.read_leaves(folder, shapes, as_numpy=True)
+    return leaves_lib.nest(saved, 3), checkpoint.load_network(
+        tmp_path / workdir)
+
+  return call
+
+
+@pytest.mark.parametrize('loss, align, names', (
+    ('variational', 'none', {'loss/linear', 'loss'}),
+    # Beside what the aligner learns.
+    ('variational', 'project', {'loss/linear', 'loss', 'project'}),
+    ('scaled_logits', 'none', {'loss'}),
+    ('prototypes', 'none', {'loss'}),
+))
+def test_what_a_loss_learns_is_trained_on_every_mesh(
+    train, tmp_path, loss, align, names):
+  flags = ('losses.own.layers=last', 'student.options.hidden=(4,8)',
+           'optimizer.learning_rate=0.1')
+  if loss == 'variational':
+    flags += ('teacher.options.hidden=(8,8)',)
+  else:
+    flags = flags[1:]
+  copies, student = train(loss, *flags, 'mesh.fsdp=1', 'mesh.replica=8',
+                       align=align, workdir='copies')
+  assert {name for layer in copies.values() for name in layer} == names
+  initial = 1.0 if loss == 'scaled_logits' else 0.0
+  for layer in copies.values():
+    assert all(np.all(value != initial) for value in layer['loss'].values())
+  # With microbatches a relational loss sees one of them at a time.
+  split, other = train(
+      loss, *flags, 'mesh.fsdp=8', 'mesh.replica=1',
+      f'microbatches={1 if loss == "prototypes" else 2}', align=align,
+      workdir='split')
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4),
+               (copies, student), (split, other))
+  assert not any('loss' in name for name in student[0])
+
+
+def test_a_run_with_a_learning_loss_goes_on(train):
+  whole, student = train('scaled_logits', workdir='whole',
+                         *('optimizer.schedule=constant',))
+  train('scaled_logits', 'steps=4', 'optimizer.schedule=constant')
+  resumed, other = train('scaled_logits', 'optimizer.schedule=constant')
+  jax.tree.map(np.testing.assert_array_equal, (whole, student),
+               (resumed, other))
