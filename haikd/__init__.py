@@ -25,6 +25,7 @@ from haikd.core.tap import tap
 from haikd.losses.register import get_loss
 from haikd.losses.register import loss_names
 from haikd.losses.register import register_loss
+from haikd.metrics.own import register_metric
 from haikd.network.capture import capture
 
 # setup.cfg reads this: keep it a literal.

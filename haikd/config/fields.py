@@ -21,7 +21,7 @@ ConfigDict: TypeAlias = ml_collections.ConfigDict
 OPEN_FIELDS = ('student.options', 'student.taps', 'student.placement',
                'teacher.options', 'teacher.taps', 'teacher.placement',
                'data.options', 'data.augment', 'data.mixture', 'losses',
-               'teacher.train.augment', 'optimizer.options',
+               'teacher.train.augment', 'evaluation.metrics', 'optimizer.options',
                'optimizer.lr_multipliers', 'teacher.train.optimizer.options',
                'teacher.train.optimizer.lr_multipliers')
 # Fields that may be None though their default is not.
@@ -208,6 +208,8 @@ def base() -> ConfigDict:
           final='test',
           # Examples in an evaluation batch, over all devices.
           batch_size=512,
+          # Registered metrics to report besides, as {name: options}.
+          metrics={},
           # Metric on the split during training, such as accuracy, by which the
           # best network is kept and used; None for the last network.
           keep_best=config_dict.placeholder(str),

@@ -50,6 +50,8 @@ _RULES = (
      lambda x: x is None or type(x) is int and x > 0,
      ('evaluation.every', 'evaluation.patience', 'data.image_size',
       'student.used_classes', 'teacher.used_classes')),
+    ('give a dict of options for each name of a metric',
+     lambda x: all(map(_is_dict, x.values())), ('evaluation.metrics',)),
     ('have keep_best, the metric to wait for, if it has patience',
      lambda x: x.patience is None or bool(x.keep_best), ('evaluation',)),
     ('be None, or a tuple of layers from 0',

@@ -91,6 +91,22 @@ class DatasetEntry(NamedTuple):
   module: str
 
 
+class MetricEntry(NamedTuple):
+  """A registered metric.
+
+  Attributes:
+    function: see `haikd.register_metric`.
+    whole_split: whether it needs all examples of a split at once.
+    less_is_better: whether the smaller of two values is the better one.
+    module: the module that registered it.
+  """
+
+  function: Callable
+  whole_split: bool
+  less_is_better: bool
+  module: str
+
+
 class AlignerEntry(NamedTuple):
   """A registered aligner.
 
@@ -185,6 +201,7 @@ class Registry(Generic[Entry]):
 
 
 losses: Registry[LossEntry] = Registry('loss')
+metrics: Registry[MetricEntry] = Registry('metric')
 models: Registry[ModelEntry] = Registry('model')
 datasets: Registry[DatasetEntry] = Registry('dataset')
 aligners: Registry[AlignerEntry] = Registry('aligner')

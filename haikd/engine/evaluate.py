@@ -6,7 +6,7 @@ as a correlation, is computed from one row per example.
 """
 
 import collections
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Optional
 
 import jax
@@ -20,6 +20,7 @@ from haikd.core import loops
 from haikd.core import tasks
 from haikd.engine import collectives
 from haikd.engine import mesh as mesh_lib
+from haikd.metrics import own as own_lib
 from haikd.network import network as network_lib
 from haikd.objective import pairs as pairs_lib
 
@@ -28,7 +29,8 @@ _IN_FLIGHT = 2  # Batches queued on the device, so that it never waits.
 
 def evaluate(eval_step: Callable, evaluated: base.Variables,
              frozen: Optional[base.Variables], batches: Iterable[base.Batch],
-             mesh: jax.sharding.Mesh) -> dict[str, float]:
+             mesh: jax.sharding.Mesh,
+             own: Sequence[own_lib.Own] = ()) -> dict[str, float]:
   """Evaluates a network on a split.
 
   Args:
@@ -37,6 +39,7 @@ def evaluate(eval_step: Callable, evaluated: base.Variables,
     frozen: those of the teacher it is compared with, or None.
     batches: this process's part of the split, NumPy arrays.
     mesh: where to run.
+    own: metrics of the user's own, as for `build_eval_step`.
 
   Returns:
     `{metric: value}` over the split, see `metrics`. Metrics that lack what they
@@ -58,7 +61,7 @@ def evaluate(eval_step: Callable, evaluated: base.Variables,
     raise checks.DataError(
         'The evaluated split must hold at least one example; got none.')
   columns = jax.tree.map(lambda *parts: np.concatenate(parts), *total.columns)
-  return metrics_lib.finish(total.sums, columns)
+  return metrics_lib.finish(total.sums, columns, own)
 
 
 def build_eval_step(network: network_lib.Network,
@@ -68,6 +71,7 @@ def build_eval_step(network: network_lib.Network,
                     *,
                     task: str = tasks.CLASSIFICATION,
                     has_labels: bool = True,
+                    own: Sequence[own_lib.Own] = (),
                     rows: Optional[int] = None,
                     chunk_bytes: Optional[int] = None) -> Callable:
   """Builds the compiled evaluation step.
@@ -81,6 +85,7 @@ def build_eval_step(network: network_lib.Network,
     frozen: NamedShardings of the teacher, or None.
     task: what labels are, one of `tasks.OF_LABELS`.
     has_labels: whether labels, if there are any, are what the network predicts.
+    own: metrics of the user's own.
     rows: the most examples that a device works on at once; None for all.
     chunk_bytes: of the logits of a large vocabulary that a device holds at
       once; None for what suits it.
@@ -112,6 +117,7 @@ def build_eval_step(network: network_lib.Network,
         mask=pairs_lib.target_mask(batch, logits),
         labels=batch.labels if has_labels else None,
         task=task,
+        own=own,
         sizes=sizes)
 
   def local(evaluated, frozen, batch):

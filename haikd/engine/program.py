@@ -20,6 +20,7 @@ from haikd.engine import mesh as mesh_lib
 from haikd.engine import optimizer as optimizer_lib
 from haikd.engine import parts
 from haikd.engine import step as step_lib
+from haikd.metrics import own as own_lib
 from haikd.network import network as network_lib
 from haikd.network import precision
 from haikd.objective import build as build_lib
@@ -46,6 +47,7 @@ class Program(NamedTuple):
     teacher_eval_step: `(frozen, None, batch) -> (sums, columns)` of the
       teacher, compared with itself; None without a teacher.
     is_finite: `state -> bool`, whether all trained parameters are finite.
+    own_metrics: the user's own, which evaluation reports besides.
     mesh: where they run.
   """
 
@@ -57,6 +59,7 @@ class Program(NamedTuple):
   eval_step: Callable[..., Any]
   teacher_eval_step: Optional[Callable[..., Any]]
   is_finite: Callable[[base.TrainState], jax.Array]
+  own_metrics: tuple[own_lib.Own, ...]
   mesh: jax.sharding.Mesh
 
   def freeze(self, network: base.Variables) -> base.Variables:
@@ -122,10 +125,12 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
   layout = mesh_lib.shardings_of(
       dict(state=state, frozen=frozen, student=student))
 
+  own_metrics = own_lib.build(config.evaluation.metrics)
+
   def eval_step(network, evaluated, frozen, has_labels=True):
     return evaluate.build_eval_step(
         network, teacher, mesh, evaluated, frozen, task=objective.task,
-        has_labels=has_labels, rows=_evaluated_rows(config, mesh),
+        has_labels=has_labels, own=own_metrics, rows=_evaluated_rows(config, mesh),
         chunk_bytes=chunk_bytes)
 
   return Program(
@@ -155,6 +160,7 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
       is_finite=jax.jit(
           lambda state: jmp.all_finite((state.params, state.ema)),
           out_shardings=mesh_lib.replicated(mesh)),
+      own_metrics=own_metrics,
       mesh=mesh)
 
 

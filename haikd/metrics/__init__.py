@@ -7,4 +7,4 @@ from haikd.metrics.families import names
 from haikd.metrics.table import CURVES
 from haikd.metrics.table import is_less_better
 from haikd.metrics.table import Score
-from haikd.metrics.table import SCORES
+from haikd.metrics.table import scores

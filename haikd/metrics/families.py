@@ -5,7 +5,7 @@ host, after the last batch. It measures sums, which add up over batches and
 devices, and columns, which have a row for every example.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast, NamedTuple, Optional
 import warnings
 
@@ -19,9 +19,11 @@ from haikd.losses import cutting
 from haikd.metrics import classes
 from haikd.metrics import embeddings
 from haikd.metrics import multilabel
+from haikd.metrics import own as own_lib
 from haikd.metrics import tokens
 from haikd.metrics import values
 
+_OWN = 'own'  # Beside the families: metrics of the user's own.
 # By family: sums are pytrees of arrays, columns pytrees of arrays [B, ...].
 Measured = tuple[dict[str, Any], dict[str, Any]]
 
@@ -53,6 +55,7 @@ def measure(output: base.Output,
             mask: jax.Array,
             labels: Optional[jax.Array] = None,
             task: str = tasks.CLASSIFICATION,
+            own: Sequence[own_lib.Own] = (),
             sizes: cutting.ChunkSizes = cutting.ChunkSizes()) -> Measured:
   """Compares a network's output with labels and with a teacher's output.
 
@@ -67,6 +70,7 @@ def measure(output: base.Output,
     labels: as in `Batch`, or None.
     task: what the labels are, one of `tasks.OF_LABELS`. An Embedding needs
       none.
+    own: metrics of the user's own.
     sizes: of the chunks in which LinearLogits are computed.
 
   Returns:
@@ -78,17 +82,28 @@ def measure(output: base.Output,
   family = FAMILIES[name]
   if name == 'values' and isinstance(output, base.LinearLogits):
     output = output.materialise()
+  compared = dict(mask=mask, labels=labels)
+  kept = own_lib.columns_of(own, *map(_array, (output, target)), **compared)
+
+  def add_up(output, target, **compared):
+    sums, columns = family.measure(output, target, **compared)
+    added = own_lib.add_up(own, *map(_array, (output, target)), **compared)
+    return {name: sums, _OWN: added}, {name: columns, _OWN: kept}
+
   if isinstance(output, base.LinearLogits):
     # Metrics of logits have no columns, and positions do not interact.
     sums = chunks.add_up(
-        lambda *logits, **options: family.measure(*logits, **options)[0],
-        output, cast(Optional[base.Logits], target), mask=mask, labels=labels,
-        sizes=sizes)
-    return {name: sums}, {name: {}}
+        lambda *logits, **options: add_up(*logits, **options)[0],
+        output, cast(Optional[base.Logits], target), sizes=sizes, **compared)
+    return sums, {name: {}, _OWN: kept}
   if isinstance(target, base.LinearLogits):
     target = target.materialise()
-  sums, columns = family.measure(output, target, mask=mask, labels=labels)
-  return {name: sums}, {name: columns}
+  return add_up(output, target, **compared)
+
+
+def _array(output):
+  """Returns the vectors of an Embedding, and any other output as it is."""
+  return output.vectors if isinstance(output, base.Embedding) else output
 
 
 def are_comparable(output: base.Output, target: base.Output) -> bool:
@@ -101,13 +116,14 @@ def are_comparable(output: base.Output, target: base.Output) -> bool:
   return first.shape == second.shape
 
 
-def finish(sums: dict[str, Any],
-           columns: dict[str, Any]) -> dict[str, float]:
+def finish(sums: dict[str, Any], columns: dict[str, Any],
+           own: Sequence[own_lib.Own] = ()) -> dict[str, float]:
   """Returns the metrics of a split.
 
   Args:
     sums: as from `measure`, added up over all batches.
     columns: as from `measure`, the rows of all batches; NumPy.
+    own: metrics of the user's own, as for `measure`.
 
   Returns:
     `{metric: value}`, NaN where nothing counts.
@@ -116,20 +132,26 @@ def finish(sums: dict[str, Any],
   for name, family in FAMILIES.items():
     if name in sums:
       finished.update(family.finish(sums[name], columns[name]))
+  finished.update(
+      own_lib.finish(own, sums.get(_OWN, {}), columns.get(_OWN, {})))
   return finished
 
 
-def names(sums: dict[str, Any], columns: dict[str, Any]) -> list[str]:
+def names(sums: dict[str, Any], columns: dict[str, Any],
+          own: Sequence[own_lib.Own] = ()) -> list[str]:
   """Returns the names of the metrics that `finish` makes of such a split.
 
   Args:
     sums: as from `measure`; shapes and dtypes are enough.
     columns: likewise.
+    own: metrics of the user's own, as for `measure`.
   """
+  kept = columns.get(_OWN, {})
+  columns = {**columns, _OWN: {}}
   zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), (sums, columns))
   with np.errstate(all='ignore'), warnings.catch_warnings():
     warnings.simplefilter('ignore')  # Nothing counts, or varies.
-    return sorted(finish(*zeros))
+    return sorted((*finish(*zeros), *own_lib.names_of_whole(own, kept)))
 
 
 def _family(output, task):

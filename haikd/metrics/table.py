@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from haikd.core import registry
+
 _HUGE = 1e6  # Larger values are shown with three digits and an exponent.
 
 
@@ -72,4 +74,11 @@ CURVES = (('perplexity', 'perplexity'),
 
 def is_less_better(metric: str) -> bool:
   """Returns whether the smaller of two values of a metric is the better one."""
+  if metric in registry.metrics.names():
+    return registry.metrics[metric].less_is_better
   return metric in _LESS_IS_BETTER
+
+
+def scores() -> tuple[Score, ...]:
+  """Returns all metrics that a table shows, with those of the user's own."""
+  return (*SCORES, *(Score(name, name) for name in registry.metrics.names()))

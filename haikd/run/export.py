@@ -196,7 +196,7 @@ def _results(workdir):
 
 def _table(results: dict[str, dict[str, Any]]) -> list[str]:
   """Returns results as rows of Markdown, with the scores of any network."""
-  scores = [score for score in metrics.SCORES
+  scores = [score for score in metrics.scores()
             if any(score.name in row for row in results.values())]
   titles = ['', 'parameters', *(score.title for score in scores)]
   lines = [_row(titles), _row(['---'] * len(titles))]

@@ -153,7 +153,7 @@ def _scores(student, eval_step, network, frozen):
   return evaluate_lib.evaluate(
       eval_step, network, frozen,
       student.data.evaluation(student.config.evaluation.final),
-      student.program.mesh)
+      student.program.mesh, student.program.own_metrics)
 
 
 def _row(trained, scores):

@@ -88,7 +88,7 @@ def summarise(results: list[results_lib.Results]) -> Summary:
 def print_summary(summary: Summary, seeds: int) -> None:
   """Prints the means and intervals as a table."""
   measured = {metric for row in summary.values() for metric in row}
-  scores = [score for score in metrics_lib.SCORES if score.name in measured]
+  scores = [score for score in metrics_lib.scores() if score.name in measured]
   rows = [[title, *(_cell(summary[name].get(score.name), score, name)
                     for score in scores)]
           for name, title in _TITLES.items() if name in summary]

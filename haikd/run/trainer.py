@@ -97,7 +97,8 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
       split = config.evaluation.split
       scores = evaluate.evaluate(program.eval_step,
                                  program_lib.trained_network(state), frozen,
-                                 data.evaluation(split), program.mesh)
+                                 data.evaluation(split), program.mesh,
+                                 program.own_metrics)
       writer.write(step, f'eval/{split}', scores)
       is_best = best.add(step, scores)
       checkpointer.best = best.step

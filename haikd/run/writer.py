@@ -24,10 +24,6 @@ METRICS_FILE = 'metrics.jsonl'
 RESULT_FILE = 'result.json'
 MISSING = '–'
 
-_COLUMNS = (('parameters', 'parameters', '{:,.0f}'.format),
-            *((x.name, x.title, x.show) for x in metrics_lib.SCORES),
-            ('seconds', 'seconds', '{:.1f}'.format))
-
 
 class Writer:
   """Writes metrics to all outputs that `open_writer` has opened."""
@@ -168,7 +164,10 @@ def print_table(results: results_lib.Results,
     console: where to print; standard output by default.
   """
   measured = {field for values in results.values() for field in values}
-  columns = [column for column in _COLUMNS if column[0] in measured]
+  columns = [('parameters', 'parameters', '{:,.0f}'.format),
+             *((x.name, x.title, x.show) for x in metrics_lib.scores()),
+             ('seconds', 'seconds', '{:.1f}'.format)]
+  columns = [column for column in columns if column[0] in measured]
   rows = []
   for network in results_lib.ROWS:
     if network.name == 'student_start' and network.name not in results:

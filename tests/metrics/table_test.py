@@ -6,7 +6,7 @@ import pytest
 
 from haikd import metrics
 
-SCORES = {score.name: score for score in metrics.SCORES}
+SCORES = {score.name: score for score in metrics.scores()}
 
 
 @pytest.mark.parametrize('name, value, options, text', (
