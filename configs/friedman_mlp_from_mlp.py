@@ -18,11 +18,11 @@ def get_config(variant=''):
   config.evaluation.keep_best = 'mse'
   config.evaluation.every = 50
 
-  config.teacher.options = dict(hidden=(256, 256))
-  config.teacher.train.steps = 600
-  config.teacher.train.optimizer.learning_rate = 1e-3
-  config.teacher.train.optimizer.weight_decay = 1.0
+  config.teacher.options = dict(hidden=(32, 32))
+  config.teacher.train.steps = 2000
+  config.teacher.train.optimizer.learning_rate = 1e-2
+  config.teacher.train.optimizer.weight_decay = 0.1
 
-  config.student.options = dict(hidden=(16,))
+  config.student.options = dict(hidden=(8,))
   config.optimizer.learning_rate = 1e-2
   return config_lib.variant(config, variant)

@@ -12,17 +12,18 @@ def get_config(variant=''):
   config = config_lib.base()
   config.plugins = ('my_pkg.tasks',)
   config.baseline = True
-  config.steps = 400
+  config.steps = 600
   config.batch_size = 50
   config.data.name = 'scenes'
   config.evaluation.keep_best = 'miou'
-  config.evaluation.every = 40
+  config.evaluation.every = 60
 
   config.teacher.model = config.student.model = 'fully_convolutional'
   config.teacher.options = dict(channels=(32, 32, 32))
-  config.teacher.train.steps = 300
-  config.teacher.train.optimizer.learning_rate = 2e-3
+  config.teacher.train.steps = 600
+  config.teacher.train.optimizer.learning_rate = 5e-3
 
   config.student.options = dict(channels=(8, 8))
-  config.optimizer.learning_rate = 5e-3
+  config.optimizer.learning_rate = 1e-2
+  config.distillation.temperature = 1.0
   return config_lib.variant(config, variant)
