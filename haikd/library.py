@@ -12,6 +12,7 @@ from typing import Any, Optional
 
 from haikd import config as config_lib
 from haikd.core import checks
+from haikd.core import entries
 from haikd.core import plugins
 from haikd.core import registry
 from haikd.run import job
@@ -103,7 +104,7 @@ def _prepared(config: config_lib.ConfigDict, data: Optional[Callable]
             'beside one that has data; got both. Register the data sets under '
             'names of their own with haikd.register_dataset.')
       stack.enter_context(registry.datasets.holding(
-          _GIVEN, registry.DatasetEntry(data, None, None, data.__module__)))
+          _GIVEN, entries.DatasetEntry(data, None, None, data.__module__)))
       config.data.name = _GIVEN
     config_lib.validate(config)
     plugins.load(config.plugins)

@@ -60,7 +60,7 @@ def test_python_that_is_shown_runs_and_makes_a_valid_config(
   config = config_lib.base()
   x, animals = numpy.eye(100, 4), numpy.array(['cat', 'dog'] * 50)
   names = dict(
-      haikd=haikd, hk=hk, jax=jax, numpy=numpy, config=config,
+      haikd=haikd, hk=hk, jax=jax, jnp=jax.numpy, numpy=numpy, config=config,
       ids=numpy.arange(10), x=x, animals=animals, state={},
       params=dict(linear=dict(w=x)),
       data=haikd.data.from_arrays(**dict.fromkeys(
@@ -69,7 +69,7 @@ def test_python_that_is_shown_runs_and_makes_a_valid_config(
     config.steps = config.teacher.train.steps = 2
     config.batch_size = 40
   with contextlib.ExitStack() as stack:
-    for known in (registry.models, registry.aligners):
+    for known in (registry.models, registry.aligners, registry.metrics):
       stack.enter_context(known.temporary())
     if 'huber_features' in registry.losses.names():  # A config's own plugin.
       text = text.replace('register_loss(', 'register_loss(replace=True, ')

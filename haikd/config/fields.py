@@ -21,7 +21,8 @@ ConfigDict: TypeAlias = ml_collections.ConfigDict
 OPEN_FIELDS = ('student.options', 'student.taps', 'student.placement',
                'teacher.options', 'teacher.taps', 'teacher.placement',
                'data.options', 'data.augment', 'data.mixture', 'losses',
-               'teacher.train.augment', 'evaluation.metrics', 'optimizer.options',
+               'teacher.train.augment', 'evaluation.metrics',
+               'optimizer.options',
                'optimizer.lr_multipliers', 'teacher.train.optimizer.options',
                'teacher.train.optimizer.lr_multipliers')
 # Fields that may be None though their default is not.

@@ -6,9 +6,10 @@ A registration is one decorator on a plain function.
 from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import inspect
-from typing import Any, Generic, NamedTuple, Optional, Protocol, TypeVar, Union
+from typing import Generic, Optional, Protocol, TypeVar, Union
 
 from haikd.core import checks
+from haikd.core import entries
 
 
 class _Registered(Protocol):
@@ -20,107 +21,6 @@ class _Registered(Protocol):
 
 Entry = TypeVar('Entry', bound=_Registered)
 Function = TypeVar('Function', bound=Callable)
-
-
-class LossEntry(NamedTuple):
-  """A registered loss.
-
-  Attributes:
-    function: the loss, guarded (see `haikd.register_loss`).
-    on: what it compares: 'logits', 'features', 'attention' or any tap's name.
-    example: `{argument: shape}` for the contract test, or None.
-    relational: whether it relates examples to one another, so that it needs the
-      batch of all devices at once.
-    any_width: whether student and teacher may differ in their last axis.
-    additive: whether it is a sum over positions, so that it can be computed in
-      chunks.
-    module: the module that registered it.
-  """
-
-  function: Callable
-  on: str
-  example: Optional[dict[str, tuple[int, ...]]]
-  relational: bool
-  any_width: bool
-  additive: bool
-  module: str
-
-  @property
-  def needs_teacher(self) -> bool:
-    """Whether it compares with a teacher: `teacher` has no default."""
-    teacher = inspect.signature(self.function).parameters['teacher']
-    return teacher.default is inspect.Parameter.empty
-
-
-class ModelEntry(NamedTuple):
-  """A registered model.
-
-  Attributes:
-    function: a Haiku function `(inputs, *, is_training, **options) -> logits`.
-    taps: `{kind: glob}`, the modules to capture unless the config names others.
-    tensor: `{glob over parameters: axis}`, the parameters to split over the
-      mesh axis `tensor` unless the config names others.
-    block_options: the options that hold numbers of blocks.
-    task: what it predicts, or a function of its options that returns that; see
-      `haikd.core.tasks`.
-    module: the module that registered it.
-  """
-
-  function: Callable
-  taps: dict[str, str]
-  tensor: dict[str, int]
-  block_options: tuple[str, ...]
-  task: Union[None, str, Callable[..., Optional[str]]]
-  module: str
-
-
-class DatasetEntry(NamedTuple):
-  """A registered data set.
-
-  Attributes:
-    function: `(split, **options) -> Source`; see `haikd.data.Source`.
-    spec: `(**options) -> Spec`, the shapes and dtypes of an example, or None.
-    tasks: the tasks that its targets fit, or a function of its options that
-      returns them; see `haikd.core.tasks`.
-    module: the module that registered it.
-  """
-
-  function: Callable
-  spec: Optional[Callable]
-  tasks: Union[None, tuple[str, ...], Callable[..., Any]]
-  module: str
-
-
-class MetricEntry(NamedTuple):
-  """A registered metric.
-
-  Attributes:
-    function: see `haikd.register_metric`.
-    whole_split: whether it needs all examples of a split at once.
-    less_is_better: whether the smaller of two values is the better one.
-    module: the module that registered it.
-  """
-
-  function: Callable
-  whole_split: bool
-  less_is_better: bool
-  module: str
-
-
-class AlignerEntry(NamedTuple):
-  """A registered aligner.
-
-  Attributes:
-    function: a Haiku function; see `haikd.core.base.Aligner`.
-    lazy: whether it takes lazy logits and maps.
-    keeps_logits: whether it returns logits and their mask as they came.
-    module: the module that registered it.
-  """
-
-  function: Callable
-  lazy: bool
-  keeps_logits: bool
-  module: str
 
 
 class Registry(Generic[Entry]):
@@ -200,11 +100,11 @@ class Registry(Generic[Entry]):
       self._entries = before
 
 
-losses: Registry[LossEntry] = Registry('loss')
-metrics: Registry[MetricEntry] = Registry('metric')
-models: Registry[ModelEntry] = Registry('model')
-datasets: Registry[DatasetEntry] = Registry('dataset')
-aligners: Registry[AlignerEntry] = Registry('aligner')
+losses: Registry[entries.LossEntry] = Registry('loss')
+metrics: Registry[entries.MetricEntry] = Registry('metric')
+models: Registry[entries.ModelEntry] = Registry('model')
+datasets: Registry[entries.DatasetEntry] = Registry('dataset')
+aligners: Registry[entries.AlignerEntry] = Registry('aligner')
 
 
 def register_model(name: Optional[str] = None,
@@ -245,8 +145,9 @@ def register_model(name: Optional[str] = None,
           'a model must be a function (inputs, *, is_training, **options); got '
           f'the class {function.__name__} of {function.__module__}. Register a '
           f'function that returns {function.__name__}(…)(inputs).')
-    entry = ModelEntry(function, dict(taps or {}), dict(tensor or {}),
-                       tuple(block_options), task, function.__module__)
+    entry = entries.ModelEntry(
+        function, dict(taps or {}), dict(tensor or {}), tuple(block_options),
+        task, function.__module__)
     models.add(name or function.__name__, entry, replace=replace)
     return function
 
@@ -274,7 +175,7 @@ def register_dataset(name: Optional[str] = None,
   """
 
   def decorate(function):
-    entry = DatasetEntry(function, spec, tasks, function.__module__)
+    entry = entries.DatasetEntry(function, spec, tasks, function.__module__)
     datasets.add(name or function.__name__, entry, replace=replace)
     return function
 
@@ -302,7 +203,8 @@ def register_aligner(name: Optional[str] = None,
   """
 
   def decorate(function):
-    entry = AlignerEntry(function, lazy, keeps_logits, function.__module__)
+    entry = entries.AlignerEntry(
+        function, lazy, keeps_logits, function.__module__)
     aligners.add(name or function.__name__, entry, replace=replace)
     return function
 

@@ -130,8 +130,8 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
   def eval_step(network, evaluated, frozen, has_labels=True):
     return evaluate.build_eval_step(
         network, teacher, mesh, evaluated, frozen, task=objective.task,
-        has_labels=has_labels, own=own_metrics, rows=_evaluated_rows(config, mesh),
-        chunk_bytes=chunk_bytes)
+        has_labels=has_labels, own=own_metrics,
+        rows=_evaluated_rows(config, mesh), chunk_bytes=chunk_bytes)
 
   return Program(
       objective=objective,

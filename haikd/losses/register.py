@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from haikd import attention
 from haikd.core import base
 from haikd.core import checks
+from haikd.core import entries
 from haikd.core import masking
 from haikd.core import registry
 from haikd.losses import chunks
@@ -75,8 +76,8 @@ def register_loss(name: Optional[str] = None,
           'by head.')
     guarded = _guard(function, on, any_width=any_width, additive=additive,
                      by_head=by_head)
-    entry = registry.LossEntry(guarded, on, example, relational, any_width,
-                               additive, function.__module__)
+    entry = entries.LossEntry(guarded, on, example, relational, any_width,
+                              additive, function.__module__)
     registry.losses.add(loss_name, entry, replace=replace)
     return guarded
 

@@ -82,7 +82,7 @@ def measure(output: base.Output,
   family = FAMILIES[name]
   if name == 'values' and isinstance(output, base.LinearLogits):
     output = output.materialise()
-  compared = dict(mask=mask, labels=labels)
+  compared: dict[str, Any] = dict(mask=mask, labels=labels)
   kept = own_lib.columns_of(own, *map(_array, (output, target)), **compared)
 
   def add_up(output, target, **compared):

@@ -11,6 +11,7 @@ import numpy as np
 from haikd import config as config_lib
 from haikd.core import base
 from haikd.core import checks
+from haikd.core import entries
 from haikd.core import registry
 from haikd.metrics import counts
 from haikd.metrics import table
@@ -31,7 +32,7 @@ class Own(NamedTuple):
   """
 
   name: str
-  entry: registry.MetricEntry
+  entry: entries.MetricEntry
   options: Mapping[str, Any]
 
   def lacks(self, **given: Any) -> bool:
@@ -92,12 +93,11 @@ def register_metric(name: Optional[str] = None,
           'mask, labels, …):`.')
     if metric_name in _TAKEN:
       raise checks.ConfigError(
-          f'name of a metric must be new; got {metric_name!r}, which comes with '
-          'haikd. Choose another.')
-    registry.metrics.add(
-        metric_name,
-        registry.MetricEntry(function, whole_split, less_is_better,
-                             function.__module__), replace=replace)
+          f'name of a metric must be new; got {metric_name!r}, which haikd has '
+          'already. Choose another.')
+    entry = entries.MetricEntry(
+        function, whole_split, less_is_better, function.__module__)
+    registry.metrics.add(metric_name, entry, replace=replace)
     return function
 
   return decorate
@@ -149,9 +149,9 @@ def columns_of(metrics: Sequence[Own], output: Any, target: Any, *,
     return {}
   if isinstance(output, base.LinearLogits):
     raise checks.ConfigError(
-        f'{FIELD}.{whole[0].name} must not be of the whole split for a language '
-        'model, whose logits are too many to keep. Register it as a masked '
-        'mean, without whole_split.')
+        f'{FIELD}.{whole[0].name} must not be of the whole split for a '
+        'language model, whose logits are too many to keep. Register it as a '
+        'masked mean, without whole_split.')
   values = dict(student=output, teacher=target, mask=mask, labels=labels)
   return {name: x for name, x in values.items() if x is not None}
 

@@ -13,6 +13,7 @@ from haikd import config as config_lib
 from haikd import models  # noqa: F401  Registers the zoo.
 from haikd.core import base
 from haikd.core import checks
+from haikd.core import entries
 from haikd.core import registry
 from haikd.network import precision
 from haikd.network import remat
@@ -241,7 +242,7 @@ def _errors_name_fields(field: str, config: config_lib.ConfigDict,
 
 
 def _taps(field: str, config: config_lib.ConfigDict,
-          entry: registry.ModelEntry, kinds: Iterable[str]) -> dict[str, Any]:
+          entry: entries.ModelEntry, kinds: Iterable[str]) -> dict[str, Any]:
   """Returns the globs of the kinds, from the config or else from the model."""
   globs = {**entry.taps, **config.taps}
   for kind in kinds:

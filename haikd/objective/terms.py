@@ -12,6 +12,7 @@ import jax
 from haikd import config as config_lib
 from haikd.core import base
 from haikd.core import checks
+from haikd.core import entries
 from haikd.core import notes
 from haikd.core import registry
 from haikd.core import schedules as schedules_lib
@@ -55,13 +56,13 @@ class Term(NamedTuple):
   name: str
   field: str
   layers_field: str
-  entry: registry.LossEntry
+  entry: entries.LossEntry
   options: Mapping[str, Any]
   schedules: Mapping[str, Callable[[Any], jax.Array]]
   weight: Callable[[Any], jax.Array]
   scheduled: bool
   layers: Any
-  aligner: registry.AlignerEntry
+  aligner: entries.AlignerEntry
   align: hk.Transformed
   loss: hk.Transformed
   learns: bool

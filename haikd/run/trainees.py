@@ -112,7 +112,9 @@ class Trainee(NamedTuple):
             f'{split!r} with inputs and labels of shapes {shapes}: '
             f'{checks.one_line(err)}') from err
       if field == 'split':
-        self._check_best(metrics_lib.names(*measured, program.own_metrics))
+        sums, columns = measured
+        self._check_best(
+            metrics_lib.names(sums, columns, program.own_metrics))
 
   def _check_best(self, names):
     """Refuses a metric to keep the best by that the student does not have."""

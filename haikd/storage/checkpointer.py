@@ -18,15 +18,15 @@ from haikd.storage import paths
 class Checkpointer:
   """Saves and restores a run; use it in a `with` statement.
 
-  Args:
-    workdir: a folder that all processes see, created if missing. Unfinished
-      checkpoints of a killed run are removed.
-    keep: how many of the newest checkpoints to keep.
-
   Attributes:
     best: the step of the best checkpoint, which is kept besides; None if all
       are equally good. It is saved with every checkpoint, and who reads the
       network of this run gets that of this step.
+
+  Args:
+    workdir: a folder that all processes see, created if missing. Unfinished
+      checkpoints of a killed run are removed.
+    keep: how many of the newest checkpoints to keep.
   """
 
   def __init__(self, workdir: files.Path, *, keep: int):

@@ -46,7 +46,8 @@ def train(run, tmp_path):
 
   def call(loss, *flags, workdir='run', align='none', **options):
     code, _, err = run(
-        f'--config.losses.own.loss={loss}', f'--config.losses.own.align={align}',
+        f'--config.losses.own.loss={loss}',
+        f'--config.losses.own.align={align}',
         *(f'--config.{flag}' for flag in flags), workdir=workdir,
         config='learned.py', **options)
     assert code == 0, err
@@ -76,7 +77,7 @@ def test_what_a_loss_learns_is_trained_on_every_mesh(
   else:
     flags = flags[1:]
   copies, student = train(loss, *flags, 'mesh.fsdp=1', 'mesh.replica=8',
-                       align=align, workdir='copies')
+                          align=align, workdir='copies')
   assert {name for layer in copies.values() for name in layer} == names
   initial = 1.0 if loss == 'scaled_logits' else 0.0
   for layer in copies.values():

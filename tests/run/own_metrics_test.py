@@ -103,7 +103,7 @@ def test_values_are_those_of_scikit_learn(start, tmp_path):
 
 
 @pytest.mark.parametrize('own, code, match', (
-    (dict(topp={}), 2, "metrics.topp must name a registered metric; got 'topp'"),
+    (dict(topp={}), 2, "metrics.topp must name a registered metric; got"),
     (dict(top=dict(n=2)), 2, "metrics.top.n must be an option of top; got 'n'"),
     (dict(top=3), 2, 'metrics must give a dict of options'),
     (dict(no_sum={}), 2, 'metrics.no_sum must return a haikd.LossSum; got'),

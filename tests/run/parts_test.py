@@ -25,8 +25,9 @@ def test_a_student_is_trained_on_top_of_what_another_run_has_learned(
 
 
 @pytest.mark.parametrize('flag, match', (
-    ("frozen=('hidden_2',)", "optimizer.frozen must match modules or parameters; "
-     "got 'hidden_2'. Did you mean"),
+    ("frozen=('hidden_2',)",
+     "optimizer.frozen must match modules or parameters; got 'hidden_2'. Did "
+     "you mean"),
     ("frozen=('*',)", 'optimizer.frozen must leave parameters to train'),
     ('lr_multipliers.logit=2.0', "lr_multipliers must match modules or "
      "parameters; got 'logit'. Did you mean"),
