@@ -21,7 +21,6 @@ from haikd.storage import leaves as leaves_lib
 from haikd.storage import paths
 
 FOLDER = 'checkpoints'
-BEST = 'best_step'  # The metadata that names the best checkpoint.
 
 
 def has_checkpoint(path: files.Path) -> bool:
@@ -192,7 +191,7 @@ def _best(field, path):
   folder = _newest(field, path)
   if folder == paths.absolute(path):
     return folder  # One checkpoint was asked for.
-  step = leaves_lib.read_extra(folder)['metadata'].get(BEST)
+  step = leaves_lib.read_extra(folder)['best_step']
   if step is None or str(step) == folder.name:
     return folder
   return _newest(field, folder.parent / str(step))

@@ -74,7 +74,8 @@ class Checkpointer:
     """
     extra = dict(
         iterator=iterator_state,
-        metadata={**metadata, checkpoint.BEST: self.best},
+        metadata=metadata,
+        best_step=self.best,
         haikd_version=haikd.__version__)
     with leaves_lib.writing(self._folder):
       self._manager.save(

@@ -131,11 +131,16 @@ def read_leaves(folder: paths.ConcretePath,
 
 
 def read_extra(folder: paths.ConcretePath) -> dict[str, Any]:
-  """Returns what was saved beside the leaves: `iterator` and `metadata`."""
+  """Returns what was saved beside the leaves.
+
+  Returns:
+    `iterator`, `metadata` and `best_step`, which may be None.
+  """
   handler = ocp.JsonCheckpointHandler()
   with _reading(folder), ocp.Checkpointer(handler) as checkpointer:
     extra = checkpointer.restore(folder / METADATA, args=ocp.args.JsonRestore())
-    return {name: extra[name] for name in ('iterator', 'metadata')}
+    return dict(iterator=extra['iterator'], metadata=extra['metadata'],
+                best_step=extra.get('best_step'))
 
 
 def check_same(rule: str, expected: Leaves, saved: Leaves,

@@ -40,33 +40,33 @@ def save(folder):
 
 
 def test_workdir_has_no_owner_until_a_checkpoint_is_saved(tmp_path):
-  workdir.claim(tmp_path, make_config(steps=5))
+  workdir.claim(tmp_path, make_config(batch_size=5))
   (tmp_path / 'metrics.jsonl').write_text('')
-  workdir.claim(tmp_path, make_config(steps=6))
-  assert json.loads((tmp_path / 'config.json').read_text())['steps'] == 6
+  workdir.claim(tmp_path, make_config(batch_size=6))
+  assert json.loads((tmp_path / 'config.json').read_text())['batch_size'] == 6
 
 
 @pytest.mark.parametrize('part', ['.', 'teacher', 'baseline'])
 def test_workdir_with_a_checkpoint_keeps_its_owner(tmp_path, part):
-  workdir.claim(tmp_path, make_config(steps=5))
+  workdir.claim(tmp_path, make_config(batch_size=5))
   save(tmp_path / part)
   with pytest.raises(checks.DataError,
                      match='^--workdir must belong to this config; got '
-                     'config.steps=6 where it has 5'):
-    workdir.claim(tmp_path, make_config(steps=6))
-  assert json.loads((tmp_path / 'config.json').read_text())['steps'] == 5
+                     'config.batch_size=6 where it has 5'):
+    workdir.claim(tmp_path, make_config(batch_size=6))
+  assert json.loads((tmp_path / 'config.json').read_text())['batch_size'] == 5
 
 
 def test_claim_of_another_config_for_reading_is_refused(tmp_path):
-  workdir.claim(tmp_path, make_config(steps=5))
-  with pytest.raises(checks.DataError, match='steps=6 where it has 5'):
-    workdir.claim(tmp_path, make_config(steps=6), create=False)
+  workdir.claim(tmp_path, make_config(batch_size=5))
+  with pytest.raises(checks.DataError, match='batch_size=6 where it has 5'):
+    workdir.claim(tmp_path, make_config(batch_size=6), create=False)
 
 
 def test_claim_names_the_fields_that_differ(tmp_path):
   workdir.claim(tmp_path, make_config())
   save(tmp_path)
-  config = make_config(steps=5, seed=1)
+  config = make_config(task='dense', seed=1)
   config.losses = {}
   with pytest.raises(
       checks.DataError,

@@ -164,7 +164,7 @@ DEVICES = textwrap.dedent("""
     import numpy as np
     from haikd.core import base
     from haikd.storage import checkpoint
-from haikd.storage import checkpointer as checkpointer_lib
+    from haikd.storage import checkpointer as checkpointer_lib
 
     P = jax.sharding.PartitionSpec
     workdir, mode = sys.argv[1:]
@@ -228,8 +228,7 @@ ENDLESS = textwrap.dedent("""
     import jax
     import jax.numpy as jnp
     from haikd.core import base
-    from haikd.storage import checkpoint
-from haikd.storage import checkpointer as checkpointer_lib
+    from haikd.storage import checkpointer as checkpointer_lib
 
     make = lambda step: base.TrainState(
         jnp.int32(step),
