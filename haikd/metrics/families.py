@@ -12,10 +12,12 @@ import jax
 
 from haikd.core import base
 from haikd.core import tasks
+from haikd.core import weighting
 from haikd.losses import chunks
 from haikd.losses import cutting
 from haikd.metrics import classes
 from haikd.metrics import embeddings
+from haikd.metrics import means
 from haikd.metrics import multilabel
 from haikd.metrics import tokens
 from haikd.metrics import values
@@ -50,6 +52,7 @@ def measure(output: base.Output,
             *,
             mask: jax.Array,
             labels: Optional[jax.Array] = None,
+            weight: Optional[jax.Array] = None,
             task: str = tasks.CLASSIFICATION,
             sizes: cutting.ChunkSizes = cutting.ChunkSizes()) -> Measured:
   """Compares a network's output with labels and with a teacher's output.
@@ -63,6 +66,7 @@ def measure(output: base.Output,
       ignored.
     mask: bool, the leading axes of the output, true where it counts.
     labels: as in `Batch`, or None.
+    weight: as in `Batch`, or None. Correlations do not depend on it.
     task: what the labels are, one of `tasks.OF_LABELS`. An Embedding needs
       none.
     sizes: of the chunks in which LinearLogits are computed.
@@ -81,11 +85,18 @@ def measure(output: base.Output,
     sums = chunks.add_up(
         lambda *logits, **options: family.measure(*logits, **options)[0],
         output, cast(Optional[base.Logits], target), mask=mask, labels=labels,
-        sizes=sizes)
+        weight=weight, sizes=sizes)
     return {name: sums}, {name: {}}
   if isinstance(target, base.LinearLogits):
     target = target.materialise()
   sums, columns = family.measure(output, target, mask=mask, labels=labels)
+  if weight is not None:
+    sums = weighting.add_up(
+        lambda output, target, mask, labels: family.measure(
+            output, target, mask=mask, labels=labels)[0],
+        weight, output, target, mask, labels)
+    if columns:
+      columns = {**columns, means.WEIGHT: weight}
   return {name: sums}, {name: columns}
 
 

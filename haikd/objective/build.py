@@ -76,8 +76,13 @@ def build_objective(config: config_lib.ConfigDict,
       for term in terms if term.entry.on != terms_lib.LOGITS}
   objective = objective_lib.Objective(
       student, teacher, terms, layers, task, outputs)
-  forms = terms_lib.choose_forms(terms, outputs[0].logits)
+  forms = terms_lib.choose_forms(terms, outputs[0].logits, spec)
   for term in terms:
+    if term.entry.relational and spec.weight is not None:
+      raise checks.ConfigError(
+          f'{term.field} must be a loss over examples one by one, since the '
+          f'data has weights; got {term.name!r}, which relates examples to one '
+          'another. Leave it out, or the key weight of the data.')
     # Counts are computed from arrays, the loss from the chosen form.
     for form in dict.fromkeys((terms_lib.Form.ARRAYS, forms[term.name])):
       _check_term(objective, term, outputs, spec, form)
@@ -114,7 +119,7 @@ def _hint(inputs):
   """Returns what a network may have stumbled over."""
   if isinstance(inputs, dict):
     return (' Examples have several inputs, which come as a dict: every key '
-            'but label, mask and target_mask is one.')
+            'but label, mask, target_mask and weight is one.')
   if len(inputs.shape) > 2 and jnp.issubdtype(inputs.dtype, jnp.integer):
     return (" Integers stay integers, except for images of uint8 under the key "
             "'image', which are divided by 255.")
@@ -149,9 +154,12 @@ def _check_term(objective, term, outputs, spec, form):
     if form is not terms_lib.Form.CHUNKS:
       outputs = objective_lib.with_logits(outputs, batch)
     pairs = objective.pairs(term, outputs, batch, form)
+    context = compare_lib.Context()
+    if form is terms_lib.Form.CHUNKS:
+      compare_lib.compare_together([term], pairs, batch, jnp.ones(1), context)
+      return
     params = compare_lib.init_align(term, pairs, jax.random.key(0))
-    compare_lib.compare(term, params, pairs, batch.labels,
-                        compare_lib.Context())
+    compare_lib.compare(term, params, pairs, batch, context)
 
   # Two terms come from config.distillation.alpha: name the one that is wrong.
   field = term.field
