@@ -76,7 +76,7 @@ def build_objective(config: config_lib.ConfigDict,
       for term in terms if term.entry.on != terms_lib.LOGITS}
   objective = objective_lib.Objective(
       student, teacher, terms, layers, task, outputs)
-  forms = terms_lib.choose_forms(terms, outputs[0].logits, spec)
+  forms = terms_lib.choose_forms(terms, outputs[0].logits)
   for term in terms:
     if term.entry.relational and spec.weight is not None:
       raise checks.ConfigError(

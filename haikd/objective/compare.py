@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Optional
 import jax
 import jax.numpy as jnp
 
+from haikd import attention
 from haikd.core import base
 from haikd.core import checks
 from haikd.core import weighting
@@ -79,14 +80,17 @@ def compare(term: terms_lib.Term, params: Mapping[str, Any], pairs: Pairs,
       # Each shard now holds the global sum and count; psum scales both by the
       # number of shards, which cancels in the mean.
       compared = context.gather(compared)
-    call = lambda student, teacher, mask, labels: _call(
-        term, student, teacher, mask=mask, labels=labels, step=context.step)
+    call = lambda student, teacher, mask, labels, **options: _call(
+        term, student, teacher, mask=mask, labels=labels, step=context.step,
+        **options)
     if batch.weight is None:
       return call(*compared)
     # The texts of an example may have been laid one after the other.
     weight = jnp.repeat(
         batch.weight, len(pair.mask) // len(batch.weight),
         total_repeat_length=len(pair.mask))
+    if isinstance(pair.student, attention.MeanMaps):
+      return call(*compared, block_weight=weight)
     return weighting.add_up(call, weight, *compared)
 
   return tuple(evaluate(index, pair) for index, pair in enumerate(pairs))
@@ -143,8 +147,8 @@ def _align(term, params, pair, context):
   return aligned
 
 
-def _call(term, student, teacher, *, mask, labels, step):
-  options = term.options_at(step)
+def _call(term, student, teacher, *, mask, labels, step, **options):
+  options.update(term.options_at(step))
   if term.takes_labels:
     options['labels'] = labels
   return term.entry.function(student, teacher, mask=mask, **options)
