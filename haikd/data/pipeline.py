@@ -144,6 +144,7 @@ class Data:
       self._load(reader)
       if split == self._train:
         self._training(reader)[0]
+        reader.say_absent_classes()
       if split in self._held_out:
         self._evaluation_of(reader)[0]
 
@@ -194,7 +195,7 @@ class Data:
     reader = self._opened(split)
     # Labels are the same in all splits; those of training say what they are.
     if split != self._train and (task := self._reader(self._train).task):
-      reader.expect(task)
+      reader.expect(task, self.num_classes)
     return reader
 
   def _opened(self, split):

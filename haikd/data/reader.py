@@ -74,10 +74,11 @@ class Reader:
           label, self.num_classes)
     return self._task
 
-  def expect(self, task: str) -> None:
-    """Sets what the labels are, if `config.task` leaves it to them."""
+  def expect(self, task: str, num_classes: Optional[int]) -> None:
+    """Sets what labels are as in training; `config.task` comes first."""
     if self._task == tasks.AUTO:
       self._task = task
+    self.num_classes = num_classes
 
   def text_of(self, role: str) -> Optional[source_lib.TextInfo]:
     """Returns the TextInfo of the 'teacher' or 'student', or None."""
@@ -104,6 +105,12 @@ class Reader:
       for key, value in self.gather(indices, template=example).items():
         columns[key][start:start + len(indices)] = value
     self._columns = columns
+
+  def say_absent_classes(self) -> None:
+    """Says which classes no example has, if the split is in memory."""
+    if self._columns is not None and self.task == tasks.CLASSIFICATION:
+      labels_lib.say_absent(self._columns[columns_lib.LABEL], self.num_classes,
+                            self.class_names, self.split)
 
   def order(self, batch_size: int, seed: int) -> orders.Order:
     """Returns the order in which training reads the split.

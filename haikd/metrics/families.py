@@ -14,10 +14,12 @@ import numpy as np
 
 from haikd.core import base
 from haikd.core import tasks
+from haikd.core import weighting
 from haikd.losses import chunks
 from haikd.losses import cutting
 from haikd.metrics import classes
 from haikd.metrics import embeddings
+from haikd.metrics import means
 from haikd.metrics import multilabel
 from haikd.metrics import own as own_lib
 from haikd.metrics import tokens
@@ -54,6 +56,7 @@ def measure(output: base.Output,
             *,
             mask: jax.Array,
             labels: Optional[jax.Array] = None,
+            weight: Optional[jax.Array] = None,
             task: str = tasks.CLASSIFICATION,
             own: Sequence[own_lib.Own] = (),
             sizes: cutting.ChunkSizes = cutting.ChunkSizes()) -> Measured:
@@ -68,6 +71,7 @@ def measure(output: base.Output,
       ignored.
     mask: bool, the leading axes of the output, true where it counts.
     labels: as in `Batch`, or None.
+    weight: as in `Batch`, or None. Correlations do not depend on it.
     task: what the labels are, one of `tasks.OF_LABELS`. An Embedding needs
       none.
     own: metrics of the user's own.
@@ -82,23 +86,33 @@ def measure(output: base.Output,
   family = FAMILIES[name]
   if name == 'values' and isinstance(output, base.LinearLogits):
     output = output.materialise()
-  compared: dict[str, Any] = dict(mask=mask, labels=labels)
-  kept = own_lib.columns_of(own, *map(_array, (output, target)), **compared)
+  kept = own_lib.columns_of(
+      own, *map(_array, (output, target)), mask=mask, labels=labels)
 
-  def add_up(output, target, **compared):
-    sums, columns = family.measure(output, target, **compared)
-    added = own_lib.add_up(own, *map(_array, (output, target)), **compared)
-    return {name: sums, _OWN: added}, {name: columns, _OWN: kept}
+  def add_up(output, target, *, mask, labels):
+    sums, columns = family.measure(output, target, mask=mask, labels=labels)
+    added = own_lib.add_up(
+        own, *map(_array, (output, target)), mask=mask, labels=labels)
+    return {name: sums, _OWN: added}, columns
 
   if isinstance(output, base.LinearLogits):
     # Metrics of logits have no columns, and positions do not interact.
     sums = chunks.add_up(
         lambda *logits, **options: add_up(*logits, **options)[0],
-        output, cast(Optional[base.Logits], target), sizes=sizes, **compared)
+        output, cast(Optional[base.Logits], target), mask=mask, labels=labels,
+        weight=weight, sizes=sizes)
     return sums, {name: {}, _OWN: kept}
   if isinstance(target, base.LinearLogits):
     target = target.materialise()
-  return add_up(output, target, **compared)
+  sums, columns = add_up(output, target, mask=mask, labels=labels)
+  if weight is not None:
+    sums = weighting.add_up(
+        lambda output, target, mask, labels: add_up(
+            output, target, mask=mask, labels=labels)[0],
+        weight, output, target, mask, labels)
+    if columns:
+      columns = {**columns, means.WEIGHT: weight}
+  return sums, {name: columns, _OWN: kept}
 
 
 def _array(output):

@@ -83,6 +83,11 @@ def build_objective(config: config_lib.ConfigDict,
       for term in terms)
   objective = objective._replace(terms=terms)
   for term in terms:
+    if term.entry.relational and spec.weight is not None:
+      raise checks.ConfigError(
+          f'{term.field} must be a loss over examples one by one, since the '
+          f'data has weights; got {term.name!r}, which relates examples to one '
+          'another. Leave it out, or the key weight of the data.')
     form = terms_lib.choose_forms(terms, outputs[0].logits)[term.name]
     if form is not terms_lib.Form.ARRAYS:
       _check_term(objective, term, outputs, spec, form)
@@ -119,7 +124,7 @@ def _hint(inputs):
   """Returns what a network may have stumbled over."""
   if isinstance(inputs, dict):
     return (' Examples have several inputs, which come as a dict: every key '
-            'but label, mask and target_mask is one.')
+            'but label, mask, target_mask and weight is one.')
   if len(inputs.shape) > 2 and jnp.issubdtype(inputs.dtype, jnp.integer):
     return (" Integers stay integers, except for images of uint8 under the key "
             "'image', which are divided by 255.")
@@ -154,13 +159,17 @@ def _check_term(objective, term, outputs, spec, form):
     if form is not terms_lib.Form.CHUNKS:
       outputs = objective_lib.with_logits(outputs, batch)
     pairs = objective.pairs(term, outputs, batch, form)
-    rng = jax.random.key(0)
-    params = compare_lib.init_align(term, pairs, rng)
-    if form is terms_lib.Form.ARRAYS:  # Calls the loss.
-      return compare_lib.init_loss(term, params, pairs, batch.labels, rng)
-    compare_lib.compare(term, params, pairs, batch.labels,
-                        compare_lib.Context())
-    return {}
+    rng, context = jax.random.key(0), compare_lib.Context()
+    if form is terms_lib.Form.CHUNKS:
+      compare_lib.compare_together([term], pairs, batch, jnp.ones(1), context)
+      return {}
+    params, learned = compare_lib.init_align(term, pairs, rng), {}
+    if form is terms_lib.Form.ARRAYS:
+      learned = compare_lib.init_loss(term, params, pairs, batch.labels, rng)
+    if form is not terms_lib.Form.ARRAYS or batch.weight is not None:
+      compare_lib.compare(
+          term, compare_lib.joined(params, learned), pairs, batch, context)
+    return learned
 
   # Two terms come from config.distillation.alpha: name the one that is wrong.
   field = term.field

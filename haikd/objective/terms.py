@@ -117,7 +117,8 @@ def choose_forms(terms: Sequence[Term], logits: Any) -> dict[str, Form]:
   def form(term):
     if term.entry.on == LOGITS and in_chunks:
       return Form.CHUNKS
-    if term.entry.on == ATTENTION and lazy[term.name]:
+    if (term.entry.on == ATTENTION and lazy[term.name] and
+        not term.takes_labels):
       return Form.BLOCKS
     return Form.ARRAYS
 

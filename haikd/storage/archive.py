@@ -4,7 +4,7 @@ A parameter `w` of the module `mlp/linear` is the array `mlp/linear/w`, and a
 state `average` of the module `norm/mean` is `state:norm/mean/average`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 import json
 import os
@@ -22,12 +22,7 @@ from haikd.storage import leaves as leaves_lib
 from haikd.storage import paths
 
 PREFIX = 'npz:'  # Of an `init` that names an archive.
-_STATE = 'state:'
-
-
-def is_archive(init: Optional[str]) -> bool:
-  """Returns whether an `init` names an archive."""
-  return str(init or '').startswith(PREFIX)
+STATE = 'state:'
 
 
 def exists(init: str) -> bool:
@@ -50,7 +45,7 @@ def save_network(path: files.Path, params: base.ArrayTree,
     ValueError: a tree of another form, or a path in a bucket.
   """
   columns = {**_named(params, 'params', ''),
-             **_named(state or {}, 'state', _STATE)}
+             **_named(state or {}, 'state', STATE)}
   if paths.is_remote(path):
     raise ValueError(f'path must be local; got {path}. Write it here, and copy '
                      'the file.')
@@ -98,9 +93,9 @@ def load(field: str, init: str, expected: base.Variables) -> base.Variables:
   with _opened(field, init) as archive:
     _check_same(field, archive, expected)
     arrays = [
-        jax.device_put(archive['/'.join(json.loads(key))].astype(leaf.dtype),
+        jax.device_put(archive[name].astype(leaf.dtype),
                        leaf.sharding)
-        for key, leaf in _leaves(expected).items()]
+        for name, leaf in named(expected).items()]
   return jax.tree.unflatten(jax.tree.structure(expected), arrays)
 
 
@@ -121,14 +116,13 @@ def _named(tree: Any, title: str, prefix: str) -> dict[str, np.ndarray]:
   return columns
 
 
-def _leaves(expected: base.Variables) -> leaves_lib.Leaves:
-  """Returns the leaves by name, as `leaves.flatten`, in the tree's order."""
-  named = {}
-  for prefix, tree in (('', expected.params), (_STATE, expected.state)):
+def named(expected: base.Variables) -> dict[str, Any]:
+  """Returns the leaves by their names in an archive, in the tree's order."""
+  leaves = {}
+  for prefix, tree in (('', expected.params), (STATE, expected.state)):
     for key, leaf in leaves_lib.flatten(tree).items():
-      module, name = json.loads(key)
-      named[json.dumps([f'{prefix}{module}', name])] = leaf
-  return named
+      leaves[prefix + '/'.join(json.loads(key))] = leaf
+  return leaves
 
 
 def _path(init):
@@ -136,42 +130,66 @@ def _path(init):
 
 
 @contextlib.contextmanager
-def _opened(field: str, init: str) -> Iterator[Any]:
-  """Opens an archive; errors of reading it name the field."""
-  if not exists(init):
-    raise checks.DataError(
-        f'{field} must name a file that haikd.save_network has written; got '
-        f'{init!r}, which is no file.')
+def opened(path: files.Path, rule: str, remedy: str) -> Iterator[Any]:
+  """Opens an archive; what goes wrong inside becomes a DataError.
+
+  Args:
+    path: the file.
+    rule: '<subject> must be an archive of <what>', the beginning of a message.
+    remedy: its last sentence, without the full stop.
+
+  Yields:
+    The archive, as `numpy.load` returns it.
+  """
   try:
-    with np.load(_path(init), allow_pickle=False) as archive:
+    with np.load(path, allow_pickle=False) as archive:
       yield archive
   except checks.DataError:
     raise
   # NumPy raises these; an array that is no archive is no context manager.
   except (OSError, KeyError, ValueError, TypeError, AttributeError, EOFError,
           zipfile.BadZipFile) as err:
+    raise checks.DataError(f'{rule}, without pickles; got {str(path)!r} '
+                           f'({checks.one_line(err)}). {remedy}.') from err
+
+
+def _opened(field: str, init: str) -> Any:
+  """Opens an archive of weights; errors of reading it name the field."""
+  if not exists(init):
     raise checks.DataError(
-        f'{field} must be an archive of numbers, without pickles; got {init!r} '
-        f'({checks.one_line(err)}). Write it with haikd.save_network.') from err
+        f'{field} must name a file that haikd.save_network has written; got '
+        f'{init!r}, which is no file.')
+  return opened(_path(init), f'{field} must be an archive of numbers',
+                'Write it with haikd.save_network')
 
 
 def _check_same(field, archive, expected):
   """Raises DataError for names or shapes that differ, whatever the dtypes."""
   saved = {}
   for name in archive.files:
-    module, _, last = name.rpartition('/')
-    shape, dtype = _header(archive, name)
+    saved[name], dtype = _header(archive, name)
     if dtype.kind not in 'biuf':
       raise ValueError(f'{name} holds {dtype}')
-    saved[json.dumps([module, last])] = jax.ShapeDtypeStruct(shape, np.float32)
-  leaves_lib.check_same(
-      f'{field} must hold the parameters of this network',
-      {key: _without_dtype(leaf) for key, leaf in _leaves(expected).items()},
-      saved, 'Choose the model and the options that they were trained with')
+  check_shapes(field, expected, saved,
+               'Choose the model and the options that they were trained with')
 
 
-def _without_dtype(leaf):
-  return jax.ShapeDtypeStruct(leaf.shape, np.float32)
+def check_shapes(field: str, expected: base.Variables,
+                 saved: Mapping[str, tuple[int, ...]], remedy: str) -> None:
+  """Raises DataError unless weights are those of a network.
+
+  Args:
+    field: the config field that names the weights, for messages.
+    expected: the network's parameters and state.
+    saved: the shapes of the weights by their names in an archive.
+    remedy: the message's last sentence, without the full stop.
+  """
+  shapes = {name: leaf.shape for name, leaf in named(expected).items()}
+  keyed = lambda each: {
+      json.dumps([name]): jax.ShapeDtypeStruct(shape, np.float32)
+      for name, shape in each.items()}
+  leaves_lib.check_same(f'{field} must hold the parameters of this network',
+                        keyed(shapes), keyed(saved), remedy)
 
 
 def _header(archive, name):
