@@ -18,6 +18,7 @@ FLOORS = (
     ('data', 'interop', 'network', 'metrics'),
     ('objective',),
     ('engine',),
+    ('report',),
     ('run',),
     ('plan', 'bench'),
     ('launch', 'library'),

@@ -218,6 +218,15 @@ def base() -> ConfigDict:
           # take all steps.
           patience=_any(),
       ))
+  # The page that a run ends with, report.html in the workdir.
+  config.report = ConfigDict(
+      dict(
+          # Whether it is written.
+          write=True,
+          # Examples of the final split that its networks are compared on; 0
+          # for a page of results and curves alone.
+          examples=2000,
+      ))
   # The small network that is trained.
   config.student = network()
   # The large network that is learned from.

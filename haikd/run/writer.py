@@ -163,6 +163,18 @@ def print_table(results: results_lib.Results,
     split: the split they were evaluated on.
     console: where to print; standard output by default.
   """
+  titles, rows = table(results, split)
+  console_lib.table(rows, titles, console=console)
+
+
+def table(results: results_lib.Results,
+          split: str) -> tuple[list[str], list[list[str]]]:
+  """Returns the headings and the rows of the table of results.
+
+  Args:
+    results: as for `print_table`.
+    split: the split they were evaluated on.
+  """
   measured = {field for values in results.values() for field in values}
   columns = [('parameters', 'parameters', '{:,.0f}'.format),
              *((x.name, x.title, x.show) for x in metrics_lib.scores()),
@@ -177,8 +189,7 @@ def print_table(results: results_lib.Results,
         MISSING if values.get(field) is None else show(values[field])
         for field, _, show in columns
     ])
-  titles = [split, *(title for _, title, _ in columns)]
-  console_lib.table(rows, titles, console=console)
+  return [split, *(title for _, title, _ in columns)], rows
 
 
 class _RowsFile:
