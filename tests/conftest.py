@@ -179,3 +179,13 @@ def run(fresh, tmp_path, capsys):
     return code, captured.out, captured.err
 
   return call
+
+
+@pytest.fixture(autouse=True)
+def without_report(request, monkeypatch):
+  """Spares all tests but those marked `report` the page, a second a job."""
+  if not request.node.get_closest_marker('report'):
+    from haikd.run import report
+    for name in ('observe', 'write'):
+      monkeypatch.setattr(report.Report, name, lambda *args: None)
+    monkeypatch.setattr(report, 'write_of_seeds', lambda *args: None)

@@ -64,7 +64,8 @@ def section(findings: findings_lib.Findings, rows: np.ndarray,
   if shown.is_image:
     cards = ''.join(
         f'<div class="card">{shown.html(i)}<dl>' + ''.join(
-            f'<dt>{page.escape(name)}</dt><dd>{value}</dd>'
+            f'<dt>{page.escape(name.removeprefix("student "))}</dt>'
+            f'<dd>{value}</dd>'
             for name, value in entry.items()) + '</dl></div>'
         for i, entry in enumerate(entries))
     body = f'<div class="cards">{cards}</div>'
@@ -94,13 +95,13 @@ def attention(findings: findings_lib.Findings, shown: inputs_lib.Shown,
   titles = [findings.titles[x] for x in ('teacher', NETWORK)]
   for i in range(len(maps['student'])):
     pair = [maps[role][i] for role in ('teacher', 'student')]
-    pieces = shown.pieces(i)
-    ticks: tuple = ()
+    pieces = [shown.pieces(i, role) for role in ('teacher', 'student')]
+    ticks: list = []
     xlabel, ylabel = 'position attended to', 'position'
-    if pieces:
-      pair = [x[:len(pieces), :len(pieces)] for x in pair]
-      if len(pieces) <= _MAX_NAMED:
-        ticks = (pieces, pieces)
+    if all(pieces):  # What is left is padding.
+      pair = [x[:len(names), :len(names)] for x, names in zip(pair, pieces)]
+      if max(map(len, pieces)) <= _MAX_NAMED:
+        ticks = pieces
     grids = [_received(x) for x in pair]
     if shown.is_image and all(x is not None for x in grids):
       pair, xlabel, ylabel = grids, 'attention that each patch receives', ''

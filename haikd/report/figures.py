@@ -27,7 +27,9 @@ _STYLE = {
     'figure.facecolor': 'none', 'axes.spines.top': False,
     'axes.spines.right': False, 'axes.linewidth': 0.7, 'grid.color': INK,
     'grid.alpha': 0.15, 'grid.linewidth': 0.6, 'legend.frameon': False,
-    'legend.fontsize': 8.5, 'figure.constrained_layout.use': True}
+    'legend.fontsize': 8.5}
+_MARGINS = dict(left=0.62, right=0.12, bottom=0.5, top=0.32)  # Inches.
+_GAP = 0.35  # Inches between two axes.
 
 
 class Curve(NamedTuple):
@@ -61,14 +63,13 @@ def is_available() -> bool:
   return True
 
 
-def curves(lines: Sequence[Curve], *, title: str, ylabel: str,
-           log: bool = False, percent: bool = False) -> str:
+def curves(lines: Sequence[Curve], *, title: str, log: bool = False,
+           percent: bool = False) -> str:
   """Draws curves over steps.
 
   Args:
     lines: the curves.
-    title: of the figure.
-    ylabel: of the vertical axis.
+    title: of the figure, which says what the values are.
     log: whether values may be drawn on a logarithmic axis.
     percent: whether values are fractions.
   """
@@ -90,7 +91,8 @@ def curves(lines: Sequence[Curve], *, title: str, ylabel: str,
       axes.set_yscale('log')
     if percent:
       axes.yaxis.set_major_formatter(lambda value, _: f'{100 * value:.4g}%')
-    axes.set(title=title, xlabel='step', ylabel=ylabel)
+    axes.set(title=title, xlabel='step')
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(True)
     axes.legend()
   return drawing.svg
@@ -105,21 +107,25 @@ def class_bars(accuracies: Mapping[str, np.ndarray], labels: Sequence[str],
     labels: the names of the classes.
     titles: `{network: title}`.
   """
+  names = [_short(label) for label in labels]
   with _Drawing(9.4, 0.9 + 0.24 * len(labels)) as drawing:
-    axes = drawing.axes()[0]
+    axes = drawing.axes(left=0.25 + 0.075 * max(map(len, names)))[0]
     rows = np.arange(len(labels))
     values = np.stack(list(accuracies.values()))
     axes.hlines(rows, values.min(axis=0), values.max(axis=0), color=INK,
                 alpha=0.3, lw=1)
-    for network, accuracy in accuracies.items():
-      axes.plot(accuracy, rows, 'o', ms=6, color=COLORS[network],
+    for i, (network, accuracy) in enumerate(accuracies.items()):
+      # Beside one another, so that equal values hide nothing.
+      offset = 0.2 * (i - (len(accuracies) - 1) / 2)
+      axes.plot(accuracy, rows + offset, 'o', ms=6, color=COLORS[network],
                 label=titles[network])
-    axes.set_yticks(rows, [_short(label) for label in labels])
+    axes.set_yticks(rows, names)
+    axes.set_ylim(-0.6, len(names) - 0.4)
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter(lambda value, _: f'{100 * value:.4g}%')
     axes.grid(True, axis='x')
     axes.margins(x=0.03)
-    drawing.figure.legend(loc='outside upper left', ncols=3)
+    axes.legend(loc='lower left', bbox_to_anchor=(0, 1), ncols=3)
   return drawing.svg
 
 
@@ -162,10 +168,12 @@ def matrices(panels: Mapping[str, np.ndarray], *, xlabel: str, ylabel: str,
     top: the value of the strongest colour; None for each panel's largest.
     ticks: the names of rows and columns of each panel, if they have names.
   """
-  rows, columns = (max(x.shape[i] for x in panels.values()) for i in (0, 1))
+  rows = max(len(x) for x in panels.values())
   height = float(np.clip(1.2 + 0.3 * rows * (2 if ticks else 1), 2.4, 4.2))
   with _Drawing(9.4, height) as drawing:
-    axes_row = drawing.axes(len(panels))
+    axes_row = drawing.axes(
+        max(len(panels), 2), right=1.0 if label else 0.12, **(
+            dict(left=0.9, bottom=0.9) if ticks else {}))
     for number, (axes, (title, values)) in enumerate(
         zip(axes_row, panels.items())):
       picture = axes.imshow(
@@ -186,10 +194,12 @@ def matrices(panels: Mapping[str, np.ndarray], *, xlabel: str, ylabel: str,
       if ticks:
         axes.tick_params(axis='x', rotation=90)
       axes.spines[:].set_visible(False)
+    _hide(axes_row[len(panels):])
     if label:
-      drawing.figure.colorbar(picture, ax=axes_row, label=label).outline.set(
+      _, bottom, _, height = axes_row[0].get_position().bounds
+      place = drawing.figure.add_axes((0.91, bottom, 0.015, height))
+      drawing.figure.colorbar(picture, cax=place, label=label).outline.set(
           visible=False)
-  del columns
   return drawing.svg
 
 
@@ -212,9 +222,8 @@ def scatter(panels: Mapping[str, tuple[Any, Any, str]], *, xlabel: str,
         axes.plot(ends, ends, color=INK, lw=0.8, ls='--')
       axes.set(title=title, xlabel=xlabel)
       axes.grid(True)
-    for axes in axes_row[len(panels):]:
-      axes.set_visible(False)
     axes_row[0].set_ylabel(ylabel)
+    _hide(axes_row[len(panels):])
   return drawing.svg
 
 
@@ -265,8 +274,24 @@ class _Drawing:
     finally:
       self._style.__exit__(kind, *rest)
 
-  def axes(self, columns=1, *, share=False):
-    """Returns the axes of the figure, as a list."""
+  def axes(self, columns=1, *, share=False, **margins):
+    """Returns the axes of the figure, as a list.
+
+    A layout of matplotlib's own would take as long as all else.
+
+    Args:
+      columns: how many axes stand side by side.
+      share: whether they have one vertical axis.
+      **margins: inches, in place of those of all figures.
+    """
+    margins = {**_MARGINS, **margins}
+    width, height = self.figure.get_size_inches()
+    gap = _GAP if share else _GAP + 0.1
+    inner = width - margins['left'] - margins['right']
+    self.figure.subplots_adjust(
+        left=margins['left'] / width, right=1 - margins['right'] / width,
+        bottom=margins['bottom'] / height, top=1 - margins['top'] / height,
+        wspace=gap * columns / max(inner - gap * (columns - 1), 1))
     made = self.figure.subplots(1, columns, squeeze=False, sharey=share)
     return list(made[0])
 
@@ -280,8 +305,14 @@ def _inline(svg):
   # Groups that nothing refers to would have one id in all figures.
   svg = re.sub(r'<g id="[^"]*"', '<g', svg)
   svg = re.sub(r"font:[^;\"]*?'[^\"]*?sans-serif", 'font-family: inherit', svg)
-  svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'role="img"', svg, count=1)
+  svg = re.sub(r'width="([\d.]+)pt" height="[\d.]+pt"',
+               r'role="img" style="width: \1pt"', svg, count=1)
   return svg.replace(INK, 'currentColor').replace('xlink:href', 'href')
+
+
+def _hide(rest):
+  for axes in rest:
+    axes.set_visible(False)
 
 
 def _short(label):

@@ -41,10 +41,10 @@ class Shown:
     self.batch: base.Batch = data.pick(
         config.evaluation.final, indices=indices, batch_size=len(indices),
         shards=1, process_index=0, process_count=1)[0]
-    text = data.text_of('teacher')
-    self._text = text
-    self._tokenizer: Optional[tokenizer_lib.Tokenizer] = (
-        tokenizer_lib.load(text.tokenizer) if text else None)
+    self._texts = {role: text for role in ('teacher', 'student')
+                   if (text := data.text_of(role))}
+    self._tokenizers = {role: tokenizer_lib.load(text.tokenizer)
+                        for role, text in self._texts.items()}
     self.is_image = self._image(0) is not None
 
   def html(self, number: int) -> str:
@@ -53,7 +53,7 @@ class Shown:
     if image is not None:
       kind = ' class="small"' if max(image.shape) < _MAX_SIDE // 2 else ''
       return f'<img{kind} alt="example" src="{png(image)}">'
-    if self._tokenizer:
+    if self._tokenizers:
       return '<br>'.join(page.escape(text) for text in self.texts(number))
     values = np.asarray(_first_of(self.batch.inputs)[number]).ravel()
     shown = ', '.join(f'{x:.4g}' for x in values[:_MAX_NUMBERS].tolist())
@@ -62,38 +62,45 @@ class Shown:
 
   def texts(self, number: int) -> list[str]:
     """Returns the texts of an example, shortened."""
-    tokens, mask = self._tokens(number)
+    tokens, mask = self._tokens(number, 'teacher')
     texts = [self.decode(row[keep], skip_special=True).strip()
              for row, keep in zip(tokens, mask)]
     return [x if len(x) <= _MAX_LETTERS else f'{x[:_MAX_LETTERS]}…'
             for x in texts]
 
   def decode(self, ids: np.ndarray, *, skip_special: bool = False) -> str:
-    """Returns the text of ids; the ids themselves without a tokenizer."""
-    if not self._tokenizer or not self._text:
+    """Returns the text of the teacher's ids, or them without a tokenizer."""
+    if not self._tokenizers:
       return ' '.join(map(str, np.ravel(ids).tolist()))
-    return self._tokenizer.decode(self._full(ids), skip_special=skip_special)
+    return self._tokenizers['teacher'].decode(
+        self._full(ids, 'teacher'), skip_special=skip_special)
 
-  def pieces(self, number: int) -> Optional[list[str]]:
-    """Returns the tokens of an example's first text; None for other inputs."""
-    if not self._tokenizer:
+  def pieces(self, number: int, role: str) -> Optional[list[str]]:
+    """Returns the tokens of an example's first text; None for other inputs.
+
+    Args:
+      number: of the example.
+      role: 'teacher' or 'student', whose tokens they are.
+    """
+    if role not in self._tokenizers:
       return None
-    tokens, mask = self._tokens(number)
-    return [self._tokenizer.token_of(i) or str(i)
-            for i in self._full(tokens[0][mask[0]]).tolist()]
+    tokens, mask = self._tokens(number, role)
+    return [self._tokenizers[role].token_of(i) or str(i)
+            for i in self._full(tokens[0][mask[0]], role).tolist()]
 
-  def _full(self, ids):
+  def _full(self, ids, role):
     """Returns ids as they were before the vocabulary was pruned."""
-    kept = self._text.kept_ids if self._text else None
+    kept = self._texts[role].kept_ids
     ids = np.ravel(ids)
     return ids if kept is None else np.asarray(kept)[ids]
 
-  def _tokens(self, number):
+  def _tokens(self, number, role):
     """Returns the tokens and mask of an example's texts, `[S, N]`."""
-    tokens = np.asarray(_first_of(self.batch.inputs)[number])
+    view = self.batch.view(role)
+    tokens = np.asarray(_first_of(view.inputs)[number])
     length = tokens.shape[-1]
     return tokens.reshape(-1, length), np.asarray(
-        self.batch.mask[number]).reshape(-1, length)
+        view.mask[number]).reshape(-1, length)
 
   def _image(self, number):
     """Returns an image in [0, 1], `[h, w, C]`; None if it is none."""

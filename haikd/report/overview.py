@@ -59,7 +59,7 @@ def curves(runs: Mapping[str, Sequence[Rows]], titles: Mapping[str, str],
                half_width, strong=network == 'student')
         for network, points in scores.items() if name in points]
     pictures.append(page.figure(figures.curves(
-        lines, title=f'{title[0].upper()}{title[1:]}, evaluated', ylabel=title,
+        lines, title=f'{title[0].upper()}{title[1:]}, evaluated',
         percent=name in percent)))
   pictures = [picture for picture in pictures if picture]
   if not pictures:
@@ -109,7 +109,7 @@ def _losses(seeds, half_width):
   if not lines:
     return ''
   return page.figure(figures.curves(
-      lines, title='Training loss of the student', ylabel='loss', log=True))
+      lines, title='Training loss of the student', log=True))
 
 
 def _points(seeds: Iterable[Rows], is_wanted: Any) -> dict[str, Points]:

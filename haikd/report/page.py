@@ -38,15 +38,15 @@ figure { margin: 0; }
 .row { display: flex; flex-wrap: wrap; gap: 1rem; }
 .row > figure { flex: 1 1 24rem; min-width: 0; }
 .cards { display: grid; gap: .8rem;
-  grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(11.5rem, 1fr)); }
 .card { background: var(--card); border-radius: 6px; padding: .6rem .7rem;
   font-size: .85rem; }
 .card img { width: 100%; aspect-ratio: 1; object-fit: contain; display: block;
   border-radius: 4px; margin-bottom: .4rem; background: #8883; }
 img.small { image-rendering: pixelated; }
 .card dl { margin: 0; display: grid; grid-template-columns: auto 1fr;
-  gap: 0 .5rem; }
-.card dt { color: var(--soft); } .card dd { margin: 0; text-align: right; }
+  gap: 0 .5rem; line-height: 1.35; }
+.card dt { color: var(--soft); white-space: nowrap; } .card dd { margin: 0; text-align: right; }
 .right { color: var(--good); } .wrong { color: var(--bad); }
 mark { background: var(--mark); color: inherit; border-radius: 2px; }
 code, pre { font: .86rem/1.45 ui-monospace, Menlo, Consolas, monospace; }
