@@ -165,7 +165,7 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
 
 
 def predict_the_same(student: network_lib.NetworkOutput,
-                     teacher: network_lib.NetworkOutput) -> bool:
+                     teacher: Optional[network_lib.NetworkOutput]) -> bool:
   """Returns whether the labels of the student are those of the teacher.
 
   The logits of a teacher with other classes are not compared with them. Vectors
@@ -173,8 +173,10 @@ def predict_the_same(student: network_lib.NetworkOutput,
 
   Args:
     student: its output, or shapes.
-    teacher: likewise.
+    teacher: likewise; None if there is none.
   """
+  if teacher is None:
+    return False
   logits, target = student.logits, teacher.logits
   return (isinstance(target, base.Embedding) or
           metrics_lib.are_comparable(logits, target))

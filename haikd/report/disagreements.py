@@ -98,10 +98,11 @@ def attention(findings: findings_lib.Findings, shown: inputs_lib.Shown,
     pieces = [shown.pieces(i, role) for role in ('teacher', 'student')]
     ticks: list = []
     xlabel, ylabel = 'position attended to', 'position'
-    if all(pieces):  # What is left is padding.
-      pair = [x[:len(names), :len(names)] for x, names in zip(pair, pieces)]
+    if all(pieces):  # All else is padding.
+      pair = [x[np.ix_(list(names), list(names))]
+              for x, names in zip(pair, pieces)]
       if max(map(len, pieces)) <= _MAX_NAMED:
-        ticks = pieces
+        ticks = [list(names.values()) for names in pieces]
     grids = [_received(x) for x in pair]
     if shown.is_image and all(x is not None for x in grids):
       pair, xlabel, ylabel = grids, 'attention that each patch receives', ''

@@ -1,35 +1,16 @@
-"""Draws a report's figures as SVG that stands in a page, light or dark.
-
-Texts and axes take the colour of the page's text; the curves' colours can be
-told apart on both backgrounds. Needs matplotlib, from `haikd[report]`.
-"""
+"""Draws a report's figures as SVG, see `drawing`."""
 
 from collections.abc import Mapping, Sequence
-import io
-import re
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
+from haikd.report import drawing as drawing_lib
 from haikd.report import statistics
 
-COLORS = dict(teacher='#8a8f98', student_alone='#e08a2e', student='#3987e5')
-TERM_COLORS = ('#3987e5', '#2ea37a', '#e08a2e', '#a06bd0', '#d8566a', '#3fb0c4')
+_COLORS, _INK = drawing_lib.COLORS, drawing_lib.INK
 
-INK = '#010203'  # Becomes the colour of the page's text.
 _MAX_MARKED = 25  # Points of a curve that are marked.
-_STYLE = {
-    'svg.fonttype': 'none', 'svg.hashsalt': 'haikd', 'font.size': 9,
-    'font.family': 'sans-serif', 'text.color': INK, 'axes.labelcolor': INK,
-    'axes.edgecolor': INK, 'xtick.color': INK, 'ytick.color': INK,
-    'axes.titlecolor': INK, 'axes.titlesize': 10, 'axes.titleweight': 'bold',
-    'axes.titlelocation': 'left', 'axes.facecolor': 'none',
-    'figure.facecolor': 'none', 'axes.spines.top': False,
-    'axes.spines.right': False, 'axes.linewidth': 0.7, 'grid.color': INK,
-    'grid.alpha': 0.15, 'grid.linewidth': 0.6, 'legend.frameon': False,
-    'legend.fontsize': 8.5}
-_MARGINS = dict(left=0.62, right=0.12, bottom=0.5, top=0.32)  # Inches.
-_GAP = 0.35  # Inches between two axes.
 
 
 class Curve(NamedTuple):
@@ -54,15 +35,6 @@ class Curve(NamedTuple):
   dashed: bool = False
 
 
-def is_available() -> bool:
-  """Returns whether matplotlib is installed."""
-  try:
-    import matplotlib  # noqa: F401  An extra.
-  except ImportError:
-    return False
-  return True
-
-
 def curves(lines: Sequence[Curve], *, title: str, log: bool = False,
            percent: bool = False) -> str:
   """Draws curves over steps.
@@ -73,7 +45,7 @@ def curves(lines: Sequence[Curve], *, title: str, log: bool = False,
     log: whether values may be drawn on a logarithmic axis.
     percent: whether values are fractions.
   """
-  with _Drawing(4.6, 3.1) as drawing:
+  with drawing_lib.Drawing(4.6, 3.1) as drawing:
     axes = drawing.axes()[0]
     for line in lines:
       marks = dict(marker='o', ms=3) if len(line.steps) <= _MAX_MARKED else {}
@@ -108,16 +80,16 @@ def class_bars(accuracies: Mapping[str, np.ndarray], labels: Sequence[str],
     titles: `{network: title}`.
   """
   names = [_short(label) for label in labels]
-  with _Drawing(9.4, 0.9 + 0.24 * len(labels)) as drawing:
+  with drawing_lib.Drawing(9.4, 0.9 + 0.24 * len(labels)) as drawing:
     axes = drawing.axes(left=0.25 + 0.075 * max(map(len, names)))[0]
     rows = np.arange(len(labels))
     values = np.stack(list(accuracies.values()))
-    axes.hlines(rows, values.min(axis=0), values.max(axis=0), color=INK,
+    axes.hlines(rows, values.min(axis=0), values.max(axis=0), color=_INK,
                 alpha=0.3, lw=1)
     for i, (network, accuracy) in enumerate(accuracies.items()):
       # Beside one another, so that equal values hide nothing.
       offset = 0.2 * (i - (len(accuracies) - 1) / 2)
-      axes.plot(accuracy, rows + offset, 'o', ms=6, color=COLORS[network],
+      axes.plot(accuracy, rows + offset, 'o', ms=6, color=_COLORS[network],
                 label=titles[network])
     axes.set_yticks(rows, names)
     axes.set_ylim(-0.6, len(names) - 0.4)
@@ -138,17 +110,17 @@ def reliability(calibrations: Mapping[str, statistics.Calibration],
     titles: `{network: title}`.
     xlabel: what confidence is.
   """
-  with _Drawing(9.4, 3.2) as drawing:
+  with drawing_lib.Drawing(9.4, 3.2) as drawing:
     panels = drawing.axes(len(calibrations), share=True)
     for axes, (network, values) in zip(panels, calibrations.items()):
       count = len(values.share)
       edges = np.arange(count) / count
       axes.bar(edges, np.nan_to_num(values.accuracy), width=1 / count,
-               align='edge', color=COLORS[network], alpha=0.8, lw=0)
+               align='edge', color=_COLORS[network], alpha=0.8, lw=0)
       axes.bar(edges, values.share, width=1 / count, align='edge', fill=False,
-               edgecolor=INK, lw=0.6, alpha=0.6)
-      axes.plot([0, 1], [0, 1], color=INK, lw=0.8, ls='--')
-      axes.plot(values.confidence, values.accuracy, 'o', ms=3, color=INK)
+               edgecolor=_INK, lw=0.6, alpha=0.6)
+      axes.plot([0, 1], [0, 1], color=_INK, lw=0.8, ls='--')
+      axes.plot(values.confidence, values.accuracy, 'o', ms=3, color=_INK)
       axes.set(title=f'{titles[network]}: ECE {100 * values.error:.2f}%',
                xlabel=xlabel, xlim=(0, 1), ylim=(0, 1.02))
     panels[0].set_ylabel('share that is right')
@@ -170,10 +142,10 @@ def matrices(panels: Mapping[str, np.ndarray], *, xlabel: str, ylabel: str,
   """
   rows = max(len(x) for x in panels.values())
   height = float(np.clip(1.2 + 0.3 * rows * (2 if ticks else 1), 2.4, 4.2))
-  with _Drawing(9.4, height) as drawing:
+  with drawing_lib.Drawing(9.4, height) as drawing:
+    margins: Any = dict(left=0.9, bottom=0.9) if ticks else {}
     axes_row = drawing.axes(
-        max(len(panels), 2), right=1.0 if label else 0.12, **(
-            dict(left=0.9, bottom=0.9) if ticks else {}))
+        max(len(panels), 2), right=1.0 if label else 0.12, **margins)
     for number, (axes, (title, values)) in enumerate(
         zip(axes_row, panels.items())):
       picture = axes.imshow(
@@ -213,13 +185,13 @@ def scatter(panels: Mapping[str, tuple[Any, Any, str]], *, xlabel: str,
     ylabel: of all panels.
     diagonal: whether to draw the line of equal values.
   """
-  with _Drawing(9.4, 3.2) as drawing:
+  with drawing_lib.Drawing(9.4, 3.2) as drawing:
     axes_row = drawing.axes(max(len(panels), 2), share=True)
     for axes, (title, (x, y, color)) in zip(axes_row, panels.items()):
       axes.plot(x, y, 'o', ms=3, color=color, alpha=0.6, mew=0)
       if diagonal:
         ends = [min(np.min(x), np.min(y)), max(np.max(x), np.max(y))]
-        axes.plot(ends, ends, color=INK, lw=0.8, ls='--')
+        axes.plot(ends, ends, color=_INK, lw=0.8, ls='--')
       axes.set(title=title, xlabel=xlabel)
       axes.grid(True)
     axes_row[0].set_ylabel(ylabel)
@@ -237,77 +209,16 @@ def histogram(values: Mapping[str, np.ndarray], titles: Mapping[str, str], *,
     title: of the figure.
     xlabel: what the values are.
   """
-  with _Drawing(4.6, 3.1) as drawing:
+  with drawing_lib.Drawing(4.6, 3.1) as drawing:
     axes = drawing.axes()[0]
     both = np.concatenate(list(values.values()))
     edges = np.linspace(both.min(), max(both.max(), both.min() + 1e-6), 31)
     for network, numbers in values.items():
-      axes.hist(numbers, edges, color=COLORS[network], alpha=0.55,
+      axes.hist(numbers, edges, color=_COLORS[network], alpha=0.55,
                 label=titles[network])
     axes.set(title=title, xlabel=xlabel, ylabel='examples')
     axes.legend()
   return drawing.svg
-
-
-class _Drawing:
-  """A figure that becomes SVG at the end of its context."""
-
-  def __init__(self, width, height):
-    import matplotlib  # An extra, and slow to import.
-    from matplotlib import figure
-    self._style = matplotlib.rc_context(_STYLE)
-    self._make = lambda: figure.Figure(figsize=(width, height))
-    self.figure: Any = None
-    self.svg = ''
-
-  def __enter__(self):
-    self._style.__enter__()
-    self.figure = self._make()
-    return self
-
-  def __exit__(self, kind, *rest):
-    try:
-      if kind is None:
-        content = io.StringIO()
-        self.figure.savefig(content, format='svg', metadata={'Date': None})
-        self.svg = _inline(content.getvalue())
-    finally:
-      self._style.__exit__(kind, *rest)
-
-  def axes(self, columns=1, *, share=False, **margins):
-    """Returns the axes of the figure, as a list.
-
-    A layout of matplotlib's own would take as long as all else.
-
-    Args:
-      columns: how many axes stand side by side.
-      share: whether they have one vertical axis.
-      **margins: inches, in place of those of all figures.
-    """
-    margins = {**_MARGINS, **margins}
-    width, height = self.figure.get_size_inches()
-    gap = _GAP if share else _GAP + 0.1
-    inner = width - margins['left'] - margins['right']
-    self.figure.subplots_adjust(
-        left=margins['left'] / width, right=1 - margins['right'] / width,
-        bottom=margins['bottom'] / height, top=1 - margins['top'] / height,
-        wspace=gap * columns / max(inner - gap * (columns - 1), 1))
-    made = self.figure.subplots(1, columns, squeeze=False, sharey=share)
-    return list(made[0])
-
-
-def _inline(svg):
-  """Returns the SVG element alone, in the page's colour and fonts."""
-  svg = svg[svg.index('<svg'):]
-  svg = re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.DOTALL)
-  svg = re.sub(r'<!--.*?-->', '', svg, flags=re.DOTALL)
-  svg = re.sub(r' xmlns(:xlink)?="[^"]*"', '', svg)
-  # Groups that nothing refers to would have one id in all figures.
-  svg = re.sub(r'<g id="[^"]*"', '<g', svg)
-  svg = re.sub(r"font:[^;\"]*?'[^\"]*?sans-serif", 'font-family: inherit', svg)
-  svg = re.sub(r'width="([\d.]+)pt" height="[\d.]+pt"',
-               r'role="img" style="width: \1pt"', svg, count=1)
-  return svg.replace(INK, 'currentColor').replace('xlink:href', 'href')
 
 
 def _hide(rest):

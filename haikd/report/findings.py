@@ -5,6 +5,7 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
+from haikd.report import drawing
 from haikd.report import figures
 from haikd.report import page
 from haikd.report import probe as probe_lib
@@ -188,7 +189,7 @@ def _predictions(findings):
     panels = {
         findings.titles[network]: (
             labels[network][:_MAX_POINTS, i], values[:_MAX_POINTS, i],
-            figures.COLORS[network])
+            drawing.COLORS[network])
         for network, values in predictions.items() if network in labels}
     name = f'output {i}' if outputs > 1 else 'value'
     body += page.figure(figures.scatter(
@@ -213,7 +214,7 @@ def _similarities(findings):
     upper = np.triu_indices(len(grams['student']), 1)
     chosen = np.random.default_rng(0).permutation(len(upper[0]))[:_MAX_POINTS]
     pair = [grams[role][upper][chosen] for role in ('teacher', 'student')]
-    panels[findings.titles[network]] = (*pair, figures.COLORS[network])
+    panels[findings.titles[network]] = (*pair, drawing.COLORS[network])
   scores = findings.of_networks('columns', 'score')
   body = page.paragraph(
       'How alike two texts are to the student over how alike they are to the '
@@ -228,7 +229,7 @@ def _similarities(findings):
     body += page.figure(figures.scatter({
         findings.titles[network]: (
             scores[network][:_MAX_POINTS], values[:_MAX_POINTS],
-            figures.COLORS[network])
+            drawing.COLORS[network])
         for network, values in similarities.items() if network in scores},
         xlabel='score', ylabel='cosine', diagonal=False))
   return page.Section('Vectors', page.row(pictures) + body)

@@ -5,7 +5,7 @@ All are HTML.
 
 import base64
 import io
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
@@ -75,18 +75,23 @@ class Shown:
     return self._tokenizers['teacher'].decode(
         self._full(ids, 'teacher'), skip_special=skip_special)
 
-  def pieces(self, number: int, role: str) -> Optional[list[str]]:
-    """Returns the tokens of an example's first text; None for other inputs.
+  def pieces(self, number: int, role: str) -> dict[int, str]:
+    """Returns the tokens of an example's first text, by position.
 
     Args:
       number: of the example.
       role: 'teacher' or 'student', whose tokens they are.
+
+    Returns:
+      The positions that are not padding; none if inputs are no texts.
     """
     if role not in self._tokenizers:
-      return None
+      return {}
     tokens, mask = self._tokens(number, role)
-    return [self._tokenizers[role].token_of(i) or str(i)
-            for i in self._full(tokens[0][mask[0]], role).tolist()]
+    positions = np.flatnonzero(mask[0])
+    ids = self._full(tokens[0][positions], role).tolist()
+    names = (self._tokenizers[role].token_of(i) or str(i) for i in ids)
+    return dict(zip(positions.tolist(), names))
 
   def _full(self, ids, role):
     """Returns ids as they were before the vocabulary was pruned."""

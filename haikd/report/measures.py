@@ -48,11 +48,12 @@ def measure(output: base.Output, target: Optional[base.Output], *,
     target = None
   if family == 'tokens':
     return _tokens(output, target, mask, labels, sizes)
+  both: tuple[Any, ...] = (output, target)
   if not isinstance(output, base.Embedding):
-    output, target = (
+    both = tuple(
         None if x is None else masking.materialise(x, mask).astype(jnp.float32)
-        for x in (output, target))
-  return _OF_FAMILY[family](output, target, mask, labels)
+        for x in both)
+  return _OF_FAMILY[family](*both, mask, labels)
 
 
 def _classes(logits, target, mask, labels) -> Measured:
@@ -62,7 +63,8 @@ def _classes(logits, target, mask, labels) -> Measured:
   mask = jnp.broadcast_to(masking.expand(mask, len(shape)), shape)
   predicted = jnp.argmax(logits, axis=-1)
   confidence = jnp.max(jax.nn.softmax(logits), axis=-1)
-  sums, columns = {}, {}
+  sums: dict[str, Any] = {}
+  columns: dict[str, Any] = {}
   if labels is not None:
     truth, labelled = means.true_classes(labels, mask)
     sums['bins'] = _bins(confidence, predicted == truth, labelled)
@@ -79,7 +81,8 @@ def _classes(logits, target, mask, labels) -> Measured:
 
 def _multilabel(logits, target, mask, labels) -> Measured:
   """Measures labels that each are true or not."""
-  sums, columns = {}, {}
+  sums: dict[str, Any] = {}
+  columns: dict[str, Any] = {}
   if labels is not None:
     true, chance = labels > 0.5, jax.nn.sigmoid(logits)
     keep = jnp.broadcast_to(masking.expand(mask, logits.ndim), logits.shape)
@@ -96,7 +99,7 @@ def _multilabel(logits, target, mask, labels) -> Measured:
 
 def _values(output, target, mask, labels) -> Measured:
   """Measures numbers."""
-  columns = {}
+  columns: dict[str, Any] = {}
   if output.ndim == 2:
     columns['prediction'] = output[:, :MAX_OUTPUTS]
     if labels is not None:
@@ -110,7 +113,8 @@ def _values(output, target, mask, labels) -> Measured:
 
 def _embeddings(output, target, mask, labels) -> Measured:
   """Measures vectors of texts."""
-  vectors, columns = output.vectors, {}
+  vectors = output.vectors
+  columns: dict[str, Any] = {}
   if target is not None:
     cosine = cosines.similarity(vectors, target.vectors)
     columns['cosine'] = _mean_of_rows(cosine, mask)

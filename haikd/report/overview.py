@@ -5,6 +5,7 @@ import json
 from typing import Any, Optional
 
 from haikd import metrics
+from haikd.report import drawing
 from haikd.report import figures
 from haikd.report import page
 
@@ -55,7 +56,7 @@ def curves(runs: Mapping[str, Sequence[Rows]], titles: Mapping[str, str],
   percent = {score.name for score in metrics.SCORES if score.percent}
   for name, title in chosen:
     lines = [
-        _curve(titles[network], figures.COLORS[network], points[name],
+        _curve(titles[network], drawing.COLORS[network], points[name],
                half_width, strong=network == 'student')
         for network, points in scores.items() if name in points]
     pictures.append(page.figure(figures.curves(
@@ -101,10 +102,10 @@ def _losses(seeds, half_width):
   terms = sorted(name for name in points if name != 'loss')
   lines = [
       _curve(name.removeprefix('loss/'),
-             figures.TERM_COLORS[i % len(figures.TERM_COLORS)], points[name],
+             drawing.TERM_COLORS[i % len(drawing.TERM_COLORS)], points[name],
              half_width) for i, name in enumerate(terms)]
   if 'loss' in points and len(terms) != 1:
-    lines.append(_curve('weighted sum', figures.INK, points['loss'],
+    lines.append(_curve('weighted sum', drawing.INK, points['loss'],
                         half_width, strong=True))
   if not lines:
     return ''
@@ -112,7 +113,7 @@ def _losses(seeds, half_width):
       lines, title='Training loss of the student', log=True))
 
 
-def _points(seeds: Iterable[Rows], is_wanted: Any) -> dict[str, Points]:
+def _points(seeds: Iterable[Rows], is_wanted: Any) -> Mapping[str, Points]:
   """Returns `{metric: {step: a value for each seed}}`."""
   points: dict[str, dict[int, list[float]]] = {}
   for rows in seeds:
@@ -130,4 +131,5 @@ def _curve(label, color, points, half_width, *, strong=False):
   if any(len(x) > 1 for x in values):
     widths = [half_width(x) if len(x) > 1 else 0.0 for x in values]
   return figures.Curve(
-      label, color, list(points), [sum(x) / len(x) for x in values], widths, strong)
+      label, color, list(points), [sum(x) / len(x) for x in values], widths,
+      strong)

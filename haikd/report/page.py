@@ -46,7 +46,8 @@ figure { margin: 0; }
 img.small { image-rendering: pixelated; }
 .card dl { margin: 0; display: grid; grid-template-columns: auto 1fr;
   gap: 0 .5rem; line-height: 1.35; }
-.card dt { color: var(--soft); white-space: nowrap; } .card dd { margin: 0; text-align: right; }
+.card dt { color: var(--soft); white-space: nowrap; }
+.card dd { margin: 0; text-align: right; }
 .right { color: var(--good); } .wrong { color: var(--bad); }
 mark { background: var(--mark); color: inherit; border-radius: 2px; }
 code, pre { font: .86rem/1.45 ui-monospace, Menlo, Consolas, monospace; }

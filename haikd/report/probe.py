@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 import math
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -96,13 +96,14 @@ class Probe:
       frozen: those of the teacher.
     """
     indices = sample(self.size, self._limit())
-    total, grams, rows = evaluate.Total(), None, []
+    total, rows = evaluate.Total(), []
+    grams: tuple[Any, ...] = ()
     for batch, numbers in self._batches(indices):
       results = self._observe(network, frozen, batch, numbers)
       sums, columns, numbers, products = jax.device_get(results)
       total.add((sums, columns))
       rows.append(numbers)
-      if grams is None:
+      if not grams:
         kept = numbers[:_MAX_COMPARED] >= 0
         grams = jax.tree.map(lambda x, kept=kept: x[kept][:, kept], products)
     numbers = np.concatenate(rows)

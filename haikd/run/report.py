@@ -19,7 +19,7 @@ from haikd.core import checks
 from haikd.core import notes
 from haikd.core import tasks
 from haikd.report import disagreements
-from haikd.report import figures
+from haikd.report import drawing
 from haikd.report import findings as findings_lib
 from haikd.report import inputs as inputs_lib
 from haikd.report import overview
@@ -120,8 +120,8 @@ class Report:
       sections += self._findings(draws)
       size = self._probe.size
       count = len(next(iter(self._observations.values())).numbers)
-      note = (f'What follows the curves is measured on all {size:,} examples of '
-              f'{split}.' if count == size else
+      note = (f'What follows the curves is measured on all {size:,} examples '
+              f'of {split}.' if count == size else
               f'What follows the curves is measured on {count:,} of the '
               f'{size:,} examples of {split}, spread evenly over it '
               '(config.report.examples).')
@@ -182,7 +182,7 @@ def write_of_seeds(config: config_lib.ConfigDict, workdir: paths.Path,
 
 
 def _can_draw() -> bool:
-  if figures.is_available():
+  if drawing.is_available():
     return True
   print(f"For the pictures of {FILE}, install matplotlib: pip install "
         "'haikd[report]'.")
@@ -190,8 +190,8 @@ def _can_draw() -> bool:
 
 
 def _save(path, config, intro, sections):
-  title = f'{_data_name(config)}: {config.student.model} from ' \
-          f'{config.teacher.model}'
+  title = (f'{_data_name(config)}: {config.student.model} from '
+           f'{config.teacher.model}')
   files.replace(path, page.page(title, intro, filter(None, sections)))
 
 
@@ -205,7 +205,8 @@ def _intro(config, student, teacher, note):
   if student and teacher:
     text = (f'A student of {student:,} parameters, distilled with haikd in '
             f'{config.steps:,} steps from a teacher of {teacher:,}.')
-  return page.paragraph(text) + (page.paragraph(note, note=True) if note else '')
+  return page.paragraph(text) + (
+      page.paragraph(note, note=True) if note else '')
 
 
 def _curves(workdirs: Sequence[paths.Path]) -> Optional[page.Section]:

@@ -63,9 +63,9 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path,
 def summarise(results: list[results_lib.Results]) -> Summary:
   """Returns means over seeds, with 95 % confidence intervals.
 
-  The intervals are those of `intervals.of_mean`. The gain is the difference between the student
-  distilled and the student alone of the same seed, so that effects of the seed
-  on both cancel.
+  The intervals are those of `intervals.of_mean`. The gain is the difference
+  between the student distilled and the student alone of the same seed, so that
+  effects of the seed on both cancel.
 
   Args:
     results: the results of two or more seeds, all with the same networks and
