@@ -21,7 +21,7 @@ FLOORS = (
     ('report',),
     ('run',),
     ('plan', 'bench'),
-    ('launch', 'library'),
+    ('launch', 'library', 'compare'),
     ('__main__',),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -41,19 +41,23 @@ class Drawing:
   Args:
     width: inches.
     height: inches.
+    kind: 'png' or 'svg' for a file of its own, black on white; '' for a part of
+      a page.
 
   Attributes:
     figure: matplotlib's.
     svg: the SVG element, once the context is left.
+    content: the file.
   """
 
-  def __init__(self, width: float, height: float):
+  def __init__(self, width: float, height: float, kind: str = ''):
     import matplotlib  # An extra, and slow to import.
     from matplotlib import figure
     self._style = matplotlib.rc_context(_STYLE)
     self._make = lambda: figure.Figure(figsize=(width, height))
     self.figure: Any = None
-    self.svg = ''
+    self._kind = kind
+    self.svg, self.content = '', b''
 
   def __enter__(self) -> 'Drawing':
     self._style.__enter__()
@@ -62,10 +66,15 @@ class Drawing:
 
   def __exit__(self, kind: Any, *rest: Any) -> None:
     try:
-      if kind is None:
-        content = io.StringIO()
-        self.figure.savefig(content, format='svg', metadata={'Date': None})
-        self.svg = _inline(content.getvalue())
+      if kind is None and self._kind:
+        content = io.BytesIO()
+        self.figure.savefig(
+            content, format=self._kind, dpi=150, facecolor='white')
+        self.content = content.getvalue()
+      elif kind is None:
+        text = io.StringIO()
+        self.figure.savefig(text, format='svg', metadata={'Date': None})
+        self.svg = _inline(text.getvalue())
     finally:
       self._style.__exit__(kind, *rest)
 

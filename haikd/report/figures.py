@@ -70,6 +70,53 @@ def curves(lines: Sequence[Curve], *, title: str, log: bool = False,
   return drawing.svg
 
 
+class Spread(NamedTuple):
+  """Values, such as one for each seed, and their mean.
+
+  Attributes:
+    label: what they are of.
+    values: `[n]`.
+    mean: of the values.
+    half_width: of the interval around the mean.
+  """
+
+  label: str
+  values: Sequence[float]
+  mean: float
+  half_width: float
+
+
+def spreads(panels: Mapping[str, Sequence[Spread]], *, title: str,
+            kind: str) -> bytes:
+  """Draws values with their means and intervals, in a file of its own.
+
+  Args:
+    panels: `{title: spreads}`.
+    title: of the figure.
+    kind: 'png' or 'svg'.
+  """
+  labels = [spread.label for spread in next(iter(panels.values()))]
+  columns = min(len(panels), 3)
+  lines = -(-len(panels) // columns)
+  height = 0.9 + 0.3 * len(labels)
+  with drawing_lib.Drawing(
+      1.2 + 3.2 * columns, 0.4 + lines * height, kind) as drawing:
+    drawing.figure.set_layout_engine('constrained')
+    drawing.figure.suptitle(title, fontsize=11)
+    grid = drawing.figure.subplots(lines, columns, squeeze=False, sharey=True)
+    for axes, (name, found) in zip(grid.flat, panels.items()):
+      for row, spread in enumerate(found):
+        axes.plot(spread.values, [row] * len(spread.values), 'o', ms=4,
+                  color=_COLORS['teacher'], alpha=0.7, mew=0)
+        axes.errorbar(spread.mean, row, xerr=spread.half_width, fmt='D', ms=5,
+                      color=_COLORS['student'], capsize=3)
+      axes.axvline(0, color=_INK, lw=0.8, ls='--')
+      axes.set(title=name, ylim=(len(found) - 0.5, -0.5))
+      axes.set_yticks(range(len(labels)), labels)
+    _hide(grid.flat[len(panels):])
+  return drawing.content
+
+
 def class_bars(accuracies: Mapping[str, np.ndarray], labels: Sequence[str],
                titles: Mapping[str, str]) -> str:
   """Draws the accuracy of each class, a mark for each network.

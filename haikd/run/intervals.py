@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 import math
 import statistics
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 
 class Interval(NamedTuple):
-  """A mean, and its 95 % interval: mean ± half_width."""
+  """A mean, and its 95 % interval: mean ± half_width; None for one value."""
 
   mean: float
-  half_width: float
+  half_width: Optional[float]
 
 
 def of_mean(values: Sequence[float]) -> Interval:
@@ -19,7 +19,7 @@ def of_mean(values: Sequence[float]) -> Interval:
   The half width is s t / sqrt(n), t with n - 1 degrees of freedom.
 
   Args:
-    values: two or more.
+    values: one or more.
 
   Returns:
     An Interval; NaN if a value is not finite.
@@ -28,6 +28,8 @@ def of_mean(values: Sequence[float]) -> Interval:
   if not all(map(math.isfinite, values)):
     return Interval(math.nan, math.nan)
   n = len(values)
+  if n == 1:
+    return Interval(values[0], None)
   quantile = float(scipy.stats.t.ppf(0.975, n - 1))
   return Interval(statistics.fmean(values),
                   quantile * statistics.stdev(values) / math.sqrt(n))

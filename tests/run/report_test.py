@@ -256,7 +256,8 @@ def chromium():
 def test_a_browser_without_a_network_shows_the_page(run, tmp_path, config):
   start(run, tmp_path, config)
   page = tmp_path / 'run' / 'report.html'
-  flags = ['--headless', '--no-sandbox', '--disable-gpu', '--enable-logging=stderr',
+  flags = ['--headless', '--no-sandbox', '--disable-gpu',
+           '--enable-logging=stderr',
            '--v=0', '--host-resolver-rules=MAP * ~NOTFOUND',
            '--proxy-server=http://127.0.0.1:9', '--window-size=1100,3000',
            f'--user-data-dir={tmp_path / "profile"}',
