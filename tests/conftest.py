@@ -141,10 +141,12 @@ def compiled_for():
 def fresh():
   """Undoes what a config or plugin imports, registers or puts on the path."""
   from haikd.core import registry
+  from haikd.core import writers
   # Were they first imported inside, they would be gone for the next test.
   from haikd.data import builders  # noqa: F401
   path, modules = list(sys.path), set(sys.modules)
-  with registry.losses.temporary(), registry.datasets.temporary():
+  with (registry.losses.temporary(), registry.datasets.temporary(),
+        writers.writers.temporary()):
     yield
   sys.path[:] = path
   for name in set(sys.modules) - modules:

@@ -153,6 +153,9 @@ def base() -> ConfigDict:
           keep_checkpoints=2,
           # Whether to train the student alone as well, for comparison.
           baseline=False,
+          # Where metrics go besides the workdir: wandb, mlflow, trackio or a
+          # writer that a plugin registers; None for nowhere.
+          tracker=config_dict.placeholder(str),
       ))
   # The device mesh; at most one axis may be -1.
   config.mesh = ConfigDict(

@@ -11,7 +11,7 @@ from haikd.report import findings as findings_lib
 from haikd.report import inputs as inputs_lib
 from haikd.report import page
 
-_MAX_EXAMPLES = 12
+_MAX_EXAMPLES = 10
 _MAX_TOKENS = 12  # Positions of texts.
 _TOKENS_OF_ONE = 3  # Of them, from one text.
 _CONTEXT = 24  # Tokens before a position.

@@ -38,16 +38,16 @@ def is_available() -> bool:
 class Drawing:
   """A figure that becomes SVG at the end of its context.
 
+  Attributes:
+    figure: matplotlib's.
+    svg: the SVG element, once the context is left.
+    content: the file.
+
   Args:
     width: inches.
     height: inches.
     kind: 'png' or 'svg' for a file of its own, black on white; '' for a part of
       a page.
-
-  Attributes:
-    figure: matplotlib's.
-    svg: the SVG element, once the context is left.
-    content: the file.
   """
 
   def __init__(self, width: float, height: float, kind: str = ''):

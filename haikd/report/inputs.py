@@ -24,14 +24,14 @@ _MAX_NUMBERS = 12
 class Shown:
   """Some examples of a split, to be shown.
 
+  Attributes:
+    batch: the examples.
+    is_image: whether they are images.
+
   Args:
     config: of the run.
     data: its data.
     indices: of the examples in the final split.
-
-  Attributes:
-    batch: the examples.
-    is_image: whether they are images.
   """
 
   def __init__(self, config: config_lib.ConfigDict, data: pipeline.Data,

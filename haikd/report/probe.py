@@ -58,15 +58,15 @@ class Probe:
 
   Compiled once. All processes must call it.
 
-  Args:
-    config: of the student, resolved.
-    program: its program, with a teacher.
-    data: the data.
-
   Attributes:
     family: the kind of output, see `metrics.family_of`.
     size: the number of examples in the split.
     kinds: the kinds of taps that both networks have.
+
+  Args:
+    config: of the student, resolved.
+    program: its program, with a teacher.
+    data: the data.
   """
 
   def __init__(self, config: config_lib.ConfigDict,

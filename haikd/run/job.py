@@ -10,6 +10,7 @@ from haikd.run import pretrained
 from haikd.run import report as report_lib
 from haikd.run import resolve
 from haikd.run import results as results_lib
+from haikd.run import trackers
 from haikd.run import trainees
 from haikd.run import trainer
 from haikd.run import workdir as workdir_lib
@@ -43,6 +44,7 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path,
     StoppedError: SIGTERM has come, and training was saved.
   """
   workdir = paths.as_path(workdir)
+  trackers.check(config)
   config = resolve.from_pretrained(config)
   mesh = mesh_lib.build_mesh(config.mesh)
   mesh_lib.check_batch_size(mesh, config.batch_size, config.microbatches)

@@ -30,7 +30,8 @@ FREE_FIELDS = ('steps', 'log_every', 'checkpoint_every', 'keep_checkpoints',
                'baseline', 'evaluation', 'data.source_dir', 'data.data_dir',
                'data.prefetch', 'mesh', 'microbatches', 'student.remat',
                'student.remat_modules', 'student.placement', 'teacher.remat',
-               'teacher.remat_modules', 'teacher.placement', 'report')
+               'teacher.remat_modules', 'teacher.placement', 'report',
+               'tracker')
 
 _ABSENT = 'nothing'
 # The errors of flock on a filesystem without locks.
