@@ -90,28 +90,29 @@ def attention(findings: findings_lib.Findings, shown: inputs_lib.Shown,
   """
   if not maps or not findings.draws:
     return None
-  body = page.paragraph(
-      'The last layer, the mean over heads. Rows attend to columns.', note=True)
+  text = 'The last layer, the mean over heads. '
   titles = [findings.titles[x] for x in ('teacher', NETWORK)]
+  pictures = []
   for i in range(len(maps['student'])):
     pair = [maps[role][i] for role in ('teacher', 'student')]
+    image, patches = shown.image(i), [_received(x) for x in pair]
+    if image is not None and all(x is not None for x in patches):
+      says = 'How much attention each patch of an image receives.'
+      pictures.append(page.figure(figures.grids(
+          image, dict(zip(titles, patches)), title='image')))
+      continue
+    says = 'Rows attend to columns.'
     pieces = [shown.pieces(i, role) for role in ('teacher', 'student')]
     ticks: list = []
-    xlabel, ylabel = 'position attended to', 'position'
     if all(pieces):  # All else is padding.
       pair = [x[np.ix_(list(names), list(names))]
               for x, names in zip(pair, pieces)]
       if max(map(len, pieces)) <= _MAX_NAMED:
         ticks = [list(names.values()) for names in pieces]
-    grids = [_received(x) for x in pair]
-    if shown.is_image and all(x is not None for x in grids):
-      pair, xlabel, ylabel = grids, 'attention that each patch receives', ''
-    picture = shown.html(i) if shown.is_image else ''
-    body += page.row([
-        f'<div class="card">{picture}</div>' if picture else '',
-        page.figure(figures.matrices(
-            dict(zip(titles, pair)), xlabel=xlabel, ylabel=ylabel, top=None,
-            ticks=ticks))])
+    pictures.append(page.figure(figures.matrices(
+        dict(zip(titles, pair)), xlabel='position attended to',
+        ylabel='position', top=None, ticks=ticks)))
+  body = page.paragraph(text + says, note=True) + ''.join(pictures)
   return page.Section('Attention', body)
 
 

@@ -222,6 +222,29 @@ def matrices(panels: Mapping[str, np.ndarray], *, xlabel: str, ylabel: str,
   return drawing.svg
 
 
+def grids(image: np.ndarray, maps: Mapping[str, np.ndarray], *,
+          title: str) -> str:
+  """Draws maps of an image beside it.
+
+  Args:
+    image: `[h, w, C]`, from 0 to 1.
+    maps: `{title: [rows, columns]}`.
+    title: of the image.
+  """
+  with drawing_lib.Drawing(7.2, 2.5) as drawing:
+    first, *rest = drawing.axes(
+        1 + len(maps), left=0.1, right=0.1, bottom=0.05)
+    pixels = image[..., 0] if image.shape[-1] == 1 else image
+    first.imshow(pixels, cmap='gray', vmin=0, vmax=1)
+    first.set_title(title)
+    for axes, (name, values) in zip(rest, maps.items()):
+      axes.imshow(values, cmap='viridis', vmin=0)
+      axes.set_title(name)
+    for axes in (first, *rest):
+      axes.set_axis_off()
+  return drawing.svg
+
+
 def scatter(panels: Mapping[str, tuple[Any, Any, str]], *, xlabel: str,
             ylabel: str, diagonal: bool = True) -> str:
   """Draws points in panels side by side.

@@ -5,7 +5,7 @@ All are HTML.
 
 import base64
 import io
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 
@@ -45,11 +45,11 @@ class Shown:
                    if (text := data.text_of(role))}
     self._tokenizers = {role: tokenizer_lib.load(text.tokenizer)
                         for role, text in self._texts.items()}
-    self.is_image = self._image(0) is not None
+    self.is_image = self.image(0) is not None
 
   def html(self, number: int) -> str:
     """Returns an example: an image, its text or its numbers."""
-    image = self._image(number)
+    image = self.image(number)
     if image is not None:
       kind = ' class="small"' if max(image.shape) < _MAX_SIDE // 2 else ''
       return f'<img{kind} alt="example" src="{png(image)}">'
@@ -107,8 +107,8 @@ class Shown:
     return tokens.reshape(-1, length), np.asarray(
         view.mask[number]).reshape(-1, length)
 
-  def _image(self, number):
-    """Returns an image in [0, 1], `[h, w, C]`; None if it is none."""
+  def image(self, number: int) -> Optional[np.ndarray]:
+    """Returns an example in [0, 1], `[h, w, C]`; None if it is no image."""
     value = np.asarray(_first_of(self.batch.inputs)[number])
     if value.ndim != 3 or value.shape[-1] not in (1, 3, 4) or (
         value.dtype.kind != 'f'):

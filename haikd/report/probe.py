@@ -154,19 +154,9 @@ class Probe:
     """Yields batches on the mesh, with the index of each example or -1."""
     mesh = self._program.mesh
     share = mesh_lib.batch_share(mesh)
-    # All is read first: a process that cannot read must not leave the others
-    # waiting for it.
-    batches: list[base.Batch] = []
-    error = None
-    try:
-      numbered = self._data.pick(self._split, indices=indices)
-      batches.extend(numbered[i] for i in range(len(numbered)))
-    except Exception as err:  # Whatever a user's data raises.
-      error = err
-    if not distributed.all_can(error is None):
-      raise error or checks.DataError(
-          'The sample must be readable on all processes; one could not.')
-    for i, batch in enumerate(batches):
+    numbered = self._data.pick(self._split, indices=indices)
+    for i in range(len(numbered)):
+      batch = _read(numbered, i)
       rows = len(batch.mask)
       places = (i * share.count + share.index) * rows + np.arange(rows)
       real = places < len(indices)
@@ -261,6 +251,20 @@ class Probe:
       return collectives.sum_over_batch(sums), columns, numbers
 
     return self._over_shards(local)
+
+
+def _read(batches, number):
+  """Returns a batch; raises on all processes if one cannot read it."""
+  batch: Any = None
+  error: Any = checks.DataError('Another process could not read its examples.')
+  try:
+    batch = batches[number]
+  except Exception as err:  # Whatever a user's data raises.
+    error = err
+  # One that goes on would wait for the others.
+  if not distributed.all_can(batch is not None):
+    raise error
+  return batch
 
 
 def sample(size: int, limit: int) -> np.ndarray:
