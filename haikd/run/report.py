@@ -184,8 +184,8 @@ def write_of_seeds(config: config_lib.ConfigDict, workdir: paths.Path,
 def _can_draw() -> bool:
   if drawing.is_available():
     return True
-  print(f"For the pictures of {FILE}, install matplotlib: pip install "
-        "'haikd[report]'.")
+  notes.say(f'For the pictures of {FILE}, install matplotlib: pip install '
+            "'haikd[report]'.")
   return False
 
 

@@ -100,11 +100,10 @@ class Outline(html.parser.HTMLParser):
     self._into = None
 
 
-def start(run, tmp_path, config, *flags, **options):
+def start(run, tmp_path, config, *flags, says='', **options):
   (tmp_path / 'job.py').write_text(textwrap.dedent(config))
-  code, out, err = run(*flags, config='job.py', **options)
-  assert (code, err) == (0, '')  # A report that failed would be said there.
-  return out
+  code, _, err = run(*flags, config='job.py', **options)
+  assert (code, err) == (0, says)  # A report that failed would be said there.
 
 
 def test_observed_are_the_networks_that_were_trained(run, tmp_path, observed):
@@ -192,9 +191,9 @@ def test_a_report_that_fails_keeps_the_run(run, tmp_path, monkeypatch):
 def test_without_matplotlib_the_page_has_tables_alone(
     run, tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'matplotlib', None)
-  out = start(run, tmp_path, CLASSES)
-  assert out.endswith('For the pictures of report.html, install matplotlib: '
-                      "pip install 'haikd[report]'.\n")
+  start(run, tmp_path, CLASSES, says=(
+      'haikd: For the pictures of report.html, install matplotlib: pip install '
+      "'haikd[report]'.\n"))
   text = (tmp_path / 'run/report.html').read_text()
   assert '<svg' not in text
   page = Outline(text)
