@@ -278,10 +278,10 @@ def test_a_browser_without_a_network_shows_the_page(run, tmp_path, config):
       re.findall('<svg', page.read_text())) > 3
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not chromium(), reason='no chromium')
 def test_console_errors_would_be_seen(tmp_path):
   """The log that the test above reads has them."""
-  if not chromium():
-    pytest.skip('no chromium')
   page = tmp_path / 'bad.html'
   page.write_text('<script>throw Error("boom")</script>')
   done = subprocess.run(
