@@ -115,9 +115,11 @@ class Report:
     sections = [overview.results(*writer.table(results, split))]
     if draws:
       sections.append(_curves([workdir]))
-    note = ''
+    note, found = '', []
     if self._observations:
-      sections += self._findings(draws)
+      self._guard('the examples', lambda: found.extend(self._findings(draws)))
+    if found:
+      sections += found
       size = self._probe.size
       count = len(next(iter(self._observations.values())).numbers)
       note = (f'What follows the curves is measured on all {size:,} examples '

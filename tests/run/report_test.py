@@ -16,6 +16,7 @@ from sklearn import metrics as sklearn_metrics
 import haikd
 from haikd.data import synthetic
 from haikd.report import figures
+from haikd.report import findings
 from haikd.report import overview
 from haikd.report import probe
 from haikd.run import intervals
@@ -172,12 +173,14 @@ def test_without_examples_there_are_results_and_curves(run, tmp_path):
   assert not (tmp_path / 'other/report.html').exists()
 
 
-def test_a_report_that_fails_keeps_the_run(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize('where', (
+    (probe.Probe, 'observe'), (findings, 'sections')))
+def test_a_report_that_fails_keeps_the_run(run, tmp_path, monkeypatch, where):
   def fail(*args):
     raise ValueError('no room')
 
   (tmp_path / 'job.py').write_text(textwrap.dedent(CLASSES))
-  monkeypatch.setattr(probe.Probe, 'observe', fail)
+  monkeypatch.setattr(*where, fail)
   code, _, err = run(config='job.py')
   assert code == 0
   assert err == (
