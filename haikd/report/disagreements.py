@@ -101,7 +101,8 @@ def attention(findings: findings_lib.Findings, shown: inputs_lib.Shown,
       pictures.append(page.figure(figures.grids(
           image, dict(zip(titles, patches)), title='image')))
       continue
-    says = 'Rows attend to columns.'
+    says = ('Rows attend to columns; colours are on the scale of the square '
+            'root.')
     pieces = [shown.pieces(i, role) for role in ('teacher', 'student')]
     ticks: list = []
     if all(pieces):  # All else is padding.

@@ -9,7 +9,6 @@ from haikd.report import drawing as drawing_lib
 from haikd.report import statistics
 
 _COLORS, _INK = drawing_lib.COLORS, drawing_lib.INK
-
 _MAX_MARKED = 25  # Points of a curve that are marked.
 
 
@@ -195,8 +194,9 @@ def matrices(panels: Mapping[str, np.ndarray], *, xlabel: str, ylabel: str,
         max(len(panels), 2), right=1.0 if label else 0.12, **margins)
     for number, (axes, (title, values)) in enumerate(
         zip(axes_row, panels.items())):
+      # Most attention goes to few places: the root shows the rest.
       picture = axes.imshow(
-          values, vmin=0, vmax=top or np.max(values), cmap='viridis',
+          values if top else np.sqrt(values), vmin=0, vmax=top, cmap='viridis',
           aspect='auto' if not ticks else 'equal', interpolation='nearest')
       if values.size <= 150 and not ticks:
         for (i, j), value in np.ndenumerate(values):

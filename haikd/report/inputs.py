@@ -17,7 +17,7 @@ from haikd.data.text import tokenizer as tokenizer_lib
 from haikd.report import page
 
 _MAX_SIDE = 160  # Pixels of an image.
-_MAX_LETTERS = 280  # Of a text.
+_MAX_LETTERS = 360  # Of the texts of an example.
 _MAX_NUMBERS = 12
 
 
@@ -54,7 +54,7 @@ class Shown:
       kind = ' class="small"' if max(image.shape) < _MAX_SIDE // 2 else ''
       return f'<img{kind} alt="example" src="{png(image)}">'
     if self._tokenizers:
-      return '<br>'.join(page.escape(text) for text in self.texts(number))
+      return ''.join(f'<p>{page.escape(x)}</p>' for x in self.texts(number))
     values = np.asarray(_first_of(self.batch.inputs)[number]).ravel()
     shown = ', '.join(f'{x:.4g}' for x in values[:_MAX_NUMBERS].tolist())
     rest = ', …' if values.size > _MAX_NUMBERS else ''
@@ -65,8 +65,8 @@ class Shown:
     tokens, mask = self._tokens(number, 'teacher')
     texts = [self.decode(row[keep], skip_special=True).strip()
              for row, keep in zip(tokens, mask)]
-    return [x if len(x) <= _MAX_LETTERS else f'{x[:_MAX_LETTERS]}…'
-            for x in texts]
+    limit = _MAX_LETTERS // len(texts)
+    return [x if len(x) <= limit else f'{x[:limit]}…' for x in texts]
 
   def decode(self, ids: np.ndarray, *, skip_special: bool = False) -> str:
     """Returns the text of the teacher's ids, or them without a tokenizer."""

@@ -31,7 +31,8 @@ th { font-weight: 600; color: var(--soft); font-size: .86rem; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 tr.strong td { font-weight: 650; }
 table.words td { text-align: left; white-space: normal; vertical-align: top; }
-table.words th { text-align: left; }
+table.words th { text-align: left; white-space: normal; }
+td p { margin: 0 0 .4rem; min-width: 20rem; }
 svg { max-width: 100%; height: auto; display: block; }
 svg text { font-family: inherit; }
 figure { margin: 0; }

@@ -5,7 +5,6 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from haikd import config as config_lib
@@ -96,21 +95,27 @@ class Probe:
       frozen: those of the teacher.
     """
     indices = sample(self.size, self._limit())
-    total, rows = evaluate.Total(), []
-    grams: tuple[Any, ...] = ()
+    total = evaluate.Total()
+    rows: list[np.ndarray] = []
+    compared: list[Any] = []
     for batch, numbers in self._batches(indices):
       results = self._observe(network, frozen, batch, numbers)
-      sums, columns, numbers, products = jax.device_get(results)
+      sums, columns, numbers, some = results
       total.add((sums, columns))
-      rows.append(numbers)
-      if not grams:
-        kept = numbers[:_MAX_COMPARED] >= 0
-        grams = jax.tree.map(lambda x, kept=kept: x[kept][:, kept], products)
+      if sum(len(x) for x in rows) < _MAX_COMPARED:
+        kept = np.asarray(numbers[:_MAX_COMPARED]) >= 0
+        compared.append(jax.tree.map(
+            lambda x, kept=kept: np.asarray(x)[kept], some))
+      rows.append(np.asarray(numbers))
     numbers = np.concatenate(rows)
     order = np.argsort(numbers)[np.count_nonzero(numbers < 0):]
     columns = jax.tree.map(
         lambda *parts: np.concatenate(parts)[order], *total.columns)
-    return Observation(numbers[order], total.sums, columns, *grams)
+    grams, vectors = jax.tree.map(
+        lambda *parts: np.concatenate(parts)[:_MAX_COMPARED], *compared)
+    return Observation(
+        numbers[order], total.sums, columns, jax.tree.map(_gram, grams),
+        jax.tree.map(lambda x: x @ x.T, vectors))
 
   def maps(self, network: base.Variables, frozen: base.Variables,
            indices: np.ndarray) -> dict[str, np.ndarray]:
@@ -205,12 +210,10 @@ class Probe:
 
     def whole(*args):
       sums, columns, numbers = run(*args)
-      first = jax.tree.map(
+      some = jax.tree.map(
           lambda x: x[:_MAX_COMPARED],
           [columns.pop(name, {}) for name in ('states', 'vectors')])
-      grams = jax.tree.map(lambda x: states.gram(x - jnp.mean(x, 0)), first[0])
-      vectors = jax.tree.map(states.gram, first[1])
-      return sums, columns, numbers, (grams, vectors)
+      return sums, columns, numbers, some
 
     return jax.jit(whole, out_shardings=replicated)
 
@@ -251,6 +254,13 @@ class Probe:
       return collectives.sum_over_batch(sums), columns, numbers
 
     return self._over_shards(local)
+
+
+def _gram(rows):
+  """Returns the inner products of rows less their mean."""
+  rows = np.float64(rows)
+  rows -= rows.mean(axis=0)
+  return rows @ rows.T
 
 
 def _read(batches, number):

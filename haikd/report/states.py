@@ -54,12 +54,6 @@ def unit(vectors: jax.Array) -> jax.Array:
   return vectors / jnp.maximum(length, 1e-12)
 
 
-def gram(rows: jax.Array) -> jax.Array:
-  """Returns the inner products of all pairs of rows, `[B, B]`."""
-  return jnp.einsum('id,jd->ij', rows, rows,
-                    precision=jax.lax.Precision.HIGHEST)
-
-
 def _pool(value, mask, examples):
   """Returns the mean of `[B, ..., D]` over its positions, `[B, D]` float32."""
   value = masking.materialise(value, mask).astype(jnp.float32)
