@@ -5,6 +5,7 @@ import json
 from typing import Any, Optional
 
 from haikd import metrics
+from haikd.core import registry
 from haikd.report import drawing
 from haikd.report import figures
 from haikd.report import page
@@ -51,9 +52,10 @@ def curves(runs: Mapping[str, Sequence[Rows]], titles: Mapping[str, str],
       network: _points(seeds, lambda row: row['split'].startswith('eval/'))
       for network, seeds in runs.items()}
   measured = {name for points in scores.values() for name in points}
-  chosen = [(name, title) for name, title in metrics.CURVES
+  own = [(name, name) for name in registry.metrics.names()]
+  chosen = [(name, title) for name, title in (*own, *metrics.CURVES)
             if name in measured][:_MAX_SCORES]
-  percent = {score.name for score in metrics.SCORES if score.percent}
+  percent = {score.name for score in metrics.scores() if score.percent}
   for name, title in chosen:
     lines = [
         _curve(titles[network], drawing.COLORS[network], points[name],

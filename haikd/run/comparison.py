@@ -135,7 +135,7 @@ def compare(runs: Sequence[Run], network: str = 'student') -> Comparison:
   rows = {run.name: [run.results[seed][network] for seed in sorted(shared)]
           for run in runs}
   scores, missing = [], []
-  for score in metrics_lib.SCORES:
+  for score in _scores(rows):
     has = [all(score.name in row for row in found) for found in rows.values()]
     if all(has):
       scores.append(score)
@@ -192,6 +192,15 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
       text = text[:_WIDTH - len(end)] + end
     found[name] = text
   return found
+
+
+def _scores(rows):
+  """Returns how metrics are shown, those of plugins at the end."""
+  known = metrics_lib.scores()
+  names = {score.name for score in known} | {'parameters', 'seconds'}
+  others = {name for found in rows.values() for row in found for name in row}
+  return (*known, *(metrics_lib.Score(name, name)
+                    for name in sorted(others - names)))
 
 
 def _line(score, name, rows, first):
