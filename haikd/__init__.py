@@ -22,6 +22,7 @@ from haikd.core.registry import register_aligner
 from haikd.core.registry import register_dataset
 from haikd.core.registry import register_model
 from haikd.core.tap import tap
+from haikd.core.writers import register_writer
 from haikd.losses.register import get_loss
 from haikd.losses.register import loss_names
 from haikd.losses.register import register_loss

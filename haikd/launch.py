@@ -33,6 +33,7 @@ failed, is dead or hangs; 130 interrupted; 141 nobody reads the output any more;
 import logging
 import os
 import pathlib
+import shlex
 import signal
 import sys
 import traceback
@@ -89,7 +90,7 @@ def main(argv: Optional[list[str]] = None) -> int:
     config_lib.validate(config)
     plugins.load(config.plugins)
     with notes.printed(distributed.is_first()):
-      _run(config, values)
+      _run(config, values, _command(argv))
     distributed.finish()
     return 0
   except checks.StoppedError as err:
@@ -116,19 +117,24 @@ def main(argv: Optional[list[str]] = None) -> int:
     return code
 
 
-def _run(config, values):
+def _run(config, values, command):
   workdir = _workdir(values)
   if values.mode == 'plan':
     from haikd import plan  # Imported here: the other modes start faster.
     plan.plan(config, values.topology or ['cpu:8'], workdir, debug=values.debug)
   elif values.mode == 'eval':
-    job.evaluate(config, workdir)
+    job.evaluate(config, workdir, command)
   elif values.mode == 'export':
     print(export_lib.export(config, workdir, values.output))
   elif values.seeds > 1:
-    seeds_lib.train(config, workdir, values.seeds)
+    seeds_lib.train(config, workdir, values.seeds, command)
   else:
-    job.train(config, workdir)
+    job.train(config, workdir, command)
+
+
+def _command(argv):
+  """Returns the command line as it can be typed."""
+  return shlex.join(['python', '-m', 'haikd.launch', *argv[1:]])
 
 
 def _line(err):

@@ -141,10 +141,12 @@ def compiled_for():
 def fresh():
   """Undoes what a config or plugin imports, registers or puts on the path."""
   from haikd.core import registry
+  from haikd.core import writers
   # Were they first imported inside, they would be gone for the next test.
   from haikd.data import builders  # noqa: F401
   path, modules = list(sys.path), set(sys.modules)
-  with registry.losses.temporary(), registry.datasets.temporary():
+  with (registry.losses.temporary(), registry.datasets.temporary(),
+        writers.writers.temporary()):
     yield
   sys.path[:] = path
   for name in set(sys.modules) - modules:
@@ -179,3 +181,16 @@ def run(fresh, tmp_path, capsys):
     return code, captured.out, captured.err
 
   return call
+
+
+@pytest.fixture(autouse=True)
+def without_report(request, monkeypatch):
+  """Spares all tests but those marked `report` the page, a second a job."""
+  if request.node.get_closest_marker('report'):
+    return
+  # Tests that start jobs have imported it, or use `run`.
+  if 'haikd.run.report' in sys.modules or 'run' in request.fixturenames:
+    from haikd.run import report
+    for name in ('observe', 'write'):
+      monkeypatch.setattr(report.Report, name, lambda *args: None)
+    monkeypatch.setattr(report, 'write_of_seeds', lambda *args: None)

@@ -97,7 +97,7 @@ def seen(fresh, monkeypatch):
 
   def call(*args):
     configs = []
-    monkeypatch.setattr(launch.job, 'train', lambda c, _: configs.append(c))
+    monkeypatch.setattr(launch.job, 'train', lambda c, *_: configs.append(c))
     assert launch.main(['launch', *map(str, args)]) == 0
     return configs[0]
 

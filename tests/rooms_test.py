@@ -18,9 +18,10 @@ FLOORS = (
     ('data', 'interop', 'network', 'metrics'),
     ('objective',),
     ('engine',),
+    ('report',),
     ('run',),
     ('plan', 'bench'),
-    ('launch', 'library'),
+    ('launch', 'library', 'compare'),
     ('__main__',),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -153,6 +153,9 @@ def base() -> ConfigDict:
           keep_checkpoints=2,
           # Whether to train the student alone as well, for comparison.
           baseline=False,
+          # Where metrics go besides the workdir: wandb, mlflow, trackio or a
+          # writer that a plugin registers; None for nowhere.
+          tracker=config_dict.placeholder(str),
       ))
   # The device mesh; at most one axis may be -1.
   config.mesh = ConfigDict(
@@ -217,6 +220,15 @@ def base() -> ConfigDict:
           # Evaluations without a better one after which training stops; None to
           # take all steps.
           patience=_any(),
+      ))
+  # The page that a run ends with, report.html in the workdir.
+  config.report = ConfigDict(
+      dict(
+          # Whether it is written.
+          write=True,
+          # Examples of the final split that its networks are compared on; 0
+          # for a page of results and curves alone.
+          examples=2000,
       ))
   # The small network that is trained.
   config.student = network()

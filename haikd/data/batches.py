@@ -91,18 +91,21 @@ class Evaluation:
   The split is cut into as few batches as possible, all of one shape and as
   small as that number allows: 600 examples in batches of up to 512 make two of
   300. Masked examples pad the last batch. Every process has the same number of
-  batches.
+  batches. `indices` are the examples to visit, in their order; None for all.
   """
 
   def __init__(self, reader: mixture_lib.AnyReader, *, batch_size: int,
                shards: int, scale: normalise_lib.Scale, process_index: int,
-               process_count: int, resize: Optional[resize_lib.Resize] = None):
+               process_count: int, resize: Optional[resize_lib.Resize] = None,
+               indices: Optional[np.ndarray] = None):
     self._reader = reader
+    self._indices = indices
+    self._size = len(reader) if indices is None else len(indices)
     self._fit = None if resize is None else resize.evaluation
     self._scale = scale
     unit = math.lcm(shards, process_count)  # Divides every batch.
-    self._count = math.ceil(len(reader) / _round_up(batch_size, unit))
-    self._batch_size = _round_up(math.ceil(len(reader) / self._count), unit)
+    self._count = math.ceil(self._size / _round_up(batch_size, unit))
+    self._batch_size = _round_up(math.ceil(self._size / self._count), unit)
     self._share = self._batch_size // process_count
     self._process_index = process_index
 
@@ -120,12 +123,13 @@ class Evaluation:
 
   def __getitem__(self, number: int) -> base.Batch:
     start = number * self._batch_size + self._process_index * self._share
-    indices = np.arange(start, start + self._share)
-    last = len(self._reader) - 1
-    columns = self._gather(np.minimum(indices, last))
-    return _to_batch(to_float(columns), indices <= last, self._scale)
+    places = np.arange(start, start + self._share)
+    last = self._size - 1
+    columns = self._gather(np.minimum(places, last))
+    return _to_batch(to_float(columns), places <= last, self._scale)
 
-  def _gather(self, indices):
+  def _gather(self, places):
+    indices = places if self._indices is None else self._indices[places]
     return self._reader.gather(
         indices, fit=self._fit, keys=[(_VARY_EVALUATION,)] * len(indices))
 

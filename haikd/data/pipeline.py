@@ -27,7 +27,7 @@ class Data:
   A split is opened when it is first needed, and kept.
 
   Attributes:
-    splits: the splits of its data set, which another Data may share.
+    splits: those of its data set, which another Data may share.
     num_classes: V; None if the data set does not give it.
     sizes: `{split: number of examples}` of the splits that the config names.
     spec: the global training batch, as a Batch of `jax.ShapeDtypeStruct`; reads
@@ -86,8 +86,8 @@ class Data:
 
     If the training split has none, those of the held-out splits decide.
     """
-    found = (self._reader(split).task for split in self._named)
-    return next(filter(None, found), None)
+    return next(
+        filter(None, (self._reader(x).task for x in self._named)), None)
 
   def text_of(self, role: str) -> Optional[source_lib.TextInfo]:
     """Returns the tokenizer of a network's texts, and the ids that it keeps.
@@ -119,12 +119,11 @@ class Data:
     Returns:
       A Batch of `jax.ShapeDtypeStruct`.
     """
+    first = orders.Picks(np.zeros(1, int), np.zeros(1, int))
     example = self._training(reader).batch(
-        orders.Picks(np.zeros(1, int), np.zeros(1, int)),
-        np.random.default_rng(self._seed))
-    return jax.tree.map(
-        lambda array: jax.ShapeDtypeStruct(
-            (self._batch_size, *array.shape[1:]), array.dtype), example)
+        first, np.random.default_rng(self._seed))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+        (self._batch_size, *x.shape[1:]), x.dtype), example)
 
   def check(self) -> None:
     """Opens, checks and decodes every split that the config names.
@@ -139,14 +138,13 @@ class Data:
     """
     for split in self._named:
       reader = self._reader(split)
-      if split == self._train:
-        self._check_size(reader)
       self._load(reader)
       if split == self._train:
+        self._check_size(reader)
         self._training(reader)[0]
         reader.say_absent_classes()
       if split in self._held_out:
-        self._evaluation_of(reader)[0]
+        self.pick(split)[0]
 
   def train(self) -> batches.BatchIterator:
     """Returns an endless iterator of this process's share of training batches.
@@ -155,8 +153,7 @@ class Data:
     enough to keep.
 
     Returns:
-      An iterator that starts at the first batch, with `get_state` and
-      `set_state`.
+      An iterator from the first batch on, with `get_state` and `set_state`.
 
     Raises:
       DataError: a split smaller than a batch, or examples that cannot be used.
@@ -181,7 +178,7 @@ class Data:
     """
     reader = self._reader(split)
     self._load(reader)
-    return self._stream(self._evaluation_of(reader), reader)
+    return self._stream(self.pick(split), reader)
 
   def evaluation_spec(self, split: str) -> base.Batch:
     """Returns the shapes and dtypes of a global batch of `evaluation(split)`.
@@ -189,11 +186,21 @@ class Data:
     Args:
       split: any split of the data set; one example is read.
     """
-    return self._evaluation_of(self._reader(split)).spec
+    return self.pick(split).spec
+
+  def pick(self, split: str, **options: Any) -> batches.Evaluation:
+    """Returns the batches of a split by number, as `evaluation` has them.
+
+    Args:
+      split: any split of the data set.
+      **options: of `batches.Evaluation`, such as `indices`, in place of these.
+    """
+    options = {**self._evaluation, **self._common, **options}
+    return batches.Evaluation(self._reader(split), **options)
 
   def _reader(self, split):
     reader = self._opened(split)
-    # Labels are the same in all splits; those of training say what they are.
+    # Labels are alike in all splits; those of training say what they are.
     if split != self._train and (task := self._reader(self._train).task):
       reader.expect(task, self.num_classes)
     return reader
@@ -210,11 +217,8 @@ class Data:
           f'{len(reader)} or less, or train on another split.')
 
   def _load(self, reader):
-    if self._resize is None:  # Otherwise images are resized at each visit.
+    if self._resize is None:  # Else images are resized at each visit.
       reader.load()
-
-  def _evaluation_of(self, reader):
-    return batches.Evaluation(reader, **self._evaluation, **self._common)
 
   def _training(self, reader):
     return batches.Training(
@@ -228,10 +232,10 @@ class Data:
   def _stream(self, numbered, reader):
     import grain  # Takes a second: too long for `import haikd`.
     threads = 1 if reader.cached else _READ_THREADS
-    return grain.MapDataset.source(numbered).to_iter_dataset(
-        grain.ReadOptions(
-            num_threads=min(threads, self._prefetch),
-            prefetch_buffer_size=self._prefetch))
+    options = grain.ReadOptions(
+        num_threads=min(threads, self._prefetch),
+        prefetch_buffer_size=self._prefetch)
+    return grain.MapDataset.source(numbered).to_iter_dataset(options)
 
 
 def build_data(config: config_lib.ConfigDict,
@@ -252,15 +256,15 @@ def build_data(config: config_lib.ConfigDict,
       are rounded up to a multiple of it.
     like: a Data whose opened splits are shared if the data set is the same.
     augment_field: the config field that holds the augmentations, for messages.
-    process_index: the index of this process; JAX's by default.
-    process_count: the number of processes; JAX's by default.
+    process_index: of this process; JAX's by default.
+    process_count: JAX's by default.
 
   Returns:
     A Data.
 
   Raises:
-    ConfigError: a batch that the processes cannot share evenly, a seed, mean or
-      std out of its range, or an unknown augmentation.
+    ConfigError: a batch that the processes cannot share evenly, an unknown
+      augmentation, or a mean or std out of its range.
   """
   if process_index is None:
     process_index = jax.process_index()
@@ -271,9 +275,6 @@ def build_data(config: config_lib.ConfigDict,
         'config.batch_size must be a multiple of the number of processes; got '
         f'{config.batch_size}, process_count={process_count}. The next multiple'
         f' is {-(-config.batch_size // process_count) * process_count}.')
-  if config.seed < 0:
-    raise checks.ConfigError(
-        f'config.seed must be 0 or more; got {config.seed}.')
   data, evaluation = config.data, config.evaluation
   augment = config_lib.plain(data.augment)
   # Refuses unknown augmentations at once; the classes are not known yet.

@@ -48,7 +48,7 @@ def evaluate(eval_step: Callable, evaluated: base.Variables,
   Raises:
     DataError: the split is empty.
   """
-  total = _Total()
+  total = Total()
   pending: collections.deque = collections.deque()
   for batch in batches:
     pending.append(
@@ -122,16 +122,8 @@ def build_eval_step(network: network_lib.Network,
         sizes=sizes)
 
   def local(evaluated, frozen, batch):
-    examples = batch.mask.shape[0]
-    count = next(n for n in range(1, examples + 1)
-                 if examples % n == 0 and examples // n <= (rows or examples))
-    parts = jax.tree.map(lambda x: x.reshape((count, -1) + x.shape[1:]), batch)
-    _, (sums, columns) = loops.scan_parts(
-        lambda carry, part: (carry, measure(evaluated, frozen, part)), (),
-        parts)
-    sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
-    columns = jax.tree.map(
-        lambda x: x.reshape(examples, *x.shape[2:]), columns)
+    sums, columns = measure_in_parts(
+        lambda part: measure(evaluated, frozen, part), batch, rows)
     return collectives.sum_over_batch(sums), columns
 
   specs = jax.tree.map(lambda x: x.spec, (evaluated, frozen))
@@ -146,7 +138,30 @@ def build_eval_step(network: network_lib.Network,
       out_shardings=replicated)
 
 
-class _Total:
+def measure_in_parts(measure: Callable, batch: base.Batch,
+                     rows: Optional[int]) -> tuple[Any, Any]:
+  """Measures a shard of a batch part by part.
+
+  Args:
+    measure: `batch -> (sums, columns)`.
+    batch: the shard.
+    rows: the most examples of a part; None for all.
+
+  Returns:
+    The sums over the parts, and the columns of all rows.
+  """
+  examples = batch.mask.shape[0]
+  count = next(n for n in range(1, examples + 1)
+               if examples % n == 0 and examples // n <= (rows or examples))
+  parts = jax.tree.map(lambda x: x.reshape((count, -1) + x.shape[1:]), batch)
+  _, (sums, columns) = loops.scan_parts(
+      lambda carry, part: (carry, measure(part)), (), parts)
+  sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
+  columns = jax.tree.map(lambda x: x.reshape(examples, *x.shape[2:]), columns)
+  return sums, columns
+
+
+class Total:
   """What was measured so far.
 
   Attributes:

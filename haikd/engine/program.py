@@ -131,7 +131,7 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
     return evaluate.build_eval_step(
         network, teacher, mesh, evaluated, frozen, task=objective.task,
         has_labels=has_labels, own=own_metrics,
-        rows=_evaluated_rows(config, mesh), chunk_bytes=chunk_bytes)
+        rows=evaluated_rows(config, mesh), chunk_bytes=chunk_bytes)
 
   return Program(
       objective=objective,
@@ -155,7 +155,7 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
                           layout['frozen']),
       teacher_eval_step=(
           eval_step(teacher, layout['frozen'], None,
-                    _predict_the_same(*objective.outputs)) if teacher else
+                    predict_the_same(*objective.outputs)) if teacher else
           None),
       is_finite=jax.jit(
           lambda state: jmp.all_finite((state.params, state.ema)),
@@ -164,21 +164,33 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
       mesh=mesh)
 
 
-def _predict_the_same(student, teacher):
+def predict_the_same(student: network_lib.NetworkOutput,
+                     teacher: Optional[network_lib.NetworkOutput]) -> bool:
   """Returns whether the labels of the student are those of the teacher.
 
   The logits of a teacher with other classes are not compared with them. Vectors
   of another width are.
+
+  Args:
+    student: its output, or shapes.
+    teacher: likewise; None if there is none.
   """
+  if teacher is None:
+    return False
   logits, target = student.logits, teacher.logits
   return (isinstance(target, base.Embedding) or
           metrics_lib.are_comparable(logits, target))
 
 
-def _evaluated_rows(config, mesh):
+def evaluated_rows(config: config_lib.ConfigDict,
+                   mesh: jax.sharding.Mesh) -> Optional[int]:
   """Returns the most examples that a device evaluates at once; None for all.
 
   If training needs microbatches, that is no more than one microbatch.
+
+  Args:
+    config: of the run.
+    mesh: the devices.
   """
   if config.microbatches == 1:
     return None

@@ -1,6 +1,7 @@
 """What evaluation reports: one file for each kind of network output."""
 
 from haikd.metrics.families import are_comparable
+from haikd.metrics.families import family_of
 from haikd.metrics.families import finish
 from haikd.metrics.families import measure
 from haikd.metrics.families import names

@@ -80,7 +80,7 @@ def measure(output: base.Output,
   Returns:
     `{family: sums}` and `{family: columns}`, for `finish`.
   """
-  name = _family(output, task)
+  name = family_of(output, task)
   if target is not None and not are_comparable(output, target):
     target = None
   family = FAMILIES[name]
@@ -130,6 +130,27 @@ def are_comparable(output: base.Output, target: base.Output) -> bool:
   return first.shape == second.shape
 
 
+def family_of(output: base.Output, task: str) -> str:
+  """Returns the name of the family that measures an output.
+
+  Args:
+    output: of a network; shapes are enough.
+    task: what the labels are, one of `tasks.OF_LABELS`.
+
+  Returns:
+    'classes', 'tokens', 'embeddings', 'values' or 'multilabel'.
+  """
+  if isinstance(output, base.Embedding):
+    return 'embeddings'
+  if task == tasks.REGRESSION:
+    return 'values'
+  if task == tasks.MULTILABEL:
+    return 'multilabel'
+  has_tokens = len(output.shape) == 3 and task not in (
+      tasks.TAGGING, tasks.DENSE)
+  return 'tokens' if has_tokens else 'classes'
+
+
 def finish(sums: dict[str, Any], columns: dict[str, Any],
            own: Sequence[own_lib.Own] = ()) -> dict[str, float]:
   """Returns the metrics of a split.
@@ -166,15 +187,3 @@ def names(sums: dict[str, Any], columns: dict[str, Any],
   with np.errstate(all='ignore'), warnings.catch_warnings():
     warnings.simplefilter('ignore')  # Nothing counts, or varies.
     return sorted((*finish(*zeros), *own_lib.names_of_whole(own, kept)))
-
-
-def _family(output, task):
-  if isinstance(output, base.Embedding):
-    return 'embeddings'
-  if task == tasks.REGRESSION:
-    return 'values'
-  if task == tasks.MULTILABEL:
-    return 'multilabel'
-  has_tokens = len(output.shape) == 3 and task not in (
-      tasks.TAGGING, tasks.DENSE)
-  return 'tokens' if has_tokens else 'classes'

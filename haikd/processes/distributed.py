@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, NoReturn, Optional, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
+import numpy as np
 
 from haikd.core import checks
 from haikd.core import jax_internals
@@ -160,6 +161,20 @@ def first(function: Callable[[], T]) -> T:
     _deciding = False
   _run.client.key_value_set(key, json.dumps([value, None]))
   return value
+
+
+def all_can(possible: bool) -> bool:
+  """Returns whether something is possible on all processes.
+
+  Ask before work with collectives that one process may be unable to begin: the
+  others would wait for it. Call it on all processes.
+
+  Args:
+    possible: whether it is on this process.
+  """
+  if not _run:
+    return possible
+  return bool(multihost_utils.process_allgather(np.int32(possible)).all())
 
 
 @contextlib.contextmanager

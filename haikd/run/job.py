@@ -7,9 +7,10 @@ from haikd.engine import evaluate as evaluate_lib
 from haikd.engine import mesh as mesh_lib
 from haikd.network import network as network_lib
 from haikd.run import pretrained
-from haikd.run import report
+from haikd.run import report as report_lib
 from haikd.run import resolve
 from haikd.run import results as results_lib
+from haikd.run import trackers
 from haikd.run import trainees
 from haikd.run import trainer
 from haikd.run import workdir as workdir_lib
@@ -19,14 +20,15 @@ from haikd.storage import fingerprint
 from haikd.storage import paths
 
 
-def train(config: config_lib.ConfigDict,
-          workdir: paths.Path) -> results_lib.Results:
+def train(config: config_lib.ConfigDict, workdir: paths.Path,
+          command: str = '') -> results_lib.Results:
   """Trains what is missing, then evaluates, prints and writes the results.
 
   Args:
     config: a config made from `haikd.config.base()`.
     workdir: a folder, or gs://bucket/…, that holds everything of this run; a
       run that is found there goes on.
+    command: the command line, for the report.
 
   Returns:
     The content of `result.json`: for `teacher`, `student_start` (if the student
@@ -42,6 +44,7 @@ def train(config: config_lib.ConfigDict,
     StoppedError: SIGTERM has come, and training was saved.
   """
   workdir = paths.as_path(workdir)
+  trackers.check(config)
   config = resolve.from_pretrained(config)
   mesh = mesh_lib.build_mesh(config.mesh)
   mesh_lib.check_batch_size(mesh, config.batch_size, config.microbatches)
@@ -56,6 +59,7 @@ def train(config: config_lib.ConfigDict,
     if teacher:
       trained_teacher = _train(teacher, None, workdir)
     frozen_teacher = _freeze(student, trained_teacher)
+    report = report_lib.Report(student, command)
     results = dict(
         teacher=_evaluate_teacher(student, trained_teacher, frozen_teacher))
     del trained_teacher  # Its arrays are larger than those of frozen_teacher.
@@ -63,21 +67,27 @@ def train(config: config_lib.ConfigDict,
       results['student_start'] = _evaluate(
           student, student.start('student'), frozen_teacher)
     if alone:
-      results['student_alone'] = _evaluate(
-          student, _train(alone, None, workdir), frozen_teacher)
-    results['student'] = _evaluate(
-        student, _train(student, frozen_teacher, workdir), frozen_teacher)
+      trained = _train(alone, None, workdir)
+      results['student_alone'] = _evaluate(student, trained, frozen_teacher)
+      report.observe('student_alone', trained.network, frozen_teacher.frozen)
+      del trained
+    trained = _train(student, frozen_teacher, workdir)
+    results['student'] = _evaluate(student, trained, frozen_teacher)
     _publish(results, workdir, config.evaluation.final, writer.RESULT_FILE)
+    report.observe('student', trained.network, frozen_teacher.frozen)
+    report.write(workdir, results, report_lib.FILE)
   return results
 
 
-def evaluate(config: config_lib.ConfigDict,
-             workdir: paths.Path) -> results_lib.Results:
+def evaluate(config: config_lib.ConfigDict, workdir: paths.Path,
+             command: str = '') -> results_lib.Results:
   """Evaluates what a run has trained so far, without training.
 
   Args:
     config: the run's config; `config.evaluation.final` is the split.
-    workdir: the workdir of the run, where `eval-<split>.json` is written.
+    workdir: the workdir of the run, where `eval-<split>.json` and its report
+      are written.
+    command: the command line, for the report.
 
   Returns:
     As `train`; networks without a checkpoint are left out.
@@ -103,6 +113,7 @@ def evaluate(config: config_lib.ConfigDict,
   frozen_teacher = _freeze(student, trained_teacher)
   if saved:
     checkpoint.check_teacher(saved, frozen_teacher.identity)
+  report = report_lib.Report(student, command)
   results = dict(
       teacher=_evaluate_teacher(student, trained_teacher, frozen_teacher))
   if pretrained.is_available(config.student.init):
@@ -113,8 +124,11 @@ def evaluate(config: config_lib.ConfigDict,
     if checkpoint.has_checkpoint(workdir / folder):
       trained = _load(student, workdir, folder, 'student')
       results[name] = _evaluate(student, trained, frozen_teacher)
+      report.observe(name, trained.network, frozen_teacher.frozen)
   split = config.evaluation.final
-  _publish(results, workdir, split, writer.evaluation_file(split))
+  name = writer.evaluation_file(split)
+  _publish(results, workdir, split, name)
+  report.write(workdir, results, name.replace('.json', '.html'))
   return results
 
 
@@ -165,4 +179,3 @@ def _publish(results, workdir, split, name):
   if jax.process_index() == 0:
     writer.write_results(workdir, results, name)
     writer.print_table(results, split=split)
-    report.plot_run(workdir)

@@ -1,20 +1,19 @@
 """Runs a job with several seeds, for means and confidence intervals."""
 
-import math
-import statistics
-
 import jax
-import scipy.stats
 
 from haikd import config as config_lib
 from haikd import metrics as metrics_lib
 from haikd.run import console
+from haikd.run import intervals
 from haikd.run import job
+from haikd.run import report
 from haikd.run import results as results_lib
 from haikd.storage import files
 from haikd.storage import paths
 
 SUMMARY_FILE = 'summary.json'
+FOLDER = 'seed-'  # What the folder of a seed begins with.
 
 _NO_METRICS = ('parameters', 'seconds')
 _GAIN = 'gain'
@@ -25,7 +24,7 @@ Summary = dict[str, dict[str, dict[str, float]]]
 
 
 def train(config: config_lib.ConfigDict, workdir: paths.Path,
-          seeds: int) -> Summary:
+          seeds: int, command: str = '') -> Summary:
   """Runs a job with the seeds `config.seed`, `config.seed + 1` and so on.
 
   Each seed has another teacher, unless `config.teacher.init` names one,
@@ -37,6 +36,7 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path,
     workdir: the folder for `summary.json` and a workdir `seed-<n>` for each
       seed.
     seeds: the number of seeds, 2 or more.
+    command: the command line, for the reports.
 
   Returns:
     As `summarise`.
@@ -45,25 +45,27 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path,
     ConfigError, DataError, DivergedError: as `job.train`.
   """
   workdir = paths.as_path(workdir)
-  results = []
+  results, folders = [], []
   for seed in range(config.seed, config.seed + seeds):
     seed_config = config.copy_and_resolve_references()
     seed_config.seed = seed
-    results.append(job.train(seed_config, workdir / f'seed-{seed}'))
+    folders.append(workdir / f'{FOLDER}{seed}')
+    results.append(job.train(seed_config, folders[-1], command))
   summary = summarise(results)
   if jax.process_index() == 0:
     files.write_json(workdir / SUMMARY_FILE, summary)
     print_summary(summary, seeds)
+    report.write_of_seeds(config, workdir, folders, *table(summary, seeds),
+                          command)
   return summary
 
 
 def summarise(results: list[results_lib.Results]) -> Summary:
   """Returns means over seeds, with 95 % confidence intervals.
 
-  The interval is Student's t for the mean of a normal sample: s t / sqrt(n)
-  with n - 1 degrees of freedom. The gain is the difference between the student
-  distilled and the student alone of the same seed, so that effects of the seed
-  on both cancel.
+  The intervals are those of `intervals.of_mean`. The gain is the difference
+  between the student distilled and the student alone of the same seed, so that
+  effects of the seed on both cancel.
 
   Args:
     results: the results of two or more seeds, all with the same networks and
@@ -80,33 +82,31 @@ def summarise(results: list[results_lib.Results]) -> Summary:
         for metric in _metrics(run['student']) if metric in run['student_alone']
     } for run in results]
   return {
-      name: {m: _interval([run[m] for run in runs]) for m in _metrics(runs[0])}
+      name: {
+          metric: intervals.of_mean([run[metric] for run in runs])._asdict()
+          for metric in _metrics(runs[0])}
       for name, runs in rows.items()
   }
 
 
 def print_summary(summary: Summary, seeds: int) -> None:
   """Prints the means and intervals as a table."""
+  columns, rows = table(summary, seeds)
+  console.table(rows, columns)
+
+
+def table(summary: Summary, seeds: int) -> tuple[list[str], list[list[str]]]:
+  """Returns the headings and the rows of the table of means."""
   measured = {metric for row in summary.values() for metric in row}
   scores = [score for score in metrics_lib.scores() if score.name in measured]
   rows = [[title, *(_cell(summary[name].get(score.name), score, name)
                     for score in scores)]
           for name, title in _TITLES.items() if name in summary]
-  console.table(rows, [f'{seeds} seeds, 95 %', *(x.title for x in scores)])
+  return [f'{seeds} seeds, 95 %', *(x.title for x in scores)], rows
 
 
 def _metrics(row):
   return [name for name in row if name not in _NO_METRICS]
-
-
-def _interval(values):
-  if not all(map(math.isfinite, values)):
-    return dict(mean=math.nan, half_width=math.nan)
-  n = len(values)
-  quantile = float(scipy.stats.t.ppf(0.975, n - 1))
-  return dict(
-      mean=statistics.fmean(values),
-      half_width=quantile * statistics.stdev(values) / math.sqrt(n))
 
 
 def _cell(interval, score, row):

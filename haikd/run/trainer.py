@@ -18,6 +18,7 @@ from haikd.engine import program as program_lib
 from haikd.processes import distributed
 from haikd.run import best as best_lib
 from haikd.run import pretrained
+from haikd.run import trackers
 from haikd.run import writer as writer_lib
 from haikd.storage import checkpoint
 from haikd.storage import checkpointer as checkpointer_lib
@@ -80,7 +81,8 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
             workdir, keep=config.keep_checkpoints) as checkpointer,
         writer_lib.open_writer(
             workdir, total_steps=config.steps, title=title,
-            enabled=jax.process_index() == 0) as writer):
+            enabled=jax.process_index() == 0,
+            tracker=trackers.open_tracker(config, workdir, title)) as writer):
     state, metadata = _resume(program, checkpointer, iterator, identity,
                               vocabulary)
     if state is None:

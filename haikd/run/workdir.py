@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 import contextlib
 import errno
 import sys
+from typing import Any
 
 from haikd import config as config_lib
 from haikd.core import checks
@@ -29,7 +30,8 @@ FREE_FIELDS = ('steps', 'log_every', 'checkpoint_every', 'keep_checkpoints',
                'baseline', 'evaluation', 'data.source_dir', 'data.data_dir',
                'data.prefetch', 'mesh', 'microbatches', 'student.remat',
                'student.remat_modules', 'student.placement', 'teacher.remat',
-               'teacher.remat_modules', 'teacher.placement')
+               'teacher.remat_modules', 'teacher.placement', 'report',
+               'tracker')
 
 _ABSENT = 'nothing'
 # The errors of flock on a filesystem without locks.
@@ -138,8 +140,8 @@ def _writing(workdir):
 def _check_owner(path, config, free):
   """Refuses a config that differs from the owner's in a field that is bound."""
   # A field that is younger than the owner has its default there.
-  defaults = _fields(files.to_json(config_lib.base()))
-  old, new = {**defaults, **_fields(files.read_json(path))}, _fields(config)
+  defaults = flat(files.to_json(config_lib.base()))
+  old, new = {**defaults, **flat(files.read_json(path))}, flat(config)
   if new['steps'] != old['steps']:
     notes.say(f'config.steps is {new["steps"]}, where the run began with '
               f'{old["steps"]}. The learning rate goes on where it is in a run '
@@ -157,11 +159,16 @@ def _check_owner(path, config, free):
         '--workdir, or remove this one.')
 
 
-def _fields(config, prefix=''):
-  """Returns `{dotted name: value}` of nested dicts."""
+def flat(config: Any, prefix: str = '') -> dict[str, Any]:
+  """Returns `{dotted name: value}` of nested dicts.
+
+  Args:
+    config: a dict, or a value.
+    prefix: what names begin with.
+  """
   if not isinstance(config, dict):
     return {prefix: config}
   fields = {}
   for name, value in config.items():
-    fields.update(_fields(value, f'{prefix}.{name}' if prefix else name))
+    fields.update(flat(value, f'{prefix}.{name}' if prefix else name))
   return fields

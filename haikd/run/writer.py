@@ -15,6 +15,7 @@ from haikd import metrics as metrics_lib
 from haikd.core import checks
 from haikd.run import console as console_lib
 from haikd.run import results as results_lib
+from haikd.run import trackers
 from haikd.storage import files
 from haikd.storage import paths
 
@@ -29,12 +30,12 @@ class Writer:
   """Writes metrics to all outputs that `open_writer` has opened."""
 
   def __init__(self, staging: Optional[paths.Staging] = None,
-               console: Any = None):
+               console: Any = None, tracker: Any = None):
     self._staging, self._console = staging, console
     if staging:
-      self._events = _Events(staging.folder)
       self._rows = _RowsFile(staging.folder / METRICS_FILE)
-      self._sinks = (self._rows, self._events, console)
+      self._outside = [_Events(staging.folder), *filter(None, [tracker])]
+      self._sinks = (self._rows, *self._outside, console)
 
   def __enter__(self) -> 'Writer':
     return self
@@ -88,7 +89,8 @@ class Writer:
     """Writes out pending rows and removes the progress bar."""
     if self._staging:
       self._console.close()
-      self._events.close()
+      for sink in self._outside:
+        sink.close()
       self._staging.close()
 
 
@@ -97,6 +99,7 @@ def open_writer(workdir: files.Path,
                 total_steps: int,
                 title: str = 'train',
                 enabled: bool = True,
+                tracker: Optional[trackers.Tracker] = None,
                 console: Optional[rich.console.Console] = None) -> Writer:
   """Opens the writers of a run; use it in a `with` statement.
 
@@ -112,6 +115,7 @@ def open_writer(workdir: files.Path,
     total_steps: the length of the run.
     title: the title of the run on the console.
     enabled: whether to write at all; False on all processes but the first.
+    tracker: gets the rows as well; None for none.
     console: where to print; standard output by default.
 
   Returns:
@@ -121,7 +125,7 @@ def open_writer(workdir: files.Path,
     return Writer()
   return Writer(
       paths.Staging(workdir, known=(METRICS_FILE,)),
-      console_lib.open_console(title, total_steps, console))
+      console_lib.open_console(title, total_steps, console), tracker)
 
 
 def write_results(workdir: files.Path,
@@ -163,6 +167,18 @@ def print_table(results: results_lib.Results,
     split: the split they were evaluated on.
     console: where to print; standard output by default.
   """
+  titles, rows = table(results, split)
+  console_lib.table(rows, titles, console=console)
+
+
+def table(results: results_lib.Results,
+          split: str) -> tuple[list[str], list[list[str]]]:
+  """Returns the headings and the rows of the table of results.
+
+  Args:
+    results: as for `print_table`.
+    split: the split they were evaluated on.
+  """
   measured = {field for values in results.values() for field in values}
   columns = [('parameters', 'parameters', '{:,.0f}'.format),
              *((x.name, x.title, x.show) for x in metrics_lib.scores()),
@@ -177,8 +193,7 @@ def print_table(results: results_lib.Results,
         MISSING if values.get(field) is None else show(values[field])
         for field, _, show in columns
     ])
-  titles = [split, *(title for _, title, _ in columns)]
-  console_lib.table(rows, titles, console=console)
+  return [split, *(title for _, title, _ in columns)], rows
 
 
 class _RowsFile:

@@ -364,14 +364,6 @@ def test_batch_must_be_shared_evenly():
     build(make_config(), 0, 3)
 
 
-def test_seed_must_not_be_negative():
-  config = make_config()
-  config.seed = -1
-  with pytest.raises(checks.ConfigError,
-                     match='config.seed must be 0 or more; got -1'):
-    build(config)
-
-
 def test_unknown_augmentation_is_refused_at_once():
   config = make_config(augment=dict(mixpu={}))
   with pytest.raises(checks.ConfigError, match="Did you mean 'mixup'"):

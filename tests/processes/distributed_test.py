@@ -186,6 +186,11 @@ def test_two_processes_train_what_one_does(folder, undisturbed):
     for row, other in zip(rows, others):
       assert row.pop('split') == other.pop('split')
       assert row == pytest.approx(other, rel=1e-6, abs=1e-6)
+  pages = [(x / 'report.html').read_text() for x in (undisturbed, alone)]
+  # Headings, and the token on which student and teacher differ most.
+  found, expected = (re.findall('<h2>.*?</h2>|<tbody>\n<tr><td>\\d.*?</tr>', x)
+                     for x in pages)
+  assert found[:5] == expected[:5] and found[4].startswith('<tbody>')
 
 
 def complaint(run, process):

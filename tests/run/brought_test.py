@@ -1,6 +1,7 @@
 """What people bring, as they start it: each is right, or refused at once."""
 
 import json
+import re
 import textwrap
 
 import pytest
@@ -140,12 +141,22 @@ def start(run, tmp_path):
                        *(f'--config.{flag}' for flag in flags),
                        config='brought.py')
     result = tmp_path / 'run' / 'result.json'
+    assert 'could not be made' not in err  # The report.
     return code, json.loads(result.read_text()) if code == 0 else None, err
 
   with registry.models.temporary():
     yield call
 
 
+# What the report has on examples, by the kind of data.
+SECTIONS = dict(
+    numbers=['Predictions', 'Layers'], vectors=['Predictions', 'Layers'],
+    several=['Labels', 'Reliability', 'Layers'],
+    several_ints=['Labels', 'Reliability', 'Layers'],
+    places=['Classes', 'Reliability'], tags=['Classes', 'Reliability'])
+
+
+@pytest.mark.report
 @pytest.mark.parametrize('kind, flags, says, names', (
     ('numbers', ('student.options.out=1', 'teacher.options.out=1'),
      'config.task is regression', {'mse', 'mae', 'r2', 'teacher_mse'}),
@@ -180,6 +191,10 @@ def test_each_task_is_trained_and_has_its_terms_and_metrics(
              (tmp_path / 'run/metrics.jsonl').read_text().splitlines())
   assert {key for row in rows for key in row if key.startswith('loss/')} == {
       f'loss/{soft}', f'loss/{hard}'}
+  page = (tmp_path / 'run/report.html').read_text()
+  assert re.findall('<h2>(.*?)</h2>', page) == [
+      'Results', 'Curves', *SECTIONS[kind],
+      'Where student and teacher differ most', 'How it was made']
 
 
 def test_a_teacher_of_other_classes_teaches_features(start):

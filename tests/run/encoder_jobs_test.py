@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 import textwrap
 
@@ -167,11 +168,14 @@ def test_a_masked_model_on_the_next_token_is_refused(run, masked, tmp_path):
   assert not (tmp_path / 'prepared').exists()  # Nothing was read.
 
 
+@pytest.mark.report
 def test_a_masked_model_is_trained_and_scored_on_hidden_words(
     run, masked, tmp_path):
   """Eight devices find what NumPy finds from one device's logits."""
   assert run(config='job.py')[::2] == (0, '')
   results = results_of(tmp_path)
+  page = (tmp_path / 'run/report.html').read_text()
+  assert '<h2>Attention</h2>' in page and '<th scope="col">hidden token' in page
   assert results['student']['kl'] < results['student_start']['kl']
   config = resolve.from_pretrained(config_file.load(str(tmp_path / 'job.py')))
   student = trainees.build(
@@ -212,6 +216,7 @@ def test_a_masked_model_is_trained_and_scored_on_hidden_words(
   assert exported['architectures'] == ['BertForMaskedLM']
 
 
+@pytest.mark.report
 def test_encoders_have_a_tokenizer_each(run, apart, tmp_path):
   """Both vocabularies are pruned; the vectors are those of the full ones."""
   args = ['--config.data.options={"length": 12, "prune": True}']
@@ -224,6 +229,11 @@ def test_encoders_have_a_tokenizer_each(run, apart, tmp_path):
   start = results['student_start']['cosine']
   assert start == pytest.approx(COSINE, abs=1e-6)
   assert results['student']['cosine'] > start
+  page = (tmp_path / 'run/report.html').read_text()
+  assert re.findall('<h2>(.*?)</h2>', page)[2:-1] == [
+      'Vectors', 'Layers', 'Attention', 'Where student and teacher differ most']
+  # Each map has the network's own tokens.
+  assert '>[CLS]</text>' in page and '>&lt;s&gt;</text>' in page
   # The student is exported with its own tokenizer.
   assert run('--mode=export', *args, config='job.py')[0] == 0
   exported = tokenizers.Tokenizer.from_file(

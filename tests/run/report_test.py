@@ -1,139 +1,295 @@
-"""The picture of a run, with and without matplotlib."""
+"""The page that a run ends with."""
 
-import io
+import html.parser
 import json
+import re
+import shutil
+import subprocess
 import sys
+import textwrap
 
-import matplotlib.image
 import numpy as np
 import pytest
+from scipy import stats
+from sklearn import metrics as sklearn_metrics
 
-from haikd.core import checks
+import haikd
+from haikd.data import synthetic
+from haikd.report import figures
+from haikd.report import findings
+from haikd.report import overview
+from haikd.report import probe
+from haikd.run import intervals
 from haikd.run import report
 
+pytestmark = pytest.mark.report
 
-def write(workdir, rows):
-  workdir.mkdir(parents=True, exist_ok=True)
-  text = ''.join(json.dumps(row) + '\n' for row in rows)
-  (workdir / 'metrics.jsonl').write_text(text)
+CLASSES = """
+    from haikd import config as config_lib
 
+    def get_config():
+      config = config_lib.base()
+      config.steps, config.batch_size, config.baseline = 4, 16, True
+      config.evaluation.batch_size = 40
+      config.data.name = 'synthetic'
+      config.data.options = dict(size=100, shape=(4, 4, 1), num_classes=3)
+      config.teacher.options = dict(hidden=(8, 8))
+      config.teacher.train.steps = 4
+      config.student.options = dict(hidden=(4,))
+      return config
+"""
+TOKENS = """
+    from haikd import config as config_lib
 
-def evaluation(step, **scores):
-  return dict(step=step, split='eval/validation', **scores)
-
-
-ROWS = [
-    dict(step=1, split='train', loss=3.0, **{'loss/kl': 2.0, 'loss/ce': 4.0}),
-    evaluation(1, accuracy=0.25, cross_entropy=2.0),
-    dict(step=2, split='train', loss=1.0, **{'loss/kl': 'NaN', 'loss/ce': 2.0}),
-    evaluation(2, accuracy=0.75, cross_entropy=1.0),
-]
-
-
-class Axes:
-  """Records what is drawn."""
-
-  def __init__(self, axes, seen):
-    self._axes, self._seen = axes, seen
-
-  def plot(self, x, y, *, label, **style):
-    self._seen[label] = (list(x), list(y))
-    return self._axes.plot(x, y, label=label, **style)
-
-  def axhline(self, y, *, label, **style):
-    self._seen[label] = y
-    return self._axes.axhline(y, label=label, **style)
-
-  def __getattr__(self, name):
-    return getattr(self._axes, name)
+    def get_config():
+      config = config_lib.base()
+      config.steps, config.batch_size = 1, 8
+      config.evaluation.batch_size = 8
+      config.teacher.train.steps = 1
+      for network in (config.teacher, config.student):
+        network.model = 'llama'
+        network.options = dict(width=8, depth=1, heads=1, hidden=8)
+      config.data.name = 'synthetic'
+      config.data.options = dict(
+          kind='tokens', size=20, length=6, vocabulary=11)
+      return config
+"""
 
 
 @pytest.fixture
-def drawn(monkeypatch):
-  """The curves of the two panels: `{label: (steps, values)}`."""
-  losses, scores = {}, {}
-  for name, seen in (('_draw_losses', losses), ('_draw_scores', scores)):
-    monkeypatch.setattr(
-        report, name, lambda axes, *rest, draw=getattr(report, name), seen=seen:
-        draw(Axes(axes, seen), *rest))
-  return losses, scores
+def observed(monkeypatch):
+  """What is observed of each network while a job runs, by its name."""
+  seen = {}
+  observe = report.Report.observe
+
+  def spy(self, network, *args):
+    observe(self, network, *args)
+    seen.update(self._observations)
+
+  monkeypatch.setattr(report.Report, 'observe', spy)
+  return seen
 
 
-def test_curves_are_those_of_the_rows(tmp_path, drawn):
-  losses, scores = drawn
-  write(tmp_path, ROWS)
-  write(tmp_path / 'teacher', [evaluation(5, accuracy=1.0)])
-  write(tmp_path / 'baseline', [evaluation(2, accuracy=0.5)])
-  path = report.plot_run(tmp_path)
-  assert path == tmp_path / 'curves.png'
-  assert losses['weighted sum'] == ([1, 2], [3.0, 1.0])
-  assert losses['ce'] == ([1, 2], [4.0, 2.0])
-  np.testing.assert_array_equal(losses['kl'][1], [2.0, np.nan])
-  assert scores == {
-      'teacher': ([5], [1.0]),
-      'student alone': ([2], [0.5]),
-      'student distilled': ([1, 2], [0.25, 0.75]),
-  }
-  picture = matplotlib.image.imread(path)
-  assert picture.shape[0] > 400 and picture.shape[1] > 1000
-  assert {p.name for p in tmp_path.iterdir()} == {
-      'metrics.jsonl', 'teacher', 'baseline', 'curves.png'}
+class Outline(html.parser.HTMLParser):
+  """Reads headings, tables, and what a page would fetch."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.headings, self.rows, self.fetched = [], [], []
+    self._into = None
+    self.feed(text)
+
+  def handle_starttag(self, tag, attrs):
+    if tag == 'h2':
+      self.headings.append('')
+    if tag == 'tr':
+      self.rows.append([])
+    if tag in ('td', 'th') and self.rows:
+      self.rows[-1].append('')
+    self._into = tag
+    self.fetched += [value for name, value in attrs
+                     if name in ('src', 'href', 'xlink:href')
+                     and not value.startswith(('data:', '#', 'seed-'))]
+
+  def handle_data(self, data):
+    if self._into == 'h2':
+      self.headings[-1] += data
+    if self._into in ('td', 'th', 'span', 'code'):
+      self.rows[-1][-1] += data
+
+  def handle_endtag(self, tag):
+    self._into = None
 
 
-def test_a_teacher_from_elsewhere_is_a_line(tmp_path, drawn):
-  write(tmp_path, ROWS)
-  (tmp_path / 'result.json').write_text('{"teacher": {"accuracy": 0.9}}')
-  report.plot_run(tmp_path)
-  assert drawn[1]['teacher, at the end'] == 0.9
+def start(run, tmp_path, config, *flags, says='', **options):
+  (tmp_path / 'job.py').write_text(textwrap.dedent(config))
+  code, _, err = run(*flags, config='job.py', **options)
+  assert (code, err) == (0, says)  # A report that failed would be said there.
 
 
-def test_one_term_is_drawn_once(tmp_path, drawn):
-  write(tmp_path, [dict(step=1, split='train', loss=3.0, **{'loss/kl': 3.0})])
-  report.plot_run(tmp_path)
-  assert set(drawn[0]) == {'kl'}
+def test_observed_are_the_networks_that_were_trained(run, tmp_path, observed):
+  """Eight devices find what one finds with the networks on disk."""
+  odd = "config.losses['<b>x'] = dict(loss='logit_mse', weight=0.5)"
+  start(run, tmp_path, CLASSES.replace('return', f'{odd}\n      return'))
+  run_dir = tmp_path / 'run'
+  result = json.loads((run_dir / 'result.json').read_text())
+  split = synthetic.synthetic('test', size=100, shape=(4, 4, 1), num_classes=3)
+  examples = [split[i] for i in range(len(split))]
+  images, labels = (np.stack([x[key] for x in examples])
+                    for key in ('image', 'label'))
+  logits = {
+      name: np.asarray(haikd.load(run_dir, name).apply(images))
+      for name in ('teacher', 'student_alone', 'student')}
+  assert set(observed) == {'student_alone', 'student'}
+  for name, observation in observed.items():
+    numbers = observation.numbers
+    np.testing.assert_array_equal(numbers, np.arange(len(labels)))
+    for role, network in (('student', name), ('teacher', 'teacher')):
+      predicted = logits[network].argmax(-1)
+      np.testing.assert_array_equal(
+          observation.columns[role]['predicted'], predicted)
+      np.testing.assert_array_equal(
+          observation.sums[role]['confusion'],
+          sklearn_metrics.confusion_matrix(labels, predicted, labels=range(3)))
+      np.testing.assert_allclose(
+          np.trace(observation.sums[role]['confusion']) / len(labels),
+          result[network]['accuracy'], rtol=1e-6)
+    np.testing.assert_allclose(
+        observation.columns['student']['divergence'].mean(),
+        result[name]['kl'], rtol=1e-4)
+  text = (run_dir / 'report.html').read_text()
+  assert '&lt;b&gt;x' in text and '<b>' not in text  # What a user names.
+  page = Outline(text)
+  assert page.headings == [
+      'Results', 'Curves', 'Classes', 'Reliability', 'Layers',
+      'Where student and teacher differ most', 'How it was made']
+  assert not page.fetched
+  shown = [row for row in page.rows if row[0] == 'student distilled'][0]
+  assert f'{100 * result["student"]["accuracy"]:.2f}%' in shown
 
 
-def test_without_accuracy_another_score_is_drawn(tmp_path, drawn):
-  write(tmp_path, [evaluation(1, kl=0.5, agreement=0.75)])
-  report.plot_run(tmp_path)
-  assert drawn[1] == {'student distilled': ([1], [0.75])}
+def test_a_language_model_shows_tokens(run, tmp_path, observed):
+  start(run, tmp_path, TOKENS)
+  page = Outline((tmp_path / 'run/report.html').read_text())
+  assert page.headings == [
+      'Results', 'Curves', 'Reliability', 'Layers', 'Attention',
+      'Where student and teacher differ most', 'How it was made']
+  columns = observed['student'].columns['student']
+  largest = (columns['kl'] * columns['counts']).max()
+  first = next(row for row in page.rows if row[0] != 'text' and len(row) == 5
+               and row[-1] == f'{largest:.2f}')
+  assert first
 
 
-@pytest.mark.parametrize('scores, value', (
-    (dict(accuracy=0.5, cross_entropy=3.0, kl=2.0, perplexity=20.1), 20.1),
-    (dict(cosine=0.9, pearson=0.7, spearman=0.8), 0.8),
-    (dict(cosine=0.9), 0.9)))
-def test_the_most_telling_score_is_drawn(tmp_path, drawn, scores, value):
-  write(tmp_path, [evaluation(1, **scores)])
-  report.plot_run(tmp_path)
-  assert drawn[1] == {'student distilled': ([1], [value])}
+def test_without_examples_there_are_results_and_curves(run, tmp_path):
+  start(run, tmp_path, CLASSES, '--config.report.examples=0')
+  page = Outline((tmp_path / 'run/report.html').read_text())
+  assert page.headings == ['Results', 'Curves', 'How it was made']
+  # The field is free: the finished run only writes its page anew.
+  start(run, tmp_path, CLASSES, '--config.report.examples=7')
+  text = (tmp_path / 'run/report.html').read_text()
+  assert '7 of the 100 examples of test' in text
+  start(run, tmp_path, CLASSES, '--config.report.write=False', workdir='other')
+  assert not (tmp_path / 'other/report.html').exists()
 
 
-def test_nothing_to_draw_is_no_error(tmp_path):
-  assert report.plot_run(tmp_path) is None
-  assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize('where', (
+    (probe.Probe, 'observe'), (findings, 'sections')))
+def test_a_report_that_fails_keeps_the_run(run, tmp_path, monkeypatch, where):
+  def fail(*args):
+    raise ValueError('no room')
+
+  (tmp_path / 'job.py').write_text(textwrap.dedent(CLASSES))
+  monkeypatch.setattr(*where, fail)
+  code, _, err = run(config='job.py')
+  assert code == 0
+  assert err == (
+      'haikd: the examples of report.html could not be made: ValueError: no '
+      'room. The results are kept; config.report.write=False leaves it out.\n')
+  assert (tmp_path / 'run/result.json').exists()
+  page = Outline((tmp_path / 'run/report.html').read_text())
+  assert page.headings == ['Results', 'Curves', 'How it was made']
 
 
-def test_without_matplotlib_one_line_says_how_to_get_it(
-    tmp_path, monkeypatch, capsys):
-  write(tmp_path, ROWS)
+def test_without_matplotlib_the_page_has_tables_alone(
+    run, tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'matplotlib', None)
-  assert report.plot_run(tmp_path) is None
-  assert capsys.readouterr().out == (
-      "For curves.png, install matplotlib: pip install 'haikd[report]'.\n")
+  start(run, tmp_path, CLASSES, says=(
+      'haikd: For the pictures of report.html, install matplotlib: pip install '
+      "'haikd[report]'.\n"))
+  text = (tmp_path / 'run/report.html').read_text()
+  assert '<svg' not in text
+  page = Outline(text)
+  assert page.headings == ['Results', 'Classes', 'Reliability', 'Layers',
+                           'Where student and teacher differ most',
+                           'How it was made']
+  assert ['network', 'ECE'] in page.rows
 
 
-def test_broken_rows_are_refused(tmp_path):
-  (tmp_path / 'metrics.jsonl').write_text('{\n{}\n')
-  with pytest.raises(checks.DataError, match='line 1 of .* must be a JSON obj'):
-    report.plot_run(tmp_path)
+def test_several_seeds_have_a_page_of_their_means(run, tmp_path):
+  start(run, tmp_path, CLASSES, '--seeds=2', '--config.report.examples=5')
+  page = Outline((tmp_path / 'run/report.html').read_text())
+  assert page.headings == ['Results', 'Seeds', 'Curves', 'How it was made']
+  assert page.rows[0][0] == '2 seeds, 95 %'
+  text = (tmp_path / 'run/report.html').read_text()
+  assert '<a href="seed-1/report.html">seed-1</a>' in text
+  assert (tmp_path / 'run/seed-1/report.html').exists()
 
 
-def test_the_student_is_seen_in_the_picture(tmp_path):
-  write(tmp_path, ROWS)
-  picture = matplotlib.image.imread(
-      io.BytesIO(report.plot_run(tmp_path).read_bytes()))
-  # The student's blue, in the right panel.
-  blue = np.all(
-      np.abs(picture[..., :3] - np.array([31, 111, 180]) / 255) < 0.02, axis=-1)
-  assert blue[:, picture.shape[1] // 2:].sum() > 100
+def test_curves_are_means_with_intervals_over_seeds(monkeypatch):
+  drawn = {}
+  monkeypatch.setattr(
+      figures, 'curves', lambda lines, **options: drawn.update(
+          {(options['title'], line.label): line for line in lines}) or '<svg>')
+  rows = lambda loss, accuracy: [
+      {'step': 1, 'split': 'train', 'loss': loss, 'loss/kl': loss},
+      {'step': 2, 'split': 'eval/validation', 'accuracy': accuracy},
+      {'step': 3, 'split': 'train', 'loss': 'NaN', 'loss/kl': 0.5}]
+  overview.curves(
+      dict(teacher=[[], []], student_alone=[[], []],
+           student=[rows(3.0, 0.5), rows(5.0, 0.7)]),
+      dict(student='distilled'), lambda x: intervals.of_mean(x).half_width)
+  loss = drawn['Training loss of the student', 'kl']
+  assert loss[2:4] == ([1, 3], [4.0, 0.5])
+  accuracy = drawn['Accuracy, evaluated', 'distilled']
+  np.testing.assert_allclose(accuracy.values, [0.6])
+  # SciPy's own interval of a mean.
+  low, high = stats.t.interval(0.95, 1, 0.6, stats.sem([0.5, 0.7]))
+  np.testing.assert_allclose(accuracy.half_width, [(high - low) / 2])
+  assert ('Training loss of the student', 'weighted sum') not in drawn
+
+
+@pytest.mark.parametrize('size, limit', ((10, 20), (100, 7), (5, 5)))
+def test_a_sample_is_spread_over_the_split(size, limit):
+  indices = probe.sample(size, limit)
+  assert len(set(indices)) == len(indices) == min(size, limit)
+  assert np.diff(np.sort(indices), prepend=-1, append=size).max() <= (
+      size // len(indices) + 1)
+
+
+def chromium():
+  return next(filter(None, map(shutil.which, (
+      'chromium', 'chromium-browser', 'google-chrome'))), None)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not chromium(), reason='no chromium')
+@pytest.mark.parametrize('config', (CLASSES, TOKENS))
+def test_a_browser_without_a_network_shows_the_page(run, tmp_path, config):
+  start(run, tmp_path, config)
+  page = tmp_path / 'run' / 'report.html'
+  flags = ['--headless', '--no-sandbox', '--disable-gpu',
+           '--enable-logging=stderr',
+           '--v=0', '--host-resolver-rules=MAP * ~NOTFOUND',
+           '--proxy-server=http://127.0.0.1:9', '--window-size=1100,3000',
+           f'--user-data-dir={tmp_path / "profile"}',
+           '--virtual-time-budget=2000']
+  shot = tmp_path / 'shot.png'
+  done = subprocess.run(
+      [chromium(), *flags, f'--screenshot={shot}', page.as_uri()],
+      capture_output=True, text=True, timeout=120, check=True)
+  assert 'CONSOLE' not in done.stderr, done.stderr
+  from PIL import Image
+  pixels = np.asarray(Image.open(shot).convert('RGB')).astype(int)
+  # The student's blue, of its curves: figures are drawn.
+  assert (np.abs(pixels - [57, 135, 229]).max(-1) < 12).sum() > 200
+  dom = subprocess.run(
+      [chromium(), *flags, '--dump-dom', page.as_uri()],
+      capture_output=True, text=True, timeout=120, check=True).stdout
+  assert Outline(dom).headings == Outline(page.read_text()).headings
+  assert len(re.findall('<svg', dom)) == len(
+      re.findall('<svg', page.read_text())) > 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not chromium(), reason='no chromium')
+def test_console_errors_would_be_seen(tmp_path):
+  """The log that the test above reads has them."""
+  page = tmp_path / 'bad.html'
+  page.write_text('<script>throw Error("boom")</script>')
+  done = subprocess.run(
+      [chromium(), '--headless', '--no-sandbox', '--disable-gpu',
+       '--enable-logging=stderr', '--v=0',
+       f'--screenshot={tmp_path / "x.png"}',
+       page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+  assert 'CONSOLE' in done.stderr

@@ -1,0 +1,137 @@
+"""The sections of a report that need no network: results, curves, config."""
+
+from collections.abc import Iterable, Mapping, Sequence
+import json
+from typing import Any, Optional
+
+from haikd import metrics
+from haikd.core import registry
+from haikd.report import drawing
+from haikd.report import figures
+from haikd.report import page
+
+_MAX_SCORES = 3  # Metrics whose curves are drawn.
+
+Rows = Sequence[Mapping[str, Any]]  # Of a file of metrics.
+Points = Mapping[int, Sequence[float]]  # By step, a value for each run.
+
+
+def results(columns: Sequence[str], rows: Iterable[Sequence[str]],
+            note: str = '') -> page.Section:
+  """Returns the table of results; the student's row is stressed.
+
+  Args:
+    columns: the headings.
+    rows: the cells, texts; the first of a row is the network.
+    note: what is to be said of them.
+  """
+  rows = list(rows)
+  strong = [i for i, row in enumerate(rows) if 'distilled' in row[0]]
+  body = page.table(
+      columns, [[page.escape(cell) for cell in row] for row in rows],
+      strong=strong)
+  return page.Section(
+      'Results', body + (page.paragraph(note, note=True) if note else ''))
+
+
+def curves(runs: Mapping[str, Sequence[Rows]], titles: Mapping[str, str],
+           half_width: Any) -> Optional[page.Section]:
+  """Returns the curves of training and of evaluation.
+
+  Args:
+    runs: the metrics of each network, for one run or several seeds.
+    titles: `{network: title}`.
+    half_width: `values -> half width`, of the interval over several seeds.
+
+  Returns:
+    A section; None if there are no metrics.
+  """
+  count = max((len(seeds) for seeds in runs.values()), default=0)
+  pictures = [_losses(runs.get('student', ()), half_width)]
+  scores = {
+      network: _points(seeds, lambda row: row['split'].startswith('eval/'))
+      for network, seeds in runs.items()}
+  measured = {name for points in scores.values() for name in points}
+  own = [(name, name) for name in registry.metrics.names()]
+  chosen = [(name, title) for name, title in (*own, *metrics.CURVES)
+            if name in measured][:_MAX_SCORES]
+  percent = {score.name for score in metrics.scores() if score.percent}
+  for name, title in chosen:
+    lines = [
+        _curve(titles[network], drawing.COLORS[network], points[name],
+               half_width, strong=network == 'student')
+        for network, points in scores.items() if name in points]
+    pictures.append(page.figure(figures.curves(
+        lines, title=f'{title[0].upper()}{title[1:]}, evaluated',
+        percent=name in percent)))
+  pictures = [picture for picture in pictures if picture]
+  if not pictures:
+    return None
+  note = page.paragraph(
+      f'Means over {count} seeds; the bands are 95 % intervals.', note=True)
+  return page.Section('Curves', (note if count > 1 else '') +
+                      page.row(pictures))
+
+
+def settings(config: Mapping[str, Any], differences: Mapping[str, Any],
+             command: str, versions: Mapping[str, str]) -> page.Section:
+  """Returns the config, the command and versions.
+
+  Args:
+    config: the complete config, types of JSON.
+    differences: `{field: value}` where it is not the base config.
+    command: the command line; '' if there was none.
+    versions: `{name: version}`.
+  """
+  body = f'<pre>{page.escape(command)}</pre>' if command else ''
+  body += page.table(
+      ['field', 'value'],
+      [[f'<code>config.{page.escape(field)}</code>',
+        f'<code>{page.escape(json.dumps(value, ensure_ascii=False))}</code>']
+       for field, value in differences.items()], words=True)
+  body += page.details('The complete config',
+                       json.dumps(config, indent=2, ensure_ascii=False))
+  body += page.table(
+      list(versions), [[page.escape(x) for x in versions.values()]])
+  return page.Section('How it was made', body)
+
+
+def _losses(seeds, half_width):
+  """Returns the loss of the student and each of its terms."""
+  points = _points(seeds, lambda row: row['split'] == 'train')
+  points = {name: x for name, x in points.items()
+            if name.split('/')[0] == 'loss'}
+  terms = sorted(name for name in points if name != 'loss')
+  lines = [
+      _curve(name.removeprefix('loss/'),
+             drawing.TERM_COLORS[i % len(drawing.TERM_COLORS)], points[name],
+             half_width) for i, name in enumerate(terms)]
+  if 'loss' in points and len(terms) != 1:
+    lines.append(_curve('weighted sum', drawing.INK, points['loss'],
+                        half_width, strong=True))
+  if not lines:
+    return ''
+  return page.figure(figures.curves(
+      lines, title='Training loss of the student', log=True))
+
+
+def _points(seeds: Iterable[Rows], is_wanted: Any) -> Mapping[str, Points]:
+  """Returns `{metric: {step: a value for each seed}}`."""
+  points: dict[str, dict[int, list[float]]] = {}
+  for rows in seeds:
+    for row in filter(is_wanted, rows):
+      for name, value in row.items():
+        if name not in ('step', 'split'):
+          points.setdefault(name, {}).setdefault(row['step'], []).append(
+              float(value))
+  return points
+
+
+def _curve(label, color, points, half_width, *, strong=False):
+  values = list(points.values())
+  widths = None
+  if any(len(x) > 1 for x in values):
+    widths = [half_width(x) if len(x) > 1 else 0.0 for x in values]
+  return figures.Curve(
+      label, color, list(points), [sum(x) / len(x) for x in values], widths,
+      strong)
