@@ -5,7 +5,7 @@
   python -m haikd.launch --config=configs/x.py --mode=eval
   python -m haikd.launch --config=configs/x.py --seeds=10
   python -m haikd.launch --config=configs/x.py --mode=plan --topology=v5e:16x16
-  python -m haikd.launch --config=configs/x.py --mode=export --format=hf
+  python -m haikd.launch --config=configs/x.py --mode=export --format=stablehlo
 
 `python -m haikd` and `haikd` are the same.
 
@@ -124,7 +124,8 @@ def _run(config, values):
   elif values.mode == 'eval':
     job.evaluate(config, workdir)
   elif values.mode == 'export':
-    print(export_lib.export(config, workdir, values.output))
+    print(export_lib.export(
+        config, workdir, values.output, values.format or 'hf'))
   elif values.seeds > 1:
     seeds_lib.train(config, workdir, values.seeds)
   else:
@@ -169,14 +170,17 @@ def _define_flags():
       flag_values=values)
   flags.DEFINE_enum(
       'format',
-      'hf',
-      export_lib.FORMATS,
-      'Format to export: hf, a folder that transformers loads.',
+      None,
+      tuple(export_lib.FOLDERS),
+      'Format to export: hf (the default), a folder that transformers loads; '
+      'stablehlo, a program and its weights, which JAX runs without haikd; npz, '
+      'an archive of the weights.',
       flag_values=values)
   flags.DEFINE_string(
       'output',
       None,
-      'Folder to export to; <workdir>/export by default.',
+      'Folder to export to; by default <workdir>/export for hf, and '
+      '<workdir>/export-<format> for the others.',
       flag_values=values)
   flags.DEFINE_integer(
       'seeds',
@@ -231,6 +235,10 @@ def _check_mode(values):
     raise checks.ConfigError(
         '--output must be left out unless --mode=export; got '
         f'--mode={values.mode}. A run writes to its --workdir.')
+  if values.format and values.mode != 'export':
+    raise checks.ConfigError(
+        '--format must be left out unless --mode=export; got '
+        f'--mode={values.mode}. Export when the run is done.')
 
 
 def _check_devices():

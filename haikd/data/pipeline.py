@@ -76,9 +76,10 @@ class Data:
     return self._reader(self._train).class_names
 
   @property
-  def has_images(self) -> bool:
-    """Whether examples have an `image`; reads one."""
-    return 'image' in self._reader(self._train).gather([0])
+  def image_dtype(self) -> Optional[np.dtype]:
+    """The dtype of images in the data set, None without; reads an example."""
+    image = self._reader(self._train).gather([0]).get('image')
+    return None if image is None else image.dtype
 
   @property
   def task(self) -> Optional[str]:

@@ -60,7 +60,8 @@ def angles(sequence: sequences.Sequence,
   is_known = not export.is_symbolic_dim(sequence.positions.shape[1])
   if isinstance(frequencies, np.ndarray) and is_known:
     return _tabulated(sequence.positions, frequencies, growth)
-  return _rotations(sequence.positions, frequencies, growth)
+  return _rotations(sequence.positions, jnp.asarray(frequencies, jnp.float32),
+                    growth)
 
 
 def nothing(rotation: Rotation) -> Rotation:

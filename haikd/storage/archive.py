@@ -4,7 +4,7 @@ A parameter `w` of the module `mlp/linear` is the array `mlp/linear/w`, and a
 state `average` of the module `norm/mean` is `state:norm/mean/average`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 import json
 import os
@@ -49,8 +49,7 @@ def save_network(path: files.Path, params: base.ArrayTree,
   Raises:
     ValueError: a tree of another form, or a path in a bucket.
   """
-  columns = {**_named(params, 'params', ''),
-             **_named(state or {}, 'state', _STATE)}
+  columns = named(params, state)
   if paths.is_remote(path):
     raise ValueError(f'path must be local; got {path}. Write it here, and copy '
                      'the file.')
@@ -62,6 +61,31 @@ def save_network(path: files.Path, params: base.ArrayTree,
   with open(partial, 'wb') as file:
     np.savez(file, allow_pickle=False, **columns)
   os.replace(partial, path)
+
+
+def named(params: base.ArrayTree,
+          state: Optional[base.ArrayTree] = None) -> dict[str, np.ndarray]:
+  """Returns the arrays of a network by their names in an archive.
+
+  Args:
+    params: as for `save_network`.
+    state: as for `save_network`.
+
+  Raises:
+    ValueError: a tree of another form.
+  """
+  return {**_named(params, 'params', ''),
+          **_named(state or {}, 'state', _STATE)}
+
+
+def unnamed(arrays: Mapping[str, Any]) -> base.Variables:
+  """Returns parameters and state, given what `named` returns."""
+  trees = base.Variables({}, {})
+  for name, array in arrays.items():
+    tree = trees.state if name.startswith(_STATE) else trees.params
+    module, _, last = name.removeprefix(_STATE).rpartition('/')
+    tree.setdefault(module, {})[last] = array
+  return trees
 
 
 def check(field: str, init: str, expected: base.Variables) -> None:
