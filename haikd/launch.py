@@ -173,8 +173,8 @@ def _define_flags():
       None,
       tuple(export_lib.FOLDERS),
       'Format to export: hf (the default), a folder that transformers loads; '
-      'stablehlo, a program and its weights, which JAX runs without haikd; npz, '
-      'an archive of the weights.',
+      'stablehlo, a program and its weights, which JAX runs without haikd; or '
+      'npz, an archive of the weights.',
       flag_values=values)
   flags.DEFINE_string(
       'output',

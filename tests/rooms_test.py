@@ -15,12 +15,12 @@ FLOORS = (
     ('core',),
     ('config', 'processes', 'attention'),
     ('storage', 'losses', 'align', 'models'),
-    ('data', 'interop', 'network', 'metrics'),
+    ('data', 'interop', 'network', 'metrics', 'testing'),
     ('objective',),
     ('engine',),
     ('run',),
     ('plan', 'bench'),
-    ('launch', 'library'),
+    ('launch', 'library', 'check'),
     ('__main__',),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -41,7 +41,7 @@ for name in weights.files:
 them, given the function that they are of.
 """
 
-_LOAD_PROGRAM = """\
+LOAD_PROGRAM = """\
 weights = dict(np.load('weights.npz'))
 with open('model.stablehlo', 'rb') as file:
   program = export.deserialize(bytearray(file.read()))
@@ -121,7 +121,8 @@ def write_archive(folder: pathlib.Path, network: trained.TrainedNetwork,
   read = archive.load('--output', f'{archive.PREFIX}{folder / WEIGHTS}',
                       jax.tree.map(_on_one_device, expected))
   difference = largest_difference(
-      network.config.student.precision, trial.view.mask, network.compiled(*read, trial.view),
+      network.config.student.precision, trial.view.mask,
+      network.compiled(*read, trial.view),
       network.compiled(*network.on_device, trial.view))
   return Written(difference, _ARCHIVE_USAGE)
 
@@ -150,7 +151,8 @@ def write_program(folder: pathlib.Path, network: trained.TrainedNetwork,
   for raw, view in _cuts(trial, program):
     arguments = (raw,) if program.mask is None else (raw, view.mask)
     difference = max(difference, largest_difference(
-        network.config.student.precision, view.mask, again.call(weights, *arguments),
+        network.config.student.precision, view.mask,
+        again.call(weights, *arguments),
         network.compiled(*network.on_device, view)))
   return Written(difference, _usage(network, program))
 
@@ -247,7 +249,7 @@ def _usage(network, program) -> str:
       for name, spec in rows)]
   names = 'weights, inputs' + ('' if mask is None else ', mask')
   code = (f'```python\nfrom jax import export\nimport numpy as np\n\n'
-          f'{_LOAD_PROGRAM}outputs = program.call({names})\n```')
+          f'{LOAD_PROGRAM}outputs = program.call({names})\n```')
   platforms = ', '.join(stablehlo.PLATFORMS)
   return '\n'.join([
       f'`model.stablehlo` is the network in inference, for {platforms}, and '

@@ -1,5 +1,6 @@
 """Exports are loaded by a process that cannot import haikd."""
 
+import pathlib
 import subprocess
 import sys
 import textwrap
@@ -261,6 +262,11 @@ def test_a_job_is_exported(run, tmp_path):
   code, _, err = run(*flags, '--format=npz')
   assert code == 2 and 'Choose another, or remove it' in err
   assert (npz / 'README.md').read_text() == 'mine'
+
+
+def test_the_guide_shows_what_the_card_does():
+  guide = pathlib.Path(haikd.__file__).parents[1] / 'docs' / 'your_own.md'
+  assert portable.LOAD_PROGRAM in guide.read_text()
 
 
 def test_a_package_that_is_missing_is_named(run, monkeypatch):
