@@ -49,9 +49,6 @@ from haikd.core import notes
 from haikd.core import plugins
 from haikd.processes import distributed
 from haikd.run import console
-from haikd.run import export as export_lib
-from haikd.run import job
-from haikd.run import seeds as seeds_lib
 from haikd.storage import paths
 
 # Errors that a user can fix, each with an exit code of its own.
@@ -59,6 +56,7 @@ _FORESEEN = (checks.ConfigError, checks.DataError, checks.DivergedError,
              checks.DoesNotFitError, checks.LostProcessError)
 _BROKEN_PIPE = 128 + signal.SIGPIPE
 _MODES = ('train', 'eval', 'plan', 'export')
+_FORMATS = ('hf', 'stablehlo', 'npz')
 
 
 def main(argv: Optional[list[str]] = None) -> int:
@@ -81,12 +79,14 @@ def main(argv: Optional[list[str]] = None) -> int:
     if values.mode != 'plan':
       distributed.initialize(values.coordinator, values.num_processes,
                              values.process_id)
-      _check_devices()
     config = config_file.load(values.config)
     config_file.override(config, overrides, known=tuple(values))
     _quiet()
-    _use_compilation_cache()
     config_lib.validate(config)
+    _say_start(values)
+    if values.mode != 'plan':
+      _check_devices()
+    _use_compilation_cache()
     plugins.load(config.plugins)
     with notes.printed(distributed.is_first()):
       _run(config, values)
@@ -118,18 +118,29 @@ def main(argv: Optional[list[str]] = None) -> int:
 
 def _run(config, values):
   workdir = _workdir(values)
+  # Imports are here since they take a second: a line comes before them.
   if values.mode == 'plan':
-    from haikd import plan  # Imported here: the other modes start faster.
+    from haikd import plan
     plan.plan(config, values.topology or ['cpu:8'], workdir, debug=values.debug)
   elif values.mode == 'eval':
+    from haikd.run import job
     job.evaluate(config, workdir)
   elif values.mode == 'export':
-    print(export_lib.export(
-        config, workdir, values.output, values.format or 'hf'))
+    from haikd.run import export
+    print(export.export(config, workdir, values.output, values.format or 'hf'))
   elif values.seeds > 1:
-    seeds_lib.train(config, workdir, values.seeds)
+    from haikd.run import seeds
+    seeds.train(config, workdir, values.seeds)
   else:
+    from haikd.run import job
     job.train(config, workdir)
+
+
+def _say_start(values):
+  """Says what is being done, long before the first step is compiled."""
+  # What an export prints is the folder, for scripts to read.
+  if values.mode != 'export' and distributed.is_first():
+    print(f'compiling {values.config} for {_workdir(values)}', flush=True)
 
 
 def _line(err):
@@ -171,7 +182,7 @@ def _define_flags():
   flags.DEFINE_enum(
       'format',
       None,
-      tuple(export_lib.FOLDERS),
+      _FORMATS,
       'Format to export: hf (the default), a folder that transformers loads; '
       'stablehlo, a program and its weights, which JAX runs without haikd; or '
       'npz, an archive of the weights.',

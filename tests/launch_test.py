@@ -14,6 +14,7 @@ import pytest
 
 from haikd import launch
 from haikd.core import checks
+from haikd.run import export
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 
@@ -342,17 +343,42 @@ def test_module_runs_as_a_program_and_prints_no_warnings(tiny, tmp_path):
 
 def test_package_is_a_program_whose_reader_may_go(tmp_path):
   """`python -m haikd` says in one line that JAX finds no such platform."""
+  config = f'--config={CONFIGS / "digits_mlp_from_convnet.py"}'
   for command, code, says in (
-      (['--config=x.py'], 2, 'haikd: JAX_PLATFORMS must name a platform'),
+      ([config], 2, 'haikd: JAX_PLATFORMS must name a platform'),
       (['--help'], 128 + 13, '')):
     with subprocess.Popen(
         [sys.executable, '-m', 'haikd', *command], cwd=tmp_path, text=True,
         env={**os.environ, 'JAX_PLATFORMS': 'cuda', 'PYTHONUNBUFFERED': '1'},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-      process.stdout.close()
+      if code != 2:
+        process.stdout.close()
       err = process.stderr.read()
     assert process.returncode == code, err
     assert err.startswith(says) and err.count('\n') == bool(says)
+
+
+def test_a_line_comes_before_what_is_slow_to_import(tmp_path):
+  """It takes 1 to 2 seconds until then; the deadline is 3."""
+  (tmp_path / 'x.py').write_text(
+      'from haikd import config\n\ndef get_config():\n'
+      '  return config.base()\n')
+  done = subprocess.run(
+      [sys.executable, '-c', 'import sys; sys.modules["haikd.run.job"] = None;'
+       'from haikd import launch; sys.exit(launch.main())', '--config=x.py'],
+      cwd=tmp_path, capture_output=True, text=True, check=False)
+  assert done.stdout == 'compiling x.py for runs/x\n'
+  assert done.returncode == 1 and "'haikd.run.job'" in done.stderr
+  slow = ('orbax', 'tensorboard', 'grain', 'scipy.stats', 'PIL')
+  done = subprocess.run(
+      [sys.executable, '-c', 'import sys; from haikd import launch; '
+       f'print(*set({slow}) & set(sys.modules))'],
+      capture_output=True, text=True, check=False)
+  assert done.stdout == '\n', done.stderr
+
+
+def test_formats_are_those_that_are_exported():
+  assert tuple(export.FOLDERS) == launch._FORMATS
 
 
 def test_command_is_the_program():

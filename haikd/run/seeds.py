@@ -4,7 +4,7 @@ import math
 import statistics
 
 import jax
-import scipy.stats
+from scipy import special
 
 from haikd import config as config_lib
 from haikd import metrics as metrics_lib
@@ -103,7 +103,7 @@ def _interval(values):
   if not all(map(math.isfinite, values)):
     return dict(mean=math.nan, half_width=math.nan)
   n = len(values)
-  quantile = float(scipy.stats.t.ppf(0.975, n - 1))
+  quantile = float(special.stdtrit(n - 1, 0.975))
   return dict(
       mean=statistics.fmean(values),
       half_width=quantile * statistics.stdev(values) / math.sqrt(n))
