@@ -13,7 +13,8 @@ A config file has a function `get_config()` that starts from
 `haikd.config.base()`, which documents every field. Any field can be overridden
 with `--config.some.field=value`. An override may also add a key to an open
 field such as `config.student.options`. `--config=configs/x.py:smoke` asks the
-file for a variant. Start an interrupted run again to resume it.
+file for a variant. `--config=haikd:digits_mlp_from_convnet` is one that comes
+with haikd. Start an interrupted run again to resume it.
 
 Several processes can work as one run. On a TPU pod, GKE, Slurm and under Open
 MPI they find one another; elsewhere give each --coordinator=host:port
@@ -163,8 +164,8 @@ def _define_flags():
   flags.DEFINE_string(
       'config',
       None,
-      'Config file, with an optional :variant; --config.field=value overrides '
-      'a field.',
+      'Config file, or haikd:<name> for one that comes with haikd, with an '
+      'optional :variant; --config.field=value overrides a field.',
       flag_values=values)
   flags.DEFINE_string(
       'workdir',
@@ -275,7 +276,7 @@ def _wants_debug(values, argv):
 def _workdir(values):
   if values.workdir:
     return paths.as_path(values.workdir)
-  path, _, variant = values.config.partition(':')
+  path, variant = config_file.split(values.config)
   name = pathlib.Path(path).stem
   return pathlib.Path('runs') / (f'{name}-{variant}' if variant else name)
 

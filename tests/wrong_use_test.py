@@ -5,6 +5,7 @@ import re
 import pytest
 
 from haikd import launch
+from haikd.run import job
 
 # <field or argument> must <rule>; got <value>. <remedy>.
 SHAPE = re.compile(
@@ -236,7 +237,7 @@ def test_only_a_bug_ends_with_1(run, monkeypatch):
   def buggy(*unused):
     raise RuntimeError('this\nis a bug.')
 
-  monkeypatch.setattr(launch.job, 'train', buggy)
+  monkeypatch.setattr(job, 'train', buggy)
   code, _, err = run()
   assert code == 1
   assert err == ('haikd: RuntimeError: this is a bug; run with --debug for the '

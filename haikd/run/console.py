@@ -200,7 +200,7 @@ class Bar:
         console=console,
         expand=True)
     self._task = self._bar.add_task(
-        title, total=total_steps, speed='', terms='')
+        title, total=total_steps, speed='', terms='compiling')
     self._bar.start()
 
   def truncate(self, step: int) -> None:
