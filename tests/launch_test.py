@@ -248,7 +248,8 @@ def cache(run, monkeypatch, tmp_path):
     for name, value in variables.items():
       monkeypatch.setenv(name, str(value))
     jax.config.update('jax_compilation_cache_dir', None)
-    assert run() == (0, '', '')
+    code, _, err = run()
+    assert (code, err) == (0, '')
     return jax.config.jax_compilation_cache_dir
 
   yield start
