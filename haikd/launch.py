@@ -31,8 +31,6 @@ failed, is dead or hangs; 130 interrupted; 141 nobody reads the output any more;
 143 stopped by SIGTERM and saved, so that a new start resumes the run.
 """
 
-import logging
-import os
 import pathlib
 import signal
 import sys
@@ -40,8 +38,6 @@ import traceback
 from typing import Optional
 
 from absl import flags
-from absl import logging as absl_logging
-import jax
 
 from haikd import config as config_lib
 from haikd.config import file as config_file
@@ -50,6 +46,7 @@ from haikd.core import notes
 from haikd.core import plugins
 from haikd.processes import distributed
 from haikd.run import console
+from haikd.run import environment
 from haikd.storage import paths
 
 # Errors that a user can fix, each with an exit code of its own.
@@ -82,12 +79,12 @@ def main(argv: Optional[list[str]] = None) -> int:
                              values.process_id)
     config = config_file.load(values.config)
     config_file.override(config, overrides, known=tuple(values))
-    _quiet()
+    environment.quiet()
     config_lib.validate(config)
     _say_start(values)
     if values.mode != 'plan':
-      _check_devices()
-    _use_compilation_cache()
+      environment.check_devices()
+    environment.use_compilation_cache()
     plugins.load(config.plugins)
     with notes.printed(distributed.is_first()):
       _run(config, values)
@@ -253,22 +250,6 @@ def _check_mode(values):
         f'--mode={values.mode}. Export when the run is done.')
 
 
-def _check_devices():
-  """Refuses a platform that this machine does not have."""
-  try:
-    jax.devices()
-  except Exception as err:  # JAX raises several types.
-    platforms = os.environ.get('JAX_PLATFORMS')
-    if not platforms:
-      raise checks.ConfigError(
-          f'JAX must find its devices; got {checks.describe(err)}. See that no '
-          'other process holds them, or set JAX_PLATFORMS=cpu.') from err
-    raise checks.ConfigError(
-        f'JAX_PLATFORMS must name a platform that JAX finds here; got '
-        f'{platforms!r} ({checks.describe(err)}). Unset it, or install JAX for '
-        'that platform.') from err
-
-
 def _wants_debug(values, argv):
   return values.debug if values.is_parsed() else '--debug' in argv
 
@@ -279,30 +260,6 @@ def _workdir(values):
   path, variant = config_file.split(values.config)
   name = pathlib.Path(path).stem
   return pathlib.Path('runs') / (f'{name}-{variant}' if variant else name)
-
-
-def _quiet():
-  """Hides the libraries' log messages, which are for their developers."""
-  absl_logging.set_verbosity(absl_logging.ERROR)
-  logging.getLogger('jax').setLevel(logging.ERROR)
-  # gcsfs logs errors that it raises as well.
-  logging.getLogger('gcsfs').setLevel(logging.CRITICAL)
-
-
-def _use_compilation_cache():
-  """Caches compiled programs for the user, which halves the first step."""
-  if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
-  if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
-    return
-  try:
-    cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-    folder = pathlib.Path(cache) / 'haikd' / 'compiled'
-    folder.mkdir(parents=True, exist_ok=True)
-  except (OSError, RuntimeError):  # RuntimeError: there is no home folder.
-    return
-  if os.access(folder, os.W_OK):  # Else JAX would warn for each program.
-    jax.config.update('jax_compilation_cache_dir', str(folder))
 
 
 if __name__ == '__main__':

@@ -284,8 +284,8 @@ def test_cache_that_cannot_be_written_is_not_used(
   (tmp_path / 'file').touch()
   assert cache(XDG_CACHE_HOME=tmp_path / 'file') is None
   with monkeypatch.context() as patch:
-    patch.setattr(launch.os, 'access',
-                  lambda path, mode: 'read-only' not in str(path))
+    patch.setattr(os, 'access',
+                    lambda path, mode: 'read-only' not in str(path))
     assert cache(XDG_CACHE_HOME=tmp_path / 'read-only') is None
 
   def no_home():

@@ -14,6 +14,7 @@ from ml_collections import config_dict
 
 from haikd.config import entries
 from haikd.config import rules
+from haikd.config import table as table_lib
 
 ConfigDict: TypeAlias = ml_collections.ConfigDict
 
@@ -27,6 +28,13 @@ OPEN_FIELDS = ('student.options', 'student.taps', 'student.placement',
                'teacher.train.optimizer.lr_multipliers')
 # Fields that may be None though their default is not.
 OPTIONAL_FIELDS = ('distillation.alpha',)
+
+
+class Config(ml_collections.ConfigDict):
+  """A config that prints as a table of its fields, values and defaults."""
+
+  def __str__(self) -> str:
+    return table_lib.table(self, base(), OPEN_FIELDS)
 
 
 def _any(default: Any = None) -> config_dict.FieldReference:
@@ -122,9 +130,10 @@ def base() -> ConfigDict:
   """Returns the documented base config.
 
   Returns:
-    An unlocked ConfigDict with every field of haikd.
+    An unlocked ConfigDict with every field of haikd. `print` shows it as a
+    table of fields and values, and of the defaults of those that differ.
   """
-  config = ConfigDict(
+  config = Config(
       dict(
           # Seed of the run's random numbers, such as initial parameters, data
           # order and dropout.

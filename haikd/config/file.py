@@ -18,7 +18,6 @@ from ml_collections.config_flags import config_path
 from haikd import config as config_lib
 from haikd.core import checks
 
-
 # Before the name of a config that comes with haikd.
 _OURS = 'haikd:'
 # In a checkout this is a link to configs/; a wheel has the files.
