@@ -285,7 +285,7 @@ def test_cache_that_cannot_be_written_is_not_used(
   assert cache(XDG_CACHE_HOME=tmp_path / 'file') is None
   with monkeypatch.context() as patch:
     patch.setattr(os, 'access',
-                    lambda path, mode: 'read-only' not in str(path))
+                  lambda path, mode: 'read-only' not in str(path))
     assert cache(XDG_CACHE_HOME=tmp_path / 'read-only') is None
 
   def no_home():

@@ -128,6 +128,9 @@ def _export_portable(student, workdir, output, kind):
   pixels = dtype if dtype in (None, np.uint8) else np.dtype(np.float32)
   trial = portable.make_trial(network, _view(student), pixels)
   tokenizer = tokenizer_files.collect(tokenizer_of(student))
+  about_ids = ('The files of the tokenizer are beside it; '
+               "`tokenizers.Tokenizer.from_file('tokenizer.json')` gives the "
+               'ids.\n') if tokenizer else ''
   with folders.appearing(pathlib.Path(output)) as folder:
     written = (
         portable.write_program(folder, network, trial, pixels) if is_program
@@ -136,8 +139,8 @@ def _export_portable(student, workdir, output, kind):
     files.replace(folder / portable.CARD, card_lib.write(
         student.config, workdir,
         parameters=network_lib.count_parameters(network.params),
-        library='jax', usage=written.usage, ignored=_ignored(student),
-        difference=written.difference))
+        library='jax', usage=written.usage + about_ids,
+        ignored=_ignored(student), difference=written.difference))
 
 
 def _view(student):

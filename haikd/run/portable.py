@@ -22,6 +22,14 @@ TAG = '- haikd'  # A line of every model card.
 # differs between programs.
 _TOLERANCES = dict(float32=2e-3, float16=2e-2, bfloat16=1e-1)
 
+# What haikd's own data sets give, for whoever has to give it instead.
+_MEANINGS = dict(
+    tokens='ids of tokens',
+    segments='one number for all positions of a document',
+    positions='the place in its document, from 0',
+    types='which sentence of a pair, from 0',
+    mask='true where a position is real; do not read outputs elsewhere')
+
 _ARCHIVE_USAGE = """\
 `weights.npz` holds the parameters and state of a Haiku network. haikd starts
 from them with `init='npz:…/weights.npz'`. Without haikd, NumPy reads them:
@@ -223,16 +231,15 @@ def _cut(trial, part):
 def _usage(network, program) -> str:
   """Returns how to call a program, in Markdown."""
   inputs, mask = program.inputs, program.mask
-  rows = ([(f"inputs['{key}']", value) for key, value in inputs.items()]
-          if isinstance(inputs, dict) else [('inputs', inputs)])
+  rows = ([(f"inputs['{key}']", value, _MEANINGS.get(key, ''))
+           for key, value in inputs.items()]
+          if isinstance(inputs, dict) else [('inputs', inputs, '')])
   images = network.interface.images
   notes = []
   if images:
     notes.append(_about_images(network, inputs))
   if mask is not None:
-    rows.append(('mask', mask))
-    notes.append('`mask` is true where a position is real; do not read outputs '
-                 'where it is false.')
+    rows.append(('mask', mask, _MEANINGS['mask']))
   fixed, limit = program.shapes.batch, program.shapes.limit
   if fixed:
     notes.append(f'The batch is fixed to {fixed}: the network computes with '
@@ -243,10 +250,10 @@ def _usage(network, program) -> str:
     notes.append('The number of positions is fixed: the network computes with '
                  'it.')
   outputs, = program.exported.out_avals
-  rows.append(('the outputs', outputs))
-  table = ['| | shape | dtype |', '| --- | --- | --- |', *(
-      f'| `{name}` | `[{", ".join(map(str, spec.shape))}]` | {spec.dtype} |'
-      for name, spec in rows)]
+  rows.append(('outputs', outputs, ''))
+  table = ['| | shape | dtype | |', '| --- | --- | --- | --- |', *(
+      f'| `{name}` | `[{", ".join(map(str, spec.shape))}]` | {spec.dtype} | '
+      f'{meaning} |' for name, spec, meaning in rows)]
   names = 'weights, inputs' + ('' if mask is None else ', mask')
   code = (f'```python\nfrom jax import export\nimport numpy as np\n\n'
           f'{LOAD_PROGRAM}outputs = program.call({names})\n```')

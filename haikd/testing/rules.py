@@ -45,7 +45,8 @@ def runs(case: cases.Case) -> Iterator[str]:
         jax.eval_shape(case.call_unguarded, *arguments)
     except Exception as err:  # The loss is code of its author's.
       yield (f'the loss must take its example {way}; got '
-             f'{checks.describe(err)}.')
+             f'{checks.describe(err)}. Pass options without a default to '
+             'haikd.testing.check_loss.')
       return
 
 

@@ -128,6 +128,9 @@ def test_a_program_has_the_tokenizer_of_its_ids(run, tmp_path):
   inputs = dict(tokens=ids, segments=np.ones_like(ids),
                 positions=np.arange(3, dtype=np.int32)[None])
   mask = np.ones(ids.shape, bool)
+  card = (folder / 'README.md').read_text()
+  assert "inputs['segments']` | `[batch, length]` | int32 | one number" in card
+  assert "Tokenizer.from_file('tokenizer.json')` gives the ids." in card
   program = jax_export.deserialize(
       bytearray((folder / 'model.stablehlo').read_bytes()))
   weights = dict(np.load(folder / 'weights.npz'))
