@@ -124,8 +124,7 @@ def _export_portable(student, workdir, output, kind):
   folders.check_free(output, portable.is_program if is_program else
                      portable.is_archive)
   network = trained_lib.load(workdir, 'student')
-  dtype = student.data.image_dtype
-  pixels = dtype if dtype in (None, np.uint8) else np.dtype(np.float32)
+  pixels = student.data.image_dtype
   trial = portable.make_trial(network, _view(student), pixels)
   tokenizer = tokenizer_files.collect(tokenizer_of(student))
   about_ids = ('The files of the tokenizer are beside it; '

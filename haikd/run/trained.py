@@ -169,7 +169,7 @@ def load(workdir: paths.Path, which: str) -> TrainedNetwork:
         'workdir must be of a run that says what its network takes; got '
         f'{str(folder)!r}, which an earlier version saved. Start the run again '
         'with more steps.')
-  config = config_lib.ConfigDict(saved['config'])
+  config = config_lib.Config(saved['config'])
   plugins.load(config.plugins)
   params, state = checkpoint.load_network(folder)
   return TrainedNetwork(params, state, config,
