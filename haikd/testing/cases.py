@@ -4,12 +4,13 @@ from collections.abc import Mapping
 import functools
 from typing import Any, NamedTuple, Optional
 
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from haikd.core import base
-from haikd.core import registry
+from haikd.core import entries
 
 BATCH = 4  # Examples; the example of a registration has any number.
 
@@ -55,7 +56,7 @@ class Case:
     entry: its registration.
   """
 
-  def __init__(self, name: str, entry: registry.LossEntry,
+  def __init__(self, name: str, entry: entries.LossEntry,
                options: Mapping[str, Any]):
     self.name = name
     self.entry = entry
@@ -134,17 +135,30 @@ class Case:
 
   def call(self, inputs: Inputs, mask: jax.Array) -> base.LossSum:
     """Calls the loss as the step does."""
-    return self._call(self.entry.function, inputs, mask)
+    return self._transformed(
+        self.entry.function, inputs, mask).apply(self.params, None)
 
-  def call_unguarded(self, inputs: Inputs, mask: jax.Array) -> Any:
+  def call_unguarded(self, inputs: Inputs, mask: jax.Array,
+                     params: Optional[base.ArrayTree] = None) -> Any:
     """Calls the author's function itself, on what the guard would give it."""
-    # functools.wraps keeps it there.
-    return self._call(getattr(self.entry.function, '__wrapped__'), inputs, mask)
+    transformed = self._transformed(self._unguarded, inputs, mask)
+    return transformed.apply(self.params if params is None else params, None)
 
-  def _call(self, function, inputs, mask):
+  @functools.cached_property
+  def params(self) -> base.ArrayTree:
+    """The loss's own parameters; most have none."""
+    return self._transformed(
+        self._unguarded, self.inputs(), self.full_mask()).init(
+            jax.random.key(0))
+
+  @property
+  def _unguarded(self):
+    return getattr(self.entry.function, '__wrapped__')  # By functools.wraps.
+
+  def _transformed(self, function, inputs, mask):
     labels = {} if inputs.labels is None else dict(labels=inputs.labels)
-    return function(inputs.student, inputs.teacher, mask=mask, **labels,
-                    **self._options)
+    return hk.transform(lambda: function(
+        inputs.student, inputs.teacher, mask=mask, **labels, **self._options))
 
   @functools.cached_property
   def _eager(self):

@@ -117,18 +117,20 @@ def finite(case: cases.Case) -> Iterator[str]:
   equal = inputs._replace(teacher=inputs.student)
   nothing = jnp.zeros(case.shape('mask'), bool)
   gradient = jax.jit(jax.grad(
-      lambda student, inputs, mask: case.call_unguarded(
-          inputs._replace(student=student), mask).total))
+      lambda variables, inputs, mask: case.call_unguarded(
+          inputs._replace(student=variables[0]), mask, variables[1]).total))
   tries = [('for random networks', inputs, case.full_mask()),
            ('for an empty mask', case.filled(inputs, nothing, 0.0), nothing)]
   if inputs.student.shape == inputs.teacher.shape:
     tries.append(('for equal networks', equal, case.full_mask()))
   for where, given, mask in tries:
-    got = gradient(given.student, given, mask)
-    if not np.isfinite(got).all():
-      yield (f'the gradient must be finite {where}; got '
-             f'{np.asarray(got)[~np.isfinite(got)][0]}. Keep square roots and '
-             'divisions away from 0: mask their arguments with jnp.where.')
+    got = gradient((given.student, case.params), given, mask)
+    wrong = [x for leaf in jax.tree.leaves(got)
+             for x in np.ravel(leaf) if not np.isfinite(x)]
+    if wrong:
+      yield (f'the gradient must be finite {where}; got {wrong[0]}. Keep '
+             'square roots and divisions away from 0: mask their arguments with '
+             'jnp.where.')
       return
 
 

@@ -2,6 +2,7 @@
 
 import re
 
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -209,6 +210,17 @@ def test_all_rules_that_are_broken_are_told():
   rules = [line.partition(':')[0] for line in testing.violations('tried')]
   assert rules == ['tried, rule empty', 'tried, rule count',
                    'tried, rule shards']
+
+
+def test_a_loss_with_parameters_keeps_the_contract():
+
+  @haikd.register_loss('tried', on='features', any_width=True,
+                       example=EXAMPLE | dict(teacher=(2, 3, 4)))
+  def learned_map(student, teacher, *, mask):
+    return squares(hk.Linear(teacher.shape[-1])(student), teacher, mask)
+
+  del learned_map
+  testing.check_loss('tried')
 
 
 def test_options_without_a_default_are_given():
