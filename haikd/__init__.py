@@ -1,8 +1,8 @@
 """haikd distils large neural networks into small ones in JAX.
 
 The names below are haikd's public API. `haikd.losses`, `haikd.align`,
-`haikd.config` and `haikd.data` are modules; each other name comes from the
-module in its import.
+`haikd.config`, `haikd.data` and `haikd.testing` are modules; each other name
+comes from the module in its import.
 """
 
 import importlib
@@ -35,6 +35,7 @@ __version__ = '0.1.0'
 # Imported when they are first used: they bring what reads and writes files.
 _LATER = {
     'data': 'haikd.data',
+    'testing': 'haikd.testing',
     'train': 'haikd.library',
     'evaluate': 'haikd.library',
     'load': 'haikd.library',

@@ -5,7 +5,7 @@
   python -m haikd.launch --config=configs/x.py --mode=eval
   python -m haikd.launch --config=configs/x.py --seeds=10
   python -m haikd.launch --config=configs/x.py --mode=plan --topology=v5e:16x16
-  python -m haikd.launch --config=configs/x.py --mode=export --format=hf
+  python -m haikd.launch --config=configs/x.py --mode=export --format=stablehlo
 
 `python -m haikd` and `haikd` are the same.
 
@@ -13,7 +13,8 @@ A config file has a function `get_config()` that starts from
 `haikd.config.base()`, which documents every field. Any field can be overridden
 with `--config.some.field=value`. An override may also add a key to an open
 field such as `config.student.options`. `--config=configs/x.py:smoke` asks the
-file for a variant. Start an interrupted run again to resume it.
+file for a variant. `--config=haikd:digits_mlp_from_convnet` is one that comes
+with haikd. Start an interrupted run again to resume it.
 
 Several processes can work as one run. On a TPU pod, GKE, Slurm and under Open
 MPI they find one another; elsewhere give each --coordinator=host:port
@@ -30,8 +31,6 @@ failed, is dead or hangs; 130 interrupted; 141 nobody reads the output any more;
 143 stopped by SIGTERM and saved, so that a new start resumes the run.
 """
 
-import logging
-import os
 import pathlib
 import shlex
 import signal
@@ -40,8 +39,6 @@ import traceback
 from typing import Optional
 
 from absl import flags
-from absl import logging as absl_logging
-import jax
 
 from haikd import config as config_lib
 from haikd.config import file as config_file
@@ -50,9 +47,7 @@ from haikd.core import notes
 from haikd.core import plugins
 from haikd.processes import distributed
 from haikd.run import console
-from haikd.run import export as export_lib
-from haikd.run import job
-from haikd.run import seeds as seeds_lib
+from haikd.run import environment
 from haikd.storage import paths
 
 # Errors that a user can fix, each with an exit code of its own.
@@ -60,6 +55,7 @@ _FORESEEN = (checks.ConfigError, checks.DataError, checks.DivergedError,
              checks.DoesNotFitError, checks.LostProcessError)
 _BROKEN_PIPE = 128 + signal.SIGPIPE
 _MODES = ('train', 'eval', 'plan', 'export')
+_FORMATS = ('hf', 'stablehlo', 'npz')
 
 
 def main(argv: Optional[list[str]] = None) -> int:
@@ -82,12 +78,14 @@ def main(argv: Optional[list[str]] = None) -> int:
     if values.mode != 'plan':
       distributed.initialize(values.coordinator, values.num_processes,
                              values.process_id)
-      _check_devices()
     config = config_file.load(values.config)
     config_file.override(config, overrides, known=tuple(values))
-    _quiet()
-    _use_compilation_cache()
+    environment.quiet()
     config_lib.validate(config)
+    _say_start(values)
+    if values.mode != 'plan':
+      environment.check_devices()
+    environment.use_compilation_cache()
     plugins.load(config.plugins)
     with notes.printed(distributed.is_first()):
       _run(config, values, _command(argv))
@@ -119,22 +117,34 @@ def main(argv: Optional[list[str]] = None) -> int:
 
 def _run(config, values, command):
   workdir = _workdir(values)
+  # Imports are here since they take a second: a line comes before them.
   if values.mode == 'plan':
-    from haikd import plan  # Imported here: the other modes start faster.
+    from haikd import plan
     plan.plan(config, values.topology or ['cpu:8'], workdir, debug=values.debug)
   elif values.mode == 'eval':
+    from haikd.run import job
     job.evaluate(config, workdir, command)
   elif values.mode == 'export':
-    print(export_lib.export(config, workdir, values.output))
+    from haikd.run import export
+    print(export.export(config, workdir, values.output, values.format or 'hf'))
   elif values.seeds > 1:
-    seeds_lib.train(config, workdir, values.seeds, command)
+    from haikd.run import seeds
+    seeds.train(config, workdir, values.seeds, command)
   else:
+    from haikd.run import job
     job.train(config, workdir, command)
 
 
 def _command(argv):
   """Returns the command line as it can be typed."""
   return shlex.join(['python', '-m', 'haikd.launch', *argv[1:]])
+
+
+def _say_start(values):
+  """Says what is being done, long before the first step is compiled."""
+  # What an export prints is the folder, for scripts to read.
+  if values.mode != 'export' and distributed.is_first():
+    print(f'compiling {values.config} for {_workdir(values)}', flush=True)
 
 
 def _line(err):
@@ -157,8 +167,8 @@ def _define_flags():
   flags.DEFINE_string(
       'config',
       None,
-      'Config file, with an optional :variant; --config.field=value overrides '
-      'a field.',
+      'Config file, or haikd:<name> for one that comes with haikd, with an '
+      'optional :variant; --config.field=value overrides a field.',
       flag_values=values)
   flags.DEFINE_string(
       'workdir',
@@ -175,14 +185,17 @@ def _define_flags():
       flag_values=values)
   flags.DEFINE_enum(
       'format',
-      'hf',
-      export_lib.FORMATS,
-      'Format to export: hf, a folder that transformers loads.',
+      None,
+      _FORMATS,
+      'Format to export: hf (the default), a folder that transformers loads; '
+      'stablehlo, a program and its weights, which JAX runs without haikd; or '
+      'npz, an archive of the weights.',
       flag_values=values)
   flags.DEFINE_string(
       'output',
       None,
-      'Folder to export to; <workdir>/export by default.',
+      'Folder to export to; by default <workdir>/export for hf, and '
+      '<workdir>/export-<format> for the others.',
       flag_values=values)
   flags.DEFINE_integer(
       'seeds',
@@ -237,22 +250,10 @@ def _check_mode(values):
     raise checks.ConfigError(
         '--output must be left out unless --mode=export; got '
         f'--mode={values.mode}. A run writes to its --workdir.')
-
-
-def _check_devices():
-  """Refuses a platform that this machine does not have."""
-  try:
-    jax.devices()
-  except Exception as err:  # JAX raises several types.
-    platforms = os.environ.get('JAX_PLATFORMS')
-    if not platforms:
-      raise checks.ConfigError(
-          f'JAX must find its devices; got {checks.describe(err)}. See that no '
-          'other process holds them, or set JAX_PLATFORMS=cpu.') from err
+  if values.format and values.mode != 'export':
     raise checks.ConfigError(
-        f'JAX_PLATFORMS must name a platform that JAX finds here; got '
-        f'{platforms!r} ({checks.describe(err)}). Unset it, or install JAX for '
-        'that platform.') from err
+        '--format must be left out unless --mode=export; got '
+        f'--mode={values.mode}. Export when the run is done.')
 
 
 def _wants_debug(values, argv):
@@ -262,33 +263,9 @@ def _wants_debug(values, argv):
 def _workdir(values):
   if values.workdir:
     return paths.as_path(values.workdir)
-  path, _, variant = values.config.partition(':')
+  path, variant = config_file.split(values.config)
   name = pathlib.Path(path).stem
   return pathlib.Path('runs') / (f'{name}-{variant}' if variant else name)
-
-
-def _quiet():
-  """Hides the libraries' log messages, which are for their developers."""
-  absl_logging.set_verbosity(absl_logging.ERROR)
-  logging.getLogger('jax').setLevel(logging.ERROR)
-  # gcsfs logs errors that it raises as well.
-  logging.getLogger('gcsfs').setLevel(logging.CRITICAL)
-
-
-def _use_compilation_cache():
-  """Caches compiled programs for the user, which halves the first step."""
-  if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
-  if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
-    return
-  try:
-    cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-    folder = pathlib.Path(cache) / 'haikd' / 'compiled'
-    folder.mkdir(parents=True, exist_ok=True)
-  except (OSError, RuntimeError):  # RuntimeError: there is no home folder.
-    return
-  if os.access(folder, os.W_OK):  # Else JAX would warn for each program.
-    jax.config.update('jax_compilation_cache_dir', str(folder))
 
 
 if __name__ == '__main__':

@@ -27,6 +27,7 @@ os.environ['XLA_FLAGS'] = ' '.join(
     (*FLAGS, os.environ.get('XLA_FLAGS', ''),
      '--xla_force_host_platform_device_count=8'))
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ['COLUMNS'] = '200'  # A row of a table is one line.
 
 if 'PYTEST_XDIST_WORKER' not in os.environ:  # Workers inherit the variables.
   CACHE = tempfile.mkdtemp(prefix='haikd-tests-')

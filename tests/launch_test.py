@@ -5,6 +5,7 @@ from importlib import metadata
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -14,6 +15,8 @@ import pytest
 
 from haikd import launch
 from haikd.core import checks
+from haikd.run import export
+from haikd.run import job
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 
@@ -97,7 +100,7 @@ def seen(fresh, monkeypatch):
 
   def call(*args):
     configs = []
-    monkeypatch.setattr(launch.job, 'train', lambda c, *_: configs.append(c))
+    monkeypatch.setattr(job, 'train', lambda c, *_: configs.append(c))
     assert launch.main(['launch', *map(str, args)]) == 0
     return configs[0]
 
@@ -205,7 +208,7 @@ def test_interrupt_says_how_to_resume(run, monkeypatch):
   def interrupted(*unused):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(launch.job, 'train', interrupted)
+  monkeypatch.setattr(job, 'train', interrupted)
   code, _, err = run()
   assert code == 130
   assert err == ('haikd: interrupted; start it again to resume from the newest '
@@ -221,7 +224,7 @@ def test_debug_shows_the_traceback(run, monkeypatch, flag, shown, error, code):
   def broken(*unused):
     raise error
 
-  monkeypatch.setattr(launch.job, 'train', broken)
+  monkeypatch.setattr(job, 'train', broken)
   exit_code, _, err = run(flag)
   assert exit_code == code
   assert ('Traceback' in err and 'in broken' in err) == shown
@@ -233,7 +236,7 @@ def test_debug_shows_the_traceback(run, monkeypatch, flag, shown, error, code):
 @pytest.fixture
 def cache(run, monkeypatch, tmp_path):
   """Starts a job that does nothing; returns the folder of the cache."""
-  monkeypatch.setattr(launch.job, 'train', lambda *unused: None)
+  monkeypatch.setattr(job, 'train', lambda *unused: None)
   monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
   monkeypatch.delenv('XDG_CACHE_HOME')
   monkeypatch.setenv('HOME', str(tmp_path))
@@ -245,7 +248,8 @@ def cache(run, monkeypatch, tmp_path):
     for name, value in variables.items():
       monkeypatch.setenv(name, str(value))
     jax.config.update('jax_compilation_cache_dir', None)
-    assert run() == (0, '', '')
+    code, _, err = run()
+    assert (code, err) == (0, '')
     return jax.config.jax_compilation_cache_dir
 
   yield start
@@ -280,7 +284,7 @@ def test_cache_that_cannot_be_written_is_not_used(
   (tmp_path / 'file').touch()
   assert cache(XDG_CACHE_HOME=tmp_path / 'file') is None
   with monkeypatch.context() as patch:
-    patch.setattr(launch.os, 'access',
+    patch.setattr(os, 'access',
                   lambda path, mode: 'read-only' not in str(path))
     assert cache(XDG_CACHE_HOME=tmp_path / 'read-only') is None
 
@@ -342,17 +346,77 @@ def test_module_runs_as_a_program_and_prints_no_warnings(tiny, tmp_path):
 
 def test_package_is_a_program_whose_reader_may_go(tmp_path):
   """`python -m haikd` says in one line that JAX finds no such platform."""
+  config = f'--config={CONFIGS / "digits_mlp_from_convnet.py"}'
   for command, code, says in (
-      (['--config=x.py'], 2, 'haikd: JAX_PLATFORMS must name a platform'),
+      ([config], 2, 'haikd: JAX_PLATFORMS must name a platform'),
       (['--help'], 128 + 13, '')):
     with subprocess.Popen(
         [sys.executable, '-m', 'haikd', *command], cwd=tmp_path, text=True,
         env={**os.environ, 'JAX_PLATFORMS': 'cuda', 'PYTHONUNBUFFERED': '1'},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-      process.stdout.close()
+      if code != 2:
+        process.stdout.close()
       err = process.stderr.read()
     assert process.returncode == code, err
     assert err.startswith(says) and err.count('\n') == bool(says)
+
+
+def test_a_line_comes_before_what_is_slow_to_import(tmp_path):
+  """It takes 1 to 2 seconds until then; the deadline is 3."""
+  (tmp_path / 'x.py').write_text(
+      'from haikd import config\n\ndef get_config():\n'
+      '  return config.base()\n')
+  done = subprocess.run(
+      [sys.executable, '-c', 'import sys; sys.modules["haikd.run.job"] = None;'
+       'from haikd import launch; sys.exit(launch.main())', '--config=x.py'],
+      cwd=tmp_path, capture_output=True, text=True, check=False)
+  assert done.stdout == 'compiling x.py for runs/x\n'
+  assert done.returncode == 1 and 'haikd.run.job' in done.stderr
+  slow = ('orbax', 'tensorboard', 'grain', 'scipy.stats', 'PIL')
+  done = subprocess.run(
+      [sys.executable, '-c', 'import sys; from haikd import launch; '
+       f'print(*set({slow}) & set(sys.modules))'],
+      capture_output=True, text=True, check=False)
+  assert done.stdout == '\n', done.stderr
+
+
+def test_formats_are_those_that_are_exported():
+  assert tuple(export.FOLDERS) == launch._FORMATS
+
+
+def test_a_config_of_haikd_is_named(capsys, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert launch.main(['launch', '--config=haikd:digits_mlp']) == 2
+  err = capsys.readouterr().err
+  assert "got 'digits_mlp'. Did you mean 'digits_" in err
+  assert 'Known: austen_llama_from_smollm2, c4_llama1b_from_llama8b, ' in err
+  # The file is found, and the variant reaches it; the folder has its name.
+  name = 'haikd:digits_mlp_from_convnet:smoke'
+  assert launch.main(['launch', f'--config={name}', '--mode=eval']) == 3
+  assert 'got runs/digits_mlp_from_convnet-smoke' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_wheel_has_the_configs(tmp_path):
+  """`pip install haikd` and one command, without a clone."""
+  root, source = CONFIGS.parent, tmp_path / 'source'
+  for name in ('haikd', 'configs'):
+    shutil.copytree(root / name, source / name, symlinks=True)
+  for name in ('setup.cfg', 'pyproject.toml', 'README.md', 'LICENSE'):
+    shutil.copy(root / name, source)
+  pip = [sys.executable, '-m', 'pip', '--disable-pip-version-check']
+  subprocess.run([*pip, 'wheel', '.', '--no-deps', '-w', tmp_path], cwd=source,
+                 check=True)
+  wheel, = tmp_path.glob('haikd-*.whl')
+  subprocess.run([*pip, 'install', wheel, '--no-deps', '--target',
+                  tmp_path / 'site'], check=True)
+  done = subprocess.run(
+      [sys.executable, '-m', 'haikd', '--config=haikd:digits_plugin:smoke',
+       '--config.steps=2', '--config.teacher.train.steps=2'],
+      cwd=tmp_path, capture_output=True, text=True, check=False,
+      env={**os.environ, 'PYTHONPATH': str(tmp_path / 'site')})
+  assert done.returncode == 0, done.stderr
+  assert (tmp_path / 'runs/digits_plugin-smoke/result.json').exists()
 
 
 def test_command_is_the_program():

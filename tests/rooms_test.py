@@ -15,13 +15,13 @@ FLOORS = (
     ('core',),
     ('config', 'processes', 'attention'),
     ('storage', 'losses', 'align', 'models'),
-    ('data', 'interop', 'network', 'metrics'),
+    ('data', 'interop', 'network', 'metrics', 'testing'),
     ('objective',),
     ('engine',),
     ('report',),
     ('run',),
     ('plan', 'bench'),
-    ('launch', 'library', 'compare'),
+    ('launch', 'library', 'compare', 'check'),
     ('__main__',),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

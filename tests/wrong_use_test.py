@@ -5,6 +5,7 @@ import re
 import pytest
 
 from haikd import launch
+from haikd.run import job
 
 # <field or argument> must <rule>; got <value>. <remedy>.
 SHAPE = re.compile(
@@ -73,6 +74,14 @@ def assert_refused(outcome, code, match):
      '--topology must be left out unless --mode=plan; got --mode=train'),
     (['--output=x'], 2,
      '--output must be left out unless --mode=export; got --mode=train'),
+    (['--format=npz'], 2,
+     '--format must be left out unless --mode=export; got --mode=train'),
+    (['--mode=export', '--format=onnx'], 2,
+     '--format must have a legal value; got --format=onnx: value should be '),
+    (['--mode=export'], 2, "--format=hf must be of a model that transformers "
+     "has; got 'mlp'. Use --format=stablehlo or --format=npz."),
+    (['--mode=export', '--format=npz', '--output=gs://bucket/x'], 3,
+     'Train first'),
     (['--mode=plan', '--topology=v9:4x4'], 2, "got 'v9:4x4'"),
     (['--config.teacher.train.steps=0'], 2, 'config.teacher must have weights'),
     (['--config.optimizer.name=adamm'], 2, "Did you mean 'adam"),
@@ -228,7 +237,7 @@ def test_only_a_bug_ends_with_1(run, monkeypatch):
   def buggy(*unused):
     raise RuntimeError('this\nis a bug.')
 
-  monkeypatch.setattr(launch.job, 'train', buggy)
+  monkeypatch.setattr(job, 'train', buggy)
   code, _, err = run()
   assert code == 1
   assert err == ('haikd: RuntimeError: this is a bug; run with --debug for the '

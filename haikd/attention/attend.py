@@ -1,6 +1,7 @@
 """Attention in blocks: no map is materialised, in either direction."""
 
 import jax
+from jax import export
 import jax.numpy as jnp
 
 from haikd.attention import bias as bias_lib
@@ -40,10 +41,23 @@ def attend(query_key: base.QueryKey, value: jax.Array) -> jax.Array:
     Dao et al., FlashAttention, arXiv:2205.14135, for the backward pass.
   """
   query, key, mask, soft_cap, bias = query_key
+  if any(map(export.is_symbolic_dim, query_key.shape)):
+    return _attend_at_once(query_key, value)
   # Under `jax.shard_map` arguments, and so their gradients, get one type.
   query, key, value, bias = mesh_context.vary_like(
       (query, key, value, bias), query, key, value, mask)
   return _attend(query, key, value, mask, soft_cap, bias)
+
+
+def _attend_at_once(query_key, value):
+  """Attends for sizes that an exported program learns when it is called.
+
+  Sizes that are not known cannot be cut into blocks.
+  """
+  value = jnp.repeat(value, query_key.query.shape[2] // value.shape[2], axis=2)
+  maps = query_key.materialise().astype(value.dtype)
+  return jnp.einsum('bhnm,bmhe->bnhe', maps, value,
+                    preferred_element_type=jnp.float32).astype(value.dtype)
 
 
 @jax.custom_vjp

@@ -3,6 +3,7 @@
 from haikd.config.entries import component
 from haikd.config.entries import term
 from haikd.config.fields import base
+from haikd.config.fields import Config
 from haikd.config.fields import ConfigDict
 from haikd.config.fields import network
 from haikd.config.fields import OPEN_FIELDS

@@ -14,6 +14,7 @@ from ml_collections import config_dict
 
 from haikd.config import entries
 from haikd.config import rules
+from haikd.config import table as table_lib
 
 ConfigDict: TypeAlias = ml_collections.ConfigDict
 
@@ -27,6 +28,13 @@ OPEN_FIELDS = ('student.options', 'student.taps', 'student.placement',
                'teacher.train.optimizer.lr_multipliers')
 # Fields that may be None though their default is not.
 OPTIONAL_FIELDS = ('distillation.alpha',)
+
+
+class Config(ml_collections.ConfigDict):
+  """A config that prints as a table of its fields, values and defaults."""
+
+  def __str__(self) -> str:
+    return table_lib.table(self, base(), OPEN_FIELDS)
 
 
 def _any(default: Any = None) -> config_dict.FieldReference:
@@ -46,28 +54,26 @@ def network() -> ConfigDict:
           taps={},
           # Compute dtype: float32, bfloat16 or float16.
           precision='float32',
-          # Weights to start from: a workdir, npz:FILE, orbax:FOLDER, hf:FOLDER
-          # or gguf:FILE; None for a random initialisation.
+          # A workdir, npz:FILE, orbax:FOLDER, hf:FOLDER or gguf:FILE of weights
+          # to start from; None for a random initialisation.
           init=config_dict.placeholder(str),
           # Which layers of these weights to take, such as (0, 2, 4); None for
           # all, one to one.
           init_layers=_any(),
           # How these weights are read.
           init_options=init_options(),
-          # How many of its logits are used, the first ones, where its table
-          # of tokens is longer than that of the tokenizer; None for all.
+          # How many of its logits are used, the first ones, if its table of
+          # tokens is longer than the tokenizer's; None for all.
           used_classes=config_dict.placeholder(int),
-          # What blocks recompute in the backward pass: none (nothing), gathers
-          # (gathered parameters), dots (all but products with parameters) or
-          # full (everything); None for gathers where parameters are split.
+          # What blocks recompute in the backward pass: none, gathers (gathered
+          # parameters), dots (all but products with parameters) or full; None
+          # for gathers where parameters are split.
           remat=config_dict.placeholder(str),
           # Which modules these blocks are: a glob over module names; None for
           # the model's own blocks.
           remat_modules=config_dict.placeholder(str),
-          # Parameters to split over the mesh axis tensor, as {glob over
-          # parameters: axis}; as a flag,
-          # --config.student.placement['mlp/up/w']=-1. The model's own rules
-          # apply to all other parameters.
+          # Parameters to split over the mesh axis tensor, beside the model's own
+          # rules, as {glob: axis}: --config.student.placement['mlp/up/w']=-1.
           placement={},
       ))
 
@@ -106,9 +112,8 @@ def optimizer() -> ConfigDict:
           clip_norm=config_dict.placeholder(float),
           # Decay per step of a running mean of the parameters; 0 for no mean.
           ema_decay=0.0,
-          # Parameters that stay as they are, without weight decay: globs over
-          # modules or parameters, such as ('embed', 'block_*/attn', '*/b').
-          # State, such as BatchNorm's statistics, is no parameter.
+          # Parameters that stay as they are: globs over modules or parameters,
+          # such as ('embed', 'block_*/attn', '*/b'). State is no parameter.
           frozen=(),
           # Factors of the learning rate by part, as {glob as in frozen:
           # factor}; where several match, all of them.
@@ -122,9 +127,9 @@ def base() -> ConfigDict:
   """Returns the documented base config.
 
   Returns:
-    An unlocked ConfigDict with every field of haikd.
+    An unlocked ConfigDict with every field, which `print` shows as a table.
   """
-  config = ConfigDict(
+  config = Config(
       dict(
           # Seed of the run's random numbers, such as initial parameters, data
           # order and dropout.
@@ -153,8 +158,7 @@ def base() -> ConfigDict:
           keep_checkpoints=2,
           # Whether to train the student alone as well, for comparison.
           baseline=False,
-          # Where metrics go besides the workdir: wandb, mlflow, trackio or a
-          # writer that a plugin registers; None for nowhere.
+          # Where metrics go too: wandb, mlflow, trackio or a plugin's writer.
           tracker=config_dict.placeholder(str),
       ))
   # The device mesh; at most one axis may be -1.
@@ -217,8 +221,7 @@ def base() -> ConfigDict:
           # Metric on the split during training, such as accuracy, by which the
           # best network is kept and used; None for the last network.
           keep_best=config_dict.placeholder(str),
-          # Evaluations without a better one after which training stops; None to
-          # take all steps.
+          # Evaluations without a better one that end training; None for none.
           patience=_any(),
       ))
   # The page that a run ends with, report.html in the workdir.
@@ -279,8 +282,7 @@ def base() -> ConfigDict:
 def validate(config: ConfigDict) -> None:
   """Refuses a config that cannot work, before any device work.
 
-  Names of losses, models, data sets and aligners are looked up later, after the
-  plugins have been imported.
+  Names of what plugins register are looked up later.
 
   Args:
     config: a config made from `base()`.

@@ -18,12 +18,40 @@ from ml_collections.config_flags import config_path
 from haikd import config as config_lib
 from haikd.core import checks
 
+# Before the name of a config that comes with haikd.
+_OURS = 'haikd:'
+# In a checkout this is a link to configs/; a wheel has the files.
+_FOLDER = pathlib.Path(config_lib.__file__).parents[1] / 'configs'
+
+
+def split(flag: Optional[str]) -> tuple[str, Optional[str]]:
+  """Returns the path of a config file, and its variant; None for none.
+
+  Args:
+    flag: the path of the file, or `haikd:<name>`; with an optional `:variant`.
+
+  Raises:
+    ConfigError: there is no flag, or haikd has no config of that name.
+  """
+  if not flag:
+    raise checks.ConfigError(
+        f'--config must name a config file; got {flag!r}. See --help.')
+  path, colon, variant = flag.removeprefix(_OURS).partition(':')
+  if flag.startswith(_OURS):
+    names = [file.stem for file in _FOLDER.glob('*.py')]
+    if path not in names:
+      raise checks.ConfigError(
+          f'--config=haikd:… must name a config that comes with haikd; got '
+          f'{path!r}. {checks.suggest(path, names)}')
+    path = str(_FOLDER / f'{path}.py')
+  return path, variant if colon else None
+
 
 def load(flag: Optional[str]) -> config_lib.ConfigDict:
   """Returns what `get_config` of a config file returns.
 
   Args:
-    flag: the path of the file, with an optional `:variant`.
+    flag: as for `split`.
 
   Returns:
     The config that the file returns.
@@ -31,19 +59,16 @@ def load(flag: Optional[str]) -> config_lib.ConfigDict:
   Raises:
     ConfigError: there is no such file, or it does not return a config.
   """
-  if not flag:
-    raise checks.ConfigError(
-        f'--config must name a config file; got {flag!r}. See --help.')
-  path, colon, variant = flag.partition(':')
+  path, variant = split(flag)
   if not os.access(path, os.R_OK) or not os.path.isfile(path):
     raise checks.ConfigError(
         f'--config must name a file that can be read; got {path!r}. Give its '
-        'path from the current folder.')
+        'path from the current folder, or haikd:<name> for one of haikd.')
   # A config may import modules beside it, and name them as plugins.
   sys.path.insert(0, str(pathlib.Path(path).resolve().parent))
   try:
     get_config = _import_file(path).get_config
-    config = _call(get_config, path, (variant,) if colon else ())
+    config = _call(get_config, path, () if variant is None else (variant,))
   except checks.ConfigError:
     raise
   except Exception as err:  # A config file is a program.

@@ -24,7 +24,8 @@ def expand(values: jax.Array, queries: int, keys: int) -> jax.Array:
   # number less, begin one number earlier each time.
   length = queries + keys
   padded = jnp.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, 1)])
-  from_zero = jnp.roll(padded, 1 - queries, axis=-1)
+  from_zero = jnp.concatenate(
+      [padded[..., queries - 1:], padded[..., :queries - 1]], axis=-1)
   rows = jnp.broadcast_to(from_zero[..., None, :],
                           (*values.shape[:-1], queries, length))
   rows = rows.reshape(*values.shape[:-1], queries * length)

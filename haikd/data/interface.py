@@ -11,7 +11,7 @@ from haikd.core import tasks
 from haikd.data import batches
 from haikd.data import pipeline
 
-_ALONE = ''  # The key of an input that comes without one.
+ALONE = ''  # The key of an input that comes without one.
 
 
 class Interface(NamedTuple):
@@ -32,6 +32,12 @@ class Interface(NamedTuple):
   num_classes: Optional[int]
   class_names: Optional[tuple[str, ...]]
 
+  @property
+  def images(self) -> set[str]:
+    """The keys of inputs that are images."""
+    known = {'image', ALONE} if self.is_image else {'image'}
+    return known & set(self.inputs)
+
   def view(self, inputs: Any, mask: Optional[np.ndarray],
            prepare: Callable[[Any], np.ndarray]) -> base.View:
     """Returns what the network gets for a batch of examples.
@@ -45,12 +51,12 @@ class Interface(NamedTuple):
       DataError: other keys or dtypes, or another number of axes, than in
         training.
     """
-    given = dict(inputs) if isinstance(inputs, Mapping) else {_ALONE: inputs}
+    given = dict(inputs) if isinstance(inputs, Mapping) else {ALONE: inputs}
     if set(given) != set(self.inputs):
       raise checks.DataError(
           f'inputs must be {_keys(self.inputs)}; got {_keys(given)}. Give what '
           'the data set has in its examples.')
-    images = {'image', _ALONE} if self.is_image else {'image'}
+    images = self.images
     arrays = {
         key: self._checked(
             key, prepare(value) if key in images else np.asarray(value),
@@ -58,7 +64,7 @@ class Interface(NamedTuple):
         for key, value in given.items()}
     if mask is None:
       mask = np.ones(self._mask_shape(arrays), bool)
-    only = arrays[_ALONE] if _ALONE in arrays else arrays
+    only = arrays[ALONE] if ALONE in arrays else arrays
     return base.View(only, np.asarray(mask, bool))
 
   def to_json(self) -> dict[str, Any]:
@@ -97,11 +103,11 @@ def of_data(data: pipeline.Data, role: str = 'student') -> Interface:
   """
   view = data.spec.view(role)
   inputs = view.inputs if isinstance(view.inputs, dict) else {
-      _ALONE: view.inputs}
+      ALONE: view.inputs}
   return Interface(
       inputs={key: (x.shape[1:], str(x.dtype)) for key, x in inputs.items()},
       mask=view.mask.shape[1:],
-      is_image=data.has_images,
+      is_image=data.image_dtype is not None,
       num_classes=tasks.count_outputs(
           data.task, data.spec.labels, data.num_classes),
       class_names=data.class_names)
@@ -119,6 +125,6 @@ def from_json(saved: Mapping[str, Any]) -> Interface:
 
 
 def _keys(inputs):
-  if set(inputs) == {_ALONE}:
+  if set(inputs) == {ALONE}:
     return 'one array'
   return f'a dict of {", ".join(sorted(inputs))}'

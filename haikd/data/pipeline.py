@@ -76,9 +76,10 @@ class Data:
     return self._reader(self._train).class_names
 
   @property
-  def has_images(self) -> bool:
-    """Whether examples have an `image`; reads one."""
-    return 'image' in self._reader(self._train).gather([0])
+  def image_dtype(self) -> Optional[np.dtype]:
+    """The dtype of images in the data set, None without; reads an example."""
+    image = self._reader(self._train).gather([0]).get('image')
+    return None if image is None else image.dtype
 
   @property
   def task(self) -> Optional[str]:
@@ -232,9 +233,8 @@ class Data:
   def _stream(self, numbered, reader):
     import grain  # Takes a second: too long for `import haikd`.
     threads = 1 if reader.cached else _READ_THREADS
-    options = grain.ReadOptions(
-        num_threads=min(threads, self._prefetch),
-        prefetch_buffer_size=self._prefetch)
+    options = grain.ReadOptions(num_threads=min(threads, self._prefetch),
+                                prefetch_buffer_size=self._prefetch)
     return grain.MapDataset.source(numbered).to_iter_dataset(options)
 
 
@@ -247,8 +247,7 @@ def build_data(config: config_lib.ConfigDict,
                process_count: Optional[int] = None) -> Data:
   """Returns the Data that a config describes; reads nothing yet.
 
-  The global batch is divided among the processes here, and among the devices of
-  a process when it is put on them.
+  Processes share the global batch; so, later, do the devices of each.
 
   Args:
     config: a config made from `haikd.config.base()`.

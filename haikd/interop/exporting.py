@@ -1,11 +1,8 @@
 """Writes a network as a folder that transformers loads."""
 
-from collections.abc import Iterator, Mapping, Sequence
-import contextlib
+from collections.abc import Callable, Mapping, Sequence
 import functools
 import pathlib
-import shutil
-import tempfile
 from typing import Any, NamedTuple, Optional
 
 import jax
@@ -27,6 +24,7 @@ from haikd.interop import tokenizer_files
 from haikd.interop.families import pooling
 from haikd.processes import distributed
 from haikd.storage import files
+from haikd.storage import folders
 from haikd.storage import paths
 
 _DEFAULT_LENGTH = 2048  # Of transformers, for a config without a length.
@@ -66,7 +64,8 @@ def _entry(stack, block):
 def export(folder: paths.Path, *, model: str, options: Mapping[str, Any],
            params: base.ArrayTree,
            tokenizer: Optional[tokenizer_files.TokenizerSource],
-           card: str, classes: Optional[Sequence[str]] = None,
+           card: Callable[[pathlib.Path], str],
+           classes: Optional[Sequence[str]] = None,
            scale: Optional[images.ChannelStatistics] = None,
            length: Optional[int] = None,
            original: Optional[originals.Original] = None,
@@ -85,7 +84,8 @@ def export(folder: paths.Path, *, model: str, options: Mapping[str, Any],
     options: of the model.
     params: its Haiku parameters.
     tokenizer: its tokenizer; None for none.
-    card: the model card, in Markdown.
+    card: returns the model card, in Markdown, given the folder with all else;
+      nothing appears if it raises.
     classes: the names of the classes in the order of their ids; None if they
       are unknown. Then those of the original are written, and placeholders if
       there are none, or not as many as the network's classes.
@@ -107,12 +107,6 @@ def export(folder: paths.Path, *, model: str, options: Mapping[str, Any],
     DataError: parameters are missing or unknown, or a file cannot be read or
       written.
   """
-  if paths.is_remote(folder):
-    raise checks.ConfigError(
-        f'--output must be a local folder; got {folder}. Export to this '
-        'machine, and copy '
-        'the folder.')
-  folder = pathlib.Path(folder)
   family = pretrained_source_lib.family_of(model)
   written = {**family.write_config(options)}
   planned, vocabulary = _plan(family.tensors(options, ()), params)
@@ -122,7 +116,7 @@ def export(folder: paths.Path, *, model: str, options: Mapping[str, Any],
   prepared: list[_Prepared] = []
 
   def prepare():
-    _check_folder(folder)
+    folders.check_free(folder, storing.is_ours)
     prepared.append(_prepare(
         written, family.LENGTH, model, options, tokenizer, classes, scale,
         length, original, teacher, ends))
@@ -134,13 +128,13 @@ def export(folder: paths.Path, *, model: str, options: Mapping[str, Any],
     for tensor in planned:
       tensor.read()
     return
-  with _appearing(folder) as temporary:
+  with folders.appearing(pathlib.Path(folder)) as temporary:
     for name, content in prepared[0].contents.items():
       (temporary / name).parent.mkdir(parents=True, exist_ok=True)
       files.write_json(temporary / name, content)
     tokenizer_files.write(temporary, prepared[0].tokenizer)
-    files.replace(temporary / 'README.md', card)
     storing.write(temporary, planned)
+    files.replace(temporary / 'README.md', card(temporary))
 
 
 class _Prepared(NamedTuple):
@@ -251,46 +245,3 @@ def _join(name: str, pieces: list[_Piece],
 
   return storing.PlannedTensor(
       name, jax.ShapeDtypeStruct(shape, spec.dtype), read)
-
-
-def _check_folder(folder):
-  """Refuses a folder that holds anything but an earlier export."""
-  if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
-    return
-  if folder.is_dir() and storing.is_ours(folder):
-    return
-  raise checks.ConfigError(
-      f'--output must be empty, missing or an earlier export; got {folder}. '
-      'Choose another, or remove it.')
-
-
-@contextlib.contextmanager
-def _appearing(folder) -> Iterator[pathlib.Path]:
-  """Yields a folder to write in, which replaces `folder` at the end."""
-  folder = folder.absolute()
-  private = None
-  try:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # `mkdtemp` makes a folder that only this user can open; a folder inside it
-    # has the permissions of any other.
-    private = pathlib.Path(
-        tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
-    temporary, old = private / 'new', private / 'old'
-    temporary.mkdir()
-    yield temporary
-    if folder.exists():
-      folder.rename(old)
-    try:
-      temporary.rename(folder)
-    except OSError:
-      if old.exists():
-        old.rename(folder)
-      raise
-  except OSError as err:
-    raise checks.DataError(
-        f'--output must be writable; got {folder} ({checks.one_line(err)}). '
-        'Make '
-        'room, or choose another.') from err
-  finally:
-    if private is not None:
-      shutil.rmtree(private, ignore_errors=True)

@@ -168,6 +168,11 @@ def family_of(model: str) -> ModuleType:
   return known[model]
 
 
+def has_family(model: str) -> bool:
+  """Returns whether transformers has a registered model."""
+  return model in {family.MODEL for family in families()}
+
+
 def read_config(fields: fields_lib.Fields) -> tuple[ModuleType, dict[str, Any]]:
   """Returns the family and the options of a network.
 

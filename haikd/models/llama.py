@@ -224,9 +224,8 @@ def llama(inputs: Union[jax.Array, Mapping[str, jax.Array]],
   if len(rotations) > 1:
     per_block['rotation'] = rotation_of
   if window_layers is not None:
-    # A window of all positions hides nothing.
     per_block['window'] = np.where(
-        windowed, window or 0, sequence.tokens.shape[1]).astype(np.int32)
+        windowed, window or 0, sequences.EVERYTHING).astype(np.int32)
 
   def block(features, name, *entries):
     chosen = {'window': window, 'rotation': 0, **dict(zip(per_block, entries))}

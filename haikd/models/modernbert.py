@@ -15,6 +15,7 @@ from haikd.models import decoder
 from haikd.models import encoder
 from haikd.models import layers
 from haikd.models import rotary
+from haikd.models import sequences
 from haikd.models import transformer
 
 _EVERY = 3  # By default every third block, from the first, has no window.
@@ -209,8 +210,8 @@ def modernbert(inputs: Union[jax.Array, Mapping[str, jax.Array]],
   encoder.check_one_text(sequence, head)
   length = sequence.tokens.shape[1]
   has_window = _has_window(window_layers, depth).astype(np.int32)
-  # A window of all positions hides nothing.
-  windows = np.where(has_window, window, length).astype(np.int32)
+  windows = np.where(
+      has_window, window, sequences.EVERYTHING).astype(np.int32)
   rotations = [rotary.angles(sequence, width // heads, rope)
                for rope in (rope_base, window_rope_base)]
   attention = dict(

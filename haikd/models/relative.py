@@ -4,6 +4,7 @@ import math
 
 import haiku as hk
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from haikd.core import checks
@@ -23,9 +24,11 @@ class RelativeBias(hk.Module):
     """Returns the bias of rows of N = length, as in `base.QueryKey`."""
     table = hk.get_parameter('embeddings', (self.buckets, self.heads),
                              init=hk.initializers.TruncatedNormal(0.02))
-    distances = np.arange(1 - length, length)
-    rows = bucket(distances, self.buckets, self.max_distance)
-    return table[rows].T
+    farthest = self.max_distance  # Keys beyond it are in its bucket.
+    rows = jnp.asarray(bucket(np.arange(-farthest, farthest + 1), self.buckets,
+                              farthest))
+    distances = jnp.arange(2 * length - 1) + (1 - length)
+    return table[rows[jnp.clip(distances, -farthest, farthest) + farthest]].T
 
 
 def bucket(distances: np.ndarray, buckets: int,

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Optional, Union
 
 import jax
+from jax import export
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
@@ -56,9 +57,11 @@ def angles(sequence: sequences.Sequence,
   """
   frequencies, growth = rope_scaling.frequencies(
       sequence, size, rope_base, scaling)
-  if isinstance(frequencies, np.ndarray):
+  is_known = not export.is_symbolic_dim(sequence.positions.shape[1])
+  if isinstance(frequencies, np.ndarray) and is_known:
     return _tabulated(sequence.positions, frequencies, growth)
-  return _rotations(sequence.positions, frequencies, growth)
+  return _rotations(sequence.positions, jnp.asarray(frequencies, jnp.float32),
+                    growth)
 
 
 def nothing(rotation: Rotation) -> Rotation:

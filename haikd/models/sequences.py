@@ -10,6 +10,9 @@ import numpy as np
 from haikd.core import attention_mask
 from haikd.models import layers
 
+# A window, as an array, that hides no position.
+EVERYTHING = np.iinfo(np.int32).max
+
 _COLUMNS = ('tokens', 'segments', 'positions', 'types')
 
 

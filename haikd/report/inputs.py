@@ -37,7 +37,7 @@ class Shown:
   def __init__(self, config: config_lib.ConfigDict, data: pipeline.Data,
                indices: np.ndarray):
     self._scale = normalise.build_scale(config.data.mean, config.data.std)
-    self._has_images = data.has_images
+    self._has_images = data.image_dtype is not None
     self.batch: base.Batch = data.pick(
         config.evaluation.final, indices=indices, batch_size=len(indices),
         shards=1, process_index=0, process_count=1)[0]

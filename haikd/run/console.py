@@ -5,12 +5,15 @@ import datetime
 import os
 import select
 import sys
+import textwrap
 import time
 from typing import Optional, Union
 
 import rich.console
 import rich.progress
 import rich.table
+
+_WIDE = 100  # Columns from which on a bar has its full length.
 
 SPEED = 'examples_per_second'  # The metric that is shown as the speed.
 
@@ -47,18 +50,72 @@ def table(rows: Sequence[Sequence[str]],
   """
   console = console or rich.console.Console()
   if console.is_terminal:
-    drawn = rich.table.Table()
-    for i, heading in enumerate(columns):
-      drawn.add_column(heading, justify='right' if i else 'left')
-    for row in rows:
-      drawn.add_row(*row)
-    console.print(drawn)
-    return
-  lines = [list(columns), *rows]
-  widths = [max(map(len, cells)) for cells in zip(*lines)]
-  for first, *others in lines:
+    for titles in (columns, _stacked(rows, columns)):
+      if sum(_widths(rows, titles)) + 3 * len(columns) < console.width:
+        _draw(rows, titles, console)
+        return
+  for number, (part, titles) in enumerate(
+      _fitting(rows, columns, console.width)):
+    if number:
+      print(file=console.file)
+    _print(part, titles, console)
+
+
+def _draw(rows, columns, console):
+  """Prints a table with a frame, which takes three characters a column."""
+  drawn = rich.table.Table()
+  for i, heading in enumerate(columns):
+    drawn.add_column(heading, justify='right' if i else 'left', no_wrap=True)
+  for row in rows:
+    drawn.add_row(*row)
+  console.print(drawn)
+
+
+def _print(rows, columns, console):
+  """Prints aligned text; the last lines of headings are on one line."""
+  widths = _widths(rows, columns)
+  stacks = [title.split('\n') for title in columns]
+  height = max(map(len, stacks))
+  headings = zip(*([''] * (height - len(stack)) + stack for stack in stacks))
+  for first, *others in (*headings, *rows):
     numbers = [x.rjust(w) for x, w in zip(others, widths[1:])]
     print('  '.join((first.ljust(widths[0]), *numbers)), file=console.file)
+
+
+def _fitting(rows, columns, width):
+  """Yields a table as parts of its columns that fit, each with the first."""
+  if _plain_width(rows, columns) > width:
+    columns = _stacked(rows, columns)
+  start = 1
+  while start < len(columns):
+    stop = len(columns)
+    while True:
+      titles, *part = ([cells[0], *cells[start:stop]]
+                       for cells in (columns, *rows))
+      if stop == start + 1 or _plain_width(part, titles) <= width:
+        break
+      stop -= 1
+    yield part, titles
+    start = stop
+
+
+def _stacked(rows, columns):
+  """Returns headings broken into lines no wider than they must be."""
+  stacked = []
+  for heading, cells in zip(columns, zip(*rows)):
+    words = heading.replace('-', '- ').split()
+    width = max(map(len, (*words, *cells)), default=1)
+    stacked.append('\n'.join(textwrap.wrap(heading, width)))
+  return stacked
+
+
+def _plain_width(rows, columns):
+  return sum(_widths(rows, columns)) + 2 * (len(columns) - 1)
+
+
+def _widths(rows, columns):
+  return [max(map(len, (*title.split('\n'), *cells)))
+          for title, cells in zip(columns, zip(*rows))]
 
 
 def nobody_reads(error: BaseException) -> bool:
@@ -131,9 +188,10 @@ class Bar:
   def __init__(self, console: rich.console.Console, title: str,
                total_steps: int):
     terms = rich.table.Column(no_wrap=True, overflow='ellipsis', ratio=1)
+    self._is_narrow = console.width < _WIDE
     self._bar = rich.progress.Progress(
         rich.progress.TextColumn('{task.description}', markup=False),
-        rich.progress.BarColumn(bar_width=20),
+        rich.progress.BarColumn(bar_width=8 if self._is_narrow else 20),
         rich.progress.MofNCompleteColumn(),
         rich.progress.TimeRemainingColumn(compact=True),
         rich.progress.TextColumn('{task.fields[speed]}', markup=False),
@@ -142,7 +200,7 @@ class Bar:
         console=console,
         expand=True)
     self._task = self._bar.add_task(
-        title, total=total_steps, speed='', terms='')
+        title, total=total_steps, speed='', terms='compiling')
     self._bar.start()
 
   def truncate(self, step: int) -> None:
@@ -159,8 +217,10 @@ class Bar:
     """Shows a row of training beside the bar, any other row above it."""
     text = '  '.join(_terms(metrics))
     if split == 'train':
-      self._bar.update(
-          self._task, completed=step, speed=_speed(metrics), terms=text)
+      speed = _speed(metrics)
+      if self._is_narrow:
+        speed = speed.replace(' examples', '')
+      self._bar.update(self._task, completed=step, speed=speed, terms=text)
     else:
       self.progress(step)
       self.message(f'step {step}  {split}  {text}')

@@ -5,6 +5,8 @@ import math
 import statistics
 from typing import NamedTuple, Optional
 
+from scipy import special
+
 
 class Interval(NamedTuple):
   """A mean, and its 95 % interval: mean ± half_width; None for one value."""
@@ -24,12 +26,11 @@ def of_mean(values: Sequence[float]) -> Interval:
   Returns:
     An Interval; NaN if a value is not finite.
   """
-  import scipy.stats  # Slow to import.
   if not all(map(math.isfinite, values)):
     return Interval(math.nan, math.nan)
   n = len(values)
   if n == 1:
     return Interval(values[0], None)
-  quantile = float(scipy.stats.t.ppf(0.975, n - 1))
+  quantile = float(special.stdtrit(n - 1, 0.975))
   return Interval(statistics.fmean(values),
                   quantile * statistics.stdev(values) / math.sqrt(n))

@@ -1,6 +1,6 @@
 """A network that a run has trained, to be used without the run's data."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 import functools
 from typing import Any, Optional
 
@@ -32,6 +32,8 @@ class TrainedNetwork:
     config: the config that it was trained with; the network is
       `config.student`, also for a teacher.
     class_names: the names of the classes, or None.
+    interface: what it takes.
+    scale: standardises images in [0, 1].
   """
 
   def __init__(self, params: base.ArrayTree, state: base.ArrayTree,
@@ -41,8 +43,8 @@ class TrainedNetwork:
     self.state = state
     self.config = config
     self.class_names = interface.class_names
-    self._interface = interface
-    self._scale = normalise.build_scale(config.data.mean, config.data.std)
+    self.interface = interface
+    self.scale = normalise.build_scale(config.data.mean, config.data.std)
     self._resize = resize_lib.build_resize(
         config_lib.plain(config.data.augment), config.data.image_size,
         field='config.data.augment')
@@ -66,7 +68,7 @@ class TrainedNetwork:
     Raises:
       DataError: inputs of other keys, dtypes or shapes than in training.
     """
-    return self._run(inputs, mask, self._outputs)
+    return self._run(inputs, mask, self.compiled)
 
   def features(self, inputs: Any,
                mask: Optional[np.ndarray] = None) -> Mapping[str, Any]:
@@ -83,45 +85,62 @@ class TrainedNetwork:
     return self._run(inputs, mask, self._taps)
 
   def _run(self, inputs, mask, run):
-    view = self._interface.view(inputs, mask, self._prepared)
-    return run(*self._on_device, view)
+    view = self.interface.view(inputs, mask, self._prepared)
+    return run(*self.on_device, view)
 
   def _prepared(self, images):
     """Returns images resized and scaled as in evaluation, `[B, h, w, C]`."""
     if self._resize is not None:
       images = [self._resize.evaluation(np.asarray(image)) for image in images]
-    stacked = batches.to_float({'image': np.asarray(images)})['image']
-    return self._scale(np.asarray(stacked, np.float32))
+    return self.scaled(np.asarray(images))
+
+  def scaled(self, images: np.ndarray) -> np.ndarray:
+    """Returns images of the network's size, scaled as in evaluation."""
+    image = batches.to_float({'image': images})['image']
+    return self.scale(np.asarray(image, np.float32))
 
   @functools.cached_property
-  def _on_device(self):
+  def on_device(self) -> tuple[base.ArrayTree, base.ArrayTree]:
+    """Parameters and state on a device."""
     return jax.device_put((self.params, self.state))
 
   @functools.cached_property
-  def _outputs(self):
-    return self._compiled(())
+  def compiled(self) -> Callable:
+    """The compiled `function()`."""
+    return jax.jit(self.function())
 
   @functools.cached_property
   def _taps(self):
     config = self.config.student
     declared = registry.models.find(config.model, 'config.student.model').taps
-    return self._compiled(dict.fromkeys((*declared, *config.taps)))
+    return jax.jit(self.function(dict.fromkeys((*declared, *config.taps))))
 
-  def _compiled(self, kinds):
-    """Returns the network as a compiled function: outputs, or its taps."""
+  def function(self, kinds: Collection[str] = ()) -> Callable:
+    """Returns the network in inference as a function of its variables.
+
+    Args:
+      kinds: the kinds of taps that it returns; none for its outputs.
+
+    Returns:
+      `(params, state, view) -> outputs`, float32; images are prepared already.
+    """
     network = network_lib.build_network(
         self.config.student, title='student',
-        num_classes=self._interface.num_classes, kinds=kinds)
+        num_classes=self.interface.num_classes, kinds=kinds)
 
     def run(params, state, view):
       batch = base.Batch(view.inputs, view.mask)
       output, _ = network.apply(
           params, state, None, batch, is_training=False)
-      return jax.tree.map(
-          lambda x: jnp.asarray(_computed(x), jnp.float32),
-          output.taps if kinds else output.logits, is_leaf=_is_lazy)
+      return materialised(output.taps if kinds else output.logits)
 
-    return jax.jit(run)
+    return run
+
+
+def materialised(values: Any) -> Any:
+  """Returns outputs or taps of a network as arrays, float32."""
+  return jax.tree.map(lambda x: jnp.asarray(_computed(x), jnp.float32), values,
+                      is_leaf=_is_lazy)
 
 
 def load(workdir: paths.Path, which: str) -> TrainedNetwork:
@@ -150,7 +169,7 @@ def load(workdir: paths.Path, which: str) -> TrainedNetwork:
         'workdir must be of a run that says what its network takes; got '
         f'{str(folder)!r}, which an earlier version saved. Start the run again '
         'with more steps.')
-  config = config_lib.ConfigDict(saved['config'])
+  config = config_lib.Config(saved['config'])
   plugins.load(config.plugins)
   params, state = checkpoint.load_network(folder)
   return TrainedNetwork(params, state, config,

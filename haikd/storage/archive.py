@@ -44,8 +44,7 @@ def save_network(path: files.Path, params: base.ArrayTree,
   Raises:
     ValueError: a tree of another form, or a path in a bucket.
   """
-  columns = {**_named(params, 'params', ''),
-             **_named(state or {}, 'state', STATE)}
+  columns = named(params, state)
   if paths.is_remote(path):
     raise ValueError(f'path must be local; got {path}. Write it here, and copy '
                      'the file.')
@@ -57,6 +56,31 @@ def save_network(path: files.Path, params: base.ArrayTree,
   with open(partial, 'wb') as file:
     np.savez(file, allow_pickle=False, **columns)
   os.replace(partial, path)
+
+
+def named(params: base.ArrayTree,
+          state: Optional[base.ArrayTree] = None) -> dict[str, np.ndarray]:
+  """Returns the arrays of a network by their names in an archive.
+
+  Args:
+    params: as for `save_network`.
+    state: as for `save_network`.
+
+  Raises:
+    ValueError: a tree of another form.
+  """
+  return {**_named(params, 'params', ''),
+          **_named(state or {}, 'state', STATE)}
+
+
+def unnamed(arrays: Mapping[str, Any]) -> base.Variables:
+  """Returns parameters and state, given what `named` returns."""
+  trees = base.Variables({}, {})
+  for name, array in arrays.items():
+    tree = trees.state if name.startswith(STATE) else trees.params
+    module, _, last = name.removeprefix(STATE).rpartition('/')
+    tree.setdefault(module, {})[last] = array
+  return trees
 
 
 def check(field: str, init: str, expected: base.Variables) -> None:
@@ -95,7 +119,7 @@ def load(field: str, init: str, expected: base.Variables) -> base.Variables:
     arrays = [
         jax.device_put(archive[name].astype(leaf.dtype),
                        leaf.sharding)
-        for name, leaf in named(expected).items()]
+        for name, leaf in leaves_by_name(expected).items()]
   return jax.tree.unflatten(jax.tree.structure(expected), arrays)
 
 
@@ -116,7 +140,7 @@ def _named(tree: Any, title: str, prefix: str) -> dict[str, np.ndarray]:
   return columns
 
 
-def named(expected: base.Variables) -> dict[str, Any]:
+def leaves_by_name(expected: base.Variables) -> dict[str, Any]:
   """Returns the leaves by their names in an archive, in the tree's order."""
   leaves = {}
   for prefix, tree in (('', expected.params), (STATE, expected.state)):
@@ -184,7 +208,7 @@ def check_shapes(field: str, expected: base.Variables,
     saved: the shapes of the weights by their names in an archive.
     remedy: the message's last sentence, without the full stop.
   """
-  shapes = {name: leaf.shape for name, leaf in named(expected).items()}
+  shapes = {name: leaf.shape for name, leaf in leaves_by_name(expected).items()}
   keyed = lambda each: {
       json.dumps([name]): jax.ShapeDtypeStruct(shape, np.float32)
       for name, shape in each.items()}

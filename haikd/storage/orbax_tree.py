@@ -63,7 +63,7 @@ def load(field: str, init: str, expected: base.Variables) -> base.Variables:
   """
   tree = _open(field, init, expected)
   wanted = {tree.sources[name]: leaf
-            for name, leaf in archive.named(expected).items()}
+            for name, leaf in archive.leaves_by_name(expected).items()}
   some = next(iter(wanted.values()))
   requested = [wanted.get(path, ocp.PLACEHOLDER) for path in tree.paths]
   # A leaf that is not read needs arguments, which are not used.

@@ -189,3 +189,19 @@ def test_int_is_accepted_for_a_float():
   with config.distillation.ignore_type():
     config.distillation.alpha = 1
   config_lib.validate(config)
+
+
+def test_a_config_prints_as_a_table():
+  config = config_lib.base()
+  config.student.options = dict(hidden=(4,))
+  lines = str(config).splitlines()
+  cells = {line.split()[0]: line.split(None, 1)[1] for line in lines}
+  assert lines[0].split() == ['field', 'value', 'default']
+  assert cells['steps'] == '1000' and 'losses' in cells
+  assert cells['student.model'] == "'mlp'"
+  assert cells['student.options'].split('  ')[0] == "{'hidden': (4,)}"
+  assert cells['student.options'].endswith('  {}')
+  # A copy is one too; without changes there is nothing to compare with.
+  plain = str(config_lib.base().copy_and_resolve_references()).splitlines()
+  assert plain[0].split() == ['field', 'value']
+  assert len(plain) == len(lines)

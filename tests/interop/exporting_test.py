@@ -32,7 +32,7 @@ def load(toy, init=None, **options):
 
 def export(toy, folder, params, options=None, tokenizer=None):
   interop.export(folder, model='toy', options=options or toy.options,
-                 params=params, card='# A toy\n',
+                 params=params, card=lambda folder: '# A toy\n',
                  tokenizer=tokenizer and interop.TokenizerSource(tokenizer))
 
 
@@ -252,7 +252,7 @@ def export_golden(case, folder, changes=None, **more):
   shapes = jax.eval_shape(net.init, jax.random.key(0), inputs)
   params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
   interop.export(folder, model=pretrained.model, options=options, params=params,
-                 tokenizer=None, card='', **more)
+                 tokenizer=None, card=lambda folder: '', **more)
   return json.loads((folder / 'config.json').read_text())
 
 

@@ -80,7 +80,7 @@ def test_exported_and_loaded_again_nothing_has_changed(case, scan, tmp_path):
   folder = tmp_path / 'out'
   interop.export(folder, model=pretrained.model,
                  options={**pretrained.options, 'scan': scan}, params=params,
-                 tokenizer=None, card='')
+                 tokenizer=None, card=lambda folder: '')
   again, same = load(f'hf:{folder}', scan=scan)
   # It is exported without its tokenizer.
   assert again == pretrained._replace(tokenizer=None)

@@ -55,7 +55,8 @@ def export(source, folder, *, changes=None, layers=None, role='original',
   shapes = jax.eval_shape(net.init, jax.random.key(0), inputs)
   params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
   interop.export(
-      folder, model=pretrained.model, options=options, params=params, card='',
+      folder, model=pretrained.model, options=options, params=params,
+      card=lambda folder: '',
       tokenizer=tokenizer, scale=pretrained.scale,
       **{} if role is None else {role: interop.Original(
           f'hf:{source}', layers)}, **more)

@@ -84,7 +84,7 @@ def test_export_has_the_same_modules_and_tensors(case, tmp_path):
   _, described, params = load(GOLDEN / case)
   exporting.export(
       tmp_path / 'out', model=described.model, options=described.options,
-      params=params, tokenizer=None, card='')
+      params=params, tokenizer=None, card=lambda folder: '')
   _, again, exported = load(tmp_path / 'out')
   assert again.options == described.options
   jax.tree.map(np.testing.assert_array_equal, exported, params)
@@ -115,7 +115,7 @@ def test_other_poolings_and_exports_give_the_same_vectors(case, mode, tmp_path):
   _, described, params = load(tmp_path / 'made')
   exporting.export(
       tmp_path / 'out', model=described.model, options=described.options,
-      params=params, card='',
+      params=params, card=lambda folder: '',
       tokenizer=tokenizer_files.TokenizerSource(tmp_path / 'made'))
   actual = module.encode(tmp_path / 'out', content['texts'])
   np.testing.assert_allclose(actual, content['vectors'], atol=1e-5)

@@ -7,6 +7,7 @@ import re
 import shutil
 
 import jax
+from jax import export as jax_export
 import numpy as np
 import pytest
 import tokenizers
@@ -21,6 +22,7 @@ from haikd.core import registry
 from haikd.data import arrays
 from haikd.data.text import tokenizer as tokenizer_lib
 from haikd.engine import mesh as mesh_lib
+from haikd.run import card as card_lib
 from haikd.run import export as export_lib
 from haikd.run import job
 from haikd.run import resolve
@@ -118,6 +120,25 @@ def test_an_export_is_bitwise_the_student(run, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
+def test_a_program_has_the_tokenizer_of_its_ids(run, tmp_path):
+  config, workdir, _ = run
+  folder = export_lib.export(config, workdir, tmp_path / 'out', 'stablehlo')
+  tokenizer = tokenizer_lib.load(str(folder))
+  ids = np.int32([tokenizer.encode_batch(['w3 w5 w4'])[0].ids])
+  inputs = dict(tokens=ids, segments=np.ones_like(ids),
+                positions=np.arange(3, dtype=np.int32)[None])
+  mask = np.ones(ids.shape, bool)
+  card = (folder / 'README.md').read_text()
+  assert "inputs['segments']` | `[batch, length]` | int32 | one number" in card
+  assert "Tokenizer.from_file('tokenizer.json')` gives the ids." in card
+  program = jax_export.deserialize(
+      bytearray((folder / 'model.stablehlo').read_bytes()))
+  weights = dict(np.load(folder / 'weights.npz'))
+  np.testing.assert_allclose(
+      program.call(weights, inputs, mask),
+      haikd.load(workdir).apply(inputs, mask), rtol=1e-4, atol=1e-5)
+
+
 def test_an_export_has_a_tokenizer_of_its_vocabulary_size(run, tmp_path):
   config, workdir, _ = run
   folder = export_lib.export(config, workdir, tmp_path / 'out')
@@ -205,7 +226,7 @@ def test_a_score_that_is_not_finite_is_in_the_card(run, tmp_path, monkeypatch):
   broken = dict(results, student=dict(results['student'], perplexity=math.inf,
                                       kl=math.nan))
   writer.write_results(tmp_path, broken)
-  monkeypatch.setattr(export_lib, '_results',
+  monkeypatch.setattr(card_lib, '_results',
                       lambda workdir: files.read_json(tmp_path / 'result.json'))
   card = (export_lib.export(config, workdir, tmp_path / 'out') /
           'README.md').read_text()

@@ -179,13 +179,18 @@ def test_a_terminal_gets_a_bar_and_lines_above_it(tmp_path):
   assert '10 examples/s loss 0.125' in last
 
 
-def test_a_narrow_terminal_keeps_the_bar_on_one_line(tmp_path):
-  console = terminal(width=60)
-  with writer.open_writer(tmp_path, total_steps=10, console=console) as out:
-    out.write(5, 'train', {f'loss/term_{i}': 0.5 for i in range(20)})
+def test_80_columns_keep_the_bar_on_one_line_with_speed_and_loss(tmp_path):
+  console = terminal(width=80)
+  with writer.open_writer(tmp_path, total_steps=100_000, title='student alone',
+                          console=console) as out:
+    shown = re.sub(r'\x1b\[[0-9;?]*[A-Za-z]', '', console.file.getvalue())
+    out.write(55_555, 'train', {'loss': 0.125, 'examples_per_second': 1234567,
+                                **{f'loss/term_{i}': 0.5 for i in range(20)}})
   text = re.sub(r'\x1b\[[0-9;?]*[A-Za-z]', '', console.file.getvalue())
   last = text.splitlines()[-1]
-  assert last.startswith('train') and ' 5/10 ' in last and len(last) <= 60
+  assert last.startswith('student alone') and len(last) <= 80
+  assert ' 55555/100000 ' in last and '1,234,567/s loss 0.1' in last
+  assert 'comp' in shown
 
 
 RESULTS = {
@@ -274,6 +279,26 @@ def test_a_student_that_inherits_has_a_row_for_its_start():
       'KL to teacher', 'teacher', 'student at start', 'student alone',
       'student distilled']
   assert len(cells(dict(student=row))) == 4
+
+
+@pytest.mark.parametrize('make', (terminal, plain))
+@pytest.mark.parametrize('more', ({}, dict(
+    perplexity=1000.0, top5_agreement=0.5, top5=0.5)))
+def test_the_table_fits_80_columns(make, more, monkeypatch):
+  monkeypatch.setenv('COLUMNS', '80')
+  console = make(80) if make is terminal else make()
+  results = {name: row | more for name, row in RESULTS.items()}
+  writer.print_table(results, split='test', console=console)
+  lines = console.file.getvalue().splitlines()
+  assert max(map(len, lines)) <= 80
+  # Headings are on two lines; what does not fit is a second table.
+  assert lines[0].split() == ['cross-', 'KL', 'to'] and lines[1].startswith(
+      'test               parameters  accuracy  entropy  ')
+  assert ('' in lines) == bool(more)
+  assert sum(line.startswith('teacher') for line in lines) == 1 + bool(more)
+  joined = ' '.join(' '.join(lines).split())
+  for cell in ('1,234,567', '98.77%', '100.00%', '12.3'):
+    assert cell in joined
 
 
 def test_a_terminal_gets_a_drawn_table():

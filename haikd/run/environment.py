@@ -1,0 +1,54 @@
+"""What a process has before it runs a job: devices, a cache, and quiet."""
+
+import logging
+import os
+import pathlib
+
+from absl import logging as absl_logging
+import jax
+
+from haikd.core import checks
+
+
+def check_devices() -> None:
+  """Refuses a platform that this machine does not have.
+
+  Raises:
+    ConfigError: JAX finds no device, or not that of JAX_PLATFORMS.
+  """
+  try:
+    jax.devices()
+  except Exception as err:  # JAX raises several types.
+    platforms = os.environ.get('JAX_PLATFORMS')
+    if not platforms:
+      raise checks.ConfigError(
+          f'JAX must find its devices; got {checks.describe(err)}. See that no '
+          'other process holds them, or set JAX_PLATFORMS=cpu.') from err
+    raise checks.ConfigError(
+        f'JAX_PLATFORMS must name a platform that JAX finds here; got '
+        f'{platforms!r} ({checks.describe(err)}). Unset it, or install JAX for '
+        'that platform.') from err
+
+
+def quiet() -> None:
+  """Hides the libraries' log messages, which are for their developers."""
+  absl_logging.set_verbosity(absl_logging.ERROR)
+  logging.getLogger('jax').setLevel(logging.ERROR)
+  # gcsfs logs errors that it raises as well.
+  logging.getLogger('gcsfs').setLevel(logging.CRITICAL)
+
+
+def use_compilation_cache() -> None:
+  """Caches compiled programs for the user, which halves the first step."""
+  if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+  if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
+    return
+  try:
+    cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    folder = pathlib.Path(cache) / 'haikd' / 'compiled'
+    folder.mkdir(parents=True, exist_ok=True)
+  except (OSError, RuntimeError):  # RuntimeError: there is no home folder.
+    return
+  if os.access(folder, os.W_OK):  # Else JAX would warn for each program.
+    jax.config.update('jax_compilation_cache_dir', str(folder))
