@@ -129,8 +129,8 @@ def finite(case: cases.Case) -> Iterator[str]:
              for x in np.ravel(leaf) if not np.isfinite(x)]
     if wrong:
       yield (f'the gradient must be finite {where}; got {wrong[0]}. Keep '
-             'square roots and divisions away from 0: mask their arguments with '
-             'jnp.where.')
+             'square roots and divisions away from 0: mask their arguments '
+             'with jnp.where.')
       return
 
 
