@@ -72,7 +72,7 @@ def network() -> ConfigDict:
           # Which modules these blocks are: a glob over module names; None for
           # the model's own blocks.
           remat_modules=config_dict.placeholder(str),
-          # Parameters to split over the mesh axis tensor, beside the model's own
+          # Parameters to split over the mesh axis tensor, beside a model's own
           # rules, as {glob: axis}: --config.student.placement['mlp/up/w']=-1.
           placement={},
       ))
