@@ -10,10 +10,10 @@ from typing import Any, NamedTuple, Optional, Protocol
 
 from haikd.core import checks
 from haikd.data import prepared
-from haikd.data.text import file_names
-from haikd.data.text import hints
+from haikd.data.records import file_names
+from haikd.data.records import hints
+from haikd.data.records import streams
 from haikd.data.text import overlap
-from haikd.data.text import streams
 from haikd.data.text import text_lines
 from haikd.storage import files
 from haikd.storage import inputs

@@ -6,10 +6,9 @@ import os
 import pathlib
 from typing import Any
 
-from haikd.data.text import file_names
-from haikd.data.text import json_records
-from haikd.data.text import streams
-from haikd.data.text import table_records
+from haikd.data.records import file_names
+from haikd.data.records import rows
+from haikd.data.records import streams
 from haikd.data.text import text_tokenizers
 from haikd.storage import files
 from haikd.storage import inputs
@@ -42,24 +41,12 @@ def read(
     DataError: a file that cannot be read, or whose content does not fit its
       suffix.
   """
-  if name.format == '.parquet':
-    yield from table_records.parquet(path, column_groups)
-    return
-  if name.format == '.arrow':
-    yield from table_records.arrow(path, column_groups)
+  if name.format != '.txt':
+    yield from rows.read(path, name, column_groups)
     return
   with streams.open_text(path, name.compression) as stream:
-    if name.format == '.jsonl':
-      yield from json_records.json_lines(stream)
-    elif name.format == '.json':
-      yield from json_records.json_file(stream)
-    elif name.format == '.csv':
-      yield from table_records.separated(stream, ',')
-    elif name.format == '.tsv':
-      yield from table_records.separated(stream, '\t')
-    else:
-      for text, place, done in _plain(stream, documents):
-        yield {field: text}, place, done
+    for text, place, done in _plain(stream, documents):
+      yield {field: text}, place, done
 
 
 def digest(path: paths.ConcretePath, cache: pathlib.Path) -> str:

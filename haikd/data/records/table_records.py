@@ -9,7 +9,7 @@ from typing import Any
 
 from haikd.core import checks
 from haikd.core import notes
-from haikd.data.text import streams
+from haikd.data.records import streams
 from haikd.storage import inputs
 from haikd.storage import paths
 

@@ -12,9 +12,9 @@ from pyarrow import parquet
 import pytest
 
 from haikd.core import checks
-from haikd.data.text import file_names
-from haikd.data.text import json_records
-from haikd.data.text import streams
+from haikd.data.records import file_names
+from haikd.data.records import json_records
+from haikd.data.records import streams
 from haikd.data.text import text_lines
 
 # What CSV, JSON and lines are most easily broken by.

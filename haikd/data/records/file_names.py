@@ -11,7 +11,7 @@ import re
 from typing import NamedTuple, Optional
 
 from haikd.core import checks
-from haikd.data.text import hints
+from haikd.data.records import hints
 from haikd.storage import files
 from haikd.storage import inputs
 from haikd.storage import paths

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from haikd.core import checks
-from haikd.data.text import streams
+from haikd.data.records import streams
 
 _READ = 2**16  # Bytes of an array that are read at a time, at least.
 _SHOWN = 40  # Characters of what is no JSON that a message shows.

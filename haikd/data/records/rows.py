@@ -1,0 +1,48 @@
+"""The rows of one file whose records have fields, whatever its format."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from haikd.data.records import file_names
+from haikd.data.records import json_records
+from haikd.data.records import streams
+from haikd.data.records import table_records
+from haikd.storage import paths
+
+
+def read(
+    path: paths.ConcretePath, name: file_names.Name,
+    column_groups: tuple[tuple[str, ...], ...] = ()
+) -> Iterator[tuple[dict[str, Any], str, float]]:
+  """Reads the rows of a file.
+
+  Args:
+    path: the file; not one of plain text.
+    name: the parts of its name.
+    column_groups: which columns of a parquet or Arrow file are read: the first
+      of these groups whose columns the file has, or all columns if it has no
+      group.
+
+  Yields:
+    `{field: value}` of a row, its place in the file for messages, and how many
+    bytes of the file are read after it.
+
+  Raises:
+    DataError: a file that cannot be read, or whose content does not fit its
+      suffix.
+  """
+  if name.format == '.parquet':
+    yield from table_records.parquet(path, column_groups)
+    return
+  if name.format == '.arrow':
+    yield from table_records.arrow(path, column_groups)
+    return
+  with streams.open_text(path, name.compression) as stream:
+    if name.format == '.jsonl':
+      yield from json_records.json_lines(stream)
+    elif name.format == '.json':
+      yield from json_records.json_file(stream)
+    elif name.format == '.csv':
+      yield from table_records.separated(stream, ',')
+    else:
+      yield from table_records.separated(stream, '\t')
