@@ -1,11 +1,13 @@
 """Data: data sets by name, augmentation, and the pipeline to batches."""
 
+from haikd.data import archives
 from haikd.data import datasets
 from haikd.data import synthetic
 from haikd.data.arrays import Arrays
 from haikd.data.arrays import from_arrays
 from haikd.data.description import describe
 from haikd.data.image import augmentations
+from haikd.data.image import image_folder
 from haikd.data.image import resize
 from haikd.data.image.augment import register_augmentation
 from haikd.data.pipeline import build_data

@@ -10,6 +10,7 @@ import numpy as np
 from haikd.core import checks
 from haikd.core import registry
 from haikd.data import idx
+from haikd.data import orders
 from haikd.data import prepared
 from haikd.data import source
 
@@ -49,7 +50,7 @@ def _read_digits():
         "`pip install -e '.[demo]'` in a checkout.") from err
   raw = datasets.load_digits()
   images = np.round(raw.images * (255 / 16)).astype(np.uint8)
-  order = stratified_order(raw.target)
+  order = orders.stratified(raw.target)
   held_out = _DIGITS_TEST + _DIGITS_VALIDATION
   return _take(images, raw.target,
                train=order[held_out:],
@@ -136,32 +137,12 @@ def _read_fashion(folder):
 def _split_fashion(folder):
   files = _read_fashion(folder)
   images, labels = files['train']
-  order = stratified_order(labels)
+  order = orders.stratified(labels)
   held_out = len(labels) // 10
   return dict(
       _take(images, labels, train=order[held_out:],
             validation=order[:held_out]),
       test=files['t10k'])
-
-
-def stratified_order(labels: np.ndarray) -> np.ndarray:
-  """Returns an order in which every stretch has the classes in proportion.
-
-  Within a class the order is random but never changes: NumPy has frozen the
-  stream of RandomState, while that of a Generator may change.
-
-  Args:
-    labels: `[size]` integers.
-
-  Returns:
-    `[size]` integers, a permutation of the indices.
-  """
-  random = np.random.RandomState(0)
-  place = np.empty(len(labels))
-  for label in np.unique(labels):
-    members = random.permutation(np.flatnonzero(labels == label))
-    place[members] = (np.arange(len(members)) + 0.5) / len(members)
-  return np.argsort(place, kind='stable')
 
 
 def _take(images, labels, **splits):

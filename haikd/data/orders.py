@@ -221,3 +221,23 @@ def _accumulate(weights, batch_size):
   rates = batch_size * values / values.sum(1, keepdims=True)
   totals = np.concatenate([np.zeros((1, len(weights))), rates[:-1]]).cumsum(0)
   return totals, rates
+
+
+def stratified(labels: np.ndarray) -> np.ndarray:
+  """Returns an order in which every stretch has the classes in proportion.
+
+  Within a class the order is random but never changes: NumPy has frozen the
+  stream of RandomState, while that of a Generator may change.
+
+  Args:
+    labels: `[size]` integers.
+
+  Returns:
+    `[size]` integers, a permutation of the indices.
+  """
+  random = np.random.RandomState(0)
+  place = np.empty(len(labels))
+  for label in np.unique(labels):
+    members = random.permutation(np.flatnonzero(labels == label))
+    place[members] = (np.arange(len(members)) + 0.5) / len(members)
+  return np.argsort(place, kind='stable')

@@ -136,23 +136,37 @@ def _path(init):
 
 
 @contextlib.contextmanager
-def _opened(field: str, init: str) -> Iterator[Any]:
-  """Opens an archive; errors of reading it name the field."""
-  if not exists(init):
-    raise checks.DataError(
-        f'{field} must name a file that haikd.save_network has written; got '
-        f'{init!r}, which is no file.')
+def opened(path: files.Path, rule: str, remedy: str) -> Iterator[Any]:
+  """Opens an archive; what goes wrong inside becomes a DataError.
+
+  Args:
+    path: the file.
+    rule: '<subject> must be an archive of <what>', the beginning of a message.
+    remedy: its last sentence, without the full stop.
+
+  Yields:
+    The archive, as `numpy.load` returns it.
+  """
   try:
-    with np.load(_path(init), allow_pickle=False) as archive:
+    with np.load(path, allow_pickle=False) as archive:
       yield archive
   except checks.DataError:
     raise
   # NumPy raises these; an array that is no archive is no context manager.
   except (OSError, KeyError, ValueError, TypeError, AttributeError, EOFError,
           zipfile.BadZipFile) as err:
+    raise checks.DataError(f'{rule}, without pickles; got {str(path)!r} '
+                           f'({checks.one_line(err)}). {remedy}.') from err
+
+
+def _opened(field: str, init: str) -> Any:
+  """Opens an archive of weights; errors of reading it name the field."""
+  if not exists(init):
     raise checks.DataError(
-        f'{field} must be an archive of numbers, without pickles; got {init!r} '
-        f'({checks.one_line(err)}). Write it with haikd.save_network.') from err
+        f'{field} must name a file that haikd.save_network has written; got '
+        f'{init!r}, which is no file.')
+  return opened(_path(init), f'{field} must be an archive of numbers',
+                'Write it with haikd.save_network')
 
 
 def _check_same(field, archive, expected):

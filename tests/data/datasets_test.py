@@ -233,12 +233,3 @@ def test_fashion_refuses_labels_out_of_range(tmp_path):
   with pytest.raises(checks.DataError,
                      match='labels below 10; got t10k label 10 at index 3'):
     fashion(tmp_path)
-
-
-def test_stratified_order_has_every_stretch_in_proportion():
-  labels = np.repeat([0, 1, 2], [60, 30, 10])
-  order = datasets.stratified_order(labels)
-  assert sorted(order) == list(range(100))
-  for stretch in labels[order].reshape(5, 20):
-    counts = np.bincount(stretch, minlength=3)
-    assert np.abs(counts - [12, 6, 2]).max() <= 1

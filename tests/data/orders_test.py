@@ -111,3 +111,12 @@ def test_batch_far_ahead_is_found_at_once():
 def test_weights_that_cannot_be_shares_are_refused(weights, text):
   with pytest.raises(checks.ConfigError, match=text):
     mixed(dict(a=3, b=3), weights)
+
+
+def test_stratified_order_has_every_stretch_in_proportion():
+  labels = np.repeat([0, 1, 2], [60, 30, 10])
+  order = orders.stratified(labels)
+  assert sorted(order) == list(range(100))
+  for stretch in labels[order].reshape(5, 20):
+    counts = np.bincount(stretch, minlength=3)
+    assert np.abs(counts - [12, 6, 2]).max() <= 1

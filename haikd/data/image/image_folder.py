@@ -1,0 +1,219 @@
+"""Images in folders: a folder for each class, in a folder for each split."""
+
+from collections.abc import Iterator, Sequence
+import concurrent.futures
+import functools
+import os
+from typing import Any, Optional
+
+import numpy as np
+
+from haikd.core import checks
+from haikd.core import notes
+from haikd.core import registry
+from haikd.data import orders
+from haikd.data import source
+from haikd.data import splits as splits_lib
+from haikd.data.image import decode
+from haikd.data.records import streams
+from haikd.storage import inputs
+from haikd.storage import paths
+
+_TRAIN = 'train'  # The split of a folder that has the classes in it.
+_SPLITS = ('train', 'training', 'val', 'valid', 'validation', 'dev', 'test')
+_THREADS = 16  # That read headers of files.
+
+_LAYOUT = ("Put the images of each class into a folder <split>/<class>, or "
+           "into a folder <class>, which are then cut, as 'train[:90%]'.")
+
+Folders = dict[str, paths.ConcretePath]
+Classes = dict[str, list[paths.ConcretePath]]
+
+
+class ImageFolder:
+  """A Source of images that are decoded when they are read.
+
+  Attributes:
+    num_classes: the number of folders.
+    class_names: their names, in the order of the classes.
+
+  Args:
+    images: the file of each image.
+    labels: `[size]`, its class.
+    class_names: as the attribute.
+    channels: 1 or 3.
+  """
+
+  def __init__(self, images: Sequence[paths.ConcretePath], labels: np.ndarray,
+               class_names: tuple[str, ...], channels: int):
+    self.num_classes = len(class_names)
+    self.class_names = class_names
+    self._images = images
+    self._labels = labels
+    self._channels = channels
+
+  def __len__(self) -> int:
+    return len(self._images)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    path = self._images[index]
+    with (streams.explaining_read_errors(path),
+          inputs.open_file(path) as file):
+      content = file.read()
+    return dict(image=decode.decode(content, repr(str(path)), self._channels),
+                label=self._labels[index])
+
+
+@registry.register_dataset(tasks=('classification',))
+def image_folder(split: str,
+                 *,
+                 channels: int = 3,
+                 source_dir: Optional[str] = None) -> source.Source:
+  """Images in folders, whose names are those of the classes.
+
+  The files of a split are below `<source_dir>/<split>/<class>`. If they are in
+  `<source_dir>/<class>`, they are the split 'train', of which slices are taken.
+  A split is in an order that is random but never changes, and has the classes
+  in proportion in every stretch. Classes are numbered by the alphabet; those
+  of the split 'train', if there is one, are all.
+
+  Files are .jpg, .jpeg, .png, .bmp or .webp. They are decoded when they are
+  read: as people see them (their EXIF orientation is applied), with white where
+  they are transparent, and from 16 bits to 8. If their sizes differ, set
+  `config.data.image_size`.
+
+  Args:
+    split: the name of a folder, or a slice of one.
+    channels: 3 for RGB, 1 for greyscale; all images are converted to it.
+    source_dir: the folder of the splits or classes.
+
+  Returns:
+    A Source of `image`, `[height, width, channels]` uint8, and `label`.
+
+  Raises:
+    ConfigError: no folder, or another number of channels.
+    DataError: an unknown split, a class without images, or a file that is no
+      image.
+  """
+  decode.check_channels(channels)
+  if source_dir is None:
+    raise checks.ConfigError(
+        'config.data.source_dir must be the folder of the images; got None. '
+        f'{_LAYOUT}')
+  folder = paths.as_path(os.path.expanduser(source_dir))
+  folders = _find_splits(folder)
+  splits_lib.check(split, folders)
+  classes = _walk(folders[split])
+  _check_classes(folders, split, classes)
+  # Without a folder 'train', any split may be the one of training.
+  known = [folders[_TRAIN]] if _TRAIN in folders else folders.values()
+  names = sorted({name for below in known for name in _folders(below)})
+  images = [image for name in names for image in classes.get(name, ())]
+  labels = np.array([number for number, name in enumerate(names)
+                     for _ in classes.get(name, ())], np.int32)
+  _check_headers(images)
+  order = orders.stratified(labels)
+  return ImageFolder([images[i] for i in order], labels[order], tuple(names),
+                     channels)
+
+
+def _find_splits(folder: paths.ConcretePath) -> Folders:
+  """Returns the folder of the classes of each split."""
+  below = _folders(folder)
+  if not below:
+    raise checks.DataError(
+        f'config.data.source_dir must have folders in it; got {str(folder)!r}, '
+        f'which has none or is not there. {_LAYOUT}')
+  with_images = [name for name, path in below.items()
+                 if any(_is_image(entry) for entry in inputs.entries(path))]
+  if not with_images:
+    return below
+  if set(with_images) <= set(_SPLITS):
+    raise checks.DataError(
+        f'config.data.source_dir must have a folder for each class; got images '
+        f'in {str(below[with_images[0]])!r} itself. {_LAYOUT}')
+  return {_TRAIN: folder}
+
+
+def _folders(folder):
+  """Returns `{name: path}` of the folders in a folder, but hidden ones."""
+  return {entry.path.name: entry.path for entry in inputs.entries(folder)
+          if entry.is_folder and not _is_hidden(entry)}
+
+
+def _is_hidden(entry):
+  return entry.path.name.startswith(('.', '__MACOSX'))
+
+
+def _is_image(entry):
+  return not entry.is_folder and not _is_hidden(entry) and (
+      entry.path.name.lower().endswith(decode.SUFFIXES))
+
+
+def _walk(folder: paths.ConcretePath) -> Classes:
+  """Returns the images of each class; says what was left out."""
+  classes, others = {}, []
+  for name, path in _folders(folder).items():
+    entries = list(_below(path))
+    classes[name] = [entry.path for entry in entries if _is_image(entry)]
+    others += [entry.path for entry in entries if not _is_image(entry)]
+  others += [entry.path for entry in inputs.entries(folder)
+             if not entry.is_folder and not _is_hidden(entry)]
+  if others:
+    notes.say(f'{len(others)} files in {str(folder)!r} are no image of a class '
+              f'and are left out, such as {str(others[0])!r}.')
+  return classes
+
+
+def _below(folder) -> Iterator[inputs.Entry]:
+  """Yields the files below a folder, however deep, but hidden ones."""
+  for entry in inputs.entries(folder):
+    if _is_hidden(entry):
+      continue
+    if entry.is_folder:
+      yield from _below(entry.path)
+    else:
+      yield entry
+
+
+def _check_classes(folders: Folders, split: str, classes: Classes) -> None:
+  """Refuses classes without images, and those that training does not have."""
+  folder = folders[split]
+  for name, images in classes.items():
+    if not images:
+      raise checks.DataError(
+          f'{str(folder / name)!r} must have images of its class; got none '
+          f'with a suffix among {", ".join(decode.SUFFIXES)}. Remove that '
+          'folder, or convert its images.')
+  if _TRAIN not in folders:
+    return
+  surplus = sorted(set(classes) - set(_folders(folders[_TRAIN])))
+  if surplus:
+    raise checks.DataError(
+        f'{str(folder)!r} must have the classes of {_TRAIN!r}; got the folder '
+        f'{surplus[0]!r}, which is not in {str(folders[_TRAIN])!r}. '
+        'Rename it, or move it away.')
+
+
+def _check_headers(images: Sequence[paths.ConcretePath]) -> None:
+  """Refuses files that are no images before training, if they are here.
+
+  What is damaged behind its header shows when it is decoded.
+  """
+  if any(paths.is_remote(path) for path in images[:1]):
+    return
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    headers = list(pool.map(_read_header, map(os.fspath, images)))
+  deep = sum(header.is_deep for header in headers)
+  if deep:
+    notes.say(f'{deep} images have 16 bits a pixel, which are scaled to 8.')
+  transparent = sum(header.is_transparent for header in headers)
+  if transparent:
+    notes.say(f'{transparent} images may have transparent pixels, which become '
+              'white.')
+
+
+@functools.lru_cache(maxsize=2**20)
+def _read_header(path: str) -> decode.Header:
+  with streams.explaining_read_errors(path), open(path, 'rb') as file:
+    return decode.read_header(file, repr(path))
