@@ -16,6 +16,7 @@ from haikd.data.source import Source
 from haikd.data.source import TextInfo
 from haikd.data.spec import Column
 from haikd.data.spec import Spec
+from haikd.data.tables import table
 from haikd.data.text import chat
 from haikd.data.text import completions
 from haikd.data.text import documents

@@ -15,8 +15,8 @@ from haikd.storage import archive as archive_lib
 
 _SUFFIX = '.npz'
 _ALONE = 'train'  # The split of an archive that is given itself.
-_HOW = ("Write np.savez('train.npz', x=…, label=…) for each split, or one file, "
-        "which is the split 'train' and is cut, as 'train[:90%]'.")
+_HOW = ("Write np.savez('train.npz', x=…, label=…) for each split, or one "
+        "file, which is the split 'train' and is cut, as 'train[:90%]'.")
 
 
 @registry.register_dataset()

@@ -8,6 +8,7 @@ import numpy as np
 from haikd.data import labels as labels_lib
 
 LABEL, MASK, TARGET_MASK = 'label', 'mask', 'target_mask'
+WEIGHT = 'weight'
 TARGETS = (LABEL, MASK, TARGET_MASK)  # The keys that are not inputs.
 STUDENT = 'student/'  # Begins the keys of what only the student gets.
 

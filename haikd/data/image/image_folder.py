@@ -46,8 +46,8 @@ class ImageFolder:
 
   def __init__(self, images: Sequence[paths.ConcretePath], labels: np.ndarray,
                class_names: tuple[str, ...], channels: int):
-    self.num_classes = len(class_names)
-    self.class_names = class_names
+    self.num_classes: Optional[int] = len(class_names)
+    self.class_names: Optional[tuple[str, ...]] = class_names
     self._images = images
     self._labels = labels
     self._channels = channels

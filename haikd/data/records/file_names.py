@@ -113,6 +113,14 @@ def find(folder: paths.ConcretePath, split: str) -> Files:
   return found
 
 
+def splits(folder: paths.ConcretePath) -> list[str]:
+  """Returns the names of the splits in a folder, as `find` takes them."""
+  entries = inputs.entries(folder)
+  if _STATE in _names(entries, folders=False):
+    return [_name_of_saved(folder)]
+  return sorted(_splits_in(entries))
+
+
 def _missing(folder, entries, split):
   """Returns the error of a split that a folder does not have."""
   splits, below = _splits_in(entries), _below(entries, split)
@@ -207,13 +215,17 @@ def _check_finished(found, entries):
 
 def _saved_alone(folder, split):
   """Returns the files of a data set that was saved without other splits."""
-  name = _read_state(folder).get('_split') or 'train'
+  name = _name_of_saved(folder)
   if name != split:
     raise checks.DataError(
         f'Split {split!r} must be in {str(folder)!r}; got a folder of datasets '
         f'with the split {name!r} alone. Take a slice of it, such as '
         f"'{name}[:90%]' and '{name}[90%:]', or save a DatasetDict.")
   return _saved(folder)
+
+
+def _name_of_saved(folder):
+  return _read_state(folder).get('_split') or 'train'
 
 
 def _saved(folder):

@@ -122,7 +122,7 @@ def parquet(path: paths.ConcretePath, column_groups: Groups) -> Records:
   streams.import_pyarrow(path)
   from pyarrow import parquet as parquet_lib
   number, size = 0, inputs.size(path)
-  with _explaining_damage(path, 'a parquet file'):
+  with explaining_damage(path, 'a parquet file'):
     # A path is read faster than a file of Python.
     opened = inputs.open_file(path) if paths.is_remote(path) else path
     with parquet_lib.ParquetFile(opened) as file:
@@ -149,8 +149,8 @@ def arrow(path: paths.ConcretePath, column_groups: Groups) -> Records:
   """
   pyarrow = streams.import_pyarrow(path)
   number = 0
-  with (_explaining_damage(path, 'an Arrow file'),
-        _open_arrow(path) as source):
+  with (explaining_damage(path, 'an Arrow file'),
+        open_arrow(path) as source):
     if source.read(6) == b'ARROW1':
       reader = pyarrow.ipc.open_file(source)
       count = reader.num_record_batches
@@ -167,7 +167,7 @@ def arrow(path: paths.ConcretePath, column_groups: Groups) -> Records:
         yield values, where, done
 
 
-def _open_arrow(path):
+def open_arrow(path):
   """Opens a file for pyarrow: mapped into memory if it is local."""
   pyarrow = streams.import_pyarrow(path)
   if paths.is_remote(path):
@@ -202,7 +202,7 @@ def _rows(batch, number, path):
 
 
 @contextlib.contextmanager
-def _explaining_damage(path, kind):
+def explaining_damage(path, kind):
   """Turns errors of a table that is opened or read into DataErrors."""
   pyarrow = streams.import_pyarrow(path)
   with streams.explaining_read_errors(path):

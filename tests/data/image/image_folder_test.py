@@ -185,7 +185,8 @@ def test_folders_by_the_command_line(run, folder, tmp_path):
         config.steps, config.batch_size, config.teacher.train.steps = 2, 8, 2
         config.data.name = 'image_folder'
         config.data.source_dir = {str(folder)!r}
-        config.data.train, config.evaluation.split = 'train[:80%]', 'train[80%:]'
+        config.data.train = 'train[:80%]'
+        config.evaluation.split = 'train[80%:]'
         config.teacher.options = config.student.options = dict(hidden=(4,))
         return config
   '''))

@@ -1,0 +1,1 @@
+"""Data sets in tables: a row for each example, a column for each number."""

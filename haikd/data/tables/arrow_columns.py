@@ -1,0 +1,235 @@
+"""Columns of parquet files and of Arrow folders, with their types.
+
+Folders that Hugging Face's `datasets` has saved are read without it: the
+features that it knows are written beside the types of Arrow.
+"""
+
+from collections.abc import Sequence
+import functools
+import json
+import os
+from typing import Any, Optional
+
+import numpy as np
+
+from haikd.core import checks
+from haikd.data.image import decode
+from haikd.data.records import file_names
+from haikd.data.records import streams
+from haikd.data.records import table_records
+from haikd.data.tables import column as column_lib
+from haikd.storage import inputs
+from haikd.storage import paths
+
+_FEATURES = b'huggingface'  # The key of the schema's metadata.
+
+
+def names(files: file_names.Files) -> tuple[str, ...]:
+  """Returns the names of the columns."""
+  return tuple(_open(*files[0], requested=()).schema.names)
+
+
+def read(files: file_names.Files, requested: Sequence[str], channels: int
+         ) -> dict[str, column_lib.Column]:
+  """Reads some columns; Arrow files are mapped into memory.
+
+  Args:
+    files: the files of a split.
+    requested: the names of the columns.
+    channels: of images, 1 or 3.
+
+  Raises:
+    DataError: a file that cannot be read, or files of different columns.
+  """
+  tables = [(path, _open(path, name, requested)) for path, name in files]
+  for path, table in tables:
+    for name in requested:
+      if name not in table.column_names:
+        raise checks.DataError(
+            f'{str(path)!r} must have the column {name!r}; got '
+            f'{sorted(table.column_names)}. '
+            f'{checks.suggest(name, table.column_names)}')
+  if not any(map(len, (table for _, table in tables))):
+    raise column_lib.no_rows(tables[0][0])
+  features = _features(tables[0][1].schema)
+  return {
+      name: _column([(path, table.column(name)) for path, table in tables],
+                    features.get(name, {}), channels)
+      for name in requested}
+
+
+def _open(path: paths.ConcretePath, name: file_names.Name,
+          requested: Sequence[str]) -> Any:
+  """Returns a file as a table of pyarrow, with its requested columns at least.
+
+  A file in parquet is read into memory; without a requested column, its schema
+  alone.
+  """
+  pyarrow = streams.import_pyarrow(path)
+  if name.format == '.parquet':
+    from pyarrow import parquet
+    with table_records.explaining_damage(path, 'a parquet file'):
+      opened = inputs.open_file(path) if paths.is_remote(path) else path
+      with parquet.ParquetFile(opened) as file:
+        if not requested:
+          return file.schema_arrow.empty_table()
+        # Unknown columns would be left out without a word.
+        known = {*requested} <= {*file.schema_arrow.names}
+        return file.read(list(requested) if known else None)
+  with table_records.explaining_damage(path, 'an Arrow file'):
+    source = table_records.open_arrow(path)  # The table keeps it open.
+    if source.read(6) == b'ARROW1':
+      return pyarrow.ipc.open_file(source).read_all()
+    source.seek(0)
+    return pyarrow.ipc.open_stream(source).read_all()
+
+
+def _features(schema) -> dict[str, Any]:
+  """Returns what `datasets` knows of the columns, by their names."""
+  written = (schema.metadata or {}).get(_FEATURES)
+  if written is None:
+    return {}
+  return json.loads(written).get('info', {}).get('features') or {}
+
+
+def _column(parts, feature, channels) -> column_lib.Column:
+  """Returns a column.
+
+  Args:
+    parts: the path and the ChunkedArray of each file.
+    feature: what `datasets` knows of it.
+    channels: of images.
+  """
+  from pyarrow import types
+  kind = parts[0][1].type
+  if types.is_dictionary(kind):
+    parts = [(path, part.cast(kind.value_type)) for path, part in parts]
+    kind = kind.value_type
+  is_image = feature.get('_type') == 'Image' or types.is_binary(kind) or (
+      types.is_struct(kind) and kind.get_field_index('bytes') >= 0)
+  if is_image:
+    images = column_lib.Chunks([
+        _Images(chunk, path, start, channels)
+        for path, start, chunk in _chunks(parts)])
+    return column_lib.Column(column_lib.IMAGE, images, _missing(parts))
+  if types.is_string(kind) or types.is_large_string(kind):
+    fault = _missing(parts)
+    if fault is None:
+      path, first = parts[0]
+      fault = column_lib.Fault(first[0].as_py(), streams.place('row', 0, path))
+    texts = [x for _, part in parts for x in part.to_pylist()]
+    return column_lib.Column(column_lib.TEXT, np.array(texts, object), fault)
+  return _numbers(parts, feature)
+
+
+def _numbers(parts, feature):
+  """Returns a column of numbers or of lists of numbers."""
+  arrays = []
+  for path, start, chunk in _chunks(parts):
+    converted = _as_array(chunk)
+    shape = arrays[0].shape[1:] if arrays else None
+    if converted is None or (shape is not None and
+                             converted.shape[1:] != shape):
+      return column_lib.Column(
+          column_lib.TEXT, (), _find_fault(chunk, path, start, shape))
+    arrays.append(converted)
+  classes = feature.get('names') if (
+      feature.get('_type') == 'ClassLabel') else None
+  if arrays[0].ndim > 1:
+    return column_lib.Column(column_lib.ARRAY, column_lib.Chunks(arrays))
+  return column_lib.Column(column_lib.NUMBER, np.concatenate(arrays),
+                           names=None if classes is None else tuple(classes))
+
+
+def _chunks(parts):
+  """Yields (path, number of the first row in its file, array)."""
+  for path, part in parts:
+    start = 0
+    for chunk in part.chunks:
+      if len(chunk):
+        yield path, start, chunk
+      start += len(chunk)
+
+
+def _as_array(chunk) -> Optional[np.ndarray]:
+  """Returns an array of finite numbers of one shape; None if it is not."""
+  from pyarrow import compute
+  from pyarrow import types
+  shape = [len(chunk)]
+  while True:
+    if chunk.null_count:
+      return None
+    if hasattr(chunk, 'storage'):  # An extension type that `datasets` adds.
+      chunk = chunk.storage
+      continue
+    kind = chunk.type
+    if types.is_fixed_size_list(kind):
+      shape.append(kind.list_size)
+    elif types.is_list(kind) or types.is_large_list(kind):
+      lengths = compute.min_max(compute.list_value_length(chunk)).as_py()
+      if lengths['min'] != lengths['max']:
+        return None
+      shape.append(lengths['min'])
+    else:
+      break
+    chunk = chunk.flatten()
+  if not (types.is_integer(kind) or types.is_floating(kind) or
+          types.is_boolean(kind)):
+    return None
+  array = chunk.to_numpy(zero_copy_only=False)
+  if array.dtype.kind == 'f' and not np.isfinite(array).all():
+    return None
+  return array.reshape(shape)
+
+
+def _find_fault(chunk, path, start, shape) -> column_lib.Fault:
+  """Returns the first cell that is no number, or of another shape."""
+  for i in range(len(chunk)):
+    place = streams.place('row', start + i, path)
+    array = _as_array(chunk.slice(i, 1))
+    value = chunk[i].as_py()
+    if array is None:
+      is_missing = value is None or value != value  # Not a number.
+      return column_lib.Fault(None if is_missing else value, place)
+    shape = shape or array.shape[1:]
+    if array.shape[1:] != shape:
+      return column_lib.Fault(value, place)
+  raise AssertionError('no fault')
+
+
+def _missing(parts) -> Optional[column_lib.Fault]:
+  """Returns the first cell without a value, or None."""
+  from pyarrow import compute
+  for path, start, chunk in _chunks(parts):
+    if chunk.null_count:
+      row = compute.index(compute.is_null(chunk), True).as_py()
+      return column_lib.Fault(None, streams.place('row', start + row, path))
+  return None
+
+
+class _Images:
+  """The images of a chunk, decoded when they are read."""
+
+  def __init__(self, chunk: Any, path: os.PathLike, start: int, channels: int):
+    self._chunk = chunk
+    self._place = functools.partial(streams.place, 'row', path=path)
+    self._start = start
+    self._channels = channels
+
+  def __len__(self) -> int:
+    return len(self._chunk)
+
+  def __getitem__(self, index: int) -> np.ndarray:
+    place = self._place(number=self._start + int(index))
+    value = self._chunk[int(index)].as_py()
+    content = value.get('bytes') if isinstance(value, dict) else value
+    if content is None and isinstance(value, dict) and value.get('path'):
+      place = repr(value['path'])
+      with streams.explaining_read_errors(paths.as_path(value['path'])):
+        with inputs.open_file(value['path']) as file:
+          content = file.read()
+    if not isinstance(content, bytes):
+      raise checks.DataError(
+          f'{place} must have the bytes of an image; got '
+          f'{type(content).__name__}. Save the data set with its images.')
+    return decode.decode(content, place, self._channels)

@@ -1,0 +1,109 @@
+"""The files of a table, and the columns in them."""
+
+from collections.abc import Sequence
+import functools
+import os
+from typing import Any, Optional
+
+from haikd.core import checks
+from haikd.data import splits as splits_lib
+from haikd.data.records import file_names
+from haikd.data.tables import arrow_columns
+from haikd.data.tables import column as column_lib
+from haikd.data.tables import text_columns
+from haikd.storage import paths
+
+_ALONE = 'train'  # The split of a file that is given itself.
+_TYPED = ('.parquet', '.arrow')
+_HOW = ("Give a folder with a file <split>.csv, .tsv, .jsonl, .json or "
+        ".parquet for each split, one that `datasets` has saved, or one file, "
+        "which is the split 'train' and is cut, as 'train[:90%]'.")
+
+Columns = dict[str, column_lib.Column]
+
+
+class TableFiles:
+  """Where the splits of a table are.
+
+  Attributes:
+    splits: their names.
+
+  Args:
+    source_dir: a folder, or one file.
+    channels: of images.
+  """
+
+  def __init__(self, source_dir: Optional[str], channels: int):
+    if source_dir is None:
+      raise checks.ConfigError(
+          'config.data.source_dir must be the folder of a table, or its file; '
+          f'got None. {_HOW}')
+    self._channels = channels
+    self._path = paths.as_path(os.path.expanduser(source_dir))
+    self._name = (None if self._path.is_dir() else
+                  file_names.parse(self._path))
+    self.splits = ([_ALONE] if self._name and self._path.exists() else
+                   file_names.splits(self._path))
+    if not self.splits:
+      raise checks.DataError(
+          f'config.data.source_dir must hold a table; got {str(self._path)!r}, '
+          f'which has none or is not there. {_HOW}')
+
+  def columns(self, split: str) -> tuple[str, ...]:
+    """Returns the names of the columns of a split."""
+    files = self._files(split)
+    return _module(files).names(files)
+
+  def read(self, split: str, requested: Sequence[str],
+           labels: Sequence[str]) -> Columns:
+    """Reads some columns; texts are read once for all slices of a split.
+
+    Args:
+      split: the name of a split.
+      requested: the names of the columns.
+      labels: those of them that may hold names of classes.
+
+    Raises:
+      DataError: an unknown split or column, or files that cannot be read.
+    """
+    files = self._files(split)
+    if _module(files) is arrow_columns:
+      columns = arrow_columns.read(files, requested, self._channels)
+    else:
+      columns = _read_texts(
+          tuple(files), _stamps(files), tuple(requested), tuple(labels))
+    return columns
+
+  def _files(self, split) -> file_names.Files:
+    """Returns the files of a split; refuses files without columns."""
+    splits_lib.check(split, self.splits)
+    found = ([(self._path, self._name)] if self._name else
+             file_names.find(self._path, split))
+    for path, name in found:
+      if name.format == '.txt':
+        raise checks.DataError(
+            f'{str(path)!r} must have columns; got a text by its suffix. '
+            f'{_HOW}')
+    return found
+
+
+def _module(files) -> Any:
+  """Returns the module that reads these files."""
+  formats = {name.format in _TYPED for _, name in files}
+  if len(formats) > 1:
+    raise checks.DataError(
+        f'{str(files[0][0].parent)!r} must have files of one format; got '
+        f'{sorted({name.format for _, name in files})}. Convert them.')
+  return arrow_columns if formats == {True} else text_columns
+
+
+@functools.lru_cache(maxsize=4)
+def _read_texts(files, stamps, requested, labels):
+  del stamps  # Keys of the cache: a changed file is read again.
+  return text_columns.read(list(files), requested, labels)
+
+
+def _stamps(files):
+  return tuple(() if paths.is_remote(path) else
+               (os.stat(path).st_size, os.stat(path).st_mtime_ns)
+               for path, _ in files)

@@ -1,0 +1,171 @@
+"""Columns of CSV, TSV and JSON files, whose cells are texts or of any type."""
+
+from collections.abc import Iterator, Sequence
+import itertools
+import math
+import re
+from typing import Any, Optional, Union
+
+import numpy as np
+
+from haikd.core import checks
+from haikd.data.records import file_names
+from haikd.data.records import rows
+from haikd.data.tables import column as column_lib
+
+_ROWS = 4096  # Rows that are converted at a time.
+_INTEGER = re.compile(r'\s*[+-]?\d+\s*', re.ASCII)
+
+
+def names(files: file_names.Files) -> tuple[str, ...]:
+  """Returns the names of the columns, in the order of the first row."""
+  path, name = files[0]
+  for values, _, _ in rows.read(path, name):
+    return tuple(values)
+  raise column_lib.no_rows(path)
+
+
+def read(files: file_names.Files, requested: Sequence[str],
+         labels: Sequence[str] = ()) -> dict[str, column_lib.Column]:
+  """Reads some columns.
+
+  Args:
+    files: the files of a split.
+    requested: the names of the columns; each file has them.
+    labels: those of them that may hold names of classes.
+
+  Raises:
+    DataError: a file that cannot be read, a row without one of the columns, or
+      a label with numbers and names.
+  """
+  cells: dict[str, Union[_Numbers, _Labels]] = {
+      name: _Labels(name) if name in labels else _Numbers()
+      for name in requested}
+  block: Sequence[Any] = ()
+  for block in _blocks(files):
+    places = [place for _, place, _ in block]
+    for name, column in cells.items():
+      column.add([_cell(row, name) for row in block], places)
+  if not block:
+    raise column_lib.no_rows(files[0][0])
+  return {name: column.finish() for name, column in cells.items()}
+
+
+def _blocks(files) -> Iterator[Sequence[Any]]:
+  records = itertools.chain.from_iterable(
+      rows.read(path, name) for path, name in files)
+  return iter(lambda: list(itertools.islice(records, _ROWS)), [])
+
+
+def _cell(row, name):
+  values, place, _ = row
+  if name not in values:
+    raise checks.DataError(
+        f'{place} must have the column {name!r}; got {sorted(values)}. '
+        f'{checks.suggest(name, values)}')
+  return values[name]
+
+
+class _Numbers:
+  """A column of numbers, or of lists of numbers, converted block by block."""
+
+  def __init__(self):
+    self._parts: list[np.ndarray] = []
+    self._fault: Optional[column_lib.Fault] = None
+    self._are_whole = True
+
+  def add(self, values: Sequence[Any], places: Sequence[str]) -> None:
+    """Adds the cells of some rows; after a fault nothing is kept."""
+    if self._fault is not None:
+      return
+    part = _as_floats(values)
+    shape = self._parts[0].shape[1:] if self._parts else None
+    if part is None or (shape is not None and part.shape[1:] != shape):
+      if shape is None:
+        shape = np.shape(values[0])
+      self._fault = _find_fault(values, places, shape)
+      return
+    self._are_whole = self._are_whole and all(map(_is_whole, np.ravel(values)))
+    self._parts.append(part)
+
+  def finish(self) -> column_lib.Column:
+    """Returns the column."""
+    if self._fault is not None:
+      return column_lib.Column(column_lib.TEXT, (), self._fault)
+    values = np.concatenate(self._parts)
+    if self._are_whole:
+      values = values.astype(np.int64)
+    kind = column_lib.NUMBER if values.ndim == 1 else column_lib.ARRAY
+    return column_lib.Column(kind, values)
+
+
+class _Labels:
+  """A column of numbers or of names of classes."""
+
+  def __init__(self, name: str):
+    self._name = name
+    self._values: list[Any] = []
+    self._numbers = _Numbers()
+    self._missing: Optional[column_lib.Fault] = None
+    self._first: dict[bool, column_lib.Fault] = {}  # By whether it is a number.
+
+  def add(self, values: Sequence[Any], places: Sequence[str]) -> None:
+    """Adds the cells of some rows.
+
+    Raises:
+      DataError: numbers and names are mixed.
+    """
+    for value, place in zip(values, places):
+      fault = column_lib.Fault(value, place)
+      if _is_missing(value):
+        self._missing = self._missing or fault._replace(value=None)
+      else:
+        self._first.setdefault(_as_floats([value]) is not None, fault)
+    if len(self._first) == 2:
+      number, text = self._first[True], self._first[False]
+      raise checks.DataError(
+          f'column {self._name!r} must hold only names of classes, or only '
+          f'numbers; got {text.value!r} in {text.place} and {number.value!r} '
+          f'in {number.place}. Fix the data.')
+    self._values += values
+    self._numbers.add(values, places)
+
+  def finish(self) -> column_lib.Column:
+    """Returns the column."""
+    if self._missing or True not in self._first:
+      return column_lib.Column(
+          column_lib.TEXT, np.array(list(map(str, self._values))),
+          self._missing)
+    return self._numbers.finish()
+
+
+def _as_floats(values: Sequence[Any]) -> Optional[np.ndarray]:
+  """Returns cells as finite numbers; None if one of them is not."""
+  try:
+    array = np.asarray(values).astype(np.float64)
+  except (TypeError, ValueError):  # A text, or lists of different lengths.
+    return None
+  return array if np.isfinite(array).all() else None
+
+
+def _find_fault(values, places, shape) -> column_lib.Fault:
+  """Returns the first cell that is no number, or of another shape."""
+  for value, place in zip(values, places):
+    if _is_missing(value):
+      return column_lib.Fault(None, place)
+    array = _as_floats([value])
+    if array is None or array.shape[1:] != shape:
+      return column_lib.Fault(value, place)
+  raise AssertionError('no fault')
+
+
+def _is_missing(value):
+  if isinstance(value, str):
+    return not value.strip() or value.strip().lower() == 'nan'
+  return value is None or isinstance(value, float) and math.isnan(value)
+
+
+def _is_whole(value):
+  if isinstance(value, str):
+    return bool(_INTEGER.fullmatch(value))
+  return isinstance(value, (bool, int, np.integer, np.bool_))

@@ -1,0 +1,255 @@
+"""Tables as people have them: CSV, JSON, parquet, and folders of `datasets`."""
+
+import json
+import logging
+import pathlib
+import textwrap
+
+import numpy as np
+import pyarrow
+from pyarrow import parquet
+import pytest
+
+from haikd.core import checks
+from haikd.data import source
+
+GOLDEN = pathlib.Path(__file__).parent / 'golden'
+
+
+def opened(path, split='train', **options):
+  return source.open_source('table', split, source_dir=str(path),
+                            options=options)
+
+
+def examples(made):
+  """Returns the columns of a Source, `{key: array}`."""
+  rows = [made[i] for i in range(len(made))]
+  return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+@pytest.fixture
+def iris(tmp_path):
+  """A CSV that is sorted by its classes, and a split with other columns."""
+  rows = [f'{i},{i / 10},{"setosa" if i < 12 else "iris"}' for i in range(20)]
+  (tmp_path / 'train.csv').write_text('\n'.join(['a,b,label', *rows]))
+  (tmp_path / 'test.csv').write_text('id,label,b,a\nq,virginica,7.5,70\n')
+  (tmp_path / 'README.txt').write_text('Where it is from.')
+  return tmp_path
+
+
+def test_numbers_are_a_vector_and_names_are_classes(iris, caplog):
+  caplog.set_level(logging.INFO, 'haikd')
+  train = opened(iris)
+  assert 'inputs are x of a, b (config.data.options.inputs)' in caplog.text
+  columns = examples(train)
+  assert columns['x'].shape == (20, 2) and columns['x'].dtype == np.float32
+  np.testing.assert_allclose(columns['x'][:, 1], columns['x'][:, 0] / 10)
+  # Over all splits: iris, setosa, virginica.
+  np.testing.assert_array_equal(columns['label'], columns['x'][:, 0] < 12)
+  assert train.class_names == ('iris', 'setosa', 'virginica')
+  assert train.num_classes == 3
+
+
+def test_columns_have_the_order_of_training(iris):
+  test = examples(opened(iris, 'test'))
+  np.testing.assert_array_equal(test['x'], [[70, 7.5]])
+  assert test['label'].tolist() == [2]
+
+
+def test_one_file_is_cut_and_each_part_has_all_classes(iris):
+  parts = [opened(iris / 'train.csv', split)
+           for split in ('train[:80%]', 'train[80%:]')]
+  assert [len(part) for part in parts] == [16, 4]
+  # 12 of 20 are setosa: 9.6 of 16 and 2.4 of 4.
+  assert [sum(examples(part)['label']) for part in parts] in ([10, 2], [9, 3])
+  first = [examples(part)['x'][:, 0] for part in parts]
+  assert sorted(np.concatenate(first)) == list(range(20))
+
+
+def test_inputs_and_labels_are_chosen(tmp_path):
+  (tmp_path / 'train.tsv').write_text(
+      'id\tu\tv\ty\tz\n7\t1\t2\t0.5\t3\n8\t3\t4\t1.5\t1\n')
+  path = tmp_path / 'train.tsv'
+  columns = examples(opened(path, inputs=dict(tokens='id', x=('v', 'u')),
+                            label='y'))
+  order = np.argsort(columns['tokens'])
+  assert columns['tokens'].dtype.kind == 'i' and columns['tokens'].ndim == 1
+  np.testing.assert_array_equal(columns['x'][order], [[2, 1], [4, 3]])
+  np.testing.assert_array_equal(columns['label'][order], [0.5, 1.5])
+  both = opened(path, inputs='u', label=('y', 'z'))
+  assert both.num_classes is None
+  assert sorted(map(tuple, examples(both)['label'])) == [(0.5, 3), (1.5, 1)]
+  assert set(examples(opened(path, inputs='u', label=None))) == {'x'}
+
+
+def test_columns_of_0_and_1_are_labels_of_which_several_may_be_true(tmp_path):
+  (tmp_path / 'train.csv').write_text('x,funny,sad\n1,0,1\n2,1,1\n')
+  made = opened(tmp_path, inputs='x', label=('funny', 'sad'))
+  assert made.num_classes == 2 and made.class_names == ('funny', 'sad')
+
+
+def test_lists_in_json_are_arrays(tmp_path):
+  rows = [dict(ids=[i, 2, 3], mask=[1, 1, i % 2], size=i, label=i % 2)
+          for i in range(4)]
+  (tmp_path / 'train.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  columns = examples(opened(tmp_path))
+  assert {key: value.shape for key, value in columns.items()} == dict(
+      ids=(4, 3), mask=(4, 3), x=(4, 1), label=(4,))
+  assert columns['mask'].dtype == bool
+  np.testing.assert_array_equal(columns['mask'][:, 2], columns['label'])
+
+
+def write(path, text, name='train.csv'):
+  (path / name).write_text(text)
+
+
+@pytest.mark.parametrize('text, options, match', (
+    ('a,label\n1,x\n,y\n', {}, "column 'a' must have a value in every row; got "
+     "none in line 3 of '.*train.csv'. Fill it in"),
+    ('a,label\n1,x\nnan,y\n', {}, 'got none in line 3'),
+    ('a,label\n1,x\nn/a,y\n', {}, "column 'a' must hold numbers, .*got 'n/a' in"
+     " line 3 .* by naming the others in config.data.options.inputs"),
+    ('a,label\n1,x\n2,\n', {}, "column 'label' must have a value in every"),
+    ('a,label\n1,x\n2,7\n', {}, "must hold only names of classes, or only "
+     "numbers; got 'x' in line 2 of .* and '7' in line 3"),
+    ('a,klass\n1,x\n', {}, "line 2 of .* must have the column 'label'; got "
+     ".'a', 'klass'."),
+    ('a,label\n1,x\n', dict(inputs='aa'), "must have the column 'aa'; got "
+     ".* Did you mean 'a'"),
+    ('a,label\n1,x\n', dict(inputs=3), "inputs must name a column, or differ"),
+    ('a,label\n1,x\n', dict(inputs=dict(image='a')), "must have images under "
+     "the key 'image', and nothing else; got 'a' under 'image'"),
+    ('a,label\n1,x\n', dict(channels=2), 'channels must be 3 for colour or 1'),
+    ('a,label\n', {}, 'must have rows; got none'),
+    ('label\nx\n', {}, "split 'train' must have columns beside"),
+))
+def test_what_cannot_be_right_is_refused(tmp_path, text, options, match):
+  write(tmp_path, text)
+  with pytest.raises((checks.ConfigError, checks.DataError), match=match):
+    opened(tmp_path, **options)
+
+
+def test_a_missing_split_names_those_that_are_there(iris):
+  with pytest.raises(checks.DataError, match="got 'validation'. Known: README, "
+                     "test, train. A part of one"):
+    opened(iris, 'validation')
+  with pytest.raises(checks.DataError, match='must have columns; got a text'):
+    opened(iris, 'README')
+  with pytest.raises(checks.DataError, match='must hold a table; got .*nowhere'):
+    opened(iris / 'nowhere')
+
+
+def check_goldens(columns, numbers, images=True):
+  """Compares with what `make_dataset_goldens.py` has written."""
+  numbers = np.sort(numbers)
+  order = np.argsort(columns['x'][:, 0])
+  columns = {key: value[order] for key, value in columns.items()}
+  np.testing.assert_array_equal(columns['x'][:, 0], numbers)
+  np.testing.assert_array_equal(columns['label'], numbers % 3)
+  np.testing.assert_array_equal(columns['pair'][:, 1], numbers + 0.5)
+  assert columns['grid'].shape == (len(numbers), 2, 3)
+  np.testing.assert_array_equal(columns['grid'][:, 0, 0], numbers)
+  assert (columns['grid'][:, 1] == (3, 4, 5)).all()
+  assert columns['image'].shape == (len(numbers), 2, 3, 3)
+  assert columns['image'].dtype == np.uint8
+  np.testing.assert_array_equal(columns['image'][:, 1, 2, 0], numbers * 10)
+
+
+@pytest.mark.parametrize('path, split, numbers', (
+    ('saved', 'train', range(8)), ('saved', 'test', range(8, 11)),
+    ('alone', 'train', range(5)), ('train.parquet', 'train', range(4))))
+def test_what_datasets_has_saved(path, split, numbers):
+  made = opened(GOLDEN / path, split)
+  assert made.class_names == ('cat', 'ant', 'bee') and made.num_classes == 3
+  check_goldens(examples(made), np.array(numbers))
+
+
+def save(path, columns, features=None):
+  table = pyarrow.table(columns)
+  if features is not None:
+    table = table.replace_schema_metadata(
+        {'huggingface': json.dumps(dict(info=dict(features=features)))})
+  parquet.write_table(table, path)
+
+
+def test_examples_without_a_class_are_ignored(tmp_path):
+  """The Hub's test splits have -1 where a ClassLabel is hidden."""
+  save(tmp_path / 'train.parquet', dict(a=[1, 2], label=[-1, 1]),
+       dict(label=dict(_type='ClassLabel', names=['x', 'y'])))
+  columns = examples(opened(tmp_path))
+  assert dict(zip(columns['x'][:, 0], columns['label'])) == {1: -100, 2: 1}
+
+
+def test_categories_of_pandas_are_names(tmp_path):
+  labels = pyarrow.array(['u', 'v', 'u']).dictionary_encode()
+  save(tmp_path / 'train.parquet', dict(a=[1.0, 2.0, 3.0], label=labels))
+  assert opened(tmp_path).class_names == ('u', 'v')
+
+
+@pytest.mark.parametrize('columns, match', (
+    (dict(a=[1, None], label=[0, 1]), "column 'a' must have a value in every "
+     "row; got none in row 1 of '.*train.parquet'"),
+    (dict(a=[1.0, float('nan')], label=[0, 1]), 'got none in row 1 of'),
+    (dict(a=[[1, 2], [3]], label=[0, 1]), r"in every row as many; got \[3\] in "
+     'row 1'),
+    (dict(a=[[1, 2], [3, None]], label=[0, 1]), r'got \[3, None\] in row 1'),
+    (dict(a=['x', 'y'], label=[0, 1]), "must hold numbers, .* got 'x' in row 0"),
+    (dict(a=[1, 2], label=['x', None]), "column 'label' must have a value"),
+    (dict(a=[b'x', b'y'], b=[b'x', b'y'], label=[0, 1]), "must give each input "
+     "a key of its own; got 'a' and 'b' as 'image'"),
+    (dict(a=[], label=[]), 'must have rows; got none'),
+    (dict(a=[1], klass=[1]), "must have the column 'label'"),
+))
+def test_typed_columns_that_cannot_be_right_are_refused(
+    tmp_path, columns, match):
+  save(tmp_path / 'train.parquet', columns)
+  with pytest.raises((checks.ConfigError, checks.DataError), match=match):
+    opened(tmp_path)
+
+
+def test_an_image_that_is_damaged_is_named(tmp_path):
+  save(tmp_path / 'train.parquet', dict(image=[b'x'], label=[0]))
+  with pytest.raises(checks.DataError, match="row 0 of '.*train.parquet' must "
+                     'be an image that Pillow can read'):
+    opened(tmp_path)[0]  # pylint: disable=expression-not-assigned
+
+
+def test_splits_with_other_names_of_classes_are_refused(tmp_path):
+  for split, names in (('train', ['x', 'y']), ('test', ['y', 'x'])):
+    save(tmp_path / f'{split}.parquet', dict(a=[1, 2], label=[0, 1]),
+         dict(label=dict(_type='ClassLabel', names=names)))
+  with pytest.raises(checks.DataError, match="must have the same classes in all"
+                     " splits; got x, y in 'train' and y, x in 'test'"):
+    opened(tmp_path)
+
+
+CONFIG = '''
+    from haikd import config as config_lib
+
+    def get_config():
+      config = config_lib.base()
+      config.steps, config.batch_size, config.teacher.train.steps = 2, 8, 2
+      config.data.name = 'table'
+      config.teacher.options = config.student.options = dict(hidden=(4,))
+      config.data.train, config.evaluation.split = 'train[:-8]', 'train[-8:]'
+      config.evaluation.final = 'train[-8:]'
+      return config
+'''
+
+
+def test_csv_and_arrow_by_the_command_line(run, tmp_path):
+  rows = [f'{i},{i % 3},{"ab"[i % 2]}' for i in range(40)]
+  (tmp_path / 'rows.csv').write_text('\n'.join(['u,v,kind', *rows]))
+  (tmp_path / 'table.py').write_text(textwrap.dedent(CONFIG))
+  code, out, err = run(
+      f'--config.data.source_dir={tmp_path}/rows.csv',
+      '--config.data.options={"label": "kind"}', config='table.py')
+  assert code == 0, err
+  assert 'accuracy' in out and 'inputs are x of u, v' in err
+  code, out, err = run(
+      f'--config.data.source_dir={GOLDEN}/saved', '--config.batch_size=8',
+      '--config.data.options={"inputs": "image"}', '--config.data.train=train',
+      '--config.evaluation.split=test', '--config.evaluation.final=test',
+      config='table.py', workdir='second')
+  assert code == 0, err
+  assert 'accuracy' in out
