@@ -6,15 +6,16 @@ level INFO of the logger `haikd`; whatever cannot be right raises
 that the command line prints.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 import contextlib
-from typing import Any, Optional
+from typing import Any
 
 from haikd import config as config_lib
 from haikd.core import checks
 from haikd.core import entries
 from haikd.core import plugins
 from haikd.core import registry
+from haikd.data import sequences
 from haikd.run import job
 from haikd.run import results as results_lib
 from haikd.run import trained as trained_lib
@@ -25,7 +26,7 @@ _GIVEN = 'given'
 
 
 def train(config: config_lib.ConfigDict, workdir: paths.Path,
-          data: Optional[Callable[[str], Any]] = None) -> results_lib.Results:
+          data: Any = None) -> results_lib.Results:
   """Trains and evaluates as `python -m haikd.launch` does.
 
   A run that is found in the workdir goes on, also one of the command line.
@@ -34,7 +35,9 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path,
     config: a config made from `haikd.config.base()`; it is not changed.
     workdir: a folder, or gs://bucket/…, that holds everything of this run.
     data: a data set, such as `haikd.data.from_arrays(…)`: a function of the
-      name of a split. None for the one that `config.data.name` names.
+      name of a split, a dict `{split: Source}`, or a Source, which is the split
+      'train' and is cut, as 'train[90%:]'. A `grain.MapDataset` is a Source.
+      None for the data set that `config.data.name` names.
 
   Returns:
     For each network, 'teacher', 'student_start', 'student_alone' and 'student',
@@ -52,8 +55,7 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path,
 
 
 def evaluate(config: config_lib.ConfigDict, workdir: paths.Path,
-             data: Optional[Callable[[str], Any]] = None
-             ) -> results_lib.Results:
+             data: Any = None) -> results_lib.Results:
   """Evaluates what a run has trained so far, without training.
 
   Args:
@@ -92,7 +94,7 @@ def load(workdir: paths.Path,
 
 
 @contextlib.contextmanager
-def _prepared(config: config_lib.ConfigDict, data: Optional[Callable]
+def _prepared(config: config_lib.ConfigDict, data: Any
               ) -> Iterator[config_lib.ConfigDict]:
   """Yields a checked copy of a config; data given is registered meanwhile."""
   config = config.copy_and_resolve_references()
@@ -104,7 +106,8 @@ def _prepared(config: config_lib.ConfigDict, data: Optional[Callable]
             'beside one that has data; got both. Register the data sets under '
             'names of their own with haikd.register_dataset.')
       stack.enter_context(registry.datasets.holding(
-          _GIVEN, entries.DatasetEntry(data, None, None, data.__module__)))
+          _GIVEN, entries.DatasetEntry(
+              sequences.by_split(data), None, None, __name__)))
       config.data.name = _GIVEN
     config_lib.validate(config)
     plugins.load(config.plugins)

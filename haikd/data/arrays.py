@@ -1,6 +1,6 @@
 """Data sets in memory, from NumPy arrays."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Optional
 
 import numpy as np
@@ -82,7 +82,8 @@ def from_arrays(*, num_classes: Optional[int] = None,
     columns[split][_LABEL] = (
         label if names is None else np.searchsorted(names, label))
   if num_classes is None:
-    num_classes = (_classes(labels.values()) if names is None else len(names))
+    num_classes = (count_classes(labels.values()) if names is None else
+                   len(names))
   sources = {split: Arrays(given, num_classes=num_classes)
              for split, given in columns.items()}
   if names is not None:
@@ -120,8 +121,12 @@ def _names(labels):
   return np.unique(np.concatenate([label.ravel() for label in labels]))
 
 
-def _classes(labels):
-  """Returns the number of classes of labels; None if they are numbers."""
+def count_classes(labels: Iterable[np.ndarray]) -> Optional[int]:
+  """Returns the number of classes of labels; None if they are numbers.
+
+  Args:
+    labels: of each split, `[size, ...]`.
+  """
   labels = [label for label in labels if label.size]
   if not labels:
     return None

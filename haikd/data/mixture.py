@@ -86,10 +86,11 @@ class MixedReader:
     _check_same('what their labels are', found, ' Set config.task.')
     return next(iter(found.values()))
 
-  def expect(self, task: str) -> None:
-    """Sets what the labels are, if `config.task` leaves it to them."""
+  def expect(self, task: str, num_classes: Optional[int]) -> None:
+    """Sets what labels are as in training; `config.task` comes first."""
+    self.num_classes = num_classes
     for part in self._parts.values():
-      part.expect(task)
+      part.expect(task, num_classes)
 
   def text_of(self, role: str) -> Optional[source_lib.TextInfo]:
     """Returns the TextInfo of the 'teacher' or 'student', or None."""

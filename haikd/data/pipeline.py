@@ -194,7 +194,7 @@ class Data:
     reader = self._opened(split)
     # Labels are the same in all splits; those of training say what they are.
     if split != self._train and (task := self._reader(self._train).task):
-      reader.expect(task)
+      reader.expect(task, self.num_classes)
     return reader
 
   def _opened(self, split):

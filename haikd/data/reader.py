@@ -74,10 +74,11 @@ class Reader:
           label, self.num_classes)
     return self._task
 
-  def expect(self, task: str) -> None:
-    """Sets what the labels are, if `config.task` leaves it to them."""
+  def expect(self, task: str, num_classes: Optional[int]) -> None:
+    """Sets what labels are as in training; `config.task` comes first."""
     if self._task == tasks.AUTO:
       self._task = task
+    self.num_classes = num_classes
 
   def text_of(self, role: str) -> Optional[source_lib.TextInfo]:
     """Returns the TextInfo of the 'teacher' or 'student', or None."""

@@ -11,6 +11,7 @@ from haikd.core import checks
 from haikd.core import registry
 from haikd.data import foreign
 from haikd.data import prepared
+from haikd.data import sequences
 from haikd.data import spec as spec_lib
 from haikd.data import splits
 
@@ -45,7 +46,8 @@ class Source(Protocol):
 
   Attributes:
     num_classes: V, the number of classes or the size of the vocabulary; None
-      for no labels, or numbers.
+      for no labels, or numbers. If it is absent, as in a grain.MapDataset, all
+      examples are read to find it.
     class_names: V names, if labels are classes that have names; may be absent.
     text: a TextInfo if examples are made from text; may be absent.
     student_text: that of the student's inputs; absent if it has no others.
@@ -198,11 +200,14 @@ def open_source(name: str,
       source = function(full_split, **folders, **options)
   except splits.UnknownSplitError as err:
     raise splits.UnknownSplitError(err.split, err.known, field) from err
-  for attribute in ('__len__', '__getitem__', 'num_classes'):
+  for attribute in ('__len__', '__getitem__'):
     if not hasattr(source, attribute):
       raise checks.ConfigError(
           f'data set {name!r} must return a Source, with {attribute}; got '
-          f'{type(source).__name__}. haikd.data.Arrays makes one.')
+          f'{type(source).__name__}. haikd.data.Arrays makes one, and so is a '
+          'grain.MapDataset.')
+  if not hasattr(source, 'num_classes'):
+    source = sequences.Counted(source, full_split)
   if indices_of is not None:
     source = Subset(source, indices_of(len(source)))
   # A growing source finds out by itself, without waiting for its length.

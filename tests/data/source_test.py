@@ -137,7 +137,7 @@ def test_unknown_split_is_named_by_its_field():
 
 
 @pytest.mark.parametrize('value, attribute', [
-    (None, '__len__'), (iter('abc'), '__len__'), ([1, 2], 'num_classes')])
+    (None, '__len__'), (iter('abc'), '__len__'), ({1}, '__getitem__')])
 def test_anything_but_a_source_is_refused(value, attribute):
   registry.register_dataset('bad')(lambda split: value)
   with pytest.raises(checks.ConfigError,
