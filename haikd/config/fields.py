@@ -46,8 +46,8 @@ def network() -> ConfigDict:
           taps={},
           # Compute dtype: float32, bfloat16 or float16.
           precision='float32',
-          # Weights to start from: a workdir, npz:FILE, hf:FOLDER or gguf:FILE;
-          # None for a random initialisation.
+          # Weights to start from: a workdir, npz:FILE, orbax:FOLDER, hf:FOLDER
+          # or gguf:FILE; None for a random initialisation.
           init=config_dict.placeholder(str),
           # Which layers of these weights to take, such as (0, 2, 4); None for
           # all, one to one.

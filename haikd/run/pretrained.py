@@ -1,10 +1,11 @@
 """Weights that networks start from: a workdir, or those of another library.
 
 `config.teacher.init` and `config.student.init` name them: the workdir of a run,
-`npz:<file>`, an archive of arrays, `hf:<folder>` as Hugging Face's transformers
-writes it, or `gguf:<file>`.
+`npz:<file>`, an archive of arrays, `orbax:<folder>`, a tree that Orbax has
+saved, `hf:<folder>` as Hugging Face's transformers writes it, or `gguf:<file>`.
 """
 
+from types import ModuleType
 from typing import Optional
 
 import numpy as np
@@ -15,6 +16,7 @@ from haikd.core import base
 from haikd.data import pipeline
 from haikd.storage import archive
 from haikd.storage import checkpoint
+from haikd.storage import orbax_tree
 
 
 def check(config: config_lib.ConfigDict, role: str, expected: base.Variables,
@@ -31,8 +33,8 @@ def check(config: config_lib.ConfigDict, role: str, expected: base.Variables,
     DataError: as `load`.
   """
   field, network = f'config.{role}.init', config[role]
-  if archive.is_archive(network.init):
-    archive.check(field, network.init, expected)
+  if reader := _reader_of_arrays(network.init):
+    reader.check(field, network.init, expected)
     return
   if not interop.is_pretrained(network.init):
     checkpoint.load_like(field, network.init, expected)
@@ -67,8 +69,8 @@ def load(config: config_lib.ConfigDict, role: str, expected: base.Variables,
       network.
   """
   field, network = f'config.{role}.init', config[role]
-  if archive.is_archive(network.init):
-    return archive.load(field, network.init, expected)
+  if reader := _reader_of_arrays(network.init):
+    return reader.load(field, network.init, expected)
   if not interop.is_pretrained(network.init):
     return checkpoint.load_like(field, network.init, expected)
   return interop.load(
@@ -93,16 +95,22 @@ def is_available(init: Optional[str]) -> bool:
   """
   if not init:
     return False
-  if archive.is_archive(init):
-    return archive.exists(init)
+  if reader := _reader_of_arrays(init):
+    return reader.exists(init)
   return interop.is_pretrained(init) or checkpoint.has_checkpoint(init)
 
 
 def seconds(init: str) -> float:
   """Returns the training time of weights in seconds; 0 if unknown."""
-  if interop.is_pretrained(init) or archive.is_archive(init):
+  if interop.is_pretrained(init) or _reader_of_arrays(init):
     return 0.0
   return checkpoint.metadata(init)['seconds']
+
+
+def _reader_of_arrays(init: Optional[str]) -> Optional[ModuleType]:
+  """Returns the module that reads arrays without a config, or None."""
+  return next((reader for reader in (archive, orbax_tree)
+               if str(init or '').startswith(reader.PREFIX)), None)
 
 
 def _kept_ids(data, role) -> Optional[np.ndarray]:

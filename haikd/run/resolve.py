@@ -18,6 +18,7 @@ from haikd.run import tasks
 from haikd.run import two_tokenizers
 from haikd.run import vocabularies
 from haikd.storage import archive
+from haikd.storage import orbax_tree
 
 _ROLES = ('teacher', 'student')
 _LABELS = {
@@ -201,10 +202,12 @@ def _resolve_data(config, described):
 
 def _with_prefix(init: Optional[str]) -> Optional[str]:
   """Returns what to write for a path that lacks its prefix; None otherwise."""
-  if not init or archive.is_archive(init):
+  if not init or init.startswith((archive.PREFIX, orbax_tree.PREFIX)):
     return None
   if init.endswith('.npz'):
     return f'{archive.PREFIX}{init}'
+  if orbax_tree.is_folder(init):
+    return f'{orbax_tree.PREFIX}{init}'
   return interop.with_prefix(init)
 
 
@@ -213,8 +216,9 @@ def _check_reading(role, network):
     return
   if prefixed := _with_prefix(network.init):
     raise checks.ConfigError(
-        f'config.{role}.init must begin with hf:, gguf: or npz: where it is no '
-        f'workdir of haikd; got {network.init!r}. Set it to {prefixed!r}.')
+        f'config.{role}.init must begin with hf:, gguf:, npz: or orbax: '
+        f'where it is no workdir of haikd; got {network.init!r}. Set it to '
+        f'{prefixed!r}.')
   if ignore := network.init_options.ignore:
     raise checks.ConfigError(
         f'config.{role}.init_options.ignore must be () unless init begins with '

@@ -4,7 +4,7 @@ A parameter `w` of the module `mlp/linear` is the array `mlp/linear/w`, and a
 state `average` of the module `norm/mean` is `state:norm/mean/average`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 import json
 import os
@@ -22,12 +22,7 @@ from haikd.storage import leaves as leaves_lib
 from haikd.storage import paths
 
 PREFIX = 'npz:'  # Of an `init` that names an archive.
-_STATE = 'state:'
-
-
-def is_archive(init: Optional[str]) -> bool:
-  """Returns whether an `init` names an archive."""
-  return str(init or '').startswith(PREFIX)
+STATE = 'state:'
 
 
 def exists(init: str) -> bool:
@@ -50,7 +45,7 @@ def save_network(path: files.Path, params: base.ArrayTree,
     ValueError: a tree of another form, or a path in a bucket.
   """
   columns = {**_named(params, 'params', ''),
-             **_named(state or {}, 'state', _STATE)}
+             **_named(state or {}, 'state', STATE)}
   if paths.is_remote(path):
     raise ValueError(f'path must be local; got {path}. Write it here, and copy '
                      'the file.')
@@ -98,9 +93,9 @@ def load(field: str, init: str, expected: base.Variables) -> base.Variables:
   with _opened(field, init) as archive:
     _check_same(field, archive, expected)
     arrays = [
-        jax.device_put(archive['/'.join(json.loads(key))].astype(leaf.dtype),
+        jax.device_put(archive[name].astype(leaf.dtype),
                        leaf.sharding)
-        for key, leaf in _leaves(expected).items()]
+        for name, leaf in named(expected).items()]
   return jax.tree.unflatten(jax.tree.structure(expected), arrays)
 
 
@@ -121,14 +116,13 @@ def _named(tree: Any, title: str, prefix: str) -> dict[str, np.ndarray]:
   return columns
 
 
-def _leaves(expected: base.Variables) -> leaves_lib.Leaves:
-  """Returns the leaves by name, as `leaves.flatten`, in the tree's order."""
-  named = {}
-  for prefix, tree in (('', expected.params), (_STATE, expected.state)):
+def named(expected: base.Variables) -> dict[str, Any]:
+  """Returns the leaves by their names in an archive, in the tree's order."""
+  leaves = {}
+  for prefix, tree in (('', expected.params), (STATE, expected.state)):
     for key, leaf in leaves_lib.flatten(tree).items():
-      module, name = json.loads(key)
-      named[json.dumps([f'{prefix}{module}', name])] = leaf
-  return named
+      leaves[prefix + '/'.join(json.loads(key))] = leaf
+  return leaves
 
 
 def _path(init):
@@ -173,19 +167,29 @@ def _check_same(field, archive, expected):
   """Raises DataError for names or shapes that differ, whatever the dtypes."""
   saved = {}
   for name in archive.files:
-    module, _, last = name.rpartition('/')
-    shape, dtype = _header(archive, name)
+    saved[name], dtype = _header(archive, name)
     if dtype.kind not in 'biuf':
       raise ValueError(f'{name} holds {dtype}')
-    saved[json.dumps([module, last])] = jax.ShapeDtypeStruct(shape, np.float32)
-  leaves_lib.check_same(
-      f'{field} must hold the parameters of this network',
-      {key: _without_dtype(leaf) for key, leaf in _leaves(expected).items()},
-      saved, 'Choose the model and the options that they were trained with')
+  check_shapes(field, expected, saved,
+               'Choose the model and the options that they were trained with')
 
 
-def _without_dtype(leaf):
-  return jax.ShapeDtypeStruct(leaf.shape, np.float32)
+def check_shapes(field: str, expected: base.Variables,
+                 saved: Mapping[str, tuple[int, ...]], remedy: str) -> None:
+  """Raises DataError unless weights are those of a network.
+
+  Args:
+    field: the config field that names the weights, for messages.
+    expected: the network's parameters and state.
+    saved: the shapes of the weights by their names in an archive.
+    remedy: the message's last sentence, without the full stop.
+  """
+  shapes = {name: leaf.shape for name, leaf in named(expected).items()}
+  keyed = lambda each: {
+      json.dumps([name]): jax.ShapeDtypeStruct(shape, np.float32)
+      for name, shape in each.items()}
+  leaves_lib.check_same(f'{field} must hold the parameters of this network',
+                        keyed(shapes), keyed(saved), remedy)
 
 
 def _header(archive, name):

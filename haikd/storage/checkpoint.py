@@ -182,7 +182,7 @@ def _newest(field, path):
     raise checks.DataError(
         f'{field} must hold a checkpoint; got {str(path)!r}, which has none. '
         'Give the workdir of a run that has saved one; weights from elsewhere '
-        'begin with npz:, hf: or gguf:.')
+        'begin with npz:, orbax:, hf: or gguf:.')
   return folder
 
 

@@ -188,7 +188,7 @@ def _is_complete(folder):
 @contextlib.contextmanager
 def writing(folder: paths.Path):
   """Turns any error inside into a DataError that names the folder."""
-  with _quiet():
+  with quiet():
     try:
       yield
     except Exception as err:  # Orbax and TensorStore raise many kinds.
@@ -197,7 +197,7 @@ def writing(folder: paths.Path):
 
 @contextlib.contextmanager
 def _reading(folder):
-  with _quiet():
+  with quiet():
     try:
       yield
     except Exception as err:  # As in `writing`.
@@ -208,7 +208,7 @@ def _reading(folder):
 
 
 @contextlib.contextmanager
-def _quiet():
+def quiet():
   """Hides Orbax's messages to its developers, also those from its threads."""
   logging.getLogger('absl').addFilter(_is_not_orbax)
   with warnings.catch_warnings():
