@@ -187,6 +187,8 @@ class Batch(NamedTuple):
       Already aligned to the logits; -100 marks what has no label.
     target_mask: bool, shaped like `mask`, true where a position's logits count
       in a loss on logits; None means wherever `mask` is true.
+    weight: float32 `[B]`, how much an example counts: its values and its part
+      of every count are multiplied by it. None for 1.
     student: what the student gets in place of `inputs` and `mask`, such as the
       same texts in its own tokens; None if both networks get the same. A text
       is real for both or for neither.
@@ -196,6 +198,7 @@ class Batch(NamedTuple):
   mask: AnyArray
   labels: Optional[AnyArray] = None
   target_mask: Optional[AnyArray] = None
+  weight: Optional[AnyArray] = None
   student: Optional[View] = None
 
   def view(self, role: str) -> View:

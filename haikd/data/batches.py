@@ -154,6 +154,10 @@ def _to_batch(examples: reader_lib.Columns, real: np.ndarray,
   Returns:
     A Batch of float32, int32 and bool.
   """
+  weight = examples.get(columns_lib.WEIGHT)
+  if weight is not None:
+    weight = np.where(real, weight, 0).astype(np.float32)
+    real = weight > 0  # What does not count is padding, whatever it holds.
   student = {key.removeprefix(columns_lib.STUDENT): value
              for key, value in examples.items()
              if key.startswith(columns_lib.STUDENT)}
@@ -163,6 +167,7 @@ def _to_batch(examples: reader_lib.Columns, real: np.ndarray,
       *_view(examples, real, scale),
       labels=_labels(examples.get('label'), real),
       target_mask=_mask_padding(examples.get('target_mask'), real),
+      weight=weight,
       student=_view(student, real, scale) if student else None)
 
 

@@ -9,14 +9,15 @@ from haikd.data import labels as labels_lib
 
 LABEL, MASK, TARGET_MASK = 'label', 'mask', 'target_mask'
 WEIGHT = 'weight'
-TARGETS = (LABEL, MASK, TARGET_MASK)  # The keys that are not inputs.
+TARGETS = (LABEL, MASK, TARGET_MASK, WEIGHT)  # The keys that are not inputs.
 STUDENT = 'student/'  # Begins the keys of what only the student gets.
 
 # Keys that are taken for inputs, but mean something else to those who use them.
 _MISTAKEN = {
     'labels': "Name it 'label'.",
-    'sample_weight': 'Examples have no weights: leave it out.',
-    'sample_weights': 'Examples have no weights: leave it out.',
+    'sample_weight': "Name it 'weight'.",
+    'sample_weights': "Name it 'weight'.",
+    'weights': "Name it 'weight'.",
 }
 
 Columns = dict[str, np.ndarray]
@@ -60,8 +61,8 @@ def _faults(columns, num_classes, task) -> Iterator[labels_lib.Fault]:
         'Add an image, tokens or another input.')
   for key in set(columns) & set(_MISTAKEN):
     yield labels_lib.Fault(
-        0, 'have only inputs under keys other than label, mask and '
-        'target_mask', f'the key {key!r}', _MISTAKEN[key])
+        0, 'have only inputs under keys other than label, mask, target_mask '
+        'and weight', f'the key {key!r}', _MISTAKEN[key])
   for key, value in columns.items():
     if value.dtype.kind not in 'biuf':
       yield labels_lib.Fault(
@@ -73,10 +74,26 @@ def _faults(columns, num_classes, task) -> Iterator[labels_lib.Fault]:
       yield labels_lib.Fault(int(place[0]), f'have a finite {key}',
                              str(value[place]), 'Fix the data.')
   yield from _faults_of_masks(columns)
+  if WEIGHT in columns:
+    yield from _faults_of_weights(columns[WEIGHT])
   if LABEL in columns and task is not None:
     fault = labels_lib.find_fault(columns[LABEL], num_classes, task)
     if fault:
       yield fault
+
+
+def _faults_of_weights(weight):
+  if weight.ndim > 1:
+    yield labels_lib.Fault(
+        0, 'have one number as its weight', f'weight.shape={weight.shape[1:]}',
+        'Give one weight an example; mask and target_mask are for positions.')
+  elif weight.dtype.kind not in 'iuf':
+    yield labels_lib.Fault(0, 'have a number as its weight',
+                           f'weight.dtype={weight.dtype}', 'Convert it.')
+  elif (weight < 0).any():
+    row = int(np.argmax(weight < 0))
+    yield labels_lib.Fault(row, 'have a weight of 0 or more', str(weight[row]),
+                           'Fix the data.')
 
 
 def _faults_of_masks(columns):

@@ -36,6 +36,9 @@ class Source(Protocol):
       None, floating-point numbers to predict, or the similarity of two texts.
     mask: bool `[N]`, true where a position is real.
     target_mask: bool `[N]`, true where a position's logits count.
+    weight: 0 or more, how much the example counts: its losses and metrics, and
+      its part of their counts, are multiplied by it. One of weight 0 is left
+      out, as padding.
     image: `[height, width, channels]`. uint8 is divided by 255; then the image
       is augmented and standardised, `(image - mean) / std`.
 

@@ -116,6 +116,7 @@ def build_eval_step(network: network_lib.Network,
         teacher_logits,
         mask=pairs_lib.target_mask(batch, logits),
         labels=batch.labels if has_labels else None,
+        weight=batch.weight,
         task=task,
         own=own,
         sizes=sizes)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from haikd.core import base
 from haikd.core import mesh_context
+from haikd.core import weighting
 from haikd.losses import cutting
 
 # The largest value that a float16 gradient of the products is scaled to.
@@ -30,6 +31,7 @@ def add_up(function: Callable[..., Any],
            *,
            mask: jax.Array,
            labels: Optional[jax.Array] = None,
+           weight: Optional[jax.Array] = None,
            sizes: cutting.ChunkSizes = cutting.ChunkSizes()) -> Any:
   """Sums a function of logits over all positions.
 
@@ -41,6 +43,7 @@ def add_up(function: Callable[..., Any],
     teacher: LinearLogits, or logits, of the same shape; or None.
     mask: bool, leading axes of the logits, true where a position counts.
     labels: `[...]` or `[..., V]`, or None.
+    weight: `[B]`, of the first axis, what its sums are multiplied by; or None.
     sizes: of the chunks.
 
   Returns:
@@ -51,20 +54,30 @@ def add_up(function: Callable[..., Any],
   """
   cut = cutting.Cut(student, mask, sizes)
   sides = cut.flatten('student', student), cut.flatten('teacher', teacher)
-  labels = cut.flatten('labels', labels)
+  labels, weight = cut.flatten('labels', labels), cut.spread(weight)
 
   def call(number):
     chunk = cut.chunk(number)
     logits = (
         x.materialise() if isinstance(x, base.LinearLogits) else x
         for x in map(chunk.of, sides))
-    return function(*logits, mask=chunk.keep, labels=chunk.of(labels))
+    return _call(function, *logits, chunk.keep, *map(chunk.of,
+                                                     (labels, weight)))
 
   shapes = jax.eval_shape(call, jnp.int32(0))
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
   return cut.loop(
       lambda number, sums: jax.tree.map(jnp.add, sums, call(number)),
-      mesh_context.vary_like(zeros, sides, mask, labels))
+      mesh_context.vary_like(zeros, sides, mask, labels, weight))
+
+
+def _call(function, student, teacher, mask, labels, weight):
+  """Calls a function of a chunk's rows; sums it up by rows with weights."""
+  call = lambda student, teacher, mask, labels: function(
+      student, teacher, mask=mask, labels=labels)
+  rows = student, teacher, mask, labels
+  return call(*rows) if weight is None else weighting.add_up(
+      call, weight, *rows)
 
 
 def weighted(losses: Sequence[Callable[..., base.LossSum]],
@@ -74,6 +87,7 @@ def weighted(losses: Sequence[Callable[..., base.LossSum]],
              *,
              mask: jax.Array,
              labels: Optional[jax.Array] = None,
+             weight: Optional[jax.Array] = None,
              sizes: cutting.ChunkSizes = cutting.ChunkSizes()
              ) -> tuple[jax.Array, tuple[base.LossSum, ...]]:
   """Sums several additive losses over all positions, in one pass.
@@ -86,6 +100,7 @@ def weighted(losses: Sequence[Callable[..., base.LossSum]],
     teacher: LinearLogits, or logits, of the same shape; or None.
     mask: bool, leading axes of the logits, true where a position counts.
     labels: `[...]` or `[..., V]`, or None.
+    weight: as for `add_up`.
     sizes: of the chunks.
 
   Returns:
@@ -97,7 +112,7 @@ def weighted(losses: Sequence[Callable[..., base.LossSum]],
     ValueError: shapes do not fit.
   """
   cut = cutting.Cut(student, mask, sizes)
-  labels = cut.flatten('labels', labels)
+  labels, weight = cut.flatten('labels', labels), cut.spread(weight)
   coefficients = lax.stop_gradient(coefficients)
   logits = jax.tree.map(
       jnp.asarray,
@@ -107,8 +122,7 @@ def weighted(losses: Sequence[Callable[..., base.LossSum]],
     return sum(c * x.total for c, x in zip(coefficients, sums))
 
   def call(*logits, rows):
-    mask, labels = rows
-    sums = tuple(loss(*logits, mask=mask, labels=labels) for loss in losses)
+    sums = tuple(_call(loss, *logits, *rows) for loss in losses)
     return weigh(sums), sums
 
   def run(logits, wanted):
@@ -120,7 +134,7 @@ def weighted(losses: Sequence[Callable[..., base.LossSum]],
       chunk = cut.chunk(number)
       more, gradients = _differentiate(
           call, [side.in_chunk(chunk) for side in sides],
-          (chunk.keep, chunk.of(labels)), sizes)
+          (chunk.keep, *map(chunk.of, (labels, weight))), sizes)
       totals = tuple(
           side.add(total, gradient, chunk.positions)
           for side, total, gradient in zip(sides, totals, gradients))
@@ -130,7 +144,8 @@ def weighted(losses: Sequence[Callable[..., base.LossSum]],
     init = (tuple(base.LossSum(zero, zero) for _ in losses),
             tuple(side.zeros(sizes.split) for side in sides))
     return cut.loop(
-        body, mesh_context.vary_like(init, logits, mask, labels, coefficients))
+        body, mesh_context.vary_like(init, logits, mask, labels, weight,
+                                     coefficients))
 
   @jax.custom_vjp
   def summed(logits):
@@ -260,35 +275,8 @@ def _differentiate(function: Callable, sides: Sequence[_Side], rows: Any,
     of_products, of_tails = zip(*(x or (None, None) for x in gradients))
     return (sums, of_tails), of_products
 
-  (sums, of_tails), of_products = _in_groups(
+  (sums, of_tails), of_products = cutting.in_groups(
       group, (products, rows), sizes.groups(*products[0].shape))
   return sums, tuple(
       side.gradient(*parts) for side, *parts in zip(
           sides, of_products, of_tails))
-
-
-def _in_groups(function: Callable, rows: Any, groups: int) -> tuple[Any, Any]:
-  """Calls `rows -> (sums, outputs)` on groups of a chunk's rows.
-
-  Args:
-    function: returns a pytree of sums over its rows, and one of outputs whose
-      first axis is that of its rows.
-    rows: pytree of arrays `[R, ...]`.
-    groups: how many groups there are.
-
-  Returns:
-    The sums and outputs for all rows.
-  """
-  if groups == 1:
-    return function(rows)
-  parts = jax.tree.map(lambda x: x.reshape(groups, -1, *x.shape[1:]), rows)
-
-  def body(sums, part):
-    more, outputs = function(part)
-    return jax.tree.map(jnp.add, sums, more), outputs
-
-  first = jax.tree.map(lambda x: x[0], parts)
-  shapes, _ = jax.eval_shape(function, first)
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  sums, outputs = lax.scan(body, mesh_context.vary_like(zeros, parts), parts)
-  return sums, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)

@@ -155,6 +155,13 @@ class Cut:
           f'{self._shape}; got {name}.shape={value.shape}. {remedy}')
     return value.reshape(-1, *value.shape[rank:])
 
+  def spread(self, weight: Optional[jax.Array]) -> Optional[jax.Array]:
+    """Returns weights of examples, `[B]`, for all positions; None for None."""
+    if weight is None:
+      return None
+    weight = masking.expand(weight, len(self._shape))
+    return jnp.broadcast_to(weight, self._shape).reshape(-1)
+
   def chunk(self, number: jax.Array) -> Chunk:
     """Returns the chunk of a number."""
     first = number * self._rows
@@ -170,3 +177,30 @@ class Cut:
     # The bound changes nothing; haikd.plan counts iterations by it.
     max_chunks = np.int32(self._order.size // self._rows)
     return lax.fori_loop(0, lax.min(self._num_chunks, max_chunks), body, init)
+
+
+def in_groups(function: Callable, rows: Any, groups: int) -> tuple[Any, Any]:
+  """Calls `rows -> (sums, outputs)` on groups of a chunk's rows.
+
+  Args:
+    function: returns a pytree of sums over its rows, and one of outputs whose
+      first axis is that of its rows.
+    rows: pytree of arrays `[R, ...]`.
+    groups: how many groups there are.
+
+  Returns:
+    The sums and outputs for all rows.
+  """
+  if groups == 1:
+    return function(rows)
+  parts = jax.tree.map(lambda x: x.reshape(groups, -1, *x.shape[1:]), rows)
+
+  def body(sums, part):
+    more, outputs = function(part)
+    return jax.tree.map(jnp.add, sums, more), outputs
+
+  first = jax.tree.map(lambda x: x[0], parts)
+  shapes, _ = jax.eval_shape(function, first)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  sums, outputs = lax.scan(body, mesh_context.vary_like(zeros, parts), parts)
+  return sums, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)

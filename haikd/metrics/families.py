@@ -14,10 +14,12 @@ import numpy as np
 
 from haikd.core import base
 from haikd.core import tasks
+from haikd.core import weighting
 from haikd.losses import chunks
 from haikd.losses import cutting
 from haikd.metrics import classes
 from haikd.metrics import embeddings
+from haikd.metrics import means
 from haikd.metrics import multilabel
 from haikd.metrics import own as own_lib
 from haikd.metrics import tokens
@@ -54,6 +56,7 @@ def measure(output: base.Output,
             *,
             mask: jax.Array,
             labels: Optional[jax.Array] = None,
+            weight: Optional[jax.Array] = None,
             task: str = tasks.CLASSIFICATION,
             own: Sequence[own_lib.Own] = (),
             sizes: cutting.ChunkSizes = cutting.ChunkSizes()) -> Measured:
@@ -68,6 +71,7 @@ def measure(output: base.Output,
       ignored.
     mask: bool, the leading axes of the output, true where it counts.
     labels: as in `Batch`, or None.
+    weight: as in `Batch`, or None. Correlations do not depend on it.
     task: what the labels are, one of `tasks.OF_LABELS`. An Embedding needs
       none.
     own: metrics of the user's own.
@@ -94,11 +98,20 @@ def measure(output: base.Output,
     # Metrics of logits have no columns, and positions do not interact.
     sums = chunks.add_up(
         lambda *logits, **options: add_up(*logits, **options)[0],
-        output, cast(Optional[base.Logits], target), sizes=sizes, **compared)
+        output, cast(Optional[base.Logits], target), weight=weight,
+        sizes=sizes, **compared)
     return sums, {name: {}, _OWN: kept}
   if isinstance(target, base.LinearLogits):
     target = target.materialise()
-  return add_up(output, target, **compared)
+  sums, columns = add_up(output, target, **compared)
+  if weight is not None:
+    sums = weighting.add_up(
+        lambda output, target, mask, labels: add_up(
+            output, target, mask=mask, labels=labels)[0],
+        weight, output, target, mask, labels)
+    if columns[name]:
+      columns[name] = {**columns[name], means.WEIGHT: weight}
+  return sums, columns
 
 
 def _array(output):

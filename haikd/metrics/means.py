@@ -13,6 +13,9 @@ from haikd.core import checks
 from haikd.core import masking
 
 
+WEIGHT = 'weight'  # The column of examples' weights, if they have any.
+
+
 def of_logits(logits: jax.Array, target: Optional[jax.Array], *,
               mask: jax.Array,
               labels: Optional[jax.Array]) -> dict[str, base.LossSum]:
@@ -82,3 +85,12 @@ def kept(columns: Mapping[str, np.ndarray], *names: str) -> list[np.ndarray]:
     A float64 array for each name.
   """
   return [columns[name][columns['kept']].astype(np.float64) for name in names]
+
+
+def kept_weights(columns: Mapping[str, np.ndarray]) -> Optional[np.ndarray]:
+  """Returns the weights of the rows that `kept` returns, or None."""
+  if WEIGHT not in columns:
+    return None
+  keep, weight = columns['kept'], columns[WEIGHT].astype(np.float64)
+  weight = weight.reshape(-1, *(1,) * (keep.ndim - 1))
+  return np.broadcast_to(weight, keep.shape)[keep]

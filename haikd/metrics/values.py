@@ -58,17 +58,18 @@ def finish(sums: dict[str, base.LossSum],
   values = means.finish(sums)
   if columns:
     prediction, label = means.kept(columns, 'prediction', 'label')
-    values.update(_scores(prediction, label))
+    values.update(_scores(prediction, label, means.kept_weights(columns)))
   return values
 
 
-def _scores(prediction, label):
+def _scores(prediction, label, weight):
   if not len(label):
     return dict.fromkeys(('mse', 'mae', 'r2'), float('nan'))
+  mean = lambda x: np.average(x, axis=0, weights=weight)
   error = prediction - label
-  spread = np.square(label - label.mean(axis=0)).sum(axis=0)
+  spread = mean(np.square(label - mean(label)))
   with np.errstate(divide='ignore', invalid='ignore'):
-    explained = 1 - np.square(error).sum(axis=0) / spread
-  return dict(mse=float(np.square(error).mean()),
-              mae=float(np.abs(error).mean()),
+    explained = 1 - mean(np.square(error)) / spread
+  return dict(mse=float(mean(np.square(error)).mean()),
+              mae=float(mean(np.abs(error)).mean()),
               r2=float(np.where(spread > 0, explained, np.nan).mean()))

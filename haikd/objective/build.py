@@ -76,6 +76,12 @@ def build_objective(config: config_lib.ConfigDict,
       for term in terms if term.entry.on != terms_lib.LOGITS}
   objective = objective_lib.Objective(
       student, teacher, terms, layers, task, outputs)
+  for term in terms:
+    if term.entry.relational and spec.weight is not None:
+      raise checks.ConfigError(
+          f'{term.field} must be a loss over examples one by one, since the '
+          f'data has weights; got {term.name!r}, which relates examples to one '
+          'another. Leave it out, or the key weight of the data.')
   # Counts are computed from arrays, the loss from the chosen form.
   terms = tuple(
       term._replace(learns=_check_term(objective, term, outputs, spec,
@@ -119,7 +125,7 @@ def _hint(inputs):
   """Returns what a network may have stumbled over."""
   if isinstance(inputs, dict):
     return (' Examples have several inputs, which come as a dict: every key '
-            'but label, mask and target_mask is one.')
+            'but label, mask, target_mask and weight is one.')
   if len(inputs.shape) > 2 and jnp.issubdtype(inputs.dtype, jnp.integer):
     return (" Integers stay integers, except for images of uint8 under the key "
             "'image', which are divided by 255.")
@@ -155,11 +161,14 @@ def _check_term(objective, term, outputs, spec, form):
       outputs = objective_lib.with_logits(outputs, batch)
     pairs = objective.pairs(term, outputs, batch, form)
     rng = jax.random.key(0)
+    context = compare_lib.Context()
+    if form is terms_lib.Form.CHUNKS:
+      compare_lib.compare_together([term], pairs, batch, jnp.ones(1), context)
+      return {}
     params = compare_lib.init_align(term, pairs, rng)
     if form is terms_lib.Form.ARRAYS:  # Calls the loss.
       return compare_lib.init_loss(term, params, pairs, batch.labels, rng)
-    compare_lib.compare(term, params, pairs, batch.labels,
-                        compare_lib.Context())
+    compare_lib.compare(term, params, pairs, batch, context)
     return {}
 
   # Two terms come from config.distillation.alpha: name the one that is wrong.

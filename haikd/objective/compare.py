@@ -4,9 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Optional
 
 import jax
+import jax.numpy as jnp
 
 from haikd.core import base
 from haikd.core import checks
+from haikd.core import weighting
 from haikd.losses import chunks
 from haikd.losses import cutting
 from haikd.objective import terms as terms_lib
@@ -78,15 +80,14 @@ def _of_layers(pairs, rng, init):
 
 
 def compare(term: terms_lib.Term, params: Mapping[str, Any], pairs: Pairs,
-            labels: Optional[jax.Array],
-            context: Context) -> tuple[base.LossSum, ...]:
+            batch: base.Batch, context: Context) -> tuple[base.LossSum, ...]:
   """Evaluates a term.
 
   Args:
     term: a term of the objective.
     params: `{layer: Haiku parameters}` of its learned alignments and loss.
     pairs: of the term.
-    labels: of the batch, or None.
+    batch: has the labels and weights of the examples.
     context: where the step runs this.
 
   Returns:
@@ -96,22 +97,31 @@ def compare(term: terms_lib.Term, params: Mapping[str, Any], pairs: Pairs,
   def evaluate(index, pair):
     own = params.get(str(index), {})
     pair = _align(term, own, pair, context)
-    compared = pair, labels
+    compared = *pair, batch.labels
     if term.entry.relational:
       # Each shard now holds the global sum and count; psum scales both by the
       # number of shards, which cancels in the mean.
       compared = context.gather(compared)
-    pair, labels_of_pair = compared
-    keywords = _keywords(term, pair.mask, labels_of_pair, context.step)
-    return term.loss.apply(own, None, context.gather_parameter, pair.student,
-                           pair.teacher, **keywords)
+
+    def call(student, teacher, mask, labels):
+      keywords = _keywords(term, mask, labels, context.step)
+      return term.loss.apply(own, None, context.gather_parameter, student,
+                             teacher, **keywords)
+
+    if batch.weight is None:
+      return call(*compared)
+    # The texts of an example may have been laid one after the other.
+    weight = jnp.repeat(
+        batch.weight, len(pair.mask) // len(batch.weight),
+        total_repeat_length=len(pair.mask))
+    return weighting.add_up(call, weight, *compared)
 
   return tuple(evaluate(index, pair) for index, pair in enumerate(pairs))
 
 
 def compare_together(
     terms: Sequence[terms_lib.Term], pairs: Pairs,
-    labels: Optional[jax.Array], coefficients: jax.Array, context: Context
+    batch: base.Batch, coefficients: jax.Array, context: Context
 ) -> tuple[jax.Array, tuple[base.LossSum, ...]]:
   """Evaluates terms on the same LinearLogits, in one pass.
 
@@ -119,7 +129,7 @@ def compare_together(
     terms: terms on logits whose form is CHUNKS.
     pairs: the pair of each: LinearLogits of the same student and, where a term
       needs it, logits of the same teacher.
-    labels: of the batch, or None.
+    batch: has the labels and weights of the examples.
     coefficients: float32 `[K]`, what each total is multiplied by.
     context: where the step runs this.
 
@@ -141,7 +151,8 @@ def compare_together(
       pairs[0].student,
       next((x.teacher for x in pairs if x.teacher is not None), None),
       mask=pairs[0].mask,
-      labels=labels if takes_labels else None,
+      labels=batch.labels if takes_labels else None,
+      weight=batch.weight,
       sizes=context.sizes)
 
 

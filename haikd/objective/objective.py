@@ -2,7 +2,7 @@
 
 With `C` the count summed over all devices and microbatches, it is
 
-    L = sum_k w_k 1/|layers_k| sum_layer total / max(C, 1).
+    L = sum_k w_k 1/|layers_k| sum_layer total / C, 0 if nothing counts.
 
 The sums are computed here and the step adds them up; the only division of the
 objective is in `coefficients`.
@@ -141,7 +141,7 @@ class Objective(NamedTuple):
     """
     outputs, net_state = self._run(params.student, net_state, frozen, batch,
                                    rng, context, is_training=True)
-    forms = terms_lib.choose_forms(self.terms, outputs[0].logits)
+    forms = terms_lib.choose_forms(self.terms, outputs[0].logits, batch)
     is_chunked = lambda term: forms[term.name] is terms_lib.Form.CHUNKS
     in_chunks = list(filter(is_chunked, self.terms))
     others = [term for term in self.terms if not is_chunked(term)]
@@ -171,11 +171,11 @@ class Objective(NamedTuple):
       step: int32 scalar, for scheduled weights.
 
     Returns:
-      `w_k / (|layers_k| max(C, 1))` by term and layer.
+      `w_k / (|layers_k| C)` by term and layer, with 1 for a count of 0.
     """
     weights = self.weights(step)
     return {
-        name: tuple(weights[name] / (len(layers) * jnp.maximum(count, 1))
+        name: tuple(weights[name] / (len(layers) * _divisor(count))
                     for count in layers) for name, layers in counts.items()
     }
 
@@ -193,7 +193,7 @@ class Objective(NamedTuple):
     """
     weights = self.weights(step)
     mean = lambda layers: sum(
-        x.total / jnp.maximum(x.count, 1) for x in layers) / len(layers)
+        x.total / _divisor(x.count) for x in layers) / len(layers)
     means = {name: mean(layers) for name, layers in sums.items()}
     return sum(weights[name] * mean for name, mean in means.items()), means
 
@@ -238,7 +238,7 @@ class Objective(NamedTuple):
     for term in terms:
       pairs = self.pairs(term, outputs, batch, forms[term.name])
       sums[term.name] = compare_lib.compare(
-          term, align.get(term.name, {}), pairs, batch.labels, context)
+          term, align.get(term.name, {}), pairs, batch, context)
     return sums
 
   def _sums_in_chunks(self, terms: Sequence[terms_lib.Term], outputs: Outputs,
@@ -248,9 +248,14 @@ class Objective(NamedTuple):
     form = terms_lib.Form.CHUNKS
     value, sums = compare_lib.compare_together(
         terms, [self.pairs(term, outputs, batch, form)[0] for term in terms],
-        batch.labels,
+        batch,
         jnp.stack([coefficients[term.name][0] for term in terms]), context)
     return value, {term.name: (x,) for term, x in zip(terms, sums)}
+
+
+def _divisor(count):
+  """Returns a count, which weights may make small; 1 if nothing counts."""
+  return jnp.where(count > 0, count, 1.0)
 
 
 def with_logits(outputs: Outputs, batch: base.Batch) -> Outputs:

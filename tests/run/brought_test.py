@@ -224,7 +224,7 @@ def test_a_teacher_learns_by_a_loss_of_ones_own(start):
     ('classes', ('student.options.returns=flat',), 2, 'return [B, 1].'),
     ('names', (), 3, 'hold numbers in label; got label.dtype=<U3. Number the'),
     ('labels', (), 3, "got the key 'labels'. Name it 'label'."),
-    ('weights', (), 3, "got the key 'sample_weight'. Examples have no weights"),
+    ('weights', (), 3, "got the key 'sample_weight'. Name it 'weight'"),
     ('two_inputs', (), 2, 'Examples have several inputs, which come as a dict'),
     ('uint8', ('student.model=conv',), 2,
      "except for images of uint8 under the key 'image'"),

@@ -138,6 +138,10 @@ def mixup(examples: augment.Examples,
     Zhang et al., arXiv:1710.09412; Beyer et al., arXiv:2106.05237, section 3.
   """
   images = _images(examples, 'mixup')
+  if 'weight' in examples:
+    raise checks.ConfigError(
+        'augment.mixup must be left out where examples have weights, since a '
+        'mixed example has none; got the key weight. Leave one of them out.')
   if not alpha > 0:
     raise checks.ConfigError(
         f'augment.mixup.alpha must be positive; got {alpha}.')
