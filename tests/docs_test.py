@@ -7,6 +7,7 @@ import importlib.util
 import pathlib
 import re
 
+import grain
 import haiku as hk
 import jax
 import numpy
@@ -14,6 +15,7 @@ import pytest
 
 import haikd
 from haikd import config as config_lib
+from haikd import library  # noqa: F401  Registers all there is.
 from haikd.core import registry
 
 ROOT = pathlib.Path(haikd.__file__).parents[1]
@@ -60,7 +62,8 @@ def test_python_that_is_shown_runs_and_makes_a_valid_config(
   config = config_lib.base()
   x, animals = numpy.eye(100, 4), numpy.array(['cat', 'dog'] * 50)
   names = dict(
-      haikd=haikd, hk=hk, jax=jax, jnp=jax.numpy, numpy=numpy, config=config,
+      grain=grain, haikd=haikd, hk=hk, jax=jax, jnp=jax.numpy, numpy=numpy,
+      config=config,
       ids=numpy.arange(10), x=x, animals=animals, state={},
       params=dict(linear=dict(w=x)),
       data=haikd.data.from_arrays(**dict.fromkeys(

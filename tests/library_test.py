@@ -62,6 +62,18 @@ def test_example_of_ones_own_weights(capsys):
   assert capsys.readouterr().out.splitlines()[-1].count(', ') == 4
 
 
+def test_example_of_ones_own_data(capsys):
+  """The same rows as a CSV and as an Arrow folder give the same student."""
+  example = runpy.run_path(str(EXAMPLES / 'your_data.py'))
+  results = example['main']()
+  for scores in results.values():
+    assert scores['teacher']['accuracy'] > 0.9
+    assert scores['student']['accuracy'] > 0.6
+    del scores['teacher']['seconds'], scores['student']['seconds']
+  assert results['table'] == results['arrow']
+  assert capsys.readouterr().out.splitlines()[-1] == 'cat, dog, eel'
+
+
 def test_a_loaded_network_scales_images_as_in_training(tmp_path):
   config = small_config(**{'data.mean': 0.5, 'data.std': 0.25})
   results = haikd.train(config, tmp_path, data=data_of())

@@ -12,7 +12,6 @@ from haikd.core import base
 from haikd.core import checks
 from haikd.core import masking
 
-
 WEIGHT = 'weight'  # The column of examples' weights, if they have any.
 
 

@@ -82,6 +82,15 @@ def test_inputs_and_labels_are_chosen(tmp_path):
   assert set(examples(opened(path, inputs='u', label=None))) == {'x'}
 
 
+def test_weights_are_a_column_and_no_input(tmp_path):
+  (tmp_path / 'train.csv').write_text('a,w,label\n1,0.5,0\n2,3,1\n')
+  columns = examples(opened(tmp_path, weight='w'))
+  assert columns['x'].shape == (2, 1)
+  assert sorted(zip(columns['x'][:, 0], columns['weight'])) == [(1, 0.5), (2, 3)]
+  with pytest.raises(checks.DataError, match="must have the column 'v'"):
+    opened(tmp_path, weight='v')
+
+
 def test_columns_of_0_and_1_are_labels_of_which_several_may_be_true(tmp_path):
   (tmp_path / 'train.csv').write_text('x,funny,sad\n1,0,1\n2,1,1\n')
   made = opened(tmp_path, inputs='x', label=('funny', 'sad'))
