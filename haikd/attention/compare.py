@@ -19,6 +19,7 @@ from haikd.attention import maps as maps_lib
 from haikd.core import base
 from haikd.core import masking
 from haikd.core import mesh_context
+from haikd.core import weighting
 
 # More loops than in attention, of which a step has more: 8 at N = 1024. Four
 # would take 5 to 15 % more time, and two thirds of the time to compile; see
@@ -30,6 +31,7 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
             teacher: Optional[maps_lib.MeanMaps],
             mask: jax.Array,
             *,
+            weight: Optional[jax.Array] = None,
             by_head: bool = False) -> base.LossSum:
   """Evaluates a loss on lazy maps.
 
@@ -43,6 +45,7 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
     student: maps `[B, H, N, N]`.
     teacher: maps `[B, H, N, N]`, or None for a loss that takes none.
     mask: bool, `[B]` or `[B, N]`, true where a position counts.
+    weight: `[B]`, what the sums of each example are multiplied by; or None.
     by_head: whether the loss is a sum over heads as well. Blocks may then have
       only some of the heads, and be smaller.
 
@@ -54,12 +57,18 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
     mask = jnp.broadcast_to(mask[:, None], student.shape[::2])
   sides = tuple(x for x in (student, teacher) if x is not None)
 
-  def loss(student, teacher=None, *, mask):
-    return function(student, teacher, mask=mask)
+  def loss(*maps, mask, weight):
+    call = lambda mask, student, teacher=None: function(
+        student, teacher, mask=mask)
+    return (call(mask, *maps) if weight is None else
+            weighting.add_up(call, weight, mask, *maps))
 
-  count = _count(loss, sides, mask)
+  count = _count(loss, sides, mask, weight)
   if by_head:
     sides, mask = maps_lib.heads_as_examples(sides, mask)
+  if weight is not None:  # Groups of heads are examples too.
+    weight = jnp.repeat(weight, len(mask) // len(weight),
+                        total_repeat_length=len(mask))
   rules = tuple(
       tuple((x.mask, x.soft_cap) for x in side.sources) for side in sides)
   operands = tuple(
@@ -67,16 +76,16 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
   heads = tuple(side.heads for side in sides)
 
   @jax.custom_vjp
-  def total(operands, rules, mask):
+  def total(operands, rules, kept):
     wanted = (False,) * len(sides)
-    return _fold(loss, heads, operands, rules, mask, wanted)[0]
+    return _fold(loss, heads, operands, rules, *kept, wanted)[0]
 
-  def forward(operands, rules, mask):
+  def forward(operands, rules, kept):
     wanted = tuple(
         any(x.perturbed for x in jax.tree.leaves(side)) for side in operands)
-    operands, rules, mask = jax.tree.map(lambda x: x.value,
-                                         (operands, rules, mask))
-    value, gradients = _fold(loss, heads, operands, rules, mask, wanted)
+    operands, rules, kept = jax.tree.map(lambda x: x.value,
+                                         (operands, rules, kept))
+    value, gradients = _fold(loss, heads, operands, rules, *kept, wanted)
     # Residuals must be arrays, so empty ones carry the dtypes.
     dtypes = jax.tree.map(lambda x: jnp.zeros((0,), x.dtype), operands)
     return value, (gradients, dtypes)
@@ -89,19 +98,19 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
     return scaled, None, None
 
   total.defvjp(forward, backward, symbolic_zeros=True)
-  operands, rules, mask = mesh_context.vary_like((operands, rules, mask),
-                                                 operands, rules, mask)
-  return base.LossSum(total(operands, rules, mask), count)
+  arguments = operands, rules, (mask, weight)
+  return base.LossSum(total(*mesh_context.vary_like(arguments, *arguments)),
+                      count)
 
 
-def _count(loss, sides, mask):
+def _count(loss, sides, mask, weight):
   """Returns the count, in a way that shows the compiler it needs no maps."""
 
-  def count(mask):
+  def count(mask, weight):
     zeros = (jnp.zeros(side.shape, jnp.float32) for side in sides)
-    return loss(*zeros, mask=mask).count
+    return loss(*zeros, mask=mask, weight=weight).count
 
-  return jax.jit(count)(mask)
+  return jax.jit(count)(mask, weight)
 
 
 class _Side(NamedTuple):
@@ -134,15 +143,16 @@ class _Side(NamedTuple):
     return jnp.where(keep, maps_lib.mean(maps, self.heads), 0.0)
 
 
-def _fold(loss, heads, operands, rules, mask, wanted):
+def _fold(loss, heads, operands, rules, mask, weight, wanted):
   """Evaluates a loss block by block, with the gradients that are wanted.
 
   Args:
-    loss: `(*sides, mask) -> LossSum`, of the maps of a block.
+    loss: `(*sides, mask, weight) -> LossSum`, of the maps of a block.
     heads: H of each side.
     operands: for each side, (query, key, bias) of each of its maps.
     rules: for each side, (attention mask, soft cap) of each of its maps.
     mask: bool, `[B, N]`, true where a position counts.
+    weight: `[B]`, or None.
     wanted: for each side, whether its gradient is wanted.
 
   Returns:
@@ -165,7 +175,7 @@ def _fold(loss, heads, operands, rules, mask, wanted):
   structure = jax.tree.structure(keys)
 
   def block(sums, rows, keys, per_example, place):
-    (queries, keep), (mask_arrays, real) = rows, per_example
+    (queries, keep), (mask_arrays, real, weight) = rows, per_example
     keys = jax.tree.unflatten(structure, keys)
     real = lax.dynamic_slice_in_dim(real, *place.keys, axis=1)
     counts = keep[:, None, :, None] & real[:, None, None, :]
@@ -180,7 +190,7 @@ def _fold(loss, heads, operands, rules, mask, wanted):
 
     def total(maps):
       pooled = (side.pool(x, counts) for side, x in zip(sides, maps))
-      return loss(*pooled, mask=keep).total
+      return loss(*pooled, mask=keep, weight=weight).total
 
     if not any(wanted):
       return (sums[0] + total(maps), *sums[1:]), ()
@@ -218,8 +228,8 @@ def _fold(loss, heads, operands, rules, mask, wanted):
       (key, maps_lib.real_positions(allowed))
       for of_side in zip(keys, masks) for key, allowed in zip(*of_side)]
   (totals, of_keys, of_biases), of_queries = blocks_lib.run(
-      blocks, block, (queries, mask), keys_and_masks, (mask_arrays, mask), init,
-      mask)
+      blocks, block, (queries, mask), keys_and_masks,
+      (mask_arrays, mask, weight), init, mask)
   if not any(wanted):
     return jnp.sum(totals), ()
   gradients = tuple(

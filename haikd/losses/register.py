@@ -14,6 +14,7 @@ from haikd.core import checks
 from haikd.core import entries
 from haikd.core import masking
 from haikd.core import registry
+from haikd.core import weighting
 from haikd.losses import chunks
 
 
@@ -135,7 +136,8 @@ def _guard(function: Callable, on: str, *, any_width: bool, additive: bool,
     return base.LossSum(total, loss_sum.count)
 
   @functools.wraps(function)
-  def guarded(student, teacher=None, *, mask, labels=None, **options):
+  def guarded(student, teacher=None, *, mask, labels=None, block_weight=None,
+              **options):
     checks.check_mask(mask)
     if additive and isinstance(student, base.LinearLogits):
       return in_chunks(student, teacher, mask, labels, options)
@@ -159,7 +161,12 @@ def _guard(function: Callable, on: str, *, any_width: bool, additive: bool,
       return _check_result(function(student, teacher, mask=mask, **options))
 
     if in_blocks:
-      return attention.compare(run, student, teacher, mask, by_head=by_head)
+      return attention.compare(run, student, teacher, mask,
+                               weight=block_weight, by_head=by_head)
+    if block_weight is not None:  # One of the sides was no lazy map.
+      return weighting.add_up(
+          lambda student, teacher, mask: run(student, teacher, mask=mask),
+          block_weight, student, teacher, mask)
     return run(student, teacher, mask=mask)
 
   return guarded

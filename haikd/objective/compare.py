@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Optional
 import jax
 import jax.numpy as jnp
 
+from haikd import attention
 from haikd.core import base
 from haikd.core import checks
 from haikd.core import weighting
@@ -103,10 +104,10 @@ def compare(term: terms_lib.Term, params: Mapping[str, Any], pairs: Pairs,
       # number of shards, which cancels in the mean.
       compared = context.gather(compared)
 
-    def call(student, teacher, mask, labels):
+    def call(student, teacher, mask, labels, **more):
       keywords = _keywords(term, mask, labels, context.step)
       return term.loss.apply(own, None, context.gather_parameter, student,
-                             teacher, **keywords)
+                             teacher, **keywords, **more)
 
     if batch.weight is None:
       return call(*compared)
@@ -114,6 +115,8 @@ def compare(term: terms_lib.Term, params: Mapping[str, Any], pairs: Pairs,
     weight = jnp.repeat(
         batch.weight, len(pair.mask) // len(batch.weight),
         total_repeat_length=len(pair.mask))
+    if isinstance(pair.student, attention.MeanMaps):
+      return call(*compared, block_weight=weight)
     return weighting.add_up(call, weight, *compared)
 
   return tuple(evaluate(index, pair) for index, pair in enumerate(pairs))

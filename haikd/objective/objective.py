@@ -141,7 +141,7 @@ class Objective(NamedTuple):
     """
     outputs, net_state = self._run(params.student, net_state, frozen, batch,
                                    rng, context, is_training=True)
-    forms = terms_lib.choose_forms(self.terms, outputs[0].logits, batch)
+    forms = terms_lib.choose_forms(self.terms, outputs[0].logits)
     is_chunked = lambda term: forms[term.name] is terms_lib.Form.CHUNKS
     in_chunks = list(filter(is_chunked, self.terms))
     others = [term for term in self.terms if not is_chunked(term)]

@@ -91,8 +91,7 @@ class Form(enum.Enum):
   ARRAYS = enum.auto()
 
 
-def choose_forms(terms: Sequence[Term], logits: Any,
-                 batch: base.Batch) -> dict[str, Form]:
+def choose_forms(terms: Sequence[Term], logits: Any) -> dict[str, Form]:
   """Decides which terms get lazy logits or maps, and which get arrays.
 
   Lazy inputs need an additive loss without parameters of its own, and a lazy
@@ -104,7 +103,6 @@ def choose_forms(terms: Sequence[Term], logits: Any,
   Args:
     terms: of the objective.
     logits: of the student; only LinearLogits can go through chunks.
-    batch: examples with weights are compared one by one, not in blocks.
 
   Returns:
     `{term: form}`.
@@ -120,7 +118,7 @@ def choose_forms(terms: Sequence[Term], logits: Any,
     if term.entry.on == LOGITS and in_chunks:
       return Form.CHUNKS
     if (term.entry.on == ATTENTION and lazy[term.name] and
-        batch.weight is None):
+        not term.takes_labels):
       return Form.BLOCKS
     return Form.ARRAYS
 

@@ -45,10 +45,7 @@ def read(files: file_names.Files, requested: Sequence[str], channels: int
   for path, table in tables:
     for name in requested:
       if name not in table.column_names:
-        raise checks.DataError(
-            f'{str(path)!r} must have the column {name!r}; got '
-            f'{sorted(table.column_names)}. '
-            f'{checks.suggest(name, table.column_names)}')
+        raise column_lib.absent(repr(str(path)), name, table.column_names)
   if not any(map(len, (table for _, table in tables))):
     raise column_lib.no_rows(tables[0][0])
   features = _features(tables[0][1].schema)

@@ -71,6 +71,20 @@ def as_array(column: Column) -> np.ndarray:
   return np.stack([values[i] for i in range(len(values))])
 
 
+def absent(where: str, name: str, known: Sequence[str]) -> checks.DataError:
+  """Returns the error of a column that a file does not have.
+
+  Args:
+    where: the file or row, for messages.
+    name: of the column.
+    known: the columns that are there.
+  """
+  return checks.DataError(
+      f'{where} must have the column {name!r}; got none of that name. '
+      f'{checks.suggest(name, known)} config.data.options.inputs and label '
+      'name the columns.')
+
+
 def no_rows(path: os.PathLike) -> checks.DataError:
   """Returns the error of a file without a row."""
   return checks.DataError(

@@ -22,6 +22,7 @@ from haikd.data.tables import table_labels
 _VECTOR, _IMAGE = 'x', 'image'  # The keys of numbers together, and of an image.
 _TRAIN = 'train'
 _MASKS = (columns_lib.MASK, columns_lib.TARGET_MASK)
+_INDEX = ('Unnamed: ', '__index_level_')  # Of columns that pandas adds.
 _SORTED = ''  # The key of columns that are given keys by their kind.
 _SHAPED = (column_lib.ARRAY, column_lib.IMAGE)
 
@@ -76,10 +77,11 @@ def table(split: str,
 
   Args:
     split: the name of a file or folder in `source_dir`, or a slice of one.
-    inputs: the columns that are inputs; None for all but label and weight, as
-      the split 'train' has them. A dict `{key: columns}` makes several inputs:
-      a single name keeps its column's shape and type, several names are a
-      vector. `mask` and `target_mask` may be among its keys.
+    inputs: the columns that are inputs; None for all but label, weight, and the
+      row numbers of pandas, as the split 'train' has them. A dict `{key:
+      columns}` makes several inputs: a single name keeps its column's shape and
+      type, several names are a vector. `mask` and `target_mask` may be among
+      its keys.
     label: the column of labels: numbers of classes, names of classes, which are
       numbered by the alphabet over all splits, or floating-point numbers to
       predict. Several columns are a vector of numbers to predict, or, if they
@@ -148,6 +150,11 @@ def _choose(inputs, files, split, others) -> dict[str, tuple[str, ...]]:
   # Other splits may have their columns in another order.
   first = _TRAIN if _TRAIN in files.splits else split
   names = tuple(name for name in files.columns(first) if name not in others)
+  if numbers := [name for name in names if name.startswith(_INDEX)
+                 or not name]:
+    notes.say(f'the column {numbers[0]!r} is left out, since pandas gives such '
+              'a name to the numbers of rows (config.data.options.inputs).')
+    names = tuple(name for name in names if name not in numbers)
   if not names:
     raise checks.DataError(
         f'split {first!r} must have columns beside {others}; got none. Name '

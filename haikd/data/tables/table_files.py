@@ -8,6 +8,7 @@ from typing import Any, Optional
 from haikd.core import checks
 from haikd.data import splits as splits_lib
 from haikd.data.records import file_names
+from haikd.data.records import hints
 from haikd.data.tables import arrow_columns
 from haikd.data.tables import column as column_lib
 from haikd.data.tables import text_columns
@@ -45,9 +46,11 @@ class TableFiles:
     self.splits = ([_ALONE] if self._name and self._path.exists() else
                    file_names.splits(self._path))
     if not self.splits:
+      kind = hints.of_file(self._path.name)
+      got = f'is {kind}' if kind else 'has none or is not there'
       raise checks.DataError(
           f'config.data.source_dir must hold a table; got {str(self._path)!r}, '
-          f'which has none or is not there. {_HOW}')
+          f'which {got}. {_HOW}')
 
   def columns(self, split: str) -> tuple[str, ...]:
     """Returns the names of the columns of a split."""

@@ -60,9 +60,7 @@ def _blocks(files) -> Iterator[Sequence[Any]]:
 def _cell(row, name):
   values, place, _ = row
   if name not in values:
-    raise checks.DataError(
-        f'{place} must have the column {name!r}; got {sorted(values)}. '
-        f'{checks.suggest(name, values)}')
+    raise column_lib.absent(place, name, values)
   return values[name]
 
 

@@ -66,6 +66,15 @@ def test_one_file_is_cut_and_each_part_has_all_classes(iris):
   assert sorted(np.concatenate(first)) == list(range(20))
 
 
+@pytest.mark.parametrize('name', ('', 'Unnamed: 0'))
+def test_row_numbers_that_pandas_has_written_are_no_input(
+    tmp_path, name, caplog):
+  caplog.set_level(logging.INFO, 'haikd')
+  (tmp_path / 'train.csv').write_text(f'{name},a,label\n0,1,2\n1,3,0\n')
+  assert examples(opened(tmp_path))['x'].shape == (2, 1)
+  assert f'the column {name!r} is left out' in caplog.text
+
+
 def test_inputs_and_labels_are_chosen(tmp_path):
   (tmp_path / 'train.tsv').write_text(
       'id\tu\tv\ty\tz\n7\t1\t2\t0.5\t3\n8\t3\t4\t1.5\t1\n')
@@ -86,7 +95,8 @@ def test_weights_are_a_column_and_no_input(tmp_path):
   (tmp_path / 'train.csv').write_text('a,w,label\n1,0.5,0\n2,3,1\n')
   columns = examples(opened(tmp_path, weight='w'))
   assert columns['x'].shape == (2, 1)
-  assert sorted(zip(columns['x'][:, 0], columns['weight'])) == [(1, 0.5), (2, 3)]
+  assert sorted(zip(columns['x'][:, 0], columns['weight'])) == [
+      (1, 0.5), (2, 3)]
   with pytest.raises(checks.DataError, match="must have the column 'v'"):
     opened(tmp_path, weight='v')
 
@@ -122,9 +132,9 @@ def write(path, text, name='train.csv'):
     ('a,label\n1,x\n2,7\n', {}, "must hold only names of classes, or only "
      "numbers; got 'x' in line 2 of .* and '7' in line 3"),
     ('a,klass\n1,x\n', {}, "line 2 of .* must have the column 'label'; got "
-     ".'a', 'klass'."),
+     "none of that name. Known: a, klass. config.data.options.inputs and lab"),
     ('a,label\n1,x\n', dict(inputs='aa'), "must have the column 'aa'; got "
-     ".* Did you mean 'a'"),
+     "none of that name. Did you mean 'a'"),
     ('a,label\n1,x\n', dict(inputs=3), "inputs must name a column, or differ"),
     ('a,label\n1,x\n', dict(inputs=dict(image='a')), "must have images under "
      "the key 'image', and nothing else; got 'a' under 'image'"),
@@ -146,6 +156,9 @@ def test_a_missing_split_names_those_that_are_there(iris):
     opened(iris, 'README')
   with pytest.raises(checks.DataError, match='must hold a table; got .*where'):
     opened(iris / 'nowhere')
+  (iris / 'rows.xlsx').write_text('x')
+  with pytest.raises(checks.DataError, match='which is a spreadsheet. Save it'):
+    opened(iris / 'rows.xlsx')
 
 
 def check_goldens(columns, numbers):
