@@ -1,10 +1,13 @@
 """What the labels of a data set are, and which of them can be used."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
 import numpy as np
 
 from haikd.core import base
+from haikd.core import checks
+from haikd.core import notes
 from haikd.core import tasks
 
 # Rows of probabilities sum to 1 within this; float16 has three digits.
@@ -115,3 +118,24 @@ def _first(wrong, values, rule, remedy) -> Optional[Fault]:
 def sum_to_1(labels: np.ndarray) -> np.ndarray:
   """Returns for each row whether it sums to 1, rounding allowed for."""
   return np.abs(labels.sum(axis=-1, dtype=np.float64) - 1) < _TOLERANCE
+
+
+def say_absent(labels: np.ndarray, num_classes: Optional[int],
+               names: Optional[Sequence[str]], split: str) -> None:
+  """Says which classes no example has: a sorted split that is cut loses some.
+
+  Args:
+    labels: of all examples of a split; nothing is said of positions.
+    num_classes: of the data set; None if it has none.
+    names: of the classes, or None.
+    split: its name, for the message.
+  """
+  if labels.dtype.kind not in 'iu' or labels.ndim > 1 or num_classes is None:
+    return
+  absent = np.setdiff1d(np.arange(num_classes), labels)
+  if absent.size:
+    named = [str(x if names is None else names[x]) for x in absent]
+    notes.say(
+        f'split {split!r} has no example of {len(named)} of {num_classes} '
+        f'classes: {checks.abbreviate(named)}. If its examples are sorted by '
+        'class, shuffle them before they are cut.')

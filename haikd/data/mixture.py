@@ -108,6 +108,11 @@ class MixedReader:
     for part in self._parts.values():
       part.load()
 
+  def say_absent_classes(self) -> None:
+    """Says which classes no example has; as `reader.Reader` does."""
+    for part in self._parts.values():
+      part.say_absent_classes()
+
   def has(self, count: int) -> bool:
     """Returns whether the split has so many examples."""
     return len(self) >= count

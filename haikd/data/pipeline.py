@@ -144,6 +144,7 @@ class Data:
       self._load(reader)
       if split == self._train:
         self._training(reader)[0]
+        reader.say_absent_classes()
       if split in self._held_out:
         self._evaluation_of(reader)[0]
 

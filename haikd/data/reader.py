@@ -106,6 +106,12 @@ class Reader:
         columns[key][start:start + len(indices)] = value
     self._columns = columns
 
+  def say_absent_classes(self) -> None:
+    """Says which classes no example has, if the split is in memory."""
+    if self._columns is not None and self.task == tasks.CLASSIFICATION:
+      labels_lib.say_absent(self._columns[columns_lib.LABEL], self.num_classes,
+                            self.class_names, self.split)
+
   def order(self, batch_size: int, seed: int) -> orders.Order:
     """Returns the order in which training reads the split.
 

@@ -1,5 +1,7 @@
 """Arrays in `.npz` files as a data set."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -41,11 +43,14 @@ def test_what_is_no_archive_of_examples_is_refused(tmp_path, arrays, match):
 
 def test_an_archive_by_the_command_line(run, tmp_path):
   x = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
-  np.savez(tmp_path / 'mine.npz', x=x, label=x.argmax(-1))
+  order = np.argsort(x.argmax(-1))  # By class, so that a slice lacks one.
+  np.savez(tmp_path / 'mine.npz', x=x[order], label=x.argmax(-1)[order])
   code, out, err = run(
       '--config.data.name=npz', f'--config.data.source_dir={tmp_path}/mine.npz',
-      '--config.data.options={}', '--config.data.train=train[:80%]',
+      '--config.data.options={}', '--config.data.train=train[:50%]',
       '--config.evaluation.split=train[80%:]',
       '--config.evaluation.final=train[80%:]', '--config.steps=2')
   assert code == 0, err
   assert 'accuracy' in out
+  assert re.search(r"split 'train\[:50%\]' has no example of \d of 4 classes: "
+                   '.*3. If its examples are sorted by class, shuffle', err)

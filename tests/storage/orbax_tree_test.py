@@ -2,6 +2,7 @@
 
 import collections
 
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +10,10 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-import haikd
+from haikd import library  # noqa: F401  Registers all there is.
 from haikd.core import base
 from haikd.core import checks
+from haikd.core import registry
 from haikd.storage import orbax_tree
 
 PARAMS = {'net/~/linear': dict(w=np.arange(6.0).reshape(2, 3), b=np.ones(3)),
@@ -101,12 +103,12 @@ def test_what_is_no_tree_is_refused(tmp_path, name, match):
 
 def test_weights_by_the_command_line(run, tmp_path):
   """A teacher starts from a tree; other paths are put right or refused."""
-  code, _, err = run(workdir='first')
-  assert code == 0, err
-  teacher = haikd.load(tmp_path / 'first', 'teacher')
-  init = save(tmp_path / 'tree', dict(params=teacher.params, step=4))
-  code, _, err = run(f'--config.teacher.init={init}', '--config.steps=2',
-                     workdir='second')
+  params, _ = hk.transform_with_state(
+      lambda image: registry.models['mlp'].function(
+          image, is_training=False, num_classes=3, hidden=(8, 8))
+  ).init(jax.random.key(0), np.zeros((1, 4, 4, 1), np.float32))
+  init = save(tmp_path / 'tree', dict(params=params, step=4))
+  code, _, err = run(f'--config.teacher.init={init}', '--config.steps=2')
   assert code == 0, err
   assert 'config.teacher.init: params and state are read, and not step' in err
   code, _, err = run(f'--config.teacher.init={tmp_path}/tree', workdir='third')

@@ -259,7 +259,7 @@ CONFIG = '''
 '''
 
 
-def test_csv_and_arrow_by_the_command_line(run, tmp_path):
+def test_a_csv_by_the_command_line(run, tmp_path):
   rows = [f'{i},{i % 3},{"ab"[i % 2]}' for i in range(40)]
   (tmp_path / 'rows.csv').write_text('\n'.join(['u,v,kind', *rows]))
   (tmp_path / 'table.py').write_text(textwrap.dedent(CONFIG))
@@ -268,10 +268,3 @@ def test_csv_and_arrow_by_the_command_line(run, tmp_path):
       '--config.data.options={"label": "kind"}', config='table.py')
   assert code == 0, err
   assert 'accuracy' in out and 'inputs are x of u, v' in err
-  code, out, err = run(
-      f'--config.data.source_dir={GOLDEN}/saved', '--config.batch_size=8',
-      '--config.data.options={"inputs": "image"}', '--config.data.train=train',
-      '--config.evaluation.split=test', '--config.evaluation.final=test',
-      config='table.py', workdir='second')
-  assert code == 0, err
-  assert 'accuracy' in out
