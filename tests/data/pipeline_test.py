@@ -405,7 +405,7 @@ def test_description_is_that_of_the_data_and_reads_no_example(
     data, monkeypatch):
   config = make_config(**data)
   built = build(config)
-  expected = built.spec, built.num_classes
+  expected = built.spec, built.num_classes, None  # No label was read.
   monkeypatch.setattr(source, 'open_source', None)
   assert description.describe(config) == expected
 

@@ -160,8 +160,9 @@ def _walk(folder: paths.ConcretePath) -> Classes:
   others += [entry.path for entry in inputs.entries(folder)
              if not entry.is_folder and not _is_hidden(entry)]
   if others:
-    notes.say(f'{len(others)} files in {str(folder)!r} are no image of a class '
-              f'and are left out, such as {str(others[0])!r}.')
+    names = [path.name for path in others]
+    notes.say(f'{str(folder)!r} has files that are no image of a class, which '
+              f'are left out: {checks.abbreviate(names)}.')
   return classes
 
 
@@ -206,11 +207,12 @@ def _check_headers(images: Sequence[paths.ConcretePath]) -> None:
     headers = list(pool.map(_read_header, map(os.fspath, images)))
   deep = sum(header.is_deep for header in headers)
   if deep:
-    notes.say(f'{deep} images have 16 bits a pixel, which are scaled to 8.')
+    notes.say(f'images of 16 bits a pixel, {deep} of {len(images)}, are scaled '
+              'to 8.')
   transparent = sum(header.is_transparent for header in headers)
   if transparent:
-    notes.say(f'{transparent} images may have transparent pixels, which become '
-              'white.')
+    notes.say(f'transparent pixels become white; {transparent} of '
+              f'{len(images)} images may have some.')
 
 
 @functools.lru_cache(maxsize=2**20)
