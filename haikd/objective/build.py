@@ -76,6 +76,12 @@ def build_objective(config: config_lib.ConfigDict,
       for term in terms if term.entry.on != terms_lib.LOGITS}
   objective = objective_lib.Objective(
       student, teacher, terms, layers, task, outputs)
+  for term in terms:
+    if term.entry.relational and spec.weight is not None:
+      raise checks.ConfigError(
+          f'{term.field} must be a loss over examples one by one, since the '
+          f'data has weights; got {term.name!r}, which relates examples to one '
+          'another. Leave it out, or the key weight of the data.')
   # Counts are computed from arrays, the loss from the chosen form.
   terms = tuple(
       term._replace(learns=_check_term(objective, term, outputs, spec,
