@@ -89,11 +89,6 @@ def build_objective(config: config_lib.ConfigDict,
       for term in terms)
   objective = objective._replace(terms=terms)
   for term in terms:
-    if term.entry.relational and spec.weight is not None:
-      raise checks.ConfigError(
-          f'{term.field} must be a loss over examples one by one, since the '
-          f'data has weights; got {term.name!r}, which relates examples to one '
-          'another. Leave it out, or the key weight of the data.')
     form = terms_lib.choose_forms(terms, outputs[0].logits)[term.name]
     if form is not terms_lib.Form.ARRAYS:
       _check_term(objective, term, outputs, spec, form)
