@@ -12,7 +12,7 @@ import pytest
 from haikd import config as config_lib
 from haikd.core import writers
 from haikd.run import trackers
-from haikd.storage import checkpoint
+from haikd.storage import checkpointer
 from haikd.storage import files
 
 PLUGIN = """
@@ -79,7 +79,7 @@ def test_a_tracker_gets_the_rows_of_the_workdir(run, mine, tmp_path):
 
 
 def test_a_resumed_run_goes_on_with_its_run(run, mine, tmp_path, monkeypatch):
-  save = checkpoint.Checkpointer.save
+  save = checkpointer.Checkpointer.save
 
   def kill(self, step, *args):
     save(self, step, *args)
@@ -88,7 +88,7 @@ def test_a_resumed_run_goes_on_with_its_run(run, mine, tmp_path, monkeypatch):
       raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr(checkpoint.Checkpointer, 'save', kill)
+    patch.setattr(checkpointer.Checkpointer, 'save', kill)
     assert run(*FLAGS)[0] == 130
   assert run(*FLAGS)[0] == 0
   _, before, after = mine.OPENED
