@@ -23,7 +23,7 @@ def matches(glob: str, name: Sequence[str]) -> bool:
     name: the parts of a name, as `parts` returns them.
   """
   patterns = parts(glob)
-  return len(patterns) <= len(name) and all(
+  return 0 < len(patterns) <= len(name) and all(
       map(fnmatch.fnmatchcase, name[-len(patterns):], patterns))
 
 

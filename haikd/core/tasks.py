@@ -99,11 +99,11 @@ def count_outputs(task: Optional[str], labels: Optional[base.AnyArray],
 
   Returns:
     The number of classes, or of numbers to predict for an example; None if it
-    is not known.
+    is not known, as where positions have numbers.
   """
   if task != REGRESSION or labels is None:
     return num_classes
-  return 1 if len(labels.shape) == 1 else labels.shape[-1]
+  return {1: 1, 2: labels.shape[-1]}.get(len(labels.shape))
 
 
 def data_for(task: str) -> list[str]:

@@ -46,10 +46,10 @@ def check_frozen(field: str, patterns: Sequence[str],
     params: what is trained, or its shapes.
 
   Raises:
-    ConfigError: a glob matches nothing, or nothing is left to train.
+    ConfigError: a glob matches nothing, or nothing of the student is left.
   """
   check(field, patterns, params.student)
-  if not jax.tree.leaves(trained(params, patterns)):
+  if not jax.tree.leaves(trained(params, patterns).student):
     raise checks.ConfigError(
         f'{field} must leave parameters to train; got {tuple(patterns)}, which '
         'match all of them. Narrow the globs.')
@@ -97,7 +97,7 @@ def multiply(optimizer: optax.GradientTransformation,
       lambda updates, _: jax.tree_util.tree_map_with_path(scaled, updates)))
 
 
-def trained(params: base.ArrayTree, patterns: Sequence[str]) -> base.ArrayTree:
+def trained(params: base.Params, patterns: Sequence[str]) -> base.Params:
   """Returns a tree shaped like `base.Params` with None for what is frozen.
 
   Args:

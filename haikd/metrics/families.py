@@ -86,14 +86,20 @@ def measure(output: base.Output,
   family = FAMILIES[name]
   if name == 'values' and isinstance(output, base.LinearLogits):
     output = output.materialise()
+  if (isinstance(target, base.LinearLogits) and
+      not isinstance(output, base.LinearLogits)):
+    target = target.materialise()
   kept = own_lib.columns_of(
       own, *map(_array, (output, target)), mask=mask, labels=labels)
+  kept = {_OWN: kept} if kept else {}
 
   def add_up(output, target, *, mask, labels):
     sums, columns = family.measure(output, target, mask=mask, labels=labels)
-    added = own_lib.add_up(
-        own, *map(_array, (output, target)), mask=mask, labels=labels)
-    return {name: sums, _OWN: added}, columns
+    measured = {name: sums}
+    if own:
+      measured[_OWN] = own_lib.add_up(
+          own, *map(_array, (output, target)), mask=mask, labels=labels)
+    return measured, columns
 
   if isinstance(output, base.LinearLogits):
     # Metrics of logits have no columns, and positions do not interact.
@@ -101,9 +107,7 @@ def measure(output: base.Output,
         lambda *logits, **options: add_up(*logits, **options)[0],
         output, cast(Optional[base.Logits], target), mask=mask, labels=labels,
         weight=weight, sizes=sizes)
-    return sums, {name: {}, _OWN: kept}
-  if isinstance(target, base.LinearLogits):
-    target = target.materialise()
+    return sums, {name: {}, **kept}
   sums, columns = add_up(output, target, mask=mask, labels=labels)
   if weight is not None:
     sums = weighting.add_up(
@@ -112,7 +116,7 @@ def measure(output: base.Output,
         weight, output, target, mask, labels)
     if columns:
       columns = {**columns, means.WEIGHT: weight}
-  return sums, {name: columns, _OWN: kept}
+  return sums, {name: columns, **kept}
 
 
 def _array(output):

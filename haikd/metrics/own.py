@@ -6,6 +6,7 @@ import inspect
 from typing import Any, NamedTuple, Optional
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from haikd import config as config_lib
@@ -14,6 +15,7 @@ from haikd.core import checks
 from haikd.core import entries
 from haikd.core import registry
 from haikd.metrics import counts
+from haikd.metrics import means
 from haikd.metrics import table
 
 FIELD = 'config.evaluation.metrics'
@@ -136,7 +138,12 @@ def add_up(metrics: Sequence[Own], output: jax.Array,
           f'{FIELD}.{metric.name} must return a haikd.LossSum; got '
           f'{type(value).__name__}. End it with `return haikd.masked_mean('
           'values, mask)`, or register it with whole_split=True.')
-    sums[metric.name] = value
+    if any(jnp.shape(x) for x in value):
+      raise checks.ConfigError(
+          f'{FIELD}.{metric.name} must return two scalars; got total of shape '
+          f'{jnp.shape(value.total)}, count of shape {jnp.shape(value.count)}.')
+    sums[metric.name] = base.LossSum(
+        *(jnp.asarray(x, jnp.float32) for x in value))
   return sums
 
 
@@ -165,8 +172,7 @@ def finish(metrics: Sequence[Own], sums: Mapping[str, base.LossSum],
     sums: from `add_up`, added up.
     columns: from `columns_of`, the rows of all batches.
   """
-  values = {name: float(total / count) if count else float('nan')
-            for name, (total, count) in sums.items()}
+  values = means.finish(sums)
   if columns:
     mask = columns['mask']
     real = mask.reshape(len(mask), -1).any(axis=1)  # Not of the last batch.

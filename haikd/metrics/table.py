@@ -57,8 +57,6 @@ SCORES = (Score('accuracy', 'accuracy', 2, True),
           Score('spearman', 'Spearman'),
           Score('pearson', 'Pearson'))
 
-_LESS_IS_BETTER = frozenset(x.name for x in SCORES if x.less_is_better)
-
 # The curve of an evaluation: the first of these metrics that it has.
 CURVES = (('perplexity', 'perplexity'),
           ('spearman', "Spearman's correlation"),
@@ -74,11 +72,11 @@ CURVES = (('perplexity', 'perplexity'),
 
 def is_less_better(metric: str) -> bool:
   """Returns whether the smaller of two values of a metric is the better one."""
-  if metric in registry.metrics.names():
-    return registry.metrics[metric].less_is_better
-  return metric in _LESS_IS_BETTER
+  return any(x.less_is_better for x in scores() if x.name == metric)
 
 
 def scores() -> tuple[Score, ...]:
   """Returns all metrics that a table shows, with those of the user's own."""
-  return (*SCORES, *(Score(name, name) for name in registry.metrics.names()))
+  own = ((name, registry.metrics[name]) for name in registry.metrics.names())
+  return (*SCORES, *(
+      Score(name, name, less_is_better=x.less_is_better) for name, x in own))

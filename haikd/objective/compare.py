@@ -16,6 +16,10 @@ from haikd.objective import terms as terms_lib
 
 Pairs = Sequence[base.Pair]
 
+# Folded into the key of a term, so that its loss and its aligners, which have a
+# key for each layer, begin with other numbers.
+_LOSS_KEY = 2**31
+
 
 class Context(NamedTuple):
   """What the step tells an objective about where it runs.
@@ -66,6 +70,7 @@ def init_loss(term: terms_lib.Term, params: Mapping[str, Any], pairs: Pairs,
   Returns:
     As `init_align`.
   """
+  rng = jax.random.fold_in(rng, _LOSS_KEY)
   aligned = [_align(term, params.get(str(index), {}), pair, Context())
              for index, pair in enumerate(pairs)]
   return _of_layers(aligned, rng, lambda rng, pair: term.loss.init(

@@ -95,10 +95,9 @@ def choose_forms(terms: Sequence[Term], logits: Any) -> dict[str, Form]:
   """Decides which terms get lazy logits or maps, and which get arrays.
 
   Lazy inputs need an additive loss without parameters of its own, and a lazy
-  aligner. Terms on logits go
-  through one set of chunks together, so that their aligners must also return
-  logits as they came, and one term that needs materialised logits makes them
-  available to all.
+  aligner. Terms on logits go through one set of chunks together, so that their
+  aligners must also return logits as they came, and one term that needs
+  materialised logits makes them available to all.
 
   Args:
     terms: of the objective.

@@ -90,6 +90,8 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
       state = _warm_start(state, config, program, data)
     first = int(state.step)
     best = best_lib.Best(config.evaluation, metadata['best'])
+    if not checkpointer.has(best.step):  # It may have been removed.
+      best = best_lib.Best(config.evaluation)
     checkpointer.best = best.step
     writer.truncate(first, evaluated=metadata['evaluated'])
     clock = _Clock(first, metadata['seconds'])
@@ -102,11 +104,14 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
                                  data.evaluation(split), program.mesh,
                                  program.own_metrics)
       writer.write(step, f'eval/{split}', scores)
+      if config.evaluation.keep_best:
+        # All processes have to agree, also if a metric of one's own does not.
+        scores = distributed.first(lambda: scores)
       is_best = best.add(step, scores)
       checkpointer.best = best.step
       return is_best
 
-    def save(step, state, evaluated=True):
+    def save(step, state, evaluated=True, replace=False):
       if not program.is_finite(state):
         raise log.diverged(step, 'parameters that are not finite')
       writer.flush()
@@ -114,10 +119,12 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
                         dict(teacher=identity, vocabulary=vocabulary,
                              seconds=clock.seconds(), evaluated=evaluated,
                              best=best.to_json(), interface=interface,
-                             config=config))
+                             config=config),
+                        replace=replace)
 
     if not metadata['evaluated']:
       evaluate_on_split(first, state)
+      save(first, state, replace=True)
     pending = None  # Step and metrics that are to be logged.
     for step in range(first + 1, config.steps + 1):
       if best.is_over:
@@ -163,6 +170,7 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
     return Trained(program_lib.trained_network(state), seconds)
   notes.say(f'{title} is that of {best.describe()}, the best of '
             f'{config.evaluation.split}.')
+  del state  # The best network takes its place in memory.
   expected = program_lib.trained_network(program.abstract_state)
   return Trained(checkpoint.load_like('--workdir', workdir, expected), seconds)
 

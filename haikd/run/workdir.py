@@ -27,11 +27,17 @@ TEACHER, BASELINE = 'teacher', 'baseline'
 # trains, where and how often it reads and writes, and how the work is
 # distributed, but not what is minimised.
 FREE_FIELDS = ('steps', 'log_every', 'checkpoint_every', 'keep_checkpoints',
-               'baseline', 'evaluation', 'data.source_dir', 'data.data_dir',
+               'baseline', 'evaluation.every', 'evaluation.split',
+               'evaluation.final', 'evaluation.batch_size',
+               'evaluation.metrics', 'evaluation.patience',
+               'data.source_dir', 'data.data_dir',
                'data.prefetch', 'mesh', 'microbatches', 'student.remat',
                'student.remat_modules', 'student.placement', 'teacher.remat',
                'teacher.remat_modules', 'teacher.placement', 'report',
                'tracker')
+
+# Those of them that may not if the best network is kept.
+_OF_BEST = ('evaluation.split', 'evaluation.metrics')
 
 _ABSENT = 'nothing'
 # The errors of flock on a filesystem without locks.
@@ -110,9 +116,10 @@ def _acquire(stack, workdir):
 def _claim(workdir, config, free, create):
   path = workdir / CONFIG_FILE
   if paths.exists(path) and (not create or _has_checkpoint(workdir)):
-    _check_owner(path, config, free)
+    _check_owner(path, config, free, create)
     if create:
-      files.write_json(path, config)
+      with _writing(workdir):
+        files.write_json(path, config)
   elif not create:
     raise checks.DataError(
         f'--workdir must be that of a run; got {workdir}, which has no '
@@ -137,15 +144,13 @@ def _writing(workdir):
     raise paths.unwritable(workdir, err) from err
 
 
-def _check_owner(path, config, free):
+def _check_owner(path, config, free, says):
   """Refuses a config that differs from the owner's in a field that is bound."""
   # A field that is younger than the owner has its default there.
   defaults = flat(files.to_json(config_lib.base()))
   old, new = {**defaults, **flat(files.read_json(path))}, flat(config)
-  if new['steps'] != old['steps']:
-    notes.say(f'config.steps is {new["steps"]}, where the run began with '
-              f'{old["steps"]}. The learning rate goes on where it is in a run '
-              f'of {new["steps"]} steps.')
+  if new['evaluation.keep_best']:  # What decides which network is the result.
+    free = [field for field in free if field not in _OF_BEST]
   differences = [
       f'config.{name}={new.get(name, _ABSENT)!r} where it has '
       f'{old.get(name, _ABSENT)!r}' for name in sorted({**old, **new})
@@ -157,6 +162,10 @@ def _check_owner(path, config, free):
         '--workdir must belong to this config; got '
         f'{checks.abbreviate(differences, limit=3)} in {path}. Choose another '
         '--workdir, or remove this one.')
+  if says and new['steps'] != old['steps']:
+    notes.say(f'config.steps is {new["steps"]}, where it was {old["steps"]}. '
+              'The learning rate goes on where it is in a run of '
+              f'{new["steps"]} steps.')
 
 
 def flat(config: Any, prefix: str = '') -> dict[str, Any]:

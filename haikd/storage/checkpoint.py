@@ -15,6 +15,7 @@ import numpy as np
 
 from haikd.core import base
 from haikd.core import checks
+from haikd.core import notes
 from haikd.processes import distributed
 from haikd.storage import files
 from haikd.storage import leaves as leaves_lib
@@ -194,4 +195,8 @@ def _best(field, path):
   step = leaves_lib.read_extra(folder)['best_step']
   if step is None or str(step) == folder.name:
     return folder
-  return _newest(field, folder.parent / str(step))
+  best = newest(folder.parent / str(step))
+  if best is None:
+    notes.say(f'{folder} is used, the newest checkpoint, since that of step '
+              f'{step}, the best, is gone.')
+  return best or folder

@@ -129,6 +129,45 @@ def test_a_kill_at_any_step_ends_with_the_same_best(run, tmp_path, monkeypatch):
   assert result(tmp_path / 'run') == result(tmp_path / 'whole')
 
 
+def test_an_evaluation_that_failed_at_the_end_can_still_be_the_best(
+    run, tmp_path, monkeypatch):
+  """What training reports is what the checkpoint says ever after."""
+  flags = ('--config.steps=4', '--config.evaluation.every=2',
+           '--config.evaluation.keep_best=kl')
+  evaluate, calls = trainer.evaluate.evaluate, []
+
+  def fail(*args):
+    calls.append(1)
+    if len(calls) == 4:  # Two of the teacher, and the first of the student.
+      raise ValueError('no memory left')
+    return evaluate(*args)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(trainer.evaluate, 'evaluate', fail)
+    assert run(*flags)[0] == 1
+  code, _, err = run(*flags)
+  assert code == 0, err
+  run(*flags, '--mode=eval')
+  saved = json.loads((tmp_path / 'run/eval-test.json').read_text())
+  assert saved['student']['kl'] == pytest.approx(
+      result(tmp_path / 'run')['student']['kl'], rel=1e-6)
+  steps = [row['step'] for row in rows(tmp_path / 'run')
+           if row['split'] == 'eval/validation']
+  assert steps == [2, 4]
+  run(*flags)  # Nothing is repeated.
+  assert steps == [row['step'] for row in rows(tmp_path / 'run')
+                   if row['split'] == 'eval/validation']
+
+
+def test_what_decides_the_best_is_bound_to_the_run(run):
+  assert run('--config.evaluation.keep_best=accuracy')[0] == 0
+  for flag in ('keep_best=f1', 'split=test'):
+    code, _, err = run('--config.evaluation.keep_best=accuracy',
+                       f'--config.evaluation.{flag}')
+    assert code == 3
+    assert f'config.evaluation.{flag.split("=")[0]}=' in err
+
+
 @pytest.mark.parametrize('flags, match', (
     (('keep_best=acuracy',), r"keep_best must be a metric of the student; got "
      r"'acuracy'. Did you mean 'accuracy'"),
@@ -155,7 +194,7 @@ def test_longer_training_is_that_of_a_longer_run(run, tmp_path):
   assert code == 0 and 'config.steps is' not in err
   code, _, err = run(*flags, '--config.steps=8')
   assert code == 0, err
-  assert err.count('config.steps is 8, where the run began with 3') == 1
+  assert err.count('config.steps is 8, where it was 3') == 1
   whole, longer = (checkpoint.load_network(tmp_path / name)
                    for name in ('whole', 'run'))
   jax.tree.map(np.testing.assert_array_equal, whole, longer)

@@ -24,6 +24,13 @@ PLUGIN = """
       error = (teacher - mean) / jnp.exp(log_deviation)
       return haikd.masked_mean(jnp.square(error) / 2 + log_deviation, mask)
 
+    @haikd.register_loss(on='features', any_width=True)
+    def wide_alone(student, teacher, *, mask):
+      # Learns in layers of one width, and in no others.
+      if student.shape[-1] == 8:
+        student = hk.Linear(teacher.shape[-1])(student)
+      return haikd.masked_mean(jnp.square(student - teacher), mask)
+
     @haikd.register_loss(on='logits', additive=True)
     def scaled_logits(student, teacher, *, mask):
       scale = hk.get_parameter('scale', (), init=jnp.ones)
@@ -90,6 +97,14 @@ def test_what_a_loss_learns_is_trained_on_every_mesh(
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4),
                (copies, student), (split, other))
   assert not any('loss' in name for name in student[0])
+
+
+def test_a_loss_may_learn_in_some_layers_alone(train):
+  learned, _ = train(
+      'wide_alone', 'student.options.hidden=(4,8)',
+      'teacher.options.hidden=(6,8)', align='project')
+  assert {layer: set(names) for layer, names in learned.items()} == {
+      '0': {'project'}, '1': {'project', 'loss/linear'}}
 
 
 def test_a_run_with_a_learning_loss_goes_on(train):

@@ -49,6 +49,10 @@ PLUGIN = """
       raise KeyError('no such key')
 
     @haikd.register_metric()
+    def vector(student, *, mask):
+      return haikd.LossSum(student.sum(0), mask.sum())
+
+    @haikd.register_metric()
     def no_sum(student, *, mask):
       return student.mean()
 """
@@ -107,6 +111,7 @@ def test_values_are_those_of_scikit_learn(start, tmp_path):
     (dict(top=dict(n=2)), 2, "metrics.top.n must be an option of top; got 'n'"),
     (dict(top=3), 2, 'metrics must give a dict of options'),
     (dict(no_sum={}), 2, 'metrics.no_sum must return a haikd.LossSum; got'),
+    (dict(vector={}), 2, 'metrics.vector must return two scalars; got total'),
     (dict(broken={}), 2, 'metrics.broken must be computable; got KeyError'),
 ))
 def test_what_cannot_work_is_refused(start, tmp_path, own, code, match):

@@ -29,6 +29,7 @@ def test_a_student_is_trained_on_top_of_what_another_run_has_learned(
      "optimizer.frozen must match modules or parameters; got 'hidden_2'. Did "
      "you mean"),
     ("frozen=('*',)", 'optimizer.frozen must leave parameters to train'),
+    ("frozen=('~',)", 'optimizer.frozen must match modules or parameters'),
     ('lr_multipliers.logit=2.0', "lr_multipliers must match modules or "
      "parameters; got 'logit'. Did you mean"),
     ('lr_multipliers.logits=0.0', 'lr_multipliers must give a positive number'),

@@ -83,7 +83,8 @@ def test_free_fields_may_differ(tmp_path):
   config = make_config(log_every=3)
   config.evaluation.split = 'other'
   workdir.claim(tmp_path, config, free=('log_every', 'evaluation'))
-  with pytest.raises(checks.DataError, match='log_every=3 where it has 50'):
+  config.log_every = 4
+  with pytest.raises(checks.DataError, match='log_every=4 where it has 3'):
     workdir.claim(tmp_path, config, free=('log', 'evaluation'))
 
 
