@@ -10,7 +10,8 @@ class LossEntry(NamedTuple):
 
   Attributes:
     function: the loss, guarded (see `haikd.register_loss`).
-    on: what it compares: 'logits', 'features', 'attention' or any tap's name.
+    on: what it compares: 'logits', 'features', 'attention' or any tap's name;
+      or a tuple of taps.
     example: `{argument: shape}` for the contract test, or None.
     relational: whether it relates examples to one another, so that it needs the
       batch of all devices at once.
@@ -21,12 +22,17 @@ class LossEntry(NamedTuple):
   """
 
   function: Callable
-  on: str
+  on: Union[str, tuple[str, ...]]
   example: Optional[dict[str, tuple[int, ...]]]
   relational: bool
   any_width: bool
   additive: bool
   module: str
+
+  @property
+  def kinds(self) -> tuple[str, ...]:
+    """What it compares, one or several."""
+    return (self.on,) if isinstance(self.on, str) else self.on
 
   @property
   def needs_teacher(self) -> bool:

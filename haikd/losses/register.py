@@ -20,7 +20,7 @@ from haikd.losses import chunks
 
 def register_loss(name: Optional[str] = None,
                   *,
-                  on: str,
+                  on: Union[str, tuple[str, ...]],
                   example: Optional[dict[str, tuple[int, ...]]] = None,
                   relational: bool = False,
                   any_width: bool = False,
@@ -37,7 +37,9 @@ def register_loss(name: Optional[str] = None,
 
   Args:
     name: what configs call the loss; the function's name by default.
-    on: what it takes: 'logits', 'features', 'attention', or any tap's name.
+    on: what it takes: 'logits', 'features', 'attention', or any tap's name. A
+      tuple of taps gives it a dict of arrays for each side, {tap: array}, of
+      the same layers; they share the mask.
     example: `{argument: shape}` from which the contract test makes its inputs,
       for example `dict(student=(2, 3, 5), mask=(2, 3))`; a missing `teacher`
       has the student's shape.
@@ -69,6 +71,12 @@ def register_loss(name: Optional[str] = None,
           'a loss must not be both additive and relational; got '
           f'{loss_name!r} of {function.__module__}. A loss that relates '
           'examples to one another is not a sum over positions.')
+    several = not isinstance(on, str)
+    if several and (additive or 'logits' in on or len(set(on)) < 2):
+      raise checks.ConfigError(
+          'on must be two taps or more where it is a tuple, without logits and '
+          f'additive=True; got on={on}, additive={additive} for {loss_name!r} '
+          f'of {function.__module__}. Name one tap, in quotes.')
     if by_head and not (additive and on == 'attention'):
       raise checks.ConfigError(
           "by_head=True must come with additive=True and on='attention'; got "
@@ -121,8 +129,8 @@ def loss_names() -> tuple[str, ...]:
   return registry.losses.names()
 
 
-def _guard(function: Callable, on: str, *, any_width: bool, additive: bool,
-           by_head: bool) -> Callable:
+def _guard(function: Callable, on: Union[str, tuple[str, ...]], *,
+           any_width: bool, additive: bool, by_head: bool) -> Callable:
   parameters = inspect.signature(function).parameters
   takes_labels = 'labels' in parameters
   needs_teacher = parameters['teacher'].default is inspect.Parameter.empty
@@ -153,7 +161,8 @@ def _guard(function: Callable, on: str, *, any_width: bool, additive: bool,
           '`teacher=None`.')
     if teacher is not None:
       teacher = prepare('teacher', teacher, mask, on)
-      checks.check_same_shape(student, teacher, any_width=any_width)
+      for pair in zip(jax.tree.leaves(student), jax.tree.leaves(teacher)):
+        checks.check_same_shape(*pair, any_width=any_width)
     if takes_labels:
       options['labels'] = labels
 
@@ -182,7 +191,7 @@ def _check_result(result: base.LossSum) -> base.LossSum:
 
 
 def _prepare_blocks(name: str, value: Union[base.QueryKey, attention.MeanMaps],
-                    mask: jax.Array, on: str) -> attention.MeanMaps:
+                    mask: jax.Array, on: Any) -> attention.MeanMaps:
   """Checks and cleans maps, and leaves them lazy."""
   del on
   if isinstance(value, base.QueryKey):
@@ -193,8 +202,12 @@ def _prepare_blocks(name: str, value: Union[base.QueryKey, attention.MeanMaps],
   return value
 
 
-def _prepare(name: str, value: Any, mask: jax.Array, on: str) -> jax.Array:
+def _prepare(name: str, value: Any, mask: jax.Array,
+             on: Union[str, tuple[str, ...]]) -> Any:
   """Checks and materialises an argument of a loss; float32, clean."""
+  if not isinstance(on, str):
+    return {kind: _prepare(f'{name}[{kind!r}]', value[kind], mask, kind)
+            for kind in on}
   if isinstance(value, base.LinearLogits):
     checks.check_leading(f'{name}.hidden', value.hidden, mask)
   if isinstance(value, base.QueryKey):

@@ -97,7 +97,8 @@ def build_objective(config: config_lib.ConfigDict,
 
 def _tap_kinds(terms):
   """Returns the kinds of taps that terms compare."""
-  return sorted({term.entry.on for term in terms} - {terms_lib.LOGITS})
+  return sorted({kind for term in terms for kind in term.entry.kinds} -
+                {terms_lib.LOGITS})
 
 
 def _abstract_output(network, spec):
@@ -148,9 +149,14 @@ def _pair_layers(term, student, teacher):
   """Returns which layers of two networks' outputs a term pairs."""
   # A loss on the student alone pairs it with itself.
   sides = (student, teacher if term.needs_teacher else student)
-  depths = (len(output.taps[term.entry.on]) for output in sides)
+  depths = {kind: tuple(len(output.taps[kind]) for output in sides)
+            for kind in term.entry.kinds}
   with _errors_name(term.layers_field):
-    return align.pair_layers(term.layers, *depths)
+    if len(set(depths.values())) > 1:
+      raise checks.ConfigError(
+          'the taps of one loss must have the same layers; got '
+          f'(student, teacher)={depths}. Narrow their globs.')
+    return align.pair_layers(term.layers, *depths[term.entry.kinds[0]])
 
 
 def _check_term(objective, term, outputs, spec, form):

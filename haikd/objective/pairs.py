@@ -68,13 +68,26 @@ def tap_pairs(term: terms_lib.Term, layers: Layers,
     ConfigError: a tap that holds something else than one array, or one with
       positions where the networks have different tokens.
   """
-  kind, result = term.entry.on, []
+  def pairs_of(kind):
+    return _pairs_of(kind, layers, student, teacher, batch, form,
+                     term.needs_teacher)
+
+  if isinstance(term.entry.on, str):
+    return pairs_of(term.entry.on)
+  by_kind = {kind: pairs_of(kind) for kind in term.entry.kinds}
+  return [terms_lib.together(dict(zip(by_kind, pairs)))
+          for pairs in zip(*by_kind.values())]
+
+
+def _pairs_of(kind, layers, student, teacher, batch, form, needs_teacher):
+  """Returns the pairs of one tap."""
+  result = []
   of_student, of_teacher = (batch.view(x).mask for x in ('student', 'teacher'))
   for index, group in layers:
     value = _captured('student', student, kind, index)
     mask = tap_mask(of_student, value, kind)
     targets = []
-    if term.needs_teacher:
+    if needs_teacher:
       targets = [_captured('teacher', teacher, kind, j) for j in group]
       if batch.student is not None:
         check_no_positions(kind, value, of_student)

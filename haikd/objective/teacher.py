@@ -37,7 +37,7 @@ def infer(teacher: Optional[network_lib.Network],
   if teacher is None or not terms:
     return None
   used_taps = {
-      (term.entry.on, index) for term in terms
+      (kind, index) for term in terms for kind in term.entry.kinds
       for _, group in layers.get(term.name, ()) for index in group
   }
   on_logits = any(term.entry.on == terms_lib.LOGITS for term in terms)

@@ -124,6 +124,27 @@ def choose_forms(terms: Sequence[Term], logits: Any) -> dict[str, Form]:
   return {term.name: form(term) for term in terms}
 
 
+def together(pairs: Mapping[str, base.Pair]) -> base.Pair:
+  """Returns the pairs of several taps as one, with dicts for its sides.
+
+  Args:
+    pairs: `{tap: pair}`.
+
+  Raises:
+    ConfigError: masks of different shapes.
+  """
+  masks = {kind: pair.mask.shape for kind, pair in pairs.items()}
+  if len(set(masks.values())) > 1:
+    raise checks.ConfigError(
+        'the taps of one loss must share a mask; got masks of shapes '
+        f'{masks}. Register a loss for each.')
+  first = next(iter(pairs.values()))
+  teacher = None if first.teacher is None else {
+      kind: pair.teacher for kind, pair in pairs.items()}
+  return base.Pair({kind: pair.student for kind, pair in pairs.items()},
+                   teacher, first.mask)
+
+
 def build_terms(config: config_lib.ConfigDict, *, has_teacher: bool,
                 has_labels: bool, task: str) -> tuple[Term, ...]:
   """Returns the terms of `config.distillation` and `config.losses`.
@@ -230,9 +251,19 @@ def _build_term(name, fields, field, layers_field, options_field=None):
             contextlib.nullcontext())
 
   def align(gather, student, teacher, mask) -> base.Pair:
-    with gathering(gather):
+
+    def one(kind, student, teacher):
       return aligner.function(
-          student, teacher, mask=mask, on=on, **align_options)
+          student, teacher, mask=mask, on=kind, **align_options)
+
+    with gathering(gather):
+      if isinstance(on, str):
+        return one(on, student, teacher)
+      pairs = {}
+      for kind in on:
+        with hk.experimental.name_scope(kind):
+          pairs[kind] = one(kind, student[kind], teacher[kind])
+      return together(pairs)
 
   def compare(gather, student, teacher, **keywords) -> base.LossSum:
     # Its names differ from those of the aligner, whose parameters lie beside.

@@ -22,6 +22,10 @@ _LARGE = (1e4, np.nan, np.inf)  # What padding may hold.
 
 def example(case: cases.Case) -> Iterator[str]:
   """Yields if there is nothing to make inputs from."""
+  if len(case.entry.kinds) > 1:
+    yield ('the loss must be on one tap to be checked; got on='
+           f'{case.entry.on}. Test it by hand.')
+    return
   shapes = case.entry.example
   if not shapes or not {'student', 'mask'} <= set(shapes):
     yield (f'register_loss(example=…) must give shapes; got {shapes}. Write '

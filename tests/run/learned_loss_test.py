@@ -1,11 +1,13 @@
 """Losses with parameters of their own, as a plugin brings them."""
 
+import json
 import textwrap
 
 import jax
 import numpy as np
 import pytest
 
+import haikd
 from haikd.storage import checkpoint
 from haikd.storage import leaves as leaves_lib
 
@@ -114,3 +116,70 @@ def test_a_run_with_a_learning_loss_goes_on(train):
   resumed, other = train('scaled_logits', 'optimizer.schedule=constant')
   jax.tree.map(np.testing.assert_array_equal, (whole, student),
                (resumed, other))
+
+
+SEVERAL = """
+    import jax.numpy as jnp
+    import haikd
+
+    @haikd.register_loss(on=('features', 'attention'))
+    def states_and_maps(student, teacher, *, mask):
+      assert set(student) == set(teacher) == {'features', 'attention'}
+      states = haikd.masked_mean(
+          jnp.square(student['features'] - teacher['features']), mask)
+      maps = haikd.masked_mean(jnp.square(
+          student['attention'] - teacher['attention']).sum(axis=(1, 3)), mask)
+      return haikd.LossSum(
+          states.total / 16 + maps.total, maps.count)
+
+    @haikd.register_loss(on='features')
+    def states(student, teacher, *, mask):
+      total, count = haikd.masked_mean(jnp.square(student - teacher), mask)
+      return haikd.LossSum(total / 16, count / 16)
+
+    @haikd.register_loss(on='attention')
+    def maps(student, teacher, *, mask):
+      return haikd.masked_mean(
+          jnp.square(student - teacher).sum(axis=(1, 3)), mask)
+"""
+
+
+def test_a_loss_on_several_taps_is_that_of_each(run, tmp_path):
+  """Features of width 16 and maps, over devices, pooled and projected."""
+  (tmp_path / 'my_several.py').write_text(textwrap.dedent(SEVERAL))
+  options = 'dict(patch_size=2, width=16, depth=2, heads={}, mlp_ratio=1.0)'
+  source = (tmp_path / 'tiny.py').read_text().replace('return', (
+      "config.plugins = ('my_several',)\n"
+      "  config.student.model = config.teacher.model = 'vit'\n"
+      f'  config.teacher.options = {options.format(4)}\n'
+      f'  config.student.options = {options.format(2)}\n'
+      '  config.steps, config.log_every = 2, 1\n'
+      '  if together:\n'
+      "    config.losses.both = dict(loss='states_and_maps')\n"
+      '  else:\n'
+      "    config.losses.states = dict(loss='states')\n"
+      "    config.losses.maps = dict(loss='maps')\n  return"))
+  losses = []
+  for together in (True, False):
+    (tmp_path / 'several.py').write_text(
+        source.replace('if together', f'if {together}'))
+    code, _, err = run(config='several.py', workdir=str(together))
+    assert code == 0, err
+    rows = (tmp_path / str(together) / 'metrics.jsonl').read_text().splitlines()
+    losses.append([json.loads(row)['loss'] for row in rows
+                   if '"train"' in row])
+  np.testing.assert_allclose(*losses, rtol=1e-5)
+  (tmp_path / 'several.py').write_text(source.replace(
+      'if together', 'config.student.taps = dict(features="block_0")\n'
+      '  if True'))
+  code, _, err = run(config='several.py', workdir='other')
+  assert code == 2
+  assert 'the taps of one loss must have the same layers; got' in err
+
+
+@pytest.mark.parametrize('options', (
+    dict(on=('features',)), dict(on=('features', 'logits')),
+    dict(on=('features', 'attention'), additive=True)))
+def test_taps_that_cannot_go_together_are_refused(options):
+  with pytest.raises(ValueError, match='^on must be two taps or more'):
+    haikd.register_loss(**options)(lambda student, teacher, *, mask: None)
