@@ -161,7 +161,9 @@ def _guard(function: Callable, on: Union[str, tuple[str, ...]], *,
           '`teacher=None`.')
     if teacher is not None:
       teacher = prepare('teacher', teacher, mask, on)
-      for pair in zip(jax.tree.leaves(student), jax.tree.leaves(teacher)):
+      sides = student, teacher
+      for pair in ((sides,) if isinstance(on, str) else
+                   zip(*(side.values() for side in sides))):
         checks.check_same_shape(*pair, any_width=any_width)
     if takes_labels:
       options['labels'] = labels

@@ -111,7 +111,7 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
       checkpointer.best = best.step
       return is_best
 
-    def save(step, state, evaluated=True, replace=False):
+    def save(step, state, evaluated=True):
       if not program.is_finite(state):
         raise log.diverged(step, 'parameters that are not finite')
       writer.flush()
@@ -119,12 +119,12 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
                         dict(teacher=identity, vocabulary=vocabulary,
                              seconds=clock.seconds(), evaluated=evaluated,
                              best=best.to_json(), interface=interface,
-                             config=config),
-                        replace=replace)
+                             config=config))
 
     if not metadata['evaluated']:
       evaluate_on_split(first, state)
-      save(first, state, replace=True)
+      checkpointer.drop(first)
+      save(first, state)
     pending = None  # Step and metrics that are to be logged.
     for step in range(first + 1, config.steps + 1):
       if best.is_over:

@@ -56,8 +56,8 @@ class Checkpointer:
       self.close()
 
   def save(self, step: int, state: base.TrainState,
-           iterator_state: Mapping[str, Any], metadata: Mapping[str, Any],
-           *, replace: bool = False) -> None:
+           iterator_state: Mapping[str, Any],
+           metadata: Mapping[str, Any]) -> None:
     """Starts to save; returns when the state has been copied.
 
     The state may be donated right after. Call it on all processes.
@@ -68,7 +68,6 @@ class Checkpointer:
       iterator_state: the position in the data, in values that JSON can hold;
         the same on all processes.
       metadata: further values that JSON can hold, the same on all processes.
-      replace: whether a checkpoint of that step is there and is replaced.
 
     Raises:
       DataError: this or the previous checkpoint cannot be written.
@@ -79,8 +78,6 @@ class Checkpointer:
         best_step=self.best,
         haikd_version=haikd.__version__)
     with leaves_lib.writing(self._folder):
-      if replace:
-        self._manager.delete(step)
       self._manager.save(
           step,
           args=ocp.args.Composite(
@@ -117,6 +114,11 @@ class Checkpointer:
     state = jax.tree.unflatten(
         jax.tree.structure(abstract_state), [leaves[name] for name in expected])
     return state, extra['iterator'], extra['metadata']
+
+  def drop(self, step: int) -> None:
+    """Removes the checkpoint of a step, which is to be saved anew."""
+    with leaves_lib.writing(self._folder):
+      self._manager.delete(step)
 
   def has(self, step: Optional[int]) -> bool:
     """Returns whether the checkpoint of a step is there and complete."""
