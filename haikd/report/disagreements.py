@@ -235,7 +235,8 @@ def _line(shown, number, position, is_causal, predicted, kl):
   batch = shown.batch
   inputs = batch.inputs
   tokens = inputs['tokens'] if isinstance(inputs, dict) else inputs
-  row, mask = np.asarray(tokens[number]), np.asarray(batch.mask[number])
+  row = np.asarray(tokens[number])
+  mask = np.broadcast_to(batch.mask[number], row.shape)
   end = position + 1 if is_causal else position
   start = max(end - _CONTEXT, 0)
   before = row[start:end][mask[start:end]]

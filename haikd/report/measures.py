@@ -133,7 +133,8 @@ _OF_FAMILY: dict[str, Callable[..., Measured]] = dict(
 
 def _tokens(logits, target, mask, labels, sizes) -> Measured:
   """Measures a language model, position by position."""
-  mask = jnp.broadcast_to(mask, logits.shape[:-1])
+  mask = jnp.broadcast_to(
+      masking.expand(mask, len(logits.shape) - 1), logits.shape[:-1])
 
   def values(logits, target, labels):
     found = dict(predicted=jnp.argmax(logits, axis=-1),

@@ -298,3 +298,13 @@ def test_labels_of_which_several_are_true_are_planned(start, tmp_path):
       '--config.data.options.kind=several_of_one',
       '--config.student.options.out=1',
       '--config.teacher.options.out=1']) == 0
+
+
+@pytest.mark.report
+@pytest.mark.parametrize('kind, model', (('tags', 'tagger'),
+                                         ('places', 'conv')))
+def test_positions_without_a_mask_have_a_report(start, tmp_path, kind, model):
+  code, _, err = start(kind, f'student.model={model}', f'teacher.model={model}')
+  assert code == 0, err
+  assert 'could not be made' not in err
+  assert 'differ most' in (tmp_path / 'run/report.html').read_text()
