@@ -1,23 +1,25 @@
 """Checks that the losses of a plugin keep the contract of a loss.
 
-  python -m haikd.check my_pkg.losses [another.module …]
+  python -m haikd.check my_pkg.losses [another.module …] [--debug]
 
 imports the modules and tries each loss that they register; see
 `haikd.testing.check_loss` for the rules. A line says that a loss keeps them, or
 which one it breaks, what was expected and what came.
 
 Exit codes: 0 all losses keep their contract; 1 a bug; 2 a loss breaks a rule, a
-module cannot be imported, or none registers a loss.
+module cannot be imported, or none registers a loss; 130 interrupted; 141 nobody
+reads what is printed.
 """
 
-import importlib
 import os
 import sys
 from typing import Optional
 
 from haikd import testing
 from haikd.core import checks
+from haikd.core import plugins
 from haikd.core import registry
+from haikd.run import command
 
 
 def main(argv: Optional[list[str]] = None) -> int:
@@ -30,29 +32,21 @@ def main(argv: Optional[list[str]] = None) -> int:
     The exit code.
   """
   modules = list(sys.argv if argv is None else argv)[1:]
+  debug = '--debug' in modules
+  modules = [name for name in modules if name != '--debug']
   if not modules or modules[0] in ('--help', '-h'):
     print(__doc__)
     return 0
-  try:
-    return _check(modules)
-  except checks.ConfigError as err:
-    print(f'haikd: {checks.one_line(err)}', file=sys.stderr)
-    return err.exit_code
+  return command.run(lambda: _check(modules), debug=debug)
 
 
 def _check(modules: list[str]) -> int:
   if os.getcwd() not in sys.path:  # A console script does not look there.
     sys.path.insert(0, os.getcwd())
   for module in modules:
-    try:
-      importlib.import_module(module)
-    except checks.ConfigError:  # A registration that is refused; it is named.
-      raise
-    except Exception as err:  # A plugin is user code and may raise anything.
-      raise checks.ConfigError(
-          f'argument must be a module that can be imported; got {module!r} '
-          f'({checks.describe(err)}). Run it from the folder that the package '
-          'is in.') from err
+    plugins.import_module(
+        module, 'argument must be a module that can be imported',
+        'Run it from the folder that the package is in.')
   names = [name for name in registry.losses.names()
            if _is_of(registry.losses[name].module, modules)]
   if not names:

@@ -16,9 +16,7 @@ nobody reads the output any more.
 """
 
 import pathlib
-import signal
 import sys
-import traceback
 from typing import Optional
 
 from absl import flags
@@ -27,6 +25,7 @@ from haikd.config import file as config_file
 from haikd.core import checks
 from haikd.report import drawing
 from haikd.report import figures
+from haikd.run import command
 from haikd.run import comparison as comparison_lib
 from haikd.run import console
 from haikd.run import results as results_lib
@@ -44,29 +43,17 @@ def main(argv: Optional[list[str]] = None) -> int:
     The exit code.
   """
   argv = list(sys.argv if argv is None else argv)
+  return command.run(lambda: _main(argv), debug='--debug' in argv)
+
+
+def _main(argv):
   values = _define_flags()
-  try:
-    workdirs = _parse(values, argv)
-    if values.help or len(argv) == 1:
-      print(f'{__doc__}\n{values.get_help()}')
-      return 0
+  workdirs = _parse(values, argv)
+  if values.help or len(argv) == 1:
+    print(f'{__doc__}\n{values.get_help()}')
+  else:
     _run(values, workdirs)
-    return 0
-  except KeyboardInterrupt:
-    print('haikd: interrupted.', file=sys.stderr)
-    return 130
-  except (Exception, SystemExit) as err:  # Whatever it is, print one line.
-    if console.nobody_reads(err):
-      return 128 + signal.SIGPIPE
-    if isinstance(err, SystemExit):
-      raise
-    foreseen = isinstance(err, (checks.ConfigError, checks.DataError))
-    if '--debug' in argv:
-      traceback.print_exc()
-    print(f'haikd: {checks.one_line(err)}' if foreseen else
-          f'haikd: {checks.describe(err)}; run with --debug for the traceback',
-          file=sys.stderr)
-    return getattr(err, 'exit_code', 1)
+  return 0
 
 
 def _run(values, workdirs):

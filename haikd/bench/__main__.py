@@ -11,12 +11,12 @@ jitted function in plain JAX that materialises maps and logits (`materialised`)
 or computes them in blocks and chunks (`fused`).
 
 Exit codes: 0 done; 1 the sides disagree, or something unforeseen; 2 a wrong
-flag, or no clone of the repository; 130 interrupted.
+flag, or no clone of the repository; 130 interrupted; 141 nobody reads what is
+printed.
 """
 
 import pathlib
 import sys
-import traceback
 from typing import Optional
 
 from absl import flags
@@ -26,6 +26,7 @@ from haikd.bench import measure
 from haikd.bench import summary
 from haikd.config import file as config_file
 from haikd.core import checks
+from haikd.run import command
 from haikd.run import console
 
 
@@ -39,28 +40,21 @@ def main(argv: Optional[list[str]] = None) -> int:
     The exit code.
   """
   argv = list(sys.argv if argv is None else argv)
+  return command.run(
+      lambda: _main(argv), debug='--debug' in argv,
+      interrupted='interrupted; finished cases are in --output.')
+
+
+def _main(argv):
   values = _define_flags()
-  try:
-    _parse(values, argv)
-    if values.help:
-      print(f'{__doc__}\n{_listing()}\n{values.get_help()}')
-    elif values.list:
-      print(_listing())
-    else:
-      _run(values, argv)
-    return 0
-  except KeyboardInterrupt:
-    print('haikd: interrupted; finished cases are in --output.',
-          file=sys.stderr)
-    return 130
-  except Exception as err:  # Whatever it is, print one line.
-    foreseen = isinstance(err, (checks.ConfigError, measure.DisagreeError))
-    if '--debug' in argv:
-      traceback.print_exc()
-    print(f'haikd: {checks.one_line(err)}' if foreseen else
-          f'haikd: {checks.describe(err)}; run with --debug for the traceback',
-          file=sys.stderr)
-    return getattr(err, 'exit_code', 1)
+  _parse(values, argv)
+  if values.help:
+    print(f'{__doc__}\n{_listing()}\n{values.get_help()}')
+  elif values.list:
+    print(_listing())
+  else:
+    _run(values, argv)
+  return 0
 
 
 def _run(values, argv):

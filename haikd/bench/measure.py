@@ -26,6 +26,8 @@ _RTOL = 1e-4
 class DisagreeError(ArithmeticError):
   """The two sides do not compute the same."""
 
+  exit_code = 1
+
 
 def find_references() -> pathlib.Path:
   """Returns the folder of the steps by hand, which are not installed.

@@ -23,18 +23,28 @@ def load(modules: Iterable[str] = ()) -> None:
     ConfigError: a module cannot be imported, whatever it raises.
   """
   for module in modules:
-    _import(
+    import_module(
         module, 'config.plugins must name modules that can be imported',
         'Install its package, or put it beside the config file.')
   for point in importlib.metadata.entry_points(group=GROUP):
     package = point.dist.name if point.dist else point.name
-    _import(
+    import_module(
         point.value.partition(':')[0],
         f'installed package {package!r}, which announces a plugin, must be '
         'importable', f'Fix it, or run `pip uninstall {package}`.')
 
 
-def _import(module, rule, if_missing):
+def import_module(module: str, rule: str, if_missing: str) -> None:
+  """Imports a module of a user's.
+
+  Args:
+    module: its dotted name.
+    rule: '<subject> must <rule>', the beginning of the message of an error.
+    if_missing: its last sentence if there is no such module.
+
+  Raises:
+    ConfigError: it cannot be imported, whatever it raises.
+  """
   try:
     importlib.import_module(module)
   except checks.ConfigError:  # A registration that is refused; it is named.

@@ -38,22 +38,10 @@ CLASSES = """
       config.student.options = dict(hidden=(4,))
       return config
 """
-TOKENS = """
-    from haikd import config as config_lib
-
-    def get_config():
-      config = config_lib.base()
-      config.steps, config.batch_size = 1, 8
-      config.evaluation.batch_size = 8
-      config.teacher.train.steps = 1
-      for network in (config.teacher, config.student):
-        network.model = 'llama'
-        network.options = dict(width=8, depth=1, heads=1, hidden=8)
-      config.data.name = 'synthetic'
-      config.data.options = dict(
-          kind='tokens', size=20, length=6, vocabulary=11)
-      return config
-"""
+# The data of `write_language_model`.
+TOKENS = dict(
+    name='synthetic',
+    options=dict(kind='tokens', size=20, length=6, vocabulary=11))
 
 
 @pytest.fixture
@@ -148,8 +136,10 @@ def test_observed_are_the_networks_that_were_trained(run, tmp_path, observed):
   assert f'{100 * result["student"]["accuracy"]:.2f}%' in shown
 
 
-def test_a_language_model_shows_tokens(run, tmp_path, observed):
-  start(run, tmp_path, TOKENS)
+def test_a_language_model_shows_tokens(
+    run, tmp_path, observed, write_language_model):
+  config = write_language_model('tokens.py', **TOKENS)
+  start(run, tmp_path, config.read_text())
   page = Outline((tmp_path / 'run/report.html').read_text())
   assert page.headings == [
       'Results', 'Curves', 'Reliability', 'Layers', 'Attention',
@@ -254,8 +244,12 @@ def chromium():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not chromium(), reason='no chromium')
-@pytest.mark.parametrize('config', (CLASSES, TOKENS))
-def test_a_browser_without_a_network_shows_the_page(run, tmp_path, config):
+@pytest.mark.parametrize('of_texts', (False, True))
+def test_a_browser_without_a_network_shows_the_page(
+    run, tmp_path, write_language_model, of_texts):
+  config = CLASSES
+  if of_texts:
+    config = write_language_model('tokens.py', **TOKENS).read_text()
   start(run, tmp_path, config)
   page = tmp_path / 'run' / 'report.html'
   flags = ['--headless', '--no-sandbox', '--disable-gpu',
