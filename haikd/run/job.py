@@ -49,7 +49,7 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path,
   mesh = mesh_lib.build_mesh(config.mesh)
   mesh_lib.check_batch_size(mesh, config.batch_size, config.microbatches)
   student, alone, teacher = trainees.build_all(config, mesh)
-  for trainee in filter(None, (teacher, alone, student)):
+  for trainee in filter(None, (student, alone, teacher)):
     trainee.data.check()
     trainee.check_evaluation()
     trainee.check_start(workdir)

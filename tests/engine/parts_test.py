@@ -82,7 +82,7 @@ def test_the_rest_is_updated_as_if_the_frozen_part_were_not_there(name):
 def test_globs_that_cannot_be_meant_are_refused(field, globs, match):
   with pytest.raises(checks.ConfigError, match=match):
     if field == 'frozen':
-      parts.check_frozen('x', globs, PARAMS._replace(align={}))
+      parts.check_frozen('x', globs, PARAMS)
     else:
       parts.check('x', globs, PARAMS.student)
 

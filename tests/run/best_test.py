@@ -1,6 +1,7 @@
 """The best network, stopping early, and training for longer than planned."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -133,20 +134,26 @@ def test_an_evaluation_that_failed_at_the_end_can_still_be_the_best(
     run, tmp_path, monkeypatch):
   """What training reports is what the checkpoint says ever after."""
   flags = ('--config.steps=4', '--config.evaluation.every=2',
+           '--config.optimizer.learning_rate=0.01',
            '--config.evaluation.keep_best=kl')
   evaluate, calls = trainer.evaluate.evaluate, []
 
   def fail(*args):
     calls.append(1)
-    if len(calls) == 4:  # Two of the teacher, and the first of the student.
+    # The last of the student, after two of the teacher in training, one of it
+    # as it teaches, and the first of the student.
+    if len(calls) == 5:
       raise ValueError('no memory left')
     return evaluate(*args)
 
   with monkeypatch.context() as patch:
     patch.setattr(trainer.evaluate, 'evaluate', fail)
     assert run(*flags)[0] == 1
+  assert checkpoint.newest(tmp_path / 'run').name == '4'
   code, _, err = run(*flags)
   assert code == 0, err
+  kl = [row['kl'] for row in rows(tmp_path / 'run') if 'kl' in row]
+  assert kl[1] < kl[0]  # Step 4 is the best.
   run(*flags, '--mode=eval')
   saved = json.loads((tmp_path / 'run/eval-test.json').read_text())
   assert saved['student']['kl'] == pytest.approx(
@@ -157,6 +164,24 @@ def test_an_evaluation_that_failed_at_the_end_can_still_be_the_best(
   run(*flags)  # Nothing is repeated.
   assert steps == [row['step'] for row in rows(tmp_path / 'run')
                    if row['split'] == 'eval/validation']
+
+
+def test_a_best_step_that_was_removed_is_replaced_by_the_newest(
+    run, tmp_path, caplog):
+  code, _, err = run(*RESTLESS)
+  assert code == 0, err
+  steps = sorted(int(path.name) for path in (
+      tmp_path / 'run/checkpoints').glob('[0-9]*'))
+  shutil.rmtree(tmp_path / 'run/checkpoints' / str(steps[0]))
+  caplog.set_level('INFO', logger='haikd')
+  params = haikd.load(tmp_path / 'run').params
+  assert f'that of step {steps[0]}, the best, is gone' in caplog.text
+  newest, _ = checkpoint.load_network(
+      tmp_path / 'run/checkpoints' / str(steps[1]))
+  jax.tree.map(np.testing.assert_array_equal, params, newest)
+  code, _, err = run(*RESTLESS)  # It goes on, and follows the metric anew.
+  assert code == 0, err
+  assert max(row['step'] for row in rows(tmp_path / 'run')) > steps[1]
 
 
 def test_what_decides_the_best_is_bound_to_the_run(run):
@@ -200,6 +225,9 @@ def test_longer_training_is_that_of_a_longer_run(run, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, whole, longer)
   # Once it is longer, it is said no more, and cannot become shorter.
   code, _, err = run(*flags, '--config.steps=8')
+  assert code == 0 and 'config.steps is' not in err
+  # Nothing is trained: nothing goes on.
+  code, _, err = run(*flags, '--config.steps=9', '--mode=eval')
   assert code == 0 and 'config.steps is' not in err
   code, _, err = run(*flags, '--config.steps=7')
   assert code == 2
