@@ -266,7 +266,7 @@ class TestArchive:
     np.savez(tmp_path / 'x.npz', **{
         'a/~/b/w': np.zeros((2, 3), 'V2'), 'a/~/b/b': np.zeros(3),
         'state:a/mean': np.zeros(3)})
-    with pytest.raises(checks.DataError, match='a/~/b/w holds'):
+    with pytest.raises(checks.DataError, match='must hold a/~/b/w as float32'):
       archive.check('init', f'npz:{tmp_path}/x.npz', self.expected())
 
   def test_a_bucket_is_refused(self):

@@ -90,7 +90,8 @@ def measure(output: base.Output,
       not isinstance(output, base.LinearLogits)):
     target = target.materialise()
   kept = own_lib.columns_of(
-      own, *map(_array, (output, target)), mask=mask, labels=labels)
+      own, *map(_array, (output, target)), mask=mask, labels=labels,
+      weight=weight)
   kept = {_OWN: kept} if kept else {}
 
   def add_up(output, target, *, mask, labels):

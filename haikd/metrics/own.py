@@ -13,6 +13,7 @@ from haikd import config as config_lib
 from haikd.core import base
 from haikd.core import checks
 from haikd.core import entries
+from haikd.core import notes
 from haikd.core import registry
 from haikd.metrics import counts
 from haikd.metrics import means
@@ -21,7 +22,7 @@ from haikd.metrics import table
 FIELD = 'config.evaluation.metrics'
 _TAKEN = {*(score.name for score in table.SCORES), *counts.SCORES,
           'parameters', 'seconds'}
-_RESERVED = ('student', 'teacher', 'mask', 'labels')
+_RESERVED = ('student', 'teacher', 'mask', 'labels', 'weight')
 
 
 class Own(NamedTuple):
@@ -74,7 +75,8 @@ def register_metric(name: Optional[str] = None,
   Args:
     name: its name in configs and results; the function's name by default.
     whole_split: whether it gets NumPy arrays of all examples of the split at
-      once and returns a number. All outputs are then kept in memory.
+      once and returns a number. All outputs are then kept in memory. If it
+      takes `weight`, it gets those of the examples, `[size]`, or None.
     less_is_better: whether the smaller of two values is the better one, for
       `config.evaluation.keep_best`.
     replace: whether to replace a metric of that name.
@@ -148,8 +150,8 @@ def add_up(metrics: Sequence[Own], output: jax.Array,
 
 
 def columns_of(metrics: Sequence[Own], output: Any, target: Any, *,
-               mask: jax.Array,
-               labels: Optional[jax.Array]) -> dict[str, Any]:
+               mask: jax.Array, labels: Optional[jax.Array],
+               weight: Optional[jax.Array]) -> dict[str, Any]:
   """Returns what those of the whole split need to keep of a batch."""
   whole = [metric for metric in metrics if metric.entry.whole_split]
   if not whole:
@@ -159,7 +161,13 @@ def columns_of(metrics: Sequence[Own], output: Any, target: Any, *,
         f'{FIELD}.{whole[0].name} must not be of the whole split for a '
         'language model, whose logits are too many to keep. Register it as a '
         'masked mean, without whole_split.')
-  values = dict(student=output, teacher=target, mask=mask, labels=labels)
+  for metric in whole:
+    takes = inspect.signature(metric.entry.function).parameters
+    if weight is not None and 'weight' not in takes:
+      notes.say(f'{FIELD}.{metric.name} does not weigh examples, though the '
+                'data has weights; let it take `weight`.')
+  values = dict(student=output, teacher=target, mask=mask, labels=labels,
+                weight=weight)
   return {name: x for name, x in values.items() if x is not None}
 
 
@@ -176,7 +184,8 @@ def finish(metrics: Sequence[Own], sums: Mapping[str, base.LossSum],
   if columns:
     mask = columns['mask']
     real = mask.reshape(len(mask), -1).any(axis=1)  # Not of the last batch.
-    given: dict[str, Any] = dict.fromkeys(('student', 'teacher', 'labels'))
+    given: dict[str, Any] = dict.fromkeys(
+        ('student', 'teacher', 'labels', 'weight'))
     given.update((name, x[real]) for name, x in columns.items())
     for metric in metrics:
       needed = dict(teacher=given['teacher'], labels=given['labels'])

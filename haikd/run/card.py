@@ -15,11 +15,12 @@ from haikd.storage import files
 from haikd.storage import paths
 
 # An absolute path, perhaps after a scheme such as `hf:`.
-_ABSOLUTE = re.compile(r'(?P<scheme>\w+:|)(?P<path>/.*)')
+_ABSOLUTE = re.compile(r'(?P<scheme>\w+:|)(?P<path>[/~].*)')
 
 
-def write(config: config_lib.ConfigDict, workdir: paths.ConcretePath, *,
+def build(config: config_lib.ConfigDict, workdir: paths.ConcretePath, *,
           parameters: int, library: str, usage: str,
+          class_names: Optional[Sequence[str]],
           ignored: Mapping[str, Sequence[str]],
           difference: Optional[float]) -> str:
   """Returns the model card, in Markdown.
@@ -30,6 +31,7 @@ def write(config: config_lib.ConfigDict, workdir: paths.ConcretePath, *,
     parameters: how many there are.
     library: what loads the folder.
     usage: how to load it, in Markdown.
+    class_names: what the outputs are called, or None.
     ignored: by role, the fields and tensors that were ignored when a network
       was read.
     difference: the largest between the outputs of the network and of what was
@@ -45,6 +47,9 @@ def write(config: config_lib.ConfigDict, workdir: paths.ConcretePath, *,
       f'from `{teacher}` with haikd {haikd.__version__}.', '',
       'It inherits the terms of its teacher\'s license and of its data.', '',
       '## Use', '', usage]
+  if class_names:
+    lines += ['The outputs, in order, are those of '
+              f'{", ".join(f"`{name}`" for name in class_names)}.', '']
   if difference is not None:
     lines += ['Loaded again, its outputs differ from those of the trained '
               f'network by at most {difference:.2g}.', '']

@@ -98,9 +98,10 @@ def _export_hf(student, workdir, output):
     name = files.read_json(folder / 'config.json')['architectures'][0]
     usage = ('```python\nimport transformers\n\n'
              f"model = transformers.{name}.from_pretrained('.')\n```\n")
-    return card_lib.write(
+    return card_lib.build(
         student.config, workdir, parameters=parameters, library='transformers',
-        usage=usage, ignored=_ignored(student),
+        usage=usage, class_names=student.data.class_names,
+        ignored=_ignored(student),
         difference=_difference_hf(student, trained.network, folder))
 
   interop.export(
@@ -135,11 +136,12 @@ def _export_portable(student, workdir, output, kind):
         portable.write_program(folder, network, trial, pixels) if is_program
         else portable.write_archive(folder, network, trial))
     tokenizer_files.write(folder, tokenizer)
-    files.replace(folder / portable.CARD, card_lib.write(
+    files.replace(folder / portable.CARD, card_lib.build(
         student.config, workdir,
         parameters=network_lib.count_parameters(network.params),
         library='jax', usage=written.usage + about_ids,
-        ignored=_ignored(student), difference=written.difference))
+        class_names=network.class_names, ignored=_ignored(student),
+        difference=written.difference))
 
 
 def _view(student):

@@ -11,6 +11,7 @@ import numpy as np
 from haikd.core import base
 from haikd.core import checks
 from haikd.data import interface as interface_lib
+from haikd.data.image import resize
 from haikd.run import stablehlo
 from haikd.run import trained
 from haikd.storage import archive
@@ -279,7 +280,7 @@ def _about_images(network, inputs) -> str:
           f'{"divides by 255 and " if is_raw else ""}standardises them (mean '
           f'{data.mean}, standard deviation {data.std}).')
   if data.image_size:
-    text += (' In training they were cut to the square at their centre, '
-             f'{0.875:.1%} of the shorter side, and resized to '
+    text += (' In evaluation they were cut to the square at their centre, '
+             f'{resize.CENTRE:.1%} of the shorter side, and resized to '
              f'{data.image_size} pixels bilinearly; do that before.')
   return text

@@ -13,6 +13,7 @@ from typing import Any, Optional
 import zipfile
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from haikd.core import base
@@ -191,29 +192,44 @@ def _check_same(field, archive, expected):
   """Raises DataError for names or shapes that differ, whatever the dtypes."""
   saved = {}
   for name in archive.files:
-    saved[name], dtype = _header(archive, name)
-    if dtype.kind not in 'biuf':
-      raise ValueError(f'{name} holds {dtype}')
-  check_shapes(field, expected, saved,
-               'Choose the model and the options that they were trained with')
+    shape, dtype = _header(archive, name)
+    if dtype.hasobject:
+      raise ValueError(f'{name} holds objects')
+    saved[name] = jax.ShapeDtypeStruct(shape, dtype)
+  check_same(field, expected, saved,
+             'Choose the model and the options that they were trained with')
 
 
-def check_shapes(field: str, expected: base.Variables,
-                 saved: Mapping[str, tuple[int, ...]], remedy: str) -> None:
+def check_same(field: str, expected: base.Variables, saved: Mapping[str, Any],
+               remedy: str) -> None:
   """Raises DataError unless weights are those of a network.
+
+  Floating-point numbers of any size fit one another, and so do integers.
 
   Args:
     field: the config field that names the weights, for messages.
     expected: the network's parameters and state.
-    saved: the shapes of the weights by their names in an archive.
+    saved: shapes and dtypes of the weights by their names in an archive.
     remedy: the message's last sentence, without the full stop.
   """
-  shapes = {name: leaf.shape for name, leaf in leaves_by_name(expected).items()}
   keyed = lambda each: {
-      json.dumps([name]): jax.ShapeDtypeStruct(shape, np.float32)
-      for name, shape in each.items()}
+      json.dumps([name]): jax.ShapeDtypeStruct(leaf.shape, np.float32)
+      for name, leaf in each.items()}
+  wanted = leaves_by_name(expected)
   leaves_lib.check_same(f'{field} must hold the parameters of this network',
-                        keyed(shapes), keyed(saved), remedy)
+                        keyed(wanted), keyed(saved), remedy)
+  for name, leaf in wanted.items():
+    if not _fits(np.dtype(saved[name].dtype), leaf.dtype):
+      raise checks.DataError(
+          f'{field} must hold {name} as {leaf.dtype}, or such numbers of '
+          f'another size; got {saved[name].dtype}. Save the weights as they '
+          'are in training, and not quantised.')
+
+
+def _fits(saved, expected):
+  kinds = (jnp.floating, jnp.integer, jnp.bool_)
+  return any(jnp.issubdtype(saved, kind) and jnp.issubdtype(expected, kind)
+             for kind in kinds)
 
 
 def _header(archive, name):

@@ -12,9 +12,11 @@ a NamedTuple of both; likewise the two elements of a tuple.
 from collections.abc import Iterator
 import contextlib
 import os
+import re
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from haikd.core import base
@@ -27,6 +29,8 @@ from haikd.storage import paths
 PREFIX = 'orbax:'  # Of an `init` that names such a folder.
 
 _METADATA = '_METADATA'  # What Orbax writes beside a tree.
+# The folder of a step, whose name a manager may begin with a prefix.
+_STEP = re.compile(r'(?:.+_)?([0-9]+)')
 _PARTS = (('params', 'state'), ('0', '1'))  # Of parameters and of state.
 
 
@@ -109,14 +113,16 @@ def _open(field: str, init: str, expected: base.Variables) -> _Tree:
     metadata = checkpointer.metadata(folders[0]).item_metadata.tree
   flat, structure = jax.tree_util.tree_flatten_with_path(
       metadata, is_leaf=lambda x: hasattr(x, 'shape'))
-  shapes = {jax.tree_util.keystr(path, simple=True, separator='/'):
-            getattr(leaf, 'shape', ()) for path, leaf in flat}
-  sources = _choose(field, init, part, list(shapes))
-  archive.check_shapes(
-      field, expected, {name: shapes[path] for name, path in sources.items()},
+  leaves = {jax.tree_util.keystr(path, simple=True, separator='/'):
+            jax.ShapeDtypeStruct(getattr(leaf, 'shape', ()),
+                                 getattr(leaf, 'dtype', None) or np.float32)
+            for path, leaf in flat}
+  sources = _choose(field, init, part, list(leaves))
+  archive.check_same(
+      field, expected, {name: leaves[path] for name, path in sources.items()},
       'Choose the model and the options that they were trained with, or name '
       f'a part of the tree, as in {PREFIX}<folder>#<path>')
-  return _Tree(folders[0], structure, list(shapes), sources)
+  return _Tree(folders[0], structure, list(leaves), sources)
 
 
 def _choose(field, init, part, known) -> dict[str, str]:
@@ -156,9 +162,10 @@ def _folders(location: str) -> list[paths.ConcretePath]:
   names = paths.names(folder)
   if _METADATA in names:
     return [folder]
-  steps = [name for name in names if name.isdigit()]
+  steps = {int(match[1]): name for name in names
+           if (match := _STEP.fullmatch(name))}
   if steps:
-    folder = folder / max(steps, key=int)
+    folder = folder / steps[max(steps)]
   return [folder / name for name in sorted(paths.names(folder))
           if _METADATA in paths.names(folder / name)]
 

@@ -122,7 +122,9 @@ class Case:
     labels = inputs.labels
     if labels is not None:
       behind = ~mask.reshape(mask.shape + (1,) * (labels.ndim - mask.ndim))
-      number = 10**6 if jnp.issubdtype(labels.dtype, jnp.integer) else content
+      number = content
+      if jnp.issubdtype(labels.dtype, jnp.integer):
+        number = 10**6 if content else 0
       labels = jnp.where(behind, number, labels).astype(labels.dtype)
     return Inputs(student, teacher, labels)
 

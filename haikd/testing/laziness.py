@@ -77,13 +77,18 @@ def lazy(case: cases.Case) -> Iterator[str]:
         total, has_aux=True, allow_int=True)(student)
     return result, gradient
 
+  kind = type(student).__name__
+  # Not of a mask, which has no gradient.
+  names = [name for name, value in student._asdict().items()
+           if isinstance(value, jax.Array)]
   got, expected = (
       cases.Measured(result.total, result.count,
-                     tuple(jax.tree.leaves(gradient[:2])))
+                     tuple(getattr(gradient, name) for name in names))
       for result, gradient in (measure(student, teacher),
                                measure_arrays(student, teacher)))
-  if problem := differences.first(got, expected, rtol=_RTOL, atol=_ATOL):
-    kind = type(student).__name__
+  if problem := differences.first(
+      got, expected, rtol=_RTOL, atol=_ATOL,
+      sides=[f"student's {name}" for name in names]):
     yield (f'the loss must give for {kind} what it gives for arrays; got '
            f'{problem}. Leave additive=True out.')
 

@@ -121,6 +121,40 @@ def test_what_cannot_work_is_refused(start, tmp_path, own, code, match):
   assert not (tmp_path / 'run/result.json').exists()
 
 
+@pytest.mark.parametrize('takes', ('weight', ''))
+def test_a_metric_of_the_whole_split_weighs_if_it_takes_weights(
+    run, tmp_path, takes):
+  """Against the weighted accuracy of haikd; else what it does not is said."""
+  (tmp_path / 'my_weighted.py').write_text(textwrap.dedent(f"""
+      import numpy as np
+      import haikd
+      from haikd import data
+
+      @haikd.register_dataset()
+      def weighed(split):
+        x = np.random.default_rng(0).random((20, 4), np.float32)
+        return data.Arrays(dict(x=x, label=np.arange(20) % 3,
+                                weight=np.arange(20) / 10), num_classes=3)
+
+      @haikd.register_metric(whole_split=True)
+      def own(student, *, mask, labels, {takes}{'=None' if takes else ''}):
+        hits = student.argmax(-1) == labels
+        return np.average(hits, weights={takes or None})
+      """))
+  source = (tmp_path / 'tiny.py').read_text()
+  (tmp_path / 'own.py').write_text(source.replace('return', (
+      "config.plugins = ('my_weighted',)\n"
+      "  config.data.name, config.data.options = 'weighed', {}\n"
+      '  config.evaluation.metrics = dict(own={})\n  return')))
+  with registry.metrics.temporary():
+    code, _, err = run(config='own.py')
+  assert code == 0, err
+  said = 'metrics.own does not weigh examples, though the data has weights'
+  assert err.count(said) == (not takes)
+  row = json.loads((tmp_path / 'run/result.json').read_text())['student']
+  assert (row['own'] == pytest.approx(row['accuracy'])) == bool(takes)
+
+
 @pytest.mark.parametrize('name, function, match', (
     ('accuracy', lambda student, *, mask: None, 'name of a metric must be new'),
     ('mine', lambda logits, *, mask: None, 'a metric must take student first'),

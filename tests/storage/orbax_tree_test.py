@@ -73,6 +73,23 @@ def test_other_checkpointers_have_the_same(tmp_path):
     orbax_tree.check('init', f'orbax:{tmp_path}/named', expected())
 
 
+def test_steps_of_a_manager_may_have_a_prefix(tmp_path):
+  options = ocp.CheckpointManagerOptions(step_prefix='a_b')
+  with ocp.CheckpointManager(tmp_path, options=options) as manager:
+    for step, tree in ((9, jax.tree.map(np.zeros_like, PARAMS)), (10, PARAMS)):
+      manager.save(step, args=ocp.args.StandardSave(tree))
+  assert_loads(f'orbax:{tmp_path}')
+
+
+@pytest.mark.parametrize('dtype', (np.int8, np.complex64, np.bool_))
+def test_numbers_of_another_kind_are_refused(tmp_path, dtype):
+  init = save(tmp_path / 'tree', jax.tree.map(
+      lambda x: x.astype(dtype), PARAMS))
+  with pytest.raises(checks.DataError, match=(
+      f'must hold net/~/linear/b as float32, .* got {np.dtype(dtype)}. Save')):
+    orbax_tree.check('init', init, expected())
+
+
 def test_every_difference_is_listed(tmp_path):
   init = save(tmp_path / 'tree', {
       'net/~/linear': dict(w=np.ones((3, 2)), b=np.ones(3)),
