@@ -101,6 +101,35 @@ def test_what_a_loss_learns_is_trained_on_every_mesh(
   assert not any('loss' in name for name in student[0])
 
 
+def test_aligner_and_loss_begin_with_other_numbers(train):
+  learned, _ = train(
+      'variational', 'losses.own.layers=last', 'student.options.hidden=(4,8)',
+      'teacher.options.hidden=(8,8)', 'steps=1', 'optimizer.learning_rate=0.0',
+      align='project')
+  project, linear = (learned['0'][name]['w']
+                     for name in ('project', 'loss/linear'))
+  assert project.shape == linear.shape == (8, 8)
+  # Of one distribution: equal keys would give equal numbers.
+  assert abs(np.corrcoef(project.ravel(), linear.ravel())[0, 1]) < 0.5
+
+
+def test_a_loss_of_a_language_model_may_learn(
+    train, run, tmp_path, write_language_model):
+  config = write_language_model(
+      'lm.py', name='synthetic',
+      options=dict(kind='tokens', size=20, length=6, vocabulary=11))
+  (tmp_path / 'lm.py').write_text(config.read_text().replace(
+      'return config', "config.plugins = ('my_learned',)\n"
+      "  config.losses.own = dict(loss='scaled_logits')\n  return config"))
+  code, _, err = run(config='lm.py')
+  assert code == 0, err
+  folder = checkpoint.newest(tmp_path / 'run')
+  scale, = leaves_lib.read_leaves(folder, leaves_lib.select(
+      leaves_lib.read_shapes(folder), 'params', 'align', 'own'),
+      as_numpy=True).values()
+  assert scale != 1.0  # One step has moved it.
+
+
 def test_a_loss_may_learn_in_some_layers_alone(train):
   learned, _ = train(
       'wide_alone', 'student.options.hidden=(4,8)',

@@ -9,7 +9,11 @@ from sklearn import metrics as sklearn_metrics
 import tokenizers
 
 import haikd
+from haikd import metrics as metrics_lib
+from haikd.core import base
+from haikd.core import entries
 from haikd.core import registry
+from haikd.metrics import own as own_lib
 
 PLUGIN = """
     import jax
@@ -101,6 +105,8 @@ def test_values_are_those_of_scikit_learn(start, tmp_path):
     assert results[name]['auc'] == pytest.approx(
         sklearn_metrics.roc_auc_score(columns['label'], probabilities,
                                       multi_class='ovr'), abs=1e-6)
+  assert metrics_lib.is_less_better('gap')
+  assert not metrics_lib.is_less_better('auc')
   assert results['teacher']['gap'] == 0
   assert results['student']['gap'] > 0
   assert all(name in out.splitlines()[-5] for name in ('top', 'auc', 'gap'))
@@ -119,6 +125,22 @@ def test_what_cannot_work_is_refused(start, tmp_path, own, code, match):
   assert exit_code == code
   assert match in err
   assert not (tmp_path / 'run/result.json').exists()
+
+
+def test_a_lazy_teacher_is_kept_as_logits():
+  rng = np.random.default_rng(0)
+  output, hidden, kernel = (
+      rng.normal(size=size).astype(np.float32)
+      for size in ((2, 3, 5), (2, 3, 4), (4, 5)))
+  metric = own_lib.Own('distance', entries.MetricEntry(
+      lambda student, teacher, *, mask: np.abs(student - teacher).max(),
+      True, True, __name__), {})
+  mask = np.ones((2, 3), bool)
+  values = metrics_lib.finish(*metrics_lib.measure(
+      output, base.LinearLogits(hidden, kernel), mask=mask, own=(metric,)),
+                              own=(metric,))
+  assert values['distance'] == pytest.approx(
+      np.abs(output - hidden @ kernel).max(), rel=1e-5)
 
 
 @pytest.mark.parametrize('takes', ('weight', ''))
