@@ -97,6 +97,30 @@ def test_the_best_network_is_kept_used_and_found_again(run, tmp_path):
   assert max(row['step'] for row in rows(tmp_path / 'run')) == max(scores)
 
 
+def test_who_reads_the_run_gets_its_best_network(run, tmp_path):
+  """An export, and a student that starts from it; beside it one alone."""
+  code, _, err = run(*RESTLESS, '--config.baseline=True')
+  assert code == 0, err
+  folder = tmp_path / 'run/checkpoints'
+  best, newest = sorted(int(x.name) for x in folder.glob('[0-9]*'))
+  params, _ = checkpoint.load_network(folder / str(best))
+  last, _ = checkpoint.load_network(folder / str(newest))
+  assert any((x != y).any() for x, y in zip(*map(jax.tree.leaves,
+                                                 (params, last))))
+  code, out, err = run(*RESTLESS, '--mode=export', '--format=npz')
+  assert code == 0, err
+  weights = np.load(f'{out.strip()}/weights.npz')
+  for module, variables in params.items():
+    for name, value in variables.items():
+      np.testing.assert_array_equal(weights[f'{module}/{name}'], value)
+  code, _, err = run(
+      f'--config.student.init={tmp_path / "run"}', '--config.steps=1',
+      '--config.optimizer.learning_rate=0.0', workdir='next')
+  assert code == 0, err
+  jax.tree.map(np.testing.assert_array_equal, params,
+               checkpoint.load_network(tmp_path / 'next')[0])
+
+
 def test_a_kill_at_any_step_ends_with_the_same_best(run, tmp_path, monkeypatch):
   run(*RESTLESS, workdir='whole')
   expected = rows(tmp_path / 'whole')
