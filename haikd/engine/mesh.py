@@ -195,8 +195,8 @@ def check_rules(title: str, mesh: Mesh, params: base.ArrayTree, rules: Rules,
     Whether `tensor` splits anything.
 
   Raises:
-    ConfigError: an axis that does not exist or does not divide, or a glob in
-      the config that matches nothing.
+    ConfigError: an axis that does not exist or does not divide, a glob in the
+      config that matches nothing, or two that disagree.
   """
   leaves = {f'{module}/{name}': leaf for module, parameters in params.items()
             for name, leaf in parameters.items()}
@@ -206,6 +206,13 @@ def check_rules(title: str, mesh: Mesh, params: base.ArrayTree, rules: Rules,
       raise checks.ConfigError(
           f'config.{title}.placement must match parameters; got {glob!r}. '
           f'{checks.suggest(glob, known)}')
+  for name in leaves:
+    found = {glob: rules[glob] for glob in written
+             if globs.matches(glob, globs.parts(name))}
+    if len(set(found.values())) > 1:
+      raise checks.ConfigError(
+          f'config.{title}.placement must give {name} one axis; got {found}. A '
+          'config keeps no order of its keys: narrow the globs.')
   size, split = mesh.shape[TENSOR], False
   for name, leaf in leaves.items():
     axis, shape = _tensor_axis(name, rules), leaf.shape[_stacked(name, leaf):]

@@ -150,6 +150,20 @@ def test_rules_that_cannot_be_followed_are_refused(rules, match):
   assert not mesh_lib.check_rules('student', unsplit, params, {'up/w': 1})
 
 
+def test_rules_of_a_config_that_disagree_are_refused():
+  """Its keys come in alphabetical order, whatever was written first."""
+  mesh = mesh_lib.build_mesh(shape_of(fsdp=4, tensor=2))
+  params = {'mlp/up': structs(w=(8, 6)), 'mlp/down': structs(w=(6, 8))}
+  rules = {'*/w': None, 'up/w': -1}
+  with pytest.raises(checks.ConfigError, match=(
+      r"student.placement must give mlp/up/w one axis; got "
+      r"\{'\*/w': None, 'up/w': -1\}")):
+    mesh_lib.check_rules('student', mesh, params, rules, written=rules)
+  # Of a model's own rules the first decides, and a config's go before them.
+  assert mesh_lib.check_rules('student', mesh, params,
+                              {'up/w': -1, '*/w': None}, written=('up/w',))
+
+
 @pytest.mark.parametrize('axis, fits', ((0, True), (-2, True), (1, False),
                                         (-3, False)))
 def test_rules_do_not_count_the_axis_of_layers(axis, fits):
