@@ -75,7 +75,8 @@ def image_folder(split: str,
   `<source_dir>/<class>`, they are the split 'train', of which slices are taken.
   A split is in an order that is random but never changes, and has the classes
   in proportion in every stretch. Classes are numbered by the alphabet; those
-  of the split 'train', if there is one, are all.
+  of the split 'train', if there is one, are all. Where a folder with the name
+  of a split, such as 'train', has classes, folders without any are left out.
 
   Files are .jpg, .jpeg, .png, .bmp or .webp. They are decoded when they are
   read: as people see them (their EXIF orientation is applied), with white where
@@ -101,7 +102,7 @@ def image_folder(split: str,
         'config.data.source_dir must be the folder of the images; got None. '
         f'{_LAYOUT}')
   folder = paths.as_path(os.path.expanduser(source_dir))
-  folders = _find_splits(folder)
+  folders = _find_splits(folder, split)
   splits_lib.check(split, folders)
   classes = _walk(folders[split])
   _check_classes(folders, split, classes)
@@ -117,22 +118,41 @@ def image_folder(split: str,
                      channels)
 
 
-def _find_splits(folder: paths.ConcretePath) -> Folders:
+def _find_splits(folder: paths.ConcretePath, split: str) -> Folders:
   """Returns the folder of the classes of each split."""
   below = _folders(folder)
   if not below:
     raise checks.DataError(
         f'config.data.source_dir must have folders in it; got {str(folder)!r}, '
         f'which has none or is not there. {_LAYOUT}')
-  with_images = [name for name, path in below.items()
-                 if any(_is_image(entry) for entry in inputs.entries(path))]
-  if not with_images:
+  flat = [name for name, path in below.items()
+          if any(map(_is_image, inputs.entries(path)))]
+  if not flat:
     return below
-  if set(with_images) <= set(_SPLITS):
-    raise checks.DataError(
-        f'config.data.source_dir must have a folder for each class; got images '
-        f'in {str(below[with_images[0]])!r} itself. {_LAYOUT}')
-  return {_TRAIN: folder}
+  if not any(_has_classes(below[name]) for name in _SPLITS if name in below):
+    if not {*flat} <= {*_SPLITS}:
+      return {_TRAIN: folder}
+    raise _without_classes(below[flat[0]])
+  folders = {name: path for name, path in below.items() if _has_classes(path)}
+  others = [name for name in flat if name not in folders]
+  if split in others:
+    raise _without_classes(below[split])
+  if others:
+    notes.say(f'{str(folder)!r} has folders of images beside those of splits, '
+              f'which are left out: {checks.abbreviate(others)}.')
+  return folders
+
+
+def _without_classes(folder):
+  return checks.DataError(
+      'config.data.source_dir must have a folder for each class; got images in '
+      f'{str(folder)!r} itself. {_LAYOUT}')
+
+
+def _has_classes(folder):
+  """Returns whether the folders in a folder have images, however deep."""
+  return any(_is_image(entry) for path in _folders(folder).values()
+             for entry in _below(path))
 
 
 def _folders(folder):

@@ -74,6 +74,24 @@ def test_what_is_no_image_is_said_and_left_out(folder, caplog):
   assert 'no image of a class, which are left out: notes.txt.' in caplog.text
 
 
+def test_folders_of_images_beside_splits_are_said_and_left_out(folder, caplog):
+  """Samples for a page, and Kaggle's images whose classes nobody has told."""
+  caplog.set_level(logging.INFO, 'haikd')
+  write(folder / 'samples' / '0.png')
+  (folder / 'test').rename(folder / 'val')
+  write(folder / 'test' / '1.png')
+  write(folder / 'train' / 'cover.png')
+  train = opened(folder)
+  assert train.class_names == ('ant', 'cat') and len(train) == 40
+  assert len(opened(folder, 'val')) == 10
+  assert 'beside those of splits, which are left out: samples, test.' in (
+      caplog.text)
+  assert 'which are left out: cover.png.' in caplog.text
+  with pytest.raises(checks.DataError, match="must have a folder for each class"
+                     "; got images in '.*/test' itself"):
+    opened(folder, 'test')
+
+
 def spoil_class(folder):
   (folder / 'train' / 'dog').mkdir()
   (folder / 'train' / 'dog' / 'a.tif').write_text('x')
