@@ -22,6 +22,7 @@ from haikd.data.tables import table_labels
 _VECTOR, _IMAGE = 'x', 'image'  # The keys of numbers together, and of an image.
 _TRAIN = 'train'
 _MASKS = (columns_lib.MASK, columns_lib.TARGET_MASK)
+_NO_INPUTS = (columns_lib.LABEL, columns_lib.WEIGHT)
 _INDEX = ('Unnamed: ', '__index_level_')  # Of columns that pandas adds.
 _SORTED = ''  # The key of columns that are given keys by their kind.
 _SHAPED = (column_lib.ARRAY, column_lib.IMAGE)
@@ -164,10 +165,9 @@ def _choose(inputs, files, split, others) -> dict[str, tuple[str, ...]]:
 
 def _by_key(chosen, columns) -> dict[str, tuple[str, ...]]:
   """Returns the columns of each key; numbers are together."""
-  if _SORTED not in chosen:
-    return chosen
-  keys: dict[str, tuple[str, ...]] = {}
-  for name in chosen[_SORTED]:
+  keys: dict[str, tuple[str, ...]] = {
+      key: names for key, names in chosen.items() if key != _SORTED}
+  for name in chosen.get(_SORTED, ()):
     kind = columns[name].kind
     # A column that cannot be used is refused as the number that it is not.
     together = kind in (column_lib.NUMBER, column_lib.TEXT)
@@ -179,6 +179,12 @@ def _by_key(chosen, columns) -> dict[str, tuple[str, ...]]:
           f'got {keys[key][0]!r} and {name!r} as {key!r}. Write '
           f'dict({key}={name!r}, …).')
     keys[key] = (*keys.get(key, ()), name)
+  for key in filter(_NO_INPUTS.__contains__, keys):
+    raise checks.ConfigError(
+        'config.data.options.inputs must have other keys than label and '
+        f'weight, which are no inputs; got the column {keys[key][0]!r} under '
+        f"{key!r}. Write dict(the_{key}={keys[key][0]!r}, …), or name the "
+        f'column in config.data.options.{key}.')
   notes.say('inputs are ' + ', '.join(
       f'{key} of {checks.abbreviate(names)}' for key, names in keys.items()) +
             ' (config.data.options.inputs).')

@@ -75,12 +75,14 @@ def test_row_numbers_that_pandas_has_written_are_no_input(
   assert f'the column {name!r} is left out' in caplog.text
 
 
-def test_inputs_and_labels_are_chosen(tmp_path):
+def test_inputs_and_labels_are_chosen(tmp_path, caplog):
+  caplog.set_level(logging.INFO, 'haikd')
   (tmp_path / 'train.tsv').write_text(
       'id\tu\tv\ty\tz\n7\t1\t2\t0.5\t3\n8\t3\t4\t1.5\t1\n')
   path = tmp_path / 'train.tsv'
   columns = examples(opened(path, inputs=dict(tokens='id', x=('v', 'u')),
                             label='y'))
+  assert 'inputs are tokens of id, x of v, u (config.' in caplog.text
   order = np.argsort(columns['tokens'])
   assert columns['tokens'].dtype.kind == 'i' and columns['tokens'].ndim == 1
   np.testing.assert_array_equal(columns['x'][order], [[2, 1], [4, 3]])
@@ -118,6 +120,17 @@ def test_lists_in_json_are_arrays(tmp_path):
   np.testing.assert_array_equal(columns['mask'][:, 2], columns['label'])
 
 
+def test_lists_under_the_name_label_are_no_input_beside_other_labels(tmp_path):
+  write(tmp_path, '{"a": 1, "label": [1, 2], "kind": 0}', 'train.jsonl')
+  with pytest.raises(checks.ConfigError, match="got the column 'label' under "
+                     "'label'. Write dict.the_label='label'"):
+    opened(tmp_path, label='kind')
+  columns = examples(opened(tmp_path, label='kind',
+                            inputs=dict(the_label='label')))
+  assert columns['the_label'].tolist() == [[1, 2]]
+  assert columns['label'].tolist() == [0]
+
+
 def write(path, text, name='train.csv'):
   (path / name).write_text(text)
 
@@ -138,6 +151,10 @@ def write(path, text, name='train.csv'):
     ('a,label\n1,x\n', dict(inputs=3), "inputs must name a column, or differ"),
     ('a,label\n1,x\n', dict(inputs=dict(image='a')), "must have images under "
      "the key 'image', and nothing else; got 'a' under 'image'"),
+    ('a,b,c\n1,2,0\n', dict(inputs=dict(x='a', weight='b'), label='c'),
+     "must have other keys than label and weight, which are no inputs; got the "
+     r"column 'b' under 'weight'. Write dict\(the_weight='b', …\), or name the "
+     'column in config.data.options.weight'),
     ('a,label\n1,x\n', dict(channels=2), 'channels must be 3 for colour or 1'),
     ('a,label\n', {}, 'must have rows; got none'),
     ('label\nx\n', {}, "split 'train' must have columns beside"),
