@@ -22,6 +22,8 @@ from haikd.storage import inputs
 from haikd.storage import paths
 
 _FEATURES = b'huggingface'  # The key of the schema's metadata.
+_TEXTS = ('string', 'large_string', 'string_view')
+_BYTES = ('binary', 'large_binary', 'binary_view')
 
 
 def names(files: file_names.Files) -> tuple[str, ...]:
@@ -98,25 +100,34 @@ def _column(parts, feature, channels) -> column_lib.Column:
     channels: of images.
   """
   from pyarrow import types
-  kind = parts[0][1].type
+  kind = next(_chunks(parts))[2].type  # That of no rows may be another.
   if types.is_dictionary(kind):
     parts = [(path, part.cast(kind.value_type)) for path, part in parts]
     kind = kind.value_type
-  is_image = feature.get('_type') == 'Image' or types.is_binary(kind) or (
+  is_image = feature.get('_type') == 'Image' or str(kind) in _BYTES or (
       types.is_struct(kind) and kind.get_field_index('bytes') >= 0)
   if is_image:
     images = column_lib.Chunks([
         _Images(chunk, path, start, channels)
         for path, start, chunk in _chunks(parts)])
     return column_lib.Column(column_lib.IMAGE, images, _missing(parts))
-  if types.is_string(kind) or types.is_large_string(kind):
-    fault = _missing(parts)
-    if fault is None:
-      path, first = parts[0]
-      fault = column_lib.Fault(first[0].as_py(), streams.place('row', 0, path))
-    texts = [x for _, part in parts for x in part.to_pylist()]
-    return column_lib.Column(column_lib.TEXT, np.array(texts, object), fault)
+  if str(kind) in _TEXTS:
+    return _texts(parts)
   return _numbers(parts, feature)
+
+
+def _texts(parts):
+  """Returns a column of texts."""
+  texts, missing = [], None
+  for path, start, chunk in _chunks(parts):
+    for row, text in enumerate(chunk.to_pylist(), start):
+      if missing is None and column_lib.is_missing(text):
+        missing = column_lib.Fault(None, streams.place('row', row, path))
+      texts.append(text)
+  first = column_lib.Fault(
+      texts[0], streams.place('row', 0, next(_chunks(parts))[0]))
+  return column_lib.Column(
+      column_lib.TEXT, np.array(texts, object), missing or first)
 
 
 def _numbers(parts, feature):
@@ -186,8 +197,8 @@ def _find_fault(chunk, path, start, shape) -> column_lib.Fault:
     array = _as_array(chunk.slice(i, 1))
     value = chunk[i].as_py()
     if array is None:
-      is_missing = value is None or value != value  # Not a number.
-      return column_lib.Fault(None if is_missing else value, place)
+      return column_lib.Fault(
+          None if column_lib.is_missing(value) else value, place)
     shape = shape or array.shape[1:]
     if array.shape[1:] != shape:
       return column_lib.Fault(value, place)

@@ -1,6 +1,7 @@
 """One column of a table, whatever the format of its file."""
 
 from collections.abc import Sequence
+import math
 import os
 import reprlib
 from typing import Any, NamedTuple, Optional
@@ -20,7 +21,7 @@ class Column(NamedTuple):
       are decoded when they are read; TEXT.
     values: `[size]` or `[size, ...]`: an array, or a sequence of arrays.
     fault: why it cannot be used as numbers, if so: the first cell that is
-      missing or something else.
+      missing, otherwise the first that is something else.
     names: the names of the classes that its numbers stand for, or None.
   """
 
@@ -91,15 +92,39 @@ def no_rows(path: os.PathLike) -> checks.DataError:
       f'{str(path)!r} must have rows; got none. Write it again.')
 
 
-def unusable(name: str, fault: Fault) -> checks.DataError:
-  """Returns the error of a column with a cell that is missing or no number."""
+def is_missing(value: Any) -> bool:
+  """Returns whether a cell has no value."""
+  if isinstance(value, str):
+    return not value.strip() or value.strip().lower() == 'nan'
+  return value is None or isinstance(value, float) and math.isnan(value)
+
+
+def no_input(name: str, fault: Fault) -> checks.DataError:
+  """Returns the error of an input that is missing in a row or no number."""
+  return _unusable(name, fault, 'numbers', 'leave the column out by naming the '
+                   'others in config.data.options.inputs')
+
+
+def no_label(name: str, fault: Fault,
+             are_several: bool = False) -> checks.DataError:
+  """Returns the error of a label that is missing or cannot be one.
+
+  Args:
+    name: of the column.
+    fault: the cell.
+    are_several: whether other columns are labels too.
+  """
+  return _unusable(
+      name, fault, 'numbers' if are_several else 'names of classes or numbers',
+      'name another in config.data.options.label')
+
+
+def _unusable(name, fault, rule, otherwise):
   if fault.value is None:
     return checks.DataError(
         f'column {name!r} must have a value in every row; got none in '
-        f'{fault.place}. Fill it in, remove the row, or leave the column out '
-        'by naming the others in config.data.options.inputs.')
+        f'{fault.place}. Fill it in, remove the row, or {otherwise}.')
   return checks.DataError(
-      f'column {name!r} must hold numbers, in every row as many; got '
-      f'{reprlib.repr(fault.value)} in {fault.place}. Write it as numbers, or '
-      'leave the column out by naming the others in '
-      'config.data.options.inputs.')
+      f'column {name!r} must hold {rule}, in every row as many; got '
+      f'{reprlib.repr(fault.value)} in {fault.place}. Write it as '
+      f'{rule}, or {otherwise}.')

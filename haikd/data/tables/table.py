@@ -210,7 +210,7 @@ def _usable(name: str, columns: table_files.Columns) -> column_lib.Column:
   """Returns a column; refuses one that does not hold what it should."""
   column = columns[name]
   if column.fault is not None:
-    raise column_lib.unusable(name, column.fault)
+    raise column_lib.no_input(name, column.fault)
   return column
 
 

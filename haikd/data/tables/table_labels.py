@@ -50,6 +50,9 @@ def read(files: table_files.TableFiles, split: str, labels: Sequence[str],
     everywhere[other] = dict(label=label)
   if names is not None:
     return np.where(own < 0, base.IGNORED_LABEL, own), len(names), names
+  if _are_several_of_n(everywhere, labels, columns):
+    everywhere = {key: dict(label=given['label'].astype(np.float32))
+                  for key, given in everywhere.items()}
   made = arrays.from_arrays(**everywhere)(split)
   class_names = made.class_names
   if len(labels) > 1 and made.num_classes is not None:
@@ -61,17 +64,37 @@ def _label(labels, columns):
   """Returns the labels of a split, and the names that they come with."""
   found = [columns[name] for name in labels]
   for name, column in zip(labels, found):
-    may_be_text = len(labels) == 1 and column.kind == column_lib.TEXT
-    if column.fault is not None and not (may_be_text and column.is_complete):
-      raise column_lib.unusable(name, column.fault)
+    if column.fault is not None and not (
+        len(labels) == 1 and column.kind == column_lib.TEXT and
+        len(column.values) and column.is_complete):
+      raise column_lib.no_label(name, column.fault, len(labels) > 1)
     if column.kind == column_lib.IMAGE:
       raise checks.DataError(
           f'column {name!r} must hold labels; got images. Name another in '
           'config.data.options.label.')
   if len(labels) == 1:
-    return column_lib.as_array(found[0]), found[0].names
+    values = column_lib.as_array(found[0])
+    if values.dtype == bool and values.ndim == 1:  # False is class 0.
+      values = values.astype(np.int64)
+    return values, found[0].names
   stacked = np.stack([column_lib.as_array(column) for column in found], -1)
   return stacked.astype(np.float32), None
+
+
+def _are_several_of_n(everywhere, labels, columns) -> bool:
+  """Returns whether labels say for each class whether it is true.
+
+  Lists of 0 and 1 do, unless they are as long as those of an input, whose
+  positions they are the classes of.
+  """
+  rows = [given['label'] for given in everywhere.values()]
+  if not all(label.dtype.kind in 'iu' and label.ndim == 2 and
+             label.shape[1] > 1 and np.isin(label, (0, 1)).all()
+             for label in rows):
+    return False
+  lengths = {len(column.values[0]) for name, column in columns.items()
+             if name not in labels and column.kind == column_lib.ARRAY}
+  return rows[0].shape[1] not in lengths
 
 
 def _describe(names):

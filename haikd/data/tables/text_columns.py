@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 import itertools
-import math
-import re
 from typing import Any, Optional, Union
 
 import numpy as np
@@ -14,7 +12,7 @@ from haikd.data.records import rows
 from haikd.data.tables import column as column_lib
 
 _ROWS = 4096  # Rows that are converted at a time.
-_INTEGER = re.compile(r'\s*[+-]?\d+\s*', re.ASCII)
+_EXACT = 2**53  # Below it, floating-point numbers are exact integers.
 
 
 def names(files: file_names.Files) -> tuple[str, ...]:
@@ -70,29 +68,25 @@ class _Numbers:
   def __init__(self):
     self._parts: list[np.ndarray] = []
     self._fault: Optional[column_lib.Fault] = None
-    self._are_whole = True
 
   def add(self, values: Sequence[Any], places: Sequence[str]) -> None:
     """Adds the cells of some rows; after a fault nothing is kept."""
     if self._fault is not None:
       return
-    part = _as_floats(values)
+    part = _as_numbers(values)
     shape = self._parts[0].shape[1:] if self._parts else None
     if part is None or (shape is not None and part.shape[1:] != shape):
       if shape is None:
         shape = np.shape(values[0])
       self._fault = _find_fault(values, places, shape)
       return
-    self._are_whole = self._are_whole and all(map(_is_whole, np.ravel(values)))
     self._parts.append(part)
 
   def finish(self) -> column_lib.Column:
     """Returns the column."""
     if self._fault is not None:
       return column_lib.Column(column_lib.TEXT, (), self._fault)
-    values = np.concatenate(self._parts)
-    if self._are_whole:
-      values = values.astype(np.int64)
+    values = np.concatenate(self._parts)  # Integers if all parts are.
     kind = column_lib.NUMBER if values.ndim == 1 else column_lib.ARRAY
     return column_lib.Column(kind, values)
 
@@ -111,14 +105,17 @@ class _Labels:
     """Adds the cells of some rows.
 
     Raises:
-      DataError: numbers and names are mixed.
+      DataError: numbers and names are mixed, or a cell is neither.
     """
     for value, place in zip(values, places):
       fault = column_lib.Fault(value, place)
-      if _is_missing(value):
+      if column_lib.is_missing(value):
         self._missing = self._missing or fault._replace(value=None)
-      else:
-        self._first.setdefault(_as_floats([value]) is not None, fault)
+        continue
+      is_number = _as_numbers([value]) is not None
+      if not is_number and not isinstance(value, str):
+        raise column_lib.no_label(self._name, fault)
+      self._first.setdefault(is_number, fault)
     if len(self._first) == 2:
       number, text = self._first[True], self._first[False]
       raise checks.DataError(
@@ -132,38 +129,40 @@ class _Labels:
     """Returns the column."""
     if self._missing or True not in self._first:
       return column_lib.Column(
-          column_lib.TEXT, np.array(list(map(str, self._values))),
-          self._missing)
+          column_lib.TEXT, np.array(self._values, object),
+          self._missing or self._first[False])
     return self._numbers.finish()
 
 
-def _as_floats(values: Sequence[Any]) -> Optional[np.ndarray]:
-  """Returns cells as finite numbers; None if one of them is not."""
+def _as_numbers(values: Sequence[Any]) -> Optional[np.ndarray]:
+  """Returns cells as finite numbers, integers if all are written as such.
+
+  It is None if one of them is something else.
+  """
   try:
-    array = np.asarray(values).astype(np.float64)
+    cells = np.asarray(values)
+    numbers = cells.astype(np.float64)
   except (TypeError, ValueError):  # A text, or lists of different lengths.
     return None
-  return array if np.isfinite(array).all() else None
+  are_whole = cells.dtype.kind in 'biu'
+  if cells.dtype.kind == 'U':
+    written = ''.join(cells.ravel().tolist())
+    if '_' in written:  # Python, but nobody's table, has 1_000 for 1000.
+      return None
+    are_whole = not any(x in written for x in '.eE')
+  if not np.isfinite(numbers).all():
+    return None
+  if are_whole and (np.abs(numbers) < _EXACT).all():
+    return numbers.astype(np.int64)
+  return numbers
 
 
 def _find_fault(values, places, shape) -> column_lib.Fault:
   """Returns the first cell that is no number, or of another shape."""
   for value, place in zip(values, places):
-    if _is_missing(value):
+    if column_lib.is_missing(value):
       return column_lib.Fault(None, place)
-    array = _as_floats([value])
+    array = _as_numbers([value])
     if array is None or array.shape[1:] != shape:
       return column_lib.Fault(value, place)
   raise AssertionError('no fault')
-
-
-def _is_missing(value):
-  if isinstance(value, str):
-    return not value.strip() or value.strip().lower() == 'nan'
-  return value is None or isinstance(value, float) and math.isnan(value)
-
-
-def _is_whole(value):
-  if isinstance(value, str):
-    return bool(_INTEGER.fullmatch(value))
-  return isinstance(value, (bool, int, np.integer, np.bool_))

@@ -1,11 +1,15 @@
 """Tables as people have them: CSV, JSON, parquet, and folders of `datasets`."""
 
+import decimal
+import io
 import json
 import logging
 import pathlib
+import re
 import textwrap
 
 import numpy as np
+from PIL import Image
 import pyarrow
 from pyarrow import parquet
 import pytest
@@ -144,6 +148,11 @@ def write(path, text, name='train.csv'):
     ('a,label\n1,x\n2,\n', {}, "column 'label' must have a value in every"),
     ('a,label\n1,x\n2,7\n', {}, "must hold only names of classes, or only "
      "numbers; got 'x' in line 2 of .* and '7' in line 3"),
+    ('a,label\n1,0\n1_2,1\n', {}, "column 'a' must hold numbers, in every row "
+     "as many; got '1_2' in line 3"),
+    ('a,y,z\n1,0,x\n', dict(label=('y', 'z')), "column 'z' must hold numbers, "
+     "in every row as many; got 'x' in line 2 of .* Write it as numbers, or "
+     'name another in config.data.options.label'),
     ('a,klass\n1,x\n', {}, "line 2 of .* must have the column 'label'; got "
      "none of that name. Known: a, klass. config.data.options.inputs and lab"),
     ('a,label\n1,x\n', dict(inputs='aa'), "must have the column 'aa'; got "
@@ -163,6 +172,44 @@ def test_what_cannot_be_right_is_refused(tmp_path, text, options, match):
   write(tmp_path, text)
   with pytest.raises((checks.ConfigError, checks.DataError), match=match):
     opened(tmp_path, **options)
+
+
+@pytest.mark.parametrize('label', (['x', 'y'], dict(x=1), float('inf')))
+def test_labels_in_json_are_texts_or_numbers(tmp_path, label):
+  write(tmp_path, json.dumps(dict(a=1, label=label)), 'train.jsonl')
+  with pytest.raises(checks.DataError, match="column 'label' must hold names of "
+                     f"classes or numbers, .*; got {re.escape(repr(label))} in "
+                     "line 1 of .* or name another in config.data.options.la"):
+    opened(tmp_path)
+
+
+def test_numbers_are_whole_if_all_are_written_so(tmp_path):
+  """2.0 is no class; -100 is none; 1e2 is 100; 2**60 is no exact float."""
+  write(tmp_path, 'a,b,c,d,label\n1.0, 1 ,7,1,-100\n2.0,+2,1e2,1,1\n'
+        f'2,-3,3,{2**60},0\n')
+  columns = examples(opened(tmp_path, inputs=dict(zip('uvwz', 'abcd'))))
+  assert {key: value.dtype.kind for key, value in columns.items()} == dict(
+      u='f', v='i', w='f', z='f', label='i')
+  assert sorted(columns['v']) == [-3, 1, 2]
+  assert sorted(columns['w']) == [3, 7, 100]
+  write(tmp_path, '{"a": 1, "label": 2.0}\n{"a": 2, "label": 1}', 'train.jsonl')
+  (tmp_path / 'train.csv').unlink()
+  assert opened(tmp_path).num_classes is None  # They are numbers to predict.
+
+
+def test_lists_of_0_and_1_say_for_each_class_whether_it_is_true(tmp_path):
+  rows = [dict(ids=[4, 5], a=i, label=[i, 1, 1]) for i in (0, 1)]
+  write(tmp_path, '\n'.join(map(json.dumps, rows)), 'train.jsonl')
+  for label, kind, count in (
+      ('label', 'f', 3), ('ids', 'i', 6)):
+    made = opened(tmp_path, label=label, inputs='a')
+    assert made.num_classes == count
+    assert examples(made)['label'].dtype.kind == kind
+  # As long as an input: two classes for each of its positions.
+  positions = [dict(ids=[4, 5, 6], label=[0, 1, 1])]
+  write(tmp_path, '\n'.join(map(json.dumps, positions)), 'train.jsonl')
+  made = opened(tmp_path)
+  assert made.num_classes == 2 and made[0]['label'].dtype.kind == 'i'
 
 
 def test_a_missing_split_names_those_that_are_there(iris):
@@ -225,6 +272,37 @@ def test_categories_of_pandas_are_names(tmp_path):
   assert opened(tmp_path).class_names == ('u', 'v')
 
 
+@pytest.mark.parametrize('label, expected', (
+    (pyarrow.array([True, False, True]), [1, 0, 1]),
+    (pyarrow.array(['u', 'n', 'u'], pyarrow.string_view()), [1, 0, 1]),
+))
+def test_labels_of_any_type_are_classes(tmp_path, label, expected):
+  save(tmp_path / 'train.parquet', dict(a=[0, 1, 2], label=label))
+  made = opened(tmp_path)
+  columns = examples(made)
+  assert made.num_classes == 2 and columns['label'].dtype.kind == 'i'
+  np.testing.assert_array_equal(
+      columns['label'], np.array(expected)[columns['x'][:, 0].astype(int)])
+
+
+def test_bytes_of_any_type_are_images(tmp_path):
+  file = io.BytesIO()
+  Image.new('RGB', (3, 2), (9, 8, 7)).save(file, 'png')
+  save(tmp_path / 'train.parquet', dict(
+      picture=pyarrow.array([file.getvalue()], pyarrow.large_binary()),
+      label=[0]))
+  np.testing.assert_array_equal(
+      opened(tmp_path)[0]['image'], np.full((2, 3, 3), (9, 8, 7)))
+
+
+def test_a_shard_without_rows_is_passed_over(tmp_path):
+  for part, rows in enumerate(([], ['u', 'v'])):
+    save(tmp_path / f'train-{part:05}-of-00002.parquet', dict(
+        a=pyarrow.array(range(len(rows)), pyarrow.int64()),
+        label=pyarrow.array(rows, pyarrow.string() if rows else None)))
+  assert opened(tmp_path).class_names == ('u', 'v')
+
+
 @pytest.mark.parametrize('columns, match', (
     (dict(a=[1, None], label=[0, 1]), "column 'a' must have a value in every "
      "row; got none in row 1 of '.*train.parquet'"),
@@ -234,6 +312,12 @@ def test_categories_of_pandas_are_names(tmp_path):
     (dict(a=[[1, 2], [3, None]], label=[0, 1]), r'got \[3, None\] in row 1'),
     (dict(a=['x', 'y'], label=[0, 1]), "must hold numbers, .*'x' in row 0"),
     (dict(a=[1, 2], label=['x', None]), "column 'label' must have a value"),
+    (dict(a=[1, 2], label=['x', ' ']), "column 'label' must have a value in "
+     "every row; got none in row 1 of .* or name another in config.data.opt"),
+    (dict(a=[1, 2], label=[decimal.Decimal('1.5')] * 2), "column 'label' must "
+     r"hold names of classes or numbers, .*; got Decimal\('1.5'\) in row 0 of"),
+    (dict(a=[1, 2], label=[dict(b=1)] * 2), "got {'b': 1} in row 0 of"),
+    (dict(a=[1, 2], label=[['x', 'y']] * 2), r"got \['x', 'y'\] in row 0 of"),
     (dict(a=[b'x', b'y'], b=[b'x', b'y'], label=[0, 1]), "must give each input "
      "a key of its own; got 'a' and 'b' as 'image'"),
     (dict(a=[], label=[]), 'must have rows; got none'),
