@@ -59,7 +59,7 @@ class TableFiles:
 
   def read(self, split: str, requested: Sequence[str],
            labels: Sequence[str]) -> Columns:
-    """Reads some columns; texts are read once for all slices of a split.
+    """Reads some columns, each once for all who ask for it.
 
     Args:
       split: the name of a split.
@@ -69,13 +69,16 @@ class TableFiles:
     Raises:
       DataError: an unknown split or column, or files that cannot be read.
     """
-    files = self._files(split)
-    if _module(files) is arrow_columns:
-      columns = arrow_columns.read(files, requested, self._channels)
-    else:
-      columns = _read_texts(
-          tuple(files), _stamps(files), tuple(requested), tuple(labels))
-    return columns
+    files = tuple(self._files(split))
+    known = _known(files, _stamps(files), self._channels)
+    keys = {name: (name, name in labels) for name in requested}
+    missing = [name for name, key in keys.items() if key not in known]
+    if missing:
+      read = (arrow_columns.read(files, missing, self._channels)
+              if _module(files) is arrow_columns else
+              text_columns.read(files, missing, labels))
+      known.update({keys[name]: column for name, column in read.items()})
+    return {name: known[key] for name, key in keys.items()}
 
   def _files(self, split) -> file_names.Files:
     """Returns the files of a split; refuses files without columns."""
@@ -100,10 +103,11 @@ def _module(files) -> Any:
   return arrow_columns if formats == {True} else text_columns
 
 
-@functools.lru_cache(maxsize=4)
-def _read_texts(files, stamps, requested, labels):
-  del stamps  # Keys of the cache: a changed file is read again.
-  return text_columns.read(list(files), requested, labels)
+@functools.lru_cache(maxsize=8)  # Splits: all that name their classes alike.
+def _known(files, stamps, channels) -> dict[tuple[str, bool], Any]:
+  """Returns the columns that were read before, by (name, whether a label)."""
+  del files, stamps, channels  # What changed is read again.
+  return {}
 
 
 def _stamps(files):

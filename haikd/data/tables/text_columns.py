@@ -43,7 +43,7 @@ def read(files: file_names.Files, requested: Sequence[str],
   for block in _blocks(files):
     places = [place for _, place, _ in block]
     for name, column in cells.items():
-      column.add([_cell(row, name) for row in block], places)
+      column.add(_cells(block, name), places)
   if not block:
     raise column_lib.no_rows(files[0][0])
   return {name: column.finish() for name, column in cells.items()}
@@ -55,11 +55,12 @@ def _blocks(files) -> Iterator[Sequence[Any]]:
   return iter(lambda: list(itertools.islice(records, _ROWS)), [])
 
 
-def _cell(row, name):
-  values, place, _ = row
-  if name not in values:
-    raise column_lib.absent(place, name, values)
-  return values[name]
+def _cells(block, name) -> Sequence[Any]:
+  try:
+    return [values[name] for values, _, _ in block]
+  except KeyError as err:
+    values, place, _ = next(row for row in block if name not in row[0])
+    raise column_lib.absent(place, name, values) from err
 
 
 class _Numbers:

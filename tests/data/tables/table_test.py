@@ -16,6 +16,8 @@ import pytest
 
 from haikd.core import checks
 from haikd.data import source
+from haikd.data.tables import arrow_columns
+from haikd.data.tables import text_columns
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 
@@ -210,6 +212,36 @@ def test_lists_of_0_and_1_say_for_each_class_whether_it_is_true(tmp_path):
   write(tmp_path, '\n'.join(map(json.dumps, positions)), 'train.jsonl')
   made = opened(tmp_path)
   assert made.num_classes == 2 and made[0]['label'].dtype.kind == 'i'
+
+
+@pytest.mark.parametrize('kind, module', (
+    ('csv', text_columns), ('parquet', arrow_columns)))
+def test_a_column_is_read_once_for_all_splits(
+    tmp_path, monkeypatch, kind, module):
+  for split in ('train', 'validation', 'test'):
+    if kind == 'csv':
+      write(tmp_path, 'a,b,label\n1,2,x\n3,4,y\n', f'{split}.csv')
+    else:
+      save(tmp_path / f'{split}.parquet',
+           dict(a=[1, 3], b=[2, 4], label=['x', 'y']))
+  read, seen, calls = module.read, [], []
+
+  def recorded(files, requested, *others):
+    seen.extend((files[0][0].name, name) for name in requested)
+    calls.append(files[0][0].name)
+    return read(files, requested, *others)
+
+  monkeypatch.setattr(module, 'read', recorded)
+  for split in ('train[:1]', 'validation', 'test', 'train[1:]'):
+    made = opened(tmp_path, split)
+    assert made.class_names == ('x', 'y') and made[0]['x'].shape == (2,)
+  # All of one; the labels of the two others, and their inputs.
+  assert len(calls) == 5
+  assert len(seen) == len({*seen}) == 9
+  # What has changed is read again.
+  if kind == 'csv':
+    write(tmp_path, 'a,b,label\n1,2,x\n3,4,zz\n')
+    assert opened(tmp_path).class_names == ('x', 'y', 'zz')
 
 
 def test_a_missing_split_names_those_that_are_there(iris):
