@@ -237,7 +237,8 @@ def stratified(labels: np.ndarray) -> np.ndarray:
   """
   random = np.random.RandomState(0)
   place = np.empty(len(labels))
-  for label in np.unique(labels):
-    members = random.permutation(np.flatnonzero(labels == label))
+  rows = np.argsort(labels, kind='stable')
+  for group in np.split(rows, np.flatnonzero(np.diff(labels[rows])) + 1):
+    members = random.permutation(group)
     place[members] = (np.arange(len(members)) + 0.5) / len(members)
   return np.argsort(place, kind='stable')

@@ -120,3 +120,32 @@ def test_stratified_order_has_every_stretch_in_proportion():
   for stretch in labels[order].reshape(5, 20):
     counts = np.bincount(stretch, minlength=3)
     assert np.abs(counts - [12, 6, 2]).max() <= 1
+
+
+@pytest.mark.parametrize('labels', (
+    [], [5], [2, 0, 2, 2, -100, 0, 7], [3] * 9, range(50, 0, -1)))
+def test_stratified_order_stays_what_it_was(labels):
+  """Runs can go on only if a split keeps its order: class by class."""
+  labels = np.array(labels, np.int32)
+  random, place = np.random.RandomState(0), np.empty(len(labels))
+  for label in sorted({*labels.tolist()}):
+    members = random.permutation([
+        i for i in range(len(labels)) if labels[i] == label])
+    place[members] = [(i + 0.5) / len(members) for i in range(len(members))]
+  np.testing.assert_array_equal(
+      orders.stratified(labels), np.argsort(place, kind='stable'))
+
+
+def test_stratified_order_of_many_classes_takes_one_pass():
+  """Labels are never compared with one class: there may be 500,000."""
+  compared = []
+
+  class Counting(np.ndarray):
+
+    def __eq__(self, other):
+      compared.append(other)
+      return np.asarray(self) == other
+
+  labels = np.random.RandomState(1).permutation(2000).view(Counting)
+  assert sorted(orders.stratified(labels)) == list(range(2000))
+  assert not compared
