@@ -5,6 +5,7 @@ from typing import Any, Optional
 
 import numpy as np
 
+from haikd.core import checks
 from haikd.data import labels as labels_lib
 
 LABEL, MASK, TARGET_MASK = 'label', 'mask', 'target_mask'
@@ -36,22 +37,40 @@ def find_fault(columns: Columns, num_classes: Optional[int],
   return next(_faults(columns, num_classes, task), None)
 
 
+def check_weights(columns: Columns, split: str) -> None:
+  """Refuses a whole split in which no example counts.
+
+  Args:
+    columns: all of its examples.
+    split: its name, for the message.
+  """
+  if WEIGHT in columns and not columns[WEIGHT].any():
+    raise checks.DataError(
+        f'split {split!r} must have an example whose weight is above 0; got 0 '
+        f'for all {len(columns[WEIGHT])}. Fix the data, or give no weights.')
+
+
 def signature(example: Mapping[str, Any]) -> Signature:
   """Returns `{key: (shape, dtype)}` of an example."""
   return {key: (value.shape, value.dtype) for key, value in example.items()}
 
 
-def describe(example: Signature) -> str:
-  """Returns a signature as text."""
+def unlike(example: Signature,
+           expected: Signature) -> Optional[labels_lib.Fault]:
+  """Returns what is wrong with an example that is unlike others, or None."""
+  if example == expected:
+    return None
+  return labels_lib.Fault(
+      0, 'have the keys, shapes and dtypes of the others',
+      f'{_describe(example)} instead of {_describe(expected)}',
+      'Set config.data.image_size, to which images are then resized.'
+      if example.get('image') != expected.get('image') else
+      'Pad what is ragged and give a mask.')
+
+
+def _describe(example):
   return ', '.join(f'{key} {dtype}{list(shape)}'
                    for key, (shape, dtype) in sorted(example.items()))
-
-
-def remedy(example: Signature, expected: Signature) -> str:
-  """Returns what helps against an example of another shape than expected."""
-  if example.get('image') != expected.get('image'):
-    return 'Set config.data.image_size, to which images are then resized.'
-  return 'Pad what is ragged and give a mask.'
 
 
 def _faults(columns, num_classes, task) -> Iterator[labels_lib.Fault]:

@@ -122,7 +122,10 @@ def sum_to_1(labels: np.ndarray) -> np.ndarray:
 
 def say_absent(labels: np.ndarray, num_classes: Optional[int],
                names: Optional[Sequence[str]], split: str) -> None:
-  """Says which classes no example has: a sorted split that is cut loses some.
+  """Says which classes no example has.
+
+  A sorted split that is cut loses some; integers that are no classes, such as
+  prices, leave most out.
 
   Args:
     labels: of all examples of a split; nothing is said of positions.
@@ -132,10 +135,18 @@ def say_absent(labels: np.ndarray, num_classes: Optional[int],
   """
   if labels.dtype.kind not in 'iu' or labels.ndim > 1 or num_classes is None:
     return
-  absent = np.setdiff1d(np.arange(num_classes), labels)
-  if absent.size:
+  present = np.unique(labels[labels >= 0])
+  count = num_classes - len(present)
+  if names is None and (2 * count > num_classes or num_classes > len(labels)):
+    notes.say(
+        f'split {split!r} has no example of {count} of {num_classes} classes. '
+        "If its labels are numbers to predict, set config.task='regression'; "
+        'if its examples are sorted by class, shuffle them before they are '
+        'cut.')
+  elif count:
+    absent = np.setdiff1d(np.arange(num_classes), present)
     named = [str(x if names is None else names[x]) for x in absent]
     notes.say(
-        f'split {split!r} has no example of {len(named)} of {num_classes} '
+        f'split {split!r} has no example of {count} of {num_classes} '
         f'classes: {checks.abbreviate(named)}. If its examples are sorted by '
         'class, shuffle them before they are cut.')

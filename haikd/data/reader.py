@@ -89,21 +89,9 @@ class Reader:
     if self.cached or (
         self._growing is not None and not self._growing.is_complete):
       return
-    size = len(self)
-    if isinstance(self._source, arrays.Arrays):
-      self._columns = self._checked(self._source.columns, range(size))
-      return
-    example = self.gather([0])
-    if size * sum(value.nbytes for value in example.values()) > CACHE_BYTES:
-      return
-    columns = {
-        key: np.empty((size, *value.shape[1:]), value.dtype)
-        for key, value in example.items()
-    }
-    for start in range(0, size, _CHUNK):
-      indices = range(start, min(start + _CHUNK, size))
-      for key, value in self.gather(indices, template=example).items():
-        columns[key][start:start + len(indices)] = value
+    columns = self._decoded()
+    if columns is not None:
+      columns_lib.check_weights(columns, self.split)
     self._columns = columns
 
   def say_absent_classes(self) -> None:
@@ -140,7 +128,8 @@ class Reader:
 
     Args:
       indices: their indices in the split.
-      template: columns whose keys, shapes and dtypes the examples must have.
+      template: columns whose keys, shapes and dtypes the examples must have,
+        before labels become numbers of their task.
       fit: resizes one image, or None. With it a split is never kept.
       keys: for each example the seed of what is random in it, to which its
         index is added; None leaves examples as they are.
@@ -165,6 +154,23 @@ class Reader:
     with foreign.calling(f'examples of split {self.split!r} must be varied',
                          "Fix the data set's code"):
       return vary(columns, rngs)
+
+  def _decoded(self) -> Optional[Columns]:
+    """Returns all examples, checked; None if they are too large to keep."""
+    size = len(self)
+    if isinstance(self._source, arrays.Arrays):
+      return self._checked(self._source.columns, range(size))
+    template = self._stack(self._read([0]), [0], None, None)
+    example = self._checked(template, [0])  # Its label may be of another type.
+    if size * sum(value.nbytes for value in example.values()) > CACHE_BYTES:
+      return None
+    columns = {key: np.empty((size, *value.shape[1:]), value.dtype)
+               for key, value in example.items()}
+    for start in range(0, size, _CHUNK):
+      indices = range(start, min(start + _CHUNK, size))
+      for key, value in self.gather(indices, template=template).items():
+        columns[key][start:start + len(indices)] = value
+    return columns
 
   def _is_doubtful(self, label):
     """Returns whether one label does not tell the task."""
@@ -215,13 +221,8 @@ class Reader:
     expected = columns_lib.signature(examples[0]) if template is None else {
         key: (value.shape[1:], value.dtype) for key, value in template.items()}
     for index, example in zip(indices, examples):
-      signature = columns_lib.signature(example)
-      if signature != expected:
-        raise self._bad(
-            index, 'have the keys, shapes and dtypes of the others',
-            f'{columns_lib.describe(signature)} instead of '
-            f'{columns_lib.describe(expected)}',
-            columns_lib.remedy(signature, expected))
+      if fault := columns_lib.unlike(columns_lib.signature(example), expected):
+        raise self._bad(index, *fault[1:])
     return {key: np.stack([example[key] for example in examples])
             for key in expected}
 
@@ -248,9 +249,8 @@ class Reader:
         self._task = labels_lib.find_task(label, self.num_classes)
       task = self.task
       columns = {**columns, columns_lib.LABEL: labels_lib.as_task(label, task)}
-    fault = columns_lib.find_fault(columns, self.num_classes, task)
-    if fault:
-      raise self._bad(indices[fault.row], fault.rule, fault.value, fault.remedy)
+    if fault := columns_lib.find_fault(columns, self.num_classes, task):
+      raise self._bad(indices[fault.row], *fault[1:])
     return columns
 
   def _bad(self, index, rule, value, remedy):

@@ -1,5 +1,8 @@
 """Examples that cannot be used are refused, named by split and index."""
 
+import logging
+import re
+
 import numpy as np
 import pytest
 
@@ -192,3 +195,38 @@ def test_labels_other_than_finite_numbers_are_refused(label, text):
   with pytest.raises(checks.DataError, match=text):
     reader.Reader(Listed([dict(x=1, label=label)], num_classes=None),
                   'train').load()
+
+
+@pytest.mark.parametrize('task, labels, num_classes', (
+    ('regression', [3, 500_000, 7], None),
+    ('multilabel', [[0, 1], [1, 1], [0, 0]], 2)))
+def test_integers_are_numbers_of_their_task_example_by_example(
+    task, labels, num_classes):
+  """A slice is read example by example, unlike a whole table."""
+  examples = [dict(x=np.float32(i), label=np.array(label))
+              for i, label in enumerate(labels)]
+  data = reader.Reader(Listed(examples, num_classes), 'train[:50%]', task)
+  data.load()
+  label = data.gather([0, 1, 2])['label']
+  assert data.cached and label.dtype == np.float32
+  np.testing.assert_array_equal(label, labels)
+
+
+@pytest.mark.parametrize('labels, names, match', (
+    # 3 of 496 are there; 3 of 5, but 4 examples are too few for 5 classes.
+    ([0, 495, 0, 9], None, 'of 493 of 496 classes. If its labels are numbers '
+     "to predict, set config.task='regression'; if its examples are sorted"),
+    ([4, 0, 0, -100], None, r'of 3 of 5 classes\. If its labels are numbers'),
+    ([4, 0, 1, 1, 2, 2], None, 'of 1 of 5 classes: 3. If its examples are sor'),
+    ([4, 0, 0], 'abcde', 'of 3 of 5 classes: b, c, d. If its examples are'),
+    (range(5), None, None)))
+def test_absent_classes_are_said(labels, names, match, caplog):
+  caplog.set_level(logging.INFO, 'haikd')
+  source = in_memory([dict(x=1.0, label=np.array(i)) for i in labels],
+                     max(labels) + 1)
+  source.class_names = names
+  data = reader.Reader(source, 'train')
+  data.load()
+  data.say_absent_classes()
+  found = re.search(match or 'example', caplog.text)
+  assert bool(found) == (match is not None)

@@ -51,6 +51,15 @@ def test_weights_that_cannot_be_right_are_refused(weight, match):
     made(weight=weight).load()
 
 
+def test_weights_that_are_all_0_are_refused():
+  """Else the loss is 0, whatever the networks say."""
+  data = made(weight=np.zeros(6))
+  for _ in range(2):
+    with pytest.raises(checks.DataError, match="split 'train' must have an "
+                       'example whose weight is above 0; got 0 for all 6'):
+      data.load()
+
+
 def test_mixed_images_have_no_weight():
   examples = dict(image=np.ones((2, 2, 2, 1), np.float32), weight=np.ones(2))
   with pytest.raises(checks.ConfigError, match='augment.mixup must be left out '

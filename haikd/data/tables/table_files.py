@@ -69,8 +69,8 @@ class TableFiles:
     Raises:
       DataError: an unknown split or column, or files that cannot be read.
     """
-    files = tuple(self._files(split))
-    known = _known(files, _stamps(files), self._channels)
+    files = self._files(split)
+    known = _known(tuple(files), _stamps(files), self._channels)
     keys = {name: (name, name in labels) for name in requested}
     missing = [name for name, key in keys.items() if key not in known]
     if missing:

@@ -152,8 +152,8 @@ def write(path, text, name='train.csv'):
      "numbers; got 'x' in line 2 of .* and '7' in line 3"),
     ('a,label\n1,0\n1_2,1\n', {}, "column 'a' must hold numbers, in every row "
      "as many; got '1_2' in line 3"),
-    ('a,y,z\n1,0,x\n', dict(label=('y', 'z')), "column 'z' must hold numbers, "
-     "in every row as many; got 'x' in line 2 of .* Write it as numbers, or "
+    ('a,y,z\n1,0,x\n', dict(label=('y', 'z')), "column 'z' must hold numbers,"
+     " in every row as many; got 'x' in line 2 of .* Write it as numbers, or "
      'name another in config.data.options.label'),
     ('a,klass\n1,x\n', {}, "line 2 of .* must have the column 'label'; got "
      "none of that name. Known: a, klass. config.data.options.inputs and lab"),
@@ -179,9 +179,9 @@ def test_what_cannot_be_right_is_refused(tmp_path, text, options, match):
 @pytest.mark.parametrize('label', (['x', 'y'], dict(x=1), float('inf')))
 def test_labels_in_json_are_texts_or_numbers(tmp_path, label):
   write(tmp_path, json.dumps(dict(a=1, label=label)), 'train.jsonl')
-  with pytest.raises(checks.DataError, match="column 'label' must hold names of "
-                     f"classes or numbers, .*; got {re.escape(repr(label))} in "
-                     "line 1 of .* or name another in config.data.options.la"):
+  with pytest.raises(checks.DataError, match="column 'label' must hold names "
+                     f"of classes or numbers, .*; got {re.escape(repr(label))} "
+                     "in line 1 of .* or name another in config.data.options.la"):
     opened(tmp_path)
 
 
@@ -392,12 +392,18 @@ CONFIG = '''
 '''
 
 
-def test_a_csv_by_the_command_line(run, tmp_path):
+@pytest.mark.parametrize('options, task, metric, inputs', (
+    (dict(label='kind'), 'auto', 'accuracy', 'u, v'),
+    # Prices are integers too.
+    (dict(label='v', inputs='u'), 'regression', 'mse', 'u')))
+def test_a_csv_by_the_command_line(
+    run, tmp_path, options, task, metric, inputs):
   rows = [f'{i},{i % 3},{"ab"[i % 2]}' for i in range(40)]
   (tmp_path / 'rows.csv').write_text('\n'.join(['u,v,kind', *rows]))
   (tmp_path / 'table.py').write_text(textwrap.dedent(CONFIG))
   code, out, err = run(
       f'--config.data.source_dir={tmp_path}/rows.csv',
-      '--config.data.options={"label": "kind"}', config='table.py')
+      f'--config.task={task}', f'--config.data.options={json.dumps(options)}',
+      config='table.py')
   assert code == 0, err
-  assert 'accuracy' in out and 'inputs are x of u, v' in err
+  assert metric in out and f'inputs are x of {inputs} (config' in err
