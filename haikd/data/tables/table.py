@@ -82,11 +82,12 @@ def table(split: str,
       row numbers of pandas, as the split 'train' has them. A dict `{key:
       columns}` makes several inputs: a single name keeps its column's shape and
       type, several names are a vector. `mask` and `target_mask` may be among
-      its keys.
+      its keys; `label` and `weight` may not.
     label: the column of labels: numbers of classes, names of classes, which are
       numbered by the alphabet over all splits, or floating-point numbers to
       predict. Several columns are a vector of numbers to predict, or, if they
-      are 0 and 1, of classes of which several may be true. None for no labels.
+      are 0 and 1, of classes of which several may be true; so are lists of 0
+      and 1 that no input is as long as. None for no labels.
     weight: the column of the examples' weights; None for no weights.
     channels: of images: 3 for RGB, 1 for greyscale.
     source_dir: the folder of the files, or one file, which is the split
