@@ -67,7 +67,7 @@ def _run(values, workdirs):
         'python -m haikd.compare runs/a runs/b.')
   runs = [comparison_lib.read(workdir) for workdir in workdirs]
   found = comparison_lib.compare(runs, values.network)
-  for sentence in found.left_out:
+  for sentence in found.remarks:
     print(f'haikd: {sentence}', file=sys.stderr)
   columns, rows = comparison_lib.table(found)
   console.table(rows, columns)

@@ -89,6 +89,18 @@ def test_one_seed_has_no_interval(tmp_path, call):
                  'teacher.\n')
 
 
+def test_what_may_differ_in_the_data_is_said(tmp_path, call):
+  code, out, err = call(*(
+      write(tmp_path / name, {0: 0.5}, config=dict(data=dict(
+          name='text', source_dir=name,
+          options=dict(tokenizer=name, length=8)))) for name in 'ab'))
+  assert code == 0 and 'accuracy' in out
+  assert err == ''.join(
+      f"haikd: config.data.{field} differs, and the data may: {tmp_path}/a: "
+      f"'a'; {tmp_path}/b: 'b'.\n"
+      for field in ('source_dir', 'options.tokenizer'))
+
+
 @pytest.mark.parametrize('make, code, match', (
     (lambda a: [a / 'none'], 2, 'two workdirs or more must be given; got 1'),
     (lambda a: [write(a / 'a', FIRST), str(a / 'b')], 3,
@@ -100,6 +112,9 @@ def test_one_seed_has_no_interval(tmp_path, call):
      r'evaluated on the same split \(config.evaluation.final\); got .*test'),
     (lambda a: [write(a / 'a', FIRST), write(a / 'a2', FIRST, config=dict(
         data=dict(name='fashion')))], 2, 'evaluated on the same data set'),
+    (lambda a: [write(a / name, FIRST, config=dict(data=dict(
+        name='table', options=dict(files=name)))) for name in 'xy'], 2,
+     r'on the same data \(config.data.options\); got .*x: .*; .*y: .*y'),
     (lambda a: [write(a / 'a', FIRST), str(a / 'a')], 2, 'must be given once'),
     (lambda a: [write(a / 'a', FIRST), write(a / 'b', FIRST),
                 '--network=teacher'], 2,

@@ -12,7 +12,7 @@ from haikd.report import inputs as inputs_lib
 from haikd.report import page
 
 _MAX_EXAMPLES = 10
-_MAX_TOKENS = 12  # Positions of texts.
+_MAX_TOKENS = 12  # Positions, from as many texts or fewer.
 _TOKENS_OF_ONE = 3  # Of them, from one text.
 _CONTEXT = 24  # Tokens before a position.
 _MAX_MAPPED = 3  # Examples whose attention is shown.
@@ -31,14 +31,17 @@ def choose(columns: Mapping[str, Mapping[str, np.ndarray]]) -> np.ndarray:
     Rows of the columns; none if the networks cannot be compared.
   """
   student, teacher = (columns[role] for role in ('student', 'teacher'))
+  limit = _MAX_EXAMPLES
   if 'similarity' in student and 'similarity' in teacher:
     distance = np.abs(student['similarity'] - teacher['similarity'])
+  elif 'kl' in student:  # The text of the largest position.
+    distance, limit = _position_kl(student).max(axis=1), _MAX_TOKENS
   elif 'divergence' in student:
     distance = student['divergence']
   else:
     return np.arange(0)
   order = np.argsort(-np.nan_to_num(distance), kind='stable')
-  return order[:_MAX_EXAMPLES]
+  return order[:limit]
 
 
 def section(findings: findings_lib.Findings, rows: np.ndarray,
@@ -138,6 +141,11 @@ def _judged(text: str, is_right: Optional[bool]) -> str:
   return f'<span{kind}>{page.escape(text)}</span>'
 
 
+def _position_kl(student):
+  """Returns the KL of each position, `[n, N]`; -1 where one does not count."""
+  return np.where(student['counts'], student['kl'], -1)
+
+
 def _columns(findings, name):
   return findings.of_networks('columns', name).items()
 
@@ -206,7 +214,7 @@ def _tokens(findings, rows, shown, is_causal):
   """Returns the positions of texts where the student differs most."""
   columns = findings.observations[NETWORK].columns
   student, teacher = (columns[role] for role in ('student', 'teacher'))
-  kl = np.where(student['counts'][rows], student['kl'][rows], -1)
+  kl = _position_kl(student)[rows]
   taken: dict[int, int] = {}
   lines = []
   for flat in np.argsort(-kl, axis=None, kind='stable'):
@@ -222,7 +230,7 @@ def _tokens(findings, rows, shown, is_causal):
     return None
   text = page.paragraph(
       'The positions with the largest KL from teacher to student, in nats, of '
-      'texts of the sample.', note=True)
+      f'texts of the sample; at most {_TOKENS_OF_ONE} of a text.', note=True)
   return page.Section(
       'Where student and teacher differ most', text + page.table(
           ['text', 'next token' if is_causal else 'hidden token',

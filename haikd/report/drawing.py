@@ -21,7 +21,7 @@ _STYLE: Any = {
     'figure.facecolor': 'none', 'axes.spines.top': False,
     'axes.spines.right': False, 'axes.linewidth': 0.7, 'grid.color': INK,
     'grid.alpha': 0.15, 'grid.linewidth': 0.6, 'legend.frameon': False,
-    'legend.fontsize': 8.5}
+    'legend.fontsize': 8.5, 'text.parse_math': False}
 _MARGINS = dict(left=0.62, right=0.12, bottom=0.5, top=0.32)  # Inches.
 _GAP = 0.35  # Inches between two axes.
 

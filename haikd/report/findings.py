@@ -50,7 +50,8 @@ class Findings(NamedTuple):
 
   def class_name(self, number: int) -> str:
     """Returns the name of a class."""
-    return self.class_names[number] if self.class_names else str(number)
+    names = self.class_names or ()  # There may be more logits than names.
+    return names[number] if number < len(names) else str(number)
 
 
 def sections(findings: Findings) -> list[page.Section]:
@@ -78,9 +79,14 @@ def _classes(findings):
         ['class', 'taken for', *(titles[x] for x in confusions)],
         [[page.escape(findings.class_name(x.true)),
           page.escape(findings.class_name(x.predicted)),
-          *(str(x.counts[network]) for network in confusions)]
+          *(_amount(x.counts[network]) for network in confusions)]
          for x in differing])
   return page.Section('Classes', body)
+
+
+def _amount(count):
+  """Returns a number of examples as text; weights may make it no integer."""
+  return np.format_float_positional(count, precision=2, trim='-')
 
 
 def _labels(findings):
@@ -188,7 +194,7 @@ def _predictions(findings):
   for i in range(min(outputs, _MAX_PANELS)):
     panels = {
         findings.titles[network]: (
-            labels[network][:_MAX_POINTS, i], values[:_MAX_POINTS, i],
+            *(x[_some(len(x)), i] for x in (labels[network], values)),
             drawing.COLORS[network])
         for network, values in predictions.items() if network in labels}
     name = f'output {i}' if outputs > 1 else 'value'
@@ -212,7 +218,7 @@ def _similarities(findings):
   panels = {}
   for network, grams in vectors.items():
     upper = np.triu_indices(len(grams['student']), 1)
-    chosen = np.random.default_rng(0).permutation(len(upper[0]))[:_MAX_POINTS]
+    chosen = _some(len(upper[0]))
     pair = [grams[role][upper][chosen] for role in ('teacher', 'student')]
     panels[findings.titles[network]] = (*pair, drawing.COLORS[network])
   scores = findings.of_networks('columns', 'score')
@@ -228,8 +234,13 @@ def _similarities(findings):
                            note=True)
     body += page.figure(figures.scatter({
         findings.titles[network]: (
-            scores[network][:_MAX_POINTS], values[:_MAX_POINTS],
+            *(x[_some(len(x))] for x in (scores[network], values)),
             drawing.COLORS[network])
         for network, values in similarities.items() if network in scores},
         xlabel='score', ylabel='cosine', diagonal=False))
   return page.Section('Vectors', page.row(pictures) + body)
+
+
+def _some(count):
+  """Returns the points that are drawn of so many, from all parts of a split."""
+  return np.random.default_rng(0).permutation(count)[:_MAX_POINTS]

@@ -6,6 +6,7 @@ every example. Neither grows with a vocabulary.
 """
 
 from collections.abc import Callable
+import functools
 from typing import Any, Optional
 
 import jax
@@ -14,9 +15,11 @@ import jax.numpy as jnp
 from haikd import metrics
 from haikd.core import base
 from haikd.core import checks
+from haikd.core import loops
 from haikd.core import masking
 from haikd.losses import cosines
 from haikd.losses import cutting
+from haikd.losses import divergences
 from haikd.metrics import counts
 from haikd.metrics import means
 
@@ -27,7 +30,8 @@ Measured = tuple[dict[str, Any], dict[str, Any]]
 
 
 def measure(output: base.Output, target: Optional[base.Output], *,
-            mask: jax.Array, labels: Optional[jax.Array], task: str,
+            mask: jax.Array, labels: Optional[jax.Array],
+            weight: Optional[jax.Array] = None, task: str,
             sizes: cutting.ChunkSizes) -> Measured:
   """Compares a network's output with labels and with the teacher's.
 
@@ -36,6 +40,7 @@ def measure(output: base.Output, target: Optional[base.Output], *,
     target: the teacher's, or None.
     mask: bool, the leading axes of the output, true where it counts.
     labels: as in `Batch`, or None.
+    weight: as in `Batch`, or None. Columns do not depend on it.
     task: what the labels are, one of `tasks.OF_LABELS`.
     sizes: of the chunks in which lazy logits are computed.
 
@@ -47,16 +52,16 @@ def measure(output: base.Output, target: Optional[base.Output], *,
   if target is not None and not metrics.are_comparable(output, target):
     target = None
   if family == 'tokens':
-    return _tokens(output, target, mask, labels, sizes)
+    return _tokens(output, target, mask, labels, weight, sizes)
   both: tuple[Any, ...] = (output, target)
   if not isinstance(output, base.Embedding):
     both = tuple(
         None if x is None else masking.materialise(x, mask).astype(jnp.float32)
         for x in both)
-  return _OF_FAMILY[family](*both, mask, labels)
+  return _OF_FAMILY[family](*both, mask, labels, weight)
 
 
-def _classes(logits, target, mask, labels) -> Measured:
+def _classes(logits, target, mask, labels, weight) -> Measured:
   """Measures a classifier of examples or of places."""
   size = logits.shape[-1]
   shape = logits.shape[:-1]
@@ -67,27 +72,29 @@ def _classes(logits, target, mask, labels) -> Measured:
   columns: dict[str, Any] = {}
   if labels is not None:
     truth, labelled = means.true_classes(labels, mask)
-    sums['bins'] = _bins(confidence, predicted == truth, labelled)
+    sums['bins'] = _add_up(
+        _bins, weight, confidence, predicted == truth, labelled)
     if size <= counts.MAX_CLASSES:
-      cell = jnp.where(labelled, truth, 0) * size + predicted
-      sums['confusion'] = jnp.zeros(size * size).at[cell.ravel()].add(
-          labelled.ravel()).reshape(size, size)
+      sums['confusion'] = _add_up(
+          functools.partial(_confusion, size), weight, predicted, truth,
+          labelled)
   if logits.ndim == 2:
     columns.update(predicted=predicted, confidence=confidence)
   if target is not None:
-    columns['divergence'] = _mean_of_rows(_kl(logits, target), mask)
+    columns['divergence'] = _mean_of_rows(
+        divergences.kl_rows(logits, target), mask)
   return sums, columns
 
 
-def _multilabel(logits, target, mask, labels) -> Measured:
+def _multilabel(logits, target, mask, labels, weight) -> Measured:
   """Measures labels that each are true or not."""
   sums: dict[str, Any] = {}
   columns: dict[str, Any] = {}
   if labels is not None:
     true, chance = labels > 0.5, jax.nn.sigmoid(logits)
     keep = jnp.broadcast_to(masking.expand(mask, logits.ndim), logits.shape)
-    sums['labels'] = counts.count(logits > 0, true, mask)
-    sums['bins'] = _bins(chance, true, keep)
+    sums['labels'] = _add_up(counts.count, weight, logits > 0, true, mask)
+    sums['bins'] = _add_up(_bins, weight, chance, true, keep)
   if logits.ndim == 2 and logits.shape[-1] <= counts.MAX_CLASSES:
     columns['chosen'] = logits > 0
   if target is not None:
@@ -97,7 +104,7 @@ def _multilabel(logits, target, mask, labels) -> Measured:
   return sums, columns
 
 
-def _values(output, target, mask, labels) -> Measured:
+def _values(output, target, mask, labels, weight) -> Measured:
   """Measures numbers."""
   columns: dict[str, Any] = {}
   if output.ndim == 2:
@@ -111,7 +118,7 @@ def _values(output, target, mask, labels) -> Measured:
   return {}, columns
 
 
-def _embeddings(output, target, mask, labels) -> Measured:
+def _embeddings(output, target, mask, labels, weight) -> Measured:
   """Measures vectors of texts."""
   vectors = output.vectors
   columns: dict[str, Any] = {}
@@ -131,42 +138,38 @@ _OF_FAMILY: dict[str, Callable[..., Measured]] = dict(
     embeddings=_embeddings)
 
 
-def _tokens(logits, target, mask, labels, sizes) -> Measured:
+def _tokens(logits, target, mask, labels, weight, sizes) -> Measured:
   """Measures a language model, position by position."""
   mask = jnp.broadcast_to(
       masking.expand(mask, len(logits.shape) - 1), logits.shape[:-1])
 
-  def values(logits, target, labels):
+  def values(logits, target):
     found = dict(predicted=jnp.argmax(logits, axis=-1),
                  confidence=jnp.max(jax.nn.softmax(logits), axis=-1))
-    if labels is not None:
-      found['loss'] = -jnp.take_along_axis(
-          jax.nn.log_softmax(logits), jnp.maximum(labels, 0)[..., None],
-          axis=-1)[..., 0]
     if target is not None:
-      found['kl'] = _kl(logits, target)
+      found['kl'] = divergences.kl_rows(logits, target)
     return found
 
-  columns = _at_each_position(values, logits, target, mask, labels, sizes)
+  columns = _at_each_position(values, logits, target, mask, sizes)
   sums = {}
   if labels is not None:
-    sums['bins'] = _bins(columns['confidence'], columns['predicted'] == labels,
-                         mask & (labels >= 0))
+    sums['bins'] = _add_up(
+        _bins, weight, columns['confidence'], columns['predicted'] == labels,
+        mask & (labels >= 0))
   columns['counts'] = mask
   if target is not None:
     columns['divergence'] = _mean_of_rows(columns['kl'], mask)
   return sums, columns
 
 
-def _at_each_position(function, logits, target, mask, labels, sizes):
-  """Calls `(logits, target, labels)` in chunks of positions.
+def _at_each_position(function, logits, target, mask, sizes):
+  """Calls `(logits, target)` in chunks of positions.
 
   Args:
-    function: returns `{name: [R]}` for logits `[R, V]` and labels `[R]`.
+    function: returns `{name: [R]}` for logits `[R, V]`, float32.
     logits: `[B, N, V]`, an array or lazy.
     target: likewise, or None.
     mask: bool `[B, N]`, the positions to visit.
-    labels: `[B, N]`, or None.
     sizes: of the chunks.
 
   Returns:
@@ -178,12 +181,13 @@ def _at_each_position(function, logits, target, mask, labels, sizes):
     template = base.LinearLogits(logits, jnp.zeros((1, logits.shape[-1])))
   cut = cutting.Cut(template, mask, sizes)
   sides = cut.flatten('student', logits), cut.flatten('teacher', target)
-  labels = cut.flatten('labels', labels)
 
-  def call(chunk):
-    logits = (x.materialise() if isinstance(x, base.LinearLogits) else x
-              for x in map(chunk.of, sides))
-    return function(*logits, chunk.of(labels))
+  def array(logits):
+    if isinstance(logits, base.LinearLogits):
+      logits = logits.materialise()
+    return None if logits is None else logits.astype(jnp.float32)
+
+  call = lambda chunk: function(*map(array, map(chunk.of, sides)))
 
   def body(number, total):
     chunk = cut.chunk(number)
@@ -197,10 +201,35 @@ def _at_each_position(function, logits, target, mask, labels, sizes):
       lambda x: x.reshape(mask.shape), cut.loop(body, zeros))
 
 
-def _kl(logits, target):
-  """Returns KL(teacher || student) in nats, without the last axis."""
-  student, teacher = jax.nn.log_softmax(logits), jax.nn.log_softmax(target)
-  return jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
+def _add_up(function, weight, *rows):
+  """Returns the sums of a function of rows, each row's times its weight.
+
+  Args:
+    function: `(*rows) -> sums`.
+    weight: float32 `[B]`; None for 1.
+    *rows: arrays `[B, ...]`.
+  """
+  if weight is None:
+    return function(*rows)
+
+  # One row at a time: confusion matrices of all may take gigabytes.
+  def add(total, row):
+    weight, *row = row
+    sums = function(*(x[None] for x in row))
+    return jax.tree.map(lambda x, y: x + weight * y, total, sums), ()
+
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape),
+                       jax.eval_shape(function, *rows))
+  return loops.scan_parts(add, zeros, (weight, *rows))[0]
+
+
+def _confusion(size, predicted, truth, mask):
+  """Returns how many places there are, int32 `[true class, predicted]`."""
+  cell = jnp.where(mask, truth, 0) * size + predicted
+  # Integers: float32 stops counting at 2^24.
+  counted = jnp.zeros(size * size, jnp.int32).at[cell.ravel()].add(
+      mask.ravel().astype(jnp.int32))
+  return counted.reshape(size, size)
 
 
 def _bins(confidence, hits, mask):
@@ -216,9 +245,14 @@ def _bins(confidence, hits, mask):
   """
   number = jnp.clip(jnp.ceil(confidence * BINS).astype(jnp.int32) - 1, 0,
                     BINS - 1)
-  values = jnp.stack([jnp.ones_like(confidence), confidence, hits], axis=-1)
-  values = masking.clean(values, mask).reshape(-1, 3)
-  return jnp.zeros((BINS, 3)).at[number.ravel()].add(values)
+
+  def one(i):
+    inside = mask & (number == i)
+    # A sum, and not a scatter, which adds one by one and rounds each time.
+    total = jnp.sum(jnp.where(inside, confidence, 0))
+    return jnp.stack([jnp.sum(inside), total, jnp.sum(inside & hits)])
+
+  return jax.lax.map(one, jnp.arange(BINS))
 
 
 def _mean_of_rows(values, mask):

@@ -68,7 +68,8 @@ def curves(runs: Mapping[str, Sequence[Rows]], titles: Mapping[str, str],
   if not pictures:
     return None
   note = page.paragraph(
-      f'Means over {count} seeds; the bands are 95 % intervals.', note=True)
+      f'Means over {count} seeds, at the steps that all of them have; the '
+      'bands are 95 % intervals.', note=True)
   return page.Section('Curves', (note if count > 1 else '') +
                       page.row(pictures))
 
@@ -128,10 +129,11 @@ def _points(seeds: Iterable[Rows], is_wanted: Any) -> Mapping[str, Points]:
 
 
 def _curve(label, color, points, half_width, *, strong=False):
-  values = list(points.values())
-  widths = None
-  if any(len(x) > 1 for x in values):
-    widths = [half_width(x) if len(x) > 1 else 0.0 for x in values]
+  # Patience ends some seeds early: a mean over the others would be of another
+  # set of seeds, and jump.
+  count = max(map(len, points.values()))
+  steps = sorted(step for step, x in points.items() if len(x) == count)
+  values = [points[step] for step in steps]
+  widths = [half_width(x) for x in values] if count > 1 else None
   return figures.Curve(
-      label, color, list(points), [sum(x) / len(x) for x in values], widths,
-      strong)
+      label, color, steps, [sum(x) / count for x in values], widths, strong)

@@ -164,7 +164,8 @@ class Probe:
       batch = _read(numbered, i)
       rows = len(batch.mask)
       places = (i * share.count + share.index) * rows + np.arange(rows)
-      real = places < len(indices)
+      # An example without a position, as one of weight 0 has none, is padding.
+      real = (places < len(indices)) & batch.mask.reshape(rows, -1).any(axis=1)
       numbers = np.where(real, indices[np.minimum(places, len(indices) - 1)],
                          -1).astype(np.int32)
       yield collectives.shard_batch(mesh, (batch, numbers))
@@ -237,7 +238,7 @@ class Probe:
             output.logits, outputs['teacher'].logits if is_student else None,
             mask=pairs_lib.target_mask(batch, output.logits),
             labels=batch.labels if is_student or same_labels else None,
-            task=objective.task, sizes=sizes)
+            weight=batch.weight, task=objective.task, sizes=sizes)
       if FEATURES in self.kinds:
         columns['states'] = {
             role: states.pooled(output, batch.view(role).mask)

@@ -29,12 +29,12 @@ class Confusion(NamedTuple):
   Attributes:
     true: the class.
     predicted: the class that it is taken for.
-    counts: `{network: number of examples}`.
+    counts: `{network: number of examples}`, or the sum of their weights.
   """
 
   true: int
   predicted: int
-  counts: dict[str, int]
+  counts: dict[str, float]
 
 
 def calibration(bins: np.ndarray) -> Calibration:
@@ -88,7 +88,7 @@ def differing_confusions(confusions: Mapping[str, np.ndarray],
   cells = zip(*np.unravel_index(order, spread.shape))
   return [
       Confusion(int(true), int(predicted), {
-          name: int(matrix[true, predicted])
+          name: float(matrix[true, predicted])
           for name, matrix in confusions.items()})
       for true, predicted in cells if spread[true, predicted] > 0]
 

@@ -9,6 +9,7 @@ from haikd.core import checks
 from haikd.run import intervals
 from haikd.run import results as results_lib
 from haikd.run import seeds as seeds_lib
+from haikd.run import two_tokenizers
 from haikd.run import workdir as workdir_lib
 from haikd.run import writer
 from haikd.storage import files
@@ -17,7 +18,10 @@ from haikd.storage import paths
 _WIDTH = 32  # Characters of a run's name in the table.
 # Fields that must agree for results to be comparable.
 _SAME = (('evaluation.final', 'split'), ('data.name', 'data set'),
-         ('data.mixture', 'mixture'))
+         ('data.mixture', 'mixture'), ('data.options', 'data'))
+# Options of data that say how a network reads the same examples.
+_READING = ('chat_template', 'classes', 'tokenizer', two_tokenizers.OPTION,
+            'vocabulary')
 
 
 class Run(NamedTuple):
@@ -62,14 +66,14 @@ class Comparison(NamedTuple):
     split: what it was evaluated on.
     seeds: the seeds that all runs have.
     lines: of each metric, one for each run.
-    left_out: what was left out, sentences.
+    remarks: what was left out, and what may differ in the data; sentences.
   """
 
   network: str
   split: str
   seeds: Sequence[int]
   lines: Sequence[Line]
-  left_out: Sequence[str]
+  remarks: Sequence[str]
 
 
 def read(workdir: paths.Path) -> Run:
@@ -115,7 +119,7 @@ def compare(runs: Sequence[Run], network: str = 'student') -> Comparison:
     ConfigError: the runs have no seed or metric in common, or were evaluated on
       different splits or data.
   """
-  _check_same(runs)
+  remarks = _check_same(runs)
   shared = set(runs[0].results).intersection(*(run.results for run in runs))
   if not shared:
     seeds = '; '.join(f'{run.name}: {_listed(run.results)}' for run in runs)
@@ -128,7 +132,7 @@ def compare(runs: Sequence[Run], network: str = 'student') -> Comparison:
           f'--network must be in the results of every run; got {network!r}, '
           f'which {run.name} lacks. It has '
           f'{", ".join(next(iter(run.results.values())))}.')
-  left_out = [
+  remarks += [
       f'{run.name} has seeds that not all runs have, which are left out: '
       f'{_listed(set(run.results) - shared)}.'
       for run in runs if set(run.results) - shared]
@@ -142,8 +146,8 @@ def compare(runs: Sequence[Run], network: str = 'student') -> Comparison:
     elif any(has):
       missing.append(score.title)
   if missing:
-    left_out.append('Metrics that not all runs have are left out: '
-                    f'{", ".join(missing)}.')
+    remarks.append('Metrics that not all runs have are left out: '
+                   f'{", ".join(missing)}.')
   if not scores:
     raise checks.ConfigError(
         'runs must have a metric in common; got none. Compare runs of one '
@@ -151,7 +155,7 @@ def compare(runs: Sequence[Run], network: str = 'student') -> Comparison:
   lines = [_line(score, run.name, rows[run.name], rows[runs[0].name])
            for score in scores for run in runs]
   return Comparison(network, runs[0].config['evaluation']['final'],
-                    sorted(shared), lines, left_out)
+                    sorted(shared), lines, remarks)
 
 
 def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
@@ -221,23 +225,39 @@ def _cell(score, interval, sign):
 
 
 def _check_same(runs):
-  """Refuses runs whose results are of different data."""
+  """Refuses runs of different data; returns what may differ, sentences."""
   names = [run.name for run in runs]
   if len(set(names)) < len(names):
     raise checks.ConfigError(
         f'every run must be given once; got {", ".join(names)}.')
   for field, what in _SAME:
-    values = {}
-    for run in runs:
-      value: Any = run.config
-      for part in field.split('.'):
-        value = value.get(part, {})
-      values[run.name] = value
-    if len({str(value) for value in values.values()}) > 1:
-      given = '; '.join(f'{name}: {value!r}' for name, value in values.items())
+    given = [_field(run, field) for run in runs]
+    if field == 'data.options':
+      given = [{name: x for name, x in options.items() if name not in _READING}
+               for options in given]
+    if _differ(given):
       raise checks.ConfigError(
           f'runs must be evaluated on the same {what} (config.{field}); got '
-          f'{given}. Compare runs of one {what}.')
+          f'{_by_name(names, given)}. Compare runs of one {what}.')
+  fields = ('data.source_dir', *(f'data.options.{x}' for x in _READING))
+  values = {field: [_field(run, field) for run in runs] for field in fields}
+  return [f'config.{field} differs, and the data may: {_by_name(names, given)}.'
+          for field, given in values.items() if _differ(given)]
+
+
+def _field(run, field):
+  value: Any = run.config
+  for part in field.split('.'):
+    value = value.get(part, {})
+  return value
+
+
+def _differ(values):
+  return any(value != values[0] for value in values)
+
+
+def _by_name(names, values):
+  return '; '.join(f'{name}: {value!r}' for name, value in zip(names, values))
 
 
 def _listed(seeds):

@@ -151,6 +151,42 @@ def test_a_language_model_shows_tokens(
   assert first
 
 
+def test_weights_count_and_an_example_of_weight_0_is_not_there(
+    run, tmp_path, observed):
+  (tmp_path / 'my_plugin.py').write_text(textwrap.dedent("""
+      import haikd
+      import numpy as np
+      from haikd import data
+
+      @haikd.register_dataset()
+      def weighted(split):
+        rng = np.random.default_rng(len(split))
+        image = rng.normal(size=(40, 4, 4, 1)).astype(np.float32)
+        weight = np.float32(np.arange(40) % 4 / 2)
+        image[weight == 0] = 1e6
+        label = np.arange(40) % 3
+        return data.Arrays(dict(image=image, label=label, weight=weight),
+                           num_classes=3)
+      """))
+  config = CLASSES.replace("'synthetic'", "'weighted'")
+  config = re.sub(r' *config.data.options = .*\n', '', config)
+  start(run, tmp_path, config.replace(
+      'return', "config.plugins = ('my_plugin',)\n      return"),
+        '--config.baseline=False')
+  import my_plugin
+  columns = my_plugin.weighted('test').columns
+  kept = np.flatnonzero(columns['weight'])
+  observation = observed['student']
+  np.testing.assert_array_equal(observation.numbers, kept)
+  for role in ('student', 'teacher'):
+    logits = haikd.load(tmp_path / 'run', role).apply(columns['image'][kept])
+    np.testing.assert_allclose(
+        observation.sums[role]['confusion'], sklearn_metrics.confusion_matrix(
+            columns['label'][kept], np.asarray(logits).argmax(-1),
+            labels=range(3), sample_weight=columns['weight'][kept]))
+    assert len(observation.grams[role][0]) == len(kept)
+
+
 def test_without_examples_there_are_results_and_curves(run, tmp_path):
   start(run, tmp_path, CLASSES, '--config.report.examples=0')
   page = Outline((tmp_path / 'run/report.html').read_text())
