@@ -114,7 +114,6 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
         loss_scale=precision.initial_loss_scale(config.student.precision),
         with_ema=ema_decay > 0)
 
-  chunk_bytes = config.chunk_mib and int(config.chunk_mib * 2**20)
   state = _abstract_state(init, objective.student, mesh)
   parts.check_frozen(f'{optimizer_field}.frozen', config.optimizer.frozen,
                      state.params)
@@ -131,7 +130,7 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
     return evaluate.build_eval_step(
         network, teacher, mesh, evaluated, frozen, task=objective.task,
         has_labels=has_labels, own=own_metrics,
-        rows=evaluated_rows(config, mesh), chunk_bytes=chunk_bytes)
+        rows=evaluated_rows(config, mesh), chunk_bytes=chunk_bytes(config))
 
   return Program(
       objective=objective,
@@ -149,7 +148,7 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
           frozen_parts=config.optimizer.frozen,
           ema_decay=ema_decay,
           seed=config.seed,
-          chunk_bytes=chunk_bytes,
+          chunk_bytes=chunk_bytes(config),
           donate=_is_donated(state, mesh)),
       eval_step=eval_step(objective.student, layout['student'],
                           layout['frozen']),
@@ -180,6 +179,15 @@ def predict_the_same(student: network_lib.NetworkOutput,
   logits, target = student.logits, teacher.logits
   return (isinstance(target, base.Embedding) or
           metrics_lib.are_comparable(logits, target))
+
+
+def chunk_bytes(config: config_lib.ConfigDict) -> Optional[int]:
+  """Returns the bytes of logits that a device holds at once; None for any.
+
+  Args:
+    config: of the run.
+  """
+  return config.chunk_mib and int(config.chunk_mib * 2**20)
 
 
 def evaluated_rows(config: config_lib.ConfigDict,

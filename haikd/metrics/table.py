@@ -58,15 +58,15 @@ SCORES = (Score('accuracy', 'accuracy', 2, True),
           Score('pearson', 'Pearson'))
 
 # The curve of an evaluation: the first of these metrics that it has.
-CURVES = (('perplexity', 'perplexity'),
+CURVES = (('perplexity', 'Perplexity'),
           ('spearman', "Spearman's correlation"),
           ('r2', 'R²'),
           ('label_f1', 'F1 over labels'),
           ('miou', 'mIoU'),
-          ('accuracy', 'accuracy'),
-          ('agreement', 'agreement with the teacher'),
-          ('cosine', "cosine to the teacher's"),
-          ('cross_entropy', 'cross-entropy (nats)'),
+          ('accuracy', 'Accuracy'),
+          ('agreement', 'Agreement with the teacher'),
+          ('cosine', "Cosine to the teacher's"),
+          ('cross_entropy', 'Cross-entropy (nats)'),
           ('kl', 'KL to the teacher (nats)'))
 
 

@@ -19,6 +19,7 @@ _MAX_MAPPED = 3  # Examples whose attention is shown.
 _MAX_NAMED = 32  # Positions of a map that are named.
 
 NETWORK = 'student'  # Whose disagreements they are.
+TITLE = 'Where student and teacher differ most'
 
 
 def choose(columns: Mapping[str, Mapping[str, np.ndarray]]) -> np.ndarray:
@@ -79,7 +80,7 @@ def section(findings: findings_lib.Findings, rows: np.ndarray,
         words=True)
   text = page.paragraph('Of the sample, the largest difference first.',
                         note=True)
-  return page.Section('Where student and teacher differ most', text + body)
+  return page.Section(TITLE, text + body)
 
 
 def attention(findings: findings_lib.Findings, shown: inputs_lib.Shown,
@@ -231,11 +232,10 @@ def _tokens(findings, rows, shown, is_causal):
   text = page.paragraph(
       'The positions with the largest KL from teacher to student, in nats, of '
       f'texts of the sample; at most {_TOKENS_OF_ONE} of a text.', note=True)
-  return page.Section(
-      'Where student and teacher differ most', text + page.table(
-          ['text', 'next token' if is_causal else 'hidden token',
-           findings.titles['teacher'], findings.titles[NETWORK], 'KL'],
-          lines, words=True))
+  return page.Section(TITLE, text + page.table(
+      ['text', 'next token' if is_causal else 'hidden token',
+       findings.titles['teacher'], findings.titles[NETWORK], 'KL'],
+      lines, words=True))
 
 
 def _line(shown, number, position, is_causal, predicted, kl):

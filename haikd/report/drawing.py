@@ -7,6 +7,7 @@ told apart on both backgrounds. Needs matplotlib, from `haikd[report]`.
 import io
 import re
 from typing import Any
+import warnings
 
 COLORS = dict(teacher='#8a8f98', student_alone='#e08a2e', student='#3987e5')
 TERM_COLORS = ('#3987e5', '#2ea37a', '#e08a2e', '#a06bd0', '#d8566a', '#3fb0c4')
@@ -66,17 +67,24 @@ class Drawing:
 
   def __exit__(self, kind: Any, *rest: Any) -> None:
     try:
-      if kind is None and self._kind:
-        content = io.BytesIO()
+      if kind is None:
+        self._save()
+    finally:
+      self._style.__exit__(kind, *rest)
+
+  def _save(self):
+    content = io.BytesIO()
+    with warnings.catch_warnings():
+      if self._kind != 'png':
+        # Who shows an SVG has the letters that matplotlib's own font lacks.
+        warnings.filterwarnings('ignore', 'Glyph .* missing')
+      if self._kind:
         self.figure.savefig(
             content, format=self._kind, dpi=150, facecolor='white')
         self.content = content.getvalue()
-      elif kind is None:
-        text = io.StringIO()
-        self.figure.savefig(text, format='svg', metadata={'Date': None})
-        self.svg = _inline(text.getvalue())
-    finally:
-      self._style.__exit__(kind, *rest)
+      else:
+        self.figure.savefig(content, format='svg', metadata={'Date': None})
+        self.svg = _inline(content.getvalue().decode())
 
   def axes(self, columns: int = 1, *, share: bool = False,
            **margins: float) -> list[Any]:

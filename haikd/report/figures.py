@@ -22,7 +22,6 @@ class Curve(NamedTuple):
     values: `[n]`.
     half_width: `[n]`, of the interval around the values; None for none.
     strong: whether it is drawn thicker.
-    dashed: whether it is drawn dashed.
   """
 
   label: str
@@ -31,7 +30,6 @@ class Curve(NamedTuple):
   values: Sequence[float]
   half_width: Optional[Sequence[float]] = None
   strong: bool = False
-  dashed: bool = False
 
 
 def curves(lines: Sequence[Curve], *, title: str, log: bool = False,
@@ -45,12 +43,11 @@ def curves(lines: Sequence[Curve], *, title: str, log: bool = False,
     percent: whether values are fractions.
   """
   with drawing_lib.Drawing(4.6, 3.1) as drawing:
-    axes = drawing.axes()[0]
+    axes, handles = drawing.axes()[0], []
     for line in lines:
       marks = dict(marker='o', ms=3) if len(line.steps) <= _MAX_MARKED else {}
-      axes.plot(line.steps, line.values, color=line.color, label=line.label,
-                lw=2 if line.strong else 1.4,
-                ls='--' if line.dashed else '-', **marks)
+      handles += axes.plot(line.steps, line.values, color=line.color,
+                           lw=2 if line.strong else 1.4, **marks)
       if line.half_width is not None:
         middle, half = np.asarray(line.values), np.asarray(line.half_width)
         axes.fill_between(line.steps, middle - half, middle + half,
@@ -65,7 +62,8 @@ def curves(lines: Sequence[Curve], *, title: str, log: bool = False,
     axes.set(title=title, xlabel='step')
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(True)
-    axes.legend()
+    # With labels of their own, those that begin with _ would be left out.
+    axes.legend(handles, [line.label for line in lines])
   return drawing.svg
 
 

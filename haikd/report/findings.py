@@ -1,6 +1,6 @@
 """What the networks of a run do on a sample, as sections of the page."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -52,13 +52,6 @@ class Findings(NamedTuple):
     """Returns the name of a class."""
     names = self.class_names or ()  # There may be more logits than names.
     return names[number] if number < len(names) else str(number)
-
-
-def sections(findings: Findings) -> list[page.Section]:
-  """Returns the sections that make sense for the kind of output."""
-  made = [_classes(findings), _labels(findings), _predictions(findings),
-          _similarities(findings), _reliability(findings), _cka(findings)]
-  return [section for section in made if section]
 
 
 def _classes(findings):
@@ -244,3 +237,9 @@ def _similarities(findings):
 def _some(count):
   """Returns the points that are drawn of so many, from all parts of a split."""
   return np.random.default_rng(0).permutation(count)[:_MAX_POINTS]
+
+
+# By title: they return None where they make no sense for the kind of output.
+SECTIONS: dict[str, Callable[[Findings], Optional[page.Section]]] = dict(
+    Classes=_classes, Labels=_labels, Predictions=_predictions,
+    Vectors=_similarities, Reliability=_reliability, Layers=_cka)

@@ -16,20 +16,20 @@ Rows = Sequence[Mapping[str, Any]]  # Of a file of metrics.
 Points = Mapping[int, Sequence[float]]  # By step, a value for each run.
 
 
-def results(columns: Sequence[str], rows: Iterable[Sequence[str]],
-            note: str = '') -> page.Section:
-  """Returns the table of results; the student's row is stressed.
+def results(columns: Sequence[str], rows: Iterable[Sequence[str]], *,
+            strong: str, note: str = '') -> page.Section:
+  """Returns the table of results.
 
   Args:
     columns: the headings.
     rows: the cells, texts; the first of a row is the network.
+    strong: the network whose row is stressed.
     note: what is to be said of them.
   """
   rows = list(rows)
-  strong = [i for i, row in enumerate(rows) if 'distilled' in row[0]]
   body = page.table(
       columns, [[page.escape(cell) for cell in row] for row in rows],
-      strong=strong)
+      strong=[i for i, row in enumerate(rows) if row[0] == strong])
   return page.Section(
       'Results', body + (page.paragraph(note, note=True) if note else ''))
 
@@ -62,8 +62,7 @@ def curves(runs: Mapping[str, Sequence[Rows]], titles: Mapping[str, str],
                half_width, strong=network == 'student')
         for network, points in scores.items() if name in points]
     pictures.append(page.figure(figures.curves(
-        lines, title=f'{title[0].upper()}{title[1:]}, evaluated',
-        percent=name in percent)))
+        lines, title=f'{title}, evaluated', percent=name in percent)))
   pictures = [picture for picture in pictures if picture]
   if not pictures:
     return None

@@ -11,6 +11,7 @@ from haikd import config as config_lib
 from haikd import metrics
 from haikd.core import base
 from haikd.core import checks
+from haikd.core import notes
 from haikd.core import registry
 from haikd.core import tasks
 from haikd.data import pipeline
@@ -27,7 +28,7 @@ from haikd.report import states
 ROLES = ('student', 'teacher')
 FEATURES, ATTENTION = states.FEATURES, states.ATTENTION
 
-_MAX_POSITIONS = 2**16  # Of texts in a sample.
+MAX_POSITIONS = 2**16  # Of texts in a sample.
 _MAX_COMPARED = 256  # Examples whose states are compared, two by two.
 _MAX_MAP = 256  # Positions of an attention map.
 
@@ -60,6 +61,7 @@ class Probe:
   Attributes:
     family: the kind of output, see `metrics.family_of`.
     size: the number of examples in the split.
+    limit: how many of them a sample has at most.
     kinds: the kinds of taps that both networks have.
 
   Args:
@@ -77,6 +79,9 @@ class Probe:
         student=program_lib.trained_network(program.abstract_state),
         teacher=program.abstract_frozen)
     self._spec = data.evaluation_spec(self._split)
+    positions = math.prod(self._spec.mask.shape[1:])
+    self.limit = min(config.report.examples,
+                     max(MAX_POSITIONS // positions, 1))
     self._gather = collectives.build_gather(program.mesh)
     objective = program.objective
     self.family = metrics.family_of(
@@ -94,7 +99,7 @@ class Probe:
       network: parameters and state of the student.
       frozen: those of the teacher.
     """
-    indices = sample(self.size, self._limit())
+    indices = sample(self.size, self.limit)
     total = evaluate.Total()
     rows: list[np.ndarray] = []
     compared: list[Any] = []
@@ -149,12 +154,6 @@ class Probe:
     places = [int(np.flatnonzero(numbers == index)[0]) for index in indices]
     return {role: x[places] for role, x in maps.items()}
 
-  def _limit(self):
-    """Returns how many examples the sample has at most."""
-    positions = math.prod(self._spec.mask.shape[1:])
-    return min(self._config.report.examples,
-               max(_MAX_POSITIONS // positions, 1))
-
   def _batches(self, indices):
     """Yields batches on the mesh, with the index of each example or -1."""
     mesh = self._program.mesh
@@ -195,7 +194,9 @@ class Probe:
 
     try:
       found = jax.eval_shape(run, self._variables[role], self._spec)
-    except Exception:  # Such as a glob that matches nothing, or other shapes.
+    except Exception as err:  # Whatever a user's network raises.
+      notes.say(f'The report leaves out {kind} of the {role}: '
+                f'{checks.describe(err)}.')
       return False
     return kind == FEATURES or max(found.shape[1:]) <= _MAX_MAP
 
@@ -224,7 +225,8 @@ class Probe:
     objective = program.objective
     networks = self._networks(
         (FEATURES,) if FEATURES in self.kinds else ())
-    sizes = collectives.chunk_sizes(program.mesh, None)
+    sizes = collectives.chunk_sizes(
+        program.mesh, program_lib.chunk_bytes(self._config))
     same_labels = program_lib.predict_the_same(*objective.outputs)
 
     def measure(network, frozen, batch):

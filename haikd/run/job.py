@@ -59,7 +59,7 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path,
     if teacher:
       trained_teacher = _train(teacher, None, workdir)
     frozen_teacher = _freeze(student, trained_teacher)
-    report = report_lib.Report(student, command)
+    report = report_lib.Report(student, command, report_lib.FILE)
     results = dict(
         teacher=_evaluate_teacher(student, trained_teacher, frozen_teacher))
     del trained_teacher  # Its arrays are larger than those of frozen_teacher.
@@ -75,7 +75,7 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path,
     results['student'] = _evaluate(student, trained, frozen_teacher)
     _publish(results, workdir, config.evaluation.final, writer.RESULT_FILE)
     report.observe('student', trained.network, frozen_teacher.frozen)
-    report.write(workdir, results, report_lib.FILE)
+    report.write(workdir, results)
   return results
 
 
@@ -113,7 +113,8 @@ def evaluate(config: config_lib.ConfigDict, workdir: paths.Path,
   frozen_teacher = _freeze(student, trained_teacher)
   if saved:
     checkpoint.check_teacher(saved, frozen_teacher.identity)
-  report = report_lib.Report(student, command)
+  file = writer.evaluation_file(config.evaluation.final)
+  report = report_lib.Report(student, command, file.replace('.json', '.html'))
   results = dict(
       teacher=_evaluate_teacher(student, trained_teacher, frozen_teacher))
   if pretrained.is_available(config.student.init):
@@ -125,10 +126,8 @@ def evaluate(config: config_lib.ConfigDict, workdir: paths.Path,
       trained = _load(student, workdir, folder, 'student')
       results[name] = _evaluate(student, trained, frozen_teacher)
       report.observe(name, trained.network, frozen_teacher.frozen)
-  split = config.evaluation.final
-  name = writer.evaluation_file(split)
-  _publish(results, workdir, split, name)
-  report.write(workdir, results, name.replace('.json', '.html'))
+  _publish(results, workdir, config.evaluation.final, file)
+  report.write(workdir, results)
   return results
 
 

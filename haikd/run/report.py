@@ -5,12 +5,14 @@ A report that fails never fails the run. What is wrong is said in a line.
 
 from collections.abc import Callable, Mapping, Sequence
 import datetime
-from importlib import metadata
 import platform
 from typing import Any, Optional
 
+import haiku as hk
 import jax
+import jaxlib
 import numpy as np
+import optax
 
 import haikd
 from haikd import config as config_lib
@@ -30,13 +32,16 @@ from haikd.run import results as results_lib
 from haikd.run import trainees
 from haikd.run import workdir as workdir_lib
 from haikd.run import writer
+from haikd.storage import checkpoint
 from haikd.storage import files
 from haikd.storage import paths
 
 FILE = 'report.html'
 
 _TITLES = {row.name: row.title for row in results_lib.ROWS}
-_PACKAGES = ('jax', 'jaxlib', 'dm-haiku', 'optax', 'numpy')
+# A package that was installed by hand may have no metadata.
+_PACKAGES = {'jax': jax, 'jaxlib': jaxlib, 'dm-haiku': hk, 'optax': optax,
+             'numpy': np}
 
 
 class Report:
@@ -47,11 +52,13 @@ class Report:
   Args:
     student: the student of the job.
     command: the command line; '' if there was none.
+    name: the name of the file.
   """
 
-  def __init__(self, student: trainees.Trainee, command: str):
+  def __init__(self, student: trainees.Trainee, command: str, name: str):
     self._student = student
     self._command = command
+    self._name = name
     self._probe: Optional[probe_lib.Probe] = None
     self._observations: dict[str, probe_lib.Observation] = {}
     self._chosen = np.arange(0)
@@ -72,27 +79,35 @@ class Report:
       self._guard(
           'the examples', lambda: self._run(network, variables, frozen))
 
-  def write(self, workdir: paths.Path, results: results_lib.Results,
-            name: str) -> None:
+  def write(self, workdir: paths.Path, results: results_lib.Results) -> None:
     """Writes the page.
 
     Args:
       workdir: the workdir of the run.
       results: of the job.
-      name: the name of the file.
     """
-    if self._is_wanted and jax.process_index() == 0:
-      self._guard('', lambda: self._write(paths.as_path(workdir), results,
-                                          name))
+    if not self._is_wanted:
+      return
+    workdir, steps = paths.as_path(workdir), None
+    if 'student' in results:
+      # On all processes, since Orbax waits for them when it reads.
+      steps = self._guard('the number of steps', lambda: (
+          checkpoint.step_used(workdir), checkpoint.steps_taken(workdir)))
+    if jax.process_index() == 0:
+      self._guard('', lambda: self._write(workdir, results, steps))
 
-  def _guard(self, part: str, function: Callable[[], None]) -> None:
-    """Calls a function; if it fails, says so."""
+  def _guard(self, part: str, function: Callable[[], Any]) -> Any:
+    """Calls a function; if it fails, says so and returns None."""
     try:
-      function()
+      return function()
     except Exception as err:  # The run is done, and its results are kept.
-      what = f'{part} of {FILE}' if part else FILE
+      what = f'{part} of {self._name}' if part else self._name
       notes.say(f'{what} could not be made: {checks.describe(err)}. The '
                 'results are kept; config.report.write=False leaves it out.')
+      return None
+
+  def _section(self, title, function, *args):
+    return self._guard(f'the section {title!r}', lambda: function(*args))
 
   def _run(self, network, variables, frozen):
     student = self._student
@@ -108,48 +123,65 @@ class Report:
         self._maps = self._probe.maps(
             variables, frozen, observation.numbers[mapped])
 
-  def _write(self, workdir, results, name):
+  def _write(self, workdir, results, steps):
     config = self._student.config
     split = config.evaluation.final
-    draws = _can_draw()
-    sections = [overview.results(*writer.table(results, split))]
+    draws = _can_draw(self._name)
+    columns, rows = writer.table(results, split)
+    sections = [self._section('Results', lambda: overview.results(
+        columns, rows, strong=_TITLES['student']))]
     if draws:
-      sections.append(_curves([workdir]))
-    note, found = '', []
+      sections.append(self._section('Curves', _curves, [workdir]))
+    note = ''
     if self._observations:
-      self._guard('the examples', lambda: found.extend(self._findings(draws)))
-    if found:
-      sections += found
-      size = self._probe.size
-      count = len(next(iter(self._observations.values())).numbers)
-      note = (f'What follows the curves is measured on all {size:,} examples '
-              f'of {split}.' if count == size else
-              f'What follows the curves is measured on {count:,} of the '
-              f'{size:,} examples of {split}, spread evenly over it '
-              '(config.report.examples).')
-    sections.append(_settings(config, self._command))
-    student, teacher = (results[x]['parameters'] for x in ('student', 'teacher')
-                        ) if 'student' in results else (None, None)
-    intro = _intro(config, student, teacher, note)
-    _save(workdir / name, config, intro, sections)
+      examples = list(filter(None, self._examples(draws)))
+      if examples:
+        sections += examples
+        before = 'curves' if draws else 'results'
+        note = f'What follows the {before} is measured on {self._sample()}.'
+    sections.append(self._section(
+        'How it was made', _settings, config, self._command))
+    _save(workdir / self._name, config, _intro(results, steps), note, sections)
 
-  def _findings(self, draws):
+  def _examples(self, draws):
+    """Yields the sections of what the networks do on the sample, or None."""
     student = self._student
     found = findings_lib.Findings(
         self._probe.family, self._observations, _TITLES,
         student.data.class_names, draws)
-    sections = findings_lib.sections(found)
-    if len(self._chosen):
-      observation = self._observations[disagreements.NETWORK]
-      shown = inputs_lib.Shown(student.config, student.data,
-                               observation.numbers[self._chosen])
-      network = student.config.student
-      task = tasks.of_model(network.model, network.options)
-      sections += [
-          disagreements.attention(found, shown, self._maps),
-          disagreements.section(found, self._chosen, shown,
-                                is_causal=task != 'masked_lm')]
-    return sections
+    for title, function in findings_lib.SECTIONS.items():
+      yield self._section(title, function, found)
+    if not len(self._chosen):
+      return
+    numbers = self._observations[disagreements.NETWORK].numbers[self._chosen]
+    shown = self._guard('the examples', lambda: inputs_lib.Shown(
+        student.config, student.data, numbers))
+    if shown is None:
+      return
+    network = student.config.student
+    task = tasks.of_model(network.model, network.options)
+    yield self._section(
+        'Attention', disagreements.attention, found, shown, self._maps)
+    yield self._section(
+        disagreements.TITLE, lambda: disagreements.section(
+            found, self._chosen, shown, is_causal=task != 'masked_lm'))
+
+  def _sample(self):
+    """Returns what the sample is, in words."""
+    config = self._student.config
+    split, size, limit = (
+        config.evaluation.final, self._probe.size, self._probe.limit)
+    count = len(next(iter(self._observations.values())).numbers)
+    if limit < size:
+      why = 'config.report.examples' if limit == config.report.examples else (
+          f'no more than {probe_lib.MAX_POSITIONS:,} positions')
+      return (f'{count:,} of the {size:,} examples of {split}, spread evenly '
+              f'over it ({why})')
+    every = f'all {size:,} examples of {split}'
+    if count == size:
+      return every
+    return (f'{every}, less {size - count:,} without a position or weight that '
+            'counts')
 
 
 def write_of_seeds(config: config_lib.ConfigDict, workdir: paths.Path,
@@ -168,32 +200,40 @@ def write_of_seeds(config: config_lib.ConfigDict, workdir: paths.Path,
   if not config.report.write:
     return
   workdir = paths.as_path(workdir)
+  evaluation = config.evaluation
+  # Each seed has a best step of its own, and may have ended at another.
+  limit = 'up to ' if evaluation.keep_best or evaluation.patience else ''
   try:
     names = [paths.as_path(folder).name for folder in folders]
     links = ' '.join(f'<a href="{page.escape(x)}/{FILE}">{page.escape(x)}</a>'
                      for x in names)
     sections = [
-        overview.results(columns, rows, 'Means over seeds and 95 % intervals.'),
+        overview.results(columns, rows, strong=_TITLES['student'],
+                         note='Means over seeds and 95 % intervals.'),
         page.Section('Seeds', f'<p>Each seed has a report of its own: {links}'
                      '</p>'),
-        _curves(folders) if _can_draw() else None,
+        _curves(folders) if _can_draw(FILE) else None,
         _settings(config, command)]
-    _save(workdir / FILE, config, _intro(config, None, None, ''), sections)
+    _save(workdir / FILE, config,
+          f'Distilled with haikd in {limit}{config.steps:,} steps.', '',
+          sections)
   except Exception as err:  # The results are there.
     notes.say(f'{FILE} of all seeds could not be made: {checks.describe(err)}.')
 
 
-def _can_draw() -> bool:
+def _can_draw(name) -> bool:
   if drawing.is_available():
     return True
-  notes.say(f'For the pictures of {FILE}, install matplotlib: pip install '
+  notes.say(f'For the pictures of {name}, install matplotlib: pip install '
             "'haikd[report]'.")
   return False
 
 
-def _save(path, config, intro, sections):
+def _save(path, config, intro, note, sections):
   title = (f'{_data_name(config)}: {config.student.model} from '
            f'{config.teacher.model}')
+  intro = page.paragraph(intro) if intro else ''
+  intro += page.paragraph(note, note=True) if note else ''
   files.replace(path, page.page(title, intro, filter(None, sections)))
 
 
@@ -201,14 +241,22 @@ def _data_name(config):
   return ' + '.join(config.data.mixture) or config.data.name
 
 
-def _intro(config, student, teacher, note):
-  """Returns what stands below the title, HTML."""
-  text = f'Distilled with haikd in {config.steps:,} steps.'
-  if student and teacher:
-    text = (f'A student of {student:,} parameters, distilled with haikd in '
-            f'{config.steps:,} steps from a teacher of {teacher:,}.')
-  return page.paragraph(text) + (
-      page.paragraph(note, note=True) if note else '')
+def _intro(results, steps):
+  """Returns what stands below the title.
+
+  Args:
+    results: of the job.
+    steps: that of the student that is used, and the last one.
+  """
+  if not steps:
+    return ''
+  used, taken = steps
+  student, teacher = (results[x]['parameters'] for x in ('student', 'teacher'))
+  text = (f'A student of {student:,} parameters, distilled with haikd in '
+          f'{used:,} steps from a teacher of {teacher:,}.')
+  if used < taken:
+    text += f' {taken:,} steps were taken; step {used:,} was the best.'
+  return text
 
 
 def _curves(workdirs: Sequence[paths.Path]) -> Optional[page.Section]:
@@ -233,8 +281,8 @@ def _versions() -> dict[str, str]:
   devices = jax.devices()
   versions: dict[str, Any] = {
       'haikd': haikd.__version__, 'Python': platform.python_version()}
-  for name in _PACKAGES:
-    versions[name] = metadata.version(name)
+  for name, package in _PACKAGES.items():
+    versions[name] = package.__version__
   versions['devices'] = f'{len(devices)} × {devices[0].device_kind}'
   if jax.process_count() > 1:
     versions['processes'] = str(jax.process_count())

@@ -140,6 +140,20 @@ def steps_taken(path: files.Path) -> int:
   return int(folder.name) if folder else 0
 
 
+def step_used(path: files.Path) -> int:
+  """Returns the step of the network that `load_network` reads: the best.
+
+  Call it on all processes.
+
+  Args:
+    path: a workdir.
+
+  Raises:
+    DataError: the path holds no checkpoint, or it cannot be read.
+  """
+  return int(_best('path', path).name)
+
+
 def check_teacher(saved: Mapping[str, Any], identity: str) -> None:
   """Refuses a student that was trained with another teacher.
 

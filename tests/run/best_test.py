@@ -68,8 +68,9 @@ def test_another_metric_begins_anew_and_a_missing_one_changes_nothing():
   assert best.step == 1 and not best.is_over
 
 
+@pytest.mark.report
 def test_the_best_network_is_kept_used_and_found_again(run, tmp_path):
-  code, _, err = run(*RESTLESS)
+  code, _, err = run(*RESTLESS, '--config.report.examples=0')
   assert code == 0, err
   scores = {row['step']: row['cross_entropy'] for row in rows(tmp_path / 'run')
             if row['split'] == 'eval/validation'}
@@ -79,6 +80,9 @@ def test_the_best_network_is_kept_used_and_found_again(run, tmp_path):
   assert f'student is that of step {best}, with cross_entropy' in err
   assert sorted(int(path.name) for path in (
       tmp_path / 'run/checkpoints').glob('[0-9]*')) == [best, max(scores)]
+  assert (f'distilled with haikd in {best} steps from a teacher of '
+          ) in (page := (tmp_path / 'run/report.html').read_text())
+  assert f'{max(scores)} steps were taken; step {best} was the best.' in page
   # What is reported is what that step has, here on the split of training.
   results = result(tmp_path / 'run')
   run(*RESTLESS, '--mode=eval', '--config.evaluation.final=validation')

@@ -17,6 +17,7 @@ import haikd
 from haikd.data import synthetic
 from haikd.report import figures
 from haikd.report import findings
+from haikd.report import measures
 from haikd.report import overview
 from haikd.report import probe
 from haikd.run import intervals
@@ -137,9 +138,18 @@ def test_observed_are_the_networks_that_were_trained(run, tmp_path, observed):
 
 
 def test_a_language_model_shows_tokens(
-    run, tmp_path, observed, write_language_model):
+    run, tmp_path, observed, write_language_model, monkeypatch):
   config = write_language_model('tokens.py', **TOKENS)
-  start(run, tmp_path, config.read_text())
+  sizes = []
+  measure = measures.measure
+  monkeypatch.setattr(measures, 'measure', lambda *args, **options: (
+      sizes.append(options['sizes'].chunk_bytes), measure(*args, **options))[1])
+  # 96 positions are 16 texts of 6.
+  monkeypatch.setattr(probe, 'MAX_POSITIONS', 96)
+  start(run, tmp_path, config.read_text(), '--config.chunk_mib=0.125')
+  assert set(sizes) == {2**17}
+  assert ('16 of the 20 examples of test, spread evenly over it (no more than '
+          '96 positions).') in (tmp_path / 'run/report.html').read_text()
   page = Outline((tmp_path / 'run/report.html').read_text())
   assert page.headings == [
       'Results', 'Curves', 'Reliability', 'Layers', 'Attention',
@@ -185,6 +195,8 @@ def test_weights_count_and_an_example_of_weight_0_is_not_there(
             columns['label'][kept], np.asarray(logits).argmax(-1),
             labels=range(3), sample_weight=columns['weight'][kept]))
     assert len(observation.grams[role][0]) == len(kept)
+  assert ('on all 40 examples of test, less 10 without a position or weight '
+          'that counts.') in (tmp_path / 'run/report.html').read_text()
 
 
 def test_without_examples_there_are_results_and_curves(run, tmp_path):
@@ -194,27 +206,41 @@ def test_without_examples_there_are_results_and_curves(run, tmp_path):
   # The field is free: the finished run only writes its page anew.
   start(run, tmp_path, CLASSES, '--config.report.examples=7')
   text = (tmp_path / 'run/report.html').read_text()
-  assert '7 of the 100 examples of test' in text
+  assert ('What follows the curves is measured on 7 of the 100 examples of '
+          'test, spread evenly over it (config.report.examples).') in text
   start(run, tmp_path, CLASSES, '--config.report.write=False', workdir='other')
   assert not (tmp_path / 'other/report.html').exists()
 
 
-@pytest.mark.parametrize('where', (
-    (probe.Probe, 'observe'), (findings, 'sections')))
-def test_a_report_that_fails_keeps_the_run(run, tmp_path, monkeypatch, where):
-  def fail(*args):
-    raise ValueError('no room')
+def fail(*args, **options):
+  raise ValueError('no room')
 
+
+def test_a_report_that_fails_keeps_the_run(run, tmp_path, monkeypatch):
   (tmp_path / 'job.py').write_text(textwrap.dedent(CLASSES))
-  monkeypatch.setattr(*where, fail)
-  code, _, err = run(config='job.py')
+  with monkeypatch.context() as patch:
+    patch.setattr(probe.Probe, 'observe', fail)
+    code, _, err = run(config='job.py')
+  sentence = (
+      'haikd: {} could not be made: ValueError: no room. The results are kept; '
+      'config.report.write=False leaves it out.\n')
   assert code == 0
-  assert err == (
-      'haikd: the examples of report.html could not be made: ValueError: no '
-      'room. The results are kept; config.report.write=False leaves it out.\n')
+  assert err == sentence.format('the examples of report.html')
   assert (tmp_path / 'run/result.json').exists()
   page = Outline((tmp_path / 'run/report.html').read_text())
   assert page.headings == ['Results', 'Curves', 'How it was made']
+  # A section that fails takes no other with it, and the file has its own name.
+  monkeypatch.setitem(findings.SECTIONS, 'Reliability', fail)
+  monkeypatch.setattr(overview, 'curves', fail)
+  code, _, err = run('--mode=eval', config='job.py')
+  assert code == 0
+  assert err == ''.join(
+      sentence.format(f"the section '{title}' of eval-test.html")
+      for title in ('Curves', 'Reliability'))
+  page = Outline((tmp_path / 'run/eval-test.html').read_text())
+  assert page.headings == [
+      'Results', 'Classes', 'Layers', 'Where student and teacher differ most',
+      'How it was made']
 
 
 def test_without_matplotlib_the_page_has_tables_alone(
@@ -225,6 +251,7 @@ def test_without_matplotlib_the_page_has_tables_alone(
       "'haikd[report]'.\n"))
   text = (tmp_path / 'run/report.html').read_text()
   assert '<svg' not in text
+  assert 'What follows the results is measured on all 100 examples of' in text
   page = Outline(text)
   assert page.headings == ['Results', 'Classes', 'Reliability', 'Layers',
                            'Where student and teacher differ most',
