@@ -67,15 +67,25 @@ def _run(values, workdirs):
         'python -m haikd.compare runs/a runs/b.')
   runs = [comparison_lib.read(workdir) for workdir in workdirs]
   found = comparison_lib.compare(runs, values.network)
+  says = f"For {out}, install matplotlib: pip install 'haikd[report]'."
+  if drawing.is_available():
+    _write(out, _picture(found, out.suffix[1:]))
+    says = f'The differences seed by seed are in {out}.'
   for sentence in found.remarks:
     print(f'haikd: {sentence}', file=sys.stderr)
   columns, rows = comparison_lib.table(found)
   console.table(rows, columns)
-  if not drawing.is_available():
-    print(f"For {out}, install matplotlib: pip install 'haikd[report]'.")
-    return
-  out.write_bytes(_picture(found, out.suffix[1:]))
-  print(f'The differences seed by seed are in {out}.')
+  print(says)
+
+
+def _write(out, content):
+  try:
+    out.write_bytes(content)
+  except OSError as err:
+    raise checks.DataError(
+        f'--out must be a file that can be written; got {out} '
+        f'({checks.one_line(err)}). Choose a file in a folder that is there.'
+    ) from err
 
 
 def _picture(found, kind):

@@ -29,6 +29,12 @@ def write(folder, scores, *, seeds=True, config=None, **more):
   return str(folder)
 
 
+def unfinished(folder, seed):
+  """Writes runs of which that of a seed has no result yet."""
+  (folder / f'seed-{seed}').mkdir(parents=True)
+  return write(folder, FIRST)
+
+
 @pytest.fixture
 def call(tmp_path, monkeypatch, capsys):
   """Compares runs; returns (exit code, stdout, stderr)."""
@@ -120,6 +126,11 @@ def test_what_may_differ_in_the_data_is_said(tmp_path, call):
                 '--network=teacher'], 2,
      '--network must be in the results of every run; got .teacher.'),
     (lambda a: ['--network=pupil'], 2, '--network=pupil'),
+    (lambda a: [write(a / 'a', FIRST), write(a / 'b', FIRST),
+                '--out=none/x.svg'], 3,
+     '--out must be a file that can be written; got none/x.svg '),
+    (lambda a: [write(a / 'a', FIRST), unfinished(a / 'b', seed=4)], 3,
+     'must have a result of each seed; got .*b. without that of 4'),
     (lambda a: ['a', 'b', '--out=x.html'], 2, 'must end in .png or .svg'),
 ))
 def test_what_cannot_be_compared_is_refused(tmp_path, call, make, code, match):

@@ -8,7 +8,6 @@ from haikd import metrics as metrics_lib
 from haikd.core import checks
 from haikd.run import intervals
 from haikd.run import results as results_lib
-from haikd.run import seeds as seeds_lib
 from haikd.run import two_tokenizers
 from haikd.run import workdir as workdir_lib
 from haikd.run import writer
@@ -88,9 +87,15 @@ def read(workdir: paths.Path) -> Run:
   folder = paths.as_path(workdir)
   found = {}
   for name in paths.names(folder):
-    match = re.fullmatch(rf'{seeds_lib.FOLDER}(\d+)', name)
-    if match and paths.exists(folder / name / writer.RESULT_FILE):
+    if match := re.fullmatch(rf'{workdir_lib.SEED}(\d+)', name):
       found[int(match[1])] = folder / name
+  unfinished = [seed for seed, path in found.items()
+                if not paths.exists(path / writer.RESULT_FILE)]
+  if unfinished:
+    raise checks.DataError(
+        'every workdir of --seeds must have a result of each seed; got '
+        f'{str(workdir)!r} without that of {_listed(unfinished)}. Start that '
+        'run again to finish it, or remove their folders.')
   config_folder = min(found.items())[1] if found else folder
   if not found and not paths.exists(folder / writer.RESULT_FILE):
     raise checks.DataError(

@@ -12,6 +12,7 @@ from typing import Optional, Union
 import rich.console
 import rich.progress
 import rich.table
+import rich.text
 
 _WIDE = 100  # Columns from which on a bar has its full length.
 
@@ -64,10 +65,11 @@ def table(rows: Sequence[Sequence[str]],
 def _draw(rows, columns, console):
   """Prints a table with a frame, which takes three characters a column."""
   drawn = rich.table.Table()
-  for i, heading in enumerate(columns):
+  # Of plain strings rich would take [names] for markup.
+  for i, heading in enumerate(map(rich.text.Text, columns)):
     drawn.add_column(heading, justify='right' if i else 'left', no_wrap=True)
   for row in rows:
-    drawn.add_row(*row)
+    drawn.add_row(*map(rich.text.Text, row))
   console.print(drawn)
 
 

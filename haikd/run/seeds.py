@@ -8,12 +8,13 @@ from haikd.run import console
 from haikd.run import intervals
 from haikd.run import job
 from haikd.run import report
+from haikd.run import resolve
 from haikd.run import results as results_lib
+from haikd.run import workdir as workdir_lib
 from haikd.storage import files
 from haikd.storage import paths
 
 SUMMARY_FILE = 'summary.json'
-FOLDER = 'seed-'  # What the folder of a seed begins with.
 
 _NO_METRICS = ('parameters', 'seconds')
 _GAIN = 'gain'
@@ -45,11 +46,12 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path,
     ConfigError, DataError, DivergedError: as `job.train`.
   """
   workdir = paths.as_path(workdir)
+  config = resolve.from_pretrained(config)  # For the report of all seeds.
   results, folders = [], []
   for seed in range(config.seed, config.seed + seeds):
     seed_config = config.copy_and_resolve_references()
     seed_config.seed = seed
-    folders.append(workdir / f'{FOLDER}{seed}')
+    folders.append(workdir / f'{workdir_lib.SEED}{seed}')
     results.append(job.train(seed_config, folders[-1], command))
   summary = summarise(results)
   if jax.process_index() == 0:

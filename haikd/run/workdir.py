@@ -22,6 +22,7 @@ LOCK_FILE = '.lock'
 
 # Folders in the workdir, for the teacher and the student alone.
 TEACHER, BASELINE = 'teacher', 'baseline'
+SEED = 'seed-'  # What the folder of one of several seeds begins with.
 
 # Fields that may differ between two starts of one run: they decide how long it
 # trains, where and how often it reads and writes, and how the work is

@@ -1,12 +1,16 @@
 """Means and intervals over seeds."""
 
 import json
+import pathlib
 import re
 
 import numpy as np
 
+from haikd import config as config_lib
 from haikd import launch
 from haikd.run import seeds as seeds_lib
+
+GOLDEN = pathlib.Path(__file__).parents[1] / 'interop' / 'golden'
 
 
 def results(alone, distilled):
@@ -74,6 +78,20 @@ def test_without_a_baseline_there_is_no_gain():
   runs = [results(0.9, 0.91), results(0.8, 0.83)]
   summary = seeds_lib.summarise([dict(student=run['student']) for run in runs])
   assert set(summary) == {'student'}
+
+
+def test_the_page_of_all_seeds_names_the_networks_of_weights(
+    tmp_path, monkeypatch):
+  seen = []
+  monkeypatch.setattr(
+      seeds_lib.job, 'train', lambda *args: results(0.9, 0.91))
+  monkeypatch.setattr(seeds_lib.report, 'write_of_seeds',
+                      lambda config, *args: seen.append(config))
+  config = config_lib.base()
+  config.teacher.init = config.student.init = f'hf:{GOLDEN / "qwen2"}'
+  config.data.name = 'tokens'
+  seeds_lib.train(config, tmp_path, 2)
+  assert [x.student.model for x in seen] == ['llama']
 
 
 def test_command_line_runs_every_seed(tmp_path, capsys):

@@ -232,6 +232,13 @@ def test_the_table_names_its_split():
   assert console.file.getvalue().split()[0] == 'test[:9]'
 
 
+def test_names_in_a_drawn_table_are_no_markup():
+  console = terminal()
+  console_lib.table([['a[b]', ':smile:']], ['[x]', 'mean'], console=console)
+  for text in ('a[b]', ':smile:', '[x]'):
+    assert text in console.file.getvalue()
+
+
 def test_the_plain_table_is_aligned_and_shows_dashes():
   console = plain()
   writer.print_table(RESULTS, console=console)
