@@ -11,6 +11,7 @@ import math
 import os
 import pathlib
 import re
+import time
 from typing import Any, Optional
 import uuid
 
@@ -19,12 +20,16 @@ from haikd.core import checks
 from haikd.core import notes
 from haikd.core import writers
 from haikd.run import results as results_lib
+from haikd.run import workdir as workdir_lib
 from haikd.storage import files
 from haikd.storage import paths
 
 FILE = 'tracker.json'
 
 _PROJECT = 'haikd'
+# Where networks are saved below the workdir, by their titles.
+_FOLDERS = {row.title: results_lib.FOLDERS.get(row.name)
+            for row in results_lib.ROWS}
 _FIELD = 'config.tracker'
 
 
@@ -122,7 +127,7 @@ class _Mlflow:
 
   def __init__(self, workdir, title, config, identity):
     import mlflow  # An extra.
-    self._client = mlflow.MlflowClient()
+    self._client, self._metric = mlflow.MlflowClient(), mlflow.entities.Metric
     name = os.environ.get('MLFLOW_EXPERIMENT_NAME', _PROJECT)
     experiment = self._client.get_experiment_by_name(name)
     number = (experiment.experiment_id if experiment else
@@ -139,10 +144,11 @@ class _Mlflow:
     self._client.log_dict(self._run, config, 'config.json')
 
   def write(self, step, split, metrics):
-    for name, value in _tagged(split, metrics).items():
-      # MLflow allows fewer characters in names than haikd.
-      name = re.sub(r'[^\w./ :-]', '_', name)
-      self._client.log_metric(self._run, name, value, step=step)
+    now = time.time_ns() // 10**6
+    self._client.log_batch(self._run, [
+        # MLflow allows fewer characters in names than haikd.
+        self._metric(re.sub(r'[^\w./ :-]', '_', name), value, now, step)
+        for name, value in _tagged(split, metrics).items()])
 
   def close(self):
     self._client.set_terminated(self._run)
@@ -183,9 +189,12 @@ def _tagged(split, metrics):
 def _name(workdir, title):
   """Returns the name of a network's run: that of the workdir, and its title."""
   path = pathlib.PurePath(os.fspath(workdir))
-  if path.name in filter(None, results_lib.FOLDERS.values()):
+  if _FOLDERS.get(title):
     path = path.parent
-  return f'{path.name} {title}'.strip()
+  name = path.name
+  if name.startswith(workdir_lib.SEED):  # All experiments have a seed 0.
+    name = f'{path.parent.name} {name}'
+  return f'{name} {title}'.strip()
 
 
 def _local(workdir):

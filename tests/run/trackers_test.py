@@ -105,6 +105,19 @@ def test_values_that_are_not_finite_are_not_sent(mine, tmp_path):
   assert mine.OPENED[0].rows == [dict(step=1, split='eval/test', c=1.5)]
 
 
+@pytest.mark.parametrize('folder, title, name', (
+    ('runs/x', 'student', 'x student'),
+    ('runs/x/teacher', 'teacher', 'x teacher'),
+    ('runs/x/baseline', 'student alone', 'x student alone'),
+    # A workdir may be called as the folders of networks are.
+    ('runs/baseline', 'student', 'baseline student'),
+    ('runs/teacher/teacher', 'teacher', 'teacher teacher'),
+    ('runs/x/seed-0', 'student', 'x seed-0 student'),
+    ('runs/x/seed-0/teacher', 'teacher', 'x seed-0 teacher')))
+def test_a_run_is_called_as_its_workdir_and_network(folder, title, name):
+  assert trackers._name(folder, title) == name
+
+
 @pytest.mark.parametrize('fails, why', (
     ('open', 'no route to host'), ('write', 'quota exceeded')))
 def test_a_tracker_that_fails_does_not_end_the_run(
