@@ -5,10 +5,10 @@ from haikd.config.entries import term
 from haikd.config.fields import base
 from haikd.config.fields import Config
 from haikd.config.fields import ConfigDict
-from haikd.config.fields import network
 from haikd.config.fields import OPEN_FIELDS
-from haikd.config.fields import optimizer
 from haikd.config.fields import OPTIONAL_FIELDS
 from haikd.config.fields import validate
+from haikd.config.networks import network
+from haikd.config.networks import optimizer
 from haikd.config.options import plain
 from haikd.config.variants import variant

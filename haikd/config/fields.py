@@ -7,16 +7,14 @@ device work. Unless a field says otherwise, `None` lets haikd decide.
 The comment above each field is its documentation.
 """
 
-from typing import Any, TypeAlias
-
-import ml_collections
 from ml_collections import config_dict
 
 from haikd.config import entries
+from haikd.config import networks
 from haikd.config import rules
 from haikd.config import table as table_lib
 
-ConfigDict: TypeAlias = ml_collections.ConfigDict
+ConfigDict = networks.ConfigDict
 
 # Fields that accept any key; their keys belong to what they configure.
 OPEN_FIELDS = ('student.options', 'student.taps', 'student.placement',
@@ -30,97 +28,11 @@ OPEN_FIELDS = ('student.options', 'student.taps', 'student.placement',
 OPTIONAL_FIELDS = ('distillation.alpha',)
 
 
-class Config(ml_collections.ConfigDict):
+class Config(ConfigDict):
   """A config that prints as a table of its fields, values and defaults."""
 
   def __str__(self) -> str:
     return table_lib.table(self, base(), OPEN_FIELDS)
-
-
-def _any(default: Any = None) -> config_dict.FieldReference:
-  return config_dict.FieldReference(default, field_type=rules.ANY)
-
-
-def network() -> ConfigDict:
-  """Returns the fields that teacher and student have in common."""
-  return ConfigDict(
-      dict(
-          # Name of a registered model.
-          model='mlp',
-          # Keyword options of the model.
-          options={},
-          # Modules to capture, as {kind: glob over module names}; {} for the
-          # model's own taps.
-          taps={},
-          # Compute dtype: float32, bfloat16 or float16.
-          precision='float32',
-          # Weights to start from: a workdir, npz:FILE, orbax:FOLDER, hf:FOLDER
-          # or gguf:FILE; None for a random initialisation.
-          init=config_dict.placeholder(str),
-          # Which layers of these weights to take, such as (0, 2, 4); None for
-          # all, one to one.
-          init_layers=_any(),
-          # How these weights are read.
-          init_options=init_options(),
-          # How many of its logits are used, the first ones, if its table of
-          # tokens is longer than the tokenizer's; None for all.
-          used_classes=config_dict.placeholder(int),
-          # What blocks recompute in the backward pass: none, gathers (gathered
-          # parameters), dots (all but products with parameters) or full; None
-          # for gathers where parameters are split.
-          remat=config_dict.placeholder(str),
-          # Which modules these blocks are: a glob over module names; None for
-          # the model's own blocks.
-          remat_modules=config_dict.placeholder(str),
-          # Parameters to split over the mesh axis tensor, beside a model's own
-          # rules, as {glob: axis}: --config.student.placement['mlp/up/w']=-1.
-          placement={},
-      ))
-
-
-def init_options() -> ConfigDict:
-  """Returns the fields on how pretrained weights are read."""
-  return ConfigDict(
-      dict(
-          # Fields of config.json that haikd does not know, and globs over
-          # tensors that it does not use, to ignore: an assurance that no output
-          # depends on them.
-          ignore=(),
-      ))
-
-
-def optimizer() -> ConfigDict:
-  """Returns the fields of an optimizer."""
-  return ConfigDict(
-      dict(
-          # Optimizer: adamw, sgd, lamb, adafactor or muon.
-          name='adamw',
-          # Learning rate at its peak.
-          learning_rate=1e-3,
-          # Learning rate after the warm-up: constant, cosine or linear.
-          schedule='cosine',
-          # Steps in which the learning rate rises to its peak; 0 for none.
-          warmup_steps=0,
-          # Learning rate at the last step, as a fraction of the peak; not used
-          # by the constant schedule.
-          final_fraction=0.0,
-          # Weight decay of kernels and embeddings, multiplied by the learning
-          # rate; other parameters do not decay.
-          weight_decay=0.0,
-          # Largest global norm of the gradient, which is scaled down to it;
-          # None for no clipping.
-          clip_norm=config_dict.placeholder(float),
-          # Decay per step of a running mean of the parameters; 0 for no mean.
-          ema_decay=0.0,
-          # Parameters that stay as they are: globs over modules or parameters,
-          # such as ('embed', 'block_*/attn', '*/b'). State is no parameter.
-          frozen=(),
-          # Factors of the learning rate by part, as {glob as in frozen:
-          # factor}; where several match, all of them.
-          lr_multipliers={},
-          # Further keyword arguments of the optax function.
-          options={},
-      ))
 
 
 def base() -> ConfigDict:
@@ -149,7 +61,7 @@ def base() -> ConfigDict:
           microbatches=1,
           # Logits that a device holds at once, in MiB of float32; None for a
           # size that suits the platform.
-          chunk_mib=_any(),
+          chunk_mib=networks.free(),
           # Steps between lines of metrics.
           log_every=50,
           # Steps between checkpoints.
@@ -193,15 +105,18 @@ def base() -> ConfigDict:
           # Height and width in pixels to resize images to; None if all images
           # have the same size and keep it.
           image_size=config_dict.placeholder(int),
+          # Where images are resized: the share of their shorter side that is
+          # the side of the square at the centre, which alone is used.
+          crop=0.875,
           # Augmentations of training images, as {name: options}; applied in the
           # order size, geometry, pixels, mix.
           augment={},
           # Mean to subtract from images in [0, 1]: a number, or a tuple with
           # one number per channel.
-          mean=_any(0.0),
+          mean=networks.free(0.0),
           # Standard deviation by which these images are then divided: a number,
           # or a tuple with one number per channel.
-          std=_any(1.0),
+          std=networks.free(1.0),
           # Batches to read ahead.
           prefetch=4,
       ))
@@ -209,7 +124,7 @@ def base() -> ConfigDict:
   config.evaluation = ConfigDict(
       dict(
           # Training steps between evaluations; None for a tenth of the run.
-          every=_any(),
+          every=networks.free(),
           # Split to evaluate on during training; decisions are based on it.
           split='validation',
           # Split to evaluate on at the end, for the table of results.
@@ -222,7 +137,7 @@ def base() -> ConfigDict:
           # best network is kept and used; None for the last network.
           keep_best=config_dict.placeholder(str),
           # Evaluations without a better one that end training; None for none.
-          patience=_any(),
+          patience=networks.free(),
       ))
   # The page that a run ends with, report.html in the workdir.
   config.report = ConfigDict(
@@ -234,9 +149,11 @@ def base() -> ConfigDict:
           examples=2000,
       ))
   # The small network that is trained.
-  config.student = network()
+  config.student = networks.network()
   # The large network that is learned from.
-  config.teacher = network()
+  config.teacher = networks.network()
+  # How the teacher sees images, where it is not as the data's fields say.
+  config.teacher.view = networks.view()
   # How the teacher is trained, if it has no weights yet.
   config.teacher.train = ConfigDict(
       dict(
@@ -245,14 +162,14 @@ def base() -> ConfigDict:
           # Augmentations while the teacher is trained, as data.augment.
           augment={},
           # Optimizer of the teacher's training.
-          optimizer=optimizer(),
+          optimizer=networks.optimizer(),
       ))
   # The standard recipe: soft and hard labels, attention maps and features.
   config.distillation = ConfigDict(
       dict(
           # Temperature T of the soft term: a number, or a schedule such as
           # dict(kind='linear', start=4., end=1., steps=1000).
-          temperature=_any(2.0),
+          temperature=networks.free(2.0),
           # Weight of the soft term; 1 - alpha is the weight of the labels. None
           # leaves both out.
           alpha=config_dict.FieldReference(0.9, field_type=float),
@@ -263,19 +180,19 @@ def base() -> ConfigDict:
           # Layers whose attention maps are compared: (0, 2) for the same layers
           # of both networks, ((0, 1), (2, 5)) for (student, teacher) pairs, or
           # uniform, last or pool; None for all layers of the student.
-          attention_match_layers=_any(),
+          attention_match_layers=networks.free(),
           # Whether to compare features, that is hidden states.
           use_feature_matching=False,
           # Weight of the loss on features.
           feature_loss_weight=0.1,
           # Layers whose features are compared, in the forms of
           # attention_match_layers; None for all layers of the student.
-          feature_match_layers=_any(),
+          feature_match_layers=networks.free(),
       ))
   # Further loss terms, as {term: dict(loss=…, weight=…, …)}.
   config.losses = ConfigDict()
   # Optimizer of the student.
-  config.optimizer = optimizer()
+  config.optimizer = networks.optimizer()
   return config
 
 

@@ -189,9 +189,10 @@ class Batch(NamedTuple):
       in a loss on logits; None means wherever `mask` is true.
     weight: float32 `[B]`, how much an example counts: its values and its part
       of every count are multiplied by it. None for 1.
-    student: what the student gets in place of `inputs` and `mask`, such as the
-      same texts in its own tokens; None if both networks get the same. A text
-      is real for both or for neither.
+    student: what the student gets in place of `inputs` and `mask`: the same
+      texts in its own tokens, or the same images in its own size and scaling;
+      None if both networks get the same. An example is real for both or for
+      neither.
   """
 
   inputs: ArrayTree

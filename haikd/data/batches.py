@@ -15,10 +15,9 @@ from haikd.core import base
 from haikd.data import columns as columns_lib
 from haikd.data import mixture as mixture_lib
 from haikd.data import orders
-from haikd.data import reader as reader_lib
 from haikd.data.image import augment as augment_lib
-from haikd.data.image import normalise as normalise_lib
-from haikd.data.image import resize as resize_lib
+from haikd.data.image import normalise
+from haikd.data.image import views as views_lib
 
 # Part of a seed: what its random numbers are for. Others are in `orders`.
 _AUGMENT, _VARY, _VARY_EVALUATION = 1, 5, 6
@@ -50,14 +49,12 @@ class Training:
 
   def __init__(self, reader: mixture_lib.AnyReader,
                augment: augment_lib.Augment, *, batch_size: int, seed: int,
-               scale: normalise_lib.Scale, process_index: int,
-               process_count: int, resize: Optional[resize_lib.Resize] = None):
+               views: views_lib.Views, process_index: int, process_count: int):
     self._reader = reader
     self._augment = augment
-    self._resize = resize
     self._order = reader.order(batch_size, seed)
     self._seed = seed
-    self._scale = scale
+    self._views = views
     self._process_index = process_index
     self._share = batch_size // process_count
 
@@ -75,14 +72,11 @@ class Training:
 
   def batch(self, picks: orders.Picks, rng: np.random.Generator) -> base.Batch:
     """Returns a batch of the given examples, each as in its epoch."""
-    fit = None
-    if self._resize is not None:
-      crop = self._resize.training
-      fit = lambda image: crop(image, rng=rng)
     keys = [(self._seed, _VARY, epoch) for epoch in picks.epochs.tolist()]
-    examples = self._reader.gather(picks.indices, fit=fit, keys=keys)
-    examples = self._augment(to_float(examples), rng)
-    return _to_batch(examples, np.ones(len(keys), bool), self._scale)
+    examples = self._reader.gather(
+        picks.indices, fit=self._views.fit_training(rng), keys=keys)
+    examples = self._augment(_to_float(examples), rng)
+    return _to_batch(self._views.inputs(examples), np.ones(len(keys), bool))
 
 
 class Evaluation:
@@ -95,14 +89,12 @@ class Evaluation:
   """
 
   def __init__(self, reader: mixture_lib.AnyReader, *, batch_size: int,
-               shards: int, scale: normalise_lib.Scale, process_index: int,
-               process_count: int, resize: Optional[resize_lib.Resize] = None,
-               indices: Optional[np.ndarray] = None):
+               shards: int, views: views_lib.Views, process_index: int,
+               process_count: int, indices: Optional[np.ndarray] = None):
     self._reader = reader
     self._indices = indices
     self._size = len(reader) if indices is None else len(indices)
-    self._fit = None if resize is None else resize.evaluation
-    self._scale = scale
+    self._views = views
     unit = math.lcm(shards, process_count)  # Divides every batch.
     self._count = math.ceil(self._size / _round_up(batch_size, unit))
     self._batch_size = _round_up(math.ceil(self._size / self._count), unit)
@@ -115,8 +107,7 @@ class Evaluation:
   @property
   def spec(self) -> base.Batch:
     """The shapes and dtypes of the global batch; reads one example."""
-    example = _to_batch(to_float(self._gather(np.zeros(1, int))),
-                        np.ones(1, bool), self._scale)
+    example = _to_batch(self._gather(np.zeros(1, int)), np.ones(1, bool))
     return jax.tree.map(
         lambda array: jax.ShapeDtypeStruct(
             (self._batch_size, *array.shape[1:]), array.dtype), example)
@@ -126,34 +117,33 @@ class Evaluation:
     places = np.arange(start, start + self._share)
     last = self._size - 1
     columns = self._gather(np.minimum(places, last))
-    return _to_batch(to_float(columns), places <= last, self._scale)
+    return _to_batch(columns, places <= last)
 
   def _gather(self, places):
     indices = places if self._indices is None else self._indices[places]
-    return self._reader.gather(
-        indices, fit=self._fit, keys=[(_VARY_EVALUATION,)] * len(indices))
+    return self._views.inputs(self._reader.gather(
+        indices, fit=self._views.fit_evaluation(),
+        keys=[(_VARY_EVALUATION,)] * len(indices)))
 
 
 def _round_up(number, unit):
   return math.ceil(number / unit) * unit
 
 
-def to_float(columns: columns_lib.Columns) -> columns_lib.Columns:
+def _to_float(columns: columns_lib.Columns) -> columns_lib.Columns:
   """Returns columns with uint8 images converted to float32 in [0, 1]."""
   image = columns.get('image')
-  if image is None or image.dtype != np.uint8:
+  if image is None:
     return columns
-  return {**columns, 'image': np.divide(image, 255, dtype=np.float32)}
+  return {**columns, 'image': normalise.to_float(image)}
 
 
-def _to_batch(examples: reader_lib.Columns, real: np.ndarray,
-              scale: normalise_lib.Scale) -> base.Batch:
+def _to_batch(examples: columns_lib.Columns, real: np.ndarray) -> base.Batch:
   """Sorts columns into the fields of a Batch.
 
   Args:
     examples: `{key: [B, ...]}`; `source.Source` says what the keys mean.
     real: bool `[B]`, false for padding.
-    scale: standardises images.
 
   Returns:
     A Batch of float32, int32 and bool.
@@ -168,19 +158,17 @@ def _to_batch(examples: reader_lib.Columns, real: np.ndarray,
   examples = {key: value for key, value in examples.items()
               if not key.startswith(columns_lib.STUDENT)}
   return base.Batch(
-      *_view(examples, real, scale),
+      *_view(examples, real),
       labels=_labels(examples.get('label'), real),
       target_mask=_mask_padding(examples.get('target_mask'), real),
       weight=weight,
-      student=_view(student, real, scale) if student else None)
+      student=_view(student, real) if student else None)
 
 
-def _view(examples, real, scale) -> base.View:
+def _view(examples, real) -> base.View:
   """Returns what a network gets of examples."""
   inputs: Any = {key: narrow(value) for key, value in examples.items()
                  if key not in columns_lib.TARGETS}
-  if 'image' in inputs:
-    inputs['image'] = scale(inputs['image'])
   if len(inputs) == 1:
     inputs, = inputs.values()
   return base.View(inputs, _mask_padding(examples.get('mask', real), real))

@@ -18,6 +18,7 @@ from haikd.data import orders
 from haikd.data import reader as reader_lib
 from haikd.data import source as source_lib
 from haikd.data import spec as spec_lib
+from haikd.data.image import views
 
 # Options that are compared with those of the networks.
 _COMMON = ('tokenizer', 'student_tokenizer', 'vocabulary', 'prune')
@@ -124,7 +125,7 @@ class MixedReader:
         batch_size=batch_size, seed=seed)
 
   def gather(self, indices: reader_lib.Indices,
-             fit: Optional[reader_lib.Fit] = None,
+             fit: Optional[views.Fit] = None,
              keys: Optional[reader_lib.Keys] = None) -> reader_lib.Columns:
     """Reads some examples, as `reader.Reader.gather` does."""
     indices = np.asarray(indices)

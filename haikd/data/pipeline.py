@@ -15,8 +15,7 @@ from haikd.data import mixture as mixture_lib
 from haikd.data import orders
 from haikd.data import source as source_lib
 from haikd.data.image import augment as augment_lib
-from haikd.data.image import normalise as normalise_lib
-from haikd.data.image import resize as resize_lib
+from haikd.data.image import views as views_lib
 
 _READ_THREADS = 4  # Threads that read ahead where a split is not in memory.
 
@@ -28,6 +27,7 @@ class Data:
 
   Attributes:
     splits: those of its data set, which another Data may share.
+    views: how the networks see its images.
     num_classes: V; None if the data set does not give it.
     sizes: `{split: number of examples}` of the splits that the config names.
     spec: the global training batch, as a Batch of `jax.ShapeDtypeStruct`; reads
@@ -38,8 +38,7 @@ class Data:
                held_out: tuple[str, str], augment: Mapping[str, Any],
                augment_field: str, batch_size: int, eval_batch_size: int,
                shards: int, seed: int, prefetch: int,
-               scale: normalise_lib.Scale,
-               resize: Optional[resize_lib.Resize],
+               views: views_lib.Views,
                process_index: int, process_count: int):
     self.splits = splits
     self._train = train
@@ -58,10 +57,9 @@ class Data:
     self._evaluation = dict(batch_size=eval_batch_size, shards=shards)
     self._seed = seed
     self._prefetch = prefetch
-    self._resize = resize
+    self.views = views
     self._common = dict(
-        scale=scale,
-        resize=resize,
+        views=views,
         process_index=process_index,
         process_count=process_count)
 
@@ -218,7 +216,7 @@ class Data:
           f'{len(reader)} or less, or train on another split.')
 
   def _load(self, reader):
-    if self._resize is None:  # Else images are resized at each visit.
+    if self.views.cut is None:  # Else images are resized at each visit.
       reader.load()
 
   def _training(self, reader):
@@ -278,8 +276,7 @@ def build_data(config: config_lib.ConfigDict,
   augment = config_lib.plain(data.augment)
   # Refuses unknown augmentations at once; the classes are not known yet.
   augment_lib.build_augment(augment, None, field=augment_field)
-  resize = resize_lib.build_resize(
-      augment, data.image_size, field=augment_field)
+  views = views_lib.build_views(config, augment_field)
   splits = mixture_lib.build_splits(data, config.task)
   if like is not None and like.splits.dataset == splits.dataset:
     splits = like.splits
@@ -294,7 +291,6 @@ def build_data(config: config_lib.ConfigDict,
       shards=shards,
       seed=config.seed,
       prefetch=data.prefetch,
-      scale=normalise_lib.build_scale(data.mean, data.std),
-      resize=resize,
+      views=views,
       process_index=process_index,
       process_count=process_count)

@@ -4,7 +4,7 @@ A split that is small enough is decoded once and kept. Batches are then gathered
 from one array per key, a hundred times faster than example by example.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import itertools
 from typing import Any, Optional, Union
 
@@ -19,6 +19,7 @@ from haikd.data import labels as labels_lib
 from haikd.data import orders
 from haikd.data import source as source_lib
 from haikd.data import spec as spec_lib
+from haikd.data.image import views
 
 CACHE_BYTES = 2**29  # Splits up to this decoded size are kept in memory.
 
@@ -26,7 +27,6 @@ _CHUNK = 1024  # Examples decoded at a time.
 _LABELS = 256  # Examples whose labels tell the task.
 
 Columns = columns_lib.Columns
-Fit = Callable[[np.ndarray], np.ndarray]
 Indices = Union[Sequence[int], np.ndarray]
 Keys = Sequence[tuple[int, ...]]
 
@@ -122,7 +122,7 @@ class Reader:
   def gather(self,
              indices: Indices,
              template: Optional[Columns] = None,
-             fit: Optional[Fit] = None,
+             fit: Optional[views.Fit] = None,
              keys: Optional[Keys] = None) -> Columns:
     """Reads some examples.
 
@@ -206,7 +206,7 @@ class Reader:
 
   def _stack(self, examples: Sequence[Mapping[str, Any]],
              indices: Sequence[int], template: Optional[Columns],
-             fit: Optional[Fit]) -> Columns:
+             fit: Optional[views.Fit]) -> Columns:
     """Stacks examples; refuses one with other shapes than the first."""
     for index, example in zip(indices, examples):
       if not isinstance(example, Mapping):
@@ -231,10 +231,10 @@ class Reader:
       raise self._bad(
           index, 'hold an image, since config.data.image_size is set',
           f'the keys {sorted(example)}', 'Set config.data.image_size to None.')
+    rule = f'image of example {index} of split {self.split!r} must be resizable'
     with foreign.calling(
-        f'the image of example {index} of split {self.split!r} must be '
-        'resizable', 'Fix the data or the augmentation that resizes it'):
-      example['image'] = fit(example['image'])
+        f'the {rule}', 'Fix the data or the augmentation that resizes it'):
+      example |= fit(example['image'])
 
   def _checked(self, columns: Columns, indices: Sequence[int]) -> Columns:
     """Returns columns with labels as numbers of their task.

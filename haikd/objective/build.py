@@ -65,7 +65,7 @@ def build_objective(config: config_lib.ConfigDict,
     terms = build_terms(False)
   if task not in (tasks.REGRESSION, tasks.MULTILABEL):
     _check_classes(outputs[0].logits, spec.labels, num_classes)
-  if spec.student is not None:
+  if pairs_lib.have_own_tokens(spec):
     for network, output in zip((student, teacher), outputs):
       if network:
         with _errors_name(f'config.{network.title}'):

@@ -89,7 +89,7 @@ def _pairs_of(kind, layers, student, teacher, batch, form, needs_teacher):
     targets = []
     if needs_teacher:
       targets = [_captured('teacher', teacher, kind, j) for j in group]
-      if batch.student is not None:
+      if have_own_tokens(batch):
         check_no_positions(kind, value, of_student)
         for target in targets:
           check_no_positions(kind, target, of_teacher)
@@ -152,6 +152,15 @@ def tap_mask(mask: jax.Array, value: Any, kind: str) -> jax.Array:
   if kind == EMBEDDING or shape[:mask.ndim] != mask.shape:
     return _reduced(mask, len(shape) - 1)
   return mask
+
+
+def have_own_tokens(batch: base.Batch) -> bool:
+  """Returns whether a position is another one for the student.
+
+  That is so for texts in its own tokens, which have a mask of positions, but
+  not for images in its own size or scaling.
+  """
+  return batch.student is not None and len(batch.mask.shape) > 1
 
 
 def check_no_positions(kind: str, value: Any, mask: jax.Array) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 from haikd import config as config_lib
 from haikd.core import base
 from haikd.data import pipeline
-from haikd.data.image import normalise
 from haikd.data.text import tokenizer as tokenizer_lib
 from haikd.report import page
 
@@ -36,7 +35,7 @@ class Shown:
 
   def __init__(self, config: config_lib.ConfigDict, data: pipeline.Data,
                indices: np.ndarray):
-    self._scale = normalise.build_scale(config.data.mean, config.data.std)
+    self._scale = data.views.teacher.scale  # It is the teacher's view.
     self._has_images = data.image_dtype is not None
     self.batch: base.Batch = data.pick(
         config.evaluation.final, indices=indices, batch_size=len(indices),

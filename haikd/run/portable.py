@@ -11,7 +11,6 @@ import numpy as np
 from haikd.core import base
 from haikd.core import checks
 from haikd.data import interface as interface_lib
-from haikd.data.image import resize
 from haikd.run import stablehlo
 from haikd.run import trained
 from haikd.storage import archive
@@ -281,6 +280,6 @@ def _about_images(network, inputs) -> str:
           f'{data.mean}, standard deviation {data.std}).')
   if data.image_size:
     text += (' In evaluation they were cut to the square at their centre, '
-             f'{resize.CENTRE:.1%} of the shorter side, and resized to '
+             f'{data.crop:.1%} of the shorter side, and resized to '
              f'{data.image_size} pixels bilinearly; do that before.')
   return text

@@ -14,6 +14,8 @@ from haikd.core import checks
 from haikd.core import notes
 from haikd.core import registry
 from haikd.core import tasks as tasks_lib
+from haikd.data.image import views
+from haikd.run import image_views
 from haikd.run import tasks
 from haikd.run import two_tokenizers
 from haikd.run import vocabularies
@@ -34,7 +36,7 @@ def from_pretrained(config: config_lib.ConfigDict) -> config_lib.ConfigDict:
   from there. Options in the config take precedence, so that a student may be
   shallower or narrower than the weights it starts from. The data gets what it
   accepts and the config does not give: the names of the classes in the
-  network's order, the scaling of images, and what `vocabularies.resolve` says.
+  network's order, and what `image_views` and `vocabularies` resolve.
 
   Args:
     config: a validated config, its plugins imported.
@@ -54,6 +56,7 @@ def from_pretrained(config: config_lib.ConfigDict) -> config_lib.ConfigDict:
     if interop.is_pretrained(config[role].init):
       described[role] = _resolve_network(role, config)
   tasks.check(config)
+  image_views.resolve(config, described)
   vocabularies.resolve(config, described)
   return config
 
@@ -150,6 +153,8 @@ def teacher_training(config: config_lib.ConfigDict) -> config_lib.ConfigDict:
   if two_tokenizers.OPTION in resolved.data.options:
     with resolved.unlocked():  # Its texts are tokenized for the teacher.
       del resolved.data.options[two_tokenizers.OPTION]
+  with resolved.data.ignore_type():  # A number may be replaced by a tuple.
+    resolved.data.update(views.of_teacher(config))
   resolved.teacher, resolved.distillation = (
       defaults.teacher, defaults.distillation)
   resolved.distillation.alpha = config.distillation.alpha
@@ -180,18 +185,12 @@ def _resolve_network(role, config) -> interop.Pretrained:
   network.model = described.model
   with config.unlocked():
     network.options = options
-  _resolve_data(config, described)
+  _resolve_classes(config, described)
   return described
 
 
-def _resolve_data(config, described):
-  """Fills in the scaling of images and the names of classes."""
-  defaults = config_lib.base().data
-  is_default = (config.data.mean, config.data.std) == (
-      defaults.mean, defaults.std)
-  if described.scale is not None and is_default:
-    with config.ignore_type():  # Numbers become tuples.
-      config.data.mean, config.data.std = described.scale
+def _resolve_classes(config, described):
+  """Fills in the names of classes."""
   name = config.data.name
   if (described.classes and name in registry.datasets.names() and
       'classes' in checks.option_names(registry.datasets[name].function)):

@@ -105,12 +105,13 @@ def build(network: trained.TrainedNetwork,
 def _function(network):
   """Returns `(weights, inputs, mask) -> outputs`, all of it traceable."""
   apply, images = network.function(), network.interface.images
+  scale = network.image_view.scale
 
   def run(weights, inputs, mask=None):
     params, state = archive.unnamed(weights)
     columns = inputs if isinstance(inputs, dict) else {
         interface_lib.ALONE: inputs}
-    columns = {key: _scaled(value, network.scale) if key in images else value
+    columns = {key: _scaled(value, scale) if key in images else value
                for key, value in columns.items()}
     if mask is None:
       first, = {value.shape[0] for value in columns.values()}

@@ -13,10 +13,8 @@ from haikd.core import base
 from haikd.core import checks
 from haikd.core import plugins
 from haikd.core import registry
-from haikd.data import batches
 from haikd.data import interface as interface_lib
-from haikd.data.image import normalise
-from haikd.data.image import resize as resize_lib
+from haikd.data.image import views
 from haikd.network import network as network_lib
 from haikd.run import results
 from haikd.storage import checkpoint
@@ -33,7 +31,7 @@ class TrainedNetwork:
       `config.student`, also for a teacher.
     class_names: the names of the classes, or None.
     interface: what it takes.
-    scale: standardises images in [0, 1].
+    image_view: how it sees images.
   """
 
   def __init__(self, params: base.ArrayTree, state: base.ArrayTree,
@@ -44,10 +42,7 @@ class TrainedNetwork:
     self.config = config
     self.class_names = interface.class_names
     self.interface = interface
-    self.scale = normalise.build_scale(config.data.mean, config.data.std)
-    self._resize = resize_lib.build_resize(
-        config_lib.plain(config.data.augment), config.data.image_size,
-        field='config.data.augment')
+    self.image_view = views.build_view(config.data)
 
   def apply(self, inputs: Any,
             mask: Optional[np.ndarray] = None) -> jax.Array:
@@ -90,14 +85,12 @@ class TrainedNetwork:
 
   def _prepared(self, images):
     """Returns images resized and scaled as in evaluation, `[B, h, w, C]`."""
-    if self._resize is not None:
-      images = [self._resize.evaluation(np.asarray(image)) for image in images]
-    return self.scaled(np.asarray(images))
+    fitting = [self.image_view.fit(np.asarray(image)) for image in images]
+    return self.scaled(np.asarray(fitting))
 
   def scaled(self, images: np.ndarray) -> np.ndarray:
     """Returns images of the network's size, scaled as in evaluation."""
-    image = batches.to_float({'image': images})['image']
-    return self.scale(np.asarray(image, np.float32))
+    return np.asarray(self.image_view.inputs(images), np.float32)
 
   @functools.cached_property
   def on_device(self) -> tuple[base.ArrayTree, base.ArrayTree]:

@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 
+from haikd import config as config_lib
 from haikd.core import base
 from haikd.data import arrays
 from haikd.data import batches
 from haikd.data import reader
 from haikd.data.image import augment
-from haikd.data.image import normalise
+from haikd.data.image import views
 
-UNSCALED = normalise.build_scale(0.0, 1.0)
+AS_THEY_ARE = views.build_views(config_lib.base())
 
 
 def numbered(size, **more):
@@ -27,7 +28,7 @@ def training(size, *, batch_size, seed=0, index=0, count=1):
       seed=seed,
       process_index=index,
       process_count=count,
-      scale=UNSCALED)
+      views=AS_THEY_ARE)
 
 
 def draws(number, *, seed=0, index=0):
@@ -39,7 +40,7 @@ def draws(number, *, seed=0, index=0):
       seed=seed,
       process_index=index,
       process_count=2,
-      scale=UNSCALED)
+      views=AS_THEY_ARE)
   return float(stage[number].inputs[0, 0])
 
 
@@ -50,7 +51,7 @@ def evaluation(data, *, batch_size, shards=1, index=0, count=1):
       shards=shards,
       process_index=index,
       process_count=count,
-      scale=UNSCALED)
+      views=AS_THEY_ARE)
 
 
 def stream(size, epochs, **options):
@@ -167,8 +168,10 @@ def test_evaluation_keeps_the_order_of_the_split():
 
 def one(columns, *, num_classes=10, mean=0.0, std=1.0):
   data = reader.Reader(arrays.Arrays(columns, num_classes=num_classes), 'test')
+  config = config_lib.base()
+  config.data.mean, config.data.std = mean, std
   return batches.Evaluation(
-      data, batch_size=1, shards=1, scale=normalise.build_scale(mean, std),
+      data, batch_size=1, shards=1, views=views.build_views(config),
       process_index=0, process_count=1)[0]
 
 

@@ -10,7 +10,7 @@ from haikd.data import arrays
 from haikd.data import batches
 from haikd.data import reader
 from haikd.data.image import augmentations
-from haikd.data.image import normalise
+from haikd.data.image import views
 
 
 def columns(size=6, **changed):
@@ -27,7 +27,8 @@ def made(**changed):
 
 def test_an_example_of_weight_0_is_padding():
   evaluation = batches.Evaluation(
-      made(), batch_size=8, shards=8, scale=normalise.build_scale(0.0, 1.0),
+      made(), batch_size=8, shards=8,
+      views=views.build_views(haikd.config.base()),
       process_index=0, process_count=1)
   batch = evaluation[0]
   assert batch.weight.dtype == np.float32

@@ -15,10 +15,12 @@ class Scale(NamedTuple):
   Attributes:
     mean: subtracted; float32, a scalar or `[channels]`.
     std: divides the difference; likewise.
+    field: the config field that holds both, for messages.
   """
 
   mean: np.ndarray
   std: np.ndarray
+  field: str
 
   def __call__(self, images: np.ndarray) -> np.ndarray:
     """Returns `(images - mean) / std`.
@@ -32,10 +34,10 @@ class Scale(NamedTuple):
     Raises:
       ConfigError: a mean or std per channel for another number of channels.
     """
-    for name, value in self._asdict().items():
+    for name, value in (('mean', self.mean), ('std', self.std)):
       if value.ndim and images.shape[3:] != value.shape:
         raise checks.ConfigError(
-            f'config.data.{name} must be a number, or one for each channel of '
+            f'{self.field}.{name} must be a number, or one for each channel of '
             f'the images; got {len(value)} numbers, '
             f'image.shape={images.shape[1:]}.')
     if self.mean.any() or (self.std != 1).any():
@@ -43,12 +45,14 @@ class Scale(NamedTuple):
     return images
 
 
-def build_scale(mean: Numbers, std: Numbers) -> Scale:
+def build_scale(mean: Numbers, std: Numbers,
+                field: str = 'config.data') -> Scale:
   """Returns the Scale that a config describes.
 
   Args:
     mean: of images in [0, 1]; a number, or one for each channel.
     std: their standard deviation, likewise.
+    field: the config field that holds both, for messages.
 
   Returns:
     A Scale.
@@ -57,15 +61,23 @@ def build_scale(mean: Numbers, std: Numbers) -> Scale:
     ConfigError: a number that is not finite, or a standard deviation that is
       not positive.
   """
-  scale = Scale(_numbers('mean', mean), _numbers('std', std))
+  scale = Scale(_numbers(f'{field}.mean', mean), _numbers(f'{field}.std', std),
+                field)
   if not (scale.std > 0).all():
     raise checks.ConfigError(
-        f'config.data.std must be positive; got {std}. Write 1.0 to leave '
+        f'{field}.std must be positive; got {std}. Write 1.0 to leave '
         'images as they are.')
   return scale
 
 
-def _numbers(name: str, value: Any) -> np.ndarray:
+def to_float(images: np.ndarray) -> np.ndarray:
+  """Returns images; those of uint8 as float32 in [0, 1]."""
+  if images.dtype != np.uint8:
+    return images
+  return np.divide(images, 255, dtype=np.float32)
+
+
+def _numbers(field: str, value: Any) -> np.ndarray:
   try:
     numbers = np.asarray(value)
   except ValueError:  # The value is ragged.
@@ -73,6 +85,6 @@ def _numbers(name: str, value: Any) -> np.ndarray:
   if (numbers.dtype.kind not in 'iuf' or numbers.ndim > 1 or
       not numbers.size or not np.isfinite(numbers).all()):
     raise checks.ConfigError(
-        f'config.data.{name} must be a finite number, or one for each channel; '
-        f'got {value!r}.')
+        f'{field} must be a finite number, or one for each channel; got '
+        f' {value!r}.')
   return numbers.astype(np.float32)

@@ -1,51 +1,40 @@
-"""Resizes images of any size to one size, `config.data.image_size`.
+"""Resizes images of any size to one size.
 
 Each image is resized when it is read, before it joins a batch. In training an
 augmentation of the stage `size` may choose which part of the image is used:
-`f(image, rng, *, size, **options) -> image`, on uint8
-`[height, width, channels]`. Without one, and in evaluation, the centre is used.
+`f(image, rng, *, size, **options) -> image`, on `[height, width, channels]`,
+uint8 or floating. Without one, and in evaluation, the centre is used.
 """
 
 from collections.abc import Callable, Mapping
 import functools
-from typing import Any, NamedTuple, Optional
+from typing import Any, Optional
 
 import numpy as np
 
 from haikd.core import checks
 from haikd.data.image import augment as augment_lib
 
-# The share of the shorter side that evaluation uses: 224 pixels of 256.
-CENTRE = 0.875
+Cut = Callable[..., np.ndarray]  # (image, rng) -> image.
 
 _TRIES = 10  # Random windows to try before falling back to the centre.
 
 
-class Resize(NamedTuple):
-  """Resizes an image to `config.data.image_size`; made by `build_resize`.
-
-  Attributes:
-    training: `(image, rng) -> image`.
-    evaluation: `(image) -> image`.
-  """
-
-  training: Callable[..., np.ndarray]
-  evaluation: Callable[[np.ndarray], np.ndarray]
-
-
-def build_resize(augment: Mapping[str, Mapping[str, Any]],
-                 image_size: Optional[int],
-                 *,
-                 field: str = 'config.data.augment') -> Optional[Resize]:
-  """Returns the Resize that a config describes.
+def build_cut(augment: Mapping[str, Mapping[str, Any]],
+              image_size: Optional[int],
+              *,
+              crop: float,
+              field: str = 'config.data.augment') -> Optional[Cut]:
+  """Returns what cuts an image in training and resizes it.
 
   Args:
     augment: `{name: options}` of all augmentations.
     image_size: height and width to resize to, or None to keep the size.
+    crop: the share of the shorter side that is used without an augmentation.
     field: the config field that holds `augment`, for messages.
 
   Returns:
-    A Resize, or None if images keep their size.
+    `(image, rng) -> image`, or None if images keep their size.
 
   Raises:
     ConfigError: an augmentation of the stage `size` without an image size, or
@@ -68,9 +57,8 @@ def build_resize(augment: Mapping[str, Mapping[str, Any]],
         f'{", ".join(crops)}. Leave out all but one.')
   if image_size is None:
     return None
-  centre = functools.partial(resize_and_crop, size=image_size)
-  training = next(iter(crops.values()), lambda image, rng: centre(image))
-  return Resize(training, centre)
+  return next(iter(crops.values()), lambda image, rng: resize_and_crop(
+      image, size=image_size, crop=crop))
 
 
 @augment_lib.register_augmentation(stage=augment_lib.SIZE)
@@ -88,14 +76,14 @@ def random_resized_crop(image: np.ndarray,
   the ratio is taken.
 
   Args:
-    image: uint8 `[height, width, channels]`.
+    image: uint8 or floating `[height, width, channels]`.
     rng: the source of randomness.
     size: height and width to resize to.
     smallest: above 0 and at most 1.
     ratio: at least 1.
 
   Returns:
-    uint8 `[size, size, channels]`, interpolated bilinearly.
+    `[size, size, channels]`, interpolated bilinearly; uint8 or float32.
 
   Raises:
     ConfigError: an option out of its range.
@@ -124,21 +112,21 @@ def random_resized_crop(image: np.ndarray,
                  columns, size)
 
 
-def resize_and_crop(image: np.ndarray, *, size: int) -> np.ndarray:
+def resize_and_crop(image: np.ndarray, *, size: int,
+                    crop: float) -> np.ndarray:
   """Resizes the square at the centre of an image.
 
-  The side of the square is `CENTRE` times the image's shorter side, as if that
-  were resized to 256 pixels and the middle 224 cut out.
-
   Args:
-    image: uint8 `[height, width, channels]`.
+    image: uint8 or floating `[height, width, channels]`.
     size: height and width to resize to.
+    crop: the side of the square, as a share of the image's shorter side; 0.875
+      is as if that were resized to 256 pixels and the middle 224 cut out.
 
   Returns:
-    uint8 `[size, size, channels]`, interpolated bilinearly.
+    `[size, size, channels]`, interpolated bilinearly; uint8 or float32.
   """
   height, width = image.shape[:2]
-  side = CENTRE * min(height, width)
+  side = crop * min(height, width)
   return _resize(image, (height - side) / 2, (width - side) / 2, side, side,
                  size)
 
@@ -146,11 +134,13 @@ def resize_and_crop(image: np.ndarray, *, size: int) -> np.ndarray:
 def _resize(image, top, left, rows, columns, size):
   """Returns a window of an image, resized; shrinking averages pixels."""
   from PIL import Image
-  if image.ndim != 3 or image.dtype != np.uint8:
+  if image.ndim != 3 or image.dtype != np.uint8 and image.dtype.kind != 'f':
     raise checks.DataError(
-        'image must be uint8 [height, width, channels] to be resized; got '
-        f'{image.dtype}{list(image.shape)}. Set config.data.image_size to '
-        'None.')
+        'image must be uint8 or floating [height, width, channels] to be '
+        f'resized; got {image.dtype}{list(image.shape)}. Set '
+        'config.data.image_size to None.')
+  if image.dtype != np.uint8:
+    image = image.astype(np.float32)
   box = (left, top, left + columns, top + rows)
   channels = [
       Image.fromarray(channel).resize((size, size), Image.Resampling.BILINEAR,

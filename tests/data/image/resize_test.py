@@ -31,7 +31,7 @@ def test_the_centre_is_seven_eighths_of_the_shorter_side(height, width):
   at the centre. Input pixel i has its centre at i + 1/2, so a centre 1 pixel
   from the edge is at pixel index 1/2.
   """
-  image = resize.resize_and_crop(ramp(height, width), size=14)
+  image = resize.resize_and_crop(ramp(height, width), size=14, crop=0.875)
   assert image.shape == (14, 14, 3) and image.dtype == np.uint8
   top, left = (height - 28) / 2, (width - 28) / 2
   at = np.arange(14) * 2 + 1 - 0.5
@@ -43,7 +43,7 @@ def test_the_centre_is_seven_eighths_of_the_shorter_side(height, width):
 @pytest.mark.parametrize('channels', [1, 3, 4])
 def test_small_images_are_enlarged(channels):
   image = np.full((4, 8, channels), 9, np.uint8)
-  assert (resize.resize_and_crop(image, size=16) == 9).all()
+  assert (resize.resize_and_crop(image, size=16, crop=0.875) == 9).all()
   out = resize.random_resized_crop(image, rng(), size=16)
   assert out.shape == (16, 16, channels) and (out == 9).all()
 
@@ -161,18 +161,19 @@ def test_options_out_of_range_are_refused(options, text):
 
 
 @pytest.mark.parametrize('image', [np.zeros((4, 4), np.uint8),
-                                   np.zeros((4, 4, 1))])
-def test_anything_but_an_image_of_uint8_is_refused(image):
+                                   np.zeros((4, 4, 1), int)])
+def test_what_cannot_be_resized_is_refused(image):
   with pytest.raises(checks.DataError,
-                     match='image must be uint8 .* to be resized; got'):
-    resize.resize_and_crop(image, size=2)
+                     match='image must be uint8 or floating .* to be resized;'):
+    resize.resize_and_crop(image, size=2, crop=0.875)
 
 
 def test_crop_needs_an_image_size():
   with pytest.raises(checks.ConfigError, match=(
       'config.data.image_size must be set for random_resized_crop; got None. '
       'Set it, .* or leave config.x.random_resized_crop out')):
-    resize.build_resize(dict(random_resized_crop={}), None, field='config.x')
+    resize.build_cut(
+        dict(random_resized_crop={}), None, crop=1.0, field='config.x')
 
 
 def test_at_most_one_augmentation_resizes():
@@ -183,7 +184,8 @@ def test_at_most_one_augmentation_resizes():
         checks.ConfigError,
         match='config.data.augment must hold at most one augmentation of the '
         'stage `size`; got random_resized_crop, other'):
-      resize.build_resize(dict(random_resized_crop={}, other={}), 8)
+      resize.build_cut(
+          dict(random_resized_crop={}, other={}), 8, crop=1.0)
 
 
 class Pictures(list):
