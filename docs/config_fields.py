@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Optional
 
 SOURCES = tuple(
     pathlib.Path(__file__).parents[1] / 'haikd' / 'config' / name
-    for name in ('fields.py', 'entries.py'))
+    for name in ('fields.py', 'networks.py', 'entries.py'))
 MARK = '<!-- fields -->'
 
 # Functions that make a part of a config used in several places.
@@ -21,6 +21,7 @@ SHARED = {
                      ('student.init_options', 'teacher.init_options')),
     'optimizer': ('optimizer and teacher.train.optimizer',
                   ('optimizer', 'teacher.train.optimizer')),
+    'view': ('teacher.view', ('teacher.view',)),
     'term': ('losses.<term>', ('losses.<term>',)),
     'component': ('data.mixture.<name>', ('data.mixture.<name>',)),
 }
@@ -107,15 +108,16 @@ def _field(keyword, lines):
 
 
 def _is_shared(value):
-  return isinstance(value, ast.Call) and getattr(value.func, 'id', '') in SHARED
+  return isinstance(value, ast.Call) and (
+      ast.unparse(value.func).rpartition('.')[2] in SHARED)
 
 
 def _default(value):
   """Returns a default as a reader writes it, without its wrapper."""
   text = ast.unparse(value)
-  if re.match(r'config_dict\.placeholder|_any\(\)', text):
+  if re.match(r'config_dict\.placeholder|(networks\.)?free\(\)', text):
     return 'None'
-  for wrapper in (r'_any\((.*)\)',
+  for wrapper in (r'(?:networks\.)?free\((.*)\)',
                   r'config_dict\.FieldReference\((.*), field_type=.*\)',
                   r"fields\.pop\('\w+', (.*)\)"):
     if match := re.fullmatch(wrapper, text):

@@ -36,7 +36,8 @@ def resolve(config: config_lib.ConfigDict,
     _look(config, scales['teacher'])
   init = config.teacher.init
   if init and checkpoint.has_checkpoint(init):
-    _look(config, checkpoint.metadata(init)['config']['data'])
+    saved = checkpoint.metadata(init).get('config', {})
+    _look(config, saved.get('data', {}))
 
 
 def _look(config, trained: Mapping[str, Any]) -> None:
