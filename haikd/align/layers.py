@@ -1,15 +1,52 @@
 """Which layer of the student learns from which layers of the teacher."""
 
-from collections.abc import Sequence
-from typing import Optional, Union
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Optional, Union
 
 from haikd.core import checks
 
-Selection = Optional[Union[str, Sequence[int], Sequence[Sequence[int]]]]
+Selection = Optional[
+    Union[str, Sequence[int], Sequence[Sequence[int]], Mapping[str, Any]]]
 LayerPairs = tuple[tuple[int, tuple[int, ...]], ...]
 
-_FORMS = ("Legal: None, 'uniform', 'last', 'pool', a tuple of indices such as "
-          '(0, 2), or of (student, teacher) pairs such as ((0, 1), (2, 5))')
+_NAMES = ('uniform', 'last', 'pool', 'adaptive')
+_FORMS = (f'Legal: None, {", ".join(map(repr, _NAMES))}, a tuple of indices '
+          'such as (0, 2), or of (student, teacher) pairs such as '
+          "((0, 1), (2, 5)), or dict(kind='adaptive', monotone=False)")
+
+
+class Adaptive(NamedTuple):
+  """The selection 'adaptive': layers that resemble one another are paired.
+
+  Attributes:
+    monotone: whether later layers of the student have later layers of the
+      teacher.
+  """
+
+  monotone: bool = True
+
+
+def adaptive(selection: Selection) -> Optional[Adaptive]:
+  """Returns what 'adaptive' means; None for any other selection.
+
+  Args:
+    selection: of layers, as for `pair_layers`.
+
+  Raises:
+    ConfigError: a dict that is no such selection.
+  """
+  if selection == 'adaptive':
+    return Adaptive()
+  if not isinstance(selection, Mapping):
+    return None
+  options = dict(selection)
+  if options.pop('kind', None) != 'adaptive' or not (
+      set(options) <= {'monotone'} and
+      isinstance(options.get('monotone', True), bool)):
+    raise checks.ConfigError(
+        'layers must have a known form; got '
+        f'{dict(selection)!r}. {_FORMS}.')
+  return Adaptive(**options)
 
 
 def pair_layers(selection: Selection, student_depth: int,
@@ -24,7 +61,9 @@ def pair_layers(selection: Selection, student_depth: int,
       the teacher: layer i of S learns from layer round((i + 1) * L / S) - 1 of
       L, where halves round to even, as in Python. 'last' pairs the last layers.
       'pool' cuts the teacher's layers into S consecutive groups, as equal as
-      possible; each student layer learns from the mean of its group.
+      possible; each student layer learns from the mean of its group. For
+      'adaptive', or a dict of that kind, layers are paired once the teacher has
+      weights, by `similarity.assign`; until then they are as for 'uniform'.
     student_depth: how many layers of the student were captured.
     teacher_depth: how many layers of the teacher were captured.
 
@@ -46,6 +85,8 @@ def pair_layers(selection: Selection, student_depth: int,
   if selection is None:
     if student_depth == teacher_depth:
       return tuple((i, (i,)) for i in range(student_depth))
+    return _uniform(student_depth, teacher_depth)
+  if adaptive(selection):
     return _uniform(student_depth, teacher_depth)
   if isinstance(selection, str):
     return _named(selection, student_depth, teacher_depth)
@@ -71,7 +112,7 @@ def _named(selection, student_depth, teacher_depth):
   if selection != 'pool':
     raise checks.ConfigError(
         f'layers must have a known form; got {selection!r}. '
-        f"{checks.suggest(selection, ('uniform', 'last', 'pool'))} {_FORMS}.")
+        f'{checks.suggest(selection, _NAMES)} {_FORMS}.')
   if student_depth > teacher_depth:
     raise checks.ConfigError(
         "layers='pool' must have a teacher layer for each student layer; got "

@@ -60,7 +60,7 @@ _RULES = (
      lambda x: x is None or isinstance(x, (tuple, list)) and len(x) > 0 and all(
          type(layer) is int and layer >= 0 for layer in x),
      ('student.init_layers', 'teacher.init_layers')),
-    ('be None, a tuple or a name', lambda x: _selects_layers(x),
+    ('be None, a tuple, a name or a dict', lambda x: _selects_layers(x),
      ('distillation.attention_match_layers',
       'distillation.feature_match_layers')),
     ('be a finite number, or a tuple of them', lambda x: _are_numbers(x),
@@ -200,7 +200,7 @@ def check_term(field: str, entry: Any, defaults: Mapping[str, Any]) -> None:
   _require(f'{field}.loss', 'name a registered loss',
            loss and isinstance(loss, str), loss)
   _check_weight(f'{field}.weight', values['weight'])
-  _require(f'{field}.layers', 'be None, a tuple or a name',
+  _require(f'{field}.layers', 'be None, a tuple, a name or a dict',
            _selects_layers(values['layers']), values['layers'])
   _require(f'{field}.align', 'name a registered aligner',
            isinstance(values['align'], str), values['align'],
@@ -237,7 +237,8 @@ def _is_dict(value):
 
 
 def _selects_layers(value):
-  return value is None or isinstance(value, (tuple, list, str))
+  return value is None or isinstance(value, (tuple, list, str)) or (
+      _is_dict(value))
 
 
 def _as_tuple(value):

@@ -22,7 +22,7 @@ _FSDP = mesh_lib.FSDP
 _LANES, _TILE = 128, 1024  # Numbers in a row and in a tile of a TPU.
 
 
-def shard_batch(mesh: jax.sharding.Mesh, batch: base.Batch) -> base.Batch:
+def shard_batch(mesh: jax.sharding.Mesh, batch: T) -> T:
   """Splits a batch over the devices.
 
   Sums over the batch need each row on exactly one device, no matter which. A

@@ -5,6 +5,7 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
+from haikd.align import similarity
 from haikd.report import drawing
 from haikd.report import figures
 from haikd.report import page
@@ -148,7 +149,7 @@ def _reliability(findings):
 def _cka(findings):
   """Returns how alike the layers of students and teacher are."""
   panels = {
-      findings.titles[network]: statistics.cka(x.grams['student'],
+      findings.titles[network]: similarity.cka(x.grams['student'],
                                                x.grams['teacher'])
       for network, x in findings.observations.items() if x.grams}
   panels = {title: values for title, values in panels.items()

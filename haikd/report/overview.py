@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import json
 from typing import Any, Optional
 
+import numpy as np
+
 from haikd import metrics
 from haikd.core import registry
 from haikd.report import drawing
@@ -94,6 +96,35 @@ def settings(config: Mapping[str, Any], differences: Mapping[str, Any],
   body += page.table(
       list(versions), [[page.escape(x) for x in versions.values()]])
   return page.Section('How it was made', body)
+
+
+def layer_pairs(found: Mapping[str, Any],
+                draws: bool) -> Optional[page.Section]:
+  """Returns which layers were paired as they resemble one another.
+
+  Args:
+    found: `{term: dict(similarity=[S, L], pairs=…)}`, of `layers='adaptive'`.
+    draws: whether there can be pictures.
+
+  Returns:
+    A section; None if nothing was paired.
+  """
+  if not found:
+    return None
+  body = page.paragraph(
+      "Before the first step, layers='adaptive' paired each layer of the "
+      'student with one of the teacher, by their linear CKA.', note=True)
+  body += page.table(
+      ['term', 'layers of the teacher, in the order of the student'],
+      [[page.escape(name), ', '.join(str(j) for _, (j,) in entry['pairs'])]
+       for name, entry in found.items()])
+  if draws:
+    body += page.figure(figures.matrices(
+        {name: np.nan_to_num(np.array(entry['similarity'], float))
+         for name, entry in found.items()},
+        xlabel='layer of the teacher', ylabel='layer of the student',
+        label='CKA'))
+  return page.Section('Layer pairs', body)
 
 
 def _losses(seeds, half_width):

@@ -9,6 +9,7 @@ import numpy as np
 
 from haikd import config as config_lib
 from haikd import metrics
+from haikd.align import similarity
 from haikd.core import base
 from haikd.core import checks
 from haikd.core import notes
@@ -19,9 +20,9 @@ from haikd.engine import collectives
 from haikd.engine import evaluate
 from haikd.engine import mesh as mesh_lib
 from haikd.engine import program as program_lib
+from haikd.engine import sample
 from haikd.network import network as network_lib
 from haikd.objective import pairs as pairs_lib
-from haikd.processes import distributed
 from haikd.report import measures
 from haikd.report import states
 
@@ -99,7 +100,7 @@ class Probe:
       network: parameters and state of the student.
       frozen: those of the teacher.
     """
-    indices = sample(self.size, self.limit)
+    indices = sample.choose(self.size, self.limit)
     total = evaluate.Total()
     rows: list[np.ndarray] = []
     compared: list[Any] = []
@@ -119,7 +120,8 @@ class Probe:
     grams, vectors = jax.tree.map(
         lambda *parts: np.concatenate(parts)[:_MAX_COMPARED], *compared)
     return Observation(
-        numbers[order], total.sums, columns, jax.tree.map(_gram, grams),
+        numbers[order], total.sums, columns,
+        jax.tree.map(similarity.gram, grams),
         jax.tree.map(lambda x: x @ x.T, vectors))
 
   def maps(self, network: base.Variables, frozen: base.Variables,
@@ -145,7 +147,7 @@ class Probe:
               networks[role].infer(variables, batch, self._gather),
               batch.view(role).mask)
           for role, variables in zip(ROLES, (network, frozen))}
-      return (), maps, numbers
+      return (), (maps, numbers)
 
     run = self._over_shards(local)
     pieces = [jax.device_get(run(network, frozen, *part)[1:3])
@@ -155,19 +157,7 @@ class Probe:
     return {role: x[places] for role, x in maps.items()}
 
   def _batches(self, indices):
-    """Yields batches on the mesh, with the index of each example or -1."""
-    mesh = self._program.mesh
-    share = mesh_lib.batch_share(mesh)
-    numbered = self._data.pick(self._split, indices=indices)
-    for i in range(len(numbered)):
-      batch = _read(numbered, i)
-      rows = len(batch.mask)
-      places = (i * share.count + share.index) * rows + np.arange(rows)
-      # An example without a position, as one of weight 0 has none, is padding.
-      real = (places < len(indices)) & batch.mask.reshape(rows, -1).any(axis=1)
-      numbers = np.where(real, indices[np.minimum(places, len(indices) - 1)],
-                         -1).astype(np.int32)
-      yield collectives.shard_batch(mesh, (batch, numbers))
+    return sample.read(self._data, self._split, indices, self._program.mesh)
 
   def _networks(self, kinds):
     data = self._data
@@ -203,21 +193,17 @@ class Probe:
   def _over_shards(self, local):
     """Compiles `local` for the mesh; what it returns is whole everywhere."""
     mesh = self._program.mesh
-    specs = jax.tree.map(lambda x: x.sharding.spec,
-                         [self._variables[role] for role in ROLES])
-    replicated, rows = mesh_lib.replicated(mesh), mesh_lib.BATCH_SPEC
-    run = collectives.over_shards(
-        local, mesh, in_specs=(*specs, rows, rows),
-        out_specs=(replicated.spec, rows, rows))
+    run = sample.over_shards(
+        local, mesh, tuple(self._variables[role] for role in ROLES))
 
     def whole(*args):
-      sums, columns, numbers = run(*args)
+      sums, (columns, numbers) = run(*args)
       some = jax.tree.map(
           lambda x: x[:_MAX_COMPARED],
           [columns.pop(name, {}) for name in ('states', 'vectors')])
       return sums, columns, numbers, some
 
-    return jax.jit(whole, out_shardings=replicated)
+    return jax.jit(whole, out_shardings=mesh_lib.replicated(mesh))
 
   def _compiled_observe(self):
     """Returns `(network, frozen, batch, numbers) -> results`."""
@@ -254,34 +240,6 @@ class Probe:
       sums, columns = evaluate.measure_in_parts(
           lambda part: measure(network, frozen, part), batch,
           program_lib.evaluated_rows(self._config, program.mesh))
-      return collectives.sum_over_batch(sums), columns, numbers
+      return collectives.sum_over_batch(sums), (columns, numbers)
 
     return self._over_shards(local)
-
-
-def _gram(rows):
-  """Returns the inner products of rows less their mean."""
-  rows = np.float64(rows)
-  rows -= rows.mean(axis=0)
-  return rows @ rows.T
-
-
-def _read(batches, number):
-  """Returns a batch; raises on all processes if one cannot read it."""
-  batch: Any = None
-  error: Any = checks.DataError('Another process could not read its examples.')
-  try:
-    batch = batches[number]
-  except Exception as err:  # Whatever a user's data raises.
-    error = err
-  # One that goes on would wait for the others.
-  if not distributed.all_can(batch is not None):
-    raise error
-  return batch
-
-
-def sample(size: int, limit: int) -> np.ndarray:
-  """Returns indices from all parts of a split, in an order of no meaning."""
-  count = min(size, limit)
-  spread = np.arange(count, dtype=np.int64) * size // count
-  return np.random.default_rng(0).permutation(spread)

@@ -1,6 +1,6 @@
 """Statistics of a report, from what `measures` has counted. NumPy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -91,55 +91,3 @@ def differing_confusions(confusions: Mapping[str, np.ndarray],
           name: float(matrix[true, predicted])
           for name, matrix in confusions.items()})
       for true, predicted in cells if spread[true, predicted] > 0]
-
-
-def cka(first: Sequence[np.ndarray],
-        second: Sequence[np.ndarray]) -> np.ndarray:
-  """Returns the linear CKA of layers, without the bias of few examples.
-
-  With n examples of D > n features, the plain estimate is close to 1 for
-  unrelated states. The estimate of HSIC used here has mean 0 for these.
-
-  Args:
-    first: a Gram matrix `[n, n]` a layer, inner products of all examples.
-    second: those of other layers, for the same examples.
-
-  Returns:
-    `[len(first), len(second)]`, 1 for states that agree up to rotation, scale
-    and shift. NaN with fewer than 4 examples, and for constant states.
-
-  References:
-    Kornblith et al., arXiv:1905.00414, equation 4; the estimate is that of Song
-    et al., Feature Selection via Dependence Maximization, JMLR 13, equation 5.
-  """
-  firsts, seconds = ([_centred(x) for x in grams] for grams in (first, second))
-  norms = [np.sqrt([_hsic(x, x) for x in grams]) for grams in (firsts, seconds)]
-  values = np.array([[_hsic(x, y) for y in seconds] for x in firsts])
-  with np.errstate(divide='ignore', invalid='ignore'):
-    return values / np.outer(*norms)
-
-
-def _hsic(first, second):
-  """Returns the unbiased HSIC of two matrices from `_centred`."""
-  n = len(first)
-  if n < 4:
-    return np.nan
-  return np.sum(first * second) / (n * (n - 3))
-
-
-def _centred(gram):
-  """Returns a Gram matrix U-centred: rows and columns sum to 0 off diagonal.
-
-  The inner product of two such matrices is n (n - 3) times the unbiased HSIC.
-  """
-  gram = np.array(gram, np.float64)
-  n = len(gram)
-  if n < 4:
-    return gram
-  np.fill_diagonal(gram, 0)
-  means = gram.sum(axis=0) / (n - 2)
-  gram -= means[None]
-  gram -= means[:, None]
-  gram += means.sum() / (n - 1)
-  np.fill_diagonal(gram, 0)
-  return gram

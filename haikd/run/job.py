@@ -6,6 +6,7 @@ from haikd import config as config_lib
 from haikd.engine import evaluate as evaluate_lib
 from haikd.engine import mesh as mesh_lib
 from haikd.network import network as network_lib
+from haikd.run import adaptive
 from haikd.run import pretrained
 from haikd.run import report as report_lib
 from haikd.run import resolve
@@ -59,6 +60,7 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path,
     if teacher:
       trained_teacher = _train(teacher, None, workdir)
     frozen_teacher = _freeze(student, trained_teacher)
+    student = adaptive.settle(student, frozen_teacher.frozen, workdir)
     report = report_lib.Report(student, command, report_lib.FILE)
     results = dict(
         teacher=_evaluate_teacher(student, trained_teacher, frozen_teacher))

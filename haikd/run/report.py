@@ -27,6 +27,7 @@ from haikd.report import inputs as inputs_lib
 from haikd.report import overview
 from haikd.report import page
 from haikd.report import probe as probe_lib
+from haikd.run import adaptive
 from haikd.run import intervals
 from haikd.run import results as results_lib
 from haikd.run import trainees
@@ -132,6 +133,8 @@ class Report:
         columns, rows, strong=_TITLES['student']))]
     if draws:
       sections.append(self._section('Curves', _curves, [workdir]))
+    sections.append(self._section('Layer pairs', overview.layer_pairs,
+                                  adaptive.read(workdir), draws))
     note = ''
     if self._observations:
       examples = list(filter(None, self._examples(draws)))

@@ -86,8 +86,7 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
     state, metadata = _resume(program, checkpointer, iterator, identity,
                               vocabulary)
     if state is None:
-      state = program.init(jax.random.key(config.seed))
-      state = _warm_start(state, config, program, data)
+      state = start(config, program, data)
     first = int(state.step)
     best = best_lib.Best(config.evaluation, metadata['best'])
     if not checkpointer.has(best.step):  # It may have been removed.
@@ -119,7 +118,7 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
                         dict(teacher=identity, vocabulary=vocabulary,
                              seconds=clock.seconds(), evaluated=evaluated,
                              best=best.to_json(), interface=interface,
-                             config=config))
+                             layers=program.objective.layers, config=config))
 
     if not metadata['evaluated']:
       evaluate_on_split(first, state)
@@ -271,8 +270,19 @@ def _resume(program, checkpointer, iterator, identity, vocabulary):
   return state, {**start, **metadata}
 
 
-def _warm_start(state, config, program, data):
-  """Returns the state with the weights of `config.student.init`, if any."""
+def start(config: config_lib.ConfigDict, program: program_lib.Program,
+          data: pipeline.Data) -> base.TrainState:
+  """Returns the state before the first step.
+
+  Args:
+    config: as for `train`.
+    program: as for `train`.
+    data: as for `train`.
+
+  Raises:
+    DataError: the weights of `config.student.init` cannot be loaded.
+  """
+  state = program.init(jax.random.key(config.seed))
   if not config.student.init:
     return state
   expected = program.abstract_state

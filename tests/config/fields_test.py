@@ -109,7 +109,7 @@ def test_layers_may_be_of_any_form(layers):
     ('distillation.temperature', dict(kind='linear', start='4', steps=3),
      'must be a schedule, or of type float, and finite'),
     ('chunk_mib', 0, 'chunk_mib must be None or a positive number; got 0'),
-    ('distillation.feature_match_layers', 2, 'a tuple or a name; got 2'),
+    ('distillation.feature_match_layers', 2, 'a name or a dict; got 2'),
     ('evaluation.every', 0, r'every must be None or a positive int; got 0'),
     ('evaluation.every', 2.0, r'every must be None or a positive int; got 2.0'),
     ('evaluation.every', True, 'must be None or a positive int; got True'),

@@ -1,6 +1,4 @@
-"""Statistics of the report against scikit-learn, and against definitions."""
-
-import itertools
+"""Statistics of the report against scikit-learn."""
 
 import numpy as np
 from sklearn import metrics as sklearn_metrics
@@ -42,40 +40,3 @@ def test_calibration_error_is_the_mean_distance_of_bins():
   np.testing.assert_allclose(found.confidence, [np.nan, 0.6, 0.9])
   np.testing.assert_allclose(found.accuracy, [np.nan, 0.75, 0])
   np.testing.assert_allclose(found.share, [0, 0.8, 0.2])
-
-
-def hsic(first, second):
-  """The unbiased HSIC by its definition, over all tuples of four examples."""
-  n = len(first)
-  terms = [
-      first[i, j] * (second[i, j] + second[q, r] - 2 * second[i, q])
-      for i, j, q, r in itertools.permutations(range(n), 4)]
-  return np.mean(terms)
-
-
-def test_cka_is_that_of_its_definition():
-  rng = np.random.default_rng(1)
-  states = [rng.normal(size=(7, size)) + 3 for size in (2, 5, 9)]
-  grams = [x @ x.T for x in states]
-  found = statistics.cka(grams[:1], grams[1:])
-  expected = [
-      hsic(grams[0], x) / np.sqrt(hsic(grams[0], grams[0]) * hsic(x, x))
-      for x in grams[1:]]
-  np.testing.assert_allclose(found, [expected], rtol=1e-9)
-
-
-def test_cka_sees_through_rotation_and_scale_only():
-  rng = np.random.default_rng(2)
-  states = rng.normal(size=(50, 6))
-  rotation, _ = np.linalg.qr(rng.normal(size=(6, 6)))
-  turned = 3 * states @ rotation + 1
-  unrelated = rng.normal(size=(50, 400))  # Plain CKA is 0.9 with these.
-  (same, other), = statistics.cka(
-      [states @ states.T], [x @ x.T for x in (turned, unrelated)])
-  np.testing.assert_allclose(same, 1)
-  assert abs(other) < 0.2
-
-
-def test_cka_of_three_examples_is_unknown():
-  gram = np.eye(3)
-  assert np.isnan(statistics.cka([gram], [gram])).all()

@@ -15,6 +15,7 @@ from sklearn import metrics as sklearn_metrics
 
 import haikd
 from haikd.data import synthetic
+from haikd.engine import sample
 from haikd.report import figures
 from haikd.report import findings
 from haikd.report import measures
@@ -294,7 +295,7 @@ def test_curves_are_means_with_intervals_over_seeds(monkeypatch):
 
 @pytest.mark.parametrize('size, limit', ((10, 20), (100, 7), (5, 5)))
 def test_a_sample_is_spread_over_the_split(size, limit):
-  indices = probe.sample(size, limit)
+  indices = sample.choose(size, limit)
   assert len(set(indices)) == len(indices) == min(size, limit)
   assert np.diff(np.sort(indices), prepend=-1, append=size).max() <= (
       size // len(indices) + 1)

@@ -1,0 +1,122 @@
+"""Layers that hold the same are found on the training split, and kept."""
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import haikd
+from haikd.core import base
+from haikd.core import checks
+from haikd.core import registry
+from haikd.engine import mesh as mesh_lib
+from haikd.run import adaptive
+from haikd.run import trainees
+from haikd.storage import checkpoint
+
+WIDTH, TEACHER, STUDENT = 12, 7, 3
+
+
+def parallel_layers(x, *, is_training, num_classes, depth=STUDENT):
+  """Returns layers that all see the input, so that each can be anything."""
+  del is_training
+  layers = [hk.Linear(WIDTH, name=f'layer_{i}')(x) for i in range(depth)]
+  return hk.Linear(num_classes, name='head')(jnp.concatenate(layers, -1))
+
+
+class Numbers(list):
+  num_classes = 3
+
+
+@pytest.fixture
+def config():
+  examples = np.random.default_rng(0).normal(size=(300, 5)).astype(np.float32)
+  with registry.models.temporary(), registry.datasets.temporary():
+    registry.register_model('parallel')(parallel_layers)
+    registry.register_dataset('numbers')(lambda split: Numbers(
+        dict(x=x, label=i % 3) for i, x in enumerate(examples)))
+    config = haikd.config.base()
+    config.data.name = 'numbers'
+    config.batch_size, config.steps = 32, 2
+    config.teacher.model = config.student.model = 'parallel'
+    config.teacher.options = dict(depth=TEACHER)
+    config.student.taps = config.teacher.taps = dict(features='layer_*')
+    config.teacher.train.steps = 1
+    config.losses.hint = haikd.config.term(
+        loss='feature_matching', layers='adaptive')
+    haikd.config.validate(config)
+    yield config
+
+
+def layers(rng, depth):
+  return [rng.normal(size=(5, WIDTH)).astype(np.float32) for _ in range(depth)]
+
+
+def variables(weights):
+  head = np.zeros((WIDTH * len(weights), 3), np.float32)
+  return base.Variables({
+      **{f'layer_{i}': dict(w=w, b=np.zeros(WIDTH, np.float32))
+         for i, w in enumerate(weights)},
+      'head': dict(w=head, b=np.zeros(3, np.float32))}, {})
+
+
+@pytest.mark.parametrize('devices', (1, 8))
+def test_planted_correspondences_are_found(config, devices):
+  """A layer of the student is one of the teacher with more of its own."""
+  mesh = mesh_lib.build_mesh(config.mesh, jax.devices()[:devices])
+  student = trainees.build(config, mesh)
+  program = student.program
+  terms = [term for term in program.objective.terms if term.name == 'hint']
+  match = adaptive.build_match(student, terms)
+  state = program.abstract_state
+  placed = mesh_lib.shardings_of(
+      base.Variables(state.params.student, state.net_state))
+  for seed in range(20):
+    rng = np.random.default_rng(seed)
+    teacher = layers(rng, TEACHER)
+    planted = np.sort(rng.choice(TEACHER, STUDENT, replace=False))
+    own = [teacher[j] + 0.3 * w for j, w in zip(planted, layers(rng, STUDENT))]
+    found = match(jax.device_put(variables(own), placed),
+                  program.freeze(variables(teacher)))['hint']
+    assert found.similarity.shape == (STUDENT, TEACHER)
+    assert [j for _, (j,) in found.pairs] == planted.tolist()
+
+
+def test_pairs_are_said_kept_and_used_again(config, tmp_path, caplog):
+  caplog.set_level('INFO')
+  haikd.train(config, tmp_path)
+  assert 'layers of hint learn from those that they resemble' in caplog.text
+  kept = adaptive.read(tmp_path)['hint']
+  values, pairs = np.array(kept['similarity']), kept['pairs']
+  assert values.shape == (STUDENT, TEACHER)
+  chosen = [j for _, (j,) in pairs]
+  assert chosen == sorted(set(chosen))
+  assert checkpoint.metadata(tmp_path)['layers']['hint'] == pairs
+  caplog.clear()
+  config.steps = 4
+  haikd.train(config, tmp_path)
+  assert checkpoint.metadata(tmp_path)['layers']['hint'] == pairs
+  assert 'resemble' not in caplog.text
+
+
+@pytest.mark.report
+def test_pairs_are_on_the_page(run, tmp_path):
+  code, _, err = run('--config.distillation.use_feature_matching=True',
+                     '--config.distillation.feature_match_layers=adaptive')
+  assert code == 0, err
+  assert 'layers of feature_matching learn from those that they resem' in err
+  workdir = tmp_path / 'run'
+  page = (workdir / 'report.html').read_text()
+  found = adaptive.read(workdir)['feature_matching']['pairs']
+  chosen = [j for _, (j,) in found]
+  assert f'<td>{", ".join(map(str, chosen))}</td>' in page
+
+
+@pytest.mark.parametrize('selection', (
+    dict(kind='adaptiv'), dict(kind='adaptive', monotone='yes'),
+    dict(monotone=True)))
+def test_other_dicts_are_refused(config, selection):
+  config.losses.hint.layers = selection
+  with pytest.raises(checks.ConfigError, match='layers must have a known form'):
+    trainees.build(config, mesh_lib.build_mesh(config.mesh))
