@@ -1,4 +1,9 @@
-"""Parts of a network that are frozen, or have a learning rate of their own."""
+"""Parts of what is trained that are frozen, or have their own learning rate.
+
+Globs name modules and parameters of the student, such as `block_0/attn`, and,
+if they begin with `losses/`, what losses and their alignments learn:
+`losses/<term>/<layer>/<module>/<parameter>`.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 import math
@@ -13,27 +18,33 @@ from haikd.core import checks
 from haikd.core import globs
 
 _FROZEN, _TRAINED = 'frozen', 'trained'
+_LOSSES = 'losses'  # Begins the names of what losses learn.
 
 
-def check(field: str, patterns: Sequence[str], params: base.ArrayTree) -> None:
-  """Refuses globs that match nothing in a network.
+def check(field: str, patterns: Sequence[str], params: base.Params) -> None:
+  """Refuses globs that match nothing.
 
   Args:
     field: the config field that has them, for messages.
-    patterns: globs over modules and parameters.
-    params: Haiku parameters, or their shapes.
+    patterns: globs.
+    params: what is trained, or its shapes.
 
   Raises:
     ConfigError: a glob matches nothing; the message has the closest name.
   """
-  names = [globs.parts(name) for name in _names(params)]
+  paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
   for pattern in patterns:
-    if not any(globs.matches_within(pattern, name) for name in names):
-      known = {'/'.join(name[max(end - size, 0):end]) for name in names
-               for end in range(1, len(name) + 1) for size in (1, 2)}
-      raise checks.ConfigError(
-          f'{field} must match modules or parameters; got {pattern!r}. '
-          f'{checks.suggest(pattern, known)}')
+    if any(_matches((pattern,), path) for path in paths):
+      continue
+    names = [_name(path) for path in paths]
+    known = {'/'.join(name[max(end - size, 0):end]) for name in names
+             if name[0] != _LOSSES
+             for end in range(1, len(name) + 1) for size in (1, 2)}
+    known |= {'/'.join(name[:end]) for name in names if name[0] == _LOSSES
+              for end in range(2, len(name) + 1)}
+    raise checks.ConfigError(
+        f'{field} must match modules or parameters; got {pattern!r}. '
+        f'{checks.suggest(pattern, known)}')
 
 
 def check_frozen(field: str, patterns: Sequence[str],
@@ -42,13 +53,13 @@ def check_frozen(field: str, patterns: Sequence[str],
 
   Args:
     field: the config field that has them, for messages.
-    patterns: globs over modules and parameters of the student.
+    patterns: globs.
     params: what is trained, or its shapes.
 
   Raises:
     ConfigError: a glob matches nothing, or nothing of the student is left.
   """
-  check(field, patterns, params.student)
+  check(field, patterns, params)
   if not jax.tree.leaves(trained(params, patterns).student):
     raise checks.ConfigError(
         f'{field} must leave parameters to train; got {tuple(patterns)}, which '
@@ -61,8 +72,7 @@ def freeze(optimizer: optax.GradientTransformation,
 
   Args:
     optimizer: of what is trained; it sees nothing else, also not in its norms.
-    patterns: globs over modules and parameters of the student; none return the
-      optimizer as it is.
+    patterns: globs; none return the optimizer as it is.
   """
   if not patterns:
     return optimizer
@@ -82,8 +92,8 @@ def multiply(optimizer: optax.GradientTransformation,
 
   Args:
     optimizer: its updates are proportional to the learning rate.
-    multipliers: what the learning rate is multiplied by, as {glob over modules
-      and parameters of the student: factor}; factors of all that match.
+    multipliers: what the learning rate is multiplied by, as {glob: factor};
+      factors of all that match.
   """
   if not multipliers:
     return optimizer
@@ -102,7 +112,7 @@ def trained(params: base.Params, patterns: Sequence[str]) -> base.Params:
 
   Args:
     params: a `base.Params`, of anything.
-    patterns: globs over modules and parameters of the student.
+    patterns: globs.
   """
   return jax.tree_util.tree_map_with_path(
       lambda path, leaf: None if _matches(patterns, path) else leaf, params)
@@ -124,13 +134,13 @@ def fill(tree: base.ArrayTree, params: base.Params,
 
 def _matches(patterns, path):
   """Returns whether some glob matches a leaf of `base.Params`."""
-  keys = [jax.tree_util.keystr((key,), simple=True) for key in path]
-  if keys[0] != 'student':
-    return False  # The parameters of alignments have no names for globs.
-  name = globs.parts('/'.join(keys[1:]))
-  return any(globs.matches_within(pattern, name) for pattern in patterns)
+  name = _name(path)
+  return any(globs.matches_within(pattern, name) for pattern in patterns
+             if (globs.parts(pattern)[:1] == [_LOSSES]) == (name[0] == _LOSSES))
 
 
-def _names(params):
-  return [f'{module}/{name}' for module, parameters in params.items()
-          for name in parameters]
+def _name(path) -> list[str]:
+  """Returns the parts of the name of a leaf of `base.Params`."""
+  tree, *keys = (jax.tree_util.keystr((key,), simple=True) for key in path)
+  name = globs.parts('/'.join(keys))
+  return name if tree == 'student' else [_LOSSES, *name]

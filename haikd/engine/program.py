@@ -118,7 +118,7 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
   parts.check_frozen(f'{optimizer_field}.frozen', config.optimizer.frozen,
                      state.params)
   parts.check(f'{optimizer_field}.lr_multipliers',
-              tuple(config.optimizer.lr_multipliers), state.params.student)
+              tuple(config.optimizer.lr_multipliers), state.params)
   student = trained_network(state)
   _check_tensor(mesh, [(objective.student, student), (teacher, frozen)])
   layout = mesh_lib.shardings_of(

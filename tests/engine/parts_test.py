@@ -54,13 +54,13 @@ def test_what_is_frozen_counts_in_no_norm_and_keeps_no_moments():
 
 @pytest.mark.parametrize('name', OPTIMIZERS)
 def test_a_factor_is_one_of_the_learning_rate(name):
-  """Decay included; all that match count; alignments have no names."""
+  """Decay included; all that match count; losses/ names what losses learn."""
   plain, _ = update(name=name, weight_decay=0.5)
   slow, _ = update(name=name, weight_decay=0.5, learning_rate=0.01)
   mixed, _ = update(name=name, weight_decay=0.5, lr_multipliers={
-      'block/*/w': 0.02, 'block': 5.0, 'linear': 7.0})
-  expected = plain._replace(student={**plain.student, 'net/block/up':
-                                     slow.student['net/block/up']})
+      'block/*/w': 0.02, 'block': 5.0, 'losses/f*': 0.1})
+  expected = slow._replace(student={
+      **plain.student, 'net/block/up': slow.student['net/block/up']})
   jax.tree.map(
       lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), mixed, expected)
 
@@ -78,13 +78,16 @@ def test_the_rest_is_updated_as_if_the_frozen_part_were_not_there(name):
     ('frozen', ('blok',), "^x must match modules .* 'blok'. .* mean 'block'"),
     ('frozen', ('net/*', 'head'), 'x must leave parameters to train; got'),
     ('lr_multipliers', ('block/w',), "must match .* got 'block/w'"),
+    ('lr_multipliers', ('linear',), "must match .* got 'linear'"),
+    ('lr_multipliers', ('losses/block',), "must match .* got 'losses/block'"),
+    ('lr_multipliers', ('losses/feature',), "mean 'losses/features'"),
 ))
 def test_globs_that_cannot_be_meant_are_refused(field, globs, match):
   with pytest.raises(checks.ConfigError, match=match):
     if field == 'frozen':
       parts.check_frozen('x', globs, PARAMS)
     else:
-      parts.check('x', globs, PARAMS.student)
+      parts.check('x', globs, PARAMS)
 
 
 def network(x, *, is_training, num_classes):
