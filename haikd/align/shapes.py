@@ -1,17 +1,17 @@
 """The aligners: they bring a layer of student and teacher to one shape.
 
-Each is a Haiku function, so that it may have parameters; only `project` does.
+Each is a Haiku function, so that it may have parameters; these have none.
 Features are channels-last.
 """
 
 import dataclasses
-from typing import Union
+from typing import Optional, Union
 
-import haiku as hk
 import jax
 import jax.numpy as jnp
 
 from haikd import attention
+from haikd.align import grids
 from haikd.align import pooling
 from haikd.core import base
 from haikd.core import checks
@@ -23,8 +23,9 @@ Value = Union[base.Logits, attention.MeanMaps]
 
 
 @registry.register_aligner(lazy=True, keeps_logits=True)
-def pool(student: Value, teacher: Value, *, mask: jax.Array,
-         on: str) -> base.Pair:
+def pool(student: Value, teacher: Value, *, mask: jax.Array, on: str,
+         grid: Optional[bool] = None,
+         class_token: str = grids.DROP) -> base.Pair:
   """Averages each axis of the larger side down to the smaller one.
 
   It has no parameters and never mixes axes. Positions are averaged where the
@@ -42,7 +43,13 @@ def pool(student: Value, teacher: Value, *, mask: jax.Array,
     mask: bool, `[B]`, `[B, N]` or any leading axes of the side that has more
       positions.
     on: what the arrays are: 'logits', 'attention', or anything else for
-      features.
+      features. Of these one side may be a map `[B, h, w, C]` and the other
+      tokens `[B, N, D]` of an image, which then become a map.
+    grid: whether features `[B, N, D]` on both sides are tokens of images, to be
+      averaged as maps are; None to refuse those that look like it, as they have
+      a class token.
+    class_token: 'drop' leaves tokens before those of places out; 'add' adds
+      their sum to each place (Ranftl et al., arXiv:2103.13413, equation 4).
 
   Returns:
     A Pair of one shape. Whatever is pooled is float32. A position of the mask
@@ -64,15 +71,18 @@ def pool(student: Value, teacher: Value, *, mask: jax.Array,
           dataclasses.replace(student, heads=heads),
           dataclasses.replace(teacher, heads=heads), mask)
     student, teacher = student.materialise(), teacher.materialise()
+  if on != 'attention':
+    student, teacher = grids.to_maps(
+        student, teacher, mask=mask, grid=grid, class_token=class_token)
   return _pool_arrays(student, teacher, mask, on)
 
 
 def _pool_arrays(student, teacher, mask, on):
   """Does what `pool` does, on arrays other than logits."""
-  _check_comparable(student, teacher)
+  check_comparable(student, teacher)
   if on != 'attention':
     target = tuple(map(min, student.shape, teacher.shape))
-    return _shrink(student, teacher, mask, target, target)
+    return shrink(student, teacher, mask, target, target)
   if student.ndim != 4:
     raise checks.ConfigError(
         'student and teacher must be maps [B, H, N, N]; got '
@@ -89,59 +99,11 @@ def _pool_arrays(student, teacher, mask, on):
       _clean_keys(jnp.moveaxis(maps, 1, 3), mask) for maps in (student, teacher)
   )
   target = tuple(map(min, student.shape, teacher.shape))
-  pair = _shrink(student, teacher, mask, target, target)
+  pair = shrink(student, teacher, mask, target, target)
   student, teacher = (
       jnp.moveaxis(pooled * (maps.shape[2] / target[2]), 3, 1)
       for pooled, maps in ((pair.student, student), (pair.teacher, teacher)))
   return base.Pair(student, teacher, pair.mask)
-
-
-@registry.register_aligner()
-def project(student: jax.Array, teacher: jax.Array, *, mask: jax.Array,
-            on: str) -> base.Pair:
-  """Maps the student's features to the teacher's width by a learned layer.
-
-  The layer is trained with the student, in float32, and not exported. It lets
-  the student arrange its features in its own way, as long as they hold the
-  teacher's information. It is there even if the widths agree. Positions are
-  pooled as in `pool`.
-
-  Additive over `B`.
-
-  Args:
-    student: `[B, ..., D]` floating.
-    teacher: `[B, ..., E]` floating, the same rank and `B`.
-    mask: bool, `[B]`, `[B, N]` or any leading axes, except the last, of the
-      side that has more positions.
-    on: what the arrays are; neither 'logits' nor 'attention'.
-
-  Returns:
-    A Pair, both `[B, ..., E]`; the student's is float32.
-
-  Raises:
-    ConfigError: the arrays are logits or maps, their ranks or batches differ,
-      or the mask fits neither side.
-
-  References:
-    Romero et al., FitNets: Hints for Thin Deep Nets, arXiv:1412.6550, the
-    regressor of equation 3.
-  """
-  if on in ('logits', 'attention'):
-    raise checks.ConfigError(
-        "align='project' must be used with a loss on features; got a loss on "
-        f"{on!r}. Use align='pool'.")
-  _check_comparable(student, teacher)
-  if mask.ndim >= student.ndim:
-    raise checks.ConfigError(
-        'mask must not have the axis of the features; got mask.shape='
-        f'{mask.shape}, student.shape={student.shape}.')
-  positions = tuple(map(min, student.shape[:-1], teacher.shape[:-1]))
-  pair = _shrink(student, teacher, mask, (*positions, student.shape[-1]),
-                 (*positions, teacher.shape[-1]))
-  # Flat, because a product of two matrices runs fast everywhere.
-  rows = pair.student.astype(jnp.float32).reshape(-1, student.shape[-1])
-  rows = hk.Linear(teacher.shape[-1], name='project')(rows)
-  return pair._replace(student=rows.reshape(pair.teacher.shape))
 
 
 @registry.register_aligner(lazy=True, keeps_logits=True)
@@ -171,8 +133,21 @@ def none(student: Value, teacher: Value, *, mask: jax.Array,
   return base.Pair(student, teacher, mask)
 
 
-def _shrink(student, teacher, mask, student_target, teacher_target):
-  """Pools both sides and the mask."""
+def shrink(student: jax.Array, teacher: jax.Array, mask: jax.Array,
+           student_target: tuple[int, ...],
+           teacher_target: tuple[int, ...]) -> base.Pair:
+  """Pools both sides and the mask.
+
+  Args:
+    student: floating, as long as its target or longer in each axis.
+    teacher: likewise.
+    mask: bool, the leading axes of the side that has more positions.
+    student_target: the shape of the student's side.
+    teacher_target: that of the teacher's.
+
+  Raises:
+    ConfigError: the mask fits neither side.
+  """
   lead = mask.ndim
   longer = tuple(map(max, student.shape[:lead], teacher.shape[:lead]))
   if mask.shape != longer:
@@ -214,7 +189,8 @@ def _clean_keys(maps, mask):
   return jnp.swapaxes(maps, 1, 2)
 
 
-def _check_comparable(student, teacher):
+def check_comparable(student: jax.Array, teacher: jax.Array) -> None:
+  """Raises ConfigError unless ranks and batches agree."""
   if student.ndim != teacher.ndim or student.shape[:1] != teacher.shape[:1]:
     raise checks.ConfigError(
         'student and teacher must have the same rank and batch; got '

@@ -103,10 +103,12 @@ class AlignerEntry(NamedTuple):
     function: a Haiku function; see `haikd.core.base.Aligner`.
     lazy: whether it takes lazy logits and maps.
     keeps_logits: whether it returns logits and their mask as they came.
+    calibrate: see `registry.register_aligner`, or None.
     module: the module that registered it.
   """
 
   function: Callable
   lazy: bool
   keeps_logits: bool
+  calibrate: Optional[Callable]
   module: str

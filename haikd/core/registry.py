@@ -186,6 +186,7 @@ def register_aligner(name: Optional[str] = None,
                      *,
                      lazy: bool = False,
                      keeps_logits: bool = False,
+                     calibrate: Optional[Callable] = None,
                      replace: bool = False) -> Callable[[Function], Function]:
   """Registers a Haiku function that brings a layer's pair to one shape.
 
@@ -196,6 +197,10 @@ def register_aligner(name: Optional[str] = None,
     keeps_logits: whether it returns logits and their mask as they came. If it
       is lazy as well, terms on logits that use it share chunks of logits with
       the others.
+    calibrate: `f(**options)` returns None, or `g(params, teacher)`, which
+      returns the parameters of one layer, NumPy, before the first step;
+      `teacher` is `[n, E]`, states of the teacher's layer on a sample of the
+      training split.
     replace: whether to replace an aligner of that name.
 
   Returns:
@@ -204,7 +209,7 @@ def register_aligner(name: Optional[str] = None,
 
   def decorate(function):
     entry = entries.AlignerEntry(
-        function, lazy, keeps_logits, function.__module__)
+        function, lazy, keeps_logits, calibrate, function.__module__)
     aligners.add(name or function.__name__, entry, replace=replace)
     return function
 

@@ -43,7 +43,7 @@ class Term(NamedTuple):
     weight: `step -> float`.
     scheduled: whether the weight changes over the run.
     layers: what `haikd.align.pair_layers` takes.
-    aligner: the registered aligner.
+    aligner: the registered aligner; its `calibrate` was called.
     align: the aligner as a Haiku transform of `(gather, student, teacher,
       mask)`; the first is as for `network.Network.apply`.
     loss: the loss as a Haiku transform of `(gather, student, teacher,
@@ -244,6 +244,9 @@ def _build_term(name, fields, field, layers_field, options_field=None):
       aligner.function,
       align_options,
       reserved=('student', 'teacher', 'mask', 'on'))
+  if aligner.calibrate:
+    aligner = aligner._replace(
+        calibrate=aligner.calibrate(**align_options))
 
   # The parameters of both may be sharded: each is gathered where it is used.
   def gathering(gather):

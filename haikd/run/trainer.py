@@ -17,6 +17,7 @@ from haikd.engine import evaluate
 from haikd.engine import program as program_lib
 from haikd.processes import distributed
 from haikd.run import best as best_lib
+from haikd.run import calibration
 from haikd.run import pretrained
 from haikd.run import trackers
 from haikd.run import writer as writer_lib
@@ -86,7 +87,7 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
     state, metadata = _resume(program, checkpointer, iterator, identity,
                               vocabulary)
     if state is None:
-      state = start(config, program, data)
+      state = start(config, program, data, frozen)
     first = int(state.step)
     best = best_lib.Best(config.evaluation, metadata['best'])
     if not checkpointer.has(best.step):  # It may have been removed.
@@ -271,18 +272,21 @@ def _resume(program, checkpointer, iterator, identity, vocabulary):
 
 
 def start(config: config_lib.ConfigDict, program: program_lib.Program,
-          data: pipeline.Data) -> base.TrainState:
+          data: pipeline.Data,
+          frozen: Optional[base.Variables]) -> base.TrainState:
   """Returns the state before the first step.
 
   Args:
     config: as for `train`.
     program: as for `train`.
     data: as for `train`.
+    frozen: the teacher, or None.
 
   Raises:
     DataError: the weights of `config.student.init` cannot be loaded.
   """
   state = program.init(jax.random.key(config.seed))
+  state = calibration.calibrate(config, program, data, state, frozen)
   if not config.student.init:
     return state
   expected = program.abstract_state

@@ -13,6 +13,7 @@ from haikd.core import registry
 from haikd.engine import mesh as mesh_lib
 from haikd.run import adaptive
 from haikd.run import trainees
+from haikd.run import trainer
 from haikd.storage import checkpoint
 
 WIDTH, TEACHER, STUDENT = 12, 7, 3
@@ -98,6 +99,33 @@ def test_pairs_are_said_kept_and_used_again(config, tmp_path, caplog):
   haikd.train(config, tmp_path)
   assert checkpoint.metadata(tmp_path)['layers']['hint'] == pairs
   assert 'resemble' not in caplog.text
+
+
+def test_a_projection_starts_from_the_teachers_principal_components(config):
+  config.losses.hint = haikd.config.term(
+      loss='feature_matching', layers=((0, 5),), align='project',
+      align_options=dict(init='pca'))
+  student = trainees.build(config, mesh_lib.build_mesh(config.mesh))
+  teacher = layers(np.random.default_rng(0), TEACHER)
+  state = trainer.start(student.config, student.program, student.data,
+                        student.program.freeze(variables(teacher)))
+  project = state.params.align['hint']['0']['project']
+  examples = np.stack([
+      x['x'] for x in registry.datasets['numbers'].function('train')])
+  states = np.float64(examples) @ teacher[5]
+  np.testing.assert_allclose(project['b'], states.mean(0), atol=1e-5)
+  values, vectors = np.linalg.eigh(np.cov(states.T))
+  largest = vectors[:, np.argsort(values)[::-1][:5]].T  # Of rank 5, as inputs.
+  np.testing.assert_allclose(np.abs(np.sum(project['w'][:5] * largest, axis=1)),
+                             1, atol=1e-4)
+
+
+def test_a_projection_with_a_learning_rate_of_its_own(config, tmp_path):
+  config.losses.hint = haikd.config.term(
+      loss='feature_matching', layers='adaptive', align='project',
+      align_options=dict(init='pca', rank=3, bias=False))
+  config.optimizer.lr_multipliers = {'losses/hint': 10.0}
+  assert 'student' in haikd.train(config, tmp_path)
 
 
 @pytest.mark.report
