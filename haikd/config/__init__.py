@@ -1,5 +1,6 @@
 """The config: its fields, its rules, and the file that it comes from."""
 
+from haikd.config.entries import assistant
 from haikd.config.entries import component
 from haikd.config.entries import term
 from haikd.config.fields import base

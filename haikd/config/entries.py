@@ -5,6 +5,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+from haikd.config import networks
 from haikd.config import rules
 
 
@@ -36,6 +37,28 @@ def term(**fields: Any) -> ml_collections.ConfigDict:
           # Keyword options of the loss, each a value or a schedule.
           options=fields.pop('options', {}),
           **fields))
+
+
+def assistant(**fields: Any) -> ml_collections.ConfigDict:
+  """Returns one entry of `config.assistants`, with the defaults filled in.
+
+  Args:
+    **fields: the fields that differ from their defaults: those of a network, as
+      `config.student` has them; `steps`, its training steps, 1000 by default;
+      and `optimizer`, a dict of fields that differ from `config.optimizer`'s
+      defaults.
+
+  Returns:
+    A ConfigDict with every field.
+  """
+  entry = networks.network()
+  entry.steps, entry.optimizer = 1000, networks.optimizer()
+  for name, value in fields.items():
+    if name == 'optimizer':
+      entry.optimizer.update(value)
+    else:
+      entry[name] = value
+  return entry
 
 
 def component(value: Any) -> ml_collections.ConfigDict:

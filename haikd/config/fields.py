@@ -20,7 +20,7 @@ ConfigDict = networks.ConfigDict
 OPEN_FIELDS = ('student.options', 'student.taps', 'student.placement',
                'teacher.options', 'teacher.taps', 'teacher.placement',
                'data.options', 'data.augment', 'data.mixture', 'losses',
-               'teacher.train.augment', 'evaluation.metrics',
+               'assistants', 'teacher.train.augment', 'evaluation.metrics',
                'optimizer.options',
                'optimizer.lr_multipliers', 'teacher.train.optimizer.options',
                'teacher.train.optimizer.lr_multipliers')
@@ -154,6 +154,9 @@ def base() -> ConfigDict:
   config.teacher = networks.network()
   # How the teacher sees images, where it is not as the data's fields say.
   config.teacher.view = networks.view()
+  # Networks between teacher and student, {name: haikd.config.assistant(…)}: in
+  # the order of their names, each learns from the one before.
+  config.assistants = ConfigDict()
   # How the teacher is trained, if it has no weights yet.
   config.teacher.train = ConfigDict(
       dict(
@@ -209,6 +212,8 @@ def validate(config: ConfigDict) -> None:
       the wrong type, or a number out of its range.
   """
   rules.check_fields(config, base(), OPEN_FIELDS, OPTIONAL_FIELDS)
+  for name, entry in config.assistants.items():
+    rules.check_assistant(f'assistants.{name}', entry, entries.assistant())
   for name, entry in config.losses.items():
     rules.check_term(f'config.losses.{name}', entry, entries.term())
   for name, entry in config.data.mixture.items():

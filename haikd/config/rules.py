@@ -151,6 +151,25 @@ def is_weight(value: Any) -> bool:
   return checks.is_number(value) or _is_dict(value) and 'kind' in value
 
 
+def check_assistant(field: str, entry: Any,
+                    defaults: ml_collections.ConfigDict) -> None:
+  """Refuses an entry of `config.assistants` that is no network to train.
+
+  Args:
+    field: the entry's path, `assistants.<name>`.
+    entry: the value of the field.
+    defaults: every field of an assistant, with its default.
+
+  Raises:
+    ConfigError: a field is unknown, missing or of the wrong type.
+  """
+  _require(f'config.{field}', 'be a dict of fields', _is_dict(entry), entry,
+           ' Write haikd.config.assistant(model=…, steps=…).')
+  check_fields(entry, defaults, [f'{field}.{name}' for name in (
+      'options', 'taps', 'placement', 'optimizer.options',
+      'optimizer.lr_multipliers')], path=f'{field}.')
+
+
 def check_component(field: str, entry: Any,
                     defaults: Mapping[str, Any]) -> None:
   """Refuses an entry of `config.data.mixture` that is no data set.

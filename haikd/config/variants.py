@@ -28,6 +28,8 @@ def variant(config: ml_collections.ConfigDict,
       split, _, _ = config.evaluation[field].partition('[')
       config.evaluation[field] = f'{split}[:64]'
     config.teacher.train.steps = min(config.teacher.train.steps, 4)
+    for assistant in config.assistants.values():
+      assistant.steps, assistant.optimizer.warmup_steps = 4, 0
     config.optimizer.warmup_steps = 0
     config.teacher.train.optimizer.warmup_steps = 0
   elif name:

@@ -15,6 +15,7 @@ from haikd.plan import compiling
 from haikd.plan import estimate as estimate_lib
 from haikd.plan import picture
 from haikd.plan import search
+from haikd.run import chain
 from haikd.run import console
 from haikd.run import resolve
 from haikd.storage import files
@@ -103,7 +104,7 @@ def build_step(config: config_lib.ConfigDict,
     ConfigError: the config cannot work on them.
     DataError: the data set has no spec, and cannot be read either.
   """
-  config = resolve.from_pretrained(config)
+  config = resolve.from_pretrained(chain.links(config, '')[-1].config)
   mesh = mesh_lib.build_mesh(config.mesh, devices)
   mesh_lib.check_batch_size(mesh, config.batch_size, config.microbatches)
   spec, num_classes, task = description.describe(config)

@@ -19,6 +19,7 @@ from haikd.interop import tokenizer_files
 from haikd.network import network as network_lib
 from haikd.processes import distributed
 from haikd.run import card as card_lib
+from haikd.run import chain
 from haikd.run import portable
 from haikd.run import resolve
 from haikd.run import stablehlo
@@ -68,7 +69,7 @@ def export(config: config_lib.ConfigDict,
   output = workdir / FOLDERS[kind] if output is None else paths.as_path(output)
   if kind == 'stablehlo':
     stablehlo.check_installed()
-  config = resolve.from_pretrained(config)
+  config = resolve.from_pretrained(chain.links(config, workdir)[-1].config)
   if kind == 'hf' and not interop.has_family(config.student.model):
     raise checks.ConfigError(
         '--format=hf must be of a model that transformers has; got '

@@ -3,10 +3,12 @@
 import jax
 
 from haikd import config as config_lib
+from haikd.core import notes
 from haikd.engine import evaluate as evaluate_lib
 from haikd.engine import mesh as mesh_lib
 from haikd.network import network as network_lib
 from haikd.run import adaptive
+from haikd.run import chain
 from haikd.run import pretrained
 from haikd.run import report as report_lib
 from haikd.run import resolve
@@ -44,19 +46,40 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path,
     DivergedError: a loss is not finite.
     StoppedError: SIGTERM has come, and training was saved.
   """
-  workdir = paths.as_path(workdir)
   trackers.check(config)
-  config = resolve.from_pretrained(config)
+  links = chain.links(config, workdir)
+  jobs = []
+  for link in links:
+    with chain.errors_name(link.name):
+      jobs.append(_prepare(link))
+  results: results_lib.Results = {}
+  for link, (student, alone, teacher) in zip(links, jobs):
+    if link.name:
+      notes.say(f'assistant {link.name} is trained in {link.workdir}.')
+    results = _run(link.workdir, student, alone, teacher, command)
+  return results
+
+
+def _prepare(link):
+  """Returns the networks of a job; refuses what cannot work."""
+  config = resolve.from_pretrained(link.config)
   mesh = mesh_lib.build_mesh(config.mesh)
   mesh_lib.check_batch_size(mesh, config.batch_size, config.microbatches)
-  student, alone, teacher = trainees.build_all(config, mesh)
-  for trainee in filter(None, (student, alone, teacher)):
+  title = f'assistant {link.name}' if link.name else 'student'
+  networks = trainees.build_all(config, mesh, title)
+  for trainee in filter(None, networks):
     trainee.data.check()
     trainee.check_evaluation()
-    trainee.check_start(workdir)
+    trainee.check_start(link.workdir)
+  return networks
+
+
+def _run(workdir, student, alone, teacher, command):
+  """Does one job, with the networks of `trainees.build_all`."""
+  config = student.config
   trained_teacher = None if teacher else student.start('teacher')
   with workdir_lib.lock(workdir):
-    workdir_lib.claim(workdir, student.config)
+    workdir_lib.claim(workdir, config)
     if teacher:
       trained_teacher = _train(teacher, None, workdir)
     frozen_teacher = _freeze(student, trained_teacher)
@@ -100,7 +123,7 @@ def evaluate(config: config_lib.ConfigDict, workdir: paths.Path,
       from another teacher, or other files cannot be used.
   """
   workdir = paths.as_path(workdir)
-  config = resolve.from_pretrained(config)
+  config = resolve.from_pretrained(chain.links(config, workdir)[-1].config)
   mesh = mesh_lib.build_mesh(config.mesh)
   student = trainees.build(config, mesh)
   workdir_lib.claim(workdir, student.config, create=False)

@@ -152,13 +152,15 @@ class Trainee(NamedTuple):
 
 
 def build_all(
-    config: config_lib.ConfigDict, mesh: jax.sharding.Mesh
+    config: config_lib.ConfigDict, mesh: jax.sharding.Mesh,
+    title: str = 'student'
 ) -> tuple[Trainee, Optional[Trainee], Optional[Trainee]]:
   """Builds the networks of a job, which share the data.
 
   Args:
     config: a config from `resolve.from_pretrained`.
     mesh: the devices to run on.
+    title: of the student, on the progress bar.
 
   Returns:
     The student, the student alone if `config.baseline`, and the teacher if it
@@ -168,7 +170,7 @@ def build_all(
     ConfigError: the config cannot work.
     DataError: the data cannot be used.
   """
-  student = build(config, mesh)
+  student = build(config, mesh, title=title)
   has_labels = student.data.spec.labels is not None
   alone = teacher = None
   if config.baseline:

@@ -1,0 +1,105 @@
+"""Teaching assistants: a chain of jobs, each of which teaches the next.
+
+The workdir of an assistant is a folder of its name in that of the run, in which
+it is the student. What has finished there is not trained again.
+
+References:
+  Mirzadeh et al., Improved Knowledge Distillation via Teacher Assistant,
+  arXiv:1902.03393, section 3.
+"""
+
+from collections.abc import Iterator
+import contextlib
+from typing import Any, NamedTuple, Optional
+
+from haikd import config as config_lib
+from haikd.core import checks
+from haikd.run import workdir as workdir_lib
+from haikd.storage import paths
+
+_TAKEN = (workdir_lib.TEACHER, workdir_lib.BASELINE, 'checkpoints')
+
+
+class Link(NamedTuple):
+  """One job of a chain.
+
+  Attributes:
+    name: of the assistant; None for the student.
+    config: of the job.
+    workdir: its workdir.
+  """
+
+  name: Optional[str]
+  config: config_lib.ConfigDict
+  workdir: paths.ConcretePath
+
+
+def links(config: config_lib.ConfigDict, workdir: paths.Path) -> list[Link]:
+  """Returns the jobs of a config, those of its assistants first.
+
+  Args:
+    config: a validated config.
+    workdir: the workdir of the run.
+
+  Returns:
+    The jobs, by the names of the assistants; that of the student is the last.
+    Without assistants it is all there is, and has the config that was given.
+
+  Raises:
+    ConfigError: an assistant whose name is that of another folder.
+  """
+  workdir = paths.absolute(workdir)
+  result, teacher = [], None
+  for name, assistant in sorted(config.assistants.items()):
+    if name in _TAKEN or '/' in name:
+      raise checks.ConfigError(
+          'config.assistants must have names that can be folders beside '
+          f'{", ".join(_TAKEN)}; got {name!r}. Choose another.')
+    link = _taught_by(config, teacher)
+    _set_network(link.student, assistant)
+    link.steps, link.optimizer = assistant.steps, assistant.optimizer
+    link.baseline = False
+    with errors_name(name):
+      config_lib.validate(link)
+    teacher = Link(name, link, workdir / name)
+    result.append(teacher)
+  last = _taught_by(config, teacher) if teacher else config
+  return [*result, Link(None, last, workdir)]
+
+
+@contextlib.contextmanager
+def errors_name(name: Optional[str]) -> Iterator[None]:
+  """Names the fields of an assistant in errors, in a `with` statement.
+
+  Args:
+    name: of the assistant; None leaves errors as they are.
+  """
+  try:
+    yield
+  except checks.ConfigError as err:
+    if name is None:
+      raise
+    field = f'config.assistants.{name}'
+    raise checks.ConfigError(
+        str(err).replace('config.student', field).replace(
+            'config.optimizer', f'{field}.optimizer').replace(
+                'config.steps', f'{field}.steps')) from err
+
+
+def _taught_by(config, teacher):
+  """Returns a config whose teacher is the student of another job, if any."""
+  link: Any = config.copy_and_resolve_references()
+  link.assistants = config_lib.ConfigDict()
+  if teacher is not None:
+    _set_network(link.teacher, teacher.config.student)
+    link.teacher.init = str(teacher.workdir)
+    link.teacher.init_layers = None
+    link.teacher.view = config_lib.base().teacher.view
+  return link
+
+
+def _set_network(target, source):
+  """Sets the fields of a network; dicts are replaced and not merged."""
+  with target.unlocked(), target.ignore_type():
+    for name in config_lib.network():
+      target[name] = source[name]

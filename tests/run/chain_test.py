@@ -1,0 +1,90 @@
+"""A teaching assistant learns from the teacher, and teaches the student."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import haikd
+from haikd.core import checks
+from haikd.run import chain
+from haikd.storage import checkpointer
+
+
+def make_config():
+  config = haikd.config.base()
+  config.steps, config.batch_size, config.checkpoint_every = 4, 16, 2
+  config.data.name = 'synthetic'
+  config.data.options = dict(size=64, shape=(4, 4, 1), num_classes=3)
+  config.teacher.options = dict(hidden=(16,))
+  config.teacher.train.steps = 4
+  config.student.options = dict(hidden=(4,))
+  config.assistants.b = haikd.config.assistant(
+      options=dict(hidden=(8,)), steps=4, optimizer=dict(learning_rate=0.01))
+  haikd.config.validate(config)
+  return config
+
+
+def test_links_are_taught_in_the_order_of_their_names(tmp_path):
+  config = make_config()
+  config.assistants.a = haikd.config.assistant(
+      model='convnet', options=dict(channels=(8,)), steps=3)
+  first, second, last = chain.links(config, tmp_path)
+  assert [x.name for x in (first, second, last)] == ['a', 'b', None]
+  assert first.config.teacher == config.teacher and first.config.steps == 3
+  assert second.config.teacher.model == first.config.student.model == 'convnet'
+  assert second.config.teacher.init == str(tmp_path / 'a')
+  assert second.config.optimizer.learning_rate == 0.01
+  assert last.config.student == config.student
+  assert last.config.teacher.options.hidden == (8,)
+  assert (last.workdir, last.config.steps) == (tmp_path, 4)
+  assert chain.links(last.config, tmp_path)[0].config is last.config
+
+
+def test_a_chain_that_was_killed_in_each_link_ends_the_same(
+    tmp_path, monkeypatch):
+  whole = haikd.train(make_config(), tmp_path / 'whole')
+  save, saved = checkpointer.Checkpointer.save, []
+
+  def killed(self, *args, **options):
+    save(self, *args, **options)
+    saved.append(len(saved))
+    if len(saved) in (1, 3, 5):  # Each network is saved twice.
+      raise KeyboardInterrupt
+
+  monkeypatch.setattr(checkpointer.Checkpointer, 'save', killed)
+  for _ in range(3):
+    with pytest.raises(KeyboardInterrupt):
+      haikd.train(make_config(), tmp_path / 'killed')
+  results = haikd.train(make_config(), tmp_path / 'killed')
+  assert len(saved) == 6
+  for name, which in (('', 'student'), ('b', 'student'), ('b', 'teacher')):
+    one, other = (haikd.load(tmp_path / x / name, which).params
+                  for x in ('whole', 'killed'))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+  assert results['student']['accuracy'] == whole['student']['accuracy']
+  again = haikd.evaluate(make_config(), tmp_path / 'killed')
+  assert again['teacher']['accuracy'] == results['teacher']['accuracy']
+  assistant = json.loads((tmp_path / 'killed/b/result.json').read_text())
+  assert results['teacher']['parameters'] == assistant['student']['parameters']
+
+
+@pytest.mark.parametrize('change, match', (
+    (dict(teacher=dict(model='mlp')), "can be folders .* got 'teacher'"),
+    (dict(b=dict(hidden=3)), 'config.assistants.b.hidden must be a field'),
+    (dict(b=haikd.config.assistant(steps=-1)), r'config\.assistants\.b\.steps'),
+    (dict(b=haikd.config.assistant(precision='float8')),
+     r'config\.assistants\.b\.precision must'),
+    (dict(b=haikd.config.assistant(options=dict(hidden=(0,)))),
+     r'config\.assistants\.b\.options\.hidden must hold')))
+def test_assistants_that_cannot_be_are_refused(tmp_path, change, match):
+  config = make_config()
+  with config.assistants.unlocked():
+    for name, entry in change.items():
+      if name == 'teacher':
+        entry = haikd.config.assistant(**entry)
+      config.assistants[name] = entry
+  with pytest.raises(checks.ConfigError, match=match):
+    haikd.train(config, tmp_path)
+  assert not list(tmp_path.iterdir())
