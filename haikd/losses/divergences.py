@@ -1,5 +1,6 @@
 """Divergences between the predictions of student and teacher."""
 
+from collections.abc import Callable
 import functools
 import math
 
@@ -56,10 +57,74 @@ def kl_divergence(student: jax.Array,
     Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network,
     arXiv:1503.02531, equation 1 and section 2.1.
   """
+  return softened(
+      kl_rows, student, teacher, mask=mask, temperature=temperature)
+
+
+@register.register_loss(
+    on='logits',
+    example=dict(student=(2, 3, 5), mask=(2, 3)),
+    additive=True)
+def reverse_kl(student: jax.Array,
+               teacher: jax.Array,
+               *,
+               mask: jax.Array,
+               temperature: float = 1.0) -> base.LossSum:
+  """Divergence of the teacher's predictions from the student's, times T^2.
+
+  The reverse KL(q || p) of the student's softmax q from the teacher's p, both
+  at temperature T. A student too small for all of the teacher's classes learns
+  the likely ones, where the forward KL spreads it over all. With l = log q -
+  log p, the gradient with respect to the student's logits is T q (l - KL).
+
+  A class that the student rules out (a logit of -inf) contributes nothing. A
+  class that only the teacher rules out makes the divergence infinite.
+
+  Additive over `B`: the sums of a batch's two halves add up to the batch's.
+
+  Args:
+    student: `[B, V]` or `[B, N, V]` floating, logits in nats.
+    teacher: like `student`.
+    mask: bool, `[B]` or `[B, N]`, true where a position counts.
+    temperature: T, positive; the logits of both networks are divided by it.
+
+  Returns:
+    A LossSum: T^2 KL in nats summed over positions, and their number.
+
+  Raises:
+    ValueError: `temperature` is not positive, V is 1, or shapes differ.
+
+  References:
+    Gu et al., MiniLLM: Knowledge Distillation of Large Language Models,
+    arXiv:2306.08543, equation 1, at each position of a given text.
+  """
+  return softened(
+      lambda student, teacher: kl_rows(teacher, student), student, teacher,
+      mask=mask, temperature=temperature)
+
+
+def softened(rows: Callable[[jax.Array, jax.Array], jax.Array],
+             student: jax.Array, teacher: jax.Array, *, mask: jax.Array,
+             temperature: float) -> base.LossSum:
+  """Returns a loss on predictions at temperature T, times T^2.
+
+  Args:
+    rows: `(student, teacher) -> [...]`, the loss of each row of logits.
+    student: `[..., V]` float32.
+    teacher: likewise.
+    mask: bool, leading axes of the logits, true where a position counts.
+    temperature: T, which the logits are divided by.
+
+  Returns:
+    The loss times T^2, summed over positions, and their number.
+
+  Raises:
+    ValueError: `temperature` is not positive, or V is 1.
+  """
   check_temperature(temperature)
   check_classes(student)
-  rows = kl_rows(student / temperature, teacher / temperature)
-  return masking.masked_mean(temperature**2 * rows, mask)
+  values = rows(student / temperature, teacher / temperature)
+  return masking.masked_mean(temperature**2 * values, mask)
 
 
 def check_temperature(temperature: float) -> None:
