@@ -32,16 +32,18 @@ def test_job_trains_and_reports_all_three(run, tmp_path):
   results = json.loads((tmp_path / 'run/result.json').read_text())
   assert list(results) == ['teacher', 'student_alone', 'student']
   for row in results.values():
-    assert set(row) == {'parameters', 'accuracy', 'cross_entropy',
-                        'kl', 'agreement', 'f1', 'seconds'}
+    assert set(row) == {'parameters', 'accuracy', 'cross_entropy', 'kl',
+                        'reverse_kl', 'acceptance', 'agreement', 'f1',
+                        'seconds'}
   # 16 x 8 + 8, 8 x 8 + 8 and 8 x 3 + 3; 16 x 4 + 4 and 4 x 3 + 3.
   assert results['teacher']['parameters'] == 136 + 72 + 27
   assert results['student']['parameters'] == 68 + 15
   assert results['teacher']['agreement'] == 1
+  assert abs(results['teacher']['acceptance'] - 1) < 1e-6
   assert abs(results['teacher']['kl']) < 1e-6
   assert out.splitlines()[-4].split() == [
       'test', 'parameters', 'accuracy', 'cross-entropy', 'KL', 'to', 'teacher',
-      'agreement', 'seconds']
+      'reverse', 'KL', 'acceptance', 'agreement', 'seconds']
   assert out.splitlines()[-1].startswith('student distilled')
   train = [row for row in rows(tmp_path / 'run') if row['split'] == 'train']
   assert [row['step'] for row in train] == [2, 4, 6, 8]

@@ -31,6 +31,8 @@ _RULES = (
     ('lie between 0 and 1, or be None',
      lambda x: x is None or checks.is_number(x) and 0 <= x <= 1,
      ('distillation.alpha',)),
+    ('be 0 or more, and below 1', lambda x: 0 <= x < 1,
+     ('distillation.label_smoothing',)),
     ('be one of ' + ', '.join((tasks.AUTO, *tasks.OF_LABELS)),
      lambda x: x in (tasks.AUTO, *tasks.OF_LABELS), ('task',)),
     ('be 0 or more', lambda x: x >= 0,

@@ -59,9 +59,9 @@ def top_k_kl(student: jax.Array,
 
   References:
     Peng et al., Pre-training Distillation for Large Language Models: A Design
-    Space Exploration, arXiv:2410.16215, section 3, which renormalises; the log
-    sum inequality (Cover and Thomas, Elements of Information Theory, theorem
-    2.7.1) bounds the KL of merged classes.
+    Space Exploration, arXiv:2410.16215, which truncates; the log sum inequality
+    (Cover and Thomas, Elements of Information Theory, theorem 2.7.1) bounds the
+    KL of merged classes.
   """
   _check_k(k, rest, student.shape[-1])
 

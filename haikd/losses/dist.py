@@ -53,8 +53,8 @@ def dist(student: jax.Array,
 
   References:
     Huang et al., Knowledge Distillation from A Stronger Teacher,
-    arXiv:2205.10536, the inter-class and intra-class relations. The authors' code adds 1e-8 to the
-    divisor; a constant row or class then adds 1.
+    arXiv:2205.10536, the inter-class and intra-class relations. The authors'
+    code adds 1e-8 to the divisor; a constant row or class then adds 1.
   """
   for name, weight in dict(beta=beta, gamma=gamma).items():
     if isinstance(weight, (int, float)) and not weight >= 0:

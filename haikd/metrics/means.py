@@ -31,7 +31,14 @@ def of_logits(logits: jax.Array, target: Optional[jax.Array], *,
 
   Returns:
     LossSums: with labels `accuracy` and `cross_entropy` (nats); with a teacher
-    `kl` (nats, at temperature 1) and `agreement` on the most likely class.
+    `kl` and `reverse_kl` (nats, at temperature 1), `acceptance`, the sum of the
+    smaller of the two probabilities of each class, and `agreement` on the most
+    likely class.
+
+  References:
+    Leviathan et al., Fast Inference from Transformers via Speculative Decoding,
+    arXiv:2211.17192, theorem 3.5: `acceptance` is how often the teacher accepts
+    a token that the student draws.
   """
   sums = {}
   most_likely = jnp.argmax(logits, axis=-1)
@@ -44,6 +51,11 @@ def of_logits(logits: jax.Array, target: Optional[jax.Array], *,
   if target is not None:
     sums['kl'] = losses.kl_divergence(
         logits, target, mask=mask, temperature=1.0)
+    sums['reverse_kl'] = losses.reverse_kl(
+        logits, target, mask=mask, temperature=1.0)
+    p, q = (jax.nn.softmax(x.astype(jnp.float32)) for x in (target, logits))
+    sums['acceptance'] = masking.masked_mean(
+        jnp.sum(jnp.minimum(p, q), axis=-1), mask)
     same = most_likely == jnp.argmax(target, axis=-1)
     sums['agreement'] = masking.masked_mean(same.astype(jnp.float32), mask)
   return sums

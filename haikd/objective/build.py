@@ -63,6 +63,7 @@ def build_objective(config: config_lib.ConfigDict,
   if is_encoder and task == tasks.REGRESSION:
     # Scores of texts are labels, but an encoder does not predict them.
     terms = build_terms(False)
+  _check_smoothing(config.distillation.label_smoothing, terms)
   if task not in (tasks.REGRESSION, tasks.MULTILABEL):
     _check_classes(outputs[0].logits, spec.labels, num_classes)
   if pairs_lib.have_own_tokens(spec):
@@ -131,6 +132,18 @@ def _hint(inputs):
     return (" Integers stay integers, except for images of uint8 under the key "
             "'image', which are divided by 255.")
   return ''
+
+
+def _check_smoothing(label_smoothing, terms):
+  """Refuses smoothed labels that no term of config.distillation uses."""
+  if label_smoothing and not any(
+      'label_smoothing' in term.options and
+      term.field.startswith('config.distillation.') for term in terms):
+    raise checks.ConfigError(
+        'config.distillation.label_smoothing must be 0 unless alpha is below 1 '
+        f'and labels are classes; got {label_smoothing}, and the terms '
+        f'{", ".join(term.name for term in terms)}. A cross_entropy in '
+        'config.losses has an option of this name.')
 
 
 def _check_classes(logits, labels, num_classes):

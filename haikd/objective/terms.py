@@ -212,7 +212,9 @@ def _standard_terms(fields, has_teacher, has_labels, task):
     if alpha > 0:
       add(soft, 'alpha', weight=alpha, options=options)
     if alpha < 1 and has_labels:
-      add(hard, 'alpha', weight=1 - alpha)
+      options = dict(label_smoothing=fields.label_smoothing)
+      add(hard, 'alpha', weight=1 - alpha,
+          options=options if hard == 'cross_entropy' else {})
   if fields.use_attention_transfer:
     add('attention_transfer', 'use_attention_transfer',
         'attention_match_layers', weight=fields.attention_loss_weight,

@@ -17,6 +17,7 @@ TEACHER = jnp.log(
     jnp.array([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6], [0.2, 0.2, 0.6],
                [0.5, 0.25, 0.25]]))
 MASK = jnp.array([True, True, True, False])
+WITH_TEACHER = {'kl', 'reverse_kl', 'acceptance', 'agreement'}
 
 
 def measure(*args, **options):
@@ -28,7 +29,7 @@ def measure(*args, **options):
 def test_metrics_by_hand():
   labels = jnp.array([0, 2, -100, 0])
   sums = measure(LOGITS, TEACHER, mask=MASK, labels=labels)
-  assert set(sums) == {'accuracy', 'cross_entropy', 'kl', 'agreement', 'f1'}
+  assert set(sums) == {'accuracy', 'cross_entropy', 'f1', *WITH_TEACHER}
   # Labelled and real: rows 0 (right) and 1 (wrong).
   np.testing.assert_allclose(sums['accuracy'], (1, 2))
   np.testing.assert_allclose(
@@ -39,6 +40,13 @@ def test_metrics_by_hand():
         0.6 * np.log(0.6 / 0.2) + 0.4 * np.log(0.2 / 0.1) +
         0.6 * np.log(0.6 / 0.8))
   np.testing.assert_allclose(sums['kl'], (kl, 3), rtol=1e-5)
+  reverse = (0.7 * np.log(0.7 / 0.6) + 0.2 * np.log(0.2 / 0.3) +
+             0.3 * np.log(0.3 / 0.2) + 0.5 * np.log(0.5 / 0.2) +
+             0.2 * np.log(0.2 / 0.6) + 0.2 * np.log(0.1 / 0.2) +
+             0.8 * np.log(0.8 / 0.6))
+  np.testing.assert_allclose(sums['reverse_kl'], (reverse, 3), rtol=1e-5)
+  # The smaller probabilities add up to 0.9, 0.6 and 0.8.
+  np.testing.assert_allclose(sums['acceptance'], (2.3, 3), rtol=1e-6)
   np.testing.assert_array_equal(sums['f1'].hits, (1, 0, 0))
   np.testing.assert_array_equal(sums['f1'].predicted, (1, 1, 0))
   np.testing.assert_array_equal(sums['f1'].true, (1, 0, 1))
@@ -59,7 +67,7 @@ def test_labels_may_be_probabilities(rows):
 
 def test_without_teacher_or_labels_there_is_less():
   assert measure(LOGITS, None, mask=MASK) == {}
-  assert set(measure(LOGITS, TEACHER, mask=MASK)) == {'kl', 'agreement'}
+  assert set(measure(LOGITS, TEACHER, mask=MASK)) == WITH_TEACHER
 
 
 def test_a_mask_of_examples_holds_for_all_their_positions():

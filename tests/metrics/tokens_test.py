@@ -9,6 +9,7 @@ import pytest
 
 from haikd import metrics
 from haikd.core import base
+from haikd.losses import cutting
 
 
 def measure(*args, **options):
@@ -57,7 +58,22 @@ def test_top5_agreement_by_hand():
   np.testing.assert_allclose(sums['top5_agreement'], (1 + 2 / 5, 2), rtol=1e-6)
   # The teacher's most likely tokens are 4 and 3, the student's is 0.
   np.testing.assert_allclose(sums['agreement'], (0, 2))
-  assert set(sums) == {'kl', 'agreement', 'top5_agreement'}
+  assert set(sums) == {'kl', 'reverse_kl', 'acceptance', 'agreement',
+                       'top5_agreement'}
+
+
+def test_acceptance_in_chunks_is_one_less_the_total_variation():
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  student, teacher = (
+      base.LinearLogits(draw(2, 9, 3), draw(3, 11)) for _ in range(2))
+  mask = jnp.arange(9) < jnp.array([[9], [4]])
+  sums = measure(student, teacher, mask=mask,
+                 sizes=cutting.ChunkSizes(chunk_bytes=4 * 11 * 4))
+  p, q = (np.exp(np.float64(x.materialise())) for x in (teacher, student))
+  p, q = (x / x.sum(-1, keepdims=True) for x in (p, q))
+  expected = (1 - np.abs(p - q).sum(-1) / 2)[np.asarray(mask)].sum()
+  np.testing.assert_allclose(sums['acceptance'], (expected, 13), rtol=1e-5)
 
 
 def test_vocabularies_may_have_less_than_five():
