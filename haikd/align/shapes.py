@@ -111,14 +111,14 @@ def none(student: Value, teacher: Value, *, mask: jax.Array,
          on: str) -> base.Pair:
   """Leaves both sides as they are, for losses to check their shapes.
 
-  Most losses demand equal shapes; some, such as `similarity_distribution`, take
-  any width.
+  Most losses demand equal shapes; some, such as `similarity_distribution` and
+  `universal_logit`, take any width.
 
   Additive over `B`.
 
   Args:
     student: any shape.
-    teacher: any shape; for logits, that of `student`.
+    teacher: any shape; for logits, that of `student` but for the last axis.
     mask: bool, true where a position counts.
     on: what the arrays are.
 
@@ -126,10 +126,10 @@ def none(student: Value, teacher: Value, *, mask: jax.Array,
     A Pair of the arguments.
 
   Raises:
-    ConfigError: the shapes of logits differ.
+    ConfigError: logits do not have the same positions.
   """
   if on == 'logits':
-    _check_same_logits(student, teacher)
+    _check_same_positions(student, teacher)
   return base.Pair(student, teacher, mask)
 
 
@@ -198,19 +198,24 @@ def check_comparable(student: jax.Array, teacher: jax.Array) -> None:
         'layers of the same kind, or register an aligner that reshapes them.')
 
 
-def _check_same_logits(student, teacher):
-  """Raises ConfigError unless the shapes agree."""
-  if student.shape == teacher.shape:
-    return
-  got = f'student.shape={student.shape}, teacher.shape={teacher.shape}'
+def _check_same_positions(student, teacher):
+  """Raises ConfigError unless logits agree but for their vocabulary."""
   if student.shape[:-1] != teacher.shape[:-1]:
     raise checks.ConfigError(
-        'student and teacher must have logits at the same positions; '
-        f'got {got}. Give both networks the same inputs.')
+        'student and teacher must have logits at the same positions; got '
+        f'student.shape={student.shape}, teacher.shape={teacher.shape}. Give '
+        'both networks the same inputs.')
+
+
+def _check_same_logits(student, teacher):
+  """Raises ConfigError unless the shapes agree."""
+  _check_same_positions(student, teacher)
   difference = abs(student.shape[-1] - teacher.shape[-1])
-  raise checks.ConfigError(
-      f'student and teacher must have the same vocabulary; got {got}, which '
-      f'differ by {difference} classes. Give both networks one tokenizer; '
-      'where tables of tokens are padded, set used_classes of both to the '
-      'size of the tokenizer; or distil features or attention instead of '
-      'logits.')
+  if difference:
+    raise checks.ConfigError(
+        'student and teacher must have the same vocabulary; got student.shape='
+        f'{student.shape}, teacher.shape={teacher.shape}, which differ by '
+        f'{difference} classes. Give both networks one tokenizer; where tables '
+        'of tokens are padded, set used_classes of both to the size of the '
+        'tokenizer; or use the loss universal_logit, or distil features or '
+        'attention instead of logits.')

@@ -1,6 +1,5 @@
 """Divergences of predictions whose classes are put together, or left out."""
 
-import functools
 from typing import Optional
 
 import jax

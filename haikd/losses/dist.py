@@ -31,7 +31,7 @@ def dist(student: jax.Array,
   which a much smaller student cannot reach. Correlations do not shrink as T
   grows; the factor T^2 is the authors'.
 
-  Relational: positions of the whole batch are compared with one another. With
+  Not additive over `B`: it relates positions of the whole batch. With
   microbatches, it is computed for each of them. Its logits are materialised.
 
   Args:

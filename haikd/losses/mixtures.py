@@ -1,5 +1,6 @@
 """Divergences from a mixture of the student's and the teacher's predictions."""
 
+from collections.abc import Callable
 import functools
 from typing import Any, NamedTuple
 
@@ -72,28 +73,28 @@ def jensen_shannon(student: jax.Array,
     Agarwal et al., On-Policy Distillation of Language Models (GKD),
     arXiv:2306.13649, equation 1. TRL takes the same two limits.
   """
-  is_number = isinstance(beta, (int, float))
-  if is_number and not 0 <= beta <= 1:
-    raise ValueError(f'beta must lie between 0 and 1; got {beta}. 0 is the '
-                     'forward KL, 1 the reverse, 0.5 is symmetric.')
-
   def inside(student, teacher):
     return _mixture_rows(student, teacher, _Mixture(beta, beta, 1 - beta))
 
   def outside(student, teacher):
+    del teacher
     return jnp.full_like(student[..., 0], jnp.nan)
 
   def reverse(student, teacher):
     return divergences.kl_rows(teacher, student)
 
-  if is_number:
-    rows = {0: divergences.kl_rows, 1: reverse}.get(beta, inside)
-  else:
+  rows: Callable = inside
+  if not isinstance(beta, (int, float)):  # It is scheduled.
     beta = lax.stop_gradient(beta)
     number = jnp.select([beta == 0, beta == 1, (0 < beta) & (beta < 1)],
                         [0, 1, 2], 3)
     rows = functools.partial(
         lax.switch, number, (divergences.kl_rows, reverse, inside, outside))
+  elif not 0 <= beta <= 1:
+    raise ValueError(f'beta must lie between 0 and 1; got {beta}. 0 is the '
+                     'forward KL, 1 the reverse, 0.5 is symmetric.')
+  elif beta in (0, 1):
+    rows = reverse if beta else divergences.kl_rows
   return divergences.softened(
       rows, student, teacher, mask=mask, temperature=temperature)
 

@@ -62,9 +62,11 @@ def test_everything_off_is_plain_logit_distillation():
   np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
 
-def test_plain_distillation_by_hand():
-  batch = image_batch()
-  objective = build(vit_config())
+@pytest.mark.parametrize('smoothing', (0.0, 0.2))
+def test_plain_distillation_by_hand(smoothing):
+  batch, config = image_batch(), vit_config()
+  config.distillation.label_smoothing = smoothing
+  objective = build(config)
   frozen = base.Variables(*objective.teacher.init(jax.random.key(7), batch))
   params, state = objective.init(jax.random.key(0), batch, frozen)
   logits = lambda network, *weights: np.asarray(
@@ -75,7 +77,8 @@ def test_plain_distillation_by_hand():
   log_softmax = lambda x: x - np.log(np.exp(x).sum(-1, keepdims=True))
   log_p, log_q = log_softmax(teacher / 2), log_softmax(student / 2)
   kl = 4 * (np.exp(log_p) * (log_p - log_q)).sum(-1)
-  entropy = -log_softmax(student)[np.arange(4), batch.labels]
+  entropy = -((1 - smoothing) * log_softmax(student)[np.arange(4), batch.labels]
+              + smoothing * log_softmax(student).mean(-1))
   # The last of the four examples is padding.
   expected = 0.9 * kl[:3].mean() + 0.1 * entropy[:3].mean()
   sums, _ = objective.sums(params, state, frozen, batch, jax.random.key(0))

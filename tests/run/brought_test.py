@@ -211,6 +211,17 @@ def test_a_teacher_of_other_classes_teaches_features(start):
       'parameters', 'seconds', *TO_TEACHER}
 
 
+def test_a_teacher_of_other_classes_teaches_how_sure_it_is(start, tmp_path):
+  code, results, err = start(
+      'classes', 'teacher.options.out=7', 'distillation.alpha=0.0',
+      'losses.sorted.loss=universal_logit')
+  assert code == 0, err
+  assert 'kl' not in results['student']
+  rows = map(json.loads,
+             (tmp_path / 'run/metrics.jsonl').read_text().splitlines())
+  assert any(row.get('loss/sorted', 0) > 0 for row in rows)
+
+
 def test_a_teacher_learns_by_a_loss_of_ones_own(start):
   code, results, err = start(
       'numbers', 'distillation.alpha=None', 'student.options.out=1',
