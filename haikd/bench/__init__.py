@@ -1,4 +1,5 @@
 """The benchmark: haikd's training step against one written by hand.
 
-`python -m haikd.bench` runs it.
+It also compares divergences with `kl_divergence`. `python -m haikd.bench` runs
+it.
 """

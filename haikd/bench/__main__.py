@@ -8,7 +8,8 @@ Both sides have the same parameters and the same batch, each in its own process.
 They must agree in the losses of the first two steps, and then take steps in
 turn. haikd's step is the one of a run, built from its config. The other is one
 jitted function in plain JAX that materialises maps and logits (`materialised`)
-or computes them in blocks and chunks (`fused`).
+or computes them in blocks and chunks (`fused`). Cases of another divergence are
+compared with the same step with `kl_divergence`, and need not agree with it.
 
 Exit codes: 0 done; 1 the sides disagree, or something unforeseen; 2 a wrong
 flag, or no clone of the repository; 130 interrupted; 141 nobody reads what is
@@ -101,7 +102,7 @@ def _define_flags():
   flags.DEFINE_bool('list', False, 'List the cases.', flag_values=values)
   flags.DEFINE_enum(
       'reference', 'materialised', cases.REFERENCES,
-      'The step that haikd is compared with; fused is for text only.',
+      'The step by hand that haikd is compared with; fused is for text only.',
       flag_values=values)
   flags.DEFINE_float(
       'padding', 0.25, 'For text, the mean fraction of padding in a row.',

@@ -12,6 +12,8 @@ from haikd.core import checks
 Case = dict[str, Any]  # As in the JSON file.
 
 REFERENCES = ('materialised', 'fused')
+# The reference of a case that has a loss of its own: the same step with this.
+BASELINE = 'kl_divergence'
 
 # 30 and 6 million parameters with a vocabulary of 8,192, untied.
 _LLAMAS = dict(
@@ -45,6 +47,12 @@ def _loss_logits(classes):
   return _text(
       f'the losses on logits alone, of {classes:,} tokens',
       classes=classes, networks=sides, optimizer=('sgd', 100.0))
+
+
+def _divergence(loss):
+  case = _loss_logits(65536)
+  return case | dict(
+      title=f'{loss} alone, of 65,536 tokens, against {BASELINE}', loss=loss)
 
 
 def _loss_attention(length):
@@ -87,6 +95,11 @@ CASES: dict[str, Case] = dict(
     loss_logits_8k=_loss_logits(8192),
     loss_logits_64k=_loss_logits(65536),
     loss_logits_150k=_loss_logits(151936),
+    divergence_reverse=_divergence('reverse_kl'),
+    divergence_js=_divergence('jensen_shannon'),
+    divergence_skewed=_divergence('skewed_kl'),
+    divergence_variation=_divergence('total_variation'),
+    divergence_top_k=_divergence('top_k_kl'),
     loss_attention_1k=_loss_attention(1024),
     loss_attention_2k=_loss_attention(2048),
 )
@@ -120,7 +133,8 @@ def choose(names: Iterable[str], reference: str,
   names = names or [x for x in CASES if _suits(CASES[x], reference)]
   return {
       name: dict(
-          copy.deepcopy(CASES[name]), reference=reference, padding=padding)
+          copy.deepcopy(CASES[name]), padding=padding,
+          reference=BASELINE if 'loss' in CASES[name] else reference)
       for name in names
   }
 

@@ -16,7 +16,7 @@ from haikd.bench import cases
 from haikd.bench import worker
 from haikd.core import checks
 
-SIDES = ('haikd', 'by_hand')
+SIDES = ('haikd', 'reference')
 ROOT = pathlib.Path(haikd.__file__).parents[1]
 # A side takes steps for so long in a round, and at least two.
 SECONDS = 1.5
@@ -60,25 +60,30 @@ def run(case: cases.Case, *, rounds: int, cores: Optional[int],
     By side, what was measured in its first two steps; and `rounds`.
 
   Raises:
-    DisagreeError: the losses of the first two steps differ.
+    DisagreeError: the losses of the first two steps differ, where the
+      reference is a step by hand.
     RuntimeError: a side ended early.
   """
-  places = dict(
-      haikd=('haikd.bench.ours', ROOT), by_hand=('by_hand', find_references()))
+  ours, by_hand = 'haikd.bench.ours', case['reference'] != cases.BASELINE
+  sides = dict(
+      haikd=(ours, ROOT, case),
+      reference=('by_hand', find_references(), case) if by_hand else
+      (ours, ROOT, dict(case, loss=cases.BASELINE)))
   results: dict[str, Any] = {}
   workers = {}
   with contextlib.ExitStack() as stack:
     folder = stack.enter_context(tempfile.TemporaryDirectory())
     for side in SIDES:  # The second reads what the first has written.
-      module, path = places[side]
+      module, path, variant = sides[side]
       workers[side] = stack.enter_context(Worker(side, debug))
       results[side] = workers[side].ask(
           module=module,
           path=str(path),
-          case=case,
+          case=variant,
           cores=chosen_cores(cores),
           arrays=str(pathlib.Path(folder) / 'arrays.npz'))
-    _check_losses(*(results[side]['losses'] for side in SIDES))
+    if by_hand:
+      _check_losses(*(results[side]['losses'] for side in SIDES))
     trial = [workers[side].ask(steps=1)['wall'] for side in SIDES]
     steps = max(2, math.ceil(SECONDS / min(trial)))
     results['rounds'] = []

@@ -63,6 +63,10 @@ def config_of(case: cases.Case) -> config_lib.ConfigDict:
     config[side].model, config[side].options = case[side]
   config.distillation.temperature = case['temperature']
   config.distillation.alpha = case['alpha']
+  if 'loss' in case:
+    config.distillation.alpha = None
+    config.losses.alone = dict(
+        loss=case['loss'], options=dict(temperature=case['temperature']))
   config.distillation.use_attention_transfer = case['attention']
   config.optimizer.name, config.optimizer.learning_rate = case['optimizer']
   config.distillation.use_feature_matching = case['features']

@@ -16,8 +16,8 @@ from haikd.bench import cases
 from haikd.bench import measure
 from haikd.run import console
 
-COLUMNS = ('haikd / by hand', 'CPU time', 'wall time', 'step, s', 'by hand, s',
-           'first step, s', 'temp, MiB', 'peak, MiB')
+COLUMNS = ('haikd / reference', 'CPU time', 'wall time', 'step, s',
+           'reference, s', 'first step, s', 'temp, MiB', 'peak, MiB')
 
 
 def summarise(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,8 +27,8 @@ def summarise(results: Mapping[str, Any]) -> dict[str, Any]:
     results: what `measure.run` returns.
 
   Returns:
-    `ratios` of haikd to by hand: for `cpu` and `wall` the median, least and
-    most; for `first_step_seconds`, `temp_bytes` and `peak_bytes` a number. By
+    `ratios` of haikd to its reference: for `cpu` and `wall` the median, least
+    and most; for `first_step_seconds`, `temp_bytes` and `peak_bytes` a number. By
     side, `step_seconds`, `step_cpu_seconds` and `peak_bytes`.
   """
   first, second = measure.SIDES

@@ -8,6 +8,7 @@ import jax
 from jax import custom_derivatives
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
 
 from haikd.core import base
 from haikd.losses import divergences
@@ -17,20 +18,11 @@ from haikd.losses import register
 # where |e| < _CLOSE.
 _POWERS = range(10, 1, -1)
 _CLOSE = 0.25
+_TINY = np.finfo(np.float32).tiny
 
 
-class _Mixture(NamedTuple):
-  """w_p KL(p || m) + w_q KL(q || m), with m = share p + (1 - share) q.
-
-  Attributes:
-    share: of the teacher's p in the mixture, above 0 and below 1.
-    weight_p: w_p.
-    weight_q: w_q.
-  """
-
-  share: Any
-  weight_p: Any
-  weight_q: Any
+# What is compared with the mixture m: w_p KL(p || m) + w_q KL(q || m).
+_BOTH, _TEACHER, _STUDENT = 'both', 'teacher', 'student'
 
 
 @register.register_loss(
@@ -74,7 +66,7 @@ def jensen_shannon(student: jax.Array,
     arXiv:2306.13649, equation 1. TRL takes the same two limits.
   """
   def inside(student, teacher):
-    return _mixture_rows(student, teacher, _Mixture(beta, beta, 1 - beta))
+    return _mixture_rows(_BOTH, student, teacher, beta)
 
   def outside(student, teacher):
     del teacher
@@ -149,68 +141,102 @@ def skewed_kl(student: jax.Array,
   else:
     skew = lax.stop_gradient(
         jnp.where((0 < skew) & (skew < 1), skew, jnp.nan))
-  mixture = _Mixture(1 - skew, 0.0, 1.0) if reverse else _Mixture(
-      skew, 1.0, 0.0)
+  compared, share = (_STUDENT, 1 - skew) if reverse else (_TEACHER, skew)
   return divergences.softened(
-      lambda student, teacher: _mixture_rows(student, teacher, mixture),
+      lambda student, teacher: _mixture_rows(compared, student, teacher, share),
       student, teacher, mask=mask, temperature=temperature)
 
 
-@jax.custom_jvp
-def _mixture_rows(student: jax.Array, teacher: jax.Array,
-                  mixture: _Mixture) -> jax.Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _mixture_rows(compared: str, student: jax.Array, teacher: jax.Array,
+                  share: jax.typing.ArrayLike) -> jax.Array:
   """Returns the divergence of each row of logits, `[...]` float32.
 
   Args:
+    compared: what is compared with the mixture.
     student: `[..., V]` float32.
     teacher: likewise.
-    mixture: of scalars, which get no gradient.
+    share: of p in the mixture, above 0 and below 1; it gets no gradient.
   """
-  return _compare(student, teacher, mixture)[0]
+  return _compare(compared, student, teacher, share).rows
 
 
-# The derivative with respect to q is w_q log(q/m) - (1 - share) (w_p p + w_q q)
-# / m, up to a constant, which the softmax removes; that of p likewise.
+# The derivative with respect to q is w_q log(q/m) - (1 - share) bend d, up to a
+# constant, which the softmax removes; that of p likewise.
 @functools.partial(_mixture_rows.defjvp, symbolic_zeros=True)
-def _mixture_rows_jvp(primals, tangents):
-  mixture = primals[2]
-  rows, p, q, ratio_p, ratio_q = _compare(*primals)
-  weighted = mixture.weight_p * ratio_p + mixture.weight_q * ratio_q
-  tangent = jnp.zeros_like(rows)
-  for by, weight, ratio, share, direction in (
-      (q, mixture.weight_q, ratio_q, 1 - mixture.share, tangents[0]),
-      (p, mixture.weight_p, ratio_p, mixture.share, tangents[1])):
+def _mixture_rows_jvp(compared, primals, tangents):
+  got, share = _compare(compared, *primals), primals[2]
+  tangent = jnp.zeros_like(got.rows)
+  for by, log, factor, direction in (
+      (got.q, got.log_q, 1 - share, tangents[0]),
+      (got.p, got.log_p, share, tangents[1])):
     if not isinstance(direction, custom_derivatives.SymbolicZero):
-      slope = weight * _log(ratio) - share * weighted
+      slope = log
+      if compared != _BOTH:
+        slope -= factor * got.bend * got.difference
       slope -= jnp.sum(by * slope, axis=-1, keepdims=True)
       tangent += jnp.sum(by * slope * direction, axis=-1)
-  return rows, tangent
+  return got.rows, tangent
 
 
-def _compare(student, teacher, mixture):
-  """Returns the divergences, p, q, p/m and q/m.
+class _Comparison(NamedTuple):
+  """Rows of predictions, compared with their mixture.
 
-  With d = (q - p)/m, p/m is 1 - (1 - share) d, and q/m is 1 + share d. Both
-  divergences are sums of m f(p/m) or m f(q/m), with f(x) = x log x - x + 1,
-  whose terms are never negative. Where d is small, f comes from its series:
-  rounding errors then enter only squared.
+  Attributes:
+    rows: `[...]`, the divergences.
+    p: `[..., V]`, the teacher's probabilities.
+    q: likewise, the student's.
+    log_p: w_p log(p/m), or 0.
+    log_q: w_q log(q/m), or 0.
+    difference: d = (q - p)/m.
+    bend: (w_p p + w_q q)/m is w_p + w_q + bend d.
   """
-  (p, _), (q, _) = map(divergences.softmax, (teacher, student))
-  share, weight_p, weight_q = mixture
+
+  rows: jax.Array
+  p: jax.Array
+  q: jax.Array
+  log_p: Any
+  log_q: Any
+  difference: jax.Array
+  bend: Any
+
+
+def _compare(compared, student, teacher, share):
+  """Returns the _Comparison of rows of logits.
+
+  As p/m is 1 - (1 - share) d, and q/m is 1 + share d, both divergences are sums
+  of m f(p/m) or m f(q/m), with f(x) = x log x - x + 1, whose terms are never
+  negative. Where d is small, f comes from its series: rounding errors then
+  enter only squared.
+  """
+  (p, normaliser_p), (q, normaliser_q) = map(
+      divergences.softmax, (teacher, student))
   mixed = share * p + (1 - share) * q
-  safe = jnp.where(mixed > 0, mixed, 1.0)
-  ratio_p, ratio_q, difference = p / safe, q / safe, (q - p) / safe
+  # Below, a class adds nothing that float32 can hold.
+  mixed = jnp.where(mixed > _TINY, mixed, 1.0)
+  log_mixed = jnp.log(mixed)
+
+  def log_ratio(probabilities, logits, normaliser):
+    ratio = logits - normaliser[0] - normaliser[1] - log_mixed
+    return jnp.where(probabilities > 0, ratio, 0.0)  # 0 log 0 = 0.
+
+  difference, log_p, log_q = (q - p) / mixed, 0.0, 0.0
+  # XLA would multiply by weights of 0.
+  weight_p, weight_q, bend = {
+      _BOTH: (share, 1 - share, 0.0), _TEACHER: (1.0, 0.0, share - 1),
+      _STUDENT: (0.0, 1.0, share)}[compared]
+  if compared != _STUDENT:
+    log_p = weight_p * log_ratio(p, teacher, normaliser_p)
+  if compared != _TEACHER:
+    log_q = weight_q * log_ratio(q, student, normaliser_q)
+  by_log = p * log_p + q * log_q
+  if compared != _BOTH:
+    by_log -= bend * (q - p)
   series = jnp.zeros_like(difference)
   for k in _POWERS:
     series = series * difference + (-1)**k / (k * (k - 1)) * (
         weight_p * (share - 1)**k + weight_q * share**k)
   by_series = mixed * jnp.square(difference) * series
-  by_log = weight_p * p * _log(ratio_p) + weight_q * q * _log(ratio_q)
-  by_log += (weight_p * (1 - share) - weight_q * share) * (q - p)
   terms = jnp.where(jnp.abs(difference) < _CLOSE, by_series, by_log)
-  return jnp.sum(terms, axis=-1), p, q, ratio_p, ratio_q
-
-
-def _log(ratio):
-  """Returns log(ratio), and 0 where its product with the ratio is 0."""
-  return jnp.log(jnp.where(ratio > 0, ratio, 1.0))
+  return _Comparison(
+      jnp.sum(terms, axis=-1), p, q, log_p, log_q, difference, bend)

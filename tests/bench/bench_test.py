@@ -40,6 +40,8 @@ TINY = dict(
         shape=(3, 8, 8, 1)),
     loss_logits=cases.CASES['loss_logits_8k'] | dict(
         classes=20, shape=(8, 5), reference='fused'),
+    divergence=cases.CASES['divergence_reverse'] | dict(
+        classes=20, shape=(8, 5)),
     loss_attention=cases.CASES['loss_attention_1k'] | dict(shape=(2, 6)),
 )
 
@@ -127,11 +129,11 @@ def found(losses=(1.0, 0.5)):
   first = dict(losses=losses, first_step_seconds=3.0, temp_bytes=2**21)
   return dict(
       haikd=first,
-      by_hand=dict(first, first_step_seconds=2.0, temp_bytes=2**20),
+      reference=dict(first, first_step_seconds=2.0, temp_bytes=2**20),
       rounds=[
-          dict(haikd=timed(2.0, 4.0), by_hand=timed(1.0, 1.0, 2**19)),
-          dict(haikd=timed(2.0, 3.0), by_hand=timed(4.0, 2.0)),
-          dict(haikd=timed(3.0, 2.0, 2**22), by_hand=timed(3.0, 2.0)),
+          dict(haikd=timed(2.0, 4.0), reference=timed(1.0, 1.0, 2**19)),
+          dict(haikd=timed(2.0, 3.0), reference=timed(4.0, 2.0)),
+          dict(haikd=timed(3.0, 2.0, 2**22), reference=timed(3.0, 2.0)),
       ])
 
 
