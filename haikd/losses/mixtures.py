@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 import jax
 from jax import custom_derivatives
@@ -14,9 +14,10 @@ from haikd.core import base
 from haikd.losses import divergences
 from haikd.losses import register
 
-# Powers of the series of (1 + e) log(1 + e) - e, whose error is 1e-7 of the sum
-# where |e| < _CLOSE.
-_POWERS = range(10, 1, -1)
+# Coefficients of ((1 + e) log(1 + e) - e) / e^2, the highest power first. The
+# error is 1e-7 where |e| < _CLOSE.
+_SERIES = np.array([(-1)**k / (k * (k - 1)) for k in range(10, 1, -1)],
+                   np.float32)
 _CLOSE = 0.25
 _TINY = np.finfo(np.float32).tiny
 
@@ -158,85 +159,77 @@ def _mixture_rows(compared: str, student: jax.Array, teacher: jax.Array,
     teacher: likewise.
     share: of p in the mixture, above 0 and below 1; it gets no gradient.
   """
-  return _compare(compared, student, teacher, share).rows
+  return _compare(compared, student, teacher, share)[0]
 
 
 # The derivative with respect to q is w_q log(q/m) - (1 - share) bend d, up to a
-# constant, which the softmax removes; that of p likewise.
+# constant, and (w_p p + w_q q)/m is bend d, up to another. The softmax takes
+# off its mean, that of log(q/m) being KL(q || m). With respect to p likewise.
 @functools.partial(_mixture_rows.defjvp, symbolic_zeros=True)
 def _mixture_rows_jvp(compared, primals, tangents):
-  got, share = _compare(compared, *primals), primals[2]
-  tangent = jnp.zeros_like(got.rows)
-  for by, log, factor, direction in (
-      (got.q, got.log_q, 1 - share, tangents[0]),
-      (got.p, got.log_p, share, tangents[1])):
-    if not isinstance(direction, custom_derivatives.SymbolicZero):
-      slope = log
-      if compared != _BOTH:
-        slope -= factor * got.bend * got.difference
-      slope -= jnp.sum(by * slope, axis=-1, keepdims=True)
-      tangent += jnp.sum(by * slope * direction, axis=-1)
-  return got.rows, tangent
+  rows, sides, difference = _compare(compared, *primals)
+  share = primals[2]
+  bend = {_BOTH: 0.0, _TEACHER: share - 1, _STUDENT: share}[compared]
+  tangent = jnp.zeros_like(rows)
+  for side, other_share, direction in zip(sides, (1 - share, share), tangents):
+    if isinstance(direction, custom_derivatives.SymbolicZero):
+      continue
+    slope = 0.0
+    if side.log_ratio is not None:
+      slope += side.weight * (side.log_ratio - side.kl[..., None])
+    if compared != _BOTH:
+      mean = jnp.sum(side.softmax * difference, axis=-1, keepdims=True)
+      slope -= other_share * bend * (difference - mean)
+    tangent += jnp.sum(side.softmax * slope * direction, axis=-1)
+  return rows, tangent
 
 
-class _Comparison(NamedTuple):
-  """Rows of predictions, compared with their mixture.
+class _Side(NamedTuple):
+  """The predictions of one network, beside their mixture with the other's.
 
   Attributes:
-    rows: `[...]`, the divergences.
-    p: `[..., V]`, the teacher's probabilities.
-    q: likewise, the student's.
-    log_p: w_p log(p/m), or 0.
-    log_q: w_q log(q/m), or 0.
-    difference: d = (q - p)/m.
-    bend: (w_p p + w_q q)/m is w_p + w_q + bend d.
+    softmax: `[..., V]`.
+    weight: of its divergence, a scalar.
+    log_ratio: `[..., V]`, log(softmax / m); None where it is not compared.
+    kl: `[...]`, its divergence from m; None likewise.
   """
 
-  rows: jax.Array
-  p: jax.Array
-  q: jax.Array
-  log_p: Any
-  log_q: Any
-  difference: jax.Array
-  bend: Any
+  softmax: jax.Array
+  weight: Any = 0.0
+  log_ratio: Optional[jax.Array] = None
+  kl: Optional[jax.Array] = None
 
 
 def _compare(compared, student, teacher, share):
-  """Returns the _Comparison of rows of logits.
+  """Returns the divergences, the student's and the teacher's _Side, and d.
 
-  As p/m is 1 - (1 - share) d, and q/m is 1 + share d, both divergences are sums
-  of m f(p/m) or m f(q/m), with f(x) = x log x - x + 1, whose terms are never
-  negative. Where d is small, f comes from its series: rounding errors then
-  enter only squared.
+  With d = (q - p)/m, q/m is 1 + e for e = share d, and p/m for e = (share - 1)
+  d. KL(q || m) is the sum of m f(1 + e), with f(x) = x log x - x + 1, whose
+  terms are never negative. Where d is small, f comes from its series: rounding
+  errors then enter only squared.
   """
   (p, normaliser_p), (q, normaliser_q) = map(
       divergences.softmax, (teacher, student))
   mixed = share * p + (1 - share) * q
   # Below, a class adds nothing that float32 can hold.
   mixed = jnp.where(mixed > _TINY, mixed, 1.0)
-  log_mixed = jnp.log(mixed)
+  log_mixed, difference = jnp.log(mixed), (q - p) / mixed
 
-  def log_ratio(probabilities, logits, normaliser):
-    ratio = logits - normaliser[0] - normaliser[1] - log_mixed
-    return jnp.where(probabilities > 0, ratio, 0.0)  # 0 log 0 = 0.
+  def side(softmax, logits, normaliser, weight, factor):
+    log_ratio = logits - normaliser[0] - normaliser[1] - log_mixed
+    log_ratio = jnp.where(softmax > 0, log_ratio, 0.0)  # 0 log 0 = 0.
+    excess = factor * difference
+    by_series = mixed * jnp.square(excess) * jnp.polyval(_SERIES, excess)
+    terms = jnp.where(jnp.abs(difference) < _CLOSE, by_series,
+                      softmax * log_ratio - mixed * excess)
+    return _Side(softmax, weight, log_ratio, jnp.sum(terms, axis=-1))
 
-  difference, log_p, log_q = (q - p) / mixed, 0.0, 0.0
-  # XLA would multiply by weights of 0.
-  weight_p, weight_q, bend = {
-      _BOTH: (share, 1 - share, 0.0), _TEACHER: (1.0, 0.0, share - 1),
-      _STUDENT: (0.0, 1.0, share)}[compared]
-  if compared != _STUDENT:
-    log_p = weight_p * log_ratio(p, teacher, normaliser_p)
+  sides = [_Side(q), _Side(p)]  # XLA would multiply by weights of 0.
   if compared != _TEACHER:
-    log_q = weight_q * log_ratio(q, student, normaliser_q)
-  by_log = p * log_p + q * log_q
-  if compared != _BOTH:
-    by_log -= bend * (q - p)
-  series = jnp.zeros_like(difference)
-  for k in _POWERS:
-    series = series * difference + (-1)**k / (k * (k - 1)) * (
-        weight_p * (share - 1)**k + weight_q * share**k)
-  by_series = mixed * jnp.square(difference) * series
-  terms = jnp.where(jnp.abs(difference) < _CLOSE, by_series, by_log)
-  return _Comparison(
-      jnp.sum(terms, axis=-1), p, q, log_p, log_q, difference, bend)
+    weight = 1 - share if compared == _BOTH else 1.0
+    sides[0] = side(q, student, normaliser_q, weight, share)
+  if compared != _STUDENT:
+    weight = share if compared == _BOTH else 1.0
+    sides[1] = side(p, teacher, normaliser_p, weight, share - 1)
+  rows = sum(x.weight * x.kl for x in sides if x.kl is not None)
+  return rows, sides, difference
