@@ -203,11 +203,9 @@ def test_correlation_of_a_row_by_hand():
     ('jensen_shannon', dict(beta=0.3), 0.3 * 0.7),
     ('skewed_kl', dict(skew=0.1), 0.9**2),
     ('skewed_kl', dict(skew=0.1, reverse=True), 0.9**2)))
-@pytest.mark.parametrize('temperature', (1e3, 1e4))
-def test_rounding_does_not_show_at_high_temperatures(name, options, factor,
-                                                     temperature):
+def test_rounding_does_not_show_at_high_temperatures(name, options, factor):
   got = call(name, [[2.0, 0.5, -1.0], [0.1, 0.2, 0.3]],
-             [[1.5, 0.0, -0.5], [0.2, -0.1, 0.0]], temperature=temperature,
+             [[1.5, 0.0, -0.5], [0.2, -0.1, 0.0]], temperature=1e4,
              **options)
   np.testing.assert_allclose(got, factor * (1 / 9 + 4 / 225), rtol=5e-3)
 
