@@ -196,6 +196,16 @@ def test_correlation_of_a_row_by_hand():
   np.testing.assert_allclose(got, 1 + 39 / 42, rtol=1e-6)
 
 
+@pytest.mark.parametrize('options', (dict(beta=0.0), dict(gamma=0.0)))
+def test_what_is_constant_but_for_rounding_has_no_correlation(options):
+  # Three equal rows are constant in each class; 7 equal classes in each row.
+  teacher = np.log(np.tile([0.31, 0.17, 0.13, 0.11, 0.1, 0.09, 0.09], (3, 1)))
+  if 'gamma' in options:
+    teacher = np.zeros((3, 7))
+  student = np.random.default_rng(1).normal(size=(3, 7))
+  assert call('dist', student, teacher, **options) == 0.0
+
+
 # As T grows, q - p becomes small and T^2 KL tends to the 1/9 + 4/225 of
 # divergences_test.py: a mixture's share of the difference enters squared.
 @pytest.mark.parametrize('name, options, factor', (
