@@ -52,7 +52,7 @@ def _loss_logits(classes):
 def _divergence(loss):
   case = _loss_logits(65536)
   return case | dict(
-      title=f'{loss} alone, of 65,536 tokens, against {BASELINE}', loss=loss)
+      title=f'{loss} against {BASELINE}, 65,536 tokens', loss=loss)
 
 
 def _loss_attention(length):

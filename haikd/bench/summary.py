@@ -28,8 +28,8 @@ def summarise(results: Mapping[str, Any]) -> dict[str, Any]:
 
   Returns:
     `ratios` of haikd to its reference: for `cpu` and `wall` the median, least
-    and most; for `first_step_seconds`, `temp_bytes` and `peak_bytes` a number. By
-    side, `step_seconds`, `step_cpu_seconds` and `peak_bytes`.
+    and most; for `first_step_seconds`, `temp_bytes` and `peak_bytes` a number.
+    By side, `step_seconds`, `step_cpu_seconds` and `peak_bytes`.
   """
   first, second = measure.SIDES
   rounds = results['rounds']

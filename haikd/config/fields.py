@@ -176,8 +176,8 @@ def base() -> ConfigDict:
           # Weight of the soft term; 1 - alpha is the weight of the labels. None
           # leaves both out.
           alpha=config_dict.FieldReference(0.9, field_type=float),
-          # The part of each label that is spread evenly over all classes, from 0
-          # to below 1. A teacher that is trained here learns from sharp labels.
+          # The part of each label that is spread evenly over all classes, from
+          # 0 to below 1. A teacher that is trained here learns from sharp ones.
           label_smoothing=0.0,
           # Whether to compare attention maps.
           use_attention_transfer=False,

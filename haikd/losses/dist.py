@@ -81,7 +81,7 @@ def _distance(student, teacher, keep):
 
 
 def _deviations(rows, keep):
-  """Returns each row less its mean; zeros if it is constant but for rounding."""
+  """Returns each row less its mean; zeros if all of it is rounding."""
   mean = jnp.sum(rows, axis=-1, keepdims=True) / jnp.maximum(jnp.sum(keep), 1)
   deviations = jnp.where(keep, rows - mean, 0.0)
   squares, all_squares = (

@@ -189,8 +189,7 @@ def build_terms(config: config_lib.ConfigDict, *, has_teacher: bool,
 def _standard_terms(fields, has_teacher, has_labels, task):
   """Returns the terms of `config.distillation`."""
   soft, hard = _STANDARD.get(task, ('kl_divergence', 'cross_entropy'))
-  alpha = fields.alpha
-  terms = []
+  alpha, terms = fields.alpha, []
 
   def add(loss, switch, layers_field='', **options):
     terms.append(

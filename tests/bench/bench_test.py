@@ -40,8 +40,6 @@ TINY = dict(
         shape=(3, 8, 8, 1)),
     loss_logits=cases.CASES['loss_logits_8k'] | dict(
         classes=20, shape=(8, 5), reference='fused'),
-    divergence=cases.CASES['divergence_reverse'] | dict(
-        classes=20, shape=(8, 5)),
     loss_attention=cases.CASES['loss_attention_1k'] | dict(shape=(2, 6)),
 )
 
@@ -200,6 +198,26 @@ def test_sides_that_disagree_are_not_timed(run, monkeypatch):
   assert err == (
       'haikd: both sides must compute the same loss; got 0.5 from '
       'haikd and 0.6 by hand in step 2. Nothing was timed.\n')
+
+
+def test_a_divergence_is_compared_with_the_same_step_of_kl(monkeypatch):
+  orders = []
+
+  def ask(self, **order):
+    orders.append(order)
+    return dict(losses=[1.0, len(orders)], wall=1.0)
+
+  monkeypatch.setattr(measure.Worker, 'ask', ask)
+  case = cases.choose(['divergence_js'], 'materialised', 0.0)['divergence_js']
+  measure.run(case, rounds=3, cores=None)
+  first, second = (order for order in orders if 'module' in order)
+  assert first['module'] == second['module'] == 'haikd.bench.ours'
+  assert second['case'] == first['case'] | dict(loss='kl_divergence')
+  for name, order in (('jensen_shannon', first), ('kl_divergence', second)):
+    config = ours.config_of(order['case'])
+    assert config.distillation.alpha is None
+    term, = config.losses.values()
+    assert (term['loss'], term['options']['temperature']) == (name, 2.0)
 
 
 def test_side_that_ends_is_told_in_one_line(run, monkeypatch):

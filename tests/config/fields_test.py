@@ -23,6 +23,7 @@ def test_distillation_has_the_documented_fields_and_defaults():
   assert config_lib.base().distillation.to_dict() == dict(
       temperature=2.0,
       alpha=0.9,
+      label_smoothing=0.0,
       use_attention_transfer=False,
       attention_loss_weight=0.1,
       attention_match_layers=None,
