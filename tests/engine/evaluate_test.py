@@ -71,11 +71,14 @@ def test_metrics_are_those_of_all_examples(devices, batch_size, student,
   student = logits(program.objective.student, untrained)
   teacher = logits(program.objective.teacher, frozen)
   log = lambda x: x - np.log(np.exp(x).sum(-1, keepdims=True))
-  kl = (np.exp(log(teacher)) * (log(teacher) - log(student))).sum(-1)
+  p, q = np.exp(log(teacher)), np.exp(log(student))
+  kl = (p * (log(teacher) - log(student))).sum(-1)
   expected = dict(
       accuracy=(student.argmax(-1) == labels).mean(),
       cross_entropy=-log(student)[np.arange(len(labels)), labels].mean(),
       kl=kl.mean(),
+      reverse_kl=(q * (log(student) - log(teacher))).sum(-1).mean(),
+      acceptance=np.minimum(p, q).sum(-1).mean(),
       agreement=(student.argmax(-1) == teacher.argmax(-1)).mean())
   expected['f1'] = macro_f1(student.argmax(-1), labels)
   assert set(got) == set(expected)
