@@ -1,5 +1,6 @@
 """Losses: small pure functions on aligned arrays, one file per family."""
 
+from haikd.losses.attention import attention_kl
 from haikd.losses.attention import attention_transfer
 from haikd.losses.binary import binary_cross_entropy
 from haikd.losses.binary import binary_kl
@@ -13,12 +14,25 @@ from haikd.losses.embeddings import embedding_matching
 from haikd.losses.embeddings import similarity_distribution
 from haikd.losses.features import feature_cosine
 from haikd.losses.features import feature_matching
+from haikd.losses.heads import attention_scores_mse
+from haikd.losses.heads import minilm_relations
+from haikd.losses.kernels import cka
+from haikd.losses.kernels import correlation
+from haikd.losses.kernels import probabilistic_transfer
 from haikd.losses.labels import cross_entropy
+from haikd.losses.learned import contrastive
+from haikd.losses.learned import variational_information
 from haikd.losses.mixtures import jensen_shannon
 from haikd.losses.mixtures import skewed_kl
+from haikd.losses.places import activation_attention
+from haikd.losses.places import flow_of_procedure
+from haikd.losses.places import neuron_selectivity
 from haikd.losses.register import get_loss
 from haikd.losses.register import loss_names
 from haikd.losses.register import register_loss
+from haikd.losses.relations import relational_angle
+from haikd.losses.relations import relational_distance
+from haikd.losses.relations import similarity_preserving
 from haikd.losses.values import logit_mse
 from haikd.losses.values import mean_absolute_error
 from haikd.losses.values import mean_squared_error

@@ -19,7 +19,7 @@ class Inputs(NamedTuple):
   """What a loss compares.
 
   Attributes:
-    student: `[B, …]` float32.
+    student: `[B, …]` float32, or `{tap: array}` for a loss on several taps.
     teacher: likewise.
     labels: integers below V, or rows that sum to 1 if they have the student's
       shape; None if the loss takes none.
@@ -78,10 +78,14 @@ class Case:
     rng = np.random.default_rng(seed)
     sides = []
     for name in ('student', 'teacher'):
-      array = rng.normal(size=self.shape(name))
-      if self.on_maps:
-        array = np.exp(array) / np.exp(array).sum(-1, keepdims=True)
-      sides.append(jnp.asarray(array, jnp.float32))
+      arrays = {}
+      for kind in self.entry.kinds:
+        array = rng.normal(size=self.shape(name))
+        if kind == 'attention':
+          array = np.exp(array) / np.exp(array).sum(-1, keepdims=True)
+        arrays[kind] = jnp.asarray(array, jnp.float32)
+      sides.append(
+          arrays[self.entry.on] if isinstance(self.entry.on, str) else arrays)
     labels = None
     if 'labels' in (self.entry.example or {}):
       shape = self.shape('labels')
@@ -116,9 +120,9 @@ class Case:
 
   def filled(self, inputs: Inputs, mask: jax.Array, content: float) -> Inputs:
     """Replaces all padding with `content`, in labels too."""
-    student, teacher = (
-        jnp.where(self.is_padding(mask, x.ndim), content, x)
-        for x in inputs[:2])
+    student, teacher = jax.tree.map(
+        lambda x: jnp.where(self.is_padding(mask, x.ndim), content, x),
+        inputs[:2])
     labels = inputs.labels
     if labels is not None:
       behind = ~mask.reshape(mask.shape + (1,) * (labels.ndim - mask.ndim))

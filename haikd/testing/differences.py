@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Optional
 
+import jax
 import numpy as np
 
 from haikd.testing import cases
@@ -26,11 +27,12 @@ def first(got: cases.Measured, expected: cases.Measured, *,
     if not _agree(value, wanted, exact, rtol, atol):
       return f'{name} {value:.8g} instead of {wanted:.8g}'
   # There are none where only sums are compared.
-  for side, value, wanted in zip(sides, got.gradients, expected.gradients):
-    if not _agree(value, wanted, exact, rtol, atol):
-      off = float(np.max(np.abs(np.asarray(value, np.float64) -
-                                np.asarray(wanted, np.float64))))
-      return f'a gradient of the {side} that is off by {off:.3g}'
+  for side, *both in zip(sides, got.gradients, expected.gradients):
+    for value, wanted in zip(*map(jax.tree.leaves, both)):  # Of each tap.
+      if not _agree(value, wanted, exact, rtol, atol):
+        off = float(np.max(np.abs(np.asarray(value, np.float64) -
+                                  np.asarray(wanted, np.float64))))
+        return f'a gradient of the {side} that is off by {off:.3g}'
   return None
 
 

@@ -22,8 +22,8 @@ _LARGE = (1e4, np.nan, np.inf)  # What padding may hold.
 
 def example(case: cases.Case) -> Iterator[str]:
   """Yields if there is nothing to make inputs from."""
-  if len(case.entry.kinds) > 1:
-    yield ('the loss must be on one tap to be checked; got on='
+  if 'attention' in case.entry.kinds and len(case.entry.kinds) > 1:
+    yield ('the loss must have taps of one shape to be checked; got on='
            f'{case.entry.on}. Test it by hand.')
     return
   shapes = case.entry.example
@@ -125,7 +125,7 @@ def finite(case: cases.Case) -> Iterator[str]:
           inputs._replace(student=variables[0]), mask, variables[1]).total))
   tries = [('for random networks', inputs, case.full_mask()),
            ('for an empty mask', case.filled(inputs, nothing, 0.0), nothing)]
-  if inputs.student.shape == inputs.teacher.shape:
+  if case.shape('student') == case.shape('teacher'):
     tries.append(('for equal networks', equal, case.full_mask()))
   for where, given, mask in tries:
     got = gradient((given.student, case.params), given, mask)
@@ -179,7 +179,7 @@ def columns(case: cases.Case) -> Iterator[str]:
   got = case.measure(case.filled(inputs, mask, 0.0), mask)
   got = got._replace(gradients=jax.tree.map(cut, got.gradients))
   labels = inputs.labels
-  shorter = cases.Inputs(cut(inputs.student), cut(inputs.teacher),
+  shorter = cases.Inputs(*jax.tree.map(cut, inputs[:2]),
                          None if labels is None else labels[:, :-1])
   if problem := differences.first(got, case.measure(shorter, mask[:, :-1])):
     yield ('positions that are padding for all examples must change nothing; '
@@ -189,7 +189,8 @@ def columns(case: cases.Case) -> Iterator[str]:
 
 def gradient(case: cases.Case) -> Iterator[str]:
   """Yields if nothing is learned."""
-  if not np.any(case.measure(case.inputs(), case.full_mask()).gradients[0]):
+  by_student = case.measure(case.inputs(), case.full_mask()).gradients[0]
+  if not any(map(np.any, jax.tree.leaves(by_student))):
     yield ('the gradient must reach the student; got zeros. Do not stop, round '
            'or compare the student.')
 

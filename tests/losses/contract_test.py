@@ -16,8 +16,13 @@ from haikd.testing import cases
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 # Losses that are not 0 for equal networks.
-NOT_DISTANCES = ('binary_cross_entropy', 'cross_entropy',
-                 'mean_absolute_error', 'mean_squared_error')
+NOT_DISTANCES = ('binary_cross_entropy', 'contrastive', 'cross_entropy',
+                 'mean_absolute_error', 'mean_squared_error',
+                 'variational_information')
+# Of those without a default.
+OPTIONS = dict(
+    attention_scores_mse=dict(heads=2), contrastive=dict(data_size=20, size=3),
+    minilm_relations=dict(relation_heads=2))
 
 
 def load_losses():
@@ -44,7 +49,8 @@ GUARDED = ('attention_transfer', 'cross_entropy', 'feature_matching',
 
 @pytest.fixture(params=WITH_EXAMPLE)
 def case(request):
-  return cases.Case(request.param, LOSSES[request.param], {})
+  name = request.param
+  return cases.Case(name, LOSSES[name], OPTIONS.get(name, {}))
 
 
 @pytest.fixture(params=GUARDED, scope='module')
@@ -67,7 +73,7 @@ def test_the_plugin_is_swept_and_leaves_no_trace():
 def test_loss_keeps_its_contract(name):
   with registry.losses.temporary():
     registry.losses.add(name, LOSSES[name], replace=True)
-    testing.check_loss(name)
+    testing.check_loss(name, **OPTIONS.get(name, {}))
 
 
 def test_equal_networks_are_at_distance_zero(case):
@@ -75,7 +81,7 @@ def test_equal_networks_are_at_distance_zero(case):
     pytest.skip('not a distance')
   inputs = case.inputs()
   for dtype in (jnp.float32, jnp.bfloat16):
-    value = inputs.student.astype(dtype)
+    value = jax.tree.map(lambda x: x.astype(dtype), inputs.student)
     for mask in case.masks():
       got = case.measure(inputs._replace(student=value, teacher=value), mask)
       assert 0 <= got.total < 1e-6 * got.count

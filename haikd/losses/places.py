@@ -1,0 +1,169 @@
+"""Losses on feature maps: which places and channels are active together."""
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from haikd.core import base
+from haikd.core import masking
+from haikd.losses import cosines
+from haikd.losses import register
+
+_EXAMPLE = dict(student=(2, 3, 5), mask=(2, 3))
+
+
+@register.register_loss(on='features', example=_EXAMPLE, any_width=True)
+def activation_attention(student: jax.Array, teacher: jax.Array, *,
+                         mask: jax.Array, power: float = 2.0) -> base.LossSum:
+  """Distance of the networks' maps of where they are active.
+
+  The activation of a place is Σ_c |A_c|^p over its channels. The maps of both
+  networks are divided by their lengths; the loss is the length of their
+  difference. Networks may have different numbers of channels.
+
+  Additive over `B`: the sums of a batch's two halves add up to the batch's.
+
+  Args:
+    student: `[B, ..., D]` floating, with at least one axis of places.
+    teacher: `[B, ..., E]` floating.
+    mask: bool, `[B]` or any leading axes of `student`, true where a place
+      counts. Others are not active.
+    power: p, at least 1; large values weigh the most active channels.
+
+  Returns:
+    A LossSum: the distances (unitless, 0 to √2) summed over examples, and
+    their number. Equal maps get no gradient, nor does a map of zeros.
+
+  Raises:
+    ValueError: shapes differ in more than the width, there are no places, or
+      `power` is below 1.
+
+  References:
+    Zagoruyko and Komodakis, Paying More Attention to Attention,
+    arXiv:1612.03928, equation 2 without β/2. The authors' code takes the mean
+    of the squared difference instead.
+  """
+  _check_places(student)
+  if isinstance(power, (int, float)) and not power >= 1:
+    raise ValueError(f'power must be at least 1; got {power}. Try 2.')
+
+  def attention(features):
+    size = jnp.abs(features)
+    # The derivative of a power has a logarithm, infinite at 0.
+    active = size > 0
+    powers = jnp.where(active, jnp.where(active, size, 1.0)**power, 0.0)
+    return cosines.directions(_flat(powers.sum(axis=-1)))[0]
+
+  squares = jnp.sum(
+      jnp.square(attention(student) - attention(teacher)), axis=-1)
+  differ = squares > 0
+  lengths = jnp.where(differ, jnp.sqrt(jnp.where(differ, squares, 1.0)), 0.0)
+  return masking.masked_mean(lengths, _flat(mask).any(axis=-1))
+
+
+@register.register_loss(on='features', example=_EXAMPLE, any_width=True)
+def neuron_selectivity(student: jax.Array, teacher: jax.Array, *,
+                       mask: jax.Array) -> base.LossSum:
+  """Squared maximum mean discrepancy of the channels' patterns over places.
+
+  Each channel is one sample: its activations over places, divided by their
+  length. With the kernel k(x, y) = (x·y)², the loss is the mean k(t, t') + mean
+  k(s, s') − 2 mean k(s, t) over the channels. It transfers which patterns
+  channels respond to, whatever their number and order.
+
+  Additive over `B`: the sums of a batch's two halves add up to the batch's.
+
+  Args:
+    student: `[B, ..., D]` floating, with at least one axis of places.
+    teacher: `[B, ..., E]` floating.
+    mask: bool, `[B]` or any leading axes of `student`, true where a place
+      counts. Others are not active.
+
+  Returns:
+    A LossSum: the discrepancies (unitless, 0 to 2) summed over examples, and
+    their number.
+
+  Raises:
+    ValueError: shapes differ in more than the width, or there are no places.
+
+  References:
+    Huang and Wang, Like What You Like: Knowledge Distill via Neuron Selectivity
+    Transfer, arXiv:1707.01219, equation 7 with the polynomial kernel of section
+    4.2, d = 2 and c = 0.
+  """
+  _check_places(student)
+
+  def patterns(features):
+    # (x·y)² is the product of x xᵀ and y yᵀ, so the means over channels are
+    # products of the matrices' means, and their difference is never negative.
+    channels = features.reshape(features.shape[0], -1, features.shape[-1])
+    channels = cosines.directions(jnp.swapaxes(channels, 1, 2))[0]
+    return jnp.einsum('bcn,bcm->bnm', channels, channels,
+                      precision=lax.Precision.HIGHEST) / channels.shape[1]
+
+  error = jnp.square(patterns(student) - patterns(teacher)).sum(axis=(1, 2))
+  return masking.masked_mean(error, _flat(mask).any(axis=-1))
+
+
+@register.register_loss(
+    on=('flow_start', 'flow_end'), example=dict(student=(2, 3, 5), mask=(2, 3)))
+def flow_of_procedure(student: dict[str, jax.Array],
+                      teacher: dict[str, jax.Array], *,
+                      mask: jax.Array) -> base.LossSum:
+  """Squared error of the products of an early and a late layer's channels.
+
+  The flow G of an example is the mean over places of the outer product of the
+  two layers' channels. It transfers how one layer's features become another's,
+  in place of the features themselves. The taps `flow_start` and `flow_end` name
+  the layers; both must have the same places.
+
+  Additive over `B`: the sums of a batch's two halves add up to the batch's.
+
+  Args:
+    student: `{'flow_start': [B, ..., D], 'flow_end': [B, ..., E]}` floating.
+    teacher: likewise, of the same shapes.
+    mask: bool, `[B]` or any leading axes of the taps except the last, true
+      where a place counts.
+
+  Returns:
+    A LossSum: ‖G_student − G_teacher‖² summed over examples, and their number.
+
+  Raises:
+    ValueError: shapes differ, or the two layers have different places.
+
+  References:
+    Yim et al., A Gift from Knowledge Distillation, CVPR 2017, equations 1 and
+    2. The paper pools the larger layer; some implementations average over the
+    entries of G in place of their sum.
+  """
+  start, end = (student[kind].shape for kind in ('flow_start', 'flow_end'))
+  if start[:-1] != end[:-1]:
+    raise ValueError(
+        'flow_start and flow_end must have the same places; got '
+        f'{start} and {end}. Tap two layers of one resolution.')
+  # Of each example; a mask of examples has all places.
+  real = jnp.broadcast_to(masking.expand(mask, len(start) - 1), start[:-1])
+  real = _flat(real)
+  number = jnp.sum(real, axis=-1)
+
+  def flow(taps):
+    first, second = (
+        x.reshape(*real.shape, x.shape[-1])
+        for x in (taps['flow_start'], taps['flow_end']))
+    products = jnp.einsum('bnd,bne->bde', first, second,
+                          precision=lax.Precision.HIGHEST)
+    return products / jnp.maximum(number, 1)[:, None, None]
+
+  error = jnp.square(flow(student) - flow(teacher)).sum(axis=(1, 2))
+  return masking.masked_mean(error, number > 0)
+
+
+def _flat(array: jax.Array) -> jax.Array:
+  return array.reshape(array.shape[0], -1)
+
+
+def _check_places(student: jax.Array) -> None:
+  if student.ndim < 3:
+    raise ValueError(
+        'student and teacher must have places, [B, ..., D]; got student.shape='
+        f'{student.shape}. Tap a layer before it is pooled.')
