@@ -1,4 +1,4 @@
-"""What losses on groups of a batch's examples share."""
+"""What losses on groups of examples or positions share."""
 
 from collections.abc import Callable
 import math
@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from haikd.core import base
 
-# All pairs of a batch are computed at once up to this many numbers.
-_MOST_AT_ONCE = 2**24
+# What is computed for pairs is computed at once up to this many numbers, and
+# otherwise piece by piece, again in the backward pass.
+MOST_AT_ONCE = 2**24
 
 
 def examples(mask: jax.Array) -> jax.Array:
@@ -33,7 +34,7 @@ def for_each(function: Callable, *rows: jax.Array) -> jax.Array:
   indices = jnp.arange(len(rows[0]))
   call = lambda index: function(index, *rows)
   width = max(x.shape[0] + x.shape[1] for x in rows)
-  if len(indices)**2 * width <= _MOST_AT_ONCE:
+  if len(indices)**2 * width <= MOST_AT_ONCE:
     return jax.vmap(call)(indices)
   return lax.map(jax.checkpoint(call), indices)
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from haikd.core import base
 from haikd.core import checks
 from haikd.losses import divergences
+from haikd.losses import groups
 from haikd.losses import register
 
 _EXCLUDED = -1e9  # A score whose softmax is 0.
@@ -36,9 +37,8 @@ def attention_scores_mse(student: Taps, teacher: Taps, *, mask: jax.Array,
   The taps hold queries and keys before any rotation or bias by position, which
   the scores then lack; a causal network's later keys are compared too.
 
-  Additive over `B`: the sums of a batch's two halves add up to the batch's. The
-  scores of one head at a time are held, and computed again in the backward
-  pass.
+  Additive over `B`: the sums of a batch's two halves add up to the batch's.
+  Large batches go through the heads one by one, and again in the backward pass.
 
   Args:
     student: `{'query': [B, N, H K], 'key': [B, N, H K]}` floating.
@@ -86,8 +86,8 @@ def minilm_relations(
   KL(teacher ‖ student). Networks may have any width and any number of attention
   heads.
 
-  Additive over `B`: the sums of a batch's two halves add up to the batch's. The
-  relations of one relation head at a time are held, and computed again in the
+  Additive over `B`: the sums of a batch's two halves add up to the batch's.
+  Large batches go through the relation heads one by one, and again in the
   backward pass.
 
   Args:
@@ -165,5 +165,8 @@ def _scores(query: jax.Array, key: jax.Array) -> jax.Array:
 
 def _over_heads(function: Any, student: Any, teacher: Any) -> jax.Array:
   """Returns the sum of `function(student, teacher)` over the heads."""
+  heads, batch, length, _ = jax.tree.leaves(student)[0].shape
+  if heads * batch * length**2 <= groups.MOST_AT_ONCE:
+    return jnp.sum(jax.vmap(function)(student, teacher))
   each = jax.checkpoint(lambda sides: function(*sides))
   return jnp.sum(lax.map(each, (student, teacher)))

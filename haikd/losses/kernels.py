@@ -54,7 +54,11 @@ def probabilistic_transfer(student: jax.Array, teacher: jax.Array, *,
     return kernel / jnp.where(total > 0, total, 1.0)
 
   q, p = (jnp.maximum(probabilities(x), 1e-12) for x in (student, teacher))
-  rows = jnp.sum(jnp.where(pairs, p * (jnp.log(p) - jnp.log(q)), 0.0), axis=-1)
+  ratio = jnp.log(p) - jnp.log(q)
+  # p log(p / q) - p + q: the same sum, of terms that are never negative, since
+  # both are distributions. The plain terms would cancel.
+  terms = p * (jnp.expm1(-ratio) + ratio)
+  rows = jnp.sum(jnp.where(pairs, terms, 0.0), axis=-1)
   return masking.masked_mean(rows, real & pairs.any(axis=-1))
 
 

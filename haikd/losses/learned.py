@@ -33,10 +33,11 @@ def contrastive(student: jax.Array, teacher: jax.Array, *, mask: jax.Array,
   microbatches, the others are those of one microbatch of all devices.
 
   Args:
-    student: `[B, ..., D]` floating, flattened to one vector an example.
+    student: `[B, ..., D]` floating; an example's vector is the mean over its
+      positions.
     teacher: `[B, ..., E]` floating.
-    mask: bool, `[B]` or any leading axes of `student`, true where a position
-      counts. Others are 0. An example without any is left out.
+    mask: bool, `[B]` or any leading axes of `student` except the last, true
+      where a position counts. An example without any is left out.
     data_size: M, the number of training examples.
     size: of the vectors that are compared.
     temperature: T, positive, unitless.
@@ -59,12 +60,17 @@ def contrastive(student: jax.Array, teacher: jax.Array, *, mask: jax.Array,
   for name, value in options.items():
     if isinstance(value, (int, float)) and not value > 0:
       raise ValueError(f'{name} must be positive; got {value}.')
-  real = mask.reshape(mask.shape[0], -1).any(axis=-1)
+  places = jnp.broadcast_to(
+      masking.expand(mask, student.ndim - 1), student.shape[:-1])
+  places = places.reshape(len(mask), -1).sum(axis=-1)
+  real = places > 0
+  number_of_places = jnp.maximum(places, 1)[:, None]
   pairs = real[:, None] & real
   others = pairs & ~jnp.eye(real.size, dtype=bool)
 
   def embed(features, name):
-    rows = features.reshape(features.shape[0], -1)
+    axes = tuple(range(1, features.ndim - 1))
+    rows = features.sum(axis=axes) / number_of_places
     return cosines.directions(hk.Linear(size, name=name)(rows))[0]
 
   s, t = embed(student, 'student'), embed(teacher, 'teacher')

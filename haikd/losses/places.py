@@ -43,9 +43,9 @@ def activation_attention(student: jax.Array, teacher: jax.Array, *,
     arXiv:1612.03928, equation 2 without β/2. The authors' code takes the mean
     of the squared difference instead.
   """
-  _check_places(student)
   if isinstance(power, (int, float)) and not power >= 1:
     raise ValueError(f'power must be at least 1; got {power}. Try 2.')
+  _check_places(student)
 
   def attention(features):
     size = jnp.abs(features)

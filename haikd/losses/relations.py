@@ -90,7 +90,8 @@ def relational_distance(student: jax.Array, teacher: jax.Array, *,
   number = jnp.maximum(jnp.sum(pairs), 1)
 
   def potentials(features):
-    distances = jnp.where(pairs, groups.for_each(_lengths, groups.flat(features)), 0.0)
+    distances = groups.for_each(_lengths, groups.flat(features))
+    distances = jnp.where(pairs, distances, 0.0)
     mean = jnp.sum(distances) / number
     return distances / jnp.where(mean > 0, mean, 1.0)
 
