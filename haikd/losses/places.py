@@ -133,8 +133,8 @@ def flow_of_procedure(student: dict[str, jax.Array],
 
   References:
     Yim et al., A Gift from Knowledge Distillation, CVPR 2017, section 3.2,
-    equations 1 and 2. The paper pools the larger layer; some implementations average over the
-    entries of G in place of their sum.
+    equations 1 and 2. The paper pools the larger layer; some implementations
+    average over the entries of G in place of their sum.
   """
   start, end = (student[kind].shape for kind in ('flow_start', 'flow_end'))
   if start[:-1] != end[:-1]:

@@ -76,7 +76,7 @@ class Case:
   def inputs(self, seed: int = 0) -> Inputs:
     """Returns random inputs without padding."""
     rng = np.random.default_rng(seed)
-    sides = []
+    sides: list[Any] = []
     for name in ('student', 'teacher'):
       arrays = {}
       for kind in self.entry.kinds:

@@ -179,8 +179,8 @@ def columns(case: cases.Case) -> Iterator[str]:
   got = case.measure(case.filled(inputs, mask, 0.0), mask)
   got = got._replace(gradients=jax.tree.map(cut, got.gradients))
   labels = inputs.labels
-  shorter = cases.Inputs(*jax.tree.map(cut, inputs[:2]),
-                         None if labels is None else labels[:, :-1])
+  shorter = inputs._replace(labels=None).map(cut)._replace(
+      labels=None if labels is None else labels[:, :-1])
   if problem := differences.first(got, case.measure(shorter, mask[:, :-1])):
     yield ('positions that are padding for all examples must change nothing; '
            f'got {problem}. Use `mask` in every sum and mean, and not the '
