@@ -291,8 +291,8 @@ def test_large_batches_go_piece_by_piece(monkeypatch, name, options):
                                                   6))
 
   def measure(student):
-    return jax.value_and_grad(lambda x: haikd.get_loss(name)(
-        x, teacher, mask=jnp.asarray(MASK), **options).total)(student)
+    return jax.jit(jax.value_and_grad(lambda x: haikd.get_loss(name)(
+        x, teacher, mask=jnp.asarray(MASK), **options).total))(student)
 
   at_once = measure(student)
   monkeypatch.setattr(groups, 'MOST_AT_ONCE', 0)
@@ -348,8 +348,8 @@ def test_attention_that_has_underflowed_gives_finite_numbers():
 def test_examples_that_coincide_give_finite_gradients(name):
   student, teacher = jnp.ones((4, 3)), jnp.arange(12.0).reshape(4, 3)
   for sides in ((student, teacher), (teacher, student)):
-    value, grad = jax.value_and_grad(lambda x, y: haikd.get_loss(name)(
-        x, y, mask=jnp.ones(4, bool)).total)(*sides)
+    value, grad = jax.jit(jax.value_and_grad(lambda x, y: haikd.get_loss(name)(
+        x, y, mask=jnp.ones(4, bool)).total))(*sides)
     assert np.isfinite(value) and np.isfinite(grad).all()
 
 
