@@ -171,23 +171,24 @@ def base() -> ConfigDict:
   config.distillation = ConfigDict(
       dict(
           # Temperature T of the soft term: a number, or a schedule such as
-          # dict(kind='linear', start=4., end=1., steps=1000).
+          # dict(kind='linear', start=4., end=1., steps=1000). Kinds are
+          # constant, linear, cosine, exponential and piecewise.
           temperature=networks.free(2.0),
-          # Weight of the soft term; 1 - alpha is the weight of the labels. None
-          # leaves both out.
-          alpha=config_dict.FieldReference(0.9, field_type=float),
+          # Weight of the soft term, a number or a schedule; 1 - alpha is the
+          # weight of the labels. None leaves both out.
+          alpha=networks.free(0.9),
           # Whether to compare attention maps.
           use_attention_transfer=False,
-          # Weight of the loss on attention maps.
-          attention_loss_weight=0.1,
+          # Weight of the loss on attention maps: a number or a schedule.
+          attention_loss_weight=networks.free(0.1),
           # Layers whose attention maps are compared: (0, 2) for the same layers
           # of both networks, ((0, 1), (2, 5)) for (student, teacher) pairs, or
           # uniform, last or pool; None for all layers of the student.
           attention_match_layers=networks.free(),
           # Whether to compare features, that is hidden states.
           use_feature_matching=False,
-          # Weight of the loss on features.
-          feature_loss_weight=0.1,
+          # Weight of the loss on features: a number or a schedule.
+          feature_loss_weight=networks.free(0.1),
           # Layers whose features are compared, in the forms of
           # attention_match_layers; None for all layers of the student.
           feature_match_layers=networks.free(),

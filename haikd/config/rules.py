@@ -6,6 +6,7 @@ from typing import Any
 import ml_collections
 
 from haikd.core import checks
+from haikd.core import schedules
 from haikd.core import tasks
 
 PRECISIONS = ('float32', 'bfloat16', 'float16')
@@ -20,17 +21,10 @@ _RULES = (
     ('be positive', lambda x: x > 0,
      ('steps', 'batch_size', 'microbatches', 'log_every', 'checkpoint_every',
       'keep_checkpoints', 'data.prefetch', 'evaluation.batch_size')),
-    ('be a schedule, or of type float, and finite',
-     lambda x: all(map(checks.is_number, _ends(x))),
-     ('distillation.temperature',)),
-    ('be positive', lambda x: min(_ends(x)) > 0, ('distillation.temperature',)),
     ('be None or a positive number',
      lambda x: x is None or checks.is_number(x) and x > 0, ('chunk_mib',)),
     ('lie between 0 and 1', lambda x: 0 <= x <= 1,
      ('optimizer.ema_decay', 'teacher.train.optimizer.ema_decay')),
-    ('lie between 0 and 1, or be None',
-     lambda x: x is None or checks.is_number(x) and 0 <= x <= 1,
-     ('distillation.alpha',)),
     ('be one of ' + ', '.join((tasks.AUTO, *tasks.OF_LABELS)),
      lambda x: x in (tasks.AUTO, *tasks.OF_LABELS), ('task',)),
     ('be 0 or more', lambda x: x >= 0,
@@ -87,6 +81,17 @@ _RULES = (
      ('student.init_options.ignore', 'teacher.init_options.ignore')),
 )
 
+# (rule, whether the smallest and the largest value obey it, fields that hold a
+# number or a schedule).
+_SCHEDULES = (
+    ('be positive', lambda x: x[0] > 0, ('distillation.temperature',)),
+    ('lie between 0 and 1, or be None', lambda x: 0 <= x[0] and x[1] <= 1,
+     ('distillation.alpha',)),
+    ('be finite', lambda x: True,
+     ('distillation.attention_loss_weight',
+      'distillation.feature_loss_weight')),
+)
+
 
 def check_fields(config: ml_collections.ConfigDict,
                  schema: ml_collections.ConfigDict,
@@ -140,10 +145,15 @@ def check_rules(config: ml_collections.ConfigDict) -> None:
   """
   for rule, is_legal, fields in _RULES:
     for field in fields:
-      value = config
-      for name in field.split('.'):
-        value = value[name]
+      value = _value(config, field)
       _require(f'config.{field}', rule, is_legal(value), value)
+  for rule, is_legal, fields in _SCHEDULES:
+    for field in fields:
+      value = _value(config, field)
+      if value is None and field == 'distillation.alpha':
+        continue
+      schedule = _check_schedule(f'config.{field}', value)
+      _require(f'config.{field}', rule, is_legal(schedule.bounds), value)
 
 
 def is_weight(value: Any) -> bool:
@@ -186,11 +196,11 @@ def check_component(field: str, entry: Any,
            is_weight(entry) or _is_dict(entry), entry,
            ' Write dict(weight=…, source_dir=…).')
   if is_weight(entry):
-    _check_weight(field, entry)
+    _check_schedule(field, entry)
     return
   _check_names(field, 'a data set of a mixture', entry, defaults)
   values = {**defaults, **entry}
-  _check_weight(f'{field}.weight', values['weight'])
+  _check_schedule(f'{field}.weight', values['weight'])
   _require(f'{field}.name', 'name a data set', isinstance(values['name'], str),
            values['name'])
   _require(f'{field}.options', 'be a dict', _is_dict(values['options']),
@@ -218,7 +228,7 @@ def check_term(field: str, entry: Any, defaults: Mapping[str, Any]) -> None:
   loss = values['loss']
   _require(f'{field}.loss', 'name a registered loss',
            loss and isinstance(loss, str), loss)
-  _check_weight(f'{field}.weight', values['weight'])
+  _check_schedule(f'{field}.weight', values['weight'])
   _require(f'{field}.layers', 'be None, a tuple, a name or a dict',
            _selects_layers(values['layers']), values['layers'])
   _require(f'{field}.align', 'name a registered aligner',
@@ -237,13 +247,17 @@ def _check_names(field, what, entry, defaults):
           f'{checks.suggest(name, defaults)}')
 
 
-def _check_weight(field, weight):
-  is_schedule = _is_dict(weight)
+def _check_schedule(field, value):
+  """Returns the schedule of a field, which may be a number."""
   _require(field, 'be a finite number, or a dict of a schedule',
-           is_schedule or checks.is_number(weight), weight)
-  for name, value in weight.items() if is_schedule else ():
-    _require(f'{field}.{name}', 'be a finite number',
-             name == 'kind' or checks.is_number(value), value)
+           hasattr(value, 'items') or checks.is_number(value), value)
+  return schedules.build(field, value)
+
+
+def _value(config, field):
+  for name in field.split('.'):
+    config = config[name]
+  return config
 
 
 def _require(field, rule, is_legal, value, remedy=''):
@@ -278,10 +292,3 @@ def _check_type(field, value, kind):
     is_legal = isinstance(value, kinds) and not (
         kind is int and isinstance(value, bool))
     _require(f'config.{field}', f'be of type {kind.__name__}', is_legal, value)
-
-
-def _ends(value):
-  """Returns the start and end of a schedule, or (value,) for a number."""
-  if hasattr(value, 'items'):
-    return value.get('start', 0.0), value.get('end', 1.0)
-  return (value,)

@@ -206,8 +206,7 @@ def _accumulate(weights, batch_size):
   Both are `[steps, data sets]`. The last row holds for all further steps as
   well: no weight changes any more.
   """
-  last = max(0 if s.start == s.end else s.begin + s.steps
-             for s in weights.values())
+  last = max(schedule.settled for schedule in weights.values())
   steps = np.arange(last + 1)
   values = np.stack([np.broadcast_to(schedule(steps, np), steps.shape)
                      for schedule in weights.values()], axis=1)

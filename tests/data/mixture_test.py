@@ -159,7 +159,7 @@ def test_folders_are_those_of_their_names(fresh):
      "config.data.mixture.a.weight must be a finite number.*; got 'x'"),
     (dict(a=float('nan')), checks.ConfigError, 'mixture.a must be a weight or'),
     (dict(a=dict(kind='linear', start=1)), checks.ConfigError,
-     'config.data.mixture.a.weight must run over at least one step'),
+     'config.data.mixture.a must run over at least one step'),
     (dict(a=dict(options=3)), checks.ConfigError, 'a.options must be a dict'),
     (dict(a=dict(name=3)), checks.ConfigError, 'a.name must name a data set'),
     (dict(a=dict(source_dir=3)), checks.ConfigError,
