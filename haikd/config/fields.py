@@ -12,7 +12,9 @@ from ml_collections import config_dict
 from haikd.config import entries
 from haikd.config import networks
 from haikd.config import rules
+from haikd.config import stages
 from haikd.config import table as table_lib
+from haikd.core import checks
 
 ConfigDict = networks.ConfigDict
 
@@ -20,7 +22,8 @@ ConfigDict = networks.ConfigDict
 OPEN_FIELDS = ('student.options', 'student.taps', 'student.placement',
                'teacher.options', 'teacher.taps', 'teacher.placement',
                'data.options', 'data.augment', 'data.mixture', 'losses',
-               'assistants', 'teacher.train.augment', 'evaluation.metrics',
+               'assistants', 'stages', 'teacher.train.augment',
+               'evaluation.metrics',
                'optimizer.options',
                'optimizer.lr_multipliers', 'teacher.train.optimizer.options',
                'teacher.train.optimizer.lr_multipliers')
@@ -195,6 +198,10 @@ def base() -> ConfigDict:
       ))
   # Further loss terms, as {term: dict(loss=…, weight=…, …)}.
   config.losses = ConfigDict()
+  # Parts of the student's training in which fields of losses, distillation,
+  # optimizer and data.mixture are others, as {stage: dict(start=…, losses=…,
+  # …)}; start is a step, or a share of the run below 1.
+  config.stages = ConfigDict()
   # Optimizer of the student.
   config.optimizer = networks.optimizer()
   return config
@@ -221,3 +228,7 @@ def validate(config: ConfigDict) -> None:
     rules.check_component(
         f'config.data.mixture.{name}', entry, entries.component(1.0))
   rules.check_rules(config)
+  if config.stages:
+    for stage in stages.stages_of(config):
+      with checks.errors_of(stage.field):
+        validate(stage.config)

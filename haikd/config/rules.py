@@ -47,7 +47,7 @@ _RULES = (
       'student.used_classes', 'teacher.used_classes',
       'teacher.view.image_size')),
     ('give a dict of options for each name of a metric',
-     lambda x: all(map(_is_dict, x.values())), ('evaluation.metrics',)),
+     lambda x: all(map(is_dict, x.values())), ('evaluation.metrics',)),
     ('have keep_best, the metric to wait for, if it has patience',
      lambda x: x.patience is None or bool(x.keep_best), ('evaluation',)),
     ('be None, or a tuple of layers from 0',
@@ -119,9 +119,9 @@ def check_fields(config: ml_collections.ConfigDict,
           f'config.{field} must be a field of the base config. '
           f'{checks.suggest(name, schema)}')
     default = schema[name]
-    if _is_dict(default):
+    if is_dict(default):
       rule = 'be a dict' if field in open_fields else 'be a dict of fields'
-      _require(f'config.{field}', rule, _is_dict(value), value)
+      _require(f'config.{field}', rule, is_dict(value), value)
       if field not in open_fields:
         check_fields(value, default, open_fields, optional_fields, f'{field}.')
     elif value is not None or not (
@@ -156,9 +156,14 @@ def check_rules(config: ml_collections.ConfigDict) -> None:
       _require(f'config.{field}', rule, is_legal(schedule.bounds), value)
 
 
+def is_dict(value: Any) -> bool:
+  """Returns whether a value is a group of fields."""
+  return isinstance(value, ml_collections.ConfigDict)
+
+
 def is_weight(value: Any) -> bool:
   """Returns whether a value is a number, or a dict of a schedule."""
-  return checks.is_number(value) or _is_dict(value) and 'kind' in value
+  return checks.is_number(value) or is_dict(value) and 'kind' in value
 
 
 def check_assistant(field: str, entry: Any,
@@ -193,7 +198,7 @@ def check_component(field: str, entry: Any,
     ConfigError: a value breaks a rule; the message has the field and the rule.
   """
   _require(field, 'be a weight or a dict of fields',
-           is_weight(entry) or _is_dict(entry), entry,
+           is_weight(entry) or is_dict(entry), entry,
            ' Write dict(weight=…, source_dir=…).')
   if is_weight(entry):
     _check_schedule(field, entry)
@@ -203,7 +208,7 @@ def check_component(field: str, entry: Any,
   _check_schedule(f'{field}.weight', values['weight'])
   _require(f'{field}.name', 'name a data set', isinstance(values['name'], str),
            values['name'])
-  _require(f'{field}.options', 'be a dict', _is_dict(values['options']),
+  _require(f'{field}.options', 'be a dict', is_dict(values['options']),
            values['options'])
   _require(f'{field}.source_dir', 'be None or a folder',
            isinstance(values['source_dir'], (str, type(None))),
@@ -221,7 +226,7 @@ def check_term(field: str, entry: Any, defaults: Mapping[str, Any]) -> None:
   Raises:
     ConfigError: a value breaks a rule; the message has the field and the rule.
   """
-  _require(field, 'be a dict of fields', _is_dict(entry), entry,
+  _require(field, 'be a dict of fields', is_dict(entry), entry,
            ' Write dict(loss=…, weight=…).')
   _check_names(field, 'a loss term', entry, defaults)
   values = {**defaults, **entry}
@@ -235,7 +240,7 @@ def check_term(field: str, entry: Any, defaults: Mapping[str, Any]) -> None:
            isinstance(values['align'], str), values['align'],
            " Write 'none', in quotes, to compare layers as they are.")
   for name in ('options', 'align_options'):
-    _require(f'{field}.{name}', 'be a dict', _is_dict(values[name]),
+    _require(f'{field}.{name}', 'be a dict', is_dict(values[name]),
              values[name])
 
 
@@ -263,10 +268,6 @@ def _value(config, field):
 def _require(field, rule, is_legal, value, remedy=''):
   if not is_legal:
     raise checks.ConfigError(f'{field} must {rule}; got {value!r}.{remedy}')
-
-
-def _is_dict(value):
-  return isinstance(value, ml_collections.ConfigDict)
 
 
 def _selects_layers(value):

@@ -1,6 +1,6 @@
 """Mixtures: several data sets that are read as one, by weights."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import itertools
 import os
@@ -47,7 +47,7 @@ class MixedReader:
   """
 
   def __init__(self, split: str, parts: Mapping[str, reader_lib.Reader],
-               weights: Mapping[str, schedules.Schedule]):
+               weights: orders.Weights):
     self.split = split
     self._parts = parts
     self._weights = weights
@@ -163,7 +163,7 @@ class MixedSplits:
   """
 
   def __init__(self, parts: Mapping[str, reader_lib.Splits],
-               weights: Mapping[str, schedules.Schedule]):
+               weights: orders.Weights):
     self._parts = parts
     self._weights = weights
     self._readers: dict[str, AnyReader] = {}
@@ -221,13 +221,14 @@ class MixedSplits:
       return self._parts[name].reader(split, field)
 
 
-def build_splits(data: ml_collections.ConfigDict,
-                 task: str = tasks.AUTO) -> AnySplits:
+def build_splits(data: ml_collections.ConfigDict, task: str = tasks.AUTO,
+                 stages: Sequence[config_lib.Stage] = ()) -> AnySplits:
   """Returns the splits of the data set or mixture of a config.
 
   Args:
     data: `config.data`.
     task: `config.task`.
+    stages: of the run, if weights are others in them.
 
   Raises:
     ConfigError: a weight that is no number and no schedule, or an option that
@@ -242,8 +243,7 @@ def build_splits(data: ml_collections.ConfigDict,
   unused = set(options)
   for name in sorted(data.mixture):  # A saved config may have another order.
     entry = config_lib.component(data.mixture[name])
-    weights[name] = schedules.build(
-        f'config.data.mixture.{name}.weight', entry.weight)
+    weights[name] = _weight(name, entry.weight, stages)
     own, folder = config_lib.plain(entry.options), entry.source_dir
     for option in {*own} & {*_COMMON}:
       raise checks.ConfigError(
@@ -269,6 +269,17 @@ def build_splits(data: ml_collections.ConfigDict,
         'config.data.options must have options that a data set of the mixture '
         f'takes; got {sorted(unused)}. Leave them out.')
   return MixedSplits(parts, weights)
+
+
+def _weight(name, weight, stages):
+  """Returns the weight of a data set at each step."""
+  field = f'config.data.mixture.{name}.weight'
+  found = [schedules.build(field, config_lib.component(
+      stage.config.data.mixture[name]).weight) for stage in stages]
+  if len(set(found)) < 2:
+    return schedules.build(field, weight)
+  return schedules.Staged(
+      tuple(found), tuple(stage.start for stage in stages[1:]))
 
 
 def _takes(name: str, option: str) -> bool:

@@ -89,13 +89,14 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
     if state is None:
       state = start(config, program, data, frozen)
     first = int(state.step)
-    best = best_lib.Best(config.evaluation, metadata['best'])
+    last_stage = program.stages[-1].start
+    best = best_lib.Best(config.evaluation, metadata['best'], last_stage)
     if not checkpointer.has(best.step):  # It may have been removed.
-      best = best_lib.Best(config.evaluation)
+      best = best_lib.Best(config.evaluation, start=last_stage)
     checkpointer.best = best.step
     writer.truncate(first, evaluated=metadata['evaluated'])
     clock = _Clock(first, metadata['seconds'])
-    log = _Log(writer, checkpointer, clock, config.batch_size, title)
+    log = _Log(writer, checkpointer, clock, program, config.batch_size, title)
 
     def evaluate_on_split(step, state):
       split = config.evaluation.split
@@ -132,7 +133,10 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
                   f'evaluations; its training ends before step {step}.')
         break
       batch = collectives.shard_batch(program.mesh, next(iterator))
-      state, metrics = program.train_step(state, frozen, batch)
+      stage = program.stages[program.stage_of(step)]
+      if step == stage.start + 1:
+        state = stage.enter(state, title)
+      state, metrics = stage.train_step(state, frozen, batch)
       # While the device computes this step, the host logs the previous one.
       writer.progress(step)
       if pending:
@@ -182,13 +186,15 @@ class _Log:
     writer: writes the rows.
     checkpointer: of the run.
     clock: measures the speed.
+    program: of the run.
     batch_size: examples a step.
     title: the title of the network.
   """
 
-  def __init__(self, writer, checkpointer, clock, batch_size, title):
+  def __init__(self, writer, checkpointer, clock, program, batch_size, title):
     self._writer, self._checkpointer = writer, checkpointer
     self._clock, self._batch_size, self._title = clock, batch_size, title
+    self._program = program
 
   def write(self, step, metrics):
     """Writes the metrics of a step; raises DivergedError on bad ones."""
@@ -196,6 +202,8 @@ class _Log:
     wrong = _not_finite(metrics)
     if wrong:
       raise self.diverged(step, wrong)
+    if len(self._program.stages) > 1:  # They are counted from 1.
+      metrics['stage'] = float(self._program.stage_of(step) + 1)
     speed = self._clock.steps_per_second(step) * self._batch_size
     self._writer.write(step, 'train', {**metrics, 'examples_per_second': speed})
 
@@ -261,7 +269,9 @@ def _not_finite(metrics):
 def _resume(program, checkpointer, iterator, identity, vocabulary):
   """Returns the newest state, or None, and what was saved with it."""
   start: dict[str, Any] = dict(seconds=0.0, evaluated=True, best=None)
-  restored = checkpointer.restore(program.abstract_state)
+  # The state is as the stage left it that took the last step.
+  stage = program.stages[program.stage_of(checkpointer.latest_step() or 0)]
+  restored = checkpointer.restore(stage.abstract_state)
   if restored is None:
     return None, start
   state, iterator_state, metadata = restored
