@@ -1,23 +1,21 @@
 """Mixtures: several data sets that are read as one, by weights."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 import contextlib
 import itertools
 import os
 from typing import Any, Optional, Union
 
-import ml_collections
 import numpy as np
 
 from haikd import config as config_lib
 from haikd.core import checks
 from haikd.core import registry
-from haikd.core import schedules
-from haikd.core import tasks
 from haikd.data import orders
 from haikd.data import reader as reader_lib
 from haikd.data import source as source_lib
 from haikd.data import spec as spec_lib
+from haikd.data import weights as weights_lib
 from haikd.data.image import views
 
 # Options that are compared with those of the networks.
@@ -221,29 +219,26 @@ class MixedSplits:
       return self._parts[name].reader(split, field)
 
 
-def build_splits(data: ml_collections.ConfigDict, task: str = tasks.AUTO,
-                 stages: Sequence[config_lib.Stage] = ()) -> AnySplits:
+def build_splits(config: config_lib.ConfigDict) -> AnySplits:
   """Returns the splits of the data set or mixture of a config.
 
   Args:
-    data: `config.data`.
-    task: `config.task`.
-    stages: of the run, if weights are others in them.
+    config: of the run.
 
   Raises:
     ConfigError: a weight that is no number and no schedule, or an option that
       no data set takes.
   """
+  data, task = config.data, config.task
   options = config_lib.plain(data.options)
   if not data.mixture:
     return reader_lib.Splits(
         task=task, name=data.name, options=options,
         source_dir=data.source_dir, data_dir=data.data_dir)
-  parts, weights = {}, {}
+  parts, weights = {}, weights_lib.build(config)
   unused = set(options)
   for name in sorted(data.mixture):  # A saved config may have another order.
     entry = config_lib.component(data.mixture[name])
-    weights[name] = _weight(name, entry.weight, stages)
     own, folder = config_lib.plain(entry.options), entry.source_dir
     for option in {*own} & {*_COMMON}:
       raise checks.ConfigError(
@@ -269,17 +264,6 @@ def build_splits(data: ml_collections.ConfigDict, task: str = tasks.AUTO,
         'config.data.options must have options that a data set of the mixture '
         f'takes; got {sorted(unused)}. Leave them out.')
   return MixedSplits(parts, weights)
-
-
-def _weight(name, weight, stages):
-  """Returns the weight of a data set at each step."""
-  field = f'config.data.mixture.{name}.weight'
-  found = [schedules.build(field, config_lib.component(
-      stage.config.data.mixture[name]).weight) for stage in stages]
-  if len(set(found)) < 2:
-    return schedules.build(field, weight)
-  return schedules.Staged(
-      tuple(found), tuple(stage.start for stage in stages[1:]))
 
 
 def _takes(name: str, option: str) -> bool:

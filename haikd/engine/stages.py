@@ -34,8 +34,8 @@ class Stage(NamedTuple):
       donated, except a small one on CPU.
     abstract_state: before and after its steps, as ShapeDtypeStructs with
       shardings.
-    begin: `state -> state`, which its first step needs of the stage before; None
-      if it goes on with that state.
+    begin: `state -> state`, from that of the stage before to that which its
+      first step takes; None if it is the same.
   """
 
   name: str

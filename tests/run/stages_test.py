@@ -170,7 +170,7 @@ def test_patience_waits_for_the_last_stage(tmp_path):
 
 
 @pytest.mark.parametrize('stages, text', [
-    (dict(a=dict(losses=dict())), r'stages\.a must be a dict with a start; got'),
+    (dict(a=dict(losses=dict())), r'stages\.a must be a dict with a start'),
     (dict(a=3), r'stages\.a must be a dict with a start; got 3'),
     (dict(a=dict(start='x')), r'a\.start must be a share .* whole number'),
     (dict(a=dict(start=2.5)), r'a\.start must be a share .* got 2\.5'),
@@ -182,8 +182,8 @@ def test_patience_waits_for_the_last_stage(tmp_path):
     (dict(a=dict(start=0, batch_size=4)),
      r'a\.batch_size must be a group of fields that may change in a stage\. '
      'Known: data, distillation, losses, optimizer, start'),
-    (dict(a=dict(start=0, student=dict(model='vit'))), r'a\.student must be a g'),
-    (dict(a=dict(start=0, optimizer=3)), r'a\.optimizer must be a dict of fiel'),
+    (dict(a=dict(start=0, student=dict(model='vit'))), r'a\.student must be a'),
+    (dict(a=dict(start=0, optimizer=3)), r'a\.optimizer must be a dict of'),
     (dict(a=dict(start=0, optimizer=dict(learning_rat=3.0))),
      r"stages\.a: config\.optimizer\.learning_rat must .* 'learning_rate'"),
     (dict(a=dict(start=0, distillation=dict(alpha=2.0))),
