@@ -178,7 +178,7 @@ def check_assistant(field: str, entry: Any,
   Raises:
     ConfigError: a field is unknown, missing or of the wrong type.
   """
-  _require(f'config.{field}', 'be a dict of fields', _is_dict(entry), entry,
+  _require(f'config.{field}', 'be a dict of fields', is_dict(entry), entry,
            ' Write haikd.config.assistant(model=…, steps=…).')
   check_fields(entry, defaults, [f'{field}.{name}' for name in (
       'options', 'taps', 'placement', 'optimizer.options',
@@ -272,7 +272,7 @@ def _require(field, rule, is_legal, value, remedy=''):
 
 def _selects_layers(value):
   return value is None or isinstance(value, (tuple, list, str)) or (
-      _is_dict(value))
+      is_dict(value))
 
 
 def _as_tuple(value):

@@ -60,9 +60,12 @@ def stages_of(config: ml_collections.ConfigDict) -> tuple[Stage, ...]:
   if not names or starts[names[0]] > 0:
     names, starts[''] = ['', *names], 0
   ends = [*(starts[name] for name in names[1:]), config.steps]
-  return tuple(Stage(name, starts[name], end, _changed(config, name,
-                                                       starts[name]))
-               for name, end in zip(names, ends))
+  found = tuple(Stage(name, starts[name], end, _changed(config, name,
+                                                        starts[name]))
+                for name, end in zip(names, ends))
+  for stage in found if config.stages else ():
+    _check_fixed(stage)
+  return found
 
 
 def without(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -186,3 +189,25 @@ def _check_mean(field, before, after):
     raise checks.ConfigError(
         f'{field}.optimizer.ema_decay must be 0 in all stages or in none; got '
         f'{decays[1]}, and {decays[0]} in config.optimizer.')
+
+
+def _check_fixed(stage):
+  """Refuses what is measured before the first step, for its losses alone."""
+  standard, config = stage.config.distillation, stage.config
+  for name, layers in (
+      ('distillation.attention_match_layers', standard.attention_match_layers),
+      ('distillation.feature_match_layers', standard.feature_match_layers),
+      *((f'losses.{name}.layers', term.get('layers'))
+        for name, term in config.losses.items() if rules.is_dict(term))):
+    kind = layers.get('kind') if hasattr(layers, 'keys') else layers
+    if kind == 'adaptive':
+      raise checks.ConfigError(
+          f'config.{name} must be layers, not adaptive, in a run with '
+          'config.stages; got adaptive. Write the pairs that a run without '
+          'stages prints.')
+  for name, term in config.losses.items():
+    options = term.get('align_options', {}) if rules.is_dict(term) else {}
+    if rules.is_dict(options) and options.get('init') == 'pca':
+      raise checks.ConfigError(
+          f'config.losses.{name}.align_options.init must not be pca in a run '
+          "with config.stages; got 'pca'. Choose orthogonal or identity.")

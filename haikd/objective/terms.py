@@ -200,8 +200,7 @@ def _standard_terms(fields, has_teacher, has_labels, task):
                     'config.distillation'))
 
   if alpha is not None:
-    if not has_teacher:
-      alpha = 0.0
+    alpha = alpha if has_teacher else 0.0
     soft_weight = schedules_lib.build('config.distillation.alpha', alpha)
     options = dict(temperature=fields.temperature)
     if task == tasks.REGRESSION:  # Predicted numbers have no temperature.
@@ -234,9 +233,7 @@ def _build_term(name, fields, field, layers_field, options_field=None):
   options_field = options_field or f'{field}.options'
   options = config_lib.plain(fields.options)
   checks.check_options(
-      options_field,
-      loss,
-      options,
+      options_field, loss, options,
       reserved=('student', 'teacher', 'mask', 'labels'))
   aligner_name = fields.align
   if aligner_name == AUTO:

@@ -1,6 +1,5 @@
 """Training, from resuming to the last checkpoint. Reads top to bottom."""
 
-import time
 from typing import Any, NamedTuple, Optional
 
 import jax
@@ -18,6 +17,7 @@ from haikd.engine import program as program_lib
 from haikd.processes import distributed
 from haikd.run import best as best_lib
 from haikd.run import calibration
+from haikd.run import clock as clock_lib
 from haikd.run import pretrained
 from haikd.run import trackers
 from haikd.run import writer as writer_lib
@@ -95,7 +95,7 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
       best = best_lib.Best(config.evaluation, start=last_stage)
     checkpointer.best = best.step
     writer.truncate(first, evaluated=metadata['evaluated'])
-    clock = _Clock(first, metadata['seconds'])
+    clock = clock_lib.Clock(first, metadata['seconds'])
     log = _Log(writer, checkpointer, clock, program, config.batch_size, title)
 
     def evaluate_on_split(step, state):
@@ -220,28 +220,6 @@ class _Log:
     return checks.DivergedError(
         f'loss and gradient must stay finite; got {what} at step {step} of '
         f'{self._title}. {remedy}. A new start goes on from step {newest}.')
-
-
-class _Clock:
-  """Measures the training time, over all restarts, and the speed."""
-
-  def __init__(self, step, seconds):
-    self._start = time.monotonic() - seconds
-    self.mark(step)
-
-  def seconds(self):
-    """Returns the time since the first start, evaluations included."""
-    return time.monotonic() - self._start
-
-  def mark(self, step):
-    """Starts to measure the speed at this step."""
-    self._mark = step, time.monotonic()
-
-  def steps_per_second(self, step):
-    """Returns the speed since the last mark, and marks this step."""
-    (old_step, old_time), now = self._mark, time.monotonic()
-    self.mark(step)
-    return (step - old_step) / max(now - old_time, 1e-9)
 
 
 def _due(step, every, last):

@@ -244,7 +244,7 @@ def test_seconds_are_of_all_starts_and_speed_is_of_steps_alone(
     training.wrap(lambda step, *results: take(10, results))
     return training
 
-  monkeypatch.setattr(trainer, 'time',
+  monkeypatch.setattr(trainer.clock_lib, 'time',
                       types.SimpleNamespace(monotonic=lambda: now[0]))
   monkeypatch.setattr(trainer.evaluate, 'evaluate',
                       lambda *unused: take(100, {}))
