@@ -312,6 +312,7 @@ def write_fashion(folder, *, train, test):
 # What takes seconds to compile or run is made smaller.
 SMALLER = dict(
     digits_plugin=('teacher.options.depth=1', 'student.options.depth=1'),
+    digits_tinybert=('teacher.options.depth=1', 'student.options.depth=1'),
     fashion_convnet_from_resnet=('teacher.options.channels=(4, 8, 8)',
                                  'teacher.options.stem=4'))
 

@@ -12,4 +12,7 @@ from haikd.config.fields import validate
 from haikd.config.networks import network
 from haikd.config.networks import optimizer
 from haikd.config.options import plain
+from haikd.config.stages import Stage
+from haikd.config.stages import stages_of
+from haikd.config.stages import without as without_stages
 from haikd.config.variants import variant

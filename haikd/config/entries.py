@@ -23,7 +23,7 @@ def term(**fields: Any) -> ml_collections.ConfigDict:
           # Name of a registered loss; required.
           loss=fields.pop('loss', ''),
           # Weight of the term: a number, or a schedule such as
-          # dict(kind='linear', start=0., end=1., steps=1000).
+          # dict(kind='linear', start=0., end=1., steps=1000); see temperature.
           weight=fields.pop('weight', 1.0),
           # Layers to compare, in the forms of `haikd.align.pair_layers`; None
           # for all layers of the student.

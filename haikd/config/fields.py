@@ -12,7 +12,9 @@ from ml_collections import config_dict
 from haikd.config import entries
 from haikd.config import networks
 from haikd.config import rules
+from haikd.config import stages
 from haikd.config import table as table_lib
+from haikd.core import checks
 
 ConfigDict = networks.ConfigDict
 
@@ -20,7 +22,8 @@ ConfigDict = networks.ConfigDict
 OPEN_FIELDS = ('student.options', 'student.taps', 'student.placement',
                'teacher.options', 'teacher.taps', 'teacher.placement',
                'data.options', 'data.augment', 'data.mixture', 'losses',
-               'assistants', 'teacher.train.augment', 'evaluation.metrics',
+               'assistants', 'stages', 'teacher.train.augment',
+               'evaluation.metrics',
                'optimizer.options',
                'optimizer.lr_multipliers', 'teacher.train.optimizer.options',
                'teacher.train.optimizer.lr_multipliers')
@@ -171,32 +174,37 @@ def base() -> ConfigDict:
   config.distillation = ConfigDict(
       dict(
           # Temperature T of the soft term: a number, or a schedule such as
-          # dict(kind='linear', start=4., end=1., steps=1000).
+          # dict(kind='linear', start=4., end=1., steps=1000). Kinds are
+          # constant, linear, cosine, exponential and piecewise.
           temperature=networks.free(2.0),
-          # Weight of the soft term; 1 - alpha is the weight of the labels. None
-          # leaves both out.
-          alpha=config_dict.FieldReference(0.9, field_type=float),
+          # Weight of the soft term, a number or a schedule; 1 - alpha is the
+          # weight of the labels. None leaves both out.
+          alpha=networks.free(0.9),
           # The part of each label that is spread evenly over all classes, from
           # 0 to below 1. A teacher that is trained here learns from sharp ones.
           label_smoothing=0.0,
           # Whether to compare attention maps.
           use_attention_transfer=False,
-          # Weight of the loss on attention maps.
-          attention_loss_weight=0.1,
+          # Weight of the loss on attention maps: a number or a schedule.
+          attention_loss_weight=networks.free(0.1),
           # Layers whose attention maps are compared: (0, 2) for the same layers
           # of both networks, ((0, 1), (2, 5)) for (student, teacher) pairs, or
           # uniform, last or pool; None for all layers of the student.
           attention_match_layers=networks.free(),
           # Whether to compare features, that is hidden states.
           use_feature_matching=False,
-          # Weight of the loss on features.
-          feature_loss_weight=0.1,
+          # Weight of the loss on features: a number or a schedule.
+          feature_loss_weight=networks.free(0.1),
           # Layers whose features are compared, in the forms of
           # attention_match_layers; None for all layers of the student.
           feature_match_layers=networks.free(),
       ))
   # Further loss terms, as {term: dict(loss=…, weight=…, …)}.
   config.losses = ConfigDict()
+  # Parts of the student's training in which fields of losses, distillation,
+  # optimizer and data.mixture are others, as {stage: dict(start=…, losses=…,
+  # …)}; start is a step, or a share of the run below 1.
+  config.stages = ConfigDict()
   # Optimizer of the student.
   config.optimizer = networks.optimizer()
   return config
@@ -223,3 +231,7 @@ def validate(config: ConfigDict) -> None:
     rules.check_component(
         f'config.data.mixture.{name}', entry, entries.component(1.0))
   rules.check_rules(config)
+  if config.stages:
+    for stage in stages.stages_of(config):
+      with checks.errors_of(stage.field):
+        validate(stage.config)

@@ -6,6 +6,7 @@ from typing import Any
 import ml_collections
 
 from haikd.core import checks
+from haikd.core import schedules
 from haikd.core import tasks
 
 PRECISIONS = ('float32', 'bfloat16', 'float16')
@@ -20,17 +21,10 @@ _RULES = (
     ('be positive', lambda x: x > 0,
      ('steps', 'batch_size', 'microbatches', 'log_every', 'checkpoint_every',
       'keep_checkpoints', 'data.prefetch', 'evaluation.batch_size')),
-    ('be a schedule, or of type float, and finite',
-     lambda x: all(map(checks.is_number, _ends(x))),
-     ('distillation.temperature',)),
-    ('be positive', lambda x: min(_ends(x)) > 0, ('distillation.temperature',)),
     ('be None or a positive number',
      lambda x: x is None or checks.is_number(x) and x > 0, ('chunk_mib',)),
     ('lie between 0 and 1', lambda x: 0 <= x <= 1,
      ('optimizer.ema_decay', 'teacher.train.optimizer.ema_decay')),
-    ('lie between 0 and 1, or be None',
-     lambda x: x is None or checks.is_number(x) and 0 <= x <= 1,
-     ('distillation.alpha',)),
     ('be 0 or more, and below 1', lambda x: 0 <= x < 1,
      ('distillation.label_smoothing',)),
     ('be one of ' + ', '.join((tasks.AUTO, *tasks.OF_LABELS)),
@@ -55,7 +49,7 @@ _RULES = (
       'student.used_classes', 'teacher.used_classes',
       'teacher.view.image_size')),
     ('give a dict of options for each name of a metric',
-     lambda x: all(map(_is_dict, x.values())), ('evaluation.metrics',)),
+     lambda x: all(map(is_dict, x.values())), ('evaluation.metrics',)),
     ('have keep_best, the metric to wait for, if it has patience',
      lambda x: x.patience is None or bool(x.keep_best), ('evaluation',)),
     ('be None, or a tuple of layers from 0',
@@ -89,6 +83,17 @@ _RULES = (
      ('student.init_options.ignore', 'teacher.init_options.ignore')),
 )
 
+# (rule, whether the smallest and the largest value obey it, fields that hold a
+# number or a schedule).
+_SCHEDULES = (
+    ('be positive', lambda x: x[0] > 0, ('distillation.temperature',)),
+    ('lie between 0 and 1, or be None', lambda x: 0 <= x[0] and x[1] <= 1,
+     ('distillation.alpha',)),
+    ('be finite', lambda x: True,
+     ('distillation.attention_loss_weight',
+      'distillation.feature_loss_weight')),
+)
+
 
 def check_fields(config: ml_collections.ConfigDict,
                  schema: ml_collections.ConfigDict,
@@ -116,9 +121,9 @@ def check_fields(config: ml_collections.ConfigDict,
           f'config.{field} must be a field of the base config. '
           f'{checks.suggest(name, schema)}')
     default = schema[name]
-    if _is_dict(default):
+    if is_dict(default):
       rule = 'be a dict' if field in open_fields else 'be a dict of fields'
-      _require(f'config.{field}', rule, _is_dict(value), value)
+      _require(f'config.{field}', rule, is_dict(value), value)
       if field not in open_fields:
         check_fields(value, default, open_fields, optional_fields, f'{field}.')
     elif value is not None or not (
@@ -142,15 +147,25 @@ def check_rules(config: ml_collections.ConfigDict) -> None:
   """
   for rule, is_legal, fields in _RULES:
     for field in fields:
-      value = config
-      for name in field.split('.'):
-        value = value[name]
+      value = _value(config, field)
       _require(f'config.{field}', rule, is_legal(value), value)
+  for rule, is_legal, fields in _SCHEDULES:
+    for field in fields:
+      value = _value(config, field)
+      if value is None and field == 'distillation.alpha':
+        continue
+      schedule = _check_schedule(f'config.{field}', value)
+      _require(f'config.{field}', rule, is_legal(schedule.bounds), value)
+
+
+def is_dict(value: Any) -> bool:
+  """Returns whether a value is a group of fields."""
+  return isinstance(value, ml_collections.ConfigDict)
 
 
 def is_weight(value: Any) -> bool:
   """Returns whether a value is a number, or a dict of a schedule."""
-  return checks.is_number(value) or _is_dict(value) and 'kind' in value
+  return checks.is_number(value) or is_dict(value) and 'kind' in value
 
 
 def check_assistant(field: str, entry: Any,
@@ -165,7 +180,7 @@ def check_assistant(field: str, entry: Any,
   Raises:
     ConfigError: a field is unknown, missing or of the wrong type.
   """
-  _require(f'config.{field}', 'be a dict of fields', _is_dict(entry), entry,
+  _require(f'config.{field}', 'be a dict of fields', is_dict(entry), entry,
            ' Write haikd.config.assistant(model=…, steps=…).')
   check_fields(entry, defaults, [f'{field}.{name}' for name in (
       'options', 'taps', 'placement', 'optimizer.options',
@@ -185,17 +200,17 @@ def check_component(field: str, entry: Any,
     ConfigError: a value breaks a rule; the message has the field and the rule.
   """
   _require(field, 'be a weight or a dict of fields',
-           is_weight(entry) or _is_dict(entry), entry,
+           is_weight(entry) or is_dict(entry), entry,
            ' Write dict(weight=…, source_dir=…).')
   if is_weight(entry):
-    _check_weight(field, entry)
+    _check_schedule(field, entry)
     return
   _check_names(field, 'a data set of a mixture', entry, defaults)
   values = {**defaults, **entry}
-  _check_weight(f'{field}.weight', values['weight'])
+  _check_schedule(f'{field}.weight', values['weight'])
   _require(f'{field}.name', 'name a data set', isinstance(values['name'], str),
            values['name'])
-  _require(f'{field}.options', 'be a dict', _is_dict(values['options']),
+  _require(f'{field}.options', 'be a dict', is_dict(values['options']),
            values['options'])
   _require(f'{field}.source_dir', 'be None or a folder',
            isinstance(values['source_dir'], (str, type(None))),
@@ -213,21 +228,21 @@ def check_term(field: str, entry: Any, defaults: Mapping[str, Any]) -> None:
   Raises:
     ConfigError: a value breaks a rule; the message has the field and the rule.
   """
-  _require(field, 'be a dict of fields', _is_dict(entry), entry,
+  _require(field, 'be a dict of fields', is_dict(entry), entry,
            ' Write dict(loss=…, weight=…).')
   _check_names(field, 'a loss term', entry, defaults)
   values = {**defaults, **entry}
   loss = values['loss']
   _require(f'{field}.loss', 'name a registered loss',
            loss and isinstance(loss, str), loss)
-  _check_weight(f'{field}.weight', values['weight'])
+  _check_schedule(f'{field}.weight', values['weight'])
   _require(f'{field}.layers', 'be None, a tuple, a name or a dict',
            _selects_layers(values['layers']), values['layers'])
   _require(f'{field}.align', 'name a registered aligner',
            isinstance(values['align'], str), values['align'],
            " Write 'none', in quotes, to compare layers as they are.")
   for name in ('options', 'align_options'):
-    _require(f'{field}.{name}', 'be a dict', _is_dict(values[name]),
+    _require(f'{field}.{name}', 'be a dict', is_dict(values[name]),
              values[name])
 
 
@@ -239,13 +254,17 @@ def _check_names(field, what, entry, defaults):
           f'{checks.suggest(name, defaults)}')
 
 
-def _check_weight(field, weight):
-  is_schedule = _is_dict(weight)
+def _check_schedule(field, value):
+  """Returns the schedule of a field, which may be a number."""
   _require(field, 'be a finite number, or a dict of a schedule',
-           is_schedule or checks.is_number(weight), weight)
-  for name, value in weight.items() if is_schedule else ():
-    _require(f'{field}.{name}', 'be a finite number',
-             name == 'kind' or checks.is_number(value), value)
+           hasattr(value, 'items') or checks.is_number(value), value)
+  return schedules.build(field, value)
+
+
+def _value(config, field):
+  for name in field.split('.'):
+    config = config[name]
+  return config
 
 
 def _require(field, rule, is_legal, value, remedy=''):
@@ -253,13 +272,9 @@ def _require(field, rule, is_legal, value, remedy=''):
     raise checks.ConfigError(f'{field} must {rule}; got {value!r}.{remedy}')
 
 
-def _is_dict(value):
-  return isinstance(value, ml_collections.ConfigDict)
-
-
 def _selects_layers(value):
   return value is None or isinstance(value, (tuple, list, str)) or (
-      _is_dict(value))
+      is_dict(value))
 
 
 def _as_tuple(value):
@@ -280,10 +295,3 @@ def _check_type(field, value, kind):
     is_legal = isinstance(value, kinds) and not (
         kind is int and isinstance(value, bool))
     _require(f'config.{field}', f'be of type {kind.__name__}', is_legal, value)
-
-
-def _ends(value):
-  """Returns the start and end of a schedule, or (value,) for a number."""
-  if hasattr(value, 'items'):
-    return value.get('start', 0.0), value.get('end', 1.0)
-  return (value,)

@@ -2,6 +2,7 @@
 
 import ml_collections
 
+from haikd.config import stages as stages_lib
 from haikd.core import checks
 
 
@@ -20,6 +21,7 @@ def variant(config: ml_collections.ConfigDict,
     ConfigError: a name other than '' and 'smoke'.
   """
   if name == 'smoke':
+    _spread(config)
     config.steps = 6
     config.batch_size = min(config.batch_size, 32)
     config.log_every = 2
@@ -37,3 +39,16 @@ def variant(config: ml_collections.ConfigDict,
         f'variant of a config must be smoke or left out; got {name!r}. Write '
         '--config=FILE:smoke or --config=FILE.')
   return config
+
+
+def _spread(config):
+  """Gives each stage an equal share of the run, without warm-up."""
+  stages = stages_lib.stages_of(config)
+  for number, stage in enumerate(stages):
+    if not stage.name:
+      continue
+    fields = config.stages[stage.name]
+    del fields['start']  # It may have been a whole number.
+    fields.start = number / len(stages)
+    if 'warmup_steps' in fields.get('optimizer', {}):
+      fields.optimizer.warmup_steps = 0

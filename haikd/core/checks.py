@@ -8,7 +8,8 @@ Shapes and dtypes are known while a function is traced, so array checks run once
 per compilation.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+import contextlib
 import difflib
 import inspect
 import math
@@ -46,6 +47,15 @@ class LostProcessError(RuntimeError):
 class StoppedError(RuntimeError):
   """SIGTERM has stopped the run, which is saved; exit code 143."""
   exit_code = 143
+
+
+@contextlib.contextmanager
+def errors_of(field: str) -> Iterator[None]:
+  """Makes every ConfigError begin with the config field that it comes from."""
+  try:
+    yield
+  except ConfigError as err:
+    raise ConfigError(f'{field}: {err}') from err
 
 
 def one_line(error: BaseException) -> str:

@@ -6,18 +6,16 @@ import itertools
 import os
 from typing import Any, Optional, Union
 
-import ml_collections
 import numpy as np
 
 from haikd import config as config_lib
 from haikd.core import checks
 from haikd.core import registry
-from haikd.core import schedules
-from haikd.core import tasks
 from haikd.data import orders
 from haikd.data import reader as reader_lib
 from haikd.data import source as source_lib
 from haikd.data import spec as spec_lib
+from haikd.data import weights as weights_lib
 from haikd.data.image import views
 
 # Options that are compared with those of the networks.
@@ -47,7 +45,7 @@ class MixedReader:
   """
 
   def __init__(self, split: str, parts: Mapping[str, reader_lib.Reader],
-               weights: Mapping[str, schedules.Schedule]):
+               weights: orders.Weights):
     self.split = split
     self._parts = parts
     self._weights = weights
@@ -163,7 +161,7 @@ class MixedSplits:
   """
 
   def __init__(self, parts: Mapping[str, reader_lib.Splits],
-               weights: Mapping[str, schedules.Schedule]):
+               weights: orders.Weights):
     self._parts = parts
     self._weights = weights
     self._readers: dict[str, AnyReader] = {}
@@ -221,29 +219,26 @@ class MixedSplits:
       return self._parts[name].reader(split, field)
 
 
-def build_splits(data: ml_collections.ConfigDict,
-                 task: str = tasks.AUTO) -> AnySplits:
+def build_splits(config: config_lib.ConfigDict) -> AnySplits:
   """Returns the splits of the data set or mixture of a config.
 
   Args:
-    data: `config.data`.
-    task: `config.task`.
+    config: of the run.
 
   Raises:
     ConfigError: a weight that is no number and no schedule, or an option that
       no data set takes.
   """
+  data, task = config.data, config.task
   options = config_lib.plain(data.options)
   if not data.mixture:
     return reader_lib.Splits(
         task=task, name=data.name, options=options,
         source_dir=data.source_dir, data_dir=data.data_dir)
-  parts, weights = {}, {}
+  parts, weights = {}, weights_lib.build(config)
   unused = set(options)
   for name in sorted(data.mixture):  # A saved config may have another order.
     entry = config_lib.component(data.mixture[name])
-    weights[name] = schedules.build(
-        f'config.data.mixture.{name}.weight', entry.weight)
     own, folder = config_lib.plain(entry.options), entry.source_dir
     for option in {*own} & {*_COMMON}:
       raise checks.ConfigError(

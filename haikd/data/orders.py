@@ -8,7 +8,7 @@ import bisect
 from collections.abc import Callable, Mapping
 import functools
 import math
-from typing import NamedTuple, Optional, Protocol
+from typing import NamedTuple, Optional, Protocol, TypeAlias, Union
 import zlib
 
 import numpy as np
@@ -20,6 +20,9 @@ from haikd.core import schedules
 _ORDER = 0
 _MIX = 4
 _MOMENTS = 2**24  # In a step: when an example falls due is rounded to these.
+
+# Of each data set, at each step.
+Weights: TypeAlias = Mapping[str, Union[schedules.Schedule, schedules.Staged]]
 
 
 class Picks(NamedTuple):
@@ -128,9 +131,8 @@ class Mixed:
     ConfigError: a weight below 0, or a step at which none is above 0.
   """
 
-  def __init__(self, sizes: Mapping[str, int],
-               weights: Mapping[str, schedules.Schedule], *, batch_size: int,
-               seed: int):
+  def __init__(self, sizes: Mapping[str, int], weights: Weights, *,
+               batch_size: int, seed: int):
     # A name, unlike a place among others, stays when data sets are added.
     self._epochs = [_Epochs(size, seed, zlib.crc32(name.encode()))
                     for name, size in sizes.items()]
@@ -206,8 +208,7 @@ def _accumulate(weights, batch_size):
   Both are `[steps, data sets]`. The last row holds for all further steps as
   well: no weight changes any more.
   """
-  last = max(0 if s.start == s.end else s.begin + s.steps
-             for s in weights.values())
+  last = max(schedule.settled for schedule in weights.values())
   steps = np.arange(last + 1)
   values = np.stack([np.broadcast_to(schedule(steps, np), steps.shape)
                      for schedule in weights.values()], axis=1)

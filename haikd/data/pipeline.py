@@ -277,7 +277,7 @@ def build_data(config: config_lib.ConfigDict,
   # Refuses unknown augmentations at once; the classes are not known yet.
   augment_lib.build_augment(augment, None, field=augment_field)
   views = views_lib.build_views(config, augment_field)
-  splits = mixture_lib.build_splits(data, config.task)
+  splits = mixture_lib.build_splits(config)
   if like is not None and like.splits.dataset == splits.dataset:
     splits = like.splits
   return Data(

@@ -5,6 +5,7 @@ and measure the program that runs.
 """
 
 from collections.abc import Callable
+import functools
 from typing import Any, NamedTuple, Optional
 
 import jax
@@ -17,8 +18,7 @@ from haikd.core import base
 from haikd.core import checks
 from haikd.engine import evaluate
 from haikd.engine import mesh as mesh_lib
-from haikd.engine import optimizer as optimizer_lib
-from haikd.engine import parts
+from haikd.engine import stages as stages_lib
 from haikd.engine import step as step_lib
 from haikd.metrics import own as own_lib
 from haikd.network import network as network_lib
@@ -36,12 +36,10 @@ class Program(NamedTuple):
   """The functions of a run. Built by `build_program`.
 
   Attributes:
-    objective: what is minimised.
+    objective: what is minimised, in the first stage.
     init: `(rng) -> TrainState`, on the mesh; no device holds all of it.
-    abstract_state: what `init` returns, as ShapeDtypeStructs with shardings.
     abstract_frozen: likewise the teacher, in its compute dtype, or None.
-    train_step: `(state, frozen, batch) -> (state, metrics)`. The state is
-      donated, except a small one on CPU.
+    stages: of the run, at least one.
     eval_step: `(evaluated, frozen, batch) -> (sums, columns)` of the student;
       see `evaluate`.
     teacher_eval_step: `(frozen, None, batch) -> (sums, columns)` of the
@@ -53,14 +51,27 @@ class Program(NamedTuple):
 
   objective: objective_lib.Objective
   init: Callable[[jax.Array], base.TrainState]
-  abstract_state: base.TrainState
   abstract_frozen: Optional[base.Variables]
-  train_step: step_lib.TrainStep
+  stages: tuple[stages_lib.Stage, ...]
   eval_step: Callable[..., Any]
   teacher_eval_step: Optional[Callable[..., Any]]
   is_finite: Callable[[base.TrainState], jax.Array]
   own_metrics: tuple[own_lib.Own, ...]
   mesh: jax.sharding.Mesh
+
+  @property
+  def abstract_state(self) -> base.TrainState:
+    """What `init` returns, as ShapeDtypeStructs with shardings."""
+    return self.stages[0].abstract_state
+
+  @property
+  def train_step(self) -> step_lib.TrainStep:
+    """The training step of the first stage."""
+    return self.stages[0].train_step
+
+  def stage_of(self, step: int) -> int:
+    """Returns the number of the stage that takes a step, counted from 1."""
+    return max(sum(step > stage.start for stage in self.stages) - 1, 0)
 
   def freeze(self, network: base.Variables) -> base.Variables:
     """Returns the teacher in its compute dtype, on the mesh."""
@@ -93,32 +104,34 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
     ConfigError: the config cannot work on this mesh. That the batch divides is
       checked by `mesh_lib.check_batch_size`: evaluation does not need it.
   """
-  objective = build_lib.build_objective(
-      config, spec=spec, num_classes=num_classes, has_teacher=has_teacher)
-  optimizer = optimizer_lib.build_optimizer(
-      config.optimizer, config.steps, field=optimizer_field)
-  schedule = optimizer_lib.build_schedule(
-      config.optimizer, config.steps, field=optimizer_field)
-  ema_decay = config.optimizer.ema_decay
+  stages, objectives = config_lib.stages_of(config), []
+  for stage in stages:
+    with stages_lib.errors_of(stage):
+      objectives.append(build_lib.build_objective(
+          stage.config, spec=spec, num_classes=num_classes,
+          has_teacher=has_teacher))
+  objective = objectives[0]
+  optimizers = stages_lib.build_optimizers(stages, optimizer_field)
   teacher, frozen = objective.teacher, None
   if teacher is not None:
     frozen = _abstract_frozen(config, teacher, spec, mesh)
 
-  def init(rng):
+  def init(rng, optimizer=optimizers[0]):
     return step_lib.init_state(
-        objective,
-        optimizer,
+        objectives,
+        optimizer.update,
         rng=rng,
         batch=_one_example(spec),
         frozen=frozen,
         loss_scale=precision.initial_loss_scale(config.student.precision),
-        with_ema=ema_decay > 0)
+        with_ema=config.optimizer.ema_decay > 0)
 
-  state = _abstract_state(init, objective.student, mesh)
-  parts.check_frozen(f'{optimizer_field}.frozen', config.optimizer.frozen,
-                     state.params)
-  parts.check(f'{optimizer_field}.lr_multipliers',
-              tuple(config.optimizer.lr_multipliers), state.params)
+  states: list[base.TrainState] = []
+  for optimizer in optimizers:
+    states.append(_abstract_state(
+        functools.partial(init, optimizer=optimizer), objective.student, mesh)
+        if optimizer.begins else states[-1])
+  state = states[0]
   student = trained_network(state)
   _check_tensor(mesh, [(objective.student, student), (teacher, frozen)])
   layout = mesh_lib.shardings_of(
@@ -135,18 +148,13 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
   return Program(
       objective=objective,
       init=jax.jit(init, out_shardings=layout['state']),
-      abstract_state=state,
       abstract_frozen=frozen,
-      train_step=step_lib.build_train_step(
-          objective,
-          optimizer,
-          schedule,
-          mesh,
-          layout['state'],
-          layout['frozen'],
+      stages=stages_lib.build_stages(
+          stages, objectives, optimizers, states,
+          mesh=mesh,
+          frozen=layout['frozen'],
+          optimizer_field=optimizer_field,
           microbatches=config.microbatches,
-          frozen_parts=config.optimizer.frozen,
-          ema_decay=ema_decay,
           seed=config.seed,
           chunk_bytes=chunk_bytes(config),
           donate=_is_donated(state, mesh)),

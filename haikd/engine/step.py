@@ -15,6 +15,7 @@ import jmp
 import optax
 
 from haikd.core import base
+from haikd.core import checks
 from haikd.core import loops
 from haikd.engine import collectives
 from haikd.engine import mesh as mesh_lib
@@ -27,7 +28,7 @@ from haikd.objective import objective as objective_lib
 TrainStep = Callable[..., tuple[base.TrainState, dict[str, jax.Array]]]
 
 
-def init_state(objective: objective_lib.Objective,
+def init_state(objectives: Sequence[objective_lib.Objective],
                optimizer: optax.GradientTransformation,
                *,
                rng: jax.Array,
@@ -38,8 +39,9 @@ def init_state(objective: objective_lib.Objective,
   """Makes the state that training starts from; call it under `jit`.
 
   Args:
-    objective: what is minimised.
-    optimizer: optax transformation of the gradient.
+    objectives: what is minimised, in each stage of the run. What their terms
+      learn themselves is in the state from the start.
+    optimizer: optax transformation of the gradient, of the first stage.
     rng: PRNG key for the parameters.
     batch: gives the shapes; one example is enough.
     frozen: the teacher, or None.
@@ -48,8 +50,15 @@ def init_state(objective: objective_lib.Objective,
 
   Returns:
     The state at step 0.
+
+  Raises:
+    ConfigError: a term learns parameters of other shapes in another stage.
   """
-  params, net_state = objective.init(rng, batch, frozen)
+  params, net_state = objectives[0].init(rng, batch, frozen)
+  for other in objectives[1:]:
+    more = other.init(rng, batch, frozen)[0].align
+    _check_same(params.align, more)
+    params = params._replace(align={**more, **params.align})
   return base.TrainState(
       step=jnp.zeros((), jnp.int32),
       params=params,
@@ -175,6 +184,7 @@ def build_train_step(objective: objective_lib.Objective,
                      *,
                      microbatches: int = 1,
                      frozen_parts: Sequence[str] = (),
+                     log_weights: bool = False,
                      ema_decay: float = 0.0,
                      seed: int = 0,
                      chunk_bytes: Optional[int] = None,
@@ -196,6 +206,7 @@ def build_train_step(objective: objective_lib.Objective,
       one by one.
     frozen_parts: globs over modules and parameters of the student that the
       optimizer does not change.
+    log_weights: whether metrics have the weights that do not change, too.
     ema_decay: of the running mean of the student's parameters.
     seed: of dropout.
     chunk_bytes: of the logits that a device holds at once; None for what suits
@@ -224,7 +235,8 @@ def build_train_step(objective: objective_lib.Objective,
         parts_lib.fill(grads, state.params, jnp.zeros_like))
     loss, means = objective.combine(sums, state.step)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = _keep_unused(objective, optax.apply_updates(state.params, updates),
+                          state.params)
     ema = state.ema
     if ema is not None:
       ema = optimizer_lib.update_ema(ema, params.student, ema_decay, state.step)
@@ -235,7 +247,7 @@ def build_train_step(objective: objective_lib.Objective,
         **{f'loss/{name}': mean for name, mean in means.items()},
         'grad_norm': optax.tree.norm(grads),
         'learning_rate': jnp.asarray(schedule(state.step), jnp.float32),
-        **_scheduled_values(objective.terms, state.step),
+        **_scheduled_values(objective.terms, state.step, log_weights),
     }
     if isinstance(state.loss_scale, precision.DynamicLossScale):
       finite = jmp.all_finite(grads)
@@ -250,11 +262,30 @@ def build_train_step(objective: objective_lib.Objective,
       donate_argnums=0 if donate else ())
 
 
-def _scheduled_values(terms, step):
+def _check_same(align, more):
+  """Refuses terms that learn parameters of other shapes in another stage."""
+  shapes = lambda tree: jax.tree.map(jnp.shape, tree)
+  for name in align.keys() & more.keys():
+    if shapes(align[name]) != shapes(more[name]):
+      raise checks.ConfigError(
+          f'config.stages must leave the shapes of what the term {name} learns '
+          f'as they are; got {shapes(align[name])} and {shapes(more[name])}. '
+          'Give it another name where its layers or options are others.')
+
+
+def _keep_unused(objective, params, old):
+  """Undoes what decay and momentum do to terms of other stages."""
+  used = {term.name for term in objective.terms}
+  return params._replace(align={
+      name: tree if name in used else old.align[name]
+      for name, tree in params.align.items()})
+
+
+def _scheduled_values(terms, step, log_weights):
   """Returns the weights and options that change over the run, for metrics."""
   values = {}
   for term in terms:
-    if term.scheduled:
+    if term.scheduled or log_weights:
       values[f'weight/{term.name}'] = jnp.float32(term.weight(step))
     for option, schedule in term.schedules.items():
       values[f'{option}/{term.name}'] = jnp.float32(schedule(step))

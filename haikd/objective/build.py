@@ -175,17 +175,18 @@ def _pair_layers(term, student, teacher):
 def _check_term(objective, term, outputs, spec, form):
   """Traces a term on abstract outputs; returns if its loss has parameters."""
 
-  def run(outputs, batch):
+  def run(outputs, batch, step):
     if form is not terms_lib.Form.CHUNKS:
       outputs = objective_lib.with_logits(outputs, batch)
     pairs = objective.pairs(term, outputs, batch, form)
-    rng, context = jax.random.key(0), compare_lib.Context()
+    rng, context = jax.random.key(0), compare_lib.Context(step=step)
     if form is terms_lib.Form.CHUNKS:
       compare_lib.compare_together([term], pairs, batch, jnp.ones(1), context)
       return {}
     params, learned = compare_lib.init_align(term, pairs, rng), {}
     if form is terms_lib.Form.ARRAYS:
-      learned = compare_lib.init_loss(term, params, pairs, batch.labels, rng)
+      learned = compare_lib.init_loss(
+          term, params, pairs, batch.labels, rng, step)
     if form is not terms_lib.Form.ARRAYS or batch.weight is not None:
       compare_lib.compare(
           term, compare_lib.joined(params, learned), pairs, batch, context)
@@ -196,7 +197,16 @@ def _check_term(objective, term, outputs, spec, form):
   if not field.endswith(term.name):
     field += f' ({term.name})'
   with _errors_name(field):
-    return bool(jax.eval_shape(run, outputs, spec))
+    try:
+      return bool(jax.eval_shape(
+          run, outputs, spec, jax.ShapeDtypeStruct((), jnp.int32)))
+    except jax.errors.ConcretizationTypeError as err:
+      if not term.schedules:
+        raise
+      raise checks.ConfigError(
+          'options must be numbers, not schedules, where a loss branches on '
+          f'their values; got schedules for {sorted(term.schedules)} of '
+          f'{term.entry.function.__name__}. Give numbers.') from err
 
 
 @contextlib.contextmanager

@@ -57,7 +57,8 @@ def init_align(term: terms_lib.Term, pairs: Pairs,
 
 
 def init_loss(term: terms_lib.Term, params: Mapping[str, Any], pairs: Pairs,
-              labels: Optional[jax.Array], rng: jax.Array) -> dict[str, Any]:
+              labels: Optional[jax.Array], rng: jax.Array,
+              step: Any = 0) -> dict[str, Any]:
   """Initialises what the loss of a term learns itself.
 
   Args:
@@ -66,6 +67,7 @@ def init_loss(term: terms_lib.Term, params: Mapping[str, Any], pairs: Pairs,
     pairs: of the term, as arrays.
     labels: of the batch, or None.
     rng: PRNG key.
+    step: at which scheduled options are taken.
 
   Returns:
     As `init_align`.
@@ -75,7 +77,7 @@ def init_loss(term: terms_lib.Term, params: Mapping[str, Any], pairs: Pairs,
              for index, pair in enumerate(pairs)]
   return _of_layers(aligned, rng, lambda rng, pair: term.loss.init(
       rng, None, pair.student, pair.teacher,
-      **_keywords(term, pair.mask, labels, step=0)))
+      **_keywords(term, pair.mask, labels, step)))
 
 
 def joined(align: Mapping[str, Any],

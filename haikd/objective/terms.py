@@ -199,8 +199,8 @@ def _standard_terms(fields, has_teacher, has_labels, task):
                     'config.distillation'))
 
   if alpha is not None:
-    if not has_teacher:
-      alpha = 0.0
+    alpha = alpha if has_teacher else 0.0
+    soft_weight = schedules_lib.build('config.distillation.alpha', alpha)
     options = dict(temperature=fields.temperature)
     if task == tasks.REGRESSION:  # Predicted numbers have no temperature.
       default = config_lib.base().distillation.temperature
@@ -208,12 +208,14 @@ def _standard_terms(fields, has_teacher, has_labels, task):
         notes.say('config.distillation.temperature is not used with '
                   "config.task='regression', whose numbers have none.")
       options = {}
-    if alpha > 0:
+    if soft_weight.bounds[1] > 0:
       add(soft, 'alpha', weight=alpha, options=options)
-    if alpha < 1 and has_labels:
+    if soft_weight.bounds[0] < 1 and has_labels:
       options = dict(label_smoothing=fields.label_smoothing)
-      add(hard, 'alpha', weight=1 - alpha,
-          options=options if hard == 'cross_entropy' else {})
+      add(hard, 'alpha', options=options if hard == 'cross_entropy' else {})
+      terms[-1] = terms[-1]._replace(
+          weight=lambda step: 1 - soft_weight(step),
+          scheduled=not checks.is_number(alpha))
   if fields.use_attention_transfer:
     add('attention_transfer', 'use_attention_transfer',
         'attention_match_layers', weight=fields.attention_loss_weight,
@@ -231,9 +233,7 @@ def _build_term(name, fields, field, layers_field, options_field=None):
   options_field = options_field or f'{field}.options'
   options = config_lib.plain(fields.options)
   checks.check_options(
-      options_field,
-      loss,
-      options,
+      options_field, loss, options,
       reserved=('student', 'teacher', 'mask', 'labels'))
   aligner_name = fields.align
   if aligner_name == AUTO:
@@ -290,7 +290,7 @@ def _build_term(name, fields, field, layers_field, options_field=None):
       },
       schedules=schedules,
       weight=schedules_lib.build(f'{field}.weight', fields.weight),
-      scheduled=not isinstance(fields.weight, (int, float)),
+      scheduled=not checks.is_number(fields.weight),
       layers=config_lib.plain(fields)['layers'],
       aligner=aligner,
       align=hk.transform(align),

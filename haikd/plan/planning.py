@@ -7,6 +7,7 @@ import jax
 
 from haikd import config as config_lib
 from haikd.core import checks
+from haikd.core import notes
 from haikd.data import description
 from haikd.engine import mesh as mesh_lib
 from haikd.engine import program as program_lib
@@ -111,9 +112,12 @@ def build_step(config: config_lib.ConfigDict,
   program = program_lib.build_program(
       resolve.with_task(config, task), spec=spec, num_classes=num_classes,
       mesh=mesh, has_teacher=True)
+  stage = program.stages[-1]
+  if stage.name:
+    notes.say(f'The plan is that of config.stages.{stage.name}, the last one.')
   split = jax.sharding.NamedSharding(mesh, mesh_lib.BATCH_SPEC)
   batch = mesh_lib.abstract(spec, jax.tree.map(lambda _: split, spec))
-  return compiling.Step(program.train_step, program.abstract_state,
+  return compiling.Step(stage.train_step, stage.abstract_state,
                         program.abstract_frozen, batch, mesh)
 
 

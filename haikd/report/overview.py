@@ -8,6 +8,7 @@ import numpy as np
 
 from haikd import metrics
 from haikd.core import registry
+from haikd.report import curves as curves_lib
 from haikd.report import drawing
 from haikd.report import figures
 from haikd.report import page
@@ -37,19 +38,21 @@ def results(columns: Sequence[str], rows: Iterable[Sequence[str]], *,
 
 
 def curves(runs: Mapping[str, Sequence[Rows]], titles: Mapping[str, str],
-           half_width: Any) -> Optional[page.Section]:
+           half_width: Any, stages: Mapping[str, int]
+           ) -> Optional[page.Section]:
   """Returns the curves of training and of evaluation.
 
   Args:
     runs: the metrics of each network, for one run or several seeds.
     titles: `{network: title}`.
     half_width: `values -> half width`, of the interval over several seeds.
+    stages: the steps at which stages of the student begin, by their names.
 
   Returns:
     A section; None if there are no metrics.
   """
   count = max((len(seeds) for seeds in runs.values()), default=0)
-  pictures = [_losses(runs.get('student', ()), half_width)]
+  pictures = [_losses(runs.get('student', ()), half_width, stages)]
   scores = {
       network: _points(seeds, lambda row: row['split'].startswith('eval/'))
       for network, seeds in runs.items()}
@@ -63,8 +66,9 @@ def curves(runs: Mapping[str, Sequence[Rows]], titles: Mapping[str, str],
         _curve(titles[network], drawing.COLORS[network], points[name],
                half_width, strong=network == 'student')
         for network, points in scores.items() if name in points]
-    pictures.append(page.figure(figures.curves(
-        lines, title=f'{title}, evaluated', percent=name in percent)))
+    pictures.append(page.figure(curves_lib.curves(
+        lines, title=f'{title}, evaluated', percent=name in percent,
+        stages=stages)))
   pictures = [picture for picture in pictures if picture]
   if not pictures:
     return None
@@ -127,7 +131,7 @@ def layer_pairs(found: Mapping[str, Any],
   return page.Section('Layer pairs', body)
 
 
-def _losses(seeds, half_width):
+def _losses(seeds, half_width, stages):
   """Returns the loss of the student and each of its terms."""
   points = _points(seeds, lambda row: row['split'] == 'train')
   points = {name: x for name, x in points.items()
@@ -142,8 +146,8 @@ def _losses(seeds, half_width):
                         half_width, strong=True))
   if not lines:
     return ''
-  return page.figure(figures.curves(
-      lines, title='Training loss of the student', log=True))
+  return page.figure(curves_lib.curves(
+      lines, title='Training loss of the student', log=True, stages=stages))
 
 
 def _points(seeds: Iterable[Rows], is_wanted: Any) -> Mapping[str, Points]:
@@ -165,5 +169,5 @@ def _curve(label, color, points, half_width, *, strong=False):
   steps = sorted(step for step, x in points.items() if len(x) == count)
   values = [points[step] for step in steps]
   widths = [half_width(x) for x in values] if count > 1 else None
-  return figures.Curve(
+  return curves_lib.Curve(
       label, color, steps, [sum(x) / count for x in values], widths, strong)

@@ -18,10 +18,12 @@ class Best:
     evaluation: `config.evaluation`.
     saved: from `to_json` before an interruption, or None. What was saved by
       another metric is left out.
+    start: the number of steps before the last stage, which patience waits for.
   """
 
   def __init__(self, evaluation: config_lib.ConfigDict,
-               saved: Optional[Mapping[str, Any]] = None):
+               saved: Optional[Mapping[str, Any]] = None, start: int = 0):
+    self._start = start
     self._metric, self._patience = evaluation.keep_best, evaluation.patience
     if not saved or saved['metric'] != self._metric:
       saved = dict(step=None, value=math.nan, since=0)
@@ -50,7 +52,7 @@ class Best:
         self.step is None and not math.isnan(value)):
       self.step, self._value, self._since = step, value, 0
       return True
-    self._since += 1
+    self._since += step > self._start
     return False
 
   def describe(self) -> str:

@@ -70,6 +70,7 @@ def _prepare(link):
   for trainee in filter(None, networks):
     trainee.data.check()
     trainee.check_evaluation()
+    trainee.check_stages()
     trainee.check_start(link.workdir)
   return networks
 

@@ -132,7 +132,8 @@ class Report:
     sections = [self._section('Results', lambda: overview.results(
         columns, rows, strong=_TITLES['student']))]
     if draws:
-      sections.append(self._section('Curves', _curves, [workdir]))
+      sections.append(self._section('Curves', _curves, [workdir],
+                                    config))
     sections.append(self._section('Layer pairs', overview.layer_pairs,
                                   adaptive.read(workdir), draws))
     note = ''
@@ -215,7 +216,7 @@ def write_of_seeds(config: config_lib.ConfigDict, workdir: paths.Path,
                          note='Means over seeds and 95 % intervals.'),
         page.Section('Seeds', f'<p>Each seed has a report of its own: {links}'
                      '</p>'),
-        _curves(folders) if _can_draw(FILE) else None,
+        _curves(folders, config) if _can_draw(FILE) else None,
         _settings(config, command)]
     _save(workdir / FILE, config,
           f'Distilled with haikd in {limit}{config.steps:,} steps.', '',
@@ -262,13 +263,16 @@ def _intro(results, steps):
   return text
 
 
-def _curves(workdirs: Sequence[paths.Path]) -> Optional[page.Section]:
+def _curves(workdirs: Sequence[paths.Path], config: config_lib.ConfigDict
+            ) -> Optional[page.Section]:
   runs = {
       network: [files.read_rows(paths.as_path(workdir) / folder /
                                 writer.METRICS_FILE) for workdir in workdirs]
       for network, folder in results_lib.FOLDERS.items()}
   return overview.curves(
-      runs, _TITLES, lambda values: intervals.of_mean(values).half_width)
+      runs, _TITLES, lambda values: intervals.of_mean(values).half_width,
+      {stage.name: stage.start for stage in config_lib.stages_of(config)
+       if stage.name})
 
 
 def _settings(config, command):

@@ -143,7 +143,8 @@ def teacher_training(config: config_lib.ConfigDict) -> config_lib.ConfigDict:
         'config.teacher must have weights; got init=None and train.steps=0. '
         'Point config.teacher.init at a workdir, or set '
         'config.teacher.train.steps.')
-  resolved: Any = config_lib.ConfigDict(config.to_dict())
+  resolved: Any = config_lib.ConfigDict(
+      config_lib.without_stages(config).to_dict())
   defaults: Any = config_lib.base()
   resolved.steps, resolved.optimizer = train.steps, train.optimizer
   resolved.data.augment = train.augment

@@ -128,6 +128,22 @@ class Trainee(NamedTuple):
     notes.say(f'{self.title} has no {metric}, config.evaluation.keep_best; its '
               'last network is used.')
 
+  def check_stages(self) -> None:
+    """Traces the step of every stage, so that none fails halfway.
+
+    Raises:
+      ConfigError: a stage that cannot run.
+    """
+    program = self.program
+    for stage in program.stages[1:]:
+      try:
+        jax.eval_shape(stage.train_step, stage.abstract_state,
+                       program.abstract_frozen, self.data.spec)
+      except Exception as err:  # Whatever a user's network or loss raises.
+        raise checks.ConfigError(
+            f'config.stages.{stage.name} must have a step that runs; got '
+            f'{checks.describe(err)}.') from err
+
   def check_start(self, workdir: paths.Path) -> None:
     """Refuses a workdir, or `config.student.init`, that it cannot start from.
 
@@ -179,7 +195,8 @@ def build_all(
           'config.baseline must be False if the data has no labels and '
           'config.losses no loss that needs no teacher; got True. Set '
           'config.baseline=False.')
-    alone = build(config, mesh, shared_data=student.data, has_teacher=False,
+    alone = build(config_lib.without_stages(config), mesh,
+                  shared_data=student.data, has_teacher=False,
                   folder=workdir_lib.BASELINE, title='student alone')
   if not config.teacher.init:
     teacher_config = resolve.teacher_training(config)

@@ -1,6 +1,5 @@
 """Training, from resuming to the last checkpoint. Reads top to bottom."""
 
-import time
 from typing import Any, NamedTuple, Optional
 
 import jax
@@ -18,6 +17,7 @@ from haikd.engine import program as program_lib
 from haikd.processes import distributed
 from haikd.run import best as best_lib
 from haikd.run import calibration
+from haikd.run import clock as clock_lib
 from haikd.run import pretrained
 from haikd.run import trackers
 from haikd.run import writer as writer_lib
@@ -89,13 +89,14 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
     if state is None:
       state = start(config, program, data, frozen)
     first = int(state.step)
-    best = best_lib.Best(config.evaluation, metadata['best'])
+    last_stage = program.stages[-1].start
+    best = best_lib.Best(config.evaluation, metadata['best'], last_stage)
     if not checkpointer.has(best.step):  # It may have been removed.
-      best = best_lib.Best(config.evaluation)
+      best = best_lib.Best(config.evaluation, start=last_stage)
     checkpointer.best = best.step
     writer.truncate(first, evaluated=metadata['evaluated'])
-    clock = _Clock(first, metadata['seconds'])
-    log = _Log(writer, checkpointer, clock, config.batch_size, title)
+    clock = clock_lib.Clock(first, metadata['seconds'])
+    log = _Log(writer, checkpointer, clock, program, config.batch_size, title)
 
     def evaluate_on_split(step, state):
       split = config.evaluation.split
@@ -132,7 +133,10 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
                   f'evaluations; its training ends before step {step}.')
         break
       batch = collectives.shard_batch(program.mesh, next(iterator))
-      state, metrics = program.train_step(state, frozen, batch)
+      stage = program.stages[program.stage_of(step)]
+      if step == stage.start + 1:
+        state = stage.enter(state, title)
+      state, metrics = stage.train_step(state, frozen, batch)
       # While the device computes this step, the host logs the previous one.
       writer.progress(step)
       if pending:
@@ -182,13 +186,15 @@ class _Log:
     writer: writes the rows.
     checkpointer: of the run.
     clock: measures the speed.
+    program: of the run.
     batch_size: examples a step.
     title: the title of the network.
   """
 
-  def __init__(self, writer, checkpointer, clock, batch_size, title):
+  def __init__(self, writer, checkpointer, clock, program, batch_size, title):
     self._writer, self._checkpointer = writer, checkpointer
     self._clock, self._batch_size, self._title = clock, batch_size, title
+    self._program = program
 
   def write(self, step, metrics):
     """Writes the metrics of a step; raises DivergedError on bad ones."""
@@ -196,6 +202,8 @@ class _Log:
     wrong = _not_finite(metrics)
     if wrong:
       raise self.diverged(step, wrong)
+    if len(self._program.stages) > 1:  # They are counted from 1.
+      metrics['stage'] = float(self._program.stage_of(step) + 1)
     speed = self._clock.steps_per_second(step) * self._batch_size
     self._writer.write(step, 'train', {**metrics, 'examples_per_second': speed})
 
@@ -212,28 +220,6 @@ class _Log:
     return checks.DivergedError(
         f'loss and gradient must stay finite; got {what} at step {step} of '
         f'{self._title}. {remedy}. A new start goes on from step {newest}.')
-
-
-class _Clock:
-  """Measures the training time, over all restarts, and the speed."""
-
-  def __init__(self, step, seconds):
-    self._start = time.monotonic() - seconds
-    self.mark(step)
-
-  def seconds(self):
-    """Returns the time since the first start, evaluations included."""
-    return time.monotonic() - self._start
-
-  def mark(self, step):
-    """Starts to measure the speed at this step."""
-    self._mark = step, time.monotonic()
-
-  def steps_per_second(self, step):
-    """Returns the speed since the last mark, and marks this step."""
-    (old_step, old_time), now = self._mark, time.monotonic()
-    self.mark(step)
-    return (step - old_step) / max(now - old_time, 1e-9)
 
 
 def _due(step, every, last):
@@ -261,7 +247,9 @@ def _not_finite(metrics):
 def _resume(program, checkpointer, iterator, identity, vocabulary):
   """Returns the newest state, or None, and what was saved with it."""
   start: dict[str, Any] = dict(seconds=0.0, evaluated=True, best=None)
-  restored = checkpointer.restore(program.abstract_state)
+  # The state is as the stage left it that took the last step.
+  stage = program.stages[program.stage_of(checkpointer.latest_step() or 0)]
+  restored = checkpointer.restore(stage.abstract_state)
   if restored is None:
     return None, start
   state, iterator_state, metadata = restored

@@ -81,6 +81,30 @@ def test_batches_are_mixed_by_weight(numbered):
     assert sum(number < 1000 for number in drawn) == 2  # 1/4 of 8, each time.
 
 
+def test_stages_have_weights_of_their_own(numbered):
+  parts = dict(a=dict(weight=1, options=dict(first=0)),
+               b=dict(weight=0, options=dict(first=1000, size=20)))
+  ramp = dict(kind='linear', start=0.0, end=1.0, steps=2)
+  config = make_config(**parts)
+  config.steps = 12
+  config.stages = dict(
+      both=dict(start=4, data=dict(mixture=dict(b=1))),
+      # It begins with the stage: 0 at step 8, a half at step 9.
+      last=dict(start=8, data=dict(mixture=dict(
+          a=0.5, b=dict(weight=ramp)))))
+  config_lib.validate(config)
+  iterator = build(config).train()
+  shares = [sum(number >= 1000 for number in numbers_of(next(iterator)))
+            for _ in range(12)]
+  assert shares[:9] == [0] * 4 + [4] * 4 + [0]
+  assert abs(sum(shares[9:]) - (4 + 2 * 16 / 3)) <= 1
+  # The student alone, which has no stages, reads what is open already.
+  del config['stages']
+  config.stages = {}
+  assert build(config).splits.dataset['parts'] == (
+      build(make_config(**parts)).splits.dataset['parts'])
+
+
 @pytest.mark.parametrize('taken', [0, 5])
 @pytest.mark.parametrize('count', [1, 2])
 def test_resumed_run_and_any_number_of_processes_see_the_same(
@@ -159,7 +183,7 @@ def test_folders_are_those_of_their_names(fresh):
      "config.data.mixture.a.weight must be a finite number.*; got 'x'"),
     (dict(a=float('nan')), checks.ConfigError, 'mixture.a must be a weight or'),
     (dict(a=dict(kind='linear', start=1)), checks.ConfigError,
-     'config.data.mixture.a.weight must run over at least one step'),
+     'config.data.mixture.a must run over at least one step'),
     (dict(a=dict(options=3)), checks.ConfigError, 'a.options must be a dict'),
     (dict(a=dict(name=3)), checks.ConfigError, 'a.name must name a data set'),
     (dict(a=dict(source_dir=3)), checks.ConfigError,

@@ -13,6 +13,7 @@ from haikd.core import masking
 from haikd.core import registry
 from haikd.losses import register
 from haikd.objective import build as build_lib
+from haikd.objective import compare as compare_lib
 
 CLASSES = 10
 
@@ -198,6 +199,65 @@ def test_weight_follows_its_schedule(weight, steps, expected):
   np.testing.assert_allclose(got, expected, atol=1e-6)
   (term,) = [term for term in objective.terms if term.name == 'more']
   assert term.scheduled == isinstance(weight, dict)
+
+
+def test_alpha_and_weights_of_the_recipe_follow_their_schedules():
+  config = vit_config()
+  config.distillation.update(dict(
+      alpha=dict(kind='piecewise', at=(2, 4), values=(1.0, 0.25, 0.0)),
+      use_attention_transfer=True, attention_loss_weight=dict(
+          kind='exponential', start=8.0, end=1.0, steps=3),
+      use_feature_matching=True, feature_loss_weight=dict(
+          kind='constant', value=3.0)))
+  config_lib.validate(config)
+  objective = build(config)
+  expected = {0: (1.0, 0.0, 8.0, 3.0), 1: (1.0, 0.0, 4.0, 3.0),
+              2: (0.25, 0.75, 2.0, 3.0), 9: (0.0, 1.0, 1.0, 3.0)}
+  for step, weights in expected.items():
+    np.testing.assert_allclose(
+        list(objective.weights(jnp.int32(step)).values()), weights, rtol=1e-6)
+  assert all(term.scheduled for term in objective.terms)
+  # Without a teacher the labels have their full weight.
+  (term,) = build(config, has_teacher=False).terms
+  assert (term.name, term.weight(9), term.scheduled) == (
+      'cross_entropy', 1.0, False)
+
+
+def test_option_that_follows_a_schedule_is_that_number_at_its_step():
+  temperature = dict(kind='exponential', start=4.0, end=1.0, steps=2)
+  config = vit_config()
+  config.distillation.alpha = None
+  config.losses.x = dict(
+      loss='kl_divergence', options=dict(temperature=temperature))
+  batch, values = image_batch(), []
+  for value, step in ((temperature, 1), (2.0, 0)):
+    config.losses.x.options = dict(temperature=value)
+    objective = build(config)
+    frozen = base.Variables(*objective.teacher.init(jax.random.key(7), batch))
+    params, state = objective.init(jax.random.key(0), batch, frozen)
+    sums, _ = objective.sums(params, state, frozen, batch, jax.random.key(0),
+                             compare_lib.Context(step=jnp.int32(step)))
+    values.append(float(sums['x'][0].total))
+  np.testing.assert_allclose(*values, rtol=1e-6)
+
+
+def test_option_that_a_loss_branches_on_may_not_follow_a_schedule():
+  with registry.losses.temporary():
+
+    @register.register_loss(on='logits')
+    def branching(student, teacher, *, mask, beta):
+      power = 2 if beta > 0.5 else 1
+      return masking.masked_mean(
+          (jnp.abs(student - teacher)**power).sum(-1), mask)
+
+    config = vit_config()
+    config.losses.x = dict(loss='branching', options=dict(beta=0.9))
+    build(config)
+    config.losses.x.options = dict(beta=dict(kind='linear', steps=3))
+    with pytest.raises(checks.ConfigError, match=(
+        r'^config\.losses\.x: options must be numbers, not schedules, where a '
+        r"loss branches .* schedules for \['beta'\] of branching. Give numb")):
+      build(config)
 
 
 def test_empty_batch_gives_zero_loss_and_gradient():

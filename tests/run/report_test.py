@@ -16,7 +16,7 @@ from sklearn import metrics as sklearn_metrics
 import haikd
 from haikd.data import synthetic
 from haikd.engine import sample
-from haikd.report import figures
+from haikd.report import curves as curves_lib
 from haikd.report import findings
 from haikd.report import measures
 from haikd.report import overview
@@ -273,8 +273,9 @@ def test_several_seeds_have_a_page_of_their_means(run, tmp_path):
 def test_curves_are_means_with_intervals_over_seeds(monkeypatch):
   drawn = {}
   monkeypatch.setattr(
-      figures, 'curves', lambda lines, **options: drawn.update(
-          {(options['title'], line.label): line for line in lines}) or '<svg>')
+      curves_lib, 'curves', lambda lines, **options: drawn.update(
+          {(options['title'], line.label): line for line in lines},
+          stages=options['stages']) or '<svg>')
   rows = lambda loss, accuracy: [
       {'step': 1, 'split': 'train', 'loss': loss, 'loss/kl': loss},
       {'step': 2, 'split': 'eval/validation', 'accuracy': accuracy},
@@ -282,7 +283,9 @@ def test_curves_are_means_with_intervals_over_seeds(monkeypatch):
   overview.curves(
       dict(teacher=[[], []], student_alone=[[], []],
            student=[rows(3.0, 0.5), rows(5.0, 0.7)]),
-      dict(student='distilled'), lambda x: intervals.of_mean(x).half_width)
+      dict(student='distilled'), lambda x: intervals.of_mean(x).half_width,
+      dict(late=2))
+  assert drawn.pop('stages') == dict(late=2)
   loss = drawn['Training loss of the student', 'kl']
   assert loss[2:4] == ([1, 3], [4.0, 0.5])
   accuracy = drawn['Accuracy, evaluated', 'distilled']
@@ -291,6 +294,13 @@ def test_curves_are_means_with_intervals_over_seeds(monkeypatch):
   low, high = stats.t.interval(0.95, 1, 0.6, stats.sem([0.5, 0.7]))
   np.testing.assert_allclose(accuracy.half_width, [(high - low) / 2])
   assert ('Training loss of the student', 'weighted sum') not in drawn
+
+
+def test_curves_have_a_line_where_a_stage_begins():
+  curve = curves_lib.Curve('loss', 'black', [1, 2, 3], [3.0, 2.0, 1.0])
+  plain = curves_lib.curves([curve], title='Loss')
+  staged = curves_lib.curves([curve], title='Loss', stages=dict(late=2))
+  assert 'late' in staged and 'late' not in plain
 
 
 @pytest.mark.parametrize('size, limit', ((10, 20), (100, 7), (5, 5)))

@@ -1,0 +1,168 @@
+"""What is compiled for each stage of a run.
+
+All stages train the same parameters: those of the student, and those that any
+of their losses learns. The optimizer goes on from one stage to the next where
+its fields are the same; where they change, it begins anew.
+"""
+
+from collections.abc import Callable, Sequence
+import contextlib
+from typing import Any, NamedTuple, Optional
+
+import jax
+import optax
+
+from haikd import config as config_lib
+from haikd.core import base
+from haikd.core import checks
+from haikd.core import notes
+from haikd.engine import mesh as mesh_lib
+from haikd.engine import optimizer as optimizer_lib
+from haikd.engine import parts
+from haikd.engine import step as step_lib
+from haikd.objective import objective as objective_lib
+
+
+class Stage(NamedTuple):
+  """A stage of the run.
+
+  Attributes:
+    name: its key in `config.stages`; '' for what comes before the first.
+    start: the number of steps before it.
+    losses: the names of its terms.
+    train_step: `(state, frozen, batch) -> (state, metrics)`. The state is
+      donated, except a small one on CPU.
+    abstract_state: before and after its steps, as ShapeDtypeStructs with
+      shardings.
+    begin: `state -> state`, from that of the stage before to that which its
+      first step takes; None if it is the same.
+  """
+
+  name: str
+  start: int
+  losses: tuple[str, ...]
+  train_step: step_lib.TrainStep
+  abstract_state: base.TrainState
+  begin: Optional[Callable[[base.TrainState], base.TrainState]]
+
+  def enter(self, state: base.TrainState, title: str) -> base.TrainState:
+    """Returns what its first step takes, and says that it begins.
+
+    Args:
+      state: of the stage before.
+      title: of the network.
+    """
+    if self.name:
+      notes.say(f'{title}: stage {self.name} begins after step {self.start}, '
+                f'with {", ".join(self.losses)}.')
+    return self.begin(state) if self.begin else state
+
+
+class Optimizer(NamedTuple):
+  """The optimizer of one or several stages that follow one another.
+
+  Attributes:
+    update: the optax transformation.
+    schedule: the learning rate at a step of the run.
+    begins: whether it begins in this stage, rather than goes on.
+  """
+
+  update: optax.GradientTransformation
+  schedule: optax.Schedule
+  begins: bool
+
+
+def build_optimizers(stages: Sequence[config_lib.Stage],
+                     field: str) -> list[Optimizer]:
+  """Returns the optimizer of each stage.
+
+  Warm-up and decay run over all stages that share it.
+
+  Args:
+    stages: of the run.
+    field: the config field of the optimizer, for messages.
+
+  Raises:
+    ConfigError: fields of an optimizer that cannot work.
+  """
+  found: list[Optimizer] = []
+  for number, stage in enumerate(stages):
+    fields = stage.config.optimizer
+    if found and fields == stages[number - 1].config.optimizer:
+      found.append(found[-1]._replace(begins=False))
+      continue
+    end = stage.end
+    for later in stages[number + 1:]:
+      if later.config.optimizer != fields:
+        break
+      end = later.end
+    with errors_of(stage):
+      update = optimizer_lib.build_optimizer(
+          fields, end - stage.start, field=field)
+      schedule = optimizer_lib.build_schedule(
+          fields, end - stage.start, field=field)
+    found.append(Optimizer(update, _from(schedule, stage.start), True))
+  return found
+
+
+def build_stages(stages: Sequence[config_lib.Stage],
+                 objectives: Sequence[objective_lib.Objective],
+                 optimizers: Sequence[Optimizer],
+                 states: Sequence[base.TrainState], *,
+                 mesh: jax.sharding.Mesh, frozen: Any, optimizer_field: str,
+                 **options: Any) -> tuple[Stage, ...]:
+  """Builds what runs in each stage.
+
+  Args:
+    stages: of the run.
+    objectives: what each minimises.
+    optimizers: of each.
+    states: the state of each, as ShapeDtypeStructs with shardings.
+    mesh: where they run.
+    frozen: NamedShardings of the teacher, or None.
+    optimizer_field: the config field of the optimizer, for messages.
+    **options: of `step.build_train_step`, the same in all stages.
+
+  Raises:
+    ConfigError: globs that match nothing, or everything.
+  """
+
+  def build(stage, objective, optimizer, state):
+    fields, params = stage.config.optimizer, state.params
+    with errors_of(stage):
+      parts.check_frozen(f'{optimizer_field}.frozen', fields.frozen, params)
+      parts.check(f'{optimizer_field}.lr_multipliers',
+                  tuple(fields.lr_multipliers), params)
+    placed = mesh_lib.shardings_of(state)
+
+    def begin(state):
+      return state._replace(opt_state=optimizer.update.init(state.params))
+
+    return Stage(
+        name=stage.name,
+        start=stage.start,
+        losses=tuple(term.name for term in objective.terms),
+        train_step=step_lib.build_train_step(
+            objective, optimizer.update, optimizer.schedule, mesh, placed,
+            frozen,
+            frozen_parts=fields.frozen,
+            ema_decay=fields.ema_decay,
+            log_weights=len(stages) > 1,
+            **options),
+        abstract_state=state,
+        begin=(jax.jit(begin, out_shardings=placed)
+               if optimizer.begins and stage.start > 0 else None))
+
+  return tuple(map(build, stages, objectives, optimizers, states))
+
+
+def errors_of(
+    stage: config_lib.Stage) -> contextlib.AbstractContextManager[None]:
+  """Returns a context whose ConfigErrors name the stage, if it has a name."""
+  return (checks.errors_of(stage.field) if stage.name else
+          contextlib.nullcontext())
+
+
+def _from(schedule, start):
+  """Returns a learning rate that begins at a step of the run."""
+  return lambda step: schedule(step - start)
