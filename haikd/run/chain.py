@@ -58,7 +58,7 @@ def links(config: config_lib.ConfigDict, workdir: paths.Path) -> list[Link]:
     link = _taught_by(config, teacher)
     _set_network(link.student, assistant)
     link.steps, link.optimizer = assistant.steps, assistant.optimizer
-    link.baseline = False
+    link.baseline, link.stages = False, config_lib.ConfigDict()
     with errors_name(name):
       config_lib.validate(link)
     teacher = Link(name, link, workdir / name)
