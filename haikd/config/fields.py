@@ -73,6 +73,10 @@ def base() -> ConfigDict:
           keep_checkpoints=2,
           # Whether to train the student alone as well, for comparison.
           baseline=False,
+          # Parts of the student's training in which fields of losses,
+          # distillation, optimizer and data.mixture are others, as {stage:
+          # dict(start=…, losses=…, …)}; start is a step, or a share below 1.
+          stages={},
           # Where metrics go too: wandb, mlflow, trackio or a plugin's writer.
           tracker=config_dict.placeholder(str),
       ))
@@ -201,10 +205,6 @@ def base() -> ConfigDict:
       ))
   # Further loss terms, as {term: dict(loss=…, weight=…, …)}.
   config.losses = ConfigDict()
-  # Parts of the student's training in which fields of losses, distillation,
-  # optimizer and data.mixture are others, as {stage: dict(start=…, losses=…,
-  # …)}; start is a step, or a share of the run below 1.
-  config.stages = ConfigDict()
   # Optimizer of the student.
   config.optimizer = networks.optimizer()
   return config
