@@ -131,7 +131,7 @@ def tiny(run, tmp_path):
     ('losses["their/loss"]={"loss": "z", "weight": 2}',
      'losses.their/loss.weight', 2),
     ('steps=3', 'steps', 3),
-    ('distillation.alpha=1', 'distillation.alpha', 1.0),
+    ('optimizer.learning_rate=1', 'optimizer.learning_rate', 1.0),
     ('evaluation.every=4', 'evaluation.every', 4),
     ('plugins=json', 'plugins', ('json',)),
     # Optional fields, and options of any type, may be emptied.

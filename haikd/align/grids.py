@@ -4,6 +4,7 @@ import math
 from typing import Any, NamedTuple, Optional
 
 import jax
+import jax.numpy as jnp
 
 from haikd.core import checks
 
@@ -31,7 +32,8 @@ def to_maps(student: Any, teacher: Any, *, mask: jax.Array,
     student: `[B, ..., D]`.
     teacher: likewise.
     mask: bool, `[B, …]`.
-    grid: whether two sides of tokens are images; None to refuse what may be.
+    grid: whether both sides are tokens of images; None to refuse those that
+      may be and are not as many.
     class_token: 'drop' leaves tokens before those of places out; 'add' adds
       their sum to each place.
 
@@ -46,11 +48,9 @@ def to_maps(student: Any, teacher: Any, *, mask: jax.Array,
         f'class_token must be {DROP!r} or {ADD!r}; got {class_token!r}. '
         f'{checks.suggest(str(class_token), (DROP, ADD))}')
   ranks = {student.ndim, teacher.ndim}
-  are_tokens = ranks == {3} and mask.ndim == 1 and (
-      student.shape[1] != teacher.shape[1])
-  if are_tokens and grid is None:
-    _check_no_class_token(student, teacher)
-  if ranks == {3, 4} or are_tokens and grid:
+  if ranks == {3} and mask.ndim == 1 and grid is None:
+    _check_no_grids(student, teacher)
+  if ranks == {3, 4} or ranks == {3} and grid:
     return (_to_map('student', student, class_token),
             _to_map('teacher', teacher, class_token))
   return student, teacher
@@ -67,7 +67,8 @@ def _to_map(side, tokens, class_token):
         'them. Tap a layer whose tokens are places of the image.')
   places = tokens[:, found.prefix:]
   if class_token == ADD and found.prefix:
-    places = places + tokens[:, :found.prefix].sum(axis=1, keepdims=True)
+    prefix = tokens[:, :found.prefix].astype(jnp.float32)
+    places = places + prefix.sum(axis=1, keepdims=True)
   return places.reshape(
       len(tokens), found.side, found.side, tokens.shape[-1])
 
@@ -80,14 +81,13 @@ def _grid(count: int) -> Optional[Grid]:
   return None
 
 
-def _check_no_class_token(student, teacher):
-  """Refuses tokens that look like those of images of two patch sizes.
+def _check_no_grids(student, teacher):
+  """Refuses tokens that may be those of images of two patch sizes.
 
-  Averaging them in a row would mix the class token and the ends of rows.
+  Averaging them in a row would mix the ends of rows, and the class token.
   """
   counts = student.shape[1], teacher.shape[1]
-  grids = [_grid(count) for count in counts]
-  if all(grid is not None and grid.prefix for grid in grids):
+  if counts[0] != counts[1] and all(map(_grid, counts)):
     raise checks.ConfigError(
         'align_options.grid must be given where both sides may be tokens of '
         f'an image and are not as many; got {counts[0]} of the student, '

@@ -182,6 +182,9 @@ def check_assistant(field: str, entry: Any,
   """
   _require(f'config.{field}', 'be a dict of fields', is_dict(entry), entry,
            ' Write haikd.config.assistant(model=…, steps=…).')
+  _require(f'config.{field}', 'have all fields of an assistant',
+           set(entry) >= set(defaults), dict(entry),
+           ' Write haikd.config.assistant(…), which fills them in.')
   check_fields(entry, defaults, [f'{field}.{name}' for name in (
       'options', 'taps', 'placement', 'optimizer.options',
       'optimizer.lr_multipliers')], path=f'{field}.')

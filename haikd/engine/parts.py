@@ -5,7 +5,7 @@ if they begin with `losses/`, what losses and their alignments learn:
 `losses/<term>/<layer>/<module>/<parameter>`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import math
 from typing import Any
 
@@ -45,6 +45,11 @@ def check(field: str, patterns: Sequence[str], params: base.Params) -> None:
     raise checks.ConfigError(
         f'{field} must match modules or parameters; got {pattern!r}. '
         f'{checks.suggest(pattern, known)}')
+
+
+def of_network(patterns: Iterable[str]) -> tuple[str, ...]:
+  """Returns the globs that do not name what losses learn."""
+  return tuple(x for x in patterns if globs.parts(x)[:1] != [_LOSSES])
 
 
 def check_frozen(field: str, patterns: Sequence[str],

@@ -127,12 +127,18 @@ def build_stages(stages: Sequence[config_lib.Stage],
     ConfigError: globs that match nothing, or everything.
   """
 
+  def named(patterns):
+    # The student alone has a student's fields, but not all that losses learn.
+    is_alone = frozen is None and optimizer_field == 'config.optimizer'
+    return parts.of_network(patterns) if is_alone else tuple(patterns)
+
   def build(stage, objective, optimizer, state):
     fields, params = stage.config.optimizer, state.params
     with errors_of(stage):
-      parts.check_frozen(f'{optimizer_field}.frozen', fields.frozen, params)
+      parts.check_frozen(f'{optimizer_field}.frozen', named(fields.frozen),
+                         params)
       parts.check(f'{optimizer_field}.lr_multipliers',
-                  tuple(fields.lr_multipliers), params)
+                  named(fields.lr_multipliers), params)
     placed = mesh_lib.shardings_of(state)
 
     def begin(state):

@@ -157,10 +157,14 @@ def tap_mask(mask: jax.Array, value: Any, kind: str) -> jax.Array:
 def have_own_tokens(batch: base.Batch) -> bool:
   """Returns whether a position is another one for the student.
 
-  That is so for texts in its own tokens, which have a mask of positions, but
-  not for images in its own size or scaling.
+  That is so for texts in its own tokens, but not for images in its own size or
+  scaling, beside which nothing is its own.
   """
-  return batch.student is not None and len(batch.mask.shape) > 1
+  if batch.student is None:
+    return False
+  inputs = batch.inputs
+  return 'image' not in inputs if isinstance(inputs, dict) else (
+      len(inputs.shape) != 4)
 
 
 def check_no_positions(kind: str, value: Any, mask: jax.Array) -> None:

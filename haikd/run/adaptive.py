@@ -15,8 +15,10 @@ import numpy as np
 from haikd.align import layers as layers_lib
 from haikd.align import similarity
 from haikd.core import base
+from haikd.core import checks
 from haikd.core import notes
 from haikd.objective import terms as terms_lib
+from haikd.processes import distributed
 from haikd.run import calibration
 from haikd.run import trainees
 from haikd.run import trainer
@@ -64,6 +66,7 @@ def settle(student: trainees.Trainee, frozen: base.Variables,
     for term in terms:
       _say(term, found[term.name])
     pairs = {name: matched.pairs for name, matched in found.items()}
+    pairs = distributed.first(lambda: pairs)  # All processes must agree.
     if jax.process_index() == 0:
       files.write_json(paths.as_path(workdir) / FILE, {
           name: dict(similarity=matched.similarity.tolist(),
@@ -72,7 +75,8 @@ def settle(student: trainees.Trainee, frozen: base.Variables,
   for term in terms:
     _select(config, term, tuple((i, j) for i, (j,) in pairs[term.name]))
   built = trainees.build(
-      config, student.program.mesh, shared_data=student.data)
+      config, student.program.mesh, shared_data=student.data,
+      folder=student.folder, title=student.title)
   # The config stays the one that owns the workdir.
   return built._replace(config=student.config)
 
@@ -107,11 +111,22 @@ def build_match(
       selection = layers_lib.adaptive(term.layers)
       assert selection is not None
       values = np.mean([alike[kind] for kind in term.entry.kinds], axis=0)
+      _check(term, values)
       found[term.name] = Matched(
           values, similarity.assign(values, selection.monotone))
     return found
 
   return match
+
+
+def _check(term, values):
+  """Refuses layers of which nothing can be told."""
+  unknown = np.isnan(values)
+  if unknown.all(axis=0).any() or unknown.all(axis=1).any():
+    raise checks.ConfigError(
+        f'{term.layers_field} must be of layers whose states differ between '
+        'examples, of which there are 4 or more, to be adaptive; got no '
+        "similarity for some layer. Set it to 'uniform'.")
 
 
 def _select(config, term, selection):

@@ -56,8 +56,8 @@ def build_states(
   split = config.data.train
   most = max(positions.values())
   indices = sample.choose(data.sizes[split], max(_EXAMPLES, _ROWS // most))
-  every = {kind: math.ceil(len(indices) * count / _ROWS)
-           for kind, count in positions.items()}
+  chosen = {kind: _choose(count, _ROWS // len(indices))
+            for kind, count in positions.items()}
   gather = collectives.build_gather(program.mesh)
 
   def local(network, frozen, batch, numbers):
@@ -67,7 +67,7 @@ def build_states(
     return (), {
         kind: {
             role: jax.tree.map(
-                lambda x, kind=kind: x[:, ::every[kind]],
+                lambda x, kind=kind: x[:, chosen[kind]],
                 _rows(output, batch.view(role).mask, kind,
                       pooled=positions[kind] == 1))
             for role, output in outputs.items()}
@@ -129,14 +129,25 @@ def _calibrated(change, params, rows, scope):
   """Returns the parameters of a layer, placed as they were."""
   own = {name.removeprefix(scope): values for name, values in params.items()
          if name.startswith(scope)}
+  whole = jax.tree.map(lambda x: np.asarray(jax.jit(
+      lambda x: x, out_shardings=mesh_lib.replicated(x.sharding.mesh))(x)), own)
   changed = {scope + name: values
-             for name, values in change(jax.device_get(own), rows).items()}
-  return {
-      name: jax.tree.map(
-          lambda new, old: jax.device_put(
-              np.asarray(new, old.dtype), old.sharding),
-          dict(changed[name]), values) if name in changed else values
-      for name, values in params.items()}
+             for name, values in change(whole, rows).items()}
+  return {name: jax.tree.map(_placed, dict(changed[name]), values)
+          if name in changed else values for name, values in params.items()}
+
+
+def _placed(new, old):
+  """Returns an array on the devices of another."""
+  new = np.asarray(new, old.dtype)
+  return jax.make_array_from_callback(
+      new.shape, old.sharding, lambda index: new[index])
+
+
+def _choose(count: int, limit: int) -> np.ndarray:
+  """Returns positions at random: regular ones might lie in one column."""
+  chosen = np.random.default_rng(0).permutation(count)[:max(limit, 1)]
+  return np.sort(chosen)
 
 
 def _joined(parts):

@@ -8,16 +8,19 @@ References:
   arXiv:1902.03393, section 3.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 from typing import Any, NamedTuple, Optional
 
 from haikd import config as config_lib
 from haikd.core import checks
+from haikd.run import resolve
 from haikd.run import workdir as workdir_lib
+from haikd.storage import checkpoint
 from haikd.storage import paths
 
 _TAKEN = (workdir_lib.TEACHER, workdir_lib.BASELINE, 'checkpoints')
+_TAKEN_PREFIXES = ('export', 'seed-')
 
 
 class Link(NamedTuple):
@@ -49,12 +52,18 @@ def links(config: config_lib.ConfigDict, workdir: paths.Path) -> list[Link]:
     ConfigError: an assistant whose name is that of another folder.
   """
   workdir = paths.absolute(workdir)
-  result, teacher = [], None
+  if not config.assistants:
+    return [Link(None, config, workdir)]
+  # What weights say about the data holds for all that learn from it.
+  config = resolve.from_pretrained(config)
+  result: list[Link] = []
+  teacher = None
   for name, assistant in sorted(config.assistants.items()):
-    if name in _TAKEN or '/' in name:
+    if name in _TAKEN or '/' in name or name.startswith(_TAKEN_PREFIXES):
       raise checks.ConfigError(
           'config.assistants must have names that can be folders beside '
-          f'{", ".join(_TAKEN)}; got {name!r}. Choose another.')
+          f'{", ".join(_TAKEN)} and those of exports and seeds; got {name!r}. '
+          'Choose another.')
     link = _taught_by(config, teacher)
     _set_network(link.student, assistant)
     link.steps, link.optimizer = assistant.steps, assistant.optimizer
@@ -63,8 +72,28 @@ def links(config: config_lib.ConfigDict, workdir: paths.Path) -> list[Link]:
       config_lib.validate(link)
     teacher = Link(name, link, workdir / name)
     result.append(teacher)
-  last = _taught_by(config, teacher) if teacher else config
-  return [*result, Link(None, last, workdir)]
+  return [*result, Link(None, _taught_by(config, teacher), workdir)]
+
+
+def check_taught(jobs: Sequence[Link]) -> None:
+  """Refuses to train an assistant further once another has learned from it.
+
+  Args:
+    jobs: from `links`.
+
+  Raises:
+    ConfigError: an assistant has other steps than it was trained for.
+  """
+  for link, following in zip(jobs, jobs[1:]):
+    taken = checkpoint.steps_taken(link.workdir)
+    if (checkpoint.has_checkpoint(following.workdir) and taken and
+        link.config.evaluation.patience is None and
+        taken != link.config.steps):
+      raise checks.ConfigError(
+          f'config.assistants.{link.name}.steps must stay as it was, since '
+          f'another network has learned from {link.name}; got '
+          f'{link.config.steps}, where it has taken {taken}. Choose another '
+          '--workdir.')
 
 
 @contextlib.contextmanager

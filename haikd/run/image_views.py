@@ -5,6 +5,7 @@ from typing import Any
 
 from haikd import config as config_lib
 from haikd import interop
+from haikd.core import checks
 from haikd.core import notes
 from haikd.storage import checkpoint
 
@@ -42,8 +43,13 @@ def resolve(config: config_lib.ConfigDict,
 
 def _look(config, trained: Mapping[str, Any]) -> None:
   """Lets the teacher see images as it was trained, if it has no view yet."""
+  view, size = config.teacher.view, trained.get('image_size')
+  if size and config.data.image_size is None and view.image_size is None:
+    raise checks.ConfigError(
+        'config.data.image_size must be set, since the teacher was trained on '
+        f'images that were resized to {size}; got None. Set it to the size '
+        'that the student is to see.')
   names = _SCALE if config.data.image_size is None else (*_SCALE, *_SIZE)
-  view = config.teacher.view
   found = {}
   for name in names:
     value = trained.get(name)

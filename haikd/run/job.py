@@ -1,5 +1,7 @@
 """The job: trains a teacher, the student alone and the student; evaluates."""
 
+from typing import Any
+
 import jax
 
 from haikd import config as config_lib
@@ -46,62 +48,83 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path,
     DivergedError: a loss is not finite.
     StoppedError: SIGTERM has come, and training was saved.
   """
+  workdir = paths.as_path(workdir)
   trackers.check(config)
   links = chain.links(config, workdir)
-  jobs = []
+  jobs: list[Any] = []
   for link in links:
     with chain.errors_name(link.name):
-      jobs.append(_prepare(link))
+      jobs.append(_prepare(link, jobs[0][0].data if jobs else None))
+  chain.check_taught(links)
+  first, _, untrained = jobs[0]
+  start = [] if untrained else [first.start('teacher')]
   results: results_lib.Results = {}
-  for link, (student, alone, teacher) in zip(links, jobs):
-    if link.name:
-      notes.say(f'assistant {link.name} is trained in {link.workdir}.')
-    results = _run(link.workdir, student, alone, teacher, command)
+  with workdir_lib.lock(workdir):
+    for link in links:
+      if link.name:
+        notes.say(f'assistant {link.name} is trained in {link.workdir}.')
+      student, alone, teacher = jobs.pop(0)
+      results = _run(link.workdir, student, alone, teacher, start, command)
   return results
 
 
-def _prepare(link):
-  """Returns the networks of a job; refuses what cannot work."""
+def _prepare(link, data):
+  """Returns the networks of a job; refuses what cannot work.
+
+  Args:
+    link: of the chain.
+    data: of another link, whose open splits are shared, or None.
+  """
   config = resolve.from_pretrained(link.config)
   mesh = mesh_lib.build_mesh(config.mesh)
   mesh_lib.check_batch_size(mesh, config.batch_size, config.microbatches)
   title = f'assistant {link.name}' if link.name else 'student'
-  networks = trainees.build_all(config, mesh, title)
+  networks = trainees.build_all(config, mesh, title, data)
   for trainee in filter(None, networks):
     trainee.data.check()
     trainee.check_evaluation()
     trainee.check_stages()
     trainee.check_start(link.workdir)
+  workdir_lib.check_owner(link.workdir, networks[0].config)
   return networks
 
 
-def _run(workdir, student, alone, teacher, command):
-  """Does one job, with the networks of `trainees.build_all`."""
+def _run(workdir, student, alone, teacher, start, command):
+  """Does one job, with the networks of `trainees.build_all`.
+
+  Args:
+    workdir: of the job.
+    student: to be trained.
+    alone: likewise, or None.
+    teacher: likewise, or None.
+    start: a list with the teacher that was loaded already, which is taken out.
+    command: the command line.
+  """
   config = student.config
-  trained_teacher = None if teacher else student.start('teacher')
-  with workdir_lib.lock(workdir):
-    workdir_lib.claim(workdir, config)
-    if teacher:
-      trained_teacher = _train(teacher, None, workdir)
-    frozen_teacher = _freeze(student, trained_teacher)
-    student = adaptive.settle(student, frozen_teacher.frozen, workdir)
-    report = report_lib.Report(student, command, report_lib.FILE)
-    results = dict(
-        teacher=_evaluate_teacher(student, trained_teacher, frozen_teacher))
-    del trained_teacher  # Its arrays are larger than those of frozen_teacher.
-    if pretrained.is_available(config.student.init):
-      results['student_start'] = _evaluate(
-          student, student.start('student'), frozen_teacher)
-    if alone:
-      trained = _train(alone, None, workdir)
-      results['student_alone'] = _evaluate(student, trained, frozen_teacher)
-      report.observe('student_alone', trained.network, frozen_teacher.frozen)
-      del trained
-    trained = _train(student, frozen_teacher, workdir)
-    results['student'] = _evaluate(student, trained, frozen_teacher)
-    _publish(results, workdir, config.evaluation.final, writer.RESULT_FILE)
-    report.observe('student', trained.network, frozen_teacher.frozen)
-    report.write(workdir, results)
+  workdir_lib.claim(workdir, config)
+  if teacher:
+    trained_teacher = _train(teacher, None, workdir)
+  else:
+    trained_teacher = start.pop() if start else student.start('teacher')
+  frozen_teacher = _freeze(student, trained_teacher)
+  student = adaptive.settle(student, frozen_teacher.frozen, workdir)
+  report = report_lib.Report(student, command, report_lib.FILE)
+  results = dict(
+      teacher=_evaluate_teacher(student, trained_teacher, frozen_teacher))
+  del trained_teacher  # Its arrays are larger than those of frozen_teacher.
+  if pretrained.is_available(config.student.init):
+    results['student_start'] = _evaluate(
+        student, student.start('student'), frozen_teacher)
+  if alone:
+    trained = _train(alone, None, workdir)
+    results['student_alone'] = _evaluate(student, trained, frozen_teacher)
+    report.observe('student_alone', trained.network, frozen_teacher.frozen)
+    del trained
+  trained = _train(student, frozen_teacher, workdir)
+  results['student'] = _evaluate(student, trained, frozen_teacher)
+  _publish(results, workdir, config.evaluation.final, writer.RESULT_FILE)
+  report.observe('student', trained.network, frozen_teacher.frozen)
+  report.write(workdir, results)
   return results
 
 

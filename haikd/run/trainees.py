@@ -169,7 +169,7 @@ class Trainee(NamedTuple):
 
 def build_all(
     config: config_lib.ConfigDict, mesh: jax.sharding.Mesh,
-    title: str = 'student'
+    title: str = 'student', shared_data: Optional[pipeline.Data] = None
 ) -> tuple[Trainee, Optional[Trainee], Optional[Trainee]]:
   """Builds the networks of a job, which share the data.
 
@@ -177,6 +177,7 @@ def build_all(
     config: a config from `resolve.from_pretrained`.
     mesh: the devices to run on.
     title: of the student, on the progress bar.
+    shared_data: data whose open splits to share.
 
   Returns:
     The student, the student alone if `config.baseline`, and the teacher if it
@@ -186,7 +187,7 @@ def build_all(
     ConfigError: the config cannot work.
     DataError: the data cannot be used.
   """
-  student = build(config, mesh, title=title)
+  student = build(config, mesh, title=title, shared_data=shared_data)
   has_labels = student.data.spec.labels is not None
   alone = teacher = None
   if config.baseline:

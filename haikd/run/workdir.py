@@ -90,12 +90,36 @@ def claim(workdir: files.Path,
   """
   workdir = paths.as_path(workdir)
   try:
-    config = files.to_json(config)
+    config = _relative(files.to_json(config), paths.absolute(workdir))
   except TypeError as err:
     raise checks.ConfigError(
         'config must hold only what JSON can; got a value that it cannot '
         f'({checks.describe(err)}). Use names in place of objects.') from err
   distributed.first(lambda: _claim(workdir, config, tuple(free), create))
+
+
+def check_owner(workdir: files.Path, config: config_lib.ConfigDict) -> None:
+  """Refuses a workdir that another config owns; claims nothing.
+
+  Args:
+    workdir: the folder.
+    config: as for `claim`.
+
+  Raises:
+    DataError: another config owns it.
+  """
+  workdir = paths.as_path(workdir)
+  if distributed.first(lambda: _has_checkpoint(workdir)):
+    claim(workdir, config, create=False)
+
+
+def _relative(config, workdir):
+  """Returns a config in which a teacher in the workdir moves along with it."""
+  init, above = config['teacher']['init'], f'{workdir}/'
+  if not init or not init.startswith(above):
+    return config
+  teacher = {**config['teacher'], 'init': init.removeprefix(above)}
+  return {**config, 'teacher': teacher}
 
 
 def _acquire(stack, workdir):
@@ -149,7 +173,9 @@ def _check_owner(path, config, free, says):
   """Refuses a config that differs from the owner's in a field that is bound."""
   # A field that is younger than the owner has its default there.
   defaults = flat(files.to_json(config_lib.base()))
-  old, new = {**defaults, **flat(files.read_json(path))}, flat(config)
+  old, new = flat(files.read_json(path)), flat(config)
+  old = {**{name: default for name, default in defaults.items() if not any(
+      x.startswith(f'{name}.') for x in old)}, **old}
   if new['evaluation.keep_best']:  # What decides which network is the result.
     free = [field for field in free if field not in _OF_BEST]
   differences = [

@@ -72,7 +72,9 @@ def test_a_chain_that_was_killed_in_each_link_ends_the_same(
 
 @pytest.mark.parametrize('change, match', (
     (dict(teacher=dict(model='mlp')), "can be folders .* got 'teacher'"),
-    (dict(b=dict(hidden=3)), 'config.assistants.b.hidden must be a field'),
+    ({'export-npz': haikd.config.assistant()}, "got 'export-npz'"),
+    (dict(b=dict(hidden=3)), 'b must have all fields of an assistant; got'),
+    (dict(b=haikd.config.assistant(hidden=3)), 'b.hidden must be a field'),
     (dict(b=haikd.config.assistant(steps=-1)), r'config\.assistants\.b\.steps'),
     (dict(b=haikd.config.assistant(precision='float8')),
      r'config\.assistants\.b\.precision must'),

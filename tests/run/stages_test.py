@@ -133,6 +133,7 @@ def test_stages_that_share_an_optimizer_share_its_schedule_and_state():
       0, 0, 0, 1, 4]
 
 
+@pytest.mark.slow
 def test_term_that_is_off_keeps_what_it_has_learned(
     tmp_path, caplog, monkeypatch):
   """Neither weight decay nor momentum moves it. Each stage is said once."""
@@ -158,6 +159,7 @@ def test_term_that_is_off_keeps_what_it_has_learned(
       'cross_entropy, hint.']
 
 
+@pytest.mark.slow
 def test_patience_waits_for_the_last_stage(tmp_path):
   config = make_config(12, a=dict(start=8))
   config.evaluation.update(dict(

@@ -106,15 +106,21 @@ class Views(NamedTuple):
             f'{_FIELD} must be left out unless examples have the key image; '
             f'got the keys {sorted(examples)}. Leave it out.')
       return examples
-    result = {**examples, _IMAGE: self.teacher.inputs(examples[_IMAGE])}
-    if self.student is not None:
-      own = {columns_lib.STUDENT + key: value
-             for key, value in examples.items() if key not in _SHARED and
-             not key.startswith(columns_lib.STUDENT)}
-      key = columns_lib.STUDENT + _IMAGE
-      own[key] = self.student.inputs(examples.get(key, examples[_IMAGE]))
-      result |= own
-    return result
+    image = self.teacher.inputs(examples[_IMAGE])
+    if self.student is None:
+      return {**examples, _IMAGE: image}
+    key = columns_lib.STUDENT + _IMAGE
+    own = [name for name in examples
+           if name.startswith(columns_lib.STUDENT) and name != key]
+    if own:
+      raise checks.ConfigError(
+          f'{_FIELD} must be left out where the data itself has what only the '
+          f'student gets; got the keys {own}. Leave it out.')
+    shared = {columns_lib.STUDENT + name: value
+              for name, value in examples.items()
+              if name not in _SHARED and name != key}
+    seen = self.student.inputs(examples.get(key, examples[_IMAGE]))
+    return {**examples, **shared, _IMAGE: image, key: seen}
 
   def _sizes_differ(self):
     return self.student is not None and (
