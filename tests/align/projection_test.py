@@ -106,6 +106,12 @@ def test_tokens_of_two_patch_sizes_are_averaged_as_maps():
       pair.student, student[:, 1:].reshape(2, 2, 2, 3))
   np.testing.assert_allclose(
       pair.teacher, grid.reshape(2, 2, 2, 2, 2, 3).mean((2, 4)), atol=1e-6)
+  with pytest.raises(checks.ConfigError, match='grid must be given .* got 5 '):
+    align.pool(student, teacher[:, 1:], mask=MASK, on='features')
+  added = align.pool(student, student, mask=MASK, on='features', grid=True,
+                     class_token='add').student
+  np.testing.assert_allclose(
+      added.reshape(2, 4, 3), student[:, 1:] + student[:, :1], atol=1e-6)
   flat = align.pool(student, teacher, mask=MASK, on='features', grid=False)
   assert flat.student.shape == (2, 5, 3)
 

@@ -12,6 +12,7 @@ from haikd.core import checks
 from haikd.core import registry
 from haikd.engine import mesh as mesh_lib
 from haikd.run import adaptive
+from haikd.run import calibration
 from haikd.run import trainees
 from haikd.run import trainer
 from haikd.storage import checkpoint
@@ -125,6 +126,7 @@ def test_a_projection_with_a_learning_rate_of_its_own(config, tmp_path):
       loss='feature_matching', layers='adaptive', align='project',
       align_options=dict(init='pca', rank=3, bias=False))
   config.optimizer.lr_multipliers = {'losses/hint': 10.0}
+  config.baseline = True  # It has no such parameters.
   assert 'student' in haikd.train(config, tmp_path)
 
 
@@ -139,6 +141,20 @@ def test_pairs_are_on_the_page(run, tmp_path):
   found = adaptive.read(workdir)['feature_matching']['pairs']
   chosen = [j for _, (j,) in found]
   assert f'<td>{", ".join(map(str, chosen))}</td>' in page
+
+
+def test_states_that_are_all_alike_are_refused(config, tmp_path):
+  with registry.datasets.temporary():
+    registry.register_dataset('numbers', replace=True)(lambda split: Numbers(
+        dict(x=np.ones(5, np.float32), label=i % 3) for i in range(40)))
+    with pytest.raises(checks.ConfigError, match='hint must be of layers'):
+      haikd.train(config, tmp_path)
+
+
+def test_positions_of_a_map_are_chosen_from_all_columns():
+  chosen = calibration._choose(32 * 32, 32)
+  assert len(set(chosen)) == 32 and len(set(chosen % 32)) > 10
+  np.testing.assert_array_equal(calibration._choose(5, 9), range(5))
 
 
 @pytest.mark.parametrize('selection', (

@@ -1,6 +1,7 @@
 """A teaching assistant learns from the teacher, and teaches the student."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import haikd
 from haikd.core import checks
 from haikd.run import chain
+from haikd.run import resolve
 from haikd.storage import checkpointer
 
 
@@ -68,6 +70,32 @@ def test_a_chain_that_was_killed_in_each_link_ends_the_same(
   assert again['teacher']['accuracy'] == results['teacher']['accuracy']
   assistant = json.loads((tmp_path / 'killed/b/result.json').read_text())
   assert results['teacher']['parameters'] == assistant['student']['parameters']
+  shutil.copytree(tmp_path / 'killed', tmp_path / 'moved')
+  assert haikd.evaluate(make_config(), tmp_path / 'moved') == again
+  config = make_config()
+  config.assistants.b.steps = 6
+  with pytest.raises(checks.ConfigError, match='b.steps must stay as it was'):
+    haikd.train(config, tmp_path / 'moved')
+  config.assistants = haikd.config.base().assistants
+  config.assistants.c = haikd.config.assistant(options=dict(hidden=(8,)))
+  with pytest.raises(checks.DataError, match='must belong to this config'):
+    haikd.train(config, tmp_path / 'moved')
+  assert not (tmp_path / 'moved/c/checkpoints').exists()
+
+
+def test_what_weights_say_of_the_data_holds_for_all_links(
+    tmp_path, monkeypatch):
+  def resolved(config):
+    config = config.copy_and_resolve_references()
+    config.data.mean, config.teacher.view.std = 0.5, 2.0
+    return config
+
+  monkeypatch.setattr(resolve, 'from_pretrained', resolved)
+  first, last = chain.links(make_config(), tmp_path)
+  assert first.config.data.mean == last.config.data.mean == 0.5
+  assert first.config.teacher.view.std == 2.0
+  assert last.config.teacher.view.std is None  # The assistant sees as it does.
+  assert not first.config.baseline
 
 
 @pytest.mark.parametrize('change, match', (

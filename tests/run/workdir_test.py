@@ -34,6 +34,20 @@ def test_claim_writes_the_config_and_accepts_it_again(tmp_path):
   assert [p.name for p in folder.iterdir()] == ['config.json']
 
 
+def test_a_dict_in_place_of_a_number_is_accepted_again(tmp_path):
+  """Schedules and adaptive layers: their default is no field beside theirs."""
+  config = make_config()
+  config.distillation.temperature = dict(kind='constant', value=2.0)
+  config.distillation.feature_match_layers = dict(kind='adaptive')
+  config.teacher.init = str(tmp_path / 'middle')
+  workdir.claim(tmp_path, config)
+  save(tmp_path)
+  workdir.claim(tmp_path, config)
+  moved = tmp_path.rename(tmp_path.parent / 'moved')
+  config.teacher.init = str(moved / 'middle')  # It moves along.
+  workdir.claim(moved, config, create=False)
+
+
 def save(folder):
   """Makes a folder that passes for a checkpoint."""
   (folder / 'checkpoints' / '7' / 'state').mkdir(parents=True)

@@ -150,6 +150,10 @@ def test_a_teacher_in_its_own_view_by_the_command_line(run, tmp_path):
   assert code == 0, err
   assert ('the teacher sees images as it was trained to, with mean=0.3, '
           'std=0.4, image_size=16 (config.teacher.view).') in err
+  code, _, err = run(
+      *view[:2], f'--config.teacher.init={tmp_path}/first/teacher',
+      workdir='third')
+  assert code == 2 and 'trained on images that were resized to 16' in err
   second = json.loads((tmp_path / 'second/result.json').read_text())
   for name in ('accuracy', 'cross_entropy'):
     assert second['teacher'][name] == results['teacher'][name]
