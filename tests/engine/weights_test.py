@@ -188,12 +188,12 @@ def test_an_example_of_weight_2_is_as_two():
 
 def test_a_loss_that_relates_examples_is_refused():
   config = config_of('linear')
-  config.losses.related = dict(loss='relational_distance')
+  config.losses.related = dict(loss='related_distance')
   with registry.losses.temporary():
     from haikd.losses import register
 
     @register.register_loss(on='logits', relational=True)
-    def relational_distance(student, teacher, *, mask):
+    def related_distance(student, teacher, *, mask):
       del teacher
       return base.LossSum(student.sum(), mask.sum() * 1.0)
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from haikd.report import curves
 from haikd.report import disagreements
 from haikd.report import figures
 from haikd.report import findings as findings_lib
@@ -85,12 +86,13 @@ def test_dollars_are_no_mathematics():
 def test_curves_keep_the_steps_that_all_seeds_have(monkeypatch):
   drawn = []
   monkeypatch.setattr(
-      figures, 'curves', lambda lines, **_: drawn.extend(lines) or '<svg>')
+      curves, 'curves', lambda lines, **_: drawn.extend(lines) or '<svg>')
   rows = lambda *steps: [
       {'step': step, 'split': 'eval/test', 'accuracy': step / 10}
       for step in steps]
   overview.curves(
-      dict(student=[rows(1, 3), rows(1, 2, 3, 4)]), TITLES, lambda x: len(x))
+      dict(student=[rows(1, 3), rows(1, 2, 3, 4)]), TITLES, lambda x: len(x),
+      {})
   curve, = drawn
   assert curve[2:5] == ([1, 3], pytest.approx([0.1, 0.3]), [2, 2])
 
@@ -103,8 +105,8 @@ def test_letters_that_matplotlib_lacks_are_the_browsers():
 
 @pytest.mark.filterwarnings('error')
 def test_any_name_is_in_the_legend():
-  svg = figures.curves([figures.Curve('_mine', '#123456', [1, 2], [3, 4])],
-                       title='loss')
+  svg = curves.curves([curves.Curve('_mine', '#123456', [1, 2], [3, 4])],
+                      title='loss')
   assert '_mine' in svg
 
 
@@ -115,9 +117,9 @@ def test_the_student_is_stressed_and_titles_are_written_as_they_are(
       strong='student distilled')
   assert section.body.count('class=strong') == 1
   titles = []
-  monkeypatch.setattr(figures, 'curves', lambda *args, **options: (
+  monkeypatch.setattr(curves, 'curves', lambda *args, **options: (
       titles.append(options['title']) or '<svg>'))
   overview.curves(
       dict(student=[[dict(step=1, split='eval/test', miou=0.5, kl=1.0)]]),
-      TITLES, None)
+      TITLES, None, {})
   assert titles == ['mIoU, evaluated', 'KL to the teacher (nats), evaluated']
