@@ -2,12 +2,13 @@
 
   python -m haikd.launch --config=configs/digits_tinybert.py
 
-In the first stage the student learns the teacher's attention and hidden states,
-layer by layer, through learned maps; in the second one its predictions, at
-temperature 1 and without labels. Each stage has its own optimizer.
+In the first stage the student learns the teacher's scores of attention, before
+the softmax, and, through learned maps, its hidden states, layer by layer; in
+the second one its predictions, at temperature 1 and without labels. Each stage
+has its own optimizer.
 
 Jiao et al., TinyBERT: Distilling BERT for Natural Language Understanding,
-arXiv:1909.10351, section 3.2; there attention is compared before the softmax.
+arXiv:1909.10351, section 3.2.
 """
 
 from haikd import config as config_lib
@@ -37,7 +38,10 @@ def get_config(variant=''):
 
   config.distillation.alpha = 1.0
   config.distillation.temperature = 1.0
-  config.losses.attention = dict(loss='attention_transfer')
+  config.student.taps = config.teacher.taps = dict(
+      query='block_*/attn/query', key='block_*/attn/key')
+  config.losses.attention = dict(
+      loss='attention_scores_mse', options=dict(heads=4))
   config.losses.hidden = dict(loss='feature_matching', align='project')
   config.stages.intermediate = dict(start=0, distillation=dict(alpha=None))
   config.stages.prediction = dict(

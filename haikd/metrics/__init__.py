@@ -9,3 +9,4 @@ from haikd.metrics.table import CURVES
 from haikd.metrics.table import is_less_better
 from haikd.metrics.table import Score
 from haikd.metrics.table import scores
+from haikd.metrics.table import shown

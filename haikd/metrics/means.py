@@ -31,9 +31,8 @@ def of_logits(logits: jax.Array, target: Optional[jax.Array], *,
 
   Returns:
     LossSums: with labels `accuracy` and `cross_entropy` (nats); with a teacher
-    `kl` and `reverse_kl` (nats, at temperature 1), `acceptance`, the sum of the
-    smaller of the two probabilities of each class, and `agreement` on the most
-    likely class.
+    `kl` and `reverse_kl` (nats, at temperature 1), `acceptance`, which is one
+    less the total variation, and `agreement` on the most likely class.
 
   References:
     Leviathan et al., Fast Inference from Transformers via Speculative Decoding,
@@ -53,9 +52,9 @@ def of_logits(logits: jax.Array, target: Optional[jax.Array], *,
         logits, target, mask=mask, temperature=1.0)
     sums['reverse_kl'] = losses.reverse_kl(
         logits, target, mask=mask, temperature=1.0)
-    p, q = (jax.nn.softmax(x.astype(jnp.float32)) for x in (target, logits))
-    sums['acceptance'] = masking.masked_mean(
-        jnp.sum(jnp.minimum(p, q), axis=-1), mask)
+    rejected, count = losses.total_variation(
+        logits, target, mask=mask, temperature=1.0)
+    sums['acceptance'] = base.LossSum(count - rejected, count)
     same = most_likely == jnp.argmax(target, axis=-1)
     sums['agreement'] = masking.masked_mean(same.astype(jnp.float32), mask)
   return sums

@@ -1,8 +1,11 @@
 """How metrics are shown: their order, names and precision."""
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 from haikd.core import registry
+
+TOP5 = 'top5_agreement'  # Language models alone have it.
 
 _HUGE = 1e6  # Larger values are shown with three digits and an exponent.
 
@@ -16,6 +19,7 @@ class Score(NamedTuple):
     digits: how many digits follow the point.
     percent: whether it is a fraction that is shown in percent.
     less_is_better: whether the smaller of two values is the better one.
+    of_tokens: whether only results of language models show it.
   """
 
   name: str
@@ -23,6 +27,7 @@ class Score(NamedTuple):
   digits: int = 4
   percent: bool = False
   less_is_better: bool = False
+  of_tokens: bool = False
 
   def show(self, value: float, *, sign: str = '', unit: bool = True) -> str:
     """Returns a value as text.
@@ -49,12 +54,13 @@ SCORES = (Score('accuracy', 'accuracy', 2, True),
           Score('r2', 'R²'),
           Score('perplexity', 'perplexity', 2, less_is_better=True),
           Score('kl', 'KL to teacher', less_is_better=True),
-          Score('reverse_kl', 'reverse KL', less_is_better=True),
+          Score('reverse_kl', 'reverse KL', less_is_better=True,
+                of_tokens=True),
           Score('binary_kl', 'KL to teacher', less_is_better=True),
           Score('teacher_mse', 'squared error to teacher', less_is_better=True),
-          Score('acceptance', 'acceptance', 2, True),
+          Score('acceptance', 'acceptance', 2, True, of_tokens=True),
           Score('agreement', 'agreement', 2, True),
-          Score('top5_agreement', 'top-5 agreement', 2, True),
+          Score(TOP5, 'top-5 agreement', 2, True),
           Score('cosine', 'cosine to teacher'),
           Score('spearman', 'Spearman'),
           Score('pearson', 'Pearson'))
@@ -77,8 +83,19 @@ def is_less_better(metric: str) -> bool:
   return any(x.less_is_better for x in scores() if x.name == metric)
 
 
+def shown(measured: Collection[str]) -> tuple[Score, ...]:
+  """Returns the metrics that the table of some results shows.
+
+  Args:
+    measured: the metrics of any network.
+  """
+  of_tokens = TOP5 in measured
+  return tuple(x for x in scores() if x.name in measured and
+               (of_tokens or not x.of_tokens))
+
+
 def scores() -> tuple[Score, ...]:
-  """Returns all metrics that a table shows, with those of the user's own."""
+  """Returns how all metrics are shown, with those of the user's own."""
   own = ((name, registry.metrics[name]) for name in registry.metrics.names())
   return (*SCORES, *(
       Score(name, name, less_is_better=x.less_is_better) for name, x in own))

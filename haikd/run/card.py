@@ -73,8 +73,7 @@ def _results(workdir):
 
 def _table(results: dict[str, dict[str, Any]]) -> list[str]:
   """Returns results as rows of Markdown, with the scores of any network."""
-  scores = [score for score in metrics.scores()
-            if any(score.name in row for row in results.values())]
+  scores = metrics.shown({name for row in results.values() for name in row})
   titles = ['', 'parameters', *(score.title for score in scores)]
   lines = [_row(titles), _row(['---'] * len(titles))]
   for network in results_lib.ROWS:

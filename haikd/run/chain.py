@@ -8,7 +8,7 @@ References:
   arXiv:1902.03393, section 3.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import contextlib
 from typing import Any, NamedTuple, Optional
 
@@ -35,6 +35,11 @@ class Link(NamedTuple):
   name: Optional[str]
   config: config_lib.ConfigDict
   workdir: paths.ConcretePath
+
+  def errors(self) -> contextlib.AbstractContextManager[None]:
+    """Returns a context whose ConfigErrors name the assistant, if it is one."""
+    return (checks.errors_of(f'config.assistants.{self.name}') if self.name else
+            contextlib.nullcontext())
 
 
 def links(config: config_lib.ConfigDict, workdir: paths.Path) -> list[Link]:
@@ -68,9 +73,9 @@ def links(config: config_lib.ConfigDict, workdir: paths.Path) -> list[Link]:
     _set_network(link.student, assistant)
     link.steps, link.optimizer = assistant.steps, assistant.optimizer
     link.baseline, link.stages = False, config_lib.ConfigDict()
-    with errors_name(name):
-      config_lib.validate(link)
     teacher = Link(name, link, workdir / name)
+    with teacher.errors():
+      config_lib.validate(link)
     result.append(teacher)
   return [*result, Link(None, _taught_by(config, teacher), workdir)]
 
@@ -94,25 +99,6 @@ def check_taught(jobs: Sequence[Link]) -> None:
           f'another network has learned from {link.name}; got '
           f'{link.config.steps}, where it has taken {taken}. Choose another '
           '--workdir.')
-
-
-@contextlib.contextmanager
-def errors_name(name: Optional[str]) -> Iterator[None]:
-  """Names the fields of an assistant in errors, in a `with` statement.
-
-  Args:
-    name: of the assistant; None leaves errors as they are.
-  """
-  try:
-    yield
-  except checks.ConfigError as err:
-    if name is None:
-      raise
-    field = f'config.assistants.{name}'
-    raise checks.ConfigError(
-        str(err).replace('config.student', field).replace(
-            'config.optimizer', f'{field}.optimizer').replace(
-                'config.steps', f'{field}.steps')) from err
 
 
 def _taught_by(config, teacher):

@@ -53,7 +53,7 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path,
   links = chain.links(config, workdir)
   jobs: list[Any] = []
   for link in links:
-    with chain.errors_name(link.name):
+    with link.errors():
       jobs.append(_prepare(link, jobs[0][0].data if jobs else None))
   chain.check_taught(links)
   first, _, untrained = jobs[0]

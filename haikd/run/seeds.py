@@ -100,7 +100,7 @@ def print_summary(summary: Summary, seeds: int) -> None:
 def table(summary: Summary, seeds: int) -> tuple[list[str], list[list[str]]]:
   """Returns the headings and the rows of the table of means."""
   measured = {metric for row in summary.values() for metric in row}
-  scores = [score for score in metrics_lib.scores() if score.name in measured]
+  scores = metrics_lib.shown(measured)
   rows = [[title, *(_cell(summary[name].get(score.name), score, name)
                     for score in scores)]
           for name, title in _TITLES.items() if name in summary]

@@ -156,6 +156,8 @@ def load(workdir: paths.Path, which: str) -> TrainedNetwork:
         f'which must be a network that a run trains; got {which!r}. '
         f'{checks.suggest(which, results.FOLDERS)}')
   folder = paths.as_path(workdir) / results.FOLDERS[which]
+  if which == 'teacher' and not checkpoint.has_checkpoint(folder):
+    _refuse_given(workdir)
   saved = checkpoint.metadata(folder, field='workdir')
   if 'interface' not in saved:
     raise checks.DataError(
@@ -167,6 +169,19 @@ def load(workdir: paths.Path, which: str) -> TrainedNetwork:
   params, state = checkpoint.load_network(folder)
   return TrainedNetwork(params, state, config,
                         interface_lib.from_json(saved['interface']))
+
+
+def _refuse_given(workdir):
+  """Refuses to load a teacher that the run was given, and says where it is."""
+  if not checkpoint.has_checkpoint(workdir):
+    return
+  init = checkpoint.metadata(workdir)['config']['teacher']['init']
+  if init:
+    remedy = (f'Load the student of {init!r} instead.'
+              if checkpoint.has_checkpoint(init) else 'Load it from there.')
+    raise checks.DataError(
+        "workdir must be of a run that trained its teacher; got one that began "
+        f'with that of {init!r}. {remedy}')
 
 
 def _is_lazy(value):

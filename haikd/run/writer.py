@@ -181,7 +181,7 @@ def table(results: results_lib.Results,
   """
   measured = {field for values in results.values() for field in values}
   columns = [('parameters', 'parameters', '{:,.0f}'.format),
-             *((x.name, x.title, x.show) for x in metrics_lib.scores()),
+             *((x.name, x.title, x.show) for x in metrics_lib.shown(measured)),
              ('seconds', 'seconds', '{:.1f}'.format)]
   columns = [column for column in columns if column[0] in measured]
   rows = []

@@ -91,11 +91,16 @@ def test_what_weights_say_of_the_data_holds_for_all_links(
     return config
 
   monkeypatch.setattr(resolve, 'from_pretrained', resolved)
-  first, last = chain.links(make_config(), tmp_path)
+  config = make_config()
+  config.baseline = True
+  config.stages.late = dict(start=2, distillation=dict(alpha=0.5))
+  first, last = chain.links(config, tmp_path)
   assert first.config.data.mean == last.config.data.mean == 0.5
   assert first.config.teacher.view.std == 2.0
   assert last.config.teacher.view.std is None  # The assistant sees as it does.
-  assert not first.config.baseline
+  # What is compared, and what is staged, is the student.
+  assert (first.config.baseline, last.config.baseline) == (False, True)
+  assert not first.config.stages and last.config.stages == config.stages
 
 
 @pytest.mark.parametrize('change, match', (
@@ -103,11 +108,12 @@ def test_what_weights_say_of_the_data_holds_for_all_links(
     ({'export-npz': haikd.config.assistant()}, "got 'export-npz'"),
     (dict(b=dict(hidden=3)), 'b must have all fields of an assistant; got'),
     (dict(b=haikd.config.assistant(hidden=3)), 'b.hidden must be a field'),
-    (dict(b=haikd.config.assistant(steps=-1)), r'config\.assistants\.b\.steps'),
+    (dict(b=haikd.config.assistant(steps=-1)),
+     r'^config\.assistants\.b: config\.steps must'),
     (dict(b=haikd.config.assistant(precision='float8')),
-     r'config\.assistants\.b\.precision must'),
+     r'^config\.assistants\.b: config\.student\.precision must'),
     (dict(b=haikd.config.assistant(options=dict(hidden=(0,)))),
-     r'config\.assistants\.b\.options\.hidden must hold')))
+     r'^config\.assistants\.b: config\.student\.options\.hidden must hold')))
 def test_assistants_that_cannot_be_are_refused(tmp_path, change, match):
   config = make_config()
   with config.assistants.unlocked():
@@ -118,3 +124,22 @@ def test_assistants_that_cannot_be_are_refused(tmp_path, change, match):
   with pytest.raises(checks.ConfigError, match=match):
     haikd.train(config, tmp_path)
   assert not list(tmp_path.iterdir())
+
+
+def test_every_mode_knows_the_chain(run, tmp_path):
+  entry = ("config.assistants.b = config_lib.assistant("
+           "options=dict(hidden=(8,)), steps=2)")
+  (tmp_path / 'chain.py').write_text(
+      (tmp_path / 'tiny.py').read_text().replace(
+          '  return', f'  {entry}\n  return'))
+  for mode in ('train', 'eval', 'export', 'plan'):
+    more = ['--format=npz'] if mode == 'export' else []
+    code, out, err = run(f'--mode={mode}', *more, config='chain.py')
+    assert code == 0, err
+    if mode == 'eval':  # The assistant has 16 x 8 + 8 and 8 x 3 + 3.
+      row, = [x.split() for x in out.splitlines() if x.startswith('teacher')]
+      assert row[1] == '163'
+  assert (tmp_path / 'run/export-npz').is_dir()
+  with pytest.raises(checks.DataError,
+                     match=f"Load the student of '{tmp_path}/run/b' instead"):
+    haikd.load(tmp_path / 'run', 'teacher')
