@@ -151,6 +151,30 @@ def test_states_that_are_all_alike_are_refused(config, tmp_path):
       haikd.train(config, tmp_path)
 
 
+def test_states_are_those_of_all_positions_that_count(config):
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(40, 6, 5)).astype(np.float32)
+  mask = np.arange(6) < rng.integers(1, 7, 40)[:, None]
+  with registry.datasets.temporary():
+    registry.register_dataset('numbers', replace=True)(lambda split: Numbers(
+        dict(x=a, mask=b, label=np.full(6, i % 3))
+        for i, (a, b) in enumerate(zip(x, mask))))
+    config.task = 'tagging'
+    student = trainees.build(config, mesh_lib.build_mesh(config.mesh))
+    states = calibration.build_states(
+        student.config, student.program, student.data, ['features'])
+    own, teacher = (layers(np.random.default_rng(seed), depth)
+                    for seed, depth in ((1, STUDENT), (2, TEACHER)))
+    found = states(variables(own), student.program.freeze(
+        variables(teacher)))['features']
+  for role, weights in (('student', own), ('teacher', teacher)):
+    for rows, w in zip(found[role], weights, strict=True):
+      expected = x[mask] @ w
+      order, expected_order = (np.argsort(r[:, 0]) for r in (rows, expected))
+      np.testing.assert_allclose(
+          rows[order], expected[expected_order], rtol=1e-4, atol=1e-5)
+
+
 def test_positions_of_a_map_are_chosen_from_all_columns():
   chosen = calibration._choose(32 * 32, 32)
   assert len(set(chosen)) == 32 and len(set(chosen % 32)) > 10
