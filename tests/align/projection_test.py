@@ -116,6 +116,13 @@ def test_tokens_of_two_patch_sizes_are_averaged_as_maps():
   assert flat.student.shape == (2, 5, 3)
 
 
+def test_class_tokens_are_added_in_float32():
+  tokens = jnp.full((2, 5, 1), 4e4, jnp.float16)  # Twice that is infinite.
+  pair = align.pool(tokens, tokens, mask=MASK, on='features', grid=True,
+                    class_token='add')
+  np.testing.assert_allclose(pair.student, 8e4, rtol=1e-3)
+
+
 def test_tokens_that_fill_no_square_are_refused():
   with pytest.raises(checks.ConfigError, match="student's tokens must fill a "):
     align.pool(random(2, 7, 3), random(2, 2, 2, 3), mask=MASK, on='features')

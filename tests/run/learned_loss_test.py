@@ -71,7 +71,8 @@ def train(run, tmp_path):
 
 
 @pytest.mark.parametrize('loss, align, names', (
-    ('variational', 'none', {'loss/linear', 'loss'}),
+    pytest.param('variational', 'none', {'loss/linear', 'loss'},
+                 marks=pytest.mark.slow),
     # Beside what the aligner learns.
     ('variational', 'project', {'loss/linear', 'loss', 'project'}),
     ('scaled_logits', 'none', {'loss'}),

@@ -116,6 +116,14 @@ def test_views_that_cannot_be_are_refused(fields, match):
     pipeline.build_data(config_of(**fields)).check()
 
 
+def test_a_view_is_refused_beside_what_is_the_students_own():
+  own = Ramps({**x, 'student/x': np.zeros(3, np.float32)} for x in ramps())
+  with registry.datasets.temporary():
+    registry.register_dataset('ramps', replace=True)(lambda split: own)
+    with pytest.raises(checks.ConfigError, match='view must be left out where'):
+      pipeline.build_data(config_of(**{'teacher.view.mean': 0.5})).check()
+
+
 def test_a_view_needs_images():
   numbers = Ramps(dict(x=np.zeros(3, np.float32), label=0) for _ in range(8))
   with registry.datasets.temporary():
