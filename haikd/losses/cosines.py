@@ -21,6 +21,15 @@ def directions(vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
   return vectors * scale, nonzero[..., 0]
 
 
+def lengths(vectors: jax.Array) -> jax.Array:
+  """Returns the length of each vector, `[...]` for `[..., D]`.
+
+  A vector that is 0 has no gradient.
+  """
+  scale, nonzero = _inverse_length(vectors)
+  return jnp.where(nonzero, 1.0 / scale, 0.0)[..., 0]
+
+
 @jax.custom_jvp
 def distance(student: jax.Array, teacher: jax.Array) -> jax.Array:
   """Returns 1 - cos of the angle between vectors.

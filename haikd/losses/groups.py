@@ -19,6 +19,11 @@ def examples(mask: jax.Array) -> jax.Array:
   return mask.reshape(mask.shape[0], -1).any(axis=-1)
 
 
+def pairs(real: jax.Array) -> jax.Array:
+  """Returns which pairs are of two examples that count: bool, `[B, B]`."""
+  return real[:, None] & real & ~jnp.eye(real.size, dtype=bool)
+
+
 def flat(features: jax.Array) -> jax.Array:
   """Returns one row an example."""
   return features.reshape(features.shape[0], -1)

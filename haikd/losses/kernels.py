@@ -45,7 +45,7 @@ def probabilistic_transfer(student: jax.Array, teacher: jax.Array, *,
     includes j = i and divides by b² in place of b.
   """
   real = groups.examples(mask)
-  pairs = real[:, None] & real & ~jnp.eye(real.size, dtype=bool)
+  pairs = groups.pairs(real)
 
   def probabilities(features):
     unit, _ = cosines.directions(groups.flat(features))

@@ -9,6 +9,7 @@ import numpy as np
 from haikd.core import base
 from haikd.core import masking
 from haikd.losses import cosines
+from haikd.losses import groups
 from haikd.losses import register
 
 
@@ -65,8 +66,7 @@ def contrastive(student: jax.Array, teacher: jax.Array, *, mask: jax.Array,
   places = places.reshape(len(mask), -1).sum(axis=-1)
   real = places > 0
   number_of_places = jnp.maximum(places, 1)[:, None]
-  pairs = real[:, None] & real
-  others = pairs & ~jnp.eye(real.size, dtype=bool)
+  pairs, others = real[:, None] & real, groups.pairs(real)
 
   def embed(features, name):
     axes = tuple(range(1, features.ndim - 1))

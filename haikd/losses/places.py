@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from haikd.core import base
 from haikd.core import masking
 from haikd.losses import cosines
+from haikd.losses import groups
 from haikd.losses import register
 
 _EXAMPLE = dict(student=(2, 3, 5), mask=(2, 3))
@@ -52,13 +53,10 @@ def activation_attention(student: jax.Array, teacher: jax.Array, *,
     # The derivative of a power has a logarithm, infinite at 0.
     active = size > 0
     powers = jnp.where(active, jnp.where(active, size, 1.0)**power, 0.0)
-    return cosines.directions(_flat(powers.sum(axis=-1)))[0]
+    return cosines.directions(groups.flat(powers.sum(axis=-1)))[0]
 
-  squares = jnp.sum(
-      jnp.square(attention(student) - attention(teacher)), axis=-1)
-  differ = squares > 0
-  lengths = jnp.where(differ, jnp.sqrt(jnp.where(differ, squares, 1.0)), 0.0)
-  return masking.masked_mean(lengths, _flat(mask).any(axis=-1))
+  distances = cosines.lengths(attention(student) - attention(teacher))
+  return masking.masked_mean(distances, groups.examples(mask))
 
 
 @register.register_loss(on='features', example=_EXAMPLE, any_width=True)
@@ -102,7 +100,7 @@ def neuron_selectivity(student: jax.Array, teacher: jax.Array, *,
                       precision=lax.Precision.HIGHEST) / channels.shape[1]
 
   error = jnp.square(patterns(student) - patterns(teacher)).sum(axis=(1, 2))
-  return masking.masked_mean(error, _flat(mask).any(axis=-1))
+  return masking.masked_mean(error, groups.examples(mask))
 
 
 @register.register_loss(
@@ -143,7 +141,7 @@ def flow_of_procedure(student: dict[str, jax.Array],
         f'{start} and {end}. Tap two layers of one resolution.')
   # Of each example; a mask of examples has all places.
   real = jnp.broadcast_to(masking.expand(mask, len(start) - 1), start[:-1])
-  real = _flat(real)
+  real = groups.flat(real)
   number = jnp.sum(real, axis=-1)
 
   def flow(taps):
@@ -156,10 +154,6 @@ def flow_of_procedure(student: dict[str, jax.Array],
 
   error = jnp.square(flow(student) - flow(teacher)).sum(axis=(1, 2))
   return masking.masked_mean(error, number > 0)
-
-
-def _flat(array: jax.Array) -> jax.Array:
-  return array.reshape(array.shape[0], -1)
 
 
 def _check_places(student: jax.Array) -> None:

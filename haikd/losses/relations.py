@@ -86,7 +86,7 @@ def relational_distance(student: jax.Array, teacher: jax.Array, *,
     loss smaller by (b − 1) / b.
   """
   real = groups.examples(mask)
-  pairs = real[:, None] & real & ~jnp.eye(real.size, dtype=bool)
+  pairs = groups.pairs(real)
   number = jnp.maximum(jnp.sum(pairs), 1)
 
   def potentials(features):
@@ -131,7 +131,7 @@ def relational_angle(student: jax.Array, teacher: jax.Array, *,
     also averages over triples that hold an example twice.
   """
   real = groups.examples(mask)
-  others = real[:, None] & real & ~jnp.eye(real.size, dtype=bool)
+  others = groups.pairs(real)
 
   def error_at(corner, student, teacher):
     angles = []
@@ -148,9 +148,7 @@ def relational_angle(student: jax.Array, teacher: jax.Array, *,
 
 def _lengths(index: jax.Array, rows: jax.Array) -> jax.Array:
   """Returns the distances of all rows from one."""
-  squares = jnp.sum(jnp.square(rows - rows[index]), axis=-1)
-  apart = squares > 0
-  return jnp.where(apart, jnp.sqrt(jnp.where(apart, squares, 1.0)), 0.0)
+  return cosines.lengths(rows - rows[index])
 
 
 def _huber(error: jax.Array) -> jax.Array:
