@@ -76,7 +76,8 @@ def pair_layers(selection: Selection, student_depth: int,
       to pair, or the selection has none of these forms.
 
   References:
-    'uniform': Jiao et al., TinyBERT, arXiv:1909.10351, section 3.1.
+    'uniform': Jiao et al., TinyBERT, arXiv:1909.10351, the mapping of section
+    3.1 as chosen in section 4.2.
   """
   if min(student_depth, teacher_depth) < 1:
     raise checks.ConfigError(

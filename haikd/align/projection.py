@@ -86,7 +86,7 @@ def project(student: jax.Array, teacher: jax.Array, *, mask: jax.Array,
 
   References:
     Romero et al., FitNets: Hints for Thin Deep Nets, arXiv:1412.6550, the
-    regressor of equation 3.
+    regressor.
   """
   if on in ('logits', 'attention'):
     raise checks.ConfigError(

@@ -49,7 +49,7 @@ def pool(student: Value, teacher: Value, *, mask: jax.Array, on: str,
       averaged as maps are; None to refuse those that look like it, as they have
       a class token.
     class_token: 'drop' leaves tokens before those of places out; 'add' adds
-      their sum to each place (Ranftl et al., arXiv:2103.13413, equation 4).
+      their sum to each place (Ranftl et al., arXiv:2103.13413, a readout).
 
   Returns:
     A Pair of one shape. Whatever is pooled is float32. A position of the mask

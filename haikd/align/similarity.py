@@ -29,8 +29,8 @@ def cka(first: Sequence[np.ndarray],
     and shift. NaN with fewer than 4 examples, and for constant states.
 
   References:
-    Kornblith et al., arXiv:1905.00414, equation 4; the estimate is that of Song
-    et al., Feature Selection via Dependence Maximization, JMLR 13, equation 5.
+    Kornblith et al., arXiv:1905.00414; the estimate is that of Song et al.,
+    Feature Selection via Dependence Maximization, JMLR 13, equation 5.
   """
   firsts, seconds = ([_centred(x) for x in grams] for grams in (first, second))
   norms = [np.sqrt([_hsic(x, x) for x in grams]) for grams in (firsts, seconds)]

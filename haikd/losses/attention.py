@@ -77,7 +77,7 @@ def attention_kl(student: jax.Array, teacher: jax.Array, *,
 
   References:
     Wang et al., MiniLM: Deep Self-Attention Distillation, arXiv:2002.10957,
-    equation 7, for one layer.
+    section 3.1, there for the last layer.
   """
   sums = [jnp.sum(x, axis=-1, keepdims=True) for x in (student, teacher)]
   both = (sums[0] > 0) & (sums[1] > 0)

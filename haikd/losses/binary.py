@@ -75,8 +75,8 @@ def binary_kl(student: jax.Array,
 
   References:
     Yang et al., Multi-Label Knowledge Distillation, arXiv:2308.06453, the
-    multi-label logits distillation, with the temperature of Hinton et al.,
-    arXiv:1503.02531.
+    multi-label logits distillation, with the mean over labels in place of the
+    sum and the temperature of Hinton et al., arXiv:1503.02531.
   """
   divergences.check_temperature(temperature)
   student, teacher = student / temperature, teacher / temperature

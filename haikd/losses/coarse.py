@@ -121,8 +121,9 @@ def decoupled_kd(student: jax.Array,
       negative, `temperature` is not positive, V is 1, or shapes differ.
 
   References:
-    Zhao et al., Decoupled Knowledge Distillation, arXiv:2203.08679, equation 7;
-    T^2, alpha, beta and T as in its authors' code for CIFAR-100.
+    Zhao et al., Decoupled Knowledge Distillation, arXiv:2203.08679; T^2, alpha,
+    beta and T as in its authors' code for CIFAR-100, which lets the weight grow
+    from 0 over the first 20 epochs.
   """
   for name, weight in dict(alpha=alpha, beta=beta).items():
     if isinstance(weight, (int, float)) and not weight >= 0:

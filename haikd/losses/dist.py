@@ -29,7 +29,7 @@ def dist(student: jax.Array,
   its classes, plus gamma times the mean of 1 - r over classes, each over the
   batch's positions. It asks for the teacher's ranking, not its probabilities,
   which a much smaller student cannot reach. Correlations do not shrink as T
-  grows; the factor T^2 is the authors'.
+  grows; the factor T^2 is that of torchdistill and MMRazor.
 
   Not additive over `B`: it relates positions of the whole batch. With
   microbatches, it is computed for each of them. Its logits are materialised.

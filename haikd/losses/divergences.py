@@ -55,7 +55,7 @@ def kl_divergence(student: jax.Array,
 
   References:
     Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network,
-    arXiv:1503.02531, equation 1 and section 2.1.
+    arXiv:1503.02531, equation 1; for T^2, section 2.
   """
   return softened(
       kl_rows, student, teacher, mask=mask, temperature=temperature)
@@ -96,7 +96,8 @@ def reverse_kl(student: jax.Array,
 
   References:
     Gu et al., MiniLLM: Knowledge Distillation of Large Language Models,
-    arXiv:2306.08543, equation 1, at each position of a given text.
+    arXiv:2306.08543, at each position of a given text. The paper takes it over
+    texts that the student writes, by policy gradients.
   """
   return softened(
       lambda student, teacher: kl_rows(teacher, student), student, teacher,

@@ -68,8 +68,8 @@ def embedding_matching(student: jax.Array, teacher: jax.Array, *,
 
   References:
     Reimers and Gurevych, Making Monolingual Sentence Embeddings Multilingual
-    using Knowledge Distillation, arXiv:2004.09813, section 2, with the mean
-    over features in place of the sum.
+    using Knowledge Distillation, arXiv:2004.09813, with the mean over features
+    of the authors' `MSELoss` in sentence-transformers.
   """
   return masking.masked_mean(jnp.square(student - teacher), mask)
 
@@ -114,12 +114,13 @@ def similarity_distribution(student: jax.Array,
 
   References:
     Fang et al., SEED: Self-supervised Distillation for Visual Representation,
-    arXiv:2101.04731, section 3.2, with the batch in place of the queue.
+    arXiv:2101.04731, with the batch in place of the queue and one temperature
+    in place of one for each network.
     SEED compares a student's vectors with the teacher's, which must have the
     same width, and each text with itself too. Here a text is not its own key:
     both similarities would be 1 and dominate the softmax. Similarities among
     one network's vectors: Koohpayegani et al., CompRess, arXiv:2010.14713,
-    section 3, with two queues.
+    with two queues.
   """
   if isinstance(temperature, (int, float)) and not temperature > 0:
     raise ValueError(

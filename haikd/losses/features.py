@@ -37,8 +37,8 @@ def feature_matching(student: jax.Array, teacher: jax.Array, *,
     ValueError: shapes differ.
 
   References:
-    Romero et al., FitNets: Hints for Thin Deep Nets, arXiv:1412.6550,
-    equation 3, with the mean over positions and features in place of half the
+    Romero et al., FitNets: Hints for Thin Deep Nets, arXiv:1412.6550, the loss
+    on hints, with the mean over positions and features in place of half the
     sum.
   """
   return masking.masked_mean(jnp.square(student - teacher), mask)

@@ -45,7 +45,7 @@ def attention_scores_mse(student: Taps, teacher: Taps, *, mask: jax.Array,
     teacher: likewise, with any K.
     mask: bool, `[B]` or `[B, N]`, true where a position counts. Padded queries
       and keys are left out.
-    heads: H.
+    heads: H, a positive integer that divides the widths of both networks.
 
   Returns:
     A LossSum: the squared errors summed over heads, queries and keys, and their
@@ -95,8 +95,8 @@ def minilm_relations(
     teacher: likewise, of any width.
     mask: bool, `[B]` or `[B, N]`, true where a position counts. Others are no
       positions of a relation.
-    relation_heads: of both networks; the papers' 48 for a teacher of width 768
-      and 64 for one of 1024.
+    relation_heads: of both networks, a positive integer that divides their
+      widths; the paper's 48 for a teacher of width 768 and 64 for one of 1024.
     weights: of the relations of queries, keys and values, at least 0.
 
   Returns:
@@ -110,8 +110,9 @@ def minilm_relations(
     ValueError: shapes differ in more than the width, or are not `[B, N, D]`.
 
   References:
-    Wang et al., MiniLMv2, arXiv:2012.15828, equations 7 to 9, for the relations
-    of like with like, which the paper uses.
+    Wang et al., MiniLMv2, arXiv:2012.15828, equations 5 to 8, for the relations
+    of like with like, which the paper uses. The mean is over the positions of
+    all examples at once.
   """
   weights = tuple(weights)
   if len(weights) != 3 or not all(

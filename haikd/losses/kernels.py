@@ -41,8 +41,9 @@ def probabilistic_transfer(student: jax.Array, teacher: jax.Array, *,
 
   References:
     Passalis and Tefas, Learning Deep Representations with Probabilistic
-    Knowledge Transfer, arXiv:1803.10837, equations 3 to 7. The authors' code
-    includes j = i and divides by b² in place of b.
+    Knowledge Transfer, arXiv:1803.10837, with the cosine as kernel and the mean
+    over examples in place of the sum. The authors' code includes j = i and
+    divides by b² in place of b.
   """
   real = groups.examples(mask)
   pairs = groups.pairs(real)
@@ -90,9 +91,10 @@ def correlation(student: jax.Array, teacher: jax.Array, *, mask: jax.Array,
 
   References:
     Peng et al., Correlation Congruence for Knowledge Distillation,
-    arXiv:1904.01802, section 3.3, γ and order as in section 4. The module of
-    that name in RepDistiller compares neighbours in the batch by a learned map
-    instead.
+    arXiv:1904.01802. γ and order are those of torchdistill's example; its loss
+    takes the length of the difference in place of the square, of features that
+    are not divided by their length. The module of that name in RepDistiller
+    multiplies the differences of neighbours in the batch instead.
   """
   if isinstance(gamma, (int, float)) and not gamma > 0:
     raise ValueError(f'gamma must be positive; got {gamma}. Try 0.4.')
@@ -140,8 +142,9 @@ def cka(student: jax.Array, teacher: jax.Array, *,
 
   References:
     Kornblith et al., Similarity of Neural Network Representations Revisited,
-    arXiv:1905.00414, section 3; as a loss, Saha et al., Distilling
-    Representational Similarity using Centered Kernel Alignment, BMVC 2022.
+    arXiv:1905.00414, linear CKA; as a loss, Saha, Bialkowski and Khalifa,
+    Distilling Representational Similarity using Centered Kernel Alignment, BMVC
+    2022.
   """
   mask = jnp.broadcast_to(
       masking.expand(mask, student.ndim - 1), student.shape[:-1]).reshape(-1)

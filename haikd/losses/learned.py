@@ -39,8 +39,8 @@ def contrastive(student: jax.Array, teacher: jax.Array, *, mask: jax.Array,
     teacher: `[B, ..., E]` floating.
     mask: bool, `[B]` or any leading axes of `student` except the last, true
       where a position counts. An example without any is left out.
-    data_size: M, the number of training examples.
-    size: of the vectors that are compared.
+    data_size: M, the number of training examples, positive.
+    size: of the vectors that are compared, positive.
     temperature: T, positive, unitless.
 
   Returns:
@@ -53,9 +53,10 @@ def contrastive(student: jax.Array, teacher: jax.Array, *, mask: jax.Array,
 
   References:
     Tian et al., Contrastive Representation Distillation, arXiv:1910.10699,
-    equations 9, 18 and 19, with the batch's other examples in place of a memory
-    of the data. The authors' code also draws negatives of the student for each
-    teacher's vector, and sets the partition by an estimate in place of 1.
+    equation 18, with the batch's other examples in place of a memory of the
+    data. The authors' code also draws negatives of the student for each
+    teacher's vector, and divides e^(s·t/T) by an estimate of its sum over the
+    data.
   """
   options = dict(data_size=data_size, size=size, temperature=temperature)
   for name, value in options.items():
@@ -117,8 +118,9 @@ def variational_information(student: jax.Array, teacher: jax.Array, *,
 
   References:
     Ahn et al., Variational Information Distillation for Knowledge Transfer,
-    arXiv:1904.05835, equations 4 and 5, with a linear map in place of a network
-    of three 1×1 convolutions. As in the authors' code, σ² is 5 at first.
+    arXiv:1904.05835, with the mean in place of the sum, and a linear map in
+    place of a network of three 1×1 convolutions. As in RepDistiller, σ² is 5 at
+    first; in mdistiller it is not trained.
   """
   if isinstance(smallest, (int, float)) and not smallest > 0:
     raise ValueError(f'smallest must be positive; got {smallest}. Try 1e-5.')

@@ -64,7 +64,8 @@ def jensen_shannon(student: jax.Array,
 
   References:
     Agarwal et al., On-Policy Distillation of Language Models (GKD),
-    arXiv:2306.13649, equation 1. TRL takes the same two limits.
+    arXiv:2306.13649, equation 1. TRL takes the same two limits, and leaves T^2
+    out.
   """
   def inside(student, teacher):
     return _mixture_rows(_BOTH, student, teacher, beta)
@@ -131,8 +132,9 @@ def skewed_kl(student: jax.Array,
 
   References:
     Ko et al., DistiLLM: Towards Streamlined Distillation for Large Language
-    Models, arXiv:2402.03898, section 3.1: SKL and SRKL, which it uses with an
-    alpha of 0.1.
+    Models, arXiv:2402.03898, SKL and SRKL, which it uses with an alpha of 0.1.
+    The authors' code leaves the teacher's entropy out of SKL, which changes no
+    gradient.
   """
   if isinstance(skew, (int, float)):
     if not 0 < skew < 1:

@@ -42,7 +42,7 @@ def activation_attention(student: jax.Array, teacher: jax.Array, *,
   References:
     Zagoruyko and Komodakis, Paying More Attention to Attention,
     arXiv:1612.03928, equation 2 without β/2. The authors' code takes the mean
-    of the squared difference instead.
+    of the squared difference instead; torchdistill has both.
   """
   if isinstance(power, (int, float)) and not power >= 1:
     raise ValueError(f'power must be at least 1; got {power}. Try 2.')
@@ -86,8 +86,7 @@ def neuron_selectivity(student: jax.Array, teacher: jax.Array, *,
 
   References:
     Huang and Wang, Like What You Like: Knowledge Distill via Neuron Selectivity
-    Transfer, arXiv:1707.01219, equation 7 with the polynomial kernel of section
-    4.2, d = 2 and c = 0.
+    Transfer, arXiv:1707.01219, with the polynomial kernel, d = 2 and c = 0.
   """
   _check_places(student)
 
@@ -130,9 +129,10 @@ def flow_of_procedure(student: dict[str, jax.Array],
     ValueError: shapes differ, or the two layers have different places.
 
   References:
-    Yim et al., A Gift from Knowledge Distillation, CVPR 2017, section 3.2,
-    equations 1 and 2. The paper pools the larger layer; some implementations
-    average over the entries of G in place of their sum.
+    Yim et al., A Gift from Knowledge Distillation, CVPR 2017, equation 1 of
+    section 3.2 and equation 2 of section 3.3. The paper pools the larger layer
+    by maxima. RepDistiller averages over the entries of G in place of their
+    sum; torchdistill adds the lengths of G's columns, not squared.
   """
   start, end = (student[kind].shape for kind in ('flow_start', 'flow_end'))
   if start[:-1] != end[:-1]:

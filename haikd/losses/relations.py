@@ -41,7 +41,8 @@ def similarity_preserving(student: jax.Array, teacher: jax.Array, *,
 
   References:
     Tung and Mori, Similarity-Preserving Knowledge Distillation,
-    arXiv:1907.09682, equations 2 to 4.
+    arXiv:1907.09682, equation 4. torchdistill divides rows by the sum of their
+    absolute values in place of their length.
   """
   real = groups.examples(mask)
 
@@ -80,10 +81,10 @@ def relational_distance(student: jax.Array, teacher: jax.Array, *,
     ValueError: shapes differ in more than the width.
 
   References:
-    Park et al., Relational Knowledge Distillation, arXiv:1904.05068, equations
-    6 to 8, with the mean over pairs in place of the sum. The authors' code
-    also averages over the b pairs of an example with itself, which makes its
-    loss smaller by (b − 1) / b.
+    Park et al., Relational Knowledge Distillation, arXiv:1904.05068, section
+    3.2.1, with the mean over pairs in place of the sum. The authors' code also
+    averages over the b pairs of an example with itself, which makes its loss
+    smaller by (b − 1) / b.
   """
   real = groups.examples(mask)
   pairs = groups.pairs(real)
@@ -126,8 +127,8 @@ def relational_angle(student: jax.Array, teacher: jax.Array, *,
     ValueError: shapes differ in more than the width.
 
   References:
-    Park et al., Relational Knowledge Distillation, arXiv:1904.05068, equations
-    9 and 10, with the mean over triples in place of the sum. The authors' code
+    Park et al., Relational Knowledge Distillation, arXiv:1904.05068, section
+    3.2.2, with the mean over triples in place of the sum. The authors' code
     also averages over triples that hold an example twice.
   """
   real = groups.examples(mask)

@@ -108,7 +108,7 @@ def logit_mse(student: jax.Array, teacher: jax.Array, *,
     ValueError: shapes differ.
 
   References:
-    Ba and Caruana, Do Deep Nets Really Need to be Deep?, arXiv:1312.6184,
-    equation 1, with the mean over outputs in place of half the sum.
+    Ba and Caruana, Do Deep Nets Really Need to be Deep?, arXiv:1312.6184, the
+    regression of logits, with the mean over outputs in place of half the sum.
   """
   return masking.masked_mean(jnp.square(student - teacher), mask)

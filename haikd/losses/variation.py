@@ -90,8 +90,9 @@ def universal_logit(student: jax.Array,
 
   References:
     Boizard et al., Towards Cross-Tokenizer Distillation: the Universal Logit
-    Distillation Loss for LLMs, arXiv:2402.12030, section 3. It pairs positions
-    of two tokenizers by their number; haikd refuses such a pair.
+    Distillation Loss for LLMs, arXiv:2402.12030. It pairs positions of two
+    tokenizers by their number; haikd refuses such a pair. The authors' code has
+    a temperature for each network, and no factor T^2.
   """
   divergences.check_classes(teacher)
   return divergences.softened(
