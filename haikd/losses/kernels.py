@@ -29,7 +29,8 @@ def probabilistic_transfer(student: jax.Array, teacher: jax.Array, *,
   Args:
     student: `[B, ..., D]` floating, flattened to one vector an example.
     teacher: `[B, ..., E]` floating.
-    mask: as for `similarity_preserving`.
+    mask: bool, `[B]` or any leading axes of `student`, true where a position
+      counts. Others are 0 in the vectors. An example without any is left out.
 
   Returns:
     A LossSum: the divergences in nats summed over examples, and their number,
@@ -78,7 +79,8 @@ def correlation(student: jax.Array, teacher: jax.Array, *, mask: jax.Array,
   Args:
     student: `[B, ..., D]` floating.
     teacher: `[B, ..., E]` floating.
-    mask: as for `similarity_preserving`.
+    mask: bool, `[B]` or any leading axes of `student`, true where a position
+      counts. Others are 0 in the vectors. An example without any is left out.
     gamma: positive, unitless; large values let only near examples count.
     order: of the polynomial, at least 1.
 

@@ -70,7 +70,8 @@ def relational_distance(student: jax.Array, teacher: jax.Array, *,
   Args:
     student: `[B, ..., D]` floating, flattened to one vector an example.
     teacher: `[B, ..., E]` floating.
-    mask: as for `similarity_preserving`.
+    mask: bool, `[B]` or any leading axes of `student`, true where a position
+      counts. Others are 0 in the vectors. An example without any is left out.
 
   Returns:
     A LossSum: the errors (unitless) summed over ordered pairs of two examples,
@@ -116,7 +117,8 @@ def relational_angle(student: jax.Array, teacher: jax.Array, *,
   Args:
     student: `[B, ..., D]` floating, flattened to one vector an example.
     teacher: `[B, ..., E]` floating.
-    mask: as for `similarity_preserving`.
+    mask: bool, `[B]` or any leading axes of `student`, true where a position
+      counts. Others are 0 in the vectors. An example without any is left out.
 
   Returns:
     A LossSum: the errors (unitless) summed over ordered triples of three

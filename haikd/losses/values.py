@@ -65,7 +65,8 @@ def mean_absolute_error(student: jax.Array,
     student: `[..., D]` floating, predictions in the labels' units.
     teacher: not used; every loss takes one.
     mask: bool, leading axes of the predictions, true where one counts.
-    labels: as for `mean_squared_error`.
+    labels: floating, shaped like `student`; or without its last axis, if D
+      is 1.
 
   Returns:
     A LossSum: the sum of the absolute errors, and the number of predicted
