@@ -1,0 +1,1 @@
+"""A teacher's predictions, recorded once to be learned from without it."""
