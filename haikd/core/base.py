@@ -5,13 +5,14 @@ Shapes in this package are written with the letters `B` batch, `N` positions,
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Optional, Protocol, Union
+from typing import Any, NamedTuple, Optional, Union
 
 import jax
 import jax.numpy as jnp
 
 from haikd.core import attention_mask
 from haikd.core import distances
+from haikd.core import recorded
 
 Array = jax.Array
 ArrayTree = Any  # A pytree of arrays.
@@ -159,6 +160,8 @@ class Embedding(NamedTuple):
 
 
 Logits = Union[Array, LinearLogits]
+# What a loss on logits may get of a teacher.
+TeacherLogits = Union[Logits, recorded.Sampled, recorded.TopK]
 Output = Union[Logits, Embedding]
 Taps = Mapping[str, tuple[Any, ...]]  # {kind: captured values in call order}.
 
@@ -193,6 +196,8 @@ class Batch(NamedTuple):
       texts in its own tokens, or the same images in its own size and scaling;
       None if both networks get the same. An example is real for both or for
       neither.
+    teacher: what was recorded of the teacher for these examples, a tuple of
+      `core.recorded`; None where the teacher itself runs.
   """
 
   inputs: ArrayTree
@@ -201,6 +206,7 @@ class Batch(NamedTuple):
   target_mask: Optional[AnyArray] = None
   weight: Optional[AnyArray] = None
   student: Optional[View] = None
+  teacher: Any = None
 
   def view(self, role: str) -> View:
     """Returns what the 'teacher' or 'student' gets."""
@@ -266,35 +272,3 @@ class Variables(NamedTuple):
 
   params: ArrayTree
   state: ArrayTree
-
-
-class Loss(Protocol):
-  """The signature of a function that `register_loss` takes."""
-
-  def __call__(self, student: Array, teacher: Array, *, mask: Array,
-               **options) -> LossSum:
-    """Compares aligned arrays where `mask` is true.
-
-    A loss that needs labels has a parameter `labels`.
-    """
-
-
-class Model(Protocol):
-  """The signature of a Haiku function that `register_model` takes."""
-
-  def __call__(self, inputs: ArrayTree, *, is_training: bool,
-               **options) -> Output:
-    """Returns logits `[B, V]` or `[B, N, V]`, or an Embedding.
-
-    It runs inside a Haiku transform. A model that masks padding itself has a
-    parameter `mask`; one that needs the data's number of classes has a
-    parameter `num_classes`.
-    """
-
-
-class Aligner(Protocol):
-  """The signature of a Haiku function that `register_aligner` takes."""
-
-  def __call__(self, student: Array, teacher: Array, *, mask: Array, on: str,
-               **options) -> Pair:
-    """Brings one layer of the two networks to one shape."""

@@ -18,6 +18,8 @@ class LossEntry(NamedTuple):
     any_width: whether student and teacher may differ in their last axis.
     additive: whether it is a sum over positions, so that it can be computed in
       chunks.
+    recorded: the types of `core.recorded` that it takes in place of a teacher's
+      logits.
     module: the module that registered it.
   """
 
@@ -27,6 +29,7 @@ class LossEntry(NamedTuple):
   relational: bool
   any_width: bool
   additive: bool
+  recorded: tuple[type, ...]
   module: str
 
   @property
@@ -100,7 +103,7 @@ class AlignerEntry(NamedTuple):
   """A registered aligner.
 
   Attributes:
-    function: a Haiku function; see `haikd.core.base.Aligner`.
+    function: a Haiku function; see `haikd.core.protocols.Aligner`.
     lazy: whether it takes lazy logits and maps.
     keeps_logits: whether it returns logits and their mask as they came.
     calibrate: see `registry.register_aligner`, or None.

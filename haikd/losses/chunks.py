@@ -27,7 +27,7 @@ _ABSENT: Any = None  # Stands in a tail for hidden states and kernel.
 
 def add_up(function: Callable[..., Any],
            student: base.LinearLogits,
-           teacher: Optional[base.Logits],
+           teacher: Optional[base.TeacherLogits],
            *,
            mask: jax.Array,
            labels: Optional[jax.Array] = None,
@@ -40,7 +40,8 @@ def add_up(function: Callable[..., Any],
       `[R, V]` float32, and a mask and labels whose one axis R replaces all axes
       before that of classes; it returns a pytree of sums over R.
     student: LinearLogits `[..., V]`.
-    teacher: LinearLogits, or logits, of the same shape; or None.
+    teacher: LinearLogits, or logits, of the same shape; one of
+      `recorded.TARGETS`; or None.
     mask: bool, leading axes of the logits, true where a position counts.
     labels: `[...]` or `[..., V]`, or None.
     weight: `[B]`, of the first axis, what its sums are multiplied by; or None.
@@ -83,7 +84,7 @@ def _call(function, student, teacher, mask, labels, weight):
 def weighted(losses: Sequence[Callable[..., base.LossSum]],
              coefficients: jax.Array,
              student: base.LinearLogits,
-             teacher: Optional[base.Logits],
+             teacher: Optional[base.TeacherLogits],
              *,
              mask: jax.Array,
              labels: Optional[jax.Array] = None,
@@ -97,7 +98,8 @@ def weighted(losses: Sequence[Callable[..., base.LossSum]],
     coefficients: float32 `[K]`, the weight of each total; they have no
       gradient.
     student: LinearLogits `[..., V]`.
-    teacher: LinearLogits, or logits, of the same shape; or None.
+    teacher: LinearLogits, or logits, of the same shape; one of
+      `recorded.TARGETS`; or None.
     mask: bool, leading axes of the logits, true where a position counts.
     labels: `[...]` or `[..., V]`, or None.
     weight: as for `add_up`.
@@ -175,11 +177,12 @@ class _Side(NamedTuple):
   materialised logits the products are the logits, and the tail is empty.
 
   Attributes:
-    logits: LinearLogits or an array, with one axis of positions; or None.
+    logits: LinearLogits, an array or records, with one axis of positions; or
+      None.
     wanted: like `logits`, whether each array needs a gradient.
   """
 
-  logits: Optional[base.Logits]
+  logits: Optional[base.TeacherLogits]
   wanted: Any
 
   def needs_gradient(self) -> bool:
@@ -206,6 +209,8 @@ class _Side(NamedTuple):
       return None if total is None else total.at[positions].set(
           rows, mode='drop', unique_indices=True)
 
+    if not self.needs_gradient():  # Records are several arrays, without one.
+      return total
     if not isinstance(self.logits, base.LinearLogits):
       return set_rows(total, gradient)
     shared = jax.tree.map(jnp.add, total._replace(hidden=None),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from haikd.core import base
 from haikd.core import checks
 from haikd.core import masking
+from haikd.core import recorded
 from haikd.losses import divergences
 from haikd.losses import labels as labels_lib
 from haikd.losses import register
@@ -16,8 +17,49 @@ from haikd.losses import register
 _RESTS = ('bucket', 'renormalise')
 
 
+def recorded_top_k_kl(student: jax.Array, teacher: recorded.TopK, *,
+                      mask: jax.Array, k: int = 3, rest: str = 'bucket',
+                      temperature: float = 1.0) -> base.LossSum:
+  """Returns `top_k_kl` from records of at least k classes.
+
+  Args:
+    student: `[..., V]` float32.
+    teacher: recorded at the same temperature.
+    mask: as for `top_k_kl`.
+    k: likewise; further classes that were recorded are of the rest.
+    rest: likewise.
+    temperature: likewise.
+
+  Raises:
+    TypeError: as `top_k_kl`.
+    ValueError: likewise; or k is above that of the records.
+  """
+  _check_k(k, rest, student.shape[-1])
+  if k > teacher.ids.shape[-1]:
+    raise ValueError(
+        'k must be at most the number of classes that were recorded, '
+        f'{teacher.ids.shape[-1]}; got {k}. Record more, or lower it.')
+
+  def rows(student, teacher):
+    classes = teacher.ids[..., :k]
+    chosen = [jnp.take_along_axis(student, classes, axis=-1),
+              teacher.log_probs[..., :k]]
+    if rest == 'bucket':
+      others = jnp.concatenate(
+          [teacher.log_probs[..., k:], teacher.rest[..., None]], axis=-1)
+      rests = [rest_logit(student, _at(classes, student)),
+               jax.nn.logsumexp(others, axis=-1)]
+      chosen = [jnp.concatenate([x, y[..., None]], axis=-1)
+                for x, y in zip(chosen, rests)]
+    return divergences.kl_rows(*chosen)
+
+  return divergences.softened(
+      rows, student, teacher, mask=mask, temperature=temperature)
+
+
 @register.register_loss(
-    on='logits', example=dict(student=(2, 3, 5), mask=(2, 3)), additive=True)
+    on='logits', example=dict(student=(2, 3, 5), mask=(2, 3)), additive=True,
+    recorded={recorded.TopK: recorded_top_k_kl})
 def top_k_kl(student: jax.Array,
              teacher: jax.Array,
              *,
@@ -69,8 +111,7 @@ def top_k_kl(student: jax.Array,
     chosen = [jnp.take_along_axis(x, classes, axis=-1)
               for x in (student, teacher)]
     if rest == 'bucket':
-      is_chosen = jnp.put_along_axis(
-          jnp.zeros(teacher.shape, bool), classes, True, axis=-1, inplace=False)
+      is_chosen = _at(classes, teacher)
       chosen = [
           jnp.concatenate([x, rest_logit(logits, is_chosen)[..., None]], -1)
           for x, logits in zip(chosen, (student, teacher))]
@@ -184,6 +225,12 @@ def _rest(logits, is_chosen):
   total = jnp.sum(powers, axis=-1, keepdims=True)
   probabilities = powers / jnp.where(total > 0, total, 1.0)
   return (largest + jnp.log(total))[..., 0], probabilities
+
+
+def _at(classes, logits):
+  """Returns a mask `[..., V]` of the classes `[..., k]`."""
+  return jnp.put_along_axis(
+      jnp.zeros(logits.shape, bool), classes, True, axis=-1, inplace=False)
 
 
 def _check_k(k, rest, classes):

@@ -12,6 +12,7 @@ from haikd.core import base
 from haikd.core import checks
 from haikd.core import masking
 from haikd.core import mesh_context
+from haikd.core import recorded
 
 # Bytes of float32 logits in a chunk. A CPU is fastest if they stay in its
 # cache, an accelerator if the matrix products are large.
@@ -89,6 +90,8 @@ class Chunk(NamedTuple):
       return None
     if isinstance(rows, base.LinearLogits):
       return rows._replace(hidden=self.of(rows.hidden))
+    if isinstance(rows, recorded.TARGETS):
+      return jax.tree.map(self.of, rows)
     rows = jnp.take(rows, self.positions, axis=0, mode='clip')
     return masking.clean(rows, self.keep)
 
@@ -146,6 +149,8 @@ class Cut:
       return value._replace(
           hidden=self.flatten(f'{name}.hidden', value.hidden),
           kernel=self._split(value.kernel))
+    if isinstance(value, recorded.TARGETS):
+      return jax.tree.map(lambda x: self.flatten(name, x), value)
     rank = len(self._shape)
     if value.shape[:rank] != self._shape:
       remedy = ('Register a loss that takes such labels without additive=True.'

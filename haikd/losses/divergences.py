@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import functools
 import math
+from typing import Any
 
 import jax
 from jax import custom_derivatives
@@ -11,6 +12,7 @@ import numpy as np
 
 from haikd.core import base
 from haikd.core import masking
+from haikd.core import recorded
 from haikd.losses import register
 
 # Coefficients of (exp(-x) - 1 + x) / x^2, the highest power first. The error
@@ -19,10 +21,57 @@ _SERIES = np.array([(-1)**k / math.factorial(k) for k in range(11, 1, -1)],
                    np.float32)
 
 
+def sampled_kl(student: jax.Array, teacher: recorded.Sampled, *,
+               mask: jax.Array, temperature: float = 1.0) -> base.LossSum:
+  """Returns an unbiased estimate of `kl_divergence`, from records.
+
+  A position has sum_v p'_v (-log q_v) - H, where p' is the estimate of the
+  prediction p whose entropy H is. This is linear in p', whose expectation is p.
+  A single position may be below 0. Its gradient with respect to the student's
+  logits is T (q - p').
+
+  Args:
+    student: `[..., V]` float32.
+    teacher: recorded at the same temperature.
+    mask: bool, leading axes of the logits, true where a position counts.
+    temperature: T.
+  """
+  def rows(student, teacher):
+    return _sampled_rows(student, *teacher)
+
+  return softened(rows, student, teacher, mask=mask, temperature=temperature)
+
+
+@jax.custom_jvp
+def _sampled_rows(student, ids, weights, entropy):
+  """Returns the cross-entropies with an estimate, less its entropies."""
+  return _compare_sampled(student, ids, weights, entropy)[0]
+
+
+# The derivative is q less the estimate.
+@_sampled_rows.defjvp
+def _sampled_rows_jvp(primals, tangents):
+  _, ids, weights, _ = primals
+  rows, q = _compare_sampled(*primals)
+  slope, at_ids = tangents[0], jnp.take_along_axis(tangents[0], ids, axis=-1)
+  total = jnp.sum(weights, axis=-1)
+  return rows, (total * jnp.sum(q * slope, axis=-1) -
+                jnp.sum(weights * at_ids, axis=-1))
+
+
+def _compare_sampled(student, ids, weights, entropy):
+  """Returns what `_sampled_rows` does, and q."""
+  q, normaliser = softmax(student)
+  log_q = jnp.take_along_axis(student, ids, axis=-1) - sum(normaliser)
+  cross = jnp.sum(jnp.where(weights > 0, weights * -log_q, 0.0), axis=-1)
+  return cross - entropy, q
+
+
 @register.register_loss(
     on='logits',
     example=dict(student=(2, 3, 5), mask=(2, 3)),
-    additive=True)
+    additive=True,
+    recorded={recorded.Sampled: sampled_kl})
 def kl_divergence(student: jax.Array,
                   teacher: jax.Array,
                   *,
@@ -104,15 +153,14 @@ def reverse_kl(student: jax.Array,
       mask=mask, temperature=temperature)
 
 
-def softened(rows: Callable[[jax.Array, jax.Array], jax.Array],
-             student: jax.Array, teacher: jax.Array, *, mask: jax.Array,
-             temperature: float) -> base.LossSum:
+def softened(rows: Callable[..., jax.Array], student: jax.Array, teacher: Any,
+             *, mask: jax.Array, temperature: float) -> base.LossSum:
   """Returns a loss on predictions at temperature T, times T^2.
 
   Args:
     rows: `(student, teacher) -> [...]`, the loss of each row of logits.
     student: `[..., V]` float32.
-    teacher: likewise.
+    teacher: likewise; or records at temperature T.
     mask: bool, leading axes of the logits, true where a position counts.
     temperature: T, which the logits are divided by.
 
@@ -124,7 +172,9 @@ def softened(rows: Callable[[jax.Array, jax.Array], jax.Array],
   """
   check_temperature(temperature)
   check_classes(student)
-  values = rows(student / temperature, teacher / temperature)
+  if not isinstance(teacher, recorded.TARGETS):  # These are softened already.
+    teacher = teacher / temperature
+  values = rows(student / temperature, teacher)
   return masking.masked_mean(temperature**2 * values, mask)
 
 

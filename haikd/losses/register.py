@@ -1,8 +1,9 @@
 """The decorator that registers a loss, and the guard that it puts around it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import functools
 import inspect
+import types
 from typing import Any, Optional, Union
 
 import jax
@@ -13,6 +14,7 @@ from haikd.core import base
 from haikd.core import checks
 from haikd.core import entries
 from haikd.core import masking
+from haikd.core import recorded as recorded_lib
 from haikd.core import registry
 from haikd.core import weighting
 from haikd.losses import chunks
@@ -26,6 +28,8 @@ def register_loss(name: Optional[str] = None,
                   any_width: bool = False,
                   additive: bool = False,
                   by_head: bool = False,
+                  recorded: Mapping[type, Callable] = types.MappingProxyType(
+                      {}),
                   replace: bool = False) -> Callable[[Callable], Callable]:
   """Registers a function `(student, teacher, *, mask, **options) -> LossSum`.
 
@@ -56,6 +60,9 @@ def register_loss(name: Optional[str] = None,
       number of keys is not additive.
     by_head: whether an additive loss on maps is a sum over heads too. A piece
       may then hold only some of the heads, which is faster.
+    recorded: for each type of `core.recorded` that it can take in place of a
+      teacher's logits, the function that does. It is called as the loss is, and
+      has the same options.
     replace: whether it may replace a loss of the same name.
 
   Returns:
@@ -84,9 +91,9 @@ def register_loss(name: Optional[str] = None,
           f'{function.__module__}. Only losses on attention are evaluated head '
           'by head.')
     guarded = _guard(function, on, any_width=any_width, additive=additive,
-                     by_head=by_head)
+                     by_head=by_head, recorded=recorded)
     entry = entries.LossEntry(guarded, on, example, relational, any_width,
-                              additive, function.__module__)
+                              additive, tuple(recorded), function.__module__)
     registry.losses.add(loss_name, entry, replace=replace)
     return guarded
 
@@ -130,7 +137,8 @@ def loss_names() -> tuple[str, ...]:
 
 
 def _guard(function: Callable, on: Union[str, tuple[str, ...]], *,
-           any_width: bool, additive: bool, by_head: bool) -> Callable:
+           any_width: bool, additive: bool, by_head: bool,
+           recorded: Mapping[type, Callable]) -> Callable:
   parameters = inspect.signature(function).parameters
   takes_labels = 'labels' in parameters
   needs_teacher = parameters['teacher'].default is inspect.Parameter.empty
@@ -159,14 +167,23 @@ def _guard(function: Callable, on: Union[str, tuple[str, ...]], *,
           f'teacher must be given, since {function.__name__} has no default '
           'for it; got None. If the loss needs no teacher, declare '
           '`teacher=None`.')
+    if takes_labels:
+      options['labels'] = labels
+    if isinstance(teacher, recorded_lib.TARGETS):
+      if type(teacher) not in recorded:
+        raise TypeError(
+            f'{function.__name__} does not take recorded '
+            f'{type(teacher).__name__}. Give the logits of the teacher.')
+      # Behind the mask, as everywhere, are zeros.
+      teacher = jax.tree.map(lambda x: masking.clean(x, mask), teacher)
+      return _check_result(
+          recorded[type(teacher)](student, teacher, mask=mask, **options))
     if teacher is not None:
       teacher = prepare('teacher', teacher, mask, on)
       sides = student, teacher
       for pair in ((sides,) if isinstance(on, str) else
                    zip(*(side.values() for side in sides))):
         checks.check_same_shape(*pair, any_width=any_width)
-    if takes_labels:
-      options['labels'] = labels
 
     def run(student, teacher, *, mask):
       return _check_result(function(student, teacher, mask=mask, **options))
