@@ -6,6 +6,7 @@
   python -m haikd.launch --config=configs/x.py --seeds=10
   python -m haikd.launch --config=configs/x.py --mode=plan --topology=v5e:16x16
   python -m haikd.launch --config=configs/x.py --mode=export --format=stablehlo
+  python -m haikd.launch --config=configs/x.py --mode=teach
 
 `python -m haikd` and `haikd` are the same.
 
@@ -54,7 +55,7 @@ from haikd.storage import paths
 _FORESEEN = (checks.ConfigError, checks.DataError, checks.DivergedError,
              checks.DoesNotFitError, checks.LostProcessError)
 _BROKEN_PIPE = 128 + signal.SIGPIPE
-_MODES = ('train', 'eval', 'plan', 'export')
+_MODES = ('train', 'eval', 'plan', 'export', 'teach')
 _FORMATS = ('hf', 'stablehlo', 'npz')
 
 
@@ -127,6 +128,9 @@ def _run(config, values, command):
   elif values.mode == 'export':
     from haikd.run import export
     print(export.export(config, workdir, values.output, values.format or 'hf'))
+  elif values.mode == 'teach':
+    from haikd.run import teach
+    teach.teach(config, workdir)
   elif values.seeds > 1:
     from haikd.run import seeds
     seeds.train(config, workdir, values.seeds, command)

@@ -15,7 +15,7 @@ FLOORS = (
     ('core',),
     ('config', 'processes', 'attention'),
     ('storage', 'losses', 'align', 'models'),
-    ('data', 'interop', 'network', 'metrics', 'testing'),
+    ('data', 'interop', 'network', 'metrics', 'teacher_records', 'testing'),
     ('objective',),
     ('engine',),
     ('report',),

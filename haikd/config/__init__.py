@@ -2,6 +2,7 @@
 
 from haikd.config.entries import assistant
 from haikd.config.entries import component
+from haikd.config.entries import records
 from haikd.config.entries import term
 from haikd.config.fields import base
 from haikd.config.fields import Config
@@ -12,6 +13,7 @@ from haikd.config.fields import validate
 from haikd.config.networks import network
 from haikd.config.networks import optimizer
 from haikd.config.options import plain
+from haikd.config.recorded import options_of as record_options
 from haikd.config.stages import Stage
 from haikd.config.stages import stages_of
 from haikd.config.stages import without as without_stages

@@ -88,3 +88,34 @@ def component(value: Any) -> ml_collections.ConfigDict:
           source_dir=config_dict.FieldReference(
               fields.pop('source_dir', None), field_type=str),
           **fields))
+
+
+def records(**fields: Any) -> ml_collections.ConfigDict:
+  """Returns `config.teacher.records`, with the defaults filled in.
+
+  Args:
+    **fields: the fields that differ from their defaults, which are below.
+
+  Returns:
+    A ConfigDict with every field.
+  """
+  return ml_collections.ConfigDict(
+      dict(
+          # Folder of the records, which --mode=teach writes; required.
+          path=fields.pop('path', ''),
+          # What is kept of a prediction: sampled, top_k or hidden.
+          kind=fields.pop('kind', 'sampled'),
+          # Largest probabilities that are kept, of kind sampled.
+          exact=fields.pop('exact', 16),
+          # Draws that stand for all other classes, of kind sampled.
+          draws=fields.pop('draws', 32),
+          # Largest log-probabilities that are kept, of kind top_k.
+          k=fields.pop('k', 50),
+          # Bits of what is kept, 8 or 16, of kinds sampled and top_k.
+          bits=fields.pop('bits', 8),
+          # Temperature of the predictions, that of the loss, of kinds sampled
+          # and top_k.
+          temperature=fields.pop('temperature', 1.0),
+          # How often is drawn anew, an epoch after the other, of kind sampled.
+          copies=fields.pop('copies', 1),
+          **fields))

@@ -11,6 +11,7 @@ from ml_collections import config_dict
 
 from haikd.config import entries
 from haikd.config import networks
+from haikd.config import recorded
 from haikd.config import rules
 from haikd.config import stages
 from haikd.config import table as table_lib
@@ -21,9 +22,9 @@ ConfigDict = networks.ConfigDict
 # Fields that accept any key; their keys belong to what they configure.
 OPEN_FIELDS = ('student.options', 'student.taps', 'student.placement',
                'teacher.options', 'teacher.taps', 'teacher.placement',
-               'data.options', 'data.augment', 'data.mixture', 'losses',
-               'assistants', 'stages', 'teacher.train.augment',
-               'evaluation.metrics',
+               'teacher.records', 'data.options', 'data.augment',
+               'data.mixture', 'losses', 'assistants', 'stages',
+               'teacher.train.augment', 'evaluation.metrics',
                'optimizer.options',
                'optimizer.lr_multipliers', 'teacher.train.optimizer.options',
                'teacher.train.optimizer.lr_multipliers')
@@ -161,6 +162,9 @@ def base() -> ConfigDict:
   config.teacher = networks.network()
   # How the teacher sees images, where it is not as the data's fields say.
   config.teacher.view = networks.view()
+  # Its predictions, recorded by --mode=teach, to learn from in its place, as
+  # dict(path=…, kind=…); {} for the teacher itself.
+  config.teacher.records = ConfigDict()
   # Networks between teacher and student, {name: haikd.config.assistant(…)}: in
   # the order of their names, each learns from the one before.
   config.assistants = ConfigDict()
@@ -231,6 +235,8 @@ def validate(config: ConfigDict) -> None:
     rules.check_component(
         f'config.data.mixture.{name}', entry, entries.component(1.0))
   rules.check_rules(config)
+  if config.teacher.records:
+    recorded.check(config.teacher.records)
   if config.stages:
     for stage in stages.stages_of(config):
       with checks.errors_of(stage.field):

@@ -19,6 +19,7 @@ from haikd.data.image import augment as augment_lib
 from haikd.data.image import normalise
 from haikd.data.image import views as views_lib
 
+_READ_THREADS = 4  # Threads that read ahead where a split is not in memory.
 # Part of a seed: what its random numbers are for. Others are in `orders`.
 _AUGMENT, _VARY, _VARY_EVALUATION = 1, 5, 6
 
@@ -39,18 +40,27 @@ class BatchIterator(Protocol):
     """Moves to a position in the stream."""
 
 
+class Records(Protocol):
+  """What was recorded of the teacher."""
+
+  def join(self, batch: base.Batch, epochs: np.ndarray) -> base.Batch:
+    """Returns a batch with what was recorded of its rows."""
+
+
 class Training:
   """One process's share of an endless stream of training batches.
 
   Each process takes a contiguous share of every batch of the reader's order. So
   the global batch does not depend on the number of processes. (Its augmentation
-  does.)
+  does.) `records` adds what was recorded of the teacher.
   """
 
   def __init__(self, reader: mixture_lib.AnyReader,
                augment: augment_lib.Augment, *, batch_size: int, seed: int,
-               views: views_lib.Views, process_index: int, process_count: int):
+               views: views_lib.Views, process_index: int, process_count: int,
+               records: Optional[Records] = None):
     self._reader = reader
+    self._records = records
     self._augment = augment
     self._order = reader.order(batch_size, seed)
     self._seed = seed
@@ -76,7 +86,8 @@ class Training:
     examples = self._reader.gather(
         picks.indices, fit=self._views.fit_training(rng), keys=keys)
     examples = self._augment(_to_float(examples), rng)
-    return _to_batch(self._views.inputs(examples), np.ones(len(keys), bool))
+    batch = _to_batch(self._views.inputs(examples), np.ones(len(keys), bool))
+    return self._records.join(batch, picks.epochs) if self._records else batch
 
 
 class Evaluation:
@@ -124,6 +135,21 @@ class Evaluation:
     return self._views.inputs(self._reader.gather(
         indices, fit=self._views.fit_evaluation(),
         keys=[(_VARY_EVALUATION,)] * len(indices)))
+
+
+def stream(numbered: Any, *, is_cached: bool, prefetch: int) -> Any:
+  """Returns what iterates over batches in their order, reading ahead.
+
+  Args:
+    numbered: the batches by number.
+    is_cached: whether the split is in memory.
+    prefetch: batches to read ahead.
+  """
+  import grain  # Takes a second: too long for `import haikd`.
+  threads = 1 if is_cached else _READ_THREADS
+  options = grain.ReadOptions(num_threads=min(threads, prefetch),
+                              prefetch_buffer_size=prefetch)
+  return grain.MapDataset.source(numbered).to_iter_dataset(options)
 
 
 def _round_up(number, unit):

@@ -79,6 +79,11 @@ class MixedReader:
     return all(part.cached for part in self._parts.values())
 
   @property
+  def vary(self) -> Any:
+    """That of one of its data sets, None if nothing in them is random."""
+    return next(filter(None, (x.vary for x in self._parts.values())), None)
+
+  @property
   def task(self) -> Optional[str]:
     """What the labels are, one of `tasks.OF_LABELS`; None without labels."""
     found = {name: part.task for name, part in self._parts.items()}

@@ -17,8 +17,6 @@ from haikd.data import source as source_lib
 from haikd.data.image import augment as augment_lib
 from haikd.data.image import views as views_lib
 
-_READ_THREADS = 4  # Threads that read ahead where a split is not in memory.
-
 
 class Data:
   """The batches of one data set; made by `build_data`.
@@ -37,9 +35,9 @@ class Data:
   def __init__(self, *, splits: mixture_lib.AnySplits, train: str,
                held_out: tuple[str, str], augment: Mapping[str, Any],
                augment_field: str, batch_size: int, eval_batch_size: int,
-               shards: int, seed: int, prefetch: int,
-               views: views_lib.Views,
-               process_index: int, process_count: int):
+               shards: int, seed: int, prefetch: int, views: views_lib.Views,
+               process_index: int, process_count: int,
+               records: Optional[batches.Records] = None):
     self.splits = splits
     self._train = train
     self._held_out = held_out
@@ -58,10 +56,9 @@ class Data:
     self._seed = seed
     self._prefetch = prefetch
     self.views = views
-    self._common = dict(
-        views=views,
-        process_index=process_index,
-        process_count=process_count)
+    self._records = records
+    self._common = dict(views=views, process_index=process_index,
+                        process_count=process_count)
 
   @property
   def num_classes(self) -> Optional[int]:
@@ -78,6 +75,11 @@ class Data:
     """The dtype of images in the data set, None without; reads an example."""
     image = self._reader(self._train).gather([0]).get('image')
     return None if image is None else image.dtype
+
+  @property
+  def varies(self) -> bool:
+    """Whether an example is not the same in each epoch of training."""
+    return bool(self._augment or self._reader(self._train).vary)
 
   @property
   def task(self) -> Optional[str]:
@@ -226,14 +228,12 @@ class Data:
             self._augment, reader.num_classes, field=self._augment_field),
         batch_size=self._batch_size,
         seed=self._seed,
+        records=self._records,
         **self._common)
 
   def _stream(self, numbered, reader):
-    import grain  # Takes a second: too long for `import haikd`.
-    threads = 1 if reader.cached else _READ_THREADS
-    options = grain.ReadOptions(num_threads=min(threads, self._prefetch),
-                                prefetch_buffer_size=self._prefetch)
-    return grain.MapDataset.source(numbered).to_iter_dataset(options)
+    return batches.stream(
+        numbered, is_cached=reader.cached, prefetch=self._prefetch)
 
 
 def build_data(config: config_lib.ConfigDict,
@@ -241,6 +241,7 @@ def build_data(config: config_lib.ConfigDict,
                shards: int = 1,
                like: Optional[Data] = None,
                augment_field: str = 'config.data.augment',
+               records: Optional[batches.Records] = None,
                process_index: Optional[int] = None,
                process_count: Optional[int] = None) -> Data:
   """Returns the Data that a config describes; reads nothing yet.
@@ -253,6 +254,7 @@ def build_data(config: config_lib.ConfigDict,
       are rounded up to a multiple of it.
     like: a Data whose opened splits are shared if the data set is the same.
     augment_field: the config field that holds the augmentations, for messages.
+    records: what was recorded of the teacher.
     process_index: of this process; JAX's by default.
     process_count: JAX's by default.
 
@@ -292,5 +294,6 @@ def build_data(config: config_lib.ConfigDict,
       seed=config.seed,
       prefetch=data.prefetch,
       views=views,
+      records=records,
       process_index=process_index,
       process_count=process_count)

@@ -22,7 +22,6 @@ from haikd.data import spec as spec_lib
 from haikd.data.image import views
 
 CACHE_BYTES = 2**29  # Splits up to this decoded size are kept in memory.
-
 _CHUNK = 1024  # Examples decoded at a time.
 _LABELS = 256  # Examples whose labels tell the task.
 
@@ -38,6 +37,7 @@ class Reader:
     split: its name, for messages.
     num_classes: V, or None.
     class_names: the names of the classes, or None.
+    vary: that of the source, or None.
 
   Args:
     source: the split.
@@ -53,6 +53,7 @@ class Reader:
     self.num_classes = None if task == tasks.REGRESSION else source.num_classes
     names = getattr(source, 'class_names', None)
     self.class_names = None if names is None else tuple(names)
+    self.vary = getattr(source, 'vary', None)
     self._source = source
     self._columns: Optional[Columns] = None
     self._growing = source_lib.growing(source)
@@ -146,14 +147,13 @@ class Reader:
       numbers = [int(i) for i in indices]
       columns = self._checked(
           self._stack(self._read(numbers), numbers, template, fit), numbers)
-    vary = getattr(self._source, 'vary', None)
-    if keys is None or vary is None:
+    if keys is None or self.vary is None:
       return columns
     rngs = [np.random.default_rng((*key, int(i)))
             for key, i in zip(keys, indices)]
     with foreign.calling(f'examples of split {self.split!r} must be varied',
                          "Fix the data set's code"):
-      return vary(columns, rngs)
+      return self.vary(columns, rngs)
 
   def _decoded(self) -> Optional[Columns]:
     """Returns all examples, checked; None if they are too large to keep."""

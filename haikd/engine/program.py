@@ -25,6 +25,7 @@ from haikd.network import network as network_lib
 from haikd.network import precision
 from haikd.objective import build as build_lib
 from haikd.objective import objective as objective_lib
+from haikd.objective import recorded as recorded_lib
 
 # On CPU, a call with a donated argument waits for the previous step. That costs
 # 15 % of a step of 7 ms and next to nothing of one of 150 ms. Without donation
@@ -85,6 +86,7 @@ class Program(NamedTuple):
 def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
                   num_classes: Optional[int], mesh: jax.sharding.Mesh,
                   has_teacher: bool,
+                  recorded: Optional[recorded_lib.Recorded] = None,
                   optimizer_field: str = 'config.optimizer') -> Program:
   """Builds the functions of a run, without touching a device.
 
@@ -95,6 +97,8 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
     mesh: where to run.
     has_teacher: whether the student learns from `config.teacher`, or from the
       labels alone.
+    recorded: what was recorded of the teacher, which takes its place: nothing
+      is then compared with the teacher in evaluations.
     optimizer_field: the config field of the optimizer, for messages.
 
   Returns:
@@ -109,7 +113,7 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
     with stages_lib.errors_of(stage):
       objectives.append(build_lib.build_objective(
           stage.config, spec=spec, num_classes=num_classes,
-          has_teacher=has_teacher))
+          has_teacher=has_teacher, recorded=recorded))
   objective = objectives[0]
   optimizers = stages_lib.build_optimizers(stages, optimizer_field)
   teacher, frozen = objective.teacher, None
@@ -139,9 +143,11 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
 
   own_metrics = own_lib.build(config.evaluation.metrics)
 
+  live = None if recorded else teacher
+
   def eval_step(network, evaluated, frozen, has_labels=True):
     return evaluate.build_eval_step(
-        network, teacher, mesh, evaluated, frozen, task=objective.task,
+        network, live, mesh, evaluated, frozen, task=objective.task,
         has_labels=has_labels, own=own_metrics,
         rows=evaluated_rows(config, mesh), chunk_bytes=chunk_bytes(config))
 
@@ -161,8 +167,8 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
       eval_step=eval_step(objective.student, layout['student'],
                           layout['frozen']),
       teacher_eval_step=(
-          eval_step(teacher, layout['frozen'], None,
-                    predict_the_same(*objective.outputs)) if teacher else
+          eval_step(live, layout['frozen'], None,
+                    predict_the_same(*objective.outputs)) if live else
           None),
       is_finite=jax.jit(
           lambda state: jmp.all_finite((state.params, state.ema)),

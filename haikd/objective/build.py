@@ -15,6 +15,7 @@ from haikd.network import network as network_lib
 from haikd.objective import compare as compare_lib
 from haikd.objective import objective as objective_lib
 from haikd.objective import pairs as pairs_lib
+from haikd.objective import recorded as recorded_lib
 from haikd.objective import terms as terms_lib
 
 
@@ -22,7 +23,9 @@ def build_objective(config: config_lib.ConfigDict,
                     *,
                     spec: base.Batch,
                     num_classes: Optional[int],
-                    has_teacher: bool = True) -> objective_lib.Objective:
+                    has_teacher: bool = True,
+                    recorded: Optional[recorded_lib.Recorded] = None
+                    ) -> objective_lib.Objective:
   """Builds and checks an objective, without touching a device.
 
   Args:
@@ -31,6 +34,8 @@ def build_objective(config: config_lib.ConfigDict,
     num_classes: the number of classes of the data; None if it has none.
     has_teacher: whether the student learns from `config.teacher`, or from the
       labels alone.
+    recorded: what was recorded of the teacher, which takes its place; None for
+      the teacher itself.
 
   Returns:
     An Objective.
@@ -55,7 +60,11 @@ def build_objective(config: config_lib.ConfigDict,
 
   student = build('student', terms)
   teacher = None
-  if has_teacher:
+  if recorded is not None:
+    recorded.check_spec(spec)
+    recorded.check(terms, _abstract_output(student, spec).logits)
+    teacher = recorded.network()
+  elif has_teacher:
     teacher = build('teacher', (term for term in terms if term.needs_teacher))
   outputs = (_abstract_output(student, spec),
              teacher and _abstract_output(teacher, spec))

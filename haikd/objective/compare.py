@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from haikd import attention
 from haikd.core import base
 from haikd.core import checks
+from haikd.core import recorded
 from haikd.core import weighting
 from haikd.losses import chunks
 from haikd.losses import cutting
@@ -53,7 +54,7 @@ def init_align(term: terms_lib.Term, pairs: Pairs,
     `{layer: Haiku parameters}` of the layers that have any.
   """
   return _of_layers(pairs, rng, lambda rng, pair: (
-      {} if pair.teacher is None else term.align.init(rng, None, *pair)))
+      {} if _needs_none(pair) else term.align.init(rng, None, *pair)))
 
 
 def init_loss(term: terms_lib.Term, params: Mapping[str, Any], pairs: Pairs,
@@ -174,7 +175,7 @@ def compare_together(
 
 
 def _align(term, params, pair, context):
-  if pair.teacher is None:
+  if _needs_none(pair):
     return pair
   aligned = term.align.apply(params, None, context.gather_parameter, *pair)
   # Terms in chunks share one student and one mask.
@@ -185,6 +186,11 @@ def _align(term, params, pair, context):
           'an aligner with keeps_logits=True must return logits and mask as '
           'they came; got others. Register it without keeps_logits.')
   return aligned
+
+
+def _needs_none(pair):
+  """Returns whether there is nothing to align."""
+  return pair.teacher is None or isinstance(pair.teacher, recorded.TARGETS)
 
 
 def _keywords(term, mask, labels, step):

@@ -13,6 +13,7 @@ from haikd import attention
 from haikd.core import base
 from haikd.core import checks
 from haikd.core import masking
+from haikd.core import recorded
 from haikd.network import network as network_lib
 from haikd.objective import terms as terms_lib
 
@@ -109,7 +110,7 @@ def _pairs_of(kind, layers, student, teacher, batch, form, needs_teacher):
 def with_logits(output: network_lib.NetworkOutput,
                 batch: base.Batch) -> network_lib.NetworkOutput:
   """Returns an output with its logits, if any, materialised."""
-  if output.logits is None:
+  if output.logits is None or isinstance(output.logits, recorded.TARGETS):
     return output
   mask = target_mask(batch, output.logits)
   return output._replace(logits=masking.materialise(output.logits, mask))

@@ -18,6 +18,7 @@ from haikd.plan import picture
 from haikd.plan import search
 from haikd.run import chain
 from haikd.run import console
+from haikd.run import recorded
 from haikd.run import resolve
 from haikd.storage import files
 from haikd.storage import paths
@@ -109,9 +110,13 @@ def build_step(config: config_lib.ConfigDict,
   mesh = mesh_lib.build_mesh(config.mesh, devices)
   mesh_lib.check_batch_size(mesh, config.batch_size, config.microbatches)
   spec, num_classes, task = description.describe(config)
+  known = None
+  if config.teacher.records:
+    known = recorded.describe(config, num_classes)
+    spec = known.with_targets(spec)
   program = program_lib.build_program(
       resolve.with_task(config, task), spec=spec, num_classes=num_classes,
-      mesh=mesh, has_teacher=True)
+      mesh=mesh, has_teacher=True, recorded=known)
   stage = program.stages[-1]
   if stage.name:
     notes.say(f'The plan is that of config.stages.{stage.name}, the last one.')

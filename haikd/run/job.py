@@ -1,6 +1,6 @@
 """The job: trains a teacher, the student alone and the student; evaluates."""
 
-from typing import Any
+from typing import Any, Optional
 
 import jax
 
@@ -9,9 +9,11 @@ from haikd.core import notes
 from haikd.engine import evaluate as evaluate_lib
 from haikd.engine import mesh as mesh_lib
 from haikd.network import network as network_lib
+from haikd.objective import recorded as recorded_lib
 from haikd.run import adaptive
 from haikd.run import chain
 from haikd.run import pretrained
+from haikd.run import recorded
 from haikd.run import report as report_lib
 from haikd.run import resolve
 from haikd.run import results as results_lib
@@ -57,7 +59,8 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path,
       jobs.append(_prepare(link, jobs[0][0].data if jobs else None))
   chain.check_taught(links)
   first, _, untrained = jobs[0]
-  start = [] if untrained else [first.start('teacher')]
+  is_given = not untrained and first.records is None
+  start = [first.start('teacher')] if is_given else []
   results: results_lib.Results = {}
   with workdir_lib.lock(workdir):
     for link in links:
@@ -101,17 +104,19 @@ def _run(workdir, student, alone, teacher, start, command):
     command: the command line.
   """
   config = student.config
+  results: results_lib.Results = {}
   workdir_lib.claim(workdir, config)
-  if teacher:
-    trained_teacher = _train(teacher, None, workdir)
+  if student.records is not None:
+    frozen_teacher = _recorded(student)
+    recorded.say(student.records)
   else:
-    trained_teacher = start.pop() if start else student.start('teacher')
-  frozen_teacher = _freeze(student, trained_teacher)
+    trained = start.pop() if start else trained_teacher(
+        student, teacher, workdir)
+    frozen_teacher = _freeze(student, trained)
+    results['teacher'] = _evaluate_teacher(student, trained, frozen_teacher)
+    del trained  # Its arrays are larger than those of frozen_teacher.
   student = adaptive.settle(student, frozen_teacher.frozen, workdir)
   report = report_lib.Report(student, command, report_lib.FILE)
-  results = dict(
-      teacher=_evaluate_teacher(student, trained_teacher, frozen_teacher))
-  del trained_teacher  # Its arrays are larger than those of frozen_teacher.
   if pretrained.is_available(config.student.init):
     results['student_start'] = _evaluate(
         student, student.start('student'), frozen_teacher)
@@ -155,17 +160,20 @@ def evaluate(config: config_lib.ConfigDict, workdir: paths.Path,
   if checkpoint.has_checkpoint(workdir):
     saved = checkpoint.metadata(workdir, field='--workdir')
     student.check_vocabulary(saved, 'student')
-  if config.teacher.init:
-    trained_teacher = student.start('teacher')
+  trained = None
+  if student.records is not None:
+    frozen_teacher = _recorded(student)
   else:
-    trained_teacher = _load(student, workdir, workdir_lib.TEACHER, 'teacher')
-  frozen_teacher = _freeze(student, trained_teacher)
+    trained = (student.start('teacher') if config.teacher.init else
+               _load(student, workdir, workdir_lib.TEACHER, 'teacher'))
+    frozen_teacher = _freeze(student, trained)
   if saved:
     checkpoint.check_teacher(saved, frozen_teacher.identity)
   file = writer.evaluation_file(config.evaluation.final)
   report = report_lib.Report(student, command, file.replace('.json', '.html'))
-  results = dict(
-      teacher=_evaluate_teacher(student, trained_teacher, frozen_teacher))
+  results: results_lib.Results = {}
+  if trained is not None:
+    results['teacher'] = _evaluate_teacher(student, trained, frozen_teacher)
   if pretrained.is_available(config.student.init):
     results['student_start'] = _evaluate(
         student, student.start('student'), frozen_teacher)
@@ -178,6 +186,20 @@ def evaluate(config: config_lib.ConfigDict, workdir: paths.Path,
   _publish(results, workdir, config.evaluation.final, file)
   report.write(workdir, results)
   return results
+
+
+def trained_teacher(student: trainees.Trainee,
+                    teacher: Optional[trainees.Trainee],
+                    workdir: paths.Path) -> trainer.Trained:
+  """Returns the teacher of a job, which is trained if it has no weights.
+
+  Args:
+    student: from `trainees.build_all`.
+    teacher: likewise.
+    workdir: of the job, claimed.
+  """
+  return _train(teacher, None, workdir) if teacher else (
+      student.start('teacher'))
 
 
 def _train(trainee, teacher, workdir) -> trainer.Trained:
@@ -196,6 +218,14 @@ def _load(student, workdir, folder, role) -> trainer.Trained:
 def _freeze(student, trained_teacher) -> trainer.Teacher:
   frozen = student.program.freeze(trained_teacher.network)
   return trainer.Teacher(frozen, fingerprint.tree_hash(frozen))
+
+
+def _recorded(student) -> trainer.Teacher:
+  """Returns what takes the place of a teacher that was recorded."""
+  records = student.records
+  variables = recorded_lib.of_records(records).variables(records.unembedding)
+  return trainer.Teacher(
+      student.program.freeze(variables), records.recipe.identity)
 
 
 def _evaluate_teacher(student, trained, teacher):

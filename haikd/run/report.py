@@ -76,6 +76,8 @@ class Report:
       frozen: those of the teacher.
     """
     config = self._student.config
+    if self._student.records is not None:
+      return  # There is no teacher to compare with.
     if self._is_wanted and config.report.examples:
       self._guard(
           'the examples', lambda: self._run(network, variables, frozen))

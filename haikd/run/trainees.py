@@ -14,12 +14,15 @@ from haikd.core import registry
 from haikd.data import pipeline
 from haikd.engine import mesh as mesh_lib
 from haikd.engine import program as program_lib
+from haikd.objective import recorded as recorded_lib
 from haikd.run import pretrained
+from haikd.run import recorded
 from haikd.run import resolve
 from haikd.run import trainer
 from haikd.run import workdir as workdir_lib
 from haikd.storage import checkpoint
 from haikd.storage import paths
+from haikd.teacher_records import records as records_lib
 
 
 class Trainee(NamedTuple):
@@ -31,6 +34,8 @@ class Trainee(NamedTuple):
     data: what it is trained on and evaluated with.
     folder: where it is saved, below the workdir.
     title: its title on the progress bar.
+    records: what was recorded of the teacher, which does not run then; None
+      where it does, and where there is none.
   """
 
   config: config_lib.ConfigDict
@@ -38,6 +43,7 @@ class Trainee(NamedTuple):
   data: pipeline.Data
   folder: str
   title: str
+  records: Optional[records_lib.Records] = None
 
   def expected(self, role: str) -> base.Variables:
     """Returns shapes, dtypes and shardings of the 'teacher' or 'student'."""
@@ -199,7 +205,7 @@ def build_all(
     alone = build(config_lib.without_stages(config), mesh,
                   shared_data=student.data, has_teacher=False,
                   folder=workdir_lib.BASELINE, title='student alone')
-  if not config.teacher.init:
+  if not config.teacher.init and student.records is None:
     teacher_config = resolve.teacher_training(config)
     if not has_labels:
       raise checks.ConfigError(
@@ -242,6 +248,10 @@ def build(config: config_lib.ConfigDict,
     ConfigError: the config cannot work.
     DataError: the data cannot be used.
   """
+  records = known = None
+  if has_teacher and config.teacher.records:
+    records = recorded.open_records(config)
+    known = recorded_lib.of_records(records)
   share = mesh_lib.batch_share(mesh)
   data = pipeline.build_data(
       config,
@@ -249,7 +259,10 @@ def build(config: config_lib.ConfigDict,
       process_index=share.index,
       process_count=share.count,
       like=shared_data,
+      records=records,
       augment_field=augment_field)
+  if records is not None:
+    recorded.check_data(records, data)
   config = resolve.with_vocabulary(
       config, data.text_of('teacher'), data.text_of('student'))
   program = program_lib.build_program(
@@ -258,8 +271,9 @@ def build(config: config_lib.ConfigDict,
       num_classes=data.num_classes,
       mesh=mesh,
       has_teacher=has_teacher,
+      recorded=known,
       optimizer_field=optimizer_field)
-  return Trainee(config, program, data, folder, title)
+  return Trainee(config, program, data, folder, title, records)
 
 
 def _learns_alone(config):

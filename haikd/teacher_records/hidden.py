@@ -1,14 +1,14 @@
 """The last hidden state in 8 bits, from which logits are computed.
 
 A hidden state has few large coordinates, and one scale for all would waste most
-of its 256 values on them. An orthogonal map, the same for all positions, spreads
-them over all coordinates. It is never undone: the unembedding that is kept is
+of its 256 values on them. An orthogonal map, the same for all positions,
+spreads them over all coordinates. It is never undone: the unembedding that is kept is
 multiplied by it, so that the logits are the same.
 """
 
 from collections.abc import Mapping
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from haikd.core import base
 from haikd.core import recorded
 from haikd.teacher_records import packing
 
+ABSENT: Any = None  # Stands in lazy logits for hidden states.
 _LARGEST = 127
 
 
@@ -109,6 +110,5 @@ def rotated(logits: base.LinearLogits) -> base.LinearLogits:
     LinearLogits of NumPy arrays, float32, whose kernel takes rotated states.
   """
   kernel = np.asarray(logits.kernel, np.float32)
-  parts = jax.tree.map(lambda x: np.asarray(x, np.float32),
-                       logits._replace(hidden=None, kernel=None))
-  return parts._replace(kernel=rotation(len(kernel)).T @ kernel)
+  parts = jax.tree.map(lambda x: np.asarray(x, np.float32), logits)
+  return parts._replace(hidden=ABSENT, kernel=rotation(len(kernel)).T @ kernel)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 STEPS = {8: 2.0**-4, 16: 2.0**-11}  # In nats, by the number of bits.
-DTYPES = {8: np.dtype('<u1'), 16: np.dtype('<u2')}
+DTYPES: dict[int, np.dtype] = {8: np.dtype('<u1'), 16: np.dtype('<u2')}
 
 
 def last_code(bits: int) -> int:

@@ -140,7 +140,8 @@ def _draw(rest: jax.Array, uniform: jax.Array, count: int) -> jax.Array:
   # Rounding must not lead past the last class that has a probability, here and
   # in its block.
   below_1 = 1 - jnp.finfo(jnp.float32).eps
-  points = jnp.minimum((uniform[..., None] + jnp.arange(count)) / count, below_1)
+  points = (uniform[..., None] + jnp.arange(count)) / count
+  points = jnp.minimum(points, below_1)
   points = (points * ends[:, -1:, None]).reshape(rows, -1)
   block = jax.vmap(lambda x, y: jnp.searchsorted(x, y, side='right'))(
       ends, points)

@@ -1,0 +1,159 @@
+"""Opens records of a teacher, and refuses those of another one, or other data.
+
+The teacher itself is not read: its weights may be gone.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Optional
+
+from haikd import config as config_lib
+from haikd.core import checks
+from haikd.core import notes
+from haikd.data import pipeline
+from haikd.objective import recorded as recorded_lib
+from haikd.teacher_records import records as records_lib
+
+FIELD = recorded_lib.FIELD
+
+# What the config says of a teacher that decides its predictions.
+_NETWORK = ('model', 'options', 'init', 'init_layers', 'used_classes',
+            'precision')
+
+
+def network_of(config: config_lib.ConfigDict) -> dict[str, Any]:
+  """Returns what a config says of its teacher, for the manifest.
+
+  Args:
+    config: a resolved config.
+  """
+  said = {name: config.teacher[name] for name in _NETWORK}
+  if not config.teacher.init:  # It is trained on the data of the config.
+    said['train'] = config.teacher.train
+  return config_lib.plain(config_lib.ConfigDict(said))
+
+
+def check_fields(config: config_lib.ConfigDict) -> None:
+  """Refuses fields that contradict records.
+
+  Args:
+    config: of the run.
+
+  Raises:
+    ConfigError: assistants, augmentations, or a teacher's own view of images.
+  """
+  if config.assistants:
+    raise checks.ConfigError(
+        f'{FIELD} must be left out with config.assistants, each of which is '
+        f'the teacher of the next; got assistants '
+        f'{", ".join(config.assistants)}. Leave one of the two out.')
+
+
+def check_varies(data: pipeline.Data) -> None:
+  """Refuses data whose examples are others in each epoch.
+
+  Args:
+    data: of the run.
+
+  Raises:
+    ConfigError: augmentations, or data that is random.
+  """
+  if data.varies:
+    raise checks.ConfigError(
+        'config.data must have the same examples in each epoch to be recorded, '
+        'since a record is of what the teacher has seen; got augmentations, or '
+        'a data set that draws anew. Set config.data.augment to {}, or leave '
+        f'{FIELD} out.')
+
+
+def open_records(config: config_lib.ConfigDict) -> records_lib.Records:
+  """Opens the records of a config, which the teacher's fields must fit.
+
+  Args:
+    config: a config from `resolve.from_pretrained`.
+
+  Raises:
+    ConfigError: other options than those of the records, or another teacher.
+    DataError: no records, or not all.
+  """
+  check_fields(config)
+  given = config_lib.plain(config.teacher.records)
+  records = records_lib.Records(given['path'])
+  _check_same(FIELD, given['path'], config_lib.record_options(given),
+              records.recipe.options)
+  said = network_of(config)
+  if records.network['init'] and not said['init']:
+    return records  # They are all that is left of the teacher.
+  _check_same('config.teacher', given['path'], said, records.network,
+              ' If the weights have only been moved, set init to None and give '
+              "the data set the teacher's tokenizer.")
+  return records
+
+
+def check_data(records: records_lib.Records, data: pipeline.Data) -> None:
+  """Refuses data with another vocabulary, or that varies.
+
+  Args:
+    records: of the run.
+    data: of the run.
+
+  Raises:
+    ConfigError: data that varies.
+    DataError: another tokenizer, or another part of its vocabulary.
+  """
+  check_varies(data)
+  text = data.text_of('teacher')
+  vocabulary = text.identity if text else ''
+  if vocabulary != records.recipe.vocabulary:
+    raise checks.DataError(
+        'config.data.options must give the tokenizer of the records, with the '
+        'same tokens left after pruning; got '
+        f'{vocabulary[:12] or "none"}, where it is '
+        f'{records.recipe.vocabulary[:12] or "none"}. Record again, or bring '
+        'back the tokenizer.')
+
+
+def describe(config: config_lib.ConfigDict, num_classes: Optional[int],
+             ) -> recorded_lib.Recorded:
+  """Returns what is known of records that may not be written yet, for a plan.
+
+  Args:
+    config: a resolved config with records.
+    num_classes: of the data.
+
+  Raises:
+    DataError: hidden states that are not recorded yet: nothing else says how
+      wide they are.
+  """
+  options = config_lib.record_options(
+      config_lib.plain(config.teacher.records))
+  if options['kind'] != 'hidden' and num_classes is not None:
+    return recorded_lib.Recorded(options, num_classes)
+  return recorded_lib.of_records(open_records(config))
+
+
+def say(records: records_lib.Records) -> None:
+  """Says what a run does not have, since its teacher is not there."""
+  notes.say(
+      f'the student learns from {records.recipe.options["kind"]} records; the '
+      'teacher does not run, and evaluations compare with labels alone.')
+
+
+def _check_same(field: str, path: str, given: Mapping[str, Any],
+                there: Mapping[str, Any], remedy: str = '') -> None:
+  names = [name for name in {**given, **there}
+           if _json(given.get(name)) != _json(there.get(name))]
+  if names:
+    name = names[0]
+    raise checks.ConfigError(
+        f'{field}.{name} must be that of the records in {path}; got '
+        f'{given.get(name)!r}, where it is {there.get(name)!r}. Record again, '
+        f'or set it so.{remedy}')
+
+
+def _json(value):
+  """Returns a value as JSON has it: tuples are lists."""
+  if isinstance(value, Mapping):
+    return {str(key): _json(x) for key, x in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_json(x) for x in value]
+  return value

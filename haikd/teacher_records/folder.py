@@ -1,0 +1,280 @@
+"""The folder of records: shards, and the manifest that completes it.
+
+A record holds the digest of its row, a checksum, and what the codec wrote. A
+shard appears atomically, beside a file with its size and checksum. The manifest
+is written last.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+import hashlib
+import os
+import pathlib
+from typing import Any, Optional
+import zlib
+
+import numpy as np
+
+from haikd.core import base
+from haikd.core import checks
+from haikd.storage import files
+from haikd.storage import paths
+from haikd.teacher_records import hidden
+from haikd.teacher_records import recipe as recipe_lib
+from haikd.teacher_records import rows as rows_lib
+
+FIELD = 'config.teacher.records.path'
+
+_RECIPE, _MANIFEST, _INDEX = 'recipe.json', 'manifest.json', 'index.npy'
+_UNEMBEDDING = 'unembedding.npz'
+_CRC_BYTES = 4
+
+
+def shard_name(number: int) -> str:
+  """Returns the name of a shard."""
+  return f'{number:05d}.array_record'
+
+
+def read_recipe(folder: pathlib.Path) -> Optional[recipe_lib.Recipe]:
+  """Returns what a folder holds or is being filled with; None for nothing."""
+  path = folder / _RECIPE
+  if not path.exists():
+    return None
+  return recipe_lib.Recipe(**files.read_json(path))
+
+
+def begin(folder: pathlib.Path, recipe: recipe_lib.Recipe) -> None:
+  """Makes a folder, or checks that it is being filled with the same records.
+
+  Args:
+    folder: of the records.
+    recipe: of the records.
+
+  Raises:
+    DataError: it holds others, or it cannot be written to.
+  """
+  found = read_recipe(folder)
+  if found is None:
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+      files.write_json(folder / _RECIPE, recipe._asdict())
+    except OSError as err:
+      raise checks.DataError(
+          f'{FIELD} must be a folder that can be written to; got {folder} '
+          f'({checks.one_line(err)}). Choose another.') from err
+  elif differences := recipe.differences(found):
+    raise checks.DataError(
+        f'{FIELD} must be empty, or hold records of this teacher, data and '
+        f'these options; got {folder}, with {_told(differences)}. Choose '
+        'another folder.')
+  paths.remove_leftovers(folder)
+
+
+def _told(differences):
+  """Returns differences in words: what is there, and what was asked for."""
+  return checks.abbreviate(
+      [f'{name}={_short(there)} where it should be {_short(expected)}'
+       for name, (expected, there) in differences.items()], limit=3)
+
+
+def _short(value):
+  return value[:12] if isinstance(value, str) and len(value) > 40 else value
+
+
+def missing(folder: pathlib.Path, shards: int) -> list[int]:
+  """Returns the numbers of the shards that are not there, or are damaged.
+
+  Args:
+    folder: of the records.
+    shards: how many there are.
+  """
+  return [number for number in range(shards)
+          if not _is_whole(folder, number)]
+
+
+def _is_whole(folder, number):
+  path, statistics = folder / shard_name(number), _statistics(folder, number)
+  if not (path.exists() and statistics.exists()):
+    return False
+  expected = files.read_json(statistics)
+  return (path.stat().st_size == expected['bytes'] and
+          _checksum(path) == expected['sha256'])
+
+
+def _statistics(folder, number):
+  return folder / f'{number:05d}.json'
+
+
+def _checksum(path):
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def write_shard(folder: pathlib.Path, number: int,
+                records: Iterable[tuple[bytes, bytes]],
+                positions: int) -> dict[str, Any]:
+  """Writes a shard, which appears at once.
+
+  Args:
+    folder: of the records.
+    number: of the shard.
+    records: the digest of the row of each, and what the codec wrote.
+    positions: how many positions they hold, of all copies.
+
+  Returns:
+    Its statistics.
+  """
+  from array_record.python import array_record_module
+  path = folder / shard_name(number)
+  temporary = paths.temporary(path)
+  # Rows are read in random order: each is compressed on its own.
+  writer = array_record_module.ArrayRecordWriter(str(temporary), 'group_size:1')
+  digests = []
+  try:
+    for digest, content in records:
+      writer.write(digest + zlib.crc32(content).to_bytes(_CRC_BYTES) + content)
+      digests.append(digest.hex())
+    writer.close()
+    statistics = dict(
+        records=len(digests), positions=positions,
+        bytes=temporary.stat().st_size, sha256=_checksum(temporary),
+        digests=digests)
+    os.replace(temporary, path)
+  finally:
+    if writer.is_open():
+      writer.close()
+    temporary.unlink(missing_ok=True)
+  files.write_json(_statistics(folder, number), statistics)
+  return statistics
+
+
+def complete(folder: pathlib.Path, recipe: recipe_lib.Recipe, shards: int,
+             network: Mapping[str, Any],
+             unembedding: Optional[base.LinearLogits]) -> dict[str, Any]:
+  """Writes what completes a folder, the manifest last.
+
+  Args:
+    folder: of the records, with all shards.
+    recipe: of the records.
+    shards: how many there are.
+    network: what the config says of the teacher.
+    unembedding: from `hidden.rotated`; None for other kinds.
+
+  Returns:
+    The manifest.
+  """
+  known = [files.read_json(_statistics(folder, x)) for x in range(shards)]
+  digests = b''.join(bytes.fromhex(x) for one in known for x in one['digests'])
+  index = np.frombuffer(digests, np.uint8).reshape(-1, rows_lib.DIGEST_BYTES)
+  _save(folder / _INDEX, lambda file: np.save(file, index[::recipe.copies]))
+  if unembedding is not None:
+    arrays = {name: x for name, x in unembedding._asdict().items()
+              if x is not None}
+    _save(folder / _UNEMBEDDING, lambda file: np.savez(file, **arrays))
+  manifest = dict(
+      recipe=recipe._asdict(), network=network,
+      rows=len(index) // recipe.copies,
+      positions=sum(x['positions'] for x in known),
+      bytes=sum(x['bytes'] for x in known),
+      shards=[dict(file=shard_name(number), **{
+          name: x[name] for name in ('records', 'bytes', 'sha256')})
+          for number, x in enumerate(known)])
+  files.write_json(folder / _MANIFEST, manifest)
+  return manifest
+
+
+def _save(path, save):
+  temporary = paths.temporary(path)
+  try:
+    with open(temporary, 'wb') as file:
+      save(file)
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
+  """Returns the manifest of complete records.
+
+  Args:
+    folder: of the records.
+
+  Raises:
+    DataError: there are none, or a shard is missing or cut short.
+  """
+  if not (folder / _MANIFEST).exists():
+    state = ('records that are not complete' if (folder / _RECIPE).exists() else
+             'a folder without records')
+    raise checks.DataError(
+        f'{FIELD} must be a folder that --mode=teach has filled; got {folder}, '
+        f'{state}. Start this config with --mode=teach.')
+  manifest = files.read_json(folder / _MANIFEST)
+  for shard in manifest['shards']:
+    path = folder / shard['file']
+    size = path.stat().st_size if path.exists() else None
+    if size != shard['bytes']:
+      got = 'none' if size is None else f'{size} bytes'
+      raise checks.DataError(
+          f'{path} must be the shard of {shard["bytes"]} bytes that '
+          f'{_MANIFEST} names; got {got}. Start --mode=teach again, which '
+          'writes what is missing.')
+  return manifest
+
+
+def read_index(folder: pathlib.Path) -> np.ndarray:
+  """Returns the digest of each row, uint8 `[rows, 16]`."""
+  return np.load(folder / _INDEX)
+
+
+def read_unembedding(folder: pathlib.Path) -> base.LinearLogits:
+  """Returns what `complete` was given; NumPy arrays without hidden states."""
+  with np.load(folder / _UNEMBEDDING) as archive:
+    return base.LinearLogits(
+        hidden.ABSENT, **{name: archive[name] for name in archive})
+
+
+class Shards:
+  """The records of a complete folder, by number.
+
+  Args:
+    folder: of the records.
+    manifest: its manifest.
+  """
+
+  def __init__(self, folder: pathlib.Path, manifest: Mapping[str, Any]):
+    from array_record.python import array_record_data_source
+    self._folder = folder
+    self._shards = manifest['shards']
+    self._source = array_record_data_source.ArrayRecordDataSource(
+        [str(folder / shard['file']) for shard in self._shards])
+
+  def read(self, numbers: list[int],
+           digests: list[bytes]) -> Iterator[bytes]:
+    """Yields what the codec wrote.
+
+    Args:
+      numbers: of records.
+      digests: of their rows.
+
+    Raises:
+      DataError: a record is damaged.
+    """
+    try:
+      records = self._source.__getitems__(numbers)
+    except Exception as err:  # Of array_record, which has no type for it.
+      raise self._damaged(numbers, checks.one_line(err)) from err
+    for number, digest, record in zip(numbers, digests, records):
+      size = rows_lib.DIGEST_BYTES
+      crc, content = record[size:size + _CRC_BYTES], record[size + _CRC_BYTES:]
+      if (record[:size] != digest or
+          crc != zlib.crc32(content).to_bytes(_CRC_BYTES)):
+        raise self._damaged([number], 'another checksum')
+      yield content
+
+  def _damaged(self, numbers, what):
+    ends = np.cumsum([shard['records'] for shard in self._shards])
+    names = {self._shards[int(np.searchsorted(ends, x, side='right'))]['file']
+             for x in numbers}
+    return checks.DataError(
+        f'{self._folder / " or ".join(sorted(names))} must be as it was '
+        f'written; got {what}. Start --mode=teach again, which writes damaged '
+        'shards anew.')
