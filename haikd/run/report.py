@@ -75,10 +75,8 @@ class Report:
       variables: its parameters and state.
       frozen: those of the teacher.
     """
-    config = self._student.config
-    if self._student.records is not None:
-      return  # There is no teacher to compare with.
-    if self._is_wanted and config.report.examples:
+    config, is_there = self._student.config, self._student.records is None
+    if self._is_wanted and config.report.examples and is_there:
       self._guard(
           'the examples', lambda: self._run(network, variables, frozen))
 
@@ -257,9 +255,10 @@ def _intro(results, steps):
   if not steps:
     return ''
   used, taken = steps
-  student, teacher = (results[x]['parameters'] for x in ('student', 'teacher'))
-  text = (f'A student of {student:,} parameters, distilled with haikd in '
-          f'{used:,} steps from a teacher of {teacher:,}.')
+  taught = ('records of a teacher' if 'teacher' not in results else
+            f'a teacher of {results["teacher"]["parameters"]:,}')
+  text = (f'A student of {results["student"]["parameters"]:,} parameters, '
+          f'distilled with haikd in {used:,} steps from {taught}.')
   if used < taken:
     text += f' {taken:,} steps were taken; step {used:,} was the best.'
   return text

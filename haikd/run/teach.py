@@ -200,8 +200,9 @@ class _Work:
           done, arrays = running
           made = self._encode(done, jax.tree.map(local_rows, arrays))
           records += made
-          positions += int(done.keep.sum()) * self._recipe.copies
-          progress.add(len(done.digests), int(done.keep.sum()),
+          made_positions = int(done.keep.sum()) * self._recipe.copies
+          positions += made_positions
+          progress.add(len(done.digests), made_positions,
                        sum(len(content) for _, content in made))
           if done.shard is not None and done.is_last:
             folder_lib.write_shard(self.folder, done.shard, records, positions)

@@ -238,14 +238,23 @@ class Shards:
   Args:
     folder: of the records.
     manifest: its manifest.
+
+  Raises:
+    DataError: a shard cannot be opened.
   """
 
   def __init__(self, folder: pathlib.Path, manifest: Mapping[str, Any]):
     from array_record.python import array_record_data_source
     self._folder = folder
     self._shards = manifest['shards']
-    self._source = array_record_data_source.ArrayRecordDataSource(
-        [str(folder / shard['file']) for shard in self._shards])
+    names = [shard['file'] for shard in self._shards]
+    try:
+      self._source = array_record_data_source.ArrayRecordDataSource(
+          [str(folder / name) for name in names])
+    except Exception as err:  # Of array_record, which has no type for it.
+      damaged = missing(folder, len(names))
+      raise self._damaged([names[number] for number in damaged],
+                          checks.one_line(err)) from err
 
   def read(self, numbers: list[int],
            digests: list[bytes]) -> Iterator[bytes]:
@@ -260,21 +269,24 @@ class Shards:
     """
     try:
       records = self._source.__getitems__(numbers)
-    except Exception as err:  # Of array_record, which has no type for it.
-      raise self._damaged(numbers, checks.one_line(err)) from err
+    except Exception as err:  # As above.
+      raise self._damaged(self._names(numbers), checks.one_line(err)) from err
     for number, digest, record in zip(numbers, digests, records):
       size = rows_lib.DIGEST_BYTES
       crc, content = record[size:size + _CRC_BYTES], record[size + _CRC_BYTES:]
       if (record[:size] != digest or
           crc != zlib.crc32(content).to_bytes(_CRC_BYTES)):
-        raise self._damaged([number], 'another checksum')
+        raise self._damaged(self._names([number]), 'another checksum')
       yield content
 
-  def _damaged(self, numbers, what):
+  def _names(self, numbers):
+    """Returns the names of the shards that hold records."""
     ends = np.cumsum([shard['records'] for shard in self._shards])
-    names = {self._shards[int(np.searchsorted(ends, x, side='right'))]['file']
-             for x in numbers}
+    places = np.searchsorted(ends, numbers, side='right')
+    return sorted({self._shards[int(place)]['file'] for place in places})
+
+  def _damaged(self, names, what):
     return checks.DataError(
-        f'{self._folder / " or ".join(sorted(names))} must be as it was '
+        f'{self._folder / " or ".join(names)} must be as it was '
         f'written; got {what}. Start --mode=teach again, which writes damaged '
         'shards anew.')
