@@ -2,8 +2,8 @@
 
 A hidden state has few large coordinates, and one scale for all would waste most
 of its 256 values on them. An orthogonal map, the same for all positions,
-spreads them over all coordinates. It is never undone: the unembedding that is kept is
-multiplied by it, so that the logits are the same.
+spreads them over all coordinates. It is never undone: the unembedding that is
+kept is multiplied by it, so that the logits are the same.
 """
 
 from collections.abc import Mapping

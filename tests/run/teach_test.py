@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 
 import haikd
+from haikd import config as config_lib
 from haikd import launch
 from haikd.config import file as config_file
 from haikd.core import base
 from haikd.engine import mesh as mesh_lib
 from haikd.network import network as network_lib
+from haikd.objective import recorded as objective_recorded
 from haikd.run import recorded
 from haikd.run import teach
+from haikd.run import trainees
 from haikd.storage import files
 from haikd.teacher_records import folder as folder_lib
 from haikd.teacher_records import records as records_lib
@@ -303,3 +306,74 @@ def test_random_numbers_depend_on_the_row_alone():
   np.testing.assert_allclose(one.mean(0), 0.5, atol=0.05)
   assert abs(np.corrcoef(one.ravel(), two.ravel())[0, 1]) < 0.06
   np.testing.assert_array_equal(one, rows_lib.uniform(b'a', 3, 1000))
+
+
+def step_of(config):
+  """The losses and the gradient of the student's first step."""
+  student = trainees.build(config, mesh_lib.build_mesh(config.mesh))
+  program, records = student.program, student.records
+  if records is None:
+    frozen = program.freeze(student.start('teacher').network)
+  else:
+    known = objective_recorded.of_records(records)
+    frozen = program.freeze(known.variables(records.unembedding))
+  state = program.init(jax.random.key(0))
+  batch = next(student.data.train())
+
+  @jax.jit
+  def run(params, frozen, batch):
+
+    def loss(params):
+      sums, _ = program.objective.sums(
+          params, state.net_state, frozen, batch, jax.random.key(0))
+      means = {name: x[0].mean() for name, x in sums.items()}
+      return sum(means.values()), means
+
+    return jax.grad(loss, has_aux=True)(params)
+
+  gradient, means = run(state.params, frozen, batch)
+  return means, np.concatenate(
+      [np.ravel(x) for x in jax.tree.leaves(gradient)])
+
+
+@pytest.mark.parametrize('options,losses,rtol', [
+    (dict(kind='hidden'), dict(reverse_kl={}, kl_divergence={}), 0.02),
+    pytest.param(dict(kind='top_k', k=6, bits=16), dict(top_k_kl=dict(k=5)),
+                 2e-3, marks=pytest.mark.slow),
+    pytest.param(dict(kind='sampled', exact=40, draws=1, bits=16),
+                 dict(kl_divergence={}), 2e-3, marks=pytest.mark.slow),
+], ids=['hidden', 'top_k', 'sampled'])
+def test_records_of_a_kind_give_what_the_live_teacher_gives(
+    options, losses, rtol, folder, tmp_path):
+  config = load(folder)
+  temperature = 2.0 if options['kind'] == 'hidden' else 1.0
+  config.distillation.alpha = None
+  for name, fields in losses.items():
+    config.losses[f'my_{name}'] = dict(
+        loss=name, options=dict(fields, temperature=temperature))
+  config.teacher.records = dict(path=str(tmp_path / 'records'), **options)
+  config.teacher.options.logits_soft_cap = 8.0
+  config_lib.validate(config)
+  teach.teach(config, tmp_path / 'work')
+  means, gradient = step_of(config)
+  config.teacher.records = {}
+  expected, live = step_of(config)
+  assert means.keys() == expected.keys()
+  for name in means:
+    np.testing.assert_allclose(means[name], expected[name], rtol=rtol)
+  assert np.linalg.norm(gradient - live) < rtol * np.linalg.norm(live)
+
+
+def test_teacher_of_classes_is_trained_and_recorded(run, tmp_path):
+  options = [f'--config.teacher.records.path={tmp_path / "records"}',
+             '--config.teacher.records.temperature=2.0', '--config.steps=2']
+  code, out, _ = run('--mode=teach', *options)
+  assert code == 0 and 'recorded 50 rows of 50 positions' in out
+  shutil.rmtree(tmp_path / 'run' / 'teacher')
+  code, out, err = run(*options, workdir='student')
+  assert code == 0 and 'teacher 1/4' not in out and 'does not run' in err
+  augmented = '--config.data.augment.flip.probability=0.5'
+  code, _, err = run(*options, augmented, workdir='other')
+  assert code == 2 and 'must have the same examples in each epoch' in err
+  code, _, err = run(*options, '--config.teacher.train.steps=5', workdir='other')
+  assert code == 2 and 'config.teacher.train must be that of the' in err
