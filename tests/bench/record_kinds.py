@@ -1,6 +1,6 @@
 """What each kind of record takes, and how far its gradient is off.
 
-  python tests/bench/record_kinds.py --gguf=data/smollm2/….gguf --text=data/austen
+  python tests/bench/record_kinds.py --gguf=FILE --text=data/austen
 
 The teacher is a language model, the student a part of its layers. For each kind
 the gradient of all parameters of the student is compared with that of the live

@@ -92,7 +92,7 @@ def start(folder, *args, workdir='run'):
 def records(folder):
   """The folder of undisturbed records, in three shards."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(teach, '_SHARD_POSITIONS', 8 * N)
+    patch.setattr(teach, '_SHARD_POSITIONS', (8 * N, 8 * N))
     assert start(folder, '--mode=teach') == 0
   return folder / 'records'
 
@@ -134,7 +134,7 @@ def test_every_row_has_records_of_what_the_teacher_predicts(folder, records):
 
 def test_killed_recording_ends_bitwise_as_undisturbed(
     folder, records, tmp_path, monkeypatch):
-  monkeypatch.setattr(teach, '_SHARD_POSITIONS', 8 * N)
+  monkeypatch.setattr(teach, '_SHARD_POSITIONS', (8 * N, 8 * N))
   path = f'--config.teacher.records.path={tmp_path / "again"}'
   write = folder_lib.write_shard
   # Killed before the first shard is there, and while the second is written.
@@ -277,7 +277,7 @@ def test_what_does_not_fit_is_refused_before_training(
 
 def test_teach_refuses_a_folder_of_other_records(
     folder, records, capsys, monkeypatch):
-  monkeypatch.setattr(teach, '_SHARD_POSITIONS', 8 * N)
+  monkeypatch.setattr(teach, '_SHARD_POSITIONS', (8 * N, 8 * N))
   before = content(records)
   assert start(folder, '--mode=teach', '--config.teacher.records.draws=8') == 3
   err = capsys.readouterr().err
@@ -375,5 +375,6 @@ def test_teacher_of_classes_is_trained_and_recorded(run, tmp_path):
   augmented = '--config.data.augment.flip.probability=0.5'
   code, _, err = run(*options, augmented, workdir='other')
   assert code == 2 and 'must have the same examples in each epoch' in err
-  code, _, err = run(*options, '--config.teacher.train.steps=5', workdir='other')
+  trained = '--config.teacher.train.steps=5'
+  code, _, err = run(*options, trained, workdir='other')
   assert code == 2 and 'config.teacher.train must be that of the' in err
