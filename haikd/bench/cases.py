@@ -55,6 +55,14 @@ def _divergence(loss):
       title=f'{loss} against {BASELINE}, 65,536 tokens', loss=loss)
 
 
+def _records(classes):
+  return dict(
+      _text(f'records of the teacher against itself, {classes:,} tokens',
+            batch=4, classes=classes, alpha=1.0),
+      loss=BASELINE,
+      records=dict(kind='sampled', exact=16, draws=32, bits=8, temperature=2.0))
+
+
 def _loss_attention(length):
   sides = {side: ('bench/maps', dict(rows=2, heads=heads, head_size=64))
            for side, heads in (('student', 4), ('teacher', 8))}
@@ -100,6 +108,8 @@ CASES: dict[str, Case] = dict(
     divergence_skewed=_divergence('skewed_kl'),
     divergence_variation=_divergence('total_variation'),
     divergence_top_k=_divergence('top_k_kl'),
+    records_48k=_records(49152),
+    records_150k=_records(151936),
     loss_attention_1k=_loss_attention(1024),
     loss_attention_2k=_loss_attention(2048),
 )
@@ -137,6 +147,12 @@ def choose(names: Iterable[str], reference: str,
           reference=BASELINE if 'loss' in CASES[name] else reference)
       for name in names
   }
+
+
+def baseline(case: Case) -> Case:
+  """Returns the reference of a case that is compared with haikd itself."""
+  plain = {name: x for name, x in case.items() if name != 'records'}
+  return dict(plain, loss=BASELINE)
 
 
 def batch_of(case: Case) -> base.Batch:

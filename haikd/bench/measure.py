@@ -68,7 +68,7 @@ def run(case: cases.Case, *, rounds: int, cores: Optional[int],
   sides = dict(
       haikd=(ours, ROOT, case),
       reference=('by_hand', find_references(), case) if by_hand else
-      (ours, ROOT, dict(case, loss=cases.BASELINE)))
+      (ours, ROOT, cases.baseline(case)))
   results: dict[str, Any] = {}
   workers = {}
   with contextlib.ExitStack() as stack:

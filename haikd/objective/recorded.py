@@ -92,8 +92,9 @@ class Recorded(NamedTuple):
     width = None
     if self.unembedding is not None:
       width = self.unembedding.kernel.shape[0]
-    # Tokens have labels one by one, examples one each.
-    axes = spec.mask.ndim if spec.target_mask is not None else 1
+    # Predictions of a sequence are as many as the positions of its labels.
+    axes = spec.mask.ndim if spec.labels is None else min(
+        spec.mask.ndim, max(spec.labels.ndim, 1))
     return spec._replace(teacher=records_lib.targets_spec(
         self.options, self.classes, width, spec, axes))
 

@@ -20,7 +20,7 @@ from haikd.core import recorded
 from haikd.teacher_records import logarithms
 from haikd.teacher_records import packing
 
-_BLOCK = 256  # Classes whose probabilities are cumulated at once.
+_BLOCK = 64  # Classes whose probabilities are cumulated at once.
 
 
 class Codec(NamedTuple):

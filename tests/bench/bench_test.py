@@ -220,6 +220,17 @@ def test_a_divergence_is_compared_with_the_same_step_of_kl(monkeypatch):
     assert (term['loss'], term['options']['temperature']) == (name, 2.0)
 
 
+def test_records_take_the_place_of_the_teacher_of_the_same_step(tmp_path):
+  case = TEXT | dict(
+      loss='kl_divergence', padding=0.0, attention=False, features=False,
+      records=dict(kind='sampled', exact=2, draws=3, bits=8, temperature=2.0))
+  assert cases.baseline(case) == {
+      name: value for name, value in case.items() if name != 'records'}
+  _, _, (frozen, batch) = ours.build(case, tmp_path / 'arrays.npz')
+  assert not jax.tree.leaves(frozen)
+  assert batch.teacher.ids.shape == (*case['shape'], 5)
+
+
 def test_side_that_ends_is_told_in_one_line(run, monkeypatch):
   broken = TEXT | dict(student=('llama', dict(width=7, heads=2)))
   monkeypatch.setitem(cases.CASES, 'broken', broken)

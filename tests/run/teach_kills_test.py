@@ -36,8 +36,8 @@ CONFIG = """
 @pytest.fixture
 def folder(tmp_path):
   rng = np.random.default_rng(0)
-  # Eight shards of 2**15 positions.
-  for split, rows in (('train', 2**13), ('validation', 4), ('test', 4)):
+  # Four shards of 2**15 positions.
+  for split, rows in (('train', 2**12), ('validation', 4), ('test', 4)):
     np.save(tmp_path / f'{split}.npy', rng.integers(0, 40, N * rows))
   (tmp_path / 'job.py').write_text(
       textwrap.dedent(CONFIG.format(folder=str(tmp_path))))
