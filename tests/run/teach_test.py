@@ -369,11 +369,6 @@ def test_teacher_of_classes_is_trained_and_recorded(run, tmp_path):
              '--config.teacher.records.temperature=2.0', '--config.steps=2']
   code, out, _ = run('--mode=teach', *options)
   assert code == 0 and 'recorded 50 rows of 50 positions' in out
-  # The same teacher may be recorded in another way.
-  code, out, _ = run('--mode=teach', options[1],
-                     f'--config.teacher.records.path={tmp_path / "more"}',
-                     '--config.teacher.records.draws=3', options[2])
-  assert code == 0 and 'teacher 1/4' not in out
   shutil.rmtree(tmp_path / 'run' / 'teacher')
   code, out, err = run(*options, workdir='student')
   assert code == 0 and 'teacher 1/4' not in out and 'does not run' in err

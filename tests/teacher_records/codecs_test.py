@@ -132,9 +132,8 @@ def check_unbiased(copies, bits):
   assert np.abs(z)[p > 1e-4].mean() < 1.2
 
 
-@pytest.mark.parametrize('bits', [8, 16])
-def test_expectation_is_the_prediction(bits):
-  check_unbiased(500, bits)
+def test_expectation_is_the_prediction():
+  check_unbiased(500, 8)
 
 
 @pytest.mark.slow
@@ -147,10 +146,10 @@ def test_expectation_over_all_starts_is_the_prediction():
   # The mean over a fine even grid of u replaces chance: its error is at most
   # the weight of a draw, times the spacing.
   codec = sampled.Codec(V, 4, 8, 8, 1.0)
-  grid = ((np.arange(1000) + 0.5) / 1000).astype(np.float32)
+  grid = ((np.arange(250) + 0.5) / 250).astype(np.float32)
   mean = np.mean([dense(x) for x in through_bytes(
       codec, shapes(), np.repeat(grid[None], 3, 0))], axis=0)
-  np.testing.assert_allclose(mean, probabilities(shapes()), atol=2e-4)
+  np.testing.assert_allclose(mean, probabilities(shapes()), atol=8e-4)
 
 
 def test_classes_that_are_ruled_out_are_never_drawn():
@@ -203,7 +202,7 @@ def test_hidden_states_come_back_behind_a_rotation():
 
 
 @pytest.mark.parametrize('codec', [
-    sampled.Codec(49152, 16, 32, 16, 1.0), sampled.Codec(49152, 8, 64, 8, 1.0),
+    sampled.Codec(49152, 8, 64, 8, 1.0),
     top_k.Codec(49152, 50, 8, 1.0)], ids=lambda x: str(tuple(x)))
 def test_sizes_are_what_packing_promises(codec):
   rng = np.random.default_rng(0)
