@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Optional
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from haikd.core import base
 from haikd.core import checks
@@ -154,11 +155,10 @@ def unembedding(program: program_lib.Program, frozen: base.Variables,
 
   specs = jax.tree.map(lambda x: x.sharding.spec, program.abstract_frozen)
   replicated = mesh_lib.replicated(mesh)
-  rows = mesh_lib.batch_shards(mesh)
-  zeros = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape[1:]), x.dtype), spec)
+  rows = mesh_lib.batch_shards(mesh) // mesh_lib.batch_share(mesh).count
+  zeros = jax.tree.map(lambda x: np.zeros((rows, *x.shape[1:]), x.dtype), spec)
   run = jax.jit(
       collectives.over_shards(
           local, mesh, in_specs=(specs, mesh_lib.BATCH_SPEC),
           out_specs=replicated.spec), out_shardings=replicated)
-  return run(frozen, jax.device_put(
-      zeros, jax.sharding.NamedSharding(mesh, mesh_lib.BATCH_SPEC)))
+  return run(frozen, collectives.shard_batch(mesh, zeros))

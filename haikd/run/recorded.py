@@ -10,11 +10,14 @@ from haikd import config as config_lib
 from haikd.core import checks
 from haikd.core import notes
 from haikd.data import pipeline
+from haikd.engine import sample
 from haikd.objective import recorded as recorded_lib
 from haikd.teacher_records import records as records_lib
+from haikd.teacher_records import rows as rows_lib
 
 FIELD = recorded_lib.FIELD
 
+_LOOKED_UP = 1000  # Rows, before training.
 # What the config says of a teacher that decides its predictions.
 _NETWORK = ('model', 'options', 'init', 'init_layers', 'used_classes',
             'precision')
@@ -110,6 +113,36 @@ def check_data(records: records_lib.Records, data: pipeline.Data) -> None:
         f'{vocabulary[:12] or "none"}, where it is '
         f'{records.recipe.vocabulary[:12] or "none"}. Record again, or bring '
         'back the tokenizer.')
+
+
+def check_rows(records: records_lib.Records, data: pipeline.Data,
+               config: config_lib.ConfigDict) -> None:
+  """Refuses data of whose rows some were not recorded.
+
+  A thousand rows are looked up, from all parts of the training split; all
+  others when they are read.
+
+  Args:
+    records: of the run.
+    data: of the run.
+    config: of the run.
+
+  Raises:
+    DataError: a row without a record.
+  """
+  if config.data.options.get('prepare') == 'ahead':
+    return  # They are not there yet.
+  split = config.data.train
+  batches = data.pick(
+      split, indices=sample.choose(data.sizes[split], _LOOKED_UP),
+      batch_size=_LOOKED_UP // 4, shards=1, process_index=0, process_count=1)
+  for number in range(len(batches)):
+    batch = batches[number]
+    # Padding has no position that counts, and no record.
+    is_real = batch.mask.reshape(len(batch.mask), -1).any(axis=1)
+    for digest, real in zip(rows_lib.digests(batch), is_real):
+      if real:
+        records.find(digest)
 
 
 def describe(config: config_lib.ConfigDict, num_classes: Optional[int],

@@ -263,6 +263,7 @@ def build(config: config_lib.ConfigDict,
       augment_field=augment_field)
   if records is not None:
     recorded.check_data(records, data)
+    recorded.check_rows(records, data, config)
   config = resolve.with_vocabulary(
       config, data.text_of('teacher'), data.text_of('student'))
   program = program_lib.build_program(

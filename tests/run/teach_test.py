@@ -252,6 +252,20 @@ def test_every_flipped_byte_of_a_record_is_found(records, tmp_path, folder):
   assert found > 20
 
 
+def test_a_row_that_was_not_recorded_is_found_before_training(
+    config, folder, tmp_path):
+  rows = np.load(folder / 'train.npy')
+  rows[-3] = (rows[-3] + 1) % V  # Of the last row.
+  for split in ('validation', 'test'):
+    shutil.copy(folder / f'{split}.npy', tmp_path)
+  np.save(tmp_path / 'train.npy', rows)
+  config.data.source_dir = str(tmp_path)
+  with pytest.raises(haikd.core.checks.DataError, match='none of a row in'):
+    trainees.build(config, mesh_lib.build_mesh(config.mesh))
+  config.data.train = f'train[:{ROWS - 1}]'  # The others are there.
+  trainees.build(config, mesh_lib.build_mesh(config.mesh))
+
+
 @pytest.mark.parametrize('override,message', [
     ('teacher.records.exact=8', r'records.exact must be that of .*got 8, where '
      'it is 16'),
@@ -370,8 +384,15 @@ def test_teacher_of_classes_is_trained_and_recorded(run, tmp_path):
   code, out, _ = run('--mode=teach', *options)
   assert code == 0 and 'recorded 50 rows of 50 positions' in out
   shutil.rmtree(tmp_path / 'run' / 'teacher')
-  code, out, err = run(*options, workdir='student')
-  assert code == 0 and 'teacher 1/4' not in out and 'does not run' in err
+  config = config_file.load(str(tmp_path / 'tiny.py'))
+  config.teacher.records = dict(path=str(tmp_path / 'records'),
+                                temperature=2.0)
+  student, _, teacher = trainees.build_all(
+      config, mesh_lib.build_mesh(config.mesh))
+  assert teacher is None
+  batch = next(student.data.train())
+  assert batch.teacher.ids.shape == (16, 35)  # All 3 classes, and 32 draws.
+  np.testing.assert_allclose(batch.teacher.weights.sum(-1), 1, rtol=1e-6)
   augmented = '--config.data.augment.flip.probability=0.5'
   code, _, err = run(*options, augmented, workdir='other')
   assert code == 2 and 'must have the same examples in each epoch' in err
