@@ -1,5 +1,6 @@
 """Recording that is killed at any moment, by one process and by two."""
 
+import contextlib
 import os
 import pathlib
 import random
@@ -48,13 +49,23 @@ def start(folder, processes, path):
   environment = dict(os.environ, DEVICES='2', LOGS=str(folder / 'logs'),
                      PYTHON=sys.executable, PYTHONPATH=str(ROOT))
   (folder / 'logs').mkdir(exist_ok=True)
-  # A group of its own, which is killed as a whole.
+  # A session of its own, which is killed as a whole.
   return subprocess.Popen(
       [LOCAL, str(processes), f'--config={folder / "job.py"}',
        f'--workdir={folder / "run"}', '--mode=teach',
        f'--config.teacher.records.path={path}'],
       env=environment, start_new_session=True, stdout=subprocess.DEVNULL,
       stderr=subprocess.DEVNULL)
+
+
+def kill(job):
+  """Kills all processes of a session; each may be in a group of its own."""
+  for path in pathlib.Path('/proc').glob('[0-9]*/stat'):
+    with contextlib.suppress(OSError):
+      # Behind the name: state, parent, group, session.
+      if int(path.read_text().rpartition(')')[2].split()[3]) == job.pid:
+        os.kill(int(path.parent.name), signal.SIGKILL)
+  job.wait()
 
 
 def content(path):
@@ -78,8 +89,7 @@ def test_killed_recording_ends_bitwise_as_undisturbed(
       for path in (folder / 'killed').iterdir():
         path.unlink()
       continue
-    os.killpg(job.pid, signal.SIGKILL)
-    job.wait()
+    kill(job)
     done += 1
   assert start(folder, processes, folder / 'killed').wait() == 0
   assert content(folder / 'killed') == content(folder / 'whole')
