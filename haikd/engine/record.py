@@ -115,7 +115,12 @@ def _make(codec, logits, mask, uniform, sizes):
 
   def make(number):
     chunk = cut.chunk(number)
-    return chunk.positions, codec.make(of_chunk(chunk), chunk.of(flat_uniform))
+    rows = of_chunk(chunk), chunk.of(flat_uniform)
+    # In groups, on CPU, whose arrays stay in a core's cache.
+    _, kept = cutting.in_groups(
+        lambda part: ((), codec.make(*part)), rows,
+        sizes.groups(len(rows[0]), logits.shape[-1]))
+    return chunk.positions, kept
 
   count = math.prod(shape)
   _, shapes = jax.eval_shape(make, jnp.int32(0))

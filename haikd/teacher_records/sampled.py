@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from haikd.core import recorded
+from haikd.losses import divergences
 from haikd.teacher_records import logarithms
 from haikd.teacher_records import packing
 
@@ -51,10 +52,12 @@ class Codec(NamedTuple):
       `ids` int32 `[R, m]`; `codes` int32 `[R, m]`; `draws` int32 `[R, C, n]`,
       in ascending order; and `entropy` float32 `[R]`, in nats.
     """
-    log_probs = jax.nn.log_softmax(logits / self.temperature)
-    probs = jnp.exp(log_probs)
-    entropy = -jnp.sum(jnp.where(probs > 0, probs * log_probs, 0.0), axis=-1)
-    largest, ids = lax.top_k(log_probs, self.exact)
+    logits = logits / self.temperature
+    probs, normaliser = divergences.softmax(logits)
+    surprise = jnp.where(probs > 0, probs * (normaliser[0] - logits), 0.0)
+    entropy = jnp.sum(surprise, axis=-1) + normaliser[1][:, 0]
+    largest, ids = lax.top_k(logits, self.exact)
+    largest -= sum(normaliser)
     codes = logarithms.below(largest, self.bits)
     kept = jnp.exp(logarithms.decode(codes, self.bits, jnp))
     left = jnp.maximum(jnp.exp(largest) - kept, 0.0)
