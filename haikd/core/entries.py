@@ -18,6 +18,8 @@ class LossEntry(NamedTuple):
     any_width: whether student and teacher may differ in their last axis.
     additive: whether it is a sum over positions, so that it can be computed in
       chunks.
+    scores: whether it takes scores of texts from labels where the data has
+      them, and from a teacher elsewhere.
     module: the module that registered it.
   """
 
@@ -27,6 +29,7 @@ class LossEntry(NamedTuple):
   relational: bool
   any_width: bool
   additive: bool
+  scores: bool
   module: str
 
   @property
@@ -36,7 +39,7 @@ class LossEntry(NamedTuple):
 
   @property
   def needs_teacher(self) -> bool:
-    """Whether it compares with a teacher: `teacher` has no default."""
+    """Whether it always needs a teacher: `teacher` has no default."""
     teacher = inspect.signature(self.function).parameters['teacher']
     return teacher.default is inspect.Parameter.empty
 

@@ -33,6 +33,10 @@ from haikd.losses.register import register_loss
 from haikd.losses.relations import relational_angle
 from haikd.losses.relations import relational_distance
 from haikd.losses.relations import similarity_preserving
+from haikd.losses.scores import info_nce
+from haikd.losses.scores import margin_mse
+from haikd.losses.scores import maxsim_kl
+from haikd.losses.scores import score_kl
 from haikd.losses.values import logit_mse
 from haikd.losses.values import mean_absolute_error
 from haikd.losses.values import mean_squared_error

@@ -26,6 +26,7 @@ def register_loss(name: Optional[str] = None,
                   any_width: bool = False,
                   additive: bool = False,
                   by_head: bool = False,
+                  scores: bool = False,
                   replace: bool = False) -> Callable[[Callable], Callable]:
   """Registers a function `(student, teacher, *, mask, **options) -> LossSum`.
 
@@ -56,6 +57,8 @@ def register_loss(name: Optional[str] = None,
       number of keys is not additive.
     by_head: whether an additive loss on maps is a sum over heads too. A piece
       may then hold only some of the heads, which is faster.
+    scores: whether it compares scores of texts with a teacher's, which are the
+      labels where the data has scores, and the teacher's own elsewhere.
     replace: whether it may replace a loss of the same name.
 
   Returns:
@@ -83,10 +86,17 @@ def register_loss(name: Optional[str] = None,
           f'additive={additive}, on={on!r} for {loss_name!r} of '
           f'{function.__module__}. Only losses on attention are evaluated head '
           'by head.')
+    takes = inspect.signature(function).parameters
+    if scores and not all(name in takes and takes[name].default is None
+                          for name in ('teacher', 'labels')):
+      raise checks.ConfigError(
+          'scores=True must come with teacher=None and labels=None; got '
+          f'{inspect.signature(function)} for {loss_name!r} of '
+          f'{function.__module__}. The loss gets one of the two.')
     guarded = _guard(function, on, any_width=any_width, additive=additive,
                      by_head=by_head)
     entry = entries.LossEntry(guarded, on, example, relational, any_width,
-                              additive, function.__module__)
+                              additive, scores, function.__module__)
     registry.losses.add(loss_name, entry, replace=replace)
     return guarded
 

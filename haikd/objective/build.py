@@ -40,12 +40,7 @@ def build_objective(config: config_lib.ConfigDict,
       taps that match nothing, shapes that do not agree.
   """
   task = tasks.of_labels(config.task, spec.labels, num_classes)
-
-  def build_terms(has_labels):
-    return terms_lib.build_terms(
-        config, has_teacher=has_teacher, has_labels=has_labels, task=task)
-
-  terms = build_terms(spec.labels is not None)
+  terms = build_terms(config, spec, num_classes, has_teacher=has_teacher)
   count = tasks.count_outputs(task, spec.labels, num_classes)
 
   def build(role, terms):
@@ -59,10 +54,9 @@ def build_objective(config: config_lib.ConfigDict,
     teacher = build('teacher', (term for term in terms if term.needs_teacher))
   outputs = (_abstract_output(student, spec),
              teacher and _abstract_output(teacher, spec))
-  is_encoder = isinstance(outputs[0].logits, base.Embedding)
-  if is_encoder and task == tasks.REGRESSION:
-    # Scores of texts are labels, but an encoder does not predict them.
-    terms = build_terms(False)
+  if isinstance(outputs[0].logits, base.Embedding):
+    terms = build_terms(config, spec, num_classes, has_teacher=has_teacher,
+                        is_encoder=True)
   _check_smoothing(config.distillation.label_smoothing, terms)
   if task not in (tasks.REGRESSION, tasks.MULTILABEL):
     _check_classes(outputs[0].logits, spec.labels, num_classes)
@@ -94,6 +88,30 @@ def build_objective(config: config_lib.ConfigDict,
     if form is not terms_lib.Form.ARRAYS:
       _check_term(objective, term, outputs, spec, form)
   return objective
+
+
+def build_terms(config: config_lib.ConfigDict, spec: base.Batch,
+                num_classes: Optional[int], *, has_teacher: bool = True,
+                is_encoder: bool = False) -> tuple[terms_lib.Term, ...]:
+  """Returns the terms of a config for data like a batch.
+
+  Args:
+    config: as for `build_objective`.
+    spec: as for `build_objective`.
+    num_classes: as for `build_objective`.
+    has_teacher: as for `build_objective`.
+    is_encoder: whether the student returns an Embedding. Scores of texts are
+      labels, but an encoder does not predict them.
+
+  Raises:
+    ConfigError: as `terms.build_terms`.
+  """
+  task = tasks.of_labels(config.task, spec.labels, num_classes)
+  has_labels = spec.labels is not None
+  has_scores = has_labels and task == tasks.REGRESSION
+  return terms_lib.build_terms(
+      config, has_teacher=has_teacher, has_scores=has_scores, task=task,
+      has_labels=has_labels and not (has_scores and is_encoder))
 
 
 def _tap_kinds(terms):

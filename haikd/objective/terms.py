@@ -50,7 +50,7 @@ class Term(NamedTuple):
       **keywords)`, since it may have parameters of its own.
     learns: whether it has any; such a loss gets arrays.
     needs_teacher: whether it compares with a teacher.
-    takes_labels: whether the loss takes labels, if the data has any.
+    takes_labels: whether the loss gets labels, if the data has any.
   """
 
   name: str
@@ -146,7 +146,8 @@ def together(pairs: Mapping[str, base.Pair]) -> base.Pair:
 
 
 def build_terms(config: config_lib.ConfigDict, *, has_teacher: bool,
-                has_labels: bool, task: str) -> tuple[Term, ...]:
+                has_labels: bool, has_scores: bool,
+                task: str) -> tuple[Term, ...]:
   """Returns the terms of `config.distillation` and `config.losses`.
 
   Without a teacher only the terms on labels are left, at their full weight;
@@ -156,6 +157,8 @@ def build_terms(config: config_lib.ConfigDict, *, has_teacher: bool,
     config: a complete config.
     has_teacher: whether there is a teacher.
     has_labels: whether the network has labels to predict.
+    has_scores: whether the data has labels that are scores of texts; losses on
+      scores then need no teacher.
     task: what labels are, one of `tasks.OF_LABELS`; it decides the standard
       terms.
 
@@ -175,7 +178,8 @@ def build_terms(config: config_lib.ConfigDict, *, has_teacher: bool,
           f'{field} must have a new name; got {name!r}, the name of a term of '
           'config.distillation. Choose another.')
     terms.append(
-        _build_term(name, config_lib.term(**fields), field, field))
+        _build_term(name, config_lib.term(**fields), field, field,
+                    has_scores=has_scores))
   if not has_teacher:
     terms = [term for term in terms if not term.needs_teacher]
   if not terms:
@@ -226,7 +230,8 @@ def _standard_terms(fields, has_teacher, has_labels, task):
   return terms
 
 
-def _build_term(name, fields, field, layers_field, options_field=None):
+def _build_term(name, fields, field, layers_field, options_field=None,
+                has_scores=False):
   """Returns the Term of config fields, whose names and options it checks."""
   entry = registry.losses.find(fields.loss, f'{field}.loss')
   loss, on = entry.function, entry.on
@@ -241,13 +246,10 @@ def _build_term(name, fields, field, layers_field, options_field=None):
   aligner = registry.aligners.find(aligner_name, f'{field}.align')
   align_options = config_lib.plain(fields.align_options)
   checks.check_options(
-      f'{field}.align_options',
-      aligner.function,
-      align_options,
+      f'{field}.align_options', aligner.function, align_options,
       reserved=('student', 'teacher', 'mask', 'on'))
   if aligner.calibrate:
-    aligner = aligner._replace(
-        calibrate=aligner.calibrate(**align_options))
+    aligner = aligner._replace(calibrate=aligner.calibrate(**align_options))
 
   # The parameters of both may be sharded: each is gathered where it is used.
   def gathering(gather):
@@ -276,18 +278,14 @@ def _build_term(name, fields, field, layers_field, options_field=None):
 
   schedules = {
       option: schedules_lib.build(f'{options_field}.{option}', value)
-      for option, value in options.items()
-      if schedules_lib.is_schedule(value)
-  }
+      for option, value in options.items() if schedules_lib.is_schedule(value)}
   return Term(
       name=name,
       field=field,
       layers_field=layers_field,
       entry=entry,
-      options={
-          option: value for option, value in options.items()
-          if option not in schedules
-      },
+      options={option: value for option, value in options.items()
+               if option not in schedules},
       schedules=schedules,
       weight=schedules_lib.build(f'{field}.weight', fields.weight),
       scheduled=not checks.is_number(fields.weight),
@@ -296,5 +294,6 @@ def _build_term(name, fields, field, layers_field, options_field=None):
       align=hk.transform(align),
       loss=hk.transform(compare),
       learns=False,
-      needs_teacher=entry.needs_teacher,
-      takes_labels='labels' in inspect.signature(loss).parameters)
+      needs_teacher=entry.needs_teacher or entry.scores and not has_scores,
+      takes_labels='labels' in inspect.signature(loss).parameters and (
+          has_scores or not entry.scores))

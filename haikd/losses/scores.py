@@ -1,0 +1,303 @@
+"""Losses on the scores of a query's candidates.
+
+An example has texts: a query, the text that answers it (the positive) and
+others that do not (negatives). All texts after the query are its candidates. A
+network's score of a candidate is the product of its vector and the query's, or
+MaxSim where it has a vector for each token.
+"""
+
+from typing import Optional
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from haikd.core import base
+from haikd.core import masking
+from haikd.losses import divergences
+from haikd.losses import groups
+from haikd.losses import register
+
+_EXCLUDED = -1e9  # A score whose softmax is 0.
+_TEXTS = dict(student=(2, 4, 5), mask=(2, 4))
+
+
+@register.register_loss(
+    on='embedding', example=_TEXTS, any_width=True, scores=True)
+def margin_mse(student: jax.Array,
+               teacher: Optional[jax.Array] = None,
+               *,
+               mask: jax.Array,
+               labels: Optional[jax.Array] = None,
+               scale: float = 1.0) -> base.LossSum:
+  """Squared error of how far the positive is ahead of each negative.
+
+  The margin is the score of the positive less that of a negative. It transfers
+  differences of scores and not where they lie, so the teacher may be of any
+  kind: its scores are `labels`, or where the data has none, products of its
+  vectors.
+
+  Additive over `B`: the sums of a batch's two halves add up to the batch's.
+
+  Args:
+    student: `[B, S, D]` floating: the query, the positive and negatives.
+    teacher: `[B, S, E]` floating; unused with labels.
+    mask: bool, `[B]` or `[B, S]`, true where a text counts.
+    labels: `[B, S - 1]` floating, the teacher's scores of the candidates, in
+      any unit; or None.
+    scale: what the student's margins are multiplied by, unitless. Vectors of
+      length 1 have margins of at most 2, a cross-encoder often has larger ones.
+
+  Returns:
+    A LossSum: the squared errors in the unit of the teacher's scores, summed
+    over pairs of positive and negative, and the number of these pairs.
+
+  Raises:
+    ValueError: `scale` is not positive, there is no negative, or shapes differ
+      in more than the width.
+
+  References:
+    Hofstätter et al., Improving Efficient Neural Ranking Models with
+    Cross-Architecture Knowledge Distillation, arXiv:2010.02666, section 3.1,
+    for one negative; the mean over all where there are more.
+  """
+  if isinstance(scale, (int, float)) and not scale > 0:
+    raise ValueError(f'scale must be positive; got {scale}. 1 leaves margins '
+                     'as they are.')
+  scores, targets, real = _compare(student, teacher, mask, labels, rank=3)
+  margins = lambda x: x[:, :1] - x[:, 1:]
+  error = jnp.square(scale * margins(scores) - margins(targets))
+  return masking.masked_mean(error, real[:, :1] & real[:, 1:])
+
+
+@register.register_loss(
+    on='embedding', example=_TEXTS, any_width=True, scores=True)
+def score_kl(student: jax.Array,
+             teacher: Optional[jax.Array] = None,
+             *,
+             mask: jax.Array,
+             labels: Optional[jax.Array] = None,
+             temperature: float = 1.0,
+             teacher_temperature: Optional[float] = None) -> base.LossSum:
+  """Divergence of the softmaxed scores of each query's candidates, times T².
+
+  KL(p || q) of the teacher's distribution p = softmax(t / T_t) over the
+  candidates from the student's q = softmax(s / T). The teacher's scores are
+  `labels`, or where the data has none, products of its vectors.
+
+  Additive over `B`: the sums of a batch's two halves add up to the batch's.
+
+  Args:
+    student: as for `margin_mse`.
+    teacher: as for `margin_mse`.
+    mask: as for `margin_mse`. Candidates that do not count have no probability.
+    labels: as for `margin_mse`.
+    temperature: T, positive, in the unit of the student's scores. Vectors of
+      length 1 need a low one, such as 0.05.
+    teacher_temperature: T_t, positive, in the unit of the teacher's scores;
+      None for T.
+
+  Returns:
+    A LossSum: T² KL in nats summed over queries with two candidates or more,
+    and the number of these queries.
+
+  Raises:
+    ValueError: a temperature is not positive, there is no negative, or shapes
+      differ in more than the width.
+
+  References:
+    Lin et al., Distilling Dense Representations for Ranking using
+    Tightly-Coupled Teachers, arXiv:2010.11386, section 3.2. T², with the
+    student's temperature, is Hinton et al.'s, arXiv:1503.02531, and
+    sentence-transformers'.
+  """
+  return _listwise(
+      _compare(student, teacher, mask, labels, rank=3), temperature,
+      teacher_temperature)
+
+
+@register.register_loss(
+    on='token_embedding', example=dict(student=(2, 3, 4, 5), mask=(2, 3, 4)),
+    any_width=True, scores=True)
+def maxsim_kl(student: jax.Array,
+              teacher: Optional[jax.Array] = None,
+              *,
+              mask: jax.Array,
+              labels: Optional[jax.Array] = None,
+              temperature: float = 1.0,
+              teacher_temperature: Optional[float] = None) -> base.LossSum:
+  """`score_kl` for late interaction: a text has a vector for each token.
+
+  The score of a candidate is MaxSim: for each token of the query, the largest
+  product with a token of the candidate, summed over the query's tokens.
+
+  Additive over `B`: the sums of a batch's two halves add up to the batch's.
+
+  Args:
+    student: `[B, S, N, D]` floating, the tokens of the query, of the positive
+      and of negatives.
+    teacher: `[B, S, N, E]` floating; unused with labels.
+    mask: bool, any leading axes of `student` up to `[B, S, N]`, true where a
+      token counts. A text counts if one of its tokens does.
+    labels: as for `margin_mse`.
+    temperature: as for `score_kl`; a score grows with the query's length.
+    teacher_temperature: as for `score_kl`.
+
+  Returns:
+    As `score_kl`.
+
+  Raises:
+    ValueError: as `score_kl`.
+
+  References:
+    Santhanam et al., ColBERTv2, arXiv:2112.01488, section 3.2, with the scores
+    of section 3.1. MaxSim is Khattab and Zaharia's, ColBERT, arXiv:2004.12832,
+    equation 3; it takes vectors of length 1.
+  """
+  return _listwise(
+      _compare(student, teacher, mask, labels, rank=4), temperature,
+      teacher_temperature)
+
+
+@register.register_loss(on='embedding', example=_TEXTS, relational=True)
+def info_nce(student: jax.Array,
+             teacher: Optional[jax.Array] = None,
+             *,
+             mask: jax.Array,
+             temperature: float = 0.05) -> base.LossSum:
+  """Cross-entropy of the positive among all candidates of the batch.
+
+  A query's candidates are the positives and negatives of all examples, so its
+  own negatives are the hard ones. No teacher is needed. Another query's text
+  that answers this one too counts as wrong: repeat no query in a batch.
+
+  It relates the texts of a batch to one another, so it is not additive over
+  `B`: the batch is first gathered over all devices. With microbatches, texts
+  are compared within one microbatch of all devices.
+
+  Args:
+    student: `[B, S, D]` floating: the query, its positive and S - 2 negatives,
+      of which there may be none.
+    teacher: unused.
+    mask: bool, `[B]` or `[B, S]`, true where a text counts. Other texts are
+      neither queries nor candidates.
+    temperature: positive, in the unit of the scores. The default suits vectors
+      of length 1.
+
+  Returns:
+    A LossSum: the cross-entropies in nats summed over queries with a positive,
+    and the number of these queries.
+
+  Raises:
+    ValueError: `temperature` is not positive, or there is no candidate.
+
+  References:
+    van den Oord et al., Representation Learning with Contrastive Predictive
+    Coding, arXiv:1807.03748, equation 4; with negatives of the batch and hard
+    ones, Karpukhin et al., Dense Passage Retrieval, arXiv:2004.04906, equation
+    2 and section 3.2.
+  """
+  del teacher
+  divergences.check_temperature(temperature)
+  _check_texts(student, rank=3, fewest=2)
+  real = _real_texts(student, mask)
+  candidates = student[:, 1:].reshape(-1, student.shape[-1])
+  products = groups.products(student[:, 0], candidates) / temperature
+  products = jnp.where(real[:, 1:].reshape(-1), products, _EXCLUDED)
+  first = jnp.arange(len(student)) * (student.shape[1] - 1)
+  positive = jnp.take_along_axis(products, first[:, None], axis=1)[:, 0]
+  values = jax.nn.logsumexp(products, axis=1) - positive
+  return masking.masked_mean(values, real[:, 0] & real[:, 1])
+
+
+def candidate_scores(vectors: jax.Array,
+                     mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns the scores of each query's candidates, and which count.
+
+  Args:
+    vectors: `[B, S, D]`, or `[B, S, N, D]` for late interaction, floating.
+    mask: bool, leading axes of `vectors`, true where a text or token counts.
+
+  Returns:
+    Float32 `[B, S - 1]`, 0 where a candidate or its query does not count; and
+    bool likewise.
+  """
+  vectors = vectors.astype(jnp.float32)
+  if vectors.ndim == 3:
+    # Full precision, because dividing by a temperature magnifies rounding.
+    scores = jnp.einsum('bd,bcd->bc', vectors[:, 0], vectors[:, 1:],
+                        precision=lax.Precision.HIGHEST)
+  else:
+    tokens = jnp.broadcast_to(masking.expand(mask, 3), vectors.shape[:-1])
+    scores = _maxsim(vectors, tokens)
+  real = _real_texts(vectors, mask)
+  real = real[:, :1] & real[:, 1:]
+  return jnp.where(real, scores, 0.0), real
+
+
+def _maxsim(vectors, mask):
+  """Returns the sum over the query's tokens of their largest products."""
+
+  def score(vectors_of_one, mask_of_one):
+    products = jnp.einsum('bnd,bmd->bnm', vectors[:, 0], vectors_of_one,
+                          precision=lax.Precision.HIGHEST)
+    products = jnp.where(mask_of_one[:, None], products, _EXCLUDED)
+    return jnp.sum(products.max(axis=-1), axis=-1, where=mask[:, 0])
+
+  batch, texts, length, _ = vectors.shape
+  if batch * (texts - 1) * length**2 <= groups.MOST_AT_ONCE:
+    return jax.vmap(score, in_axes=1, out_axes=1)(vectors[:, 1:], mask[:, 1:])
+  by_text = (jnp.moveaxis(x, 1, 0)[1:] for x in (vectors, mask))
+  call = jax.checkpoint(lambda of_one: score(*of_one))
+  return lax.map(call, tuple(by_text)).T
+
+
+def _real_texts(vectors, mask):
+  """Returns which texts count, `[B, S]`."""
+  if mask.ndim == 3:
+    return mask.any(axis=-1)
+  return jnp.broadcast_to(masking.expand(mask, 2), vectors.shape[:2])
+
+
+def _compare(student, teacher, mask, labels, *, rank):
+  """Returns the scores of student and teacher, and which candidates count."""
+  _check_texts(student, rank=rank, fewest=3)
+  scores, real = candidate_scores(student, mask)
+  if labels is not None:
+    if labels.shape != scores.shape:
+      raise ValueError(
+          'labels must be the scores of each candidate, [B, S - 1]; got '
+          f'labels.shape={labels.shape}, where the vectors are '
+          f'{student.shape}. The data set triples has them.')
+    targets = jnp.where(real, labels.astype(jnp.float32), 0.0)
+  elif teacher is not None:
+    targets, _ = candidate_scores(teacher, mask)
+  else:
+    raise TypeError('labels or teacher must be given; got None for both. The '
+                    "data must have a teacher's scores where there is none.")
+  return scores, targets, real
+
+
+def _listwise(compared, temperature, teacher_temperature):
+  """Returns T² KL over the candidates of each query."""
+  scores, targets, real = compared
+  if teacher_temperature is None:
+    teacher_temperature = temperature
+  divergences.check_temperature(temperature)
+  divergences.check_temperature(teacher_temperature)
+  student, teacher = (
+      jnp.where(real, x / t, _EXCLUDED)
+      for x, t in ((scores, temperature), (targets, teacher_temperature)))
+  rows = divergences.kl_rows(student, teacher)
+  return masking.masked_mean(temperature**2 * rows, real.sum(axis=-1) > 1)
+
+
+def _check_texts(student, *, rank, fewest):
+  """Raises ValueError unless vectors are those of a query and candidates."""
+  if student.ndim != rank or student.shape[1] < fewest:
+    axes = '[B, S, D]' if rank == 3 else '[B, S, N, D]'
+    texts = 'a query and its positive' if fewest == 2 else (
+        'a query, its positive and at least one negative')
+    raise ValueError(
+        f'student and teacher must be {axes} with {texts}; got student.shape='
+        f'{student.shape}. The data set triples gives such texts.')
