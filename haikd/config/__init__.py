@@ -9,6 +9,7 @@ from haikd.config.fields import ConfigDict
 from haikd.config.fields import OPEN_FIELDS
 from haikd.config.fields import OPTIONAL_FIELDS
 from haikd.config.fields import validate
+from haikd.config.networks import has_weights
 from haikd.config.networks import network
 from haikd.config.networks import optimizer
 from haikd.config.options import plain

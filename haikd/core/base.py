@@ -158,6 +158,15 @@ class Embedding(NamedTuple):
   vectors: Array
 
 
+class TokenEmbedding(Embedding):
+  """What an encoder for late interaction returns: a vector for each token.
+
+  Attributes:
+    vectors: `[B, N, D]`, or `[B, S, N, D]` for S texts an example, floating; 0
+      in padding.
+  """
+
+
 Logits = Union[Array, LinearLogits]
 Output = Union[Logits, Embedding]
 Taps = Mapping[str, tuple[Any, ...]]  # {kind: captured values in call order}.

@@ -114,6 +114,24 @@ def build_terms(config: config_lib.ConfigDict, spec: base.Batch,
       has_labels=has_labels and not (has_scores and is_encoder))
 
 
+def needs_teacher(config: config_lib.ConfigDict, spec: base.Batch,
+                  num_classes: Optional[int]) -> Optional[str]:
+  """Returns the config field of a term that compares with a teacher, or None.
+
+  Args:
+    config: as for `build_objective`; terms of all its stages are looked at.
+    spec: as for `build_objective`.
+    num_classes: as for `build_objective`.
+
+  Raises:
+    ConfigError: as `terms.build_terms`.
+  """
+  return next((
+      term.field for stage in config_lib.stages_of(config)
+      for term in build_terms(stage.config, spec, num_classes)
+      if term.needs_teacher), None)
+
+
 def _tap_kinds(terms):
   """Returns the kinds of taps that terms compare."""
   return sorted({kind for term in terms for kind in term.entry.kinds} -

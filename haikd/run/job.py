@@ -36,9 +36,9 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path,
     command: the command line, for the report.
 
   Returns:
-    The content of `result.json`: for `teacher`, `student_start` (if the student
-    starts from weights that still exist), `student_alone` and `student`, the
-    number of `parameters`, the metrics of `haikd.metrics` and the `seconds` of
+    The content of `result.json`: for `teacher` (if there is one),
+    `student_start` (if the student starts from weights that still exist),
+    `student_alone` and `student`, the number of `parameters`, the metrics of `haikd.metrics` and the `seconds` of
     training.
 
   Raises:
@@ -57,7 +57,8 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path,
       jobs.append(_prepare(link, jobs[0][0].data if jobs else None))
   chain.check_taught(links)
   first, _, untrained = jobs[0]
-  start = [] if untrained else [first.start('teacher')]
+  is_given = first.has_teacher and not untrained
+  start = [first.start('teacher')] if is_given else []
   results: results_lib.Results = {}
   with workdir_lib.lock(workdir):
     for link in links:
@@ -102,15 +103,16 @@ def _run(workdir, student, alone, teacher, start, command):
   """
   config = student.config
   workdir_lib.claim(workdir, config)
+  trained_teacher = frozen_teacher = None
   if teacher:
     trained_teacher = _train(teacher, None, workdir)
-  else:
+  elif student.has_teacher:
     trained_teacher = start.pop() if start else student.start('teacher')
-  frozen_teacher = _freeze(student, trained_teacher)
-  student = adaptive.settle(student, frozen_teacher.frozen, workdir)
+  if trained_teacher:
+    frozen_teacher = _freeze(student, trained_teacher)
+    student = adaptive.settle(student, frozen_teacher.frozen, workdir)
   report = report_lib.Report(student, command, report_lib.FILE)
-  results = dict(
-      teacher=_evaluate_teacher(student, trained_teacher, frozen_teacher))
+  results = _evaluate_teacher(student, trained_teacher, frozen_teacher)
   del trained_teacher  # Its arrays are larger than those of frozen_teacher.
   if pretrained.is_available(config.student.init):
     results['student_start'] = _evaluate(
@@ -118,12 +120,12 @@ def _run(workdir, student, alone, teacher, start, command):
   if alone:
     trained = _train(alone, None, workdir)
     results['student_alone'] = _evaluate(student, trained, frozen_teacher)
-    report.observe('student_alone', trained.network, frozen_teacher.frozen)
+    report.observe('student_alone', trained.network, frozen_teacher)
     del trained
   trained = _train(student, frozen_teacher, workdir)
   results['student'] = _evaluate(student, trained, frozen_teacher)
   _publish(results, workdir, config.evaluation.final, writer.RESULT_FILE)
-  report.observe('student', trained.network, frozen_teacher.frozen)
+  report.observe('student', trained.network, frozen_teacher)
   report.write(workdir, results)
   return results
 
@@ -155,17 +157,19 @@ def evaluate(config: config_lib.ConfigDict, workdir: paths.Path,
   if checkpoint.has_checkpoint(workdir):
     saved = checkpoint.metadata(workdir, field='--workdir')
     student.check_vocabulary(saved, 'student')
+  trained_teacher = frozen_teacher = None
   if config.teacher.init:
     trained_teacher = student.start('teacher')
-  else:
+  elif student.has_teacher:
     trained_teacher = _load(student, workdir, workdir_lib.TEACHER, 'teacher')
-  frozen_teacher = _freeze(student, trained_teacher)
+  if trained_teacher:
+    frozen_teacher = _freeze(student, trained_teacher)
   if saved:
-    checkpoint.check_teacher(saved, frozen_teacher.identity)
+    checkpoint.check_teacher(
+        saved, frozen_teacher.identity if frozen_teacher else '')
   file = writer.evaluation_file(config.evaluation.final)
   report = report_lib.Report(student, command, file.replace('.json', '.html'))
-  results = dict(
-      teacher=_evaluate_teacher(student, trained_teacher, frozen_teacher))
+  results = _evaluate_teacher(student, trained_teacher, frozen_teacher)
   if pretrained.is_available(config.student.init):
     results['student_start'] = _evaluate(
         student, student.start('student'), frozen_teacher)
@@ -174,7 +178,7 @@ def evaluate(config: config_lib.ConfigDict, workdir: paths.Path,
     if checkpoint.has_checkpoint(workdir / folder):
       trained = _load(student, workdir, folder, 'student')
       results[name] = _evaluate(student, trained, frozen_teacher)
-      report.observe(name, trained.network, frozen_teacher.frozen)
+      report.observe(name, trained.network, frozen_teacher)
   _publish(results, workdir, config.evaluation.final, file)
   report.write(workdir, results)
   return results
@@ -199,15 +203,18 @@ def _freeze(student, trained_teacher) -> trainer.Teacher:
 
 
 def _evaluate_teacher(student, trained, teacher):
-  """Returns the teacher's row, in which it is compared with itself."""
-  eval_step = student.program.teacher_eval_step
-  return _row(trained, _scores(student, eval_step, teacher.frozen, None))
+  """Returns the results so far: the teacher's, compared with itself, if any."""
+  if teacher is None:
+    return {}
+  scores = _scores(student, student.program.teacher_eval_step, teacher.frozen,
+                   None)
+  return dict(teacher=_row(trained, scores))
 
 
 def _evaluate(student, trained, teacher):
   """Returns the row of a student, which is compared with the teacher."""
   scores = _scores(student, student.program.eval_step, trained.network,
-                   teacher.frozen)
+                   teacher.frozen if teacher else None)
   return _row(trained, scores)
 
 

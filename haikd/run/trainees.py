@@ -39,6 +39,11 @@ class Trainee(NamedTuple):
   folder: str
   title: str
 
+  @property
+  def has_teacher(self) -> bool:
+    """Whether it has a teacher, to learn from or to be compared with."""
+    return self.program.abstract_frozen is not None
+
   def expected(self, role: str) -> base.Variables:
     """Returns shapes, dtypes and shardings of the 'teacher' or 'student'."""
     if role == 'teacher':
@@ -181,7 +186,7 @@ def build_all(
 
   Returns:
     The student, the student alone if `config.baseline`, and the teacher if it
-    has to be trained.
+    has to be trained. A student without a teacher learns from the data alone.
 
   Raises:
     ConfigError: the config cannot work.
@@ -191,15 +196,17 @@ def build_all(
   has_labels = student.data.spec.labels is not None
   alone = teacher = None
   if config.baseline:
-    if not has_labels and not _learns_alone(config):
+    predicts = has_labels and not isinstance(
+        student.program.objective.outputs[0].logits, base.Embedding)
+    if not predicts and not _learns_alone(config):
       raise checks.ConfigError(
           'config.baseline must be False if the data has no labels and '
           'config.losses no loss that needs no teacher; got True. Set '
           'config.baseline=False.')
-    alone = build(config_lib.without_stages(config), mesh,
+    alone = build(resolve.alone(config), mesh,
                   shared_data=student.data, has_teacher=False,
                   folder=workdir_lib.BASELINE, title='student alone')
-  if not config.teacher.init:
+  if not config.teacher.init and student.has_teacher:
     teacher_config = resolve.teacher_training(config)
     if not has_labels:
       raise checks.ConfigError(
@@ -217,7 +224,7 @@ def build(config: config_lib.ConfigDict,
           mesh: jax.sharding.Mesh,
           *,
           shared_data: Optional[pipeline.Data] = None,
-          has_teacher: bool = True,
+          has_teacher: Optional[bool] = None,
           folder: str = '',
           title: str = 'student',
           augment_field: str = 'config.data.augment',
@@ -229,7 +236,8 @@ def build(config: config_lib.ConfigDict,
       is `config.student`.
     mesh: the devices to run on.
     shared_data: data whose open splits to share.
-    has_teacher: whether it learns from `config.teacher` or from labels alone.
+    has_teacher: whether it learns from `config.teacher` or from labels alone;
+      None for a teacher unless it has no weights and no term needs it.
     folder: where it is saved, below the workdir.
     title: its title on the progress bar.
     augment_field: the config field of the augmentations, for messages.
@@ -252,8 +260,14 @@ def build(config: config_lib.ConfigDict,
       augment_field=augment_field)
   config = resolve.with_vocabulary(
       config, data.text_of('teacher'), data.text_of('student'))
+  resolved = resolve.with_task(config, data.task)
+  if has_teacher is None:
+    has_teacher = resolve.has_teacher(resolved, data.spec, data.num_classes)
+    if not has_teacher:
+      notes.say('config.teacher has no weights, and no term compares with it: '
+                'the student learns from the data alone.')
   program = program_lib.build_program(
-      resolve.with_task(config, data.task),
+      resolved,
       spec=data.spec,
       num_classes=data.num_classes,
       mesh=mesh,
@@ -264,5 +278,5 @@ def build(config: config_lib.ConfigDict,
 
 def _learns_alone(config):
   """Returns whether some loss of the config needs no teacher."""
-  return any(not registry.losses[term.loss].needs_teacher
-             for term in config.losses.values())
+  losses = (registry.losses[term.loss] for term in config.losses.values())
+  return any(not loss.needs_teacher and not loss.scores for loss in losses)
