@@ -17,8 +17,7 @@ Array = jax.Array
 ArrayTree = Any  # A pytree of arrays.
 AnyArray = Any  # An array of JAX or NumPy, or a jax.ShapeDtypeStruct.
 
-# The label of an example or position that has none: losses and metrics leave it
-# out.
+# The label of what has none: losses and metrics leave it out.
 IGNORED_LABEL = -100
 
 
@@ -95,9 +94,7 @@ class LinearLogits(NamedTuple):
 
 def capped(values: Array, soft_cap: Optional[Array]) -> Array:
   """Returns c tanh(values / c) for a soft cap c; the values for None."""
-  if soft_cap is None:
-    return values
-  return soft_cap * jnp.tanh(values / soft_cap)
+  return values if soft_cap is None else soft_cap * jnp.tanh(values / soft_cap)
 
 
 class QueryKey(NamedTuple):
@@ -143,8 +140,6 @@ class QueryKey(NamedTuple):
     mask = self.mask
     if isinstance(mask, attention_mask.AttentionMask):
       mask = mask.block((0, scores.shape[2]), (0, scores.shape[3]))
-    if mask is None:
-      return jax.nn.softmax(scores, axis=-1)
     return jax.nn.softmax(scores, axis=-1, where=mask)
 
 
@@ -159,12 +154,7 @@ class Embedding(NamedTuple):
 
 
 class TokenEmbedding(Embedding):
-  """What an encoder for late interaction returns: a vector for each token.
-
-  Attributes:
-    vectors: `[B, N, D]`, or `[B, S, N, D]` for S texts an example, floating; 0
-      in padding.
-  """
+  """Likewise a vector for each token: `[B, N, D]` or `[B, S, N, D]`."""
 
 
 Logits = Union[Array, LinearLogits]

@@ -9,16 +9,15 @@ MaxSim where it has a vector for each token.
 from typing import Optional
 
 import jax
-from jax import lax
 import jax.numpy as jnp
 
 from haikd.core import base
 from haikd.core import masking
+from haikd.losses import candidates
 from haikd.losses import divergences
 from haikd.losses import groups
 from haikd.losses import register
 
-_EXCLUDED = -1e9  # A score whose softmax is 0.
 _TEXTS = dict(student=(2, 4, 5), mask=(2, 4))
 
 
@@ -88,9 +87,10 @@ def score_kl(student: jax.Array,
   Additive over `B`: the sums of a batch's two halves add up to the batch's.
 
   Args:
-    student: as for `margin_mse`.
-    teacher: as for `margin_mse`.
-    mask: as for `margin_mse`. Candidates that do not count have no probability.
+    student: `[B, S, D]` floating: the query, the positive and negatives.
+    teacher: `[B, S, E]` floating; unused with labels.
+    mask: bool, `[B]` or `[B, S]`, true where a text counts. Other candidates
+      have no probability.
     labels: as for `margin_mse`.
     temperature: T, positive, in the unit of the student's scores. Vectors of
       length 1 need a low one, such as 0.05.
@@ -200,69 +200,20 @@ def info_nce(student: jax.Array,
   del teacher
   divergences.check_temperature(temperature)
   _check_texts(student, rank=3, fewest=2)
-  real = _real_texts(student, mask)
-  candidates = student[:, 1:].reshape(-1, student.shape[-1])
-  products = groups.products(student[:, 0], candidates) / temperature
-  products = jnp.where(real[:, 1:].reshape(-1), products, _EXCLUDED)
+  real = candidates.real_texts(student, mask)
+  texts = student[:, 1:].reshape(-1, student.shape[-1])
+  products = groups.products(student[:, 0], texts) / temperature
+  products = jnp.where(real[:, 1:].reshape(-1), products, candidates.EXCLUDED)
   first = jnp.arange(len(student)) * (student.shape[1] - 1)
   positive = jnp.take_along_axis(products, first[:, None], axis=1)[:, 0]
   values = jax.nn.logsumexp(products, axis=1) - positive
   return masking.masked_mean(values, real[:, 0] & real[:, 1])
 
 
-def candidate_scores(vectors: jax.Array,
-                     mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Returns the scores of each query's candidates, and which count.
-
-  Args:
-    vectors: `[B, S, D]`, or `[B, S, N, D]` for late interaction, floating.
-    mask: bool, leading axes of `vectors`, true where a text or token counts.
-
-  Returns:
-    Float32 `[B, S - 1]`, 0 where a candidate or its query does not count; and
-    bool likewise.
-  """
-  vectors = vectors.astype(jnp.float32)
-  if vectors.ndim == 3:
-    # Full precision, because dividing by a temperature magnifies rounding.
-    scores = jnp.einsum('bd,bcd->bc', vectors[:, 0], vectors[:, 1:],
-                        precision=lax.Precision.HIGHEST)
-  else:
-    tokens = jnp.broadcast_to(masking.expand(mask, 3), vectors.shape[:-1])
-    scores = _maxsim(vectors, tokens)
-  real = _real_texts(vectors, mask)
-  real = real[:, :1] & real[:, 1:]
-  return jnp.where(real, scores, 0.0), real
-
-
-def _maxsim(vectors, mask):
-  """Returns the sum over the query's tokens of their largest products."""
-
-  def score(vectors_of_one, mask_of_one):
-    products = jnp.einsum('bnd,bmd->bnm', vectors[:, 0], vectors_of_one,
-                          precision=lax.Precision.HIGHEST)
-    products = jnp.where(mask_of_one[:, None], products, _EXCLUDED)
-    return jnp.sum(products.max(axis=-1), axis=-1, where=mask[:, 0])
-
-  batch, texts, length, _ = vectors.shape
-  if batch * (texts - 1) * length**2 <= groups.MOST_AT_ONCE:
-    return jax.vmap(score, in_axes=1, out_axes=1)(vectors[:, 1:], mask[:, 1:])
-  by_text = (jnp.moveaxis(x, 1, 0)[1:] for x in (vectors, mask))
-  call = jax.checkpoint(lambda of_one: score(*of_one))
-  return lax.map(call, tuple(by_text)).T
-
-
-def _real_texts(vectors, mask):
-  """Returns which texts count, `[B, S]`."""
-  if mask.ndim == 3:
-    return mask.any(axis=-1)
-  return jnp.broadcast_to(masking.expand(mask, 2), vectors.shape[:2])
-
-
 def _compare(student, teacher, mask, labels, *, rank):
   """Returns the scores of student and teacher, and which candidates count."""
   _check_texts(student, rank=rank, fewest=3)
-  scores, real = candidate_scores(student, mask)
+  scores, real = candidates.scores_of(student, mask)
   if labels is not None:
     if labels.shape != scores.shape:
       raise ValueError(
@@ -271,7 +222,7 @@ def _compare(student, teacher, mask, labels, *, rank):
           f'{student.shape}. The data set triples has them.')
     targets = jnp.where(real, labels.astype(jnp.float32), 0.0)
   elif teacher is not None:
-    targets, _ = candidate_scores(teacher, mask)
+    targets, _ = candidates.scores_of(teacher, mask)
   else:
     raise TypeError('labels or teacher must be given; got None for both. The '
                     "data must have a teacher's scores where there is none.")
@@ -286,7 +237,7 @@ def _listwise(compared, temperature, teacher_temperature):
   divergences.check_temperature(temperature)
   divergences.check_temperature(teacher_temperature)
   student, teacher = (
-      jnp.where(real, x / t, _EXCLUDED)
+      jnp.where(real, x / t, candidates.EXCLUDED)
       for x, t in ((scores, temperature), (targets, teacher_temperature)))
   rows = divergences.kl_rows(student, teacher)
   return masking.masked_mean(temperature**2 * rows, real.sum(axis=-1) > 1)

@@ -130,12 +130,9 @@ def are_comparable(output: base.Output, target: base.Output) -> bool:
 
   The width of an Embedding does not count, since scores can be compared.
   """
-  kinds = {type(x) if isinstance(x, base.Embedding) else None
-           for x in (output, target)}
-  if len(kinds) > 1:
-    return False
-  if isinstance(output, base.Embedding):
-    return output.vectors.shape[:-1] == target.vectors.shape[:-1]
+  if isinstance(output, base.Embedding) or isinstance(target, base.Embedding):
+    return type(output) is type(target) and (
+        _array(output).shape[:-1] == _array(target).shape[:-1])
   return output.shape == target.shape
 
 

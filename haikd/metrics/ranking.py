@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from haikd.core import base
 from haikd.core import masking
-from haikd.losses import scores as scores_lib
+from haikd.losses import candidates
 
 
 def measure(
@@ -31,7 +31,7 @@ def measure(
     half. Columns: `similarity` and `score`, the margins of network and teacher,
     the positive's score less each negative's; and `kept`, whether they count.
   """
-  scores, real = scores_lib.candidate_scores(output.vectors, mask)
+  scores, real = candidates.scores_of(output.vectors, mask)
   margins = scores[:, :1] - scores[:, 1:]
   negatives = real[:, :1] & real[:, 1:]
   behind = jnp.sum(_is_wrong(margins), axis=-1, where=negatives)
@@ -40,7 +40,7 @@ def measure(
   if labels is not None:
     targets = jnp.where(real, labels.astype(jnp.float32), 0.0)
   elif target is not None:
-    targets, _ = scores_lib.candidate_scores(target.vectors, mask)
+    targets, _ = candidates.scores_of(target.vectors, mask)
   else:
     return sums, {}
   ours, theirs = (x[:, :, None] - x[:, None, :] for x in (scores, targets))

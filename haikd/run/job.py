@@ -38,8 +38,8 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path,
   Returns:
     The content of `result.json`: for `teacher` (if there is one),
     `student_start` (if the student starts from weights that still exist),
-    `student_alone` and `student`, the number of `parameters`, the metrics of `haikd.metrics` and the `seconds` of
-    training.
+    `student_alone` and `student`, the number of `parameters`, the metrics of
+    `haikd.metrics` and the `seconds` of training.
 
   Raises:
     ConfigError: the config cannot work; raised before anything is trained.

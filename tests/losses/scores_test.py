@@ -166,8 +166,8 @@ def test_margins_by_hand():
 
 
 def test_maxsim_by_hand():
-  # Two tokens a text; those of the query find 2 and 1, then 0 and 3. The softmax
-  # of (3, 3) is even, against 1/4 and 3/4 of the teacher.
+  # Two tokens a text; those of the query find 2 and 1, then 0 and 3. The
+  # softmax of (3, 3) is even, against 1/4 and 3/4 of the teacher.
   texts = jnp.array([[[[1.0, 0], [0, 1]], [[2, 0], [1, 1]], [[0, 3], [0, 1]]]])
   got = losses.maxsim_kl(texts, mask=jnp.ones(1, bool),
                          labels=jnp.array([[0.0, np.log(3)]]))
@@ -207,10 +207,10 @@ def test_large_maxsim_goes_text_by_text(monkeypatch):
     ('score_kl', (2, 3, 5), dict(labels=jnp.zeros(2)),
      r'labels must be the scores of each candidate, .* labels.shape=\(2,\)'),
     ('margin_mse', (2, 3, 5), dict(scale=0), 'scale must be positive; got 0'),
-    ('score_kl', (2, 3, 5), dict(temperature=0), 'temperature must be positive'),
+    ('score_kl', (2, 3, 5), dict(temperature=0), 'temperature must be positi'),
     ('score_kl', (2, 3, 5), dict(teacher_temperature=-1),
      'temperature must be positive; got -1'),
-    ('info_nce', (2, 3, 5), dict(temperature=0), 'temperature must be positive'),
+    ('info_nce', (2, 3, 5), dict(temperature=0), 'temperature must be positi'),
 ))
 def test_what_cannot_be_right_is_refused(name, shape, given, match):
   x = jnp.ones(shape)

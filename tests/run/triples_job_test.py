@@ -111,8 +111,8 @@ def test_scores_in_the_data_take_the_place_of_a_teacher(run, tmp_path):
           length=6, num_negatives=2, tokenizer=str(tmp_path / 'student')),
       source_dir=str(tmp_path), data_dir=str(tmp_path / 'prepared'))
   rows = [data[i] for i in range(len(data))]
-  tokens, mask, labels = (
-      np.stack([row[key] for row in rows]) for key in ('tokens', 'mask', 'label'))
+  tokens, mask, labels = (np.stack([row[key] for row in rows])
+                          for key in ('tokens', 'mask', 'label'))
   loaded = haikd.load(tmp_path / 'run')
   vectors = np.float64(loaded.apply(tokens, mask))
   scores = np.einsum('bd,bcd->bc', vectors[:, 0], vectors[:, 1:])
@@ -138,7 +138,8 @@ def test_scores_in_the_data_take_the_place_of_a_teacher(run, tmp_path):
 
 def test_late_interaction_learns_from_a_live_teacher(run, tmp_path):
   prepare(tmp_path, 'maxsim_kl')
-  args = ['--config.data.options.scores=()', '--config.student.options.pool=none',
+  args = ['--config.data.options.scores=()',
+          '--config.student.options.pool=none',
           f'--config.teacher.init=hf:{tmp_path}/student',
           '--config.teacher.options={"pool": "none"}']
   code, _, err = run(*args, config='job.py')

@@ -64,10 +64,10 @@ class Fields(NamedTuple):
           f'{record.place} must have one text in the field {self.positive!r}; '
           f'got {len(list(filter(None, positives)))}. Write a record for each '
           'positive.')
-    texts = positives + [text for name in self.negatives
-                         for text in _texts(record, name)]
+    texts = [text for name in (self.positive, *self.negatives)
+             for text in _texts(record, name)]
     scores = self._scores(record, len(texts))
-    kept = [i for i, text in enumerate(texts) if text is not None]
+    kept = {i: text for i, text in enumerate(texts) if text is not None}
     if scores is not None:
       for i in kept:
         if not checks.is_number(scores[i]):
@@ -76,7 +76,7 @@ class Fields(NamedTuple):
               f'text in {self._score_names()}; got {scores[i]!r} for text '
               f'{i + 1} of {len(texts)}. Remove or fix the record.')
       scores = [float(scores[i]) for i in kept]
-    return Candidates(query, [texts[i] for i in kept], scores)
+    return Candidates(query, [*kept.values()], scores)
 
   def _scores(self, record, count) -> Optional[list[Any]]:
     """Returns what stands for the scores of so many texts, or None."""
@@ -177,6 +177,12 @@ def _numbers(record, name) -> Iterator[Any]:
     yield value
 
 
+def _no_json(record, name, value):
+  return checks.DataError(
+      f'{record.place} must have lists as JSON in the field {name!r}; got '
+      f'{value[:40]!r}. Write the file as JSON lines or parquet.')
+
+
 def _values(record, name) -> list[Any]:
   """Returns the values of a field, which may be a list."""
   value = text_files.value_of(record, name)
@@ -189,8 +195,5 @@ def _values(record, name) -> list[Any]:
       value = json.loads(value)
     except ValueError:
       if value[1:2] in ('"', "'"):
-        raise checks.DataError(
-            f'{record.place} must have lists as JSON in the field {name!r}; '
-            f'got {value[:40]!r}. Write the file as JSON lines or parquet.'
-            ) from None
+        raise _no_json(record, name, value) from None
   return value if isinstance(value, list) else [value]

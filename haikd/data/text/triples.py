@@ -32,7 +32,8 @@ class _Triples(NamedTuple):
   def recipe(self) -> shards.Recipe:
     texts = self.num_negatives + 2
     shape = (texts, self.encoder.length)
-    columns = [('tokens', '<i4', shape), ('mask', '?', shape)]
+    columns: list[tuple[str, str, tuple[int, ...]]] = [
+        ('tokens', '<i4', shape), ('mask', '?', shape)]
     if self._has_scores:
       columns.append(('label', '<f4', (texts - 1,)))
     # The order of `fields` is part of the cache key.
@@ -85,7 +86,7 @@ class _Triples(NamedTuple):
           for text in self._texts(self.fields.read(record))])
 
   def expand(self, rows: np.ndarray) -> Mapping[str, np.ndarray]:
-    return {key: rows[key] for key in rows.dtype.names}
+    return {key: rows[key] for key in rows.dtype.names or ()}
 
 
 @registry.register_dataset(tasks=('embedding',))

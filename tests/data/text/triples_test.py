@@ -52,8 +52,9 @@ def test_a_row_has_the_query_the_positive_and_negatives(tmp_path, bert_words):
 
 @pytest.mark.parametrize('name, row, options, texts, label', (
     # Numbered columns and one of scores, as sentence-transformers has them.
-    ('train.jsonl', dict(TEXTS, negative_1='c', negative_2='d', label=[1, 2, 3]),
-     {}, 'abcd', [1, 2, 3]),
+    ('train.jsonl',
+     dict(TEXTS, negative_1='c', negative_2='d', label=[1, 2, 3]), {}, 'abcd',
+     [1, 2, 3]),
     ('train.jsonl', dict(TEXTS, negative1='c', score=[1, 2]), {}, 'abc',
      [1, 2, 0]),
     # A margin, as of the files of Margin-MSE.
@@ -126,7 +127,8 @@ def test_pruned_and_doubly_tokenised_rows_have_the_same_texts(tmp_path,
     (dict(ROW, scores=[3, 1, 'x']), {}, "finite number .* got 'x'"),
     (dict(ROW, m=[1]), dict(margins='m', scores=()),
      "line 2 .* a margin for each negative in 'm', 2 in all; got 1.$"),
-    (dict(ROW, negatives=['c', 3]), {}, "texts in the field 'negatives'; got 3"),
+    (dict(ROW, negatives=['c', 3]), {},
+     "line 2 .* must have texts in the field 'negatives'; got 3"),
     (dict(ROW, positive=['b', 'c']), {},
      "line 2 .* one text in the field 'positive'; got 2. Write a record for"),
     (dict(ROW, positive=None), {}, "one text in the field 'positive'; got 0"),
@@ -153,7 +155,7 @@ def test_lists_in_csv_are_json(tmp_path, bert_words):
      "must have scores or margins; got both, 'scores' and 'm'"),
     (ROW, dict(num_negatives=0), checks.ConfigError,
      'num_negatives must be a positive int; got 0'),
-    (ROW, dict(length=2), checks.ConfigError, 'config.data.options.length must'),
+    (ROW, dict(length=2), checks.ConfigError, 'data.options.length must be'),
 ))
 def test_options_that_cannot_work_are_refused(tmp_path, bert_words, row,
                                               options, error, match):
