@@ -63,7 +63,7 @@ SCORES = (Score('accuracy', 'accuracy', 2, True),
           Score(TOP5, 'top-5 agreement', 2, True),
           Score('cosine', 'cosine to teacher'),
           Score('mrr', 'MRR'),
-          Score('pair_order', 'pairs in order', 2, True),
+          Score('pair_order', 'pair order', 2, True),
           Score('spearman', 'Spearman'),
           Score('pearson', 'Pearson'))
 

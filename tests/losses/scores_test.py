@@ -12,11 +12,14 @@ from haikd.core import registry
 from haikd.losses import groups
 
 STEP = 1e-5
-B, S, N, D, E = 4, 4, 3, 5, 7
-# Without a negative, without a query, whole, and without a positive.
-REAL = np.array([[1, 1, 1, 0], [0, 1, 1, 1], [1, 1, 1, 1], [1, 0, 1, 1]], bool)
+B, S, N, D, E = 5, 4, 3, 5, 7
+# With a negative missing, without a query, whole, without a positive, and with
+# one candidate.
+REAL = np.array([[1, 1, 1, 0], [0, 1, 1, 1], [1, 1, 1, 1], [1, 0, 1, 1],
+                 [1, 1, 0, 0]], bool)
 TOKENS = REAL[..., None] & (np.arange(N) < np.array(
-    [[3, 2, 1, 1], [1, 2, 3, 1], [2, 3, 1, 2], [1, 1, 2, 3]])[..., None])
+    [[3, 2, 1, 1], [1, 2, 3, 1], [2, 3, 1, 2], [1, 1, 2, 3],
+     [2, 1, 1, 1]])[..., None])
 
 
 def product(query, text):

@@ -87,8 +87,9 @@ def test_order_is_a_teachers_of_any_width_where_there_are_no_scores():
 
 def test_vectors_of_tokens_are_ranked_by_maxsim():
   # The query's two tokens find 1 + 0, then 1 + 3 without what is padding.
-  texts = jnp.array([[[[1.0, 0], [0, 1]], [[1, 0], [0, 0]], [[1, 3], [9, 9]]]])
-  mask = jnp.array([[[1, 1], [1, 1], [1, 0]]], bool)
+  texts = jnp.array([[[[1.0, 0], [0, 1], [9, 9]], [[1, 0], [0, 0], [1, 0]],
+                      [[1, 3], [9, 9], [9, 9]]]])
+  mask = jnp.array([[[1, 1, 0], [1, 1, 1], [1, 0, 0]]], bool)
   sums, columns = metrics.measure(
       base.TokenEmbedding(texts), None, mask=mask, labels=jnp.ones((1, 2)))
   assert sums['embeddings']['mrr'] == (0.5, 1)
