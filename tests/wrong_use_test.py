@@ -133,6 +133,7 @@ def test_wrong_use_prints_one_line(run, tmp_path, args, code, match):
     ('  config.losses.x = dict(loss="kl_divergens")\n  return config',
      "got 'kl_divergens'. Did you mean 'kl_divergence'"),
     ('  config.distillation.use_attention_transfer = True\n'
+     '  config.teacher.train.steps = 1\n'
      '  config.student.taps.attention = "attn*"\n'
      '  config.teacher.taps.attention = "attn*"\n'
      '  return config', "got 'attn*'"),
