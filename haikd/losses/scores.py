@@ -57,8 +57,8 @@ def margin_mse(student: jax.Array,
 
   References:
     Hofstätter et al., Improving Efficient Neural Ranking Models with
-    Cross-Architecture Knowledge Distillation, arXiv:2010.02666, section 3.1,
-    for one negative; the mean over all where there are more.
+    Cross-Architecture Knowledge Distillation, arXiv:2010.02666, Margin-MSE, for
+    one negative; the mean over all where there are more.
   """
   if isinstance(scale, (int, float)) and not scale > 0:
     raise ValueError(f'scale must be positive; got {scale}. 1 leaves margins '
@@ -107,9 +107,9 @@ def score_kl(student: jax.Array,
 
   References:
     Lin et al., Distilling Dense Representations for Ranking using
-    Tightly-Coupled Teachers, arXiv:2010.11386, section 3.2. T², with the
-    student's temperature, is Hinton et al.'s, arXiv:1503.02531, and
-    sentence-transformers'.
+    Tightly-Coupled Teachers, arXiv:2010.11386, whose candidates are those of
+    the batch; here, as in sentence-transformers, they are the query's own. T²,
+    of the student's temperature, is Hinton et al.'s, arXiv:1503.02531.
   """
   return _listwise(
       _compare(student, teacher, mask, labels, rank=3), temperature,
