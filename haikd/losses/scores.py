@@ -152,7 +152,8 @@ def maxsim_kl(student: jax.Array,
   References:
     Santhanam et al., ColBERTv2, arXiv:2112.01488, section 3.2, with the scores
     of section 3.1. MaxSim is Khattab and Zaharia's, ColBERT, arXiv:2004.12832,
-    equation 3; it takes vectors of length 1.
+    equation 3; it takes vectors of length 1. The authors' code has T = 1;
+    PyLate first scales both sides' scores of a query to 0 … 1.
   """
   return _listwise(
       _compare(student, teacher, mask, labels, rank=4), temperature,
