@@ -157,7 +157,8 @@ def base() -> ConfigDict:
       ))
   # The small network that is trained.
   config.student = networks.network()
-  # The large network that is learned from.
+  # The large network that is learned from; without weights there is none, and
+  # no term may compare with it.
   config.teacher = networks.network()
   # How the teacher sees images, where it is not as the data's fields say.
   config.teacher.view = networks.view()
@@ -167,7 +168,7 @@ def base() -> ConfigDict:
   # How the teacher is trained, if it has no weights yet.
   config.teacher.train = ConfigDict(
       dict(
-          # Steps to train a teacher that has no weights; 0 to refuse it.
+          # Steps to train a teacher that has no weights; 0 for no teacher.
           steps=0,
           # Augmentations while the teacher is trained, as data.augment.
           augment={},
