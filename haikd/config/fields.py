@@ -10,6 +10,7 @@ The comment above each field is its documentation.
 from ml_collections import config_dict
 
 from haikd.config import entries
+from haikd.config import entry_rules
 from haikd.config import networks
 from haikd.config import rules
 from haikd.config import stages
@@ -225,11 +226,12 @@ def validate(config: ConfigDict) -> None:
   """
   rules.check_fields(config, base(), OPEN_FIELDS, OPTIONAL_FIELDS)
   for name, entry in config.assistants.items():
-    rules.check_assistant(f'assistants.{name}', entry, entries.assistant())
+    entry_rules.check_assistant(
+        f'assistants.{name}', entry, entries.assistant())
   for name, entry in config.losses.items():
-    rules.check_term(f'config.losses.{name}', entry, entries.term())
+    entry_rules.check_term(f'config.losses.{name}', entry, entries.term())
   for name, entry in config.data.mixture.items():
-    rules.check_component(
+    entry_rules.check_component(
         f'config.data.mixture.{name}', entry, entries.component(1.0))
   rules.check_rules(config)
   if config.stages:
