@@ -111,8 +111,7 @@ def assert_refused(outcome, code, match):
      'have a label below num_classes=3'),
     (['--config.plugins=my_plugin', '--config.data.name=spoilt',
       '--config.data.options={"what": "nan"}'], 3, 'have a finite image'),
-    (['--config.optimizer.learning_rate=1e30',
-      '--config.teacher.train.optimizer.learning_rate=1e30'], 4,
+    (['--config.data.std=1e-38'], 4,
      'must stay finite; got'),
 ))
 def test_wrong_use_prints_one_line(run, tmp_path, args, code, match):

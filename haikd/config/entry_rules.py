@@ -11,7 +11,7 @@ from haikd.core import checks
 
 
 def check_assistant(field: str, entry: Any,
-                   defaults: ml_collections.ConfigDict) -> None:
+                    defaults: ml_collections.ConfigDict) -> None:
   """Refuses an entry of `config.assistants` that is no network to train.
 
   Args:
@@ -36,7 +36,7 @@ def check_assistant(field: str, entry: Any,
 
 
 def check_component(field: str, entry: Any,
-                   defaults: Mapping[str, Any]) -> None:
+                    defaults: Mapping[str, Any]) -> None:
   """Refuses an entry of `config.data.mixture` that is no data set.
 
   Args:
