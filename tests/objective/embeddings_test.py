@@ -307,6 +307,7 @@ print(sorted(tests.evaluated(tests.pair_batches(), 4, share).items()))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_find_the_same_correlation():
   with socket.socket() as free:
     free.bind(('localhost', 0))
