@@ -101,6 +101,22 @@ def test_killed_job_ends_bitwise_the_same(tmp_path):
   assert rows(disturbed) == rows(undisturbed)
 
 
+def test_a_damaged_checkpoint_costs_its_steps_alone(run, tmp_path):
+  flags = ('--config.optimizer.schedule=constant', '--config.steps=12')
+  assert run(*flags, workdir='whole')[0] == 0
+  assert run(*flags, '--config.steps=8')[0] == 0
+  newest = tmp_path / 'run/checkpoints/8'
+  next((newest / 'state').glob('*/d/*')).write_bytes(b'')
+  code, _, err = run(*flags)
+  assert code == 0
+  assert err.count(f'{newest} is left out, since it is damaged: ') == 1
+  assert rows(tmp_path / 'run') == rows(tmp_path / 'whole')
+  run_hash, whole_hash = (
+      fingerprint.tree_hash(checkpoint.load_network(tmp_path / workdir))
+      for workdir in ('run', 'whole'))
+  assert run_hash == whole_hash
+
+
 @pytest.mark.slow
 def test_default_job_survives_kills_at_arbitrary_moments(tmp_path):
   config = CONFIGS / 'digits_mlp_from_convnet.py'
