@@ -7,6 +7,8 @@ import pytest
 from haikd import launch
 from haikd.run import job
 
+pytestmark = pytest.mark.mesh  # Messages have the number of devices.
+
 # <field or argument> must <rule>; got <value>. <remedy>.
 SHAPE = re.compile(
     r'haikd: (?![a-z_]+\.[a-z_]+: ).+ (must .+|is missing\. .+)\.\n')

@@ -63,6 +63,7 @@ def variables(weights):
       'head': dict(w=head, b=np.zeros(3, np.float32))}, {})
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize('devices', (1, 8))
 def test_planted_correspondences_are_found(config, devices):
   """A layer of the student is one of the teacher with more of its own."""

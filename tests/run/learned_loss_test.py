@@ -70,6 +70,7 @@ def train(run, tmp_path):
   return call
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize('loss, align, names', (
     pytest.param('variational', 'none', {'loss/linear', 'loss'},
                  marks=pytest.mark.slow),

@@ -97,6 +97,7 @@ def start(run, tmp_path, config, *flags, says='', **options):
   assert (code, err) == (0, says)  # A report that failed would be said there.
 
 
+@pytest.mark.mesh
 def test_observed_are_the_networks_that_were_trained(run, tmp_path, observed):
   """Eight devices find what one finds with the networks on disk."""
   odd = "config.losses['<b>x'] = dict(loss='logit_mse', weight=0.5)"
