@@ -1,5 +1,7 @@
 """The config: its fields, its rules, and the file that it comes from."""
 
+from haikd.config.balancing import balance
+from haikd.config.balancing import BALANCES
 from haikd.config.entries import assistant
 from haikd.config.entries import component
 from haikd.config.entries import term

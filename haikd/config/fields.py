@@ -9,6 +9,7 @@ The comment above each field is its documentation.
 
 from ml_collections import config_dict
 
+from haikd.config import balancing
 from haikd.config import entries
 from haikd.config import entry_rules
 from haikd.config import networks
@@ -78,6 +79,10 @@ def base() -> ConfigDict:
           # distillation, optimizer and data.mixture are others, as {stage:
           # dict(start=…, losses=…, …)}; start is a step, or a share below 1.
           stages={},
+          # How the weights of the losses, which it multiplies, are balanced
+          # while the student trains: fixed, gradient_norm, uncertainty or dtp,
+          # or a dict of one and its options: dict(kind='dtp', gamma=2.0).
+          balance=networks.free('fixed'),
           # Where metrics go too: wandb, mlflow, trackio or a plugin's writer.
           tracker=config_dict.placeholder(str),
       ))
@@ -234,6 +239,7 @@ def validate(config: ConfigDict) -> None:
     entry_rules.check_component(
         f'config.data.mixture.{name}', entry, entries.component(1.0))
   rules.check_rules(config)
+  balancing.check(config)
   if config.stages:
     for stage in stages.stages_of(config):
       with checks.errors_of(stage.field):

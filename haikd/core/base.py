@@ -76,11 +76,8 @@ class LinearLogits(NamedTuple):
 
   def products(self) -> Array:
     """Returns `hidden @ kernel`, `[..., V]` float32."""
-    return jnp.einsum(
-        '...d,dv->...v',
-        self.hidden,
-        self.kernel,
-        preferred_element_type=jnp.float32)
+    return jnp.einsum('...d,dv->...v', self.hidden, self.kernel,
+                      preferred_element_type=jnp.float32)
 
   def finish(self, products: Array) -> Array:
     """Returns the logits, float32, given `hidden @ kernel`."""
@@ -245,6 +242,7 @@ class TrainState(NamedTuple):
     opt_state: optax state.
     loss_scale: a jmp loss scale.
     ema: running mean of the student's parameters, or None if there is none.
+    balance: what the weights of losses follow from.
   """
 
   step: Array
@@ -253,6 +251,7 @@ class TrainState(NamedTuple):
   opt_state: ArrayTree
   loss_scale: ArrayTree
   ema: Optional[ArrayTree]
+  balance: ArrayTree = ()
 
 
 class Variables(NamedTuple):

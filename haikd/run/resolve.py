@@ -194,6 +194,8 @@ def teacher_training(config: config_lib.ConfigDict) -> config_lib.ConfigDict:
   resolved.teacher, resolved.distillation = (
       defaults.teacher, defaults.distillation)
   resolved.distillation.alpha = config.distillation.alpha
+  with resolved.ignore_type():  # A dict of options may be replaced by a name.
+    resolved.balance = defaults.balance
   with resolved.unlocked():
     for name, term in config.losses.items():
       loss = registry.losses.find(term.loss, f'config.losses.{name}.loss')

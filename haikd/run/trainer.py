@@ -14,6 +14,7 @@ from haikd.data import pipeline
 from haikd.engine import collectives
 from haikd.engine import evaluate
 from haikd.engine import program as program_lib
+from haikd.objective import balance as balance_lib
 from haikd.processes import distributed
 from haikd.run import best as best_lib
 from haikd.run import calibration
@@ -136,7 +137,7 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
       stage = program.stages[program.stage_of(step)]
       if step == stage.start + 1:
         state = stage.enter(state, title)
-      state, metrics = stage.train_step(state, frozen, batch)
+      state, metrics = stage.take(step, state, frozen, batch)
       # While the device computes this step, the host logs the previous one.
       writer.progress(step)
       if pending:
@@ -202,6 +203,8 @@ class _Log:
     wrong = _not_finite(metrics)
     if wrong:
       raise self.diverged(step, wrong)
+    if self._program.balance.kind != balance_lib.FIXED:
+      balance_lib.check_means(metrics, step)
     if len(self._program.stages) > 1:  # They are counted from 1.
       metrics['stage'] = float(self._program.stage_of(step) + 1)
     speed = self._clock.steps_per_second(step) * self._batch_size

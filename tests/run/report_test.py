@@ -278,7 +278,8 @@ def test_curves_are_means_with_intervals_over_seeds(monkeypatch):
           {(options['title'], line.label): line for line in lines},
           stages=options['stages']) or '<svg>')
   rows = lambda loss, accuracy: [
-      {'step': 1, 'split': 'train', 'loss': loss, 'loss/kl': loss},
+      {'step': 1, 'split': 'train', 'loss': loss, 'loss/kl': loss,
+       'weight/kl': loss / 2},
       {'step': 2, 'split': 'eval/validation', 'accuracy': accuracy},
       {'step': 3, 'split': 'train', 'loss': 'NaN', 'loss/kl': 0.5}]
   overview.curves(
@@ -289,6 +290,7 @@ def test_curves_are_means_with_intervals_over_seeds(monkeypatch):
   assert drawn.pop('stages') == dict(late=2)
   loss = drawn['Training loss of the student', 'kl']
   assert loss[2:4] == ([1, 3], [4.0, 0.5])
+  assert drawn['Weights of the losses', 'kl'][2:4] == ([1], [2.0])
   accuracy = drawn['Accuracy, evaluated', 'distilled']
   np.testing.assert_allclose(accuracy.values, [0.6])
   # SciPy's own interval of a mean.
