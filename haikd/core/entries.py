@@ -107,6 +107,7 @@ class AlignerEntry(NamedTuple):
     lazy: whether it takes lazy logits and maps.
     keeps_logits: whether it returns logits and their mask as they came.
     calibrate: see `registry.register_aligner`, or None.
+    all_layers: whether it gets all layers of a term at once.
     module: the module that registered it.
   """
 
@@ -114,4 +115,5 @@ class AlignerEntry(NamedTuple):
   lazy: bool
   keeps_logits: bool
   calibrate: Optional[Callable]
+  all_layers: bool
   module: str

@@ -26,6 +26,7 @@ from haikd.losses.mixtures import jensen_shannon
 from haikd.losses.mixtures import skewed_kl
 from haikd.losses.places import activation_attention
 from haikd.losses.places import flow_of_procedure
+from haikd.losses.places import hierarchical_context
 from haikd.losses.places import neuron_selectivity
 from haikd.losses.register import get_loss
 from haikd.losses.register import loss_names

@@ -205,7 +205,13 @@ def _pair_layers(term, student, teacher):
       raise checks.ConfigError(
           'the taps of one loss must have the same layers; got '
           f'(student, teacher)={depths}. Narrow their globs.')
-    return align.pair_layers(term.layers, *depths[term.entry.kinds[0]])
+    layers = align.pair_layers(term.layers, *depths[term.entry.kinds[0]])
+    students = [index for index, _ in layers]
+    if term.aligner.all_layers and students != sorted(set(students)):
+      raise checks.ConfigError(
+          'layers of the student must rise for an aligner of all layers; got '
+          f'{students}. Write the pairs from its first layer to its last.')
+    return layers
 
 
 def _check_term(objective, term, outputs, spec, form):
