@@ -15,6 +15,7 @@ from haikd.config.networks import has_weights
 from haikd.config.networks import network
 from haikd.config.networks import optimizer
 from haikd.config.options import plain
+from haikd.config.stages import joined
 from haikd.config.stages import Stage
 from haikd.config.stages import stages_of
 from haikd.config.stages import without as without_stages

@@ -31,7 +31,7 @@ class Stage(NamedTuple):
   Attributes:
     name: its key in `config.stages`; '' for what comes before the first.
     start: the number of steps before it.
-    losses: the names of its terms.
+    objective: what is minimised.
     train_step: `(state, frozen, batch) -> (state, metrics)`. The state is
       donated, except a small one on CPU.
     measure: `(state, frozen, batch) -> state`, what comes before the first and
@@ -45,7 +45,7 @@ class Stage(NamedTuple):
 
   name: str
   start: int
-  losses: tuple[str, ...]
+  objective: objective_lib.Objective
   train_step: step_lib.TrainStep
   measure: Optional[Callable[..., base.TrainState]]
   measure_every: int
@@ -60,8 +60,9 @@ class Stage(NamedTuple):
       title: of the network.
     """
     if self.name:
+      names = ', '.join(term.name for term in self.objective.terms)
       notes.say(f'{title}: stage {self.name} begins after step {self.start}, '
-                f'with {", ".join(self.losses)}.')
+                f'with {names}.')
     return self.begin(state) if self.begin else state
 
   def take(self, step: int, state: base.TrainState, frozen: Any,
@@ -176,7 +177,7 @@ def build_stages(stages: Sequence[config_lib.Stage],
     return Stage(
         name=stage.name,
         start=stage.start,
-        losses=tuple(term.name for term in objective.terms),
+        objective=objective,
         train_step=step_lib.build_train_step(
             objective, gradient, optimizer.update, optimizer.schedule, mesh,
             placed,

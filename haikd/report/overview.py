@@ -117,8 +117,9 @@ def layer_pairs(found: Mapping[str, Any],
   if not found:
     return None
   body = page.paragraph(
-      "Before the first step, layers='adaptive' paired each layer of the "
-      'student with one of the teacher, by their linear CKA.', note=True)
+      "Before the first step, or that of a stage, layers='adaptive' paired "
+      'each layer of the student with one of the teacher, by their linear CKA.',
+      note=True)
   body += page.table(
       ['term', 'layers of the teacher, in the order of the student'],
       [[page.escape(name), ', '.join(str(j) for _, (j,) in entry['pairs'])]

@@ -85,6 +85,7 @@ def _prepare(link, data):
     trainee.data.check()
     trainee.check_evaluation()
     trainee.check_stages()
+    adaptive.check(trainee)
     trainee.check_start(link.workdir)
   workdir_lib.check_owner(link.workdir, networks[0].config)
   return networks
@@ -188,7 +189,7 @@ def _train(trainee, teacher, workdir) -> trainer.Trained:
   folder = workdir / trainee.folder
   workdir_lib.claim(folder, trainee.config)
   return trainer.train(trainee.config, trainee.program, trainee.data, teacher,
-                       folder, trainee.title)
+                       folder, trainee.title, trainee.settle)
 
 
 def _load(student, workdir, folder, role) -> trainer.Trained:

@@ -38,7 +38,8 @@ def from_pretrained(config: config_lib.ConfigDict) -> config_lib.ConfigDict:
   from there. Options in the config take precedence, so that a student may be
   shallower or narrower than the weights it starts from. The data gets what it
   accepts and the config does not give: the names of the classes in the
-  network's order, and what `image_views` and `vocabularies` resolve.
+  network's order, and what `image_views` and `vocabularies` resolve. Data sets
+  that join in a stage are in the mixture of the run.
 
   Args:
     config: a validated config, its plugins imported.
@@ -51,7 +52,7 @@ def from_pretrained(config: config_lib.ConfigDict) -> config_lib.ConfigDict:
       does not apply, or the networks have different tokenizers.
     DataError: the weights cannot be read, or are not supported.
   """
-  config = config.copy_and_resolve_references()
+  config = config_lib.joined(config).copy_and_resolve_references()
   described = {}
   for role in _ROLES:
     _check_reading(role, config[role])

@@ -1,6 +1,6 @@
 """The networks that a job trains, each with its data and compiled program."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Optional
 
 import jax
@@ -31,6 +31,8 @@ class Trainee(NamedTuple):
     data: what it is trained on and evaluated with.
     folder: where it is saved, below the workdir.
     title: its title on the progress bar.
+    settle: `(stage number, state) -> program`, what pairs layers where a stage
+      begins, or returns None; None if nothing does.
   """
 
   config: config_lib.ConfigDict
@@ -38,6 +40,7 @@ class Trainee(NamedTuple):
   data: pipeline.Data
   folder: str
   title: str
+  settle: Optional[Callable] = None
 
   @property
   def has_teacher(self) -> bool:
