@@ -40,7 +40,7 @@ def check_optimizer(field: str, config: ml_collections.ConfigDict,
   """
   for rule, is_legal, name in _RULES:
     _require(f'{field}.{name}', rule, is_legal(config[name]), config[name])
-  if steps and config.warmup_steps > steps:
+  if 0 < steps < config.warmup_steps:
     raise checks.ConfigError(
         f'{field}.warmup_steps must be at most the {steps} steps of the run; '
         f'got {config.warmup_steps}. The learning rate would never reach its '
