@@ -200,9 +200,10 @@ def test_a_loss_on_several_taps_is_that_of_each(run, tmp_path):
     losses.append([json.loads(row)['loss'] for row in rows
                    if '"train"' in row])
   np.testing.assert_allclose(*losses, rtol=1e-5)
-  (tmp_path / 'several.py').write_text(source.replace(
-      'depth=1', 'depth=2').replace('if together', 'config.student.taps = dict(features="block_0")\n'
-      '  if True'))
+  (tmp_path / 'several.py').write_text(
+      source.replace('depth=1', 'depth=2').replace(
+          'if together',
+          'config.student.taps = dict(features="block_0")\n  if True'))
   code, _, err = run(config='several.py', workdir='other')
   assert code == 2
   assert 'the taps of one loss must have the same layers; got' in err
