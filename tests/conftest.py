@@ -185,6 +185,21 @@ def run(fresh, tmp_path, capsys):
 
 
 @pytest.fixture(autouse=True)
+def two_devices(request, monkeypatch):
+  """Runs jobs on two devices, except for tests that are marked `mesh`.
+
+  A program for eight takes a third longer to compile.
+  """
+  is_job = request.path.parent == FOLDER / 'run' or (
+      {'run', 'fresh'} & set(request.fixturenames))
+  if is_job and not request.node.get_closest_marker('mesh'):
+    import jax
+    every = jax.devices
+    monkeypatch.setattr(jax, 'devices', lambda *platform: (
+        every(*platform) if platform else every()[:2]))
+
+
+@pytest.fixture(autouse=True)
 def without_report(request, monkeypatch):
   """Spares all tests but those marked `report` the page, a second a job."""
   if request.node.get_closest_marker('report'):

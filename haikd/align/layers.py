@@ -9,10 +9,13 @@ Selection = Optional[
     Union[str, Sequence[int], Sequence[Sequence[int]], Mapping[str, Any]]]
 LayerPairs = tuple[tuple[int, tuple[int, ...]], ...]
 
+_START, AT_STAGE = 'start', 'stage'
+
 _NAMES = ('uniform', 'last', 'pool', 'adaptive')
 _FORMS = (f'Legal: None, {", ".join(map(repr, _NAMES))}, a tuple of indices '
           'such as (0, 2), or of (student, teacher) pairs such as '
-          "((0, 1), (2, 5)), or dict(kind='adaptive', monotone=False)")
+          "((0, 1), (2, 5)), or dict(kind='adaptive', monotone=False, "
+          "at='stage')")
 
 
 class Adaptive(NamedTuple):
@@ -21,9 +24,12 @@ class Adaptive(NamedTuple):
   Attributes:
     monotone: whether later layers of the student have later layers of the
       teacher.
+    at: 'start', for pairs that are found before the first step and hold for the
+      run; or 'stage', for those that are found where each stage begins.
   """
 
   monotone: bool = True
+  at: str = _START
 
 
 def adaptive(selection: Selection) -> Optional[Adaptive]:
@@ -41,8 +47,9 @@ def adaptive(selection: Selection) -> Optional[Adaptive]:
     return None
   options = dict(selection)
   if options.pop('kind', None) != 'adaptive' or not (
-      set(options) <= {'monotone'} and
-      isinstance(options.get('monotone', True), bool)):
+      set(options) <= set(Adaptive._fields) and
+      isinstance(options.get('monotone', True), bool) and
+      options.get('at', _START) in (_START, AT_STAGE)):
     raise checks.ConfigError(
         'layers must have a known form; got '
         f'{dict(selection)!r}. {_FORMS}.')

@@ -9,7 +9,9 @@ The comment above each field is its documentation.
 
 from ml_collections import config_dict
 
+from haikd.config import balancing
 from haikd.config import entries
+from haikd.config import entry_rules
 from haikd.config import networks
 from haikd.config import recorded
 from haikd.config import rules
@@ -78,6 +80,10 @@ def base() -> ConfigDict:
           # distillation, optimizer and data.mixture are others, as {stage:
           # dict(start=…, losses=…, …)}; start is a step, or a share below 1.
           stages={},
+          # How the weights of the losses, which it multiplies, are balanced
+          # while the student trains: fixed, gradient_norm, uncertainty or dtp,
+          # or a dict of one and its options: dict(kind='dtp', gamma=2.0).
+          balance=networks.free('fixed'),
           # Where metrics go too: wandb, mlflow, trackio or a plugin's writer.
           tracker=config_dict.placeholder(str),
       ))
@@ -158,7 +164,8 @@ def base() -> ConfigDict:
       ))
   # The small network that is trained.
   config.student = networks.network()
-  # The large network that is learned from.
+  # The large network that is learned from; without weights there is none, and
+  # no term may compare with it.
   config.teacher = networks.network()
   # How the teacher sees images, where it is not as the data's fields say.
   config.teacher.view = networks.view()
@@ -171,7 +178,7 @@ def base() -> ConfigDict:
   # How the teacher is trained, if it has no weights yet.
   config.teacher.train = ConfigDict(
       dict(
-          # Steps to train a teacher that has no weights; 0 to refuse it.
+          # Steps to train a teacher that has no weights; 0 for no teacher.
           steps=0,
           # Augmentations while the teacher is trained, as data.augment.
           augment={},
@@ -228,13 +235,15 @@ def validate(config: ConfigDict) -> None:
   """
   rules.check_fields(config, base(), OPEN_FIELDS, OPTIONAL_FIELDS)
   for name, entry in config.assistants.items():
-    rules.check_assistant(f'assistants.{name}', entry, entries.assistant())
+    entry_rules.check_assistant(
+        f'assistants.{name}', entry, entries.assistant())
   for name, entry in config.losses.items():
-    rules.check_term(f'config.losses.{name}', entry, entries.term())
+    entry_rules.check_term(f'config.losses.{name}', entry, entries.term())
   for name, entry in config.data.mixture.items():
-    rules.check_component(
+    entry_rules.check_component(
         f'config.data.mixture.{name}', entry, entries.component(1.0))
   rules.check_rules(config)
+  balancing.check(config)
   if config.teacher.records:
     recorded.check(config.teacher.records)
   if config.stages:

@@ -52,6 +52,11 @@ def network() -> ConfigDict:
       ))
 
 
+def has_weights(teacher: ConfigDict) -> bool:
+  """Returns whether the fields of a teacher give it weights, or train it."""
+  return bool(teacher.init) or teacher.train.steps > 0
+
+
 def init_options() -> ConfigDict:
   """Returns the fields on how pretrained weights are read."""
   return ConfigDict(

@@ -1,11 +1,13 @@
 """The rules of a config: its fields, their types and their ranges."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 import ml_collections
 
+from haikd.config import optimizers
 from haikd.core import checks
+from haikd.core import notes
 from haikd.core import schedules
 from haikd.core import tasks
 
@@ -23,8 +25,6 @@ _RULES = (
       'keep_checkpoints', 'data.prefetch', 'evaluation.batch_size')),
     ('be None or a positive number',
      lambda x: x is None or checks.is_number(x) and x > 0, ('chunk_mib',)),
-    ('lie between 0 and 1', lambda x: 0 <= x <= 1,
-     ('optimizer.ema_decay', 'teacher.train.optimizer.ema_decay')),
     ('be 0 or more, and below 1', lambda x: 0 <= x < 1,
      ('distillation.label_smoothing',)),
     ('be one of ' + ', '.join((tasks.AUTO, *tasks.OF_LABELS)),
@@ -56,7 +56,7 @@ _RULES = (
      lambda x: x is None or isinstance(x, (tuple, list)) and len(x) > 0 and all(
          type(layer) is int and layer >= 0 for layer in x),
      ('student.init_layers', 'teacher.init_layers')),
-    ('be None, a tuple, a name or a dict', lambda x: _selects_layers(x),
+    ('be None, a tuple, a name or a dict', lambda x: selects_layers(x),
      ('distillation.attention_match_layers',
       'distillation.feature_match_layers')),
     ('be a finite number, or a tuple of them', lambda x: _are_numbers(x),
@@ -72,27 +72,23 @@ _RULES = (
      ('teacher.view.crop',)),
     ('be a tuple of names of modules',
      lambda x: all(isinstance(name, str) for name in x), ('plugins',)),
-    ('be a tuple of globs', lambda x: all(isinstance(glob, str) for glob in x),
-     ('optimizer.frozen', 'teacher.train.optimizer.frozen')),
-    ('give a positive number for each glob; what stays as it is, is frozen',
-     lambda x: all(checks.is_number(factor) and factor > 0
-                   for factor in x.values()),
-     ('optimizer.lr_multipliers', 'teacher.train.optimizer.lr_multipliers')),
     ('be a tuple of names of fields or tensors',
      lambda x: all(isinstance(name, str) for name in x),
      ('student.init_options.ignore', 'teacher.init_options.ignore')),
 )
 
+# Beyond, a softmax has one class, or all alike.
+TEMPERATURE = ('lie between 0.001 and 1,000',
+               lambda x: 0.001 <= x[0] and x[1] <= 1000)
 # (rule, whether the smallest and the largest value obey it, fields that hold a
 # number or a schedule).
 _SCHEDULES = (
-    ('be positive', lambda x: x[0] > 0, ('distillation.temperature',)),
+    TEMPERATURE + (('distillation.temperature',),),
     ('lie between 0 and 1, or be None', lambda x: 0 <= x[0] and x[1] <= 1,
      ('distillation.alpha',)),
-    ('be finite', lambda x: True,
-     ('distillation.attention_loss_weight',
-      'distillation.feature_loss_weight')),
 )
+_WEIGHTS = ('distillation.attention_loss_weight',
+            'distillation.feature_loss_weight')
 
 
 def check_fields(config: ml_collections.ConfigDict,
@@ -123,7 +119,7 @@ def check_fields(config: ml_collections.ConfigDict,
     default = schema[name]
     if is_dict(default):
       rule = 'be a dict' if field in open_fields else 'be a dict of fields'
-      _require(f'config.{field}', rule, is_dict(value), value)
+      require(f'config.{field}', rule, is_dict(value), value)
       if field not in open_fields:
         check_fields(value, default, open_fields, optional_fields, f'{field}.')
     elif value is not None or not (
@@ -148,14 +144,19 @@ def check_rules(config: ml_collections.ConfigDict) -> None:
   for rule, is_legal, fields in _RULES:
     for field in fields:
       value = _value(config, field)
-      _require(f'config.{field}', rule, is_legal(value), value)
+      require(f'config.{field}', rule, is_legal(value), value)
   for rule, is_legal, fields in _SCHEDULES:
     for field in fields:
       value = _value(config, field)
       if value is None and field == 'distillation.alpha':
         continue
-      schedule = _check_schedule(f'config.{field}', value)
-      _require(f'config.{field}', rule, is_legal(schedule.bounds), value)
+      schedule = check_schedule(f'config.{field}', value)
+      require(f'config.{field}', rule, is_legal(schedule.bounds), value)
+  for field in _WEIGHTS:
+    check_weight(f'config.{field}', _value(config, field))
+  for field, steps in (('optimizer', config.steps),
+                       ('teacher.train.optimizer', config.teacher.train.steps)):
+    optimizers.check_optimizer(f'config.{field}', _value(config, field), steps)
 
 
 def is_dict(value: Any) -> bool:
@@ -168,116 +169,44 @@ def is_weight(value: Any) -> bool:
   return checks.is_number(value) or is_dict(value) and 'kind' in value
 
 
-def check_assistant(field: str, entry: Any,
-                    defaults: ml_collections.ConfigDict) -> None:
-  """Refuses an entry of `config.assistants` that is no network to train.
-
-  Args:
-    field: the entry's path, `assistants.<name>`.
-    entry: the value of the field.
-    defaults: every field of an assistant, with its default.
-
-  Raises:
-    ConfigError: a field is unknown, missing or of the wrong type.
-  """
-  _require(f'config.{field}', 'be a dict of fields', is_dict(entry), entry,
-           ' Write haikd.config.assistant(model=…, steps=…).')
-  _require(f'config.{field}', 'have all fields of an assistant',
-           set(entry) >= set(defaults), dict(entry),
-           ' Write haikd.config.assistant(…), which fills them in.')
-  check_fields(entry, defaults, [f'{field}.{name}' for name in (
-      'options', 'taps', 'placement', 'optimizer.options',
-      'optimizer.lr_multipliers')], path=f'{field}.')
+def selects_layers(value: Any) -> bool:
+  """Returns whether a value may say which layers are compared."""
+  return value is None or isinstance(value, (tuple, list, str)) or (
+      is_dict(value))
 
 
-def check_component(field: str, entry: Any,
-                    defaults: Mapping[str, Any]) -> None:
-  """Refuses an entry of `config.data.mixture` that is no data set.
-
-  Args:
-    field: the entry's path, `config.data.mixture.<name>`.
-    entry: the value of the field.
-    defaults: every field of a data set of a mixture, with its default.
-
-  Raises:
-    ConfigError: a value breaks a rule; the message has the field and the rule.
-  """
-  _require(field, 'be a weight or a dict of fields',
-           is_weight(entry) or is_dict(entry), entry,
-           ' Write dict(weight=…, source_dir=…).')
-  if is_weight(entry):
-    _check_schedule(field, entry)
-    return
-  _check_names(field, 'a data set of a mixture', entry, defaults)
-  values = {**defaults, **entry}
-  _check_schedule(f'{field}.weight', values['weight'])
-  _require(f'{field}.name', 'name a data set', isinstance(values['name'], str),
-           values['name'])
-  _require(f'{field}.options', 'be a dict', is_dict(values['options']),
-           values['options'])
-  _require(f'{field}.source_dir', 'be None or a folder',
-           isinstance(values['source_dir'], (str, type(None))),
-           values['source_dir'])
-
-
-def check_term(field: str, entry: Any, defaults: Mapping[str, Any]) -> None:
-  """Refuses an entry of `config.losses` that is not a loss term.
-
-  Args:
-    field: the entry's path, `config.losses.<term>`.
-    entry: the value of the field.
-    defaults: every field of a term, with its default.
-
-  Raises:
-    ConfigError: a value breaks a rule; the message has the field and the rule.
-  """
-  _require(field, 'be a dict of fields', is_dict(entry), entry,
-           ' Write dict(loss=…, weight=…).')
-  _check_names(field, 'a loss term', entry, defaults)
-  values = {**defaults, **entry}
-  loss = values['loss']
-  _require(f'{field}.loss', 'name a registered loss',
-           loss and isinstance(loss, str), loss)
-  _check_schedule(f'{field}.weight', values['weight'])
-  _require(f'{field}.layers', 'be None, a tuple, a name or a dict',
-           _selects_layers(values['layers']), values['layers'])
-  _require(f'{field}.align', 'name a registered aligner',
-           isinstance(values['align'], str), values['align'],
-           " Write 'none', in quotes, to compare layers as they are.")
-  for name in ('options', 'align_options'):
-    _require(f'{field}.{name}', 'be a dict', is_dict(values[name]),
-             values[name])
-
-
-def _check_names(field, what, entry, defaults):
-  for name in entry:
-    if name not in defaults:
-      raise checks.ConfigError(
-          f'{field}.{name} must be a field of {what}. '
-          f'{checks.suggest(name, defaults)}')
-
-
-def _check_schedule(field, value):
+def check_schedule(field: str, value: Any) -> schedules.Schedule:
   """Returns the schedule of a field, which may be a number."""
-  _require(field, 'be a finite number, or a dict of a schedule',
-           hasattr(value, 'items') or checks.is_number(value), value)
+  require(field, 'be a finite number, or a dict of a schedule',
+          hasattr(value, 'items') or checks.is_number(value), value)
   return schedules.build(field, value)
+
+
+def check_weight(field: str, value: Any) -> None:
+  """Refuses a weight that is no number or schedule, and says a negative one."""
+  if check_schedule(field, value).bounds[0] < 0:
+    notes.say(f'{field} is negative, so that training raises this loss.')
+
+
+def require(field: str, rule: str, is_legal: Any, value: Any,
+            remedy: str = '') -> None:
+  """Raises ConfigError unless a value is legal.
+
+  Args:
+    field: the field, as messages name it.
+    rule: what it must do, the words after `must`.
+    is_legal: whether it does.
+    value: its value.
+    remedy: a sentence with a space before it.
+  """
+  if not is_legal:
+    raise checks.ConfigError(f'{field} must {rule}; got {value!r}.{remedy}')
 
 
 def _value(config, field):
   for name in field.split('.'):
     config = config[name]
   return config
-
-
-def _require(field, rule, is_legal, value, remedy=''):
-  if not is_legal:
-    raise checks.ConfigError(f'{field} must {rule}; got {value!r}.{remedy}')
-
-
-def _selects_layers(value):
-  return value is None or isinstance(value, (tuple, list, str)) or (
-      is_dict(value))
 
 
 def _as_tuple(value):
@@ -291,10 +220,10 @@ def _are_numbers(value):
 
 def _check_type(field, value, kind):
   if kind is float:  # An int is accepted as well.
-    _require(f'config.{field}', 'be of type float, and finite',
-             checks.is_number(value), value)
+    require(f'config.{field}', 'be of type float, and finite',
+            checks.is_number(value), value)
   elif kind is not ANY:
     kinds = (tuple, list) if kind is tuple else kind
     is_legal = isinstance(value, kinds) and not (
         kind is int and isinstance(value, bool))
-    _require(f'config.{field}', f'be of type {kind.__name__}', is_legal, value)
+    require(f'config.{field}', f'be of type {kind.__name__}', is_legal, value)

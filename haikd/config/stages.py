@@ -48,6 +48,7 @@ def stages_of(config: ml_collections.ConfigDict) -> tuple[Stage, ...]:
     ConfigError: a stage that begins before or after the run, or with another
       one; or that changes what has to be the same in all.
   """
+  config = joined(config)
   starts = {name: _start(f'config.stages.{name}', entry, config.steps)
             for name, entry in config.stages.items()}
   names = sorted(starts, key=lambda name: starts[name])
@@ -60,12 +61,9 @@ def stages_of(config: ml_collections.ConfigDict) -> tuple[Stage, ...]:
   if not names or starts[names[0]] > 0:
     names, starts[''] = ['', *names], 0
   ends = [*(starts[name] for name in names[1:]), config.steps]
-  found = tuple(Stage(name, starts[name], end, _changed(config, name,
-                                                        starts[name]))
-                for name, end in zip(names, ends))
-  for stage in found if config.stages else ():
-    _check_fixed(stage)
-  return found
+  return tuple(Stage(name, starts[name], end, _changed(config, name,
+                                                       starts[name]))
+               for name, end in zip(names, ends))
 
 
 def without(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -75,6 +73,50 @@ def without(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     del config['stages']
     config.stages = ml_collections.ConfigDict()
   return config
+
+
+def joined(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Returns a config whose mixture has the data sets that join in a stage.
+
+  Their weight is 0 but in that stage, and where others give one.
+
+  Args:
+    config: a config made from `base()`.
+
+  Returns:
+    The config, or a changed copy, in which stages change weights alone.
+
+  Raises:
+    ConfigError: a data set joins in two stages, or joins no mixture.
+  """
+  found = {(stage, name): entry for stage, fields in config.stages.items()
+           for name, entry in _mixture_of(fields)
+           if rules.is_dict(entry) and not rules.is_weight(entry) and
+           set(entry) != {'weight'} and name not in config.data.mixture}
+  if not found:
+    return config
+  config = config.copy_and_resolve_references()
+  mixture = config.data.mixture
+  with config.unlocked():
+    for (stage, name), entry in found.items():
+      field = f'config.stages.{stage}.data.mixture.{name}'
+      if name in mixture or not mixture:
+        raise checks.ConfigError(
+            f'{field} must join config.data.mixture, in one stage alone; got '
+            f'the data sets {", ".join(mixture) or "of config.data alone"}. '
+            'Write config.data.mixture, and give the data set there or in one '
+            'stage.')
+      entries = config.stages[stage].data.mixture
+      _put(entries, name, entry.get('weight', 1.0))
+      mixture[name] = {**entry, 'weight': 0.0}
+  return config
+
+
+def _mixture_of(fields):
+  """Returns the entries of a stage's mixture; () if it has none."""
+  for name in ('data', 'mixture'):
+    fields = fields.get(name) if rules.is_dict(fields) else None
+  return fields.items() if rules.is_dict(fields) else ()
 
 
 def _start(field, entry, steps):
@@ -147,7 +189,7 @@ def _reweigh(field, mixture, values, start):
       if dataset not in mixture:
         raise checks.ConfigError(
             f'{field}.data.mixture.{dataset} must be a data set of '
-            'config.data.mixture, where its weight may be 0. '
+            'config.data.mixture, or a dict with fields beside its weight. '
             f'{checks.suggest(dataset, mixture)}')
       if rules.is_dict(entry) and set(entry) == {'weight'}:
         entry = entry['weight']
@@ -189,25 +231,3 @@ def _check_mean(field, before, after):
     raise checks.ConfigError(
         f'{field}.optimizer.ema_decay must be 0 in all stages or in none; got '
         f'{decays[1]}, and {decays[0]} in config.optimizer.')
-
-
-def _check_fixed(stage):
-  """Refuses what is measured before the first step, for its losses alone."""
-  standard, config = stage.config.distillation, stage.config
-  for name, layers in (
-      ('distillation.attention_match_layers', standard.attention_match_layers),
-      ('distillation.feature_match_layers', standard.feature_match_layers),
-      *((f'losses.{name}.layers', term.get('layers'))
-        for name, term in config.losses.items() if rules.is_dict(term))):
-    kind = layers.get('kind') if hasattr(layers, 'keys') else layers
-    if kind == 'adaptive':
-      raise checks.ConfigError(
-          f'config.{name} must be layers, not adaptive, in a run with '
-          'config.stages; got adaptive. Write the pairs that a run without '
-          'stages prints.')
-  for name, term in config.losses.items():
-    options = term.get('align_options', {}) if rules.is_dict(term) else {}
-    if rules.is_dict(options) and options.get('init') == 'pca':
-      raise checks.ConfigError(
-          f'config.losses.{name}.align_options.init must not be pca in a run '
-          "with config.stages; got 'pca'. Choose orthogonal or identity.")

@@ -18,8 +18,7 @@ Array = jax.Array
 ArrayTree = Any  # A pytree of arrays.
 AnyArray = Any  # An array of JAX or NumPy, or a jax.ShapeDtypeStruct.
 
-# The label of an example or position that has none: losses and metrics leave it
-# out.
+# The label of what has none: losses and metrics leave it out.
 IGNORED_LABEL = -100
 
 
@@ -78,11 +77,8 @@ class LinearLogits(NamedTuple):
 
   def products(self) -> Array:
     """Returns `hidden @ kernel`, `[..., V]` float32."""
-    return jnp.einsum(
-        '...d,dv->...v',
-        self.hidden,
-        self.kernel,
-        preferred_element_type=jnp.float32)
+    return jnp.einsum('...d,dv->...v', self.hidden, self.kernel,
+                      preferred_element_type=jnp.float32)
 
   def finish(self, products: Array) -> Array:
     """Returns the logits, float32, given `hidden @ kernel`."""
@@ -96,9 +92,7 @@ class LinearLogits(NamedTuple):
 
 def capped(values: Array, soft_cap: Optional[Array]) -> Array:
   """Returns c tanh(values / c) for a soft cap c; the values for None."""
-  if soft_cap is None:
-    return values
-  return soft_cap * jnp.tanh(values / soft_cap)
+  return values if soft_cap is None else soft_cap * jnp.tanh(values / soft_cap)
 
 
 class QueryKey(NamedTuple):
@@ -144,8 +138,6 @@ class QueryKey(NamedTuple):
     mask = self.mask
     if isinstance(mask, attention_mask.AttentionMask):
       mask = mask.block((0, scores.shape[2]), (0, scores.shape[3]))
-    if mask is None:
-      return jax.nn.softmax(scores, axis=-1)
     return jax.nn.softmax(scores, axis=-1, where=mask)
 
 
@@ -157,6 +149,10 @@ class Embedding(NamedTuple):
   """
 
   vectors: Array
+
+
+class TokenEmbedding(Embedding):
+  """Likewise a vector for each token: `[B, N, D]` or `[B, S, N, D]`."""
 
 
 Logits = Union[Array, LinearLogits]
@@ -252,6 +248,7 @@ class TrainState(NamedTuple):
     opt_state: optax state.
     loss_scale: a jmp loss scale.
     ema: running mean of the student's parameters, or None if there is none.
+    balance: what the weights of losses follow from.
   """
 
   step: Array
@@ -260,6 +257,7 @@ class TrainState(NamedTuple):
   opt_state: ArrayTree
   loss_scale: ArrayTree
   ema: Optional[ArrayTree]
+  balance: ArrayTree = ()
 
 
 class Variables(NamedTuple):

@@ -18,6 +18,8 @@ class LossEntry(NamedTuple):
     any_width: whether student and teacher may differ in their last axis.
     additive: whether it is a sum over positions, so that it can be computed in
       chunks.
+    scores: whether it takes scores of texts from labels where the data has
+      them, and from a teacher elsewhere.
     recorded: the types of `core.recorded` that it takes in place of a teacher's
       logits.
     module: the module that registered it.
@@ -29,6 +31,7 @@ class LossEntry(NamedTuple):
   relational: bool
   any_width: bool
   additive: bool
+  scores: bool
   recorded: tuple[type, ...]
   module: str
 
@@ -39,7 +42,7 @@ class LossEntry(NamedTuple):
 
   @property
   def needs_teacher(self) -> bool:
-    """Whether it compares with a teacher: `teacher` has no default."""
+    """Whether it always needs a teacher: `teacher` has no default."""
     teacher = inspect.signature(self.function).parameters['teacher']
     return teacher.default is inspect.Parameter.empty
 
@@ -107,6 +110,7 @@ class AlignerEntry(NamedTuple):
     lazy: whether it takes lazy logits and maps.
     keeps_logits: whether it returns logits and their mask as they came.
     calibrate: see `registry.register_aligner`, or None.
+    all_layers: whether it gets all layers of a term at once.
     module: the module that registered it.
   """
 
@@ -114,4 +118,5 @@ class AlignerEntry(NamedTuple):
   lazy: bool
   keeps_logits: bool
   calibrate: Optional[Callable]
+  all_layers: bool
   module: str

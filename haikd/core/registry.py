@@ -187,6 +187,7 @@ def register_aligner(name: Optional[str] = None,
                      lazy: bool = False,
                      keeps_logits: bool = False,
                      calibrate: Optional[Callable] = None,
+                     all_layers: bool = False,
                      replace: bool = False) -> Callable[[Function], Function]:
   """Registers a Haiku function that brings a layer's pair to one shape.
 
@@ -201,6 +202,9 @@ def register_aligner(name: Optional[str] = None,
       returns the parameters of one layer, NumPy, before the first step;
       `teacher` is `[n, E]`, states of the teacher's layer on a sample of the
       training split.
+    all_layers: whether it gets all layers of a term at once: tuples of the
+      student's and of the teacher's values and of masks, from the student's
+      first layer to its last. It then returns a tuple of pairs.
     replace: whether to replace an aligner of that name.
 
   Returns:
@@ -209,7 +213,8 @@ def register_aligner(name: Optional[str] = None,
 
   def decorate(function):
     entry = entries.AlignerEntry(
-        function, lazy, keeps_logits, calibrate, function.__module__)
+        function, lazy, keeps_logits, calibrate, all_layers,
+        function.__module__)
     aligners.add(name or function.__name__, entry, replace=replace)
     return function
 

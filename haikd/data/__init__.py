@@ -24,4 +24,5 @@ from haikd.data.text import labelled_sentences
 from haikd.data.text import masked_text
 from haikd.data.text import sentences
 from haikd.data.text import token_files
+from haikd.data.text import triples
 from haikd.data.text.tokens import next_token

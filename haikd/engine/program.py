@@ -19,10 +19,12 @@ from haikd.core import checks
 from haikd.engine import evaluate
 from haikd.engine import mesh as mesh_lib
 from haikd.engine import stages as stages_lib
+from haikd.engine import state as state_lib
 from haikd.engine import step as step_lib
 from haikd.metrics import own as own_lib
 from haikd.network import network as network_lib
 from haikd.network import precision
+from haikd.objective import balance as balance_lib
 from haikd.objective import build as build_lib
 from haikd.objective import objective as objective_lib
 from haikd.objective import recorded as recorded_lib
@@ -47,6 +49,7 @@ class Program(NamedTuple):
       teacher, compared with itself; None without a teacher.
     is_finite: `state -> bool`, whether all trained parameters are finite.
     own_metrics: the user's own, which evaluation reports besides.
+    balance: of the losses.
     mesh: where they run.
   """
 
@@ -58,6 +61,7 @@ class Program(NamedTuple):
   teacher_eval_step: Optional[Callable[..., Any]]
   is_finite: Callable[[base.TrainState], jax.Array]
   own_metrics: tuple[own_lib.Own, ...]
+  balance: balance_lib.Balance
   mesh: jax.sharding.Mesh
 
   @property
@@ -97,8 +101,7 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
     mesh: where to run.
     has_teacher: whether the student learns from `config.teacher`, or from the
       labels alone.
-    recorded: what was recorded of the teacher, which takes its place: nothing
-      is then compared with the teacher in evaluations.
+    recorded: what takes the place of the teacher, except in evaluations.
     optimizer_field: the config field of the optimizer, for messages.
 
   Returns:
@@ -116,19 +119,23 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
           has_teacher=has_teacher, recorded=recorded))
   objective = objectives[0]
   optimizers = stages_lib.build_optimizers(stages, optimizer_field)
+  balance = balance_lib.build_balance(
+      config.balance, [len(x.terms) for x in objectives],
+      has_teacher=has_teacher)
   teacher, frozen = objective.teacher, None
   if teacher is not None:
     frozen = _abstract_frozen(config, teacher, spec, mesh)
 
   def init(rng, optimizer=optimizers[0]):
-    return step_lib.init_state(
+    return state_lib.init_state(
         objectives,
         optimizer.update,
         rng=rng,
         batch=_one_example(spec),
         frozen=frozen,
         loss_scale=precision.initial_loss_scale(config.student.precision),
-        with_ema=config.optimizer.ema_decay > 0)
+        with_ema=config.optimizer.ema_decay > 0,
+        balance=balance)
 
   states: list[base.TrainState] = []
   for optimizer in optimizers:
@@ -160,6 +167,7 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
           mesh=mesh,
           frozen=layout['frozen'],
           optimizer_field=optimizer_field,
+          balance=balance,
           microbatches=config.microbatches,
           seed=config.seed,
           chunk_bytes=chunk_bytes(config),
@@ -174,6 +182,7 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
           lambda state: jmp.all_finite((state.params, state.ema)),
           out_shardings=mesh_lib.replicated(mesh)),
       own_metrics=own_metrics,
+      balance=balance,
       mesh=mesh)
 
 

@@ -16,10 +16,12 @@ from haikd import config as config_lib
 from haikd.core import base
 from haikd.core import checks
 from haikd.core import notes
+from haikd.engine import balancing
 from haikd.engine import mesh as mesh_lib
 from haikd.engine import optimizer as optimizer_lib
 from haikd.engine import parts
 from haikd.engine import step as step_lib
+from haikd.objective import balance as balance_lib
 from haikd.objective import objective as objective_lib
 
 
@@ -29,9 +31,12 @@ class Stage(NamedTuple):
   Attributes:
     name: its key in `config.stages`; '' for what comes before the first.
     start: the number of steps before it.
-    losses: the names of its terms.
+    objective: what is minimised.
     train_step: `(state, frozen, batch) -> (state, metrics)`. The state is
       donated, except a small one on CPU.
+    measure: `(state, frozen, batch) -> state`, what comes before the first and
+      then every so many steps of the stage; None if nothing does.
+    measure_every: steps between measurements.
     abstract_state: before and after its steps, as ShapeDtypeStructs with
       shardings.
     begin: `state -> state`, from that of the stage before to that which its
@@ -40,8 +45,10 @@ class Stage(NamedTuple):
 
   name: str
   start: int
-  losses: tuple[str, ...]
+  objective: objective_lib.Objective
   train_step: step_lib.TrainStep
+  measure: Optional[Callable[..., base.TrainState]]
+  measure_every: int
   abstract_state: base.TrainState
   begin: Optional[Callable[[base.TrainState], base.TrainState]]
 
@@ -53,9 +60,24 @@ class Stage(NamedTuple):
       title: of the network.
     """
     if self.name:
+      names = ', '.join(term.name for term in self.objective.terms)
       notes.say(f'{title}: stage {self.name} begins after step {self.start}, '
-                f'with {", ".join(self.losses)}.')
+                f'with {names}.')
     return self.begin(state) if self.begin else state
+
+  def take(self, step: int, state: base.TrainState, frozen: Any,
+           batch: base.Batch) -> tuple[base.TrainState, dict[str, jax.Array]]:
+    """Takes a step of the run; returns the state and metrics.
+
+    Args:
+      step: its number, from 1.
+      state: before it.
+      frozen: the teacher, or None.
+      batch: on the mesh.
+    """
+    if self.measure and (step - 1 - self.start) % self.measure_every == 0:
+      state = self.measure(state, frozen, batch)
+    return self.train_step(state, frozen, batch)
 
 
 class Optimizer(NamedTuple):
@@ -110,6 +132,7 @@ def build_stages(stages: Sequence[config_lib.Stage],
                  optimizers: Sequence[Optimizer],
                  states: Sequence[base.TrainState], *,
                  mesh: jax.sharding.Mesh, frozen: Any, optimizer_field: str,
+                 balance: balance_lib.Balance, donate: bool,
                  **options: Any) -> tuple[Stage, ...]:
   """Builds what runs in each stage.
 
@@ -121,7 +144,9 @@ def build_stages(stages: Sequence[config_lib.Stage],
     mesh: where they run.
     frozen: NamedShardings of the teacher, or None.
     optimizer_field: the config field of the optimizer, for messages.
-    **options: of `step.build_train_step`, the same in all stages.
+    balance: of the losses.
+    donate: whether the new state is written over the old one.
+    **options: of `step.build_gradient`, the same in all stages.
 
   Raises:
     ConfigError: globs that match nothing, or everything.
@@ -144,17 +169,25 @@ def build_stages(stages: Sequence[config_lib.Stage],
     def begin(state):
       return state._replace(opt_state=optimizer.update.init(state.params))
 
+    gradient = step_lib.build_gradient(
+        objective, mesh, placed.params, frozen, frozen_parts=fields.frozen,
+        **options)
+    measures = (balance.kind == balance_lib.GRADIENT_NORM and
+                len(objective.terms) > 1)
     return Stage(
         name=stage.name,
         start=stage.start,
-        losses=tuple(term.name for term in objective.terms),
+        objective=objective,
         train_step=step_lib.build_train_step(
-            objective, optimizer.update, optimizer.schedule, mesh, placed,
-            frozen,
-            frozen_parts=fields.frozen,
+            objective, gradient, optimizer.update, optimizer.schedule, mesh,
+            placed,
+            balance=balance,
             ema_decay=fields.ema_decay,
             log_weights=len(stages) > 1,
-            **options),
+            donate=donate),
+        measure=(balancing.build_measure(objective, gradient, balance, mesh)
+                 if measures else None),
+        measure_every=balance.every,
         abstract_state=state,
         begin=(jax.jit(begin, out_shardings=placed)
                if optimizer.begins and stage.start > 0 else None))

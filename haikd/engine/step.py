@@ -7,7 +7,7 @@ counts.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Optional
+from typing import Optional
 
 import jax
 import jax.numpy as jnp
@@ -15,57 +15,17 @@ import jmp
 import optax
 
 from haikd.core import base
-from haikd.core import checks
 from haikd.core import loops
 from haikd.engine import collectives
 from haikd.engine import mesh as mesh_lib
 from haikd.engine import optimizer as optimizer_lib
 from haikd.engine import parts as parts_lib
 from haikd.network import precision
+from haikd.objective import balance as balance_lib
 from haikd.objective import compare as compare_lib
 from haikd.objective import objective as objective_lib
 
 TrainStep = Callable[..., tuple[base.TrainState, dict[str, jax.Array]]]
-
-
-def init_state(objectives: Sequence[objective_lib.Objective],
-               optimizer: optax.GradientTransformation,
-               *,
-               rng: jax.Array,
-               batch: base.Batch,
-               frozen: Optional[base.Variables],
-               loss_scale: Any,
-               with_ema: bool) -> base.TrainState:
-  """Makes the state that training starts from; call it under `jit`.
-
-  Args:
-    objectives: what is minimised, in each stage of the run. What their terms
-      learn themselves is in the state from the start.
-    optimizer: optax transformation of the gradient, of the first stage.
-    rng: PRNG key for the parameters.
-    batch: gives the shapes; one example is enough.
-    frozen: the teacher, or None.
-    loss_scale: a jmp loss scale.
-    with_ema: whether to keep a running mean of the student's parameters.
-
-  Returns:
-    The state at step 0.
-
-  Raises:
-    ConfigError: a term learns parameters of other shapes in another stage.
-  """
-  params, net_state = objectives[0].init(rng, batch, frozen)
-  for other in objectives[1:]:
-    more = other.init(rng, batch, frozen)[0].align
-    _check_same(params.align, more)
-    params = params._replace(align={**more, **params.align})
-  return base.TrainState(
-      step=jnp.zeros((), jnp.int32),
-      params=params,
-      net_state=net_state,
-      opt_state=optimizer.init(params),
-      loss_scale=loss_scale,
-      ema=params.student if with_ema else None)
 
 
 def build_gradient(objective: objective_lib.Objective, mesh: jax.sharding.Mesh,
@@ -90,15 +50,16 @@ def build_gradient(objective: objective_lib.Objective, mesh: jax.sharding.Mesh,
 
   Returns:
     A function of `(params, net_state, frozen, loss_scale, step, batch)`, all of
-    them global arrays. It returns the gradient of the scaled loss with respect
-    to `params`, None for frozen parts; the student's new state; and the sums of
+    them global arrays, and of `factors`, what the weights of terms are
+    multiplied by. It returns the gradient of the scaled loss with respect to
+    `params`, None for frozen parts; the student's new state; and the sums of
     all terms.
   """
   gather_parameter = collectives.build_gather(mesh)
   param_specs, frozen_specs = jax.tree.map(lambda x: x.spec, (params, frozen))
   trained_specs = parts_lib.trained(param_specs, frozen_parts)
 
-  def local(params, net_state, frozen, loss_scale, step, batch):
+  def local(params, net_state, frozen, loss_scale, step, batch, factors):
     context = compare_lib.Context(
         batch_axes=collectives.batch_axes(),
         gather=collectives.gather_over_batch,
@@ -110,18 +71,20 @@ def build_gradient(objective: objective_lib.Objective, mesh: jax.sharding.Mesh,
         _count(objective, params, net_state, frozen, parts, context))
     gradient, net_state, sums = _accumulate(
         objective, params, net_state, frozen, parts, context,
-        objective.coefficients(counts, step), loss_scale, frozen_parts)
+        objective.coefficients(counts, step, factors), loss_scale,
+        frozen_parts)
     return (collectives.sum_gradient(gradient, trained_specs),
             collectives.agree_over_batch(net_state),
             collectives.sum_over_batch(sums))
 
   replicated = mesh_lib.replicated(mesh).spec
-  return collectives.over_shards(
+  run = collectives.over_shards(
       local,
       mesh,
       in_specs=(param_specs, replicated, frozen_specs, replicated, replicated,
-                mesh_lib.BATCH_SPEC),
+                mesh_lib.BATCH_SPEC, replicated),
       out_specs=(trained_specs, replicated, replicated))
+  return lambda *args, factors=None: run(*args, factors or {})
 
 
 def _dropout_key(seed, step):
@@ -176,18 +139,15 @@ def _accumulate(objective, params, net_state, frozen, parts, context,
 
 
 def build_train_step(objective: objective_lib.Objective,
+                     gradient: Callable,
                      optimizer: optax.GradientTransformation,
                      schedule: optax.Schedule,
                      mesh: jax.sharding.Mesh,
                      state: base.TrainState,
-                     frozen: Optional[base.Variables],
                      *,
-                     microbatches: int = 1,
-                     frozen_parts: Sequence[str] = (),
+                     balance: balance_lib.Balance = balance_lib.Balance(),
                      log_weights: bool = False,
                      ema_decay: float = 0.0,
-                     seed: int = 0,
-                     chunk_bytes: Optional[int] = None,
                      donate: bool = True) -> TrainStep:
   """Builds the compiled training step.
 
@@ -197,43 +157,34 @@ def build_train_step(objective: objective_lib.Objective,
 
   Args:
     objective: what is minimised.
+    gradient: from `build_gradient`.
     optimizer: optax transformation of the gradient.
     schedule: the learning rate, for the metrics.
     mesh: where it runs.
     state: NamedShardings of the state, before and after the step.
-    frozen: NamedShardings of the teacher, or None.
-    microbatches: how many each device makes of its shard of the batch; they run
-      one by one.
-    frozen_parts: globs over modules and parameters of the student that the
-      optimizer does not change.
+    balance: of the losses.
     log_weights: whether metrics have the weights that do not change, too.
     ema_decay: of the running mean of the student's parameters.
-    seed: of dropout.
-    chunk_bytes: of the logits that a device holds at once; None for what suits
-      it.
     donate: whether the new state is written over the old one.
 
   Returns:
     `(state, frozen, batch) -> (state, metrics)`. Metrics are float32 scalars:
     `loss`, `loss/<term>`, `grad_norm`, `learning_rate`; `weight/<term>` and
-    `<option>/<term>` if scheduled; and `loss_scale` with float16.
+    `<option>/<term>` if they change; and `loss_scale` with float16.
   """
-  gradient = build_gradient(
-      objective,
-      mesh,
-      state.params,
-      frozen,
-      microbatches=microbatches,
-      seed=seed,
-      frozen_parts=frozen_parts,
-      chunk_bytes=chunk_bytes)
 
   def step(state, frozen, batch):
-    grads, net_state, sums = gradient(state.params, state.net_state, frozen,
-                                      state.loss_scale, state.step, batch)
+    weights, align = objective.weights(state.step), state.params.align
+    factors = balance.factors(weights, state.balance, align)
+    grads, net_state, sums = gradient(
+        state.params, state.net_state, frozen, state.loss_scale, state.step,
+        batch, factors=factors)
     grads = state.loss_scale.unscale(
         parts_lib.fill(grads, state.params, jnp.zeros_like))
-    loss, means = objective.combine(sums, state.step)
+    loss, means = objective.combine(sums, state.step, factors)
+    seen = objective_lib.seen(sums)
+    more, learned = balance.learn(align, grads.align, weights, means, seen)
+    loss, grads = loss + more, grads._replace(align=learned)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = _keep_unused(objective, optax.apply_updates(state.params, updates),
                           state.params)
@@ -241,13 +192,14 @@ def build_train_step(objective: objective_lib.Objective,
     if ema is not None:
       ema = optimizer_lib.update_ema(ema, params.student, ema_decay, state.step)
     new_state = base.TrainState(state.step + 1, params, net_state, opt_state,
-                                state.loss_scale, ema)
+                                state.loss_scale, ema,
+                                balance.observe(state.balance, means, seen))
     metrics = {
         'loss': loss,
         **{f'loss/{name}': mean for name, mean in means.items()},
         'grad_norm': optax.tree.norm(grads),
         'learning_rate': jnp.asarray(schedule(state.step), jnp.float32),
-        **_scheduled_values(objective.terms, state.step, log_weights),
+        **_scheduled_values(objective, state.step, factors, log_weights),
     }
     if isinstance(state.loss_scale, precision.DynamicLossScale):
       finite = jmp.all_finite(grads)
@@ -262,17 +214,6 @@ def build_train_step(objective: objective_lib.Objective,
       donate_argnums=0 if donate else ())
 
 
-def _check_same(align, more):
-  """Refuses terms that learn parameters of other shapes in another stage."""
-  shapes = lambda tree: jax.tree.map(jnp.shape, tree)
-  for name in align.keys() & more.keys():
-    if shapes(align[name]) != shapes(more[name]):
-      raise checks.ConfigError(
-          f'config.stages must leave the shapes of what the term {name} learns '
-          f'as they are; got {shapes(align[name])} and {shapes(more[name])}. '
-          'Give it another name where its layers or options are others.')
-
-
 def _keep_unused(objective, params, old):
   """Undoes what decay and momentum do to terms of other stages."""
   used = {term.name for term in objective.terms}
@@ -281,12 +222,12 @@ def _keep_unused(objective, params, old):
       for name, tree in params.align.items()})
 
 
-def _scheduled_values(terms, step, log_weights):
+def _scheduled_values(objective, step, factors, log_weights):
   """Returns the weights and options that change over the run, for metrics."""
-  values = {}
-  for term in terms:
-    if term.scheduled or log_weights:
-      values[f'weight/{term.name}'] = jnp.float32(term.weight(step))
+  values, weights = {}, objective.weights(step, factors)
+  for term in objective.terms:
+    if term.scheduled or log_weights or factors:
+      values[f'weight/{term.name}'] = jnp.float32(weights[term.name])
     for option, schedule in term.schedules.items():
       values[f'{option}/{term.name}'] = jnp.float32(schedule(step))
   return values

@@ -26,6 +26,7 @@ from haikd.losses.mixtures import jensen_shannon
 from haikd.losses.mixtures import skewed_kl
 from haikd.losses.places import activation_attention
 from haikd.losses.places import flow_of_procedure
+from haikd.losses.places import hierarchical_context
 from haikd.losses.places import neuron_selectivity
 from haikd.losses.register import get_loss
 from haikd.losses.register import loss_names
@@ -33,6 +34,10 @@ from haikd.losses.register import register_loss
 from haikd.losses.relations import relational_angle
 from haikd.losses.relations import relational_distance
 from haikd.losses.relations import similarity_preserving
+from haikd.losses.scores import info_nce
+from haikd.losses.scores import margin_mse
+from haikd.losses.scores import maxsim_kl
+from haikd.losses.scores import score_kl
 from haikd.losses.values import logit_mse
 from haikd.losses.values import mean_absolute_error
 from haikd.losses.values import mean_squared_error

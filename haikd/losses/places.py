@@ -1,9 +1,13 @@
 """Losses on feature maps: which places and channels are active together."""
 
+from collections.abc import Sequence
+import functools
+
 import jax
 from jax import lax
 import jax.numpy as jnp
 
+from haikd.core import area_weights
 from haikd.core import base
 from haikd.core import masking
 from haikd.losses import cosines
@@ -154,6 +158,75 @@ def flow_of_procedure(student: dict[str, jax.Array],
 
   error = jnp.square(flow(student) - flow(teacher)).sum(axis=(1, 2))
   return masking.masked_mean(error, number > 0)
+
+
+@register.register_loss(
+    on='features', example=dict(student=(2, 2, 3, 2), mask=(2,)))
+def hierarchical_context(student: jax.Array, teacher: jax.Array, *,
+                         mask: jax.Array,
+                         levels: Sequence[int] = (4, 2, 1)) -> base.LossSum:
+  """Mean squared errors of maps and of what they are when pooled.
+
+  The maps are averaged down to each level of l by l places, so that what holds
+  of whole regions is compared beside what holds of places. The error of the
+  maps weighs 1, that of the next level 1/2, then 1/4, and so on, divided by the
+  sum of these weights. Levels that are not smaller than the map are left out.
+
+  Additive over `B`: the sums of a batch's two halves add up to the batch's.
+
+  Args:
+    student: `[B, h, w, D]` floating, in the networks' units.
+    teacher: like `student`.
+    mask: bool, `[B]` or any leading axes of `student` except the last, true
+      where a place counts. Others are in no mean.
+    levels: the sides l of the pooled maps, which fall.
+
+  Returns:
+    A LossSum: the errors, means over places and features, summed over examples,
+    and their number.
+
+  Raises:
+    ValueError: shapes differ, there are no maps, or `levels` do not fall.
+
+  References:
+    Chen et al., Distilling Knowledge via Knowledge Review, arXiv:2104.09044,
+    section 3.3, the hierarchical context loss, with the levels and weights of
+    the authors' code. Where a side does not divide by l, that code lets
+    neighbouring means overlap; here each place weighs the same.
+  """
+  if student.ndim != 4:
+    raise ValueError(
+        'student and teacher must be maps, [B, h, w, D]; got student.shape='
+        f'{student.shape}. Tap layers of maps, or use feature_matching.')
+  sides = [int(level) for level in levels]
+  if sides != sorted(set(sides), reverse=True) or min(sides, default=1) < 1:
+    raise ValueError(f'levels must fall, to 1 or more; got {tuple(levels)}.')
+  real = jnp.broadcast_to(masking.expand(mask, 3), student.shape[:3])
+  error = student - teacher  # Pooling is linear.
+
+  def mean_square(error, share):
+    squares = jnp.sum(jnp.square(error), axis=(1, 2, 3))
+    count = jnp.sum(share > 0, axis=(1, 2)) * error.shape[-1]
+    return squares / jnp.maximum(count, 1)
+
+  share = real.astype(jnp.float32)
+  value, weight, total = mean_square(error, share), 1.0, 1.0
+  height, width = real.shape[1:]
+  for side in sides:
+    if side >= max(height, width):
+      continue
+    rows, columns = (
+        jnp.asarray(area_weights.weights(size, min(side, size)), jnp.float32)
+        for size in (height, width))
+    pool = functools.partial(jnp.einsum, 'bhw...,hi,wj->bij...',
+                             precision=lax.Precision.HIGHEST)
+    part = pool(share, rows, columns)
+    pooled = pool(error, rows, columns) / jnp.where(part > 0, part, 1)[
+        ..., None]
+    weight /= 2
+    value += weight * mean_square(pooled, part)
+    total += weight
+  return masking.masked_mean(value / total, groups.examples(mask))
 
 
 def _check_places(student: jax.Array) -> None:

@@ -28,6 +28,7 @@ def register_loss(name: Optional[str] = None,
                   any_width: bool = False,
                   additive: bool = False,
                   by_head: bool = False,
+                  scores: bool = False,
                   recorded: Mapping[type, Callable] = types.MappingProxyType(
                       {}),
                   replace: bool = False) -> Callable[[Callable], Callable]:
@@ -60,6 +61,8 @@ def register_loss(name: Optional[str] = None,
       number of keys is not additive.
     by_head: whether an additive loss on maps is a sum over heads too. A piece
       may then hold only some of the heads, which is faster.
+    scores: whether it compares scores of texts with a teacher's, which are the
+      labels where the data has scores, and the teacher's own elsewhere.
     recorded: for each type of `core.recorded` that it can take in place of a
       teacher's logits, the function that does. It is called as the loss is, and
       has the same options.
@@ -90,10 +93,18 @@ def register_loss(name: Optional[str] = None,
           f'additive={additive}, on={on!r} for {loss_name!r} of '
           f'{function.__module__}. Only losses on attention are evaluated head '
           'by head.')
+    takes = inspect.signature(function).parameters
+    if scores and not all(name in takes and takes[name].default is None
+                          for name in ('teacher', 'labels')):
+      raise checks.ConfigError(
+          'scores=True must come with teacher=None and labels=None; got '
+          f'{inspect.signature(function)} for {loss_name!r} of '
+          f'{function.__module__}. The loss gets one of the two.')
     guarded = _guard(function, on, any_width=any_width, additive=additive,
                      by_head=by_head, recorded=recorded)
     entry = entries.LossEntry(guarded, on, example, relational, any_width,
-                              additive, tuple(recorded), function.__module__)
+                              additive, scores, tuple(recorded),
+                              function.__module__)
     registry.losses.add(loss_name, entry, replace=replace)
     return guarded
 

@@ -62,11 +62,14 @@ SCORES = (Score('accuracy', 'accuracy', 2, True),
           Score('agreement', 'agreement', 2, True),
           Score(TOP5, 'top-5 agreement', 2, True),
           Score('cosine', 'cosine to teacher'),
+          Score('mrr', 'MRR'),
+          Score('pair_order', 'pair order', 2, True),
           Score('spearman', 'Spearman'),
           Score('pearson', 'Pearson'))
 
 # The curve of an evaluation: the first of these metrics that it has.
 CURVES = (('perplexity', 'Perplexity'),
+          ('mrr', 'Mean reciprocal rank'),
           ('spearman', "Spearman's correlation"),
           ('r2', 'R²'),
           ('label_f1', 'F1 over labels'),

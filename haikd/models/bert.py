@@ -83,8 +83,7 @@ class Block(hk.Module):
 
 
 @registry.register_model(
-    taps=dict(
-        features='block*', attention='attn/maps', embedding='embedding'),
+    taps=encoder.TAPS,
     task=encoder.task,
     tensor=layers.TEXT_TENSOR_AXES)
 def bert(inputs: Union[jax.Array, Mapping[str, jax.Array]],
@@ -150,7 +149,8 @@ def bert(inputs: Union[jax.Array, Mapping[str, jax.Array]],
       with the token embeddings as kernel.
     pool: how a text becomes a vector: 'mean', 'max' or 'mean_sqrt' of its
       positions, or its 'token' or 'last_token', the first or last; see
-      `encoder.pooled`. For head 'embedding'.
+      `encoder.pooled`; or 'none', a vector for each token, for late
+      interaction. For head 'embedding'.
     dense: linear layers after pooling, each a dict of `size` and any of
       `activation`, `bias` and `normalise` (before the layer). For head
       'embedding'.
@@ -166,8 +166,9 @@ def bert(inputs: Union[jax.Array, Mapping[str, jax.Array]],
 
   Returns:
     By head: an Embedding of vectors `[..., D]`, also offered as the tap
-    `embedding`; logits `[..., num_classes]`; or LinearLogits, `[..., N, V]`.
-    Texts do not interact.
+    `embedding`, or with pool='none' a TokenEmbedding, `[..., N, D]`, as the tap
+    `token_embedding`; logits `[..., num_classes]`; or LinearLogits,
+    `[..., N, V]`. Texts do not interact.
 
   Raises:
     ConfigError: an invalid option, or rows longer than the position embeddings;
@@ -201,7 +202,7 @@ def bert(inputs: Union[jax.Array, Mapping[str, jax.Array]],
   layers.check_above_zero(epsilon=epsilon)
   layers.check_fraction(dropout=dropout)
   classes = encoder.check_head(head=head, num_classes=num_classes)
-  encoder.check_pooling(pool=pool, dense=dense)
+  encoder.check_pooling(pool=pool, dense=dense, head=head)
   function = layers.activation('activation', activation)
   sequence, leading = encoder.read(inputs, mask)
   encoder.check_one_text(sequence, head)

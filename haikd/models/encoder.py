@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from haikd.core import base
 from haikd.core import checks
+from haikd.core import masking
 from haikd.core import tap as tap_lib
 from haikd.models import layers
 from haikd.models import sequences
@@ -16,6 +17,9 @@ from haikd.models import transformer
 
 HEADS = ('embedding', 'classification', 'masked_lm')
 POOLS = ('mean', 'token', 'last_token', 'max', 'mean_sqrt')
+TAPS = dict(features='block*', attention='attn/maps', embedding='embedding',
+            token_embedding='token_embedding')
+UNPOOLED = 'none'  # A vector for each token.
 # The keys of an entry of the option `dense`, with their defaults.
 _DENSE = dict(size=None, activation=None, bias=True, normalise=False)
 
@@ -95,9 +99,11 @@ def check_head(*, head: str, num_classes: Optional[int]) -> int:
   return num_classes
 
 
-def check_pooling(*, pool: str, dense: Sequence[Mapping[str, Any]]) -> None:
+def check_pooling(*, pool: str, dense: Sequence[Mapping[str, Any]],
+                  head: str = 'embedding') -> None:
   """Raises ConfigError unless the options of text vectors are valid."""
-  layers.check_choice('pool', pool, POOLS)
+  pools = (*POOLS, UNPOOLED) if head == 'embedding' else POOLS
+  layers.check_choice('pool', pool, pools)
   for i, entry in enumerate(dense):
     is_mapping = isinstance(entry, Mapping)
     if not is_mapping or 'size' not in entry or not set(entry) <= set(_DENSE):
@@ -118,15 +124,18 @@ def embedding(features: jax.Array, mask: jax.Array, leading: tuple[int, ...],
     features: `[B, N, D]` floating.
     mask: bool, `[B, N]`, true where a position is real.
     leading: the axes that B is flattened from.
-    pool: one of POOLS.
+    pool: one of POOLS; or UNPOOLED for a vector for each token, which is
+      offered as the tap `token_embedding`.
     dense: the layers after pooling, valid by `check_pooling`.
     normalise: whether the vectors have length 1.
 
   Returns:
     An Embedding, `[*leading, D]` float32; 0 for rows of padding alone, if no
-    layer has a bias.
+    layer has a bias. Unpooled, a TokenEmbedding, `[*leading, N, D]`.
   """
-  vectors = pooled(features, mask, pool).astype(jnp.float32)
+  is_pooled = pool != UNPOOLED
+  vectors = pooled(features, mask, pool) if is_pooled else features
+  vectors = vectors.astype(jnp.float32)
   for i, entry in enumerate(dense):
     entry = {**_DENSE, **entry}
     if entry['normalise']:
@@ -137,6 +146,10 @@ def embedding(features: jax.Array, mask: jax.Array, leading: tuple[int, ...],
     if entry['activation'] is not None:
       vectors = layers.activation('activation', entry['activation'])(vectors)
   vectors = _unit(vectors) if normalise else vectors
+  if not is_pooled:
+    vectors = masking.clean(vectors, mask)
+    vectors = vectors.reshape(*leading, *vectors.shape[1:])
+    return base.TokenEmbedding(tap_lib.tap('token_embedding', vectors))
   vectors = vectors.reshape(*leading, vectors.shape[-1])
   return base.Embedding(tap_lib.tap('embedding', vectors))
 

@@ -86,8 +86,7 @@ class Block(hk.Module):
 
 
 @registry.register_model(
-    taps=dict(
-        features='block*', attention='attn/maps', embedding='embedding'),
+    taps=encoder.TAPS,
     task=encoder.task,
     block_options=('window_layers',),
     tensor={**layers.TEXT_TENSOR_AXES, 'mlp/gate/*': -1})
@@ -161,7 +160,8 @@ def modernbert(inputs: Union[jax.Array, Mapping[str, jax.Array]],
       embeddings as kernel.
     pool: how a text becomes a vector: 'mean', 'max' or 'mean_sqrt' of its
       positions, or its 'token' or 'last_token', the first or last; see
-      `encoder.pooled`. For heads 'embedding' and 'classification'.
+      `encoder.pooled`. For heads 'embedding' and 'classification'; for the
+      former also 'none', a vector for each token, for late interaction.
     dense: linear layers after pooling, each a dict of `size` and any of
       `activation`, `bias` and `normalise` (before the layer). For head
       'embedding'.
@@ -177,8 +177,9 @@ def modernbert(inputs: Union[jax.Array, Mapping[str, jax.Array]],
 
   Returns:
     By head: an Embedding of vectors `[..., D]`, also offered as the tap
-    `embedding`; logits `[..., num_classes]`; or LinearLogits, `[..., N, V]`.
-    Texts do not interact.
+    `embedding`, or with pool='none' a TokenEmbedding, `[..., N, D]`, as the tap
+    `token_embedding`; logits `[..., num_classes]`; or LinearLogits,
+    `[..., N, V]`. Texts do not interact.
 
   Raises:
     ConfigError: an invalid option; the message gives the rule.
@@ -201,7 +202,7 @@ def modernbert(inputs: Union[jax.Array, Mapping[str, jax.Array]],
       rope_base=rope_base, window_rope_base=window_rope_base, epsilon=epsilon)
   layers.check_fraction(dropout=dropout)
   classes = encoder.check_head(head=head, num_classes=num_classes)
-  encoder.check_pooling(pool=pool, dense=dense)
+  encoder.check_pooling(pool=pool, dense=dense, head=head)
   if width // heads % 2:
     raise checks.ConfigError(
         'width / heads must be even, since features are rotated in pairs; got '

@@ -48,8 +48,7 @@ class Block(hk.Module):
 
 
 @registry.register_model(
-    taps=dict(
-        features='block*', attention='attn/maps', embedding='embedding'),
+    taps=encoder.TAPS,
     task='embedding',
     tensor={**layers.TEXT_TENSOR_AXES, 'mlp/gate/*': -1})
 def t5_encoder(inputs: Union[jax.Array, Mapping[str, jax.Array]],
@@ -104,7 +103,8 @@ def t5_encoder(inputs: Union[jax.Array, Mapping[str, jax.Array]],
     epsilon: added to the mean square in a norm.
     pool: how a text becomes a vector: 'mean', 'max' or 'mean_sqrt' of its
       positions, or its 'token' or 'last_token', the first or last; see
-      `encoder.pooled`.
+      `encoder.pooled`; or 'none', a vector for each token, for late
+      interaction.
     dense: linear layers after pooling, each a dict of `size` and any of
       `activation`, `bias` and `normalise` (before the layer).
     normalise: whether vectors have length 1.
@@ -115,7 +115,9 @@ def t5_encoder(inputs: Union[jax.Array, Mapping[str, jax.Array]],
       above 12 blocks.
 
   Returns:
-    An Embedding of vectors `[..., D]`, also offered as the tap `embedding`.
+    An Embedding of vectors `[..., D]`, also offered as the tap `embedding`;
+    with pool='none' a TokenEmbedding, `[..., N, D]`, as the tap
+    `token_embedding`.
     Texts do not interact.
 
   Raises:

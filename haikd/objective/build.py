@@ -45,12 +45,7 @@ def build_objective(config: config_lib.ConfigDict,
       taps that match nothing, shapes that do not agree.
   """
   task = tasks.of_labels(config.task, spec.labels, num_classes)
-
-  def build_terms(has_labels):
-    return terms_lib.build_terms(
-        config, has_teacher=has_teacher, has_labels=has_labels, task=task)
-
-  terms = build_terms(spec.labels is not None)
+  terms = build_terms(config, spec, num_classes, has_teacher=has_teacher)
   count = tasks.count_outputs(task, spec.labels, num_classes)
 
   def build(role, terms):
@@ -68,10 +63,9 @@ def build_objective(config: config_lib.ConfigDict,
     teacher = build('teacher', (term for term in terms if term.needs_teacher))
   outputs = (_abstract_output(student, spec),
              teacher and _abstract_output(teacher, spec))
-  is_encoder = isinstance(outputs[0].logits, base.Embedding)
-  if is_encoder and task == tasks.REGRESSION:
-    # Scores of texts are labels, but an encoder does not predict them.
-    terms = build_terms(False)
+  if isinstance(outputs[0].logits, base.Embedding):
+    terms = build_terms(config, spec, num_classes, has_teacher=has_teacher,
+                        is_encoder=True)
   _check_smoothing(config.distillation.label_smoothing, terms)
   if task not in (tasks.REGRESSION, tasks.MULTILABEL):
     _check_classes(outputs[0].logits, spec.labels, num_classes)
@@ -103,6 +97,48 @@ def build_objective(config: config_lib.ConfigDict,
     if form is not terms_lib.Form.ARRAYS:
       _check_term(objective, term, outputs, spec, form)
   return objective
+
+
+def build_terms(config: config_lib.ConfigDict, spec: base.Batch,
+                num_classes: Optional[int], *, has_teacher: bool = True,
+                is_encoder: bool = False) -> tuple[terms_lib.Term, ...]:
+  """Returns the terms of a config for data like a batch.
+
+  Args:
+    config: as for `build_objective`.
+    spec: as for `build_objective`.
+    num_classes: as for `build_objective`.
+    has_teacher: as for `build_objective`.
+    is_encoder: whether the student returns an Embedding. Scores of texts are
+      labels, but an encoder does not predict them.
+
+  Raises:
+    ConfigError: as `terms.build_terms`.
+  """
+  task = tasks.of_labels(config.task, spec.labels, num_classes)
+  has_labels = spec.labels is not None
+  has_scores = has_labels and task == tasks.REGRESSION
+  return terms_lib.build_terms(
+      config, has_teacher=has_teacher, has_scores=has_scores, task=task,
+      has_labels=has_labels and not (has_scores and is_encoder))
+
+
+def needs_teacher(config: config_lib.ConfigDict, spec: base.Batch,
+                  num_classes: Optional[int]) -> Optional[str]:
+  """Returns the config field of a term that compares with a teacher, or None.
+
+  Args:
+    config: as for `build_objective`; terms of all its stages are looked at.
+    spec: as for `build_objective`.
+    num_classes: as for `build_objective`.
+
+  Raises:
+    ConfigError: as `terms.build_terms`.
+  """
+  return next((
+      term.field for stage in config_lib.stages_of(config)
+      for term in build_terms(stage.config, spec, num_classes)
+      if term.needs_teacher), None)
 
 
 def _tap_kinds(terms):
@@ -178,7 +214,13 @@ def _pair_layers(term, student, teacher):
       raise checks.ConfigError(
           'the taps of one loss must have the same layers; got '
           f'(student, teacher)={depths}. Narrow their globs.')
-    return align.pair_layers(term.layers, *depths[term.entry.kinds[0]])
+    layers = align.pair_layers(term.layers, *depths[term.entry.kinds[0]])
+    students = [index for index, _ in layers]
+    if term.aligner.all_layers and students != sorted(set(students)):
+      raise checks.ConfigError(
+          'layers of the student must rise for an aligner of all layers; got '
+          f'{students}. Write the pairs from its first layer to its last.')
+    return layers
 
 
 def _check_term(objective, term, outputs, spec, form):

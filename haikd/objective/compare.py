@@ -51,8 +51,11 @@ def init_align(term: terms_lib.Term, pairs: Pairs,
     rng: PRNG key.
 
   Returns:
-    `{layer: Haiku parameters}` of the layers that have any.
+    `{layer: Haiku parameters}` of the layers that have any; those of an aligner
+    of all layers are the first layer's.
   """
+  if term.aligner.all_layers and term.needs_teacher:
+    pairs = [_of_all(pairs)]
   return _of_layers(pairs, rng, lambda rng, pair: (
       {} if _needs_none(pair) else term.align.init(rng, None, *pair)))
 
@@ -74,8 +77,7 @@ def init_loss(term: terms_lib.Term, params: Mapping[str, Any], pairs: Pairs,
     As `init_align`.
   """
   rng = jax.random.fold_in(rng, _LOSS_KEY)
-  aligned = [_align(term, params.get(str(index), {}), pair, Context())
-             for index, pair in enumerate(pairs)]
+  aligned = _align_all(term, params, pairs, Context())
   return _of_layers(aligned, rng, lambda rng, pair: term.loss.init(
       rng, None, pair.student, pair.teacher,
       **_keywords(term, pair.mask, labels, step)))
@@ -112,7 +114,6 @@ def compare(term: terms_lib.Term, params: Mapping[str, Any], pairs: Pairs,
 
   def evaluate(index, pair):
     own = params.get(str(index), {})
-    pair = _align(term, own, pair, context)
     compared = *pair, batch.labels
     if term.entry.relational:
       # Each shard now holds the global sum and count; psum scales both by the
@@ -134,7 +135,8 @@ def compare(term: terms_lib.Term, params: Mapping[str, Any], pairs: Pairs,
       return call(*compared, block_weight=weight)
     return weighting.add_up(call, weight, *compared)
 
-  return tuple(evaluate(index, pair) for index, pair in enumerate(pairs))
+  aligned = _align_all(term, params, pairs, context)
+  return tuple(evaluate(index, pair) for index, pair in enumerate(aligned))
 
 
 def compare_together(
@@ -172,6 +174,19 @@ def compare_together(
       labels=batch.labels if takes_labels else None,
       weight=batch.weight,
       sizes=context.sizes)
+
+
+def _align_all(term, params, pairs, context):
+  """Returns the pairs of a term, each of one shape."""
+  if term.aligner.all_layers and term.needs_teacher:
+    return _align(term, params.get('0', {}), _of_all(pairs), context)
+  return [_align(term, params.get(str(index), {}), pair, context)
+          for index, pair in enumerate(pairs)]
+
+
+def _of_all(pairs):
+  """Returns what an aligner of all layers takes, tuples in a Pair."""
+  return base.Pair(*zip(*pairs))
 
 
 def _align(term, params, pair, context):

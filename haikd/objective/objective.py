@@ -9,6 +9,7 @@ objective is in `coefficients`.
 """
 
 from collections.abc import Mapping, Sequence
+import types
 from typing import Any, NamedTuple, Optional
 
 import jax
@@ -25,6 +26,9 @@ Sums = dict[str, tuple[base.LossSum, ...]]  # By term, one LossSum a layer.
 Coefficients = dict[str, tuple[jax.Array, ...]]  # By term, one a layer.
 # The student and, if some term needs it, the teacher.
 Outputs = tuple[network_lib.NetworkOutput, Optional[network_lib.NetworkOutput]]
+
+Factors = Mapping[str, jax.Array]  # By term.
+_ALL_ONE: Factors = types.MappingProxyType({})
 
 # The key of a seed is split in two to initialise; dropout folds it with this.
 DROPOUT_KEY = 2
@@ -157,40 +161,50 @@ class Objective(NamedTuple):
                                                sums[term.name]))
     return value, (sums, net_state)
 
-  def weights(self, step: jax.Array) -> dict[str, jax.Array]:
-    """Returns the weight of each term at a step."""
-    return {term.name: term.weight(step) for term in self.terms}
+  def weights(self, step: jax.Array,
+              factors: Factors = _ALL_ONE) -> dict[str, jax.Array]:
+    """Returns the weight of each term at a step.
+
+    Args:
+      step: int32 scalar, for scheduled weights.
+      factors: what they are multiplied by; {} for 1.
+    """
+    return {term.name: term.weight(step) * factors.get(term.name, 1)
+            for term in self.terms}
 
   def coefficients(self, counts: dict[str, tuple[jax.Array, ...]],
-                   step: jax.Array) -> Coefficients:
+                   step: jax.Array,
+                   factors: Factors = _ALL_ONE) -> Coefficients:
     """Returns what each total is multiplied by in the objective.
 
     Args:
       counts: by term and layer, summed over all devices and microbatches.
       step: int32 scalar, for scheduled weights.
+      factors: what the weights are multiplied by; {} for 1.
 
     Returns:
       `w_k / (|layers_k| C)` by term and layer, with 1 for a count of 0.
     """
-    weights = self.weights(step)
+    weights = self.weights(step, factors)
     return {
         name: tuple(weights[name] / (len(layers) * _divisor(count))
                     for count in layers) for name, layers in counts.items()
     }
 
-  def combine(self, sums: Sums,
-              step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+  def combine(self, sums: Sums, step: jax.Array, factors: Factors = _ALL_ONE
+              ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the loss and its terms from sums over the global batch.
 
     Args:
       sums: by term and layer, summed over all devices and microbatches.
       step: int32 scalar, for scheduled weights.
+      factors: what the weights are multiplied by; {} for 1.
 
     Returns:
       The objective, and `{term: mean over layers of its masked mean}`, before
       weights are applied.
     """
-    weights = self.weights(step)
+    weights = self.weights(step, factors)
     mean = lambda layers: sum(
         x.total / _divisor(x.count) for x in layers) / len(layers)
     means = {name: mean(layers) for name, layers in sums.items()}
@@ -250,6 +264,12 @@ class Objective(NamedTuple):
         batch,
         jnp.stack([coefficients[term.name][0] for term in terms]), context)
     return value, {term.name: (x,) for term, x in zip(terms, sums)}
+
+
+def seen(sums: Sums) -> dict[str, jax.Array]:
+  """Returns whether anything counted in each term, bool scalars."""
+  return {name: jnp.array([x.count for x in layers]).sum() > 0
+          for name, layers in sums.items()}
 
 
 def _divisor(count):

@@ -15,6 +15,7 @@ from haikd.core import checks
 from haikd.core import masking
 from haikd.core import recorded
 from haikd.network import network as network_lib
+from haikd.objective import aligning
 from haikd.objective import terms as terms_lib
 
 EMBEDDING = 'embedding'  # The tap that has a vector for each text.
@@ -76,7 +77,7 @@ def tap_pairs(term: terms_lib.Term, layers: Layers,
   if isinstance(term.entry.on, str):
     return pairs_of(term.entry.on)
   by_kind = {kind: pairs_of(kind) for kind in term.entry.kinds}
-  return [terms_lib.together(dict(zip(by_kind, pairs)))
+  return [aligning.together(dict(zip(by_kind, pairs)))
           for pairs in zip(*by_kind.values())]
 
 

@@ -1,7 +1,6 @@
 """The weighted terms of an objective, read from a config."""
 
 from collections.abc import Callable, Mapping, Sequence
-import contextlib
 import enum
 import inspect
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from haikd.core import notes
 from haikd.core import registry
 from haikd.core import schedules as schedules_lib
 from haikd.core import tasks
-from haikd.network import network
+from haikd.objective import aligning
 
 LOGITS = 'logits'
 ATTENTION = 'attention'
@@ -44,13 +43,12 @@ class Term(NamedTuple):
     scheduled: whether the weight changes over the run.
     layers: what `haikd.align.pair_layers` takes.
     aligner: the registered aligner; its `calibrate` was called.
-    align: the aligner as a Haiku transform of `(gather, student, teacher,
-      mask)`; the first is as for `network.Network.apply`.
+    align: the aligner as a Haiku transform, see `aligning.build`.
     loss: the loss as a Haiku transform of `(gather, student, teacher,
       **keywords)`, since it may have parameters of its own.
     learns: whether it has any; such a loss gets arrays.
     needs_teacher: whether it compares with a teacher.
-    takes_labels: whether the loss takes labels, if the data has any.
+    takes_labels: whether the loss gets labels, if the data has any.
   """
 
   name: str
@@ -124,29 +122,9 @@ def choose_forms(terms: Sequence[Term], logits: Any) -> dict[str, Form]:
   return {term.name: form(term) for term in terms}
 
 
-def together(pairs: Mapping[str, base.Pair]) -> base.Pair:
-  """Returns the pairs of several taps as one, with dicts for its sides.
-
-  Args:
-    pairs: `{tap: pair}`.
-
-  Raises:
-    ConfigError: masks of different shapes.
-  """
-  masks = {kind: pair.mask.shape for kind, pair in pairs.items()}
-  if len(set(masks.values())) > 1:
-    raise checks.ConfigError(
-        'the taps of one loss must share a mask; got masks of shapes '
-        f'{masks}. Register a loss for each.')
-  first = next(iter(pairs.values()))
-  teacher = None if first.teacher is None else {
-      kind: pair.teacher for kind, pair in pairs.items()}
-  return base.Pair({kind: pair.student for kind, pair in pairs.items()},
-                   teacher, first.mask)
-
-
 def build_terms(config: config_lib.ConfigDict, *, has_teacher: bool,
-                has_labels: bool, task: str) -> tuple[Term, ...]:
+                has_labels: bool, has_scores: bool,
+                task: str) -> tuple[Term, ...]:
   """Returns the terms of `config.distillation` and `config.losses`.
 
   Without a teacher only the terms on labels are left, at their full weight;
@@ -156,6 +134,8 @@ def build_terms(config: config_lib.ConfigDict, *, has_teacher: bool,
     config: a complete config.
     has_teacher: whether there is a teacher.
     has_labels: whether the network has labels to predict.
+    has_scores: whether the data has labels that are scores of texts; losses on
+      scores then need no teacher.
     task: what labels are, one of `tasks.OF_LABELS`; it decides the standard
       terms.
 
@@ -175,7 +155,8 @@ def build_terms(config: config_lib.ConfigDict, *, has_teacher: bool,
           f'{field} must have a new name; got {name!r}, the name of a term of '
           'config.distillation. Choose another.')
     terms.append(
-        _build_term(name, config_lib.term(**fields), field, field))
+        _build_term(name, config_lib.term(**fields), field, field,
+                    has_scores=has_scores))
   if not has_teacher:
     terms = [term for term in terms if not term.needs_teacher]
   if not terms:
@@ -226,7 +207,8 @@ def _standard_terms(fields, has_teacher, has_labels, task):
   return terms
 
 
-def _build_term(name, fields, field, layers_field, options_field=None):
+def _build_term(name, fields, field, layers_field, options_field=None,
+                has_scores=False):
   """Returns the Term of config fields, whose names and options it checks."""
   entry = registry.losses.find(fields.loss, f'{field}.loss')
   loss, on = entry.function, entry.on
@@ -241,60 +223,39 @@ def _build_term(name, fields, field, layers_field, options_field=None):
   aligner = registry.aligners.find(aligner_name, f'{field}.align')
   align_options = config_lib.plain(fields.align_options)
   checks.check_options(
-      f'{field}.align_options',
-      aligner.function,
-      align_options,
+      f'{field}.align_options', aligner.function, align_options,
       reserved=('student', 'teacher', 'mask', 'on'))
   if aligner.calibrate:
-    aligner = aligner._replace(
-        calibrate=aligner.calibrate(**align_options))
+    aligner = aligner._replace(calibrate=aligner.calibrate(**align_options))
 
-  # The parameters of both may be sharded: each is gathered where it is used.
-  def gathering(gather):
-    return (network.gathered(gather, dtype=None) if gather else
-            contextlib.nullcontext())
-
-  def align(gather, student, teacher, mask) -> base.Pair:
-
-    def one(kind, student, teacher):
-      return aligner.function(
-          student, teacher, mask=mask, on=kind, **align_options)
-
-    with gathering(gather):
-      if isinstance(on, str):
-        return one(on, student, teacher)
-      pairs = {}
-      for kind in on:
-        with hk.experimental.name_scope(kind):
-          pairs[kind] = one(kind, student[kind], teacher[kind])
-      return together(pairs)
+  if aligner.all_layers and not isinstance(on, str):
+    raise checks.ConfigError(
+        f'{field}.align must be of layers one by one for a loss on several '
+        f'taps; got {aligner_name!r} for {on}.')
 
   def compare(gather, student, teacher, **keywords) -> base.LossSum:
     # Its names differ from those of the aligner, whose parameters lie beside.
-    with gathering(gather), hk.experimental.name_scope('loss'):
+    with aligning.gathering(gather), hk.experimental.name_scope('loss'):
       return loss(student, teacher, **keywords)
 
   schedules = {
       option: schedules_lib.build(f'{options_field}.{option}', value)
-      for option, value in options.items()
-      if schedules_lib.is_schedule(value)
-  }
+      for option, value in options.items() if schedules_lib.is_schedule(value)}
   return Term(
       name=name,
       field=field,
       layers_field=layers_field,
       entry=entry,
-      options={
-          option: value for option, value in options.items()
-          if option not in schedules
-      },
+      options={option: value for option, value in options.items()
+               if option not in schedules},
       schedules=schedules,
       weight=schedules_lib.build(f'{field}.weight', fields.weight),
       scheduled=not checks.is_number(fields.weight),
       layers=config_lib.plain(fields)['layers'],
       aligner=aligner,
-      align=hk.transform(align),
+      align=hk.transform(aligning.build(aligner, on, align_options)),
       loss=hk.transform(compare),
       learns=False,
-      needs_teacher=entry.needs_teacher,
-      takes_labels='labels' in inspect.signature(loss).parameters)
+      needs_teacher=entry.needs_teacher or entry.scores and not has_scores,
+      takes_labels='labels' in inspect.signature(loss).parameters and (
+          has_scores or not entry.scores))

@@ -11,6 +11,7 @@ from haikd.core import notes
 from haikd.data import description
 from haikd.engine import mesh as mesh_lib
 from haikd.engine import program as program_lib
+from haikd.objective import build as build_lib
 from haikd.plan import chips
 from haikd.plan import compiling
 from haikd.plan import estimate as estimate_lib
@@ -114,9 +115,11 @@ def build_step(config: config_lib.ConfigDict,
   if config.teacher.records:
     known = recorded.describe(config, num_classes)
     spec = known.with_targets(spec)
+  config = resolve.with_task(config, task)
   program = program_lib.build_program(
-      resolve.with_task(config, task), spec=spec, num_classes=num_classes,
-      mesh=mesh, has_teacher=True, recorded=known)
+      config, spec=spec, num_classes=num_classes, mesh=mesh, recorded=known,
+      has_teacher=config_lib.has_weights(config.teacher) or
+      build_lib.needs_teacher(config, spec, num_classes) is not None)
   stage = program.stages[-1]
   if stage.name:
     notes.say(f'The plan is that of config.stages.{stage.name}, the last one.')

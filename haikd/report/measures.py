@@ -122,7 +122,7 @@ def _embeddings(output, target, mask, labels, weight) -> Measured:
   """Measures vectors of texts."""
   vectors = output.vectors
   columns: dict[str, Any] = {}
-  if target is not None:
+  if target is not None and target.vectors.shape == vectors.shape:
     cosine = cosines.similarity(vectors, target.vectors)
     columns['cosine'] = _mean_of_rows(cosine, mask)
     columns['divergence'] = 1 - columns['cosine']

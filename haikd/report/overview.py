@@ -52,7 +52,8 @@ def curves(runs: Mapping[str, Sequence[Rows]], titles: Mapping[str, str],
     A section; None if there are no metrics.
   """
   count = max((len(seeds) for seeds in runs.values()), default=0)
-  pictures = [_losses(runs.get('student', ()), half_width, stages)]
+  pictures = [draw(runs.get('student', ()), half_width, stages)
+              for draw in (_losses, _weights)]
   scores = {
       network: _points(seeds, lambda row: row['split'].startswith('eval/'))
       for network, seeds in runs.items()}
@@ -116,8 +117,9 @@ def layer_pairs(found: Mapping[str, Any],
   if not found:
     return None
   body = page.paragraph(
-      "Before the first step, layers='adaptive' paired each layer of the "
-      'student with one of the teacher, by their linear CKA.', note=True)
+      "Before the first step, or that of a stage, layers='adaptive' paired "
+      'each layer of the student with one of the teacher, by their linear CKA.',
+      note=True)
   body += page.table(
       ['term', 'layers of the teacher, in the order of the student'],
       [[page.escape(name), ', '.join(str(j) for _, (j,) in entry['pairs'])]
@@ -133,21 +135,39 @@ def layer_pairs(found: Mapping[str, Any],
 
 def _losses(seeds, half_width, stages):
   """Returns the loss of the student and each of its terms."""
-  points = _points(seeds, lambda row: row['split'] == 'train')
-  points = {name: x for name, x in points.items()
-            if name.split('/')[0] == 'loss'}
-  terms = sorted(name for name in points if name != 'loss')
-  lines = [
-      _curve(name.removeprefix('loss/'),
-             drawing.TERM_COLORS[i % len(drawing.TERM_COLORS)], points[name],
-             half_width) for i, name in enumerate(terms)]
-  if 'loss' in points and len(terms) != 1:
+  points = _trained(seeds, 'loss')
+  lines = _of_terms(points, half_width)
+  if 'loss' in points and len(lines) != 1:
     lines.append(_curve('weighted sum', drawing.INK, points['loss'],
                         half_width, strong=True))
   if not lines:
     return ''
   return page.figure(curves_lib.curves(
       lines, title='Training loss of the student', log=True, stages=stages))
+
+
+def _weights(seeds, half_width, stages):
+  """Returns the weights of terms, where they change."""
+  lines = _of_terms(_trained(seeds, 'weight'), half_width)
+  if not lines:
+    return ''
+  return page.figure(curves_lib.curves(
+      lines, title='Weights of the losses', log=True, stages=stages))
+
+
+def _trained(seeds, kind):
+  """Returns the points of metrics of training that begin with a word."""
+  points = _points(seeds, lambda row: row['split'] == 'train')
+  return {name: x for name, x in points.items() if name.split('/')[0] == kind}
+
+
+def _of_terms(points, half_width):
+  """Returns a curve for each term."""
+  names = sorted(name for name in points if '/' in name)
+  return [
+      _curve(name.partition('/')[2],
+             drawing.TERM_COLORS[i % len(drawing.TERM_COLORS)], points[name],
+             half_width) for i, name in enumerate(names)]
 
 
 def _points(seeds: Iterable[Rows], is_wanted: Any) -> Mapping[str, Points]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from haikd import config as config_lib
 from haikd.align import layers as layers_lib
 from haikd.align import similarity
 from haikd.core import base
@@ -41,44 +42,162 @@ class Matched(NamedTuple):
   pairs: layers_lib.LayerPairs
 
 
+class _Open(NamedTuple):
+  """A term of a stage whose layers are adaptive.
+
+  Attributes:
+    stage: the number of the stage.
+    term: the term.
+    waits: whether its layers are paired where the stage begins, and not before
+      the first step.
+  """
+
+  stage: int
+  term: terms_lib.Term
+  waits: bool
+
+
+def check(student: trainees.Trainee) -> None:
+  """Refuses layers that cannot be paired anew where a stage begins.
+
+  Args:
+    student: from `trainees.build`.
+
+  Raises:
+    ConfigError: what a term learns is for the layers that it began with.
+  """
+  program = student.program
+  for number, term, waits in _open_terms(program):
+    if not waits:
+      continue
+    objective = program.stages[number].objective
+    learned = program.abstract_state.params.align.get(term.name, {})
+    teacher = objective.outputs[1]
+    assert teacher is not None, 'there is one to resemble'
+    taps = teacher.taps
+    shapes = {kind: {jax.tree.leaves(x)[0].shape[1:] for x in taps[kind]}
+              for kind in term.entry.kinds}
+    is_free = not any(name.isdigit() for name in learned) or (
+        all(len(x) == 1 for x in shapes.values()))
+    if term.aligner.calibrate or not is_free:
+      raise checks.ConfigError(
+          f"{term.layers_field} must not be adaptive with at='stage' where "
+          "what is learned depends on the teacher's layers: with init='pca', "
+          f"or where their shapes differ; got {shapes}. Set at='start'.")
+
+
 def settle(student: trainees.Trainee, frozen: base.Variables,
            workdir: paths.Path) -> trainees.Trainee:
   """Returns the student with its adaptive layers paired.
+
+  Those that are paired where a stage begins are paired by its `settle`, which
+  training calls there.
 
   Args:
     student: from `trainees.build`.
     frozen: the teacher, on the mesh.
     workdir: the workdir of the run.
   """
-  terms = [term for term in student.program.objective.terms
-           if layers_lib.adaptive(term.layers)]
-  if not terms:
+  is_open = _open_terms(student.program)
+  if not is_open:
     return student
+  pairs: dict[tuple[int, str], layers_lib.LayerPairs] = {}
+
+  def pair(chosen, network):
+    """Pairs the layers of terms as they are in a network."""
+    found = _match(student, chosen, network, frozen)
+    agreed = distributed.first(lambda: [  # All processes must agree.
+        (number, name, matched.pairs)
+        for (number, name), matched in found.items()])
+    pairs.update({(number, name): layers for number, name, layers in agreed})
+    _keep(student, chosen, found, workdir)
+
+  def rebuild():
+    """Returns the program of the pairs that are known."""
+    return _rebuild(student, is_open, pairs)
+
+  def settle_stage(number, state):
+    chosen = [x for x in is_open if x.waits and x.stage == number]
+    if not chosen:
+      return None
+    pair(chosen, base.Variables(state.params.student, state.net_state))
+    return rebuild().program
+
   if checkpoint.has_checkpoint(workdir):
     saved = checkpoint.metadata(workdir)['layers']
-    pairs = {term.name: saved[term.name] for term in terms}
+    last = student.program.stage_of(checkpoint.steps_taken(workdir))
+    pairs.update({(x.stage, x.term.name): saved[x.stage][x.term.name]
+                  for x in is_open if not x.waits or x.stage <= last})
   else:
     state = trainer.start(
         student.config, student.program, student.data, frozen)
-    found = build_match(student, terms)(
-        base.Variables(state.params.student, state.net_state), frozen)
+    chosen = [x for x in is_open if not x.waits]
+    if chosen:
+      pair(chosen, base.Variables(state.params.student, state.net_state))
     del state
-    for term in terms:
-      _say(term, found[term.name])
-    pairs = {name: matched.pairs for name, matched in found.items()}
-    pairs = distributed.first(lambda: pairs)  # All processes must agree.
-    if jax.process_index() == 0:
-      files.write_json(paths.as_path(workdir) / FILE, {
-          name: dict(similarity=matched.similarity.tolist(),
-                     pairs=matched.pairs) for name, matched in found.items()})
+  # The config stays the one that owns the workdir.
+  return rebuild()._replace(config=student.config, settle=settle_stage)
+
+
+def _open_terms(program) -> list[_Open]:
+  """Returns the terms whose layers are adaptive, by stage."""
+  found = []
+  for number, stage in enumerate(program.stages):
+    for term in stage.objective.terms:
+      selection = layers_lib.adaptive(term.layers)
+      if selection:
+        waits = selection.at == layers_lib.AT_STAGE and stage.start > 0
+        found.append(_Open(number, term, waits))
+  return found
+
+
+def _match(student, chosen, network, frozen):
+  """Returns `{(stage, term): Matched}`, computed once where it is the same."""
+  found: dict[tuple[int, str], Matched] = {}
+  known: dict[tuple[str, bool], Matched] = {}
+  for number, stage in enumerate(student.program.stages):
+    keys = {x.term.name: (x.term.name, _monotone(x.term))
+            for x in chosen if x.stage == number}
+    new = [x.term for x in chosen
+           if x.stage == number and keys[x.term.name] not in known]
+    if new:
+      program = student.program._replace(objective=stage.objective)
+      matched = build_match(student._replace(program=program), new)(
+          network, frozen)
+      known.update({keys[name]: x for name, x in matched.items()})
+    found.update({(number, name): known[key] for name, key in keys.items()})
+  return found
+
+
+def _keep(student, chosen, found, workdir):
+  """Says what was found, and writes it for the report."""
+  said, entries = set(), {}
+  for number, term, waits in chosen:
+    matched = found[number, term.name]
+    if id(matched) in said:
+      continue
+    said.add(id(matched))
+    _say(term, matched)
+    title = term.name
+    if waits:
+      title += f', stage {student.program.stages[number].name}'
+    entries[title] = dict(
+        similarity=matched.similarity.tolist(), pairs=matched.pairs)
+  if jax.process_index() == 0:
+    before = read(workdir) if any(x.waits for x in chosen) else {}
+    files.write_json(paths.as_path(workdir) / FILE, {**before, **entries})
+
+
+def _rebuild(student, is_open, pairs):
+  """Returns the student with the pairs that are known in its config."""
   config = student.config.copy_and_resolve_references()
-  for term in terms:
-    _select(config, term, tuple((i, j) for i, (j,) in pairs[term.name]))
-  built = trainees.build(
+  for number, term, _ in is_open:
+    if (number, term.name) in pairs:
+      _select(config, student.program.stages[number].name, term, tuple(
+          (i, j) for i, (j,) in pairs[number, term.name]))
+  return trainees.build(
       config, student.program.mesh, shared_data=student.data,
       folder=student.folder, title=student.title)
-  # The config stays the one that owns the workdir.
-  return built._replace(config=student.config)
 
 
 def build_match(
@@ -108,15 +227,19 @@ def build_match(
         for kind in kinds}
     found = {}
     for term in terms:
-      selection = layers_lib.adaptive(term.layers)
-      assert selection is not None
       values = np.mean([alike[kind] for kind in term.entry.kinds], axis=0)
       _check(term, values)
       found[term.name] = Matched(
-          values, similarity.assign(values, selection.monotone))
+          values, similarity.assign(values, _monotone(term)))
     return found
 
   return match
+
+
+def _monotone(term):
+  selection = layers_lib.adaptive(term.layers)
+  assert selection is not None
+  return selection.monotone
 
 
 def _check(term, values):
@@ -129,15 +252,30 @@ def _check(term, values):
         "similarity for some layer. Set it to 'uniform'.")
 
 
-def _select(config, term, selection):
-  """Sets the layers of a term, of `config.losses` or of the standard ones."""
-  if term.name in config.losses:
-    with config.losses.unlocked(), config.losses.ignore_type():
-      config.losses[term.name].layers = selection
-  else:
-    name = term.layers_field.rpartition('.')[2]
-    with config.distillation.ignore_type():  # A name becomes a tuple.
-      config.distillation[name] = selection
+def _select(config, stage, term, selection):
+  """Sets the layers of a term, in a stage if that has a name.
+
+  Args:
+    config: to be changed.
+    stage: the name of the stage, or ''.
+    term: of `config.losses`, or a standard one.
+    selection: pairs of layers.
+  """
+  group, name = 'losses', term.name
+  if term.layers_field.startswith('config.distillation.'):
+    group, name = 'distillation', term.layers_field.rpartition('.')[2]
+  with config.unlocked(), config.ignore_type():
+    fields = config
+    for key in ('stages', stage) if stage else ():
+      fields = fields[key]
+    for key in (group, name) if group == 'losses' else (group,):
+      if key not in fields:
+        fields[key] = config_lib.ConfigDict()
+      fields = fields[key]
+    key = 'layers' if group == 'losses' else name
+    if key in fields:
+      del fields[key]  # A name becomes a tuple.
+    fields[key] = selection
 
 
 def _say(term, matched):

@@ -97,6 +97,8 @@ def calibrate(config: config_lib.ConfigDict, program: program_lib.Program,
               frozen: Optional[base.Variables]) -> base.TrainState:
   """Returns a state whose alignments start from the teacher's states.
 
+  Those of a term are found for the layers of the first stage that has it.
+
   Args:
     config: as for `build_states`.
     program: as for `build_states`.
@@ -104,24 +106,31 @@ def calibrate(config: config_lib.ConfigDict, program: program_lib.Program,
     state: before the first step.
     frozen: the teacher, on the mesh, or None.
   """
-  terms = [term for term in program.objective.terms
-           if term.aligner.calibrate and term.name in state.params.align]
-  if not terms or frozen is None:
-    return state
-  kinds = sorted({kind for term in terms for kind in term.entry.kinds})
+  align, calibrated = dict(state.params.align), set()
   network = base.Variables(state.params.student, state.net_state)
-  found = build_states(config, program, data, kinds)(network, frozen)
-  align = dict(state.params.align)
-  for term in terms:
-    layers = dict(align[term.name])
-    for i, (_, group) in enumerate(program.objective.layers[term.name]):
-      for kind in term.entry.kinds if str(i) in layers else ():
-        # A loss on several taps has an alignment for each.
-        scope = '' if isinstance(term.entry.on, str) else f'{kind}/'
-        rows = np.mean([found[kind]['teacher'][j] for j in group], axis=0)
-        layers[str(i)] = _calibrated(
-            term.aligner.calibrate, layers[str(i)], rows, scope)
-    align[term.name] = layers
+  if frozen is None:
+    return state
+  for stage in program.stages:
+    objective = stage.objective
+    terms = [term for term in objective.terms
+             if term.aligner.calibrate and term.name in align and
+             term.name not in calibrated]
+    if not terms:
+      continue
+    calibrated |= {term.name for term in terms}
+    kinds = sorted({kind for term in terms for kind in term.entry.kinds})
+    found = build_states(config, program._replace(objective=objective), data,
+                         kinds)(network, frozen)
+    for term in terms:
+      layers = dict(align[term.name])
+      for i, (_, group) in enumerate(objective.layers[term.name]):
+        for kind in term.entry.kinds if str(i) in layers else ():
+          # A loss on several taps has an alignment for each.
+          scope = '' if isinstance(term.entry.on, str) else f'{kind}/'
+          rows = np.mean([found[kind]['teacher'][j] for j in group], axis=0)
+          layers[str(i)] = _calibrated(
+              term.aligner.calibrate, layers[str(i)], rows, scope)
+      align[term.name] = layers
   return state._replace(params=state.params._replace(align=align))
 
 

@@ -37,14 +37,17 @@ def build(config: config_lib.ConfigDict, workdir: paths.ConcretePath, *,
     difference: the largest between the outputs of the network and of what was
       loaded again; None if they were not compared.
   """
-  teacher = _public(config.teacher.init) or (
-      f'{config.teacher.model} of the same run')
+  how = 'trained on the data alone'
+  if config_lib.has_weights(config.teacher):
+    teacher = _public(config.teacher.init) or (
+        f'{config.teacher.model} of the same run')
+    how = f'distilled from `{teacher}`'
   results = _results(workdir)
   lines = [
       '---', f'library_name: {library}', 'tags:', '- distillation',
       '- haikd', '---', '', f'# {workdir.name}', '',
-      f'A `{config.student.model}` of {parameters:,} parameters, distilled '
-      f'from `{teacher}` with haikd {haikd.__version__}.', '',
+      f'A `{config.student.model}` of {parameters:,} parameters, {how} with '
+      f'haikd {haikd.__version__}.', '',
       'It inherits the terms of its teacher\'s license and of its data.', '',
       '## Use', '', usage]
   if class_names:

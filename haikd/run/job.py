@@ -38,10 +38,10 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path,
     command: the command line, for the report.
 
   Returns:
-    The content of `result.json`: for `teacher`, `student_start` (if the student
-    starts from weights that still exist), `student_alone` and `student`, the
-    number of `parameters`, the metrics of `haikd.metrics` and the `seconds` of
-    training.
+    The content of `result.json`: for `teacher` (if there is one),
+    `student_start` (if the student starts from weights that still exist),
+    `student_alone` and `student`, the number of `parameters`, the metrics of
+    `haikd.metrics` and the `seconds` of training.
 
   Raises:
     ConfigError: the config cannot work; raised before anything is trained.
@@ -59,7 +59,7 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path,
       jobs.append(_prepare(link, jobs[0][0].data if jobs else None))
   chain.check_taught(links)
   first, _, untrained = jobs[0]
-  is_given = not untrained and first.records is None
+  is_given = first.has_teacher and not untrained and first.records is None
   start = [first.start('teacher')] if is_given else []
   results: results_lib.Results = {}
   with workdir_lib.lock(workdir):
@@ -87,6 +87,7 @@ def _prepare(link, data):
     trainee.data.check()
     trainee.check_evaluation()
     trainee.check_stages()
+    adaptive.check(trainee)
     trainee.check_start(link.workdir)
   workdir_lib.check_owner(link.workdir, networks[0].config)
   return networks
@@ -104,31 +105,32 @@ def _run(workdir, student, alone, teacher, start, command):
     command: the command line.
   """
   config = student.config
-  results: results_lib.Results = {}
   workdir_lib.claim(workdir, config)
+  trained = frozen_teacher = None
   if student.records is not None:
     frozen_teacher = _recorded(student)
     recorded.say(student.records)
-  else:
+  elif student.has_teacher:
     trained = start.pop() if start else trained_teacher(
         student, teacher, workdir)
     frozen_teacher = _freeze(student, trained)
-    results['teacher'] = _evaluate_teacher(student, trained, frozen_teacher)
-    del trained  # Its arrays are larger than those of frozen_teacher.
-  student = adaptive.settle(student, frozen_teacher.frozen, workdir)
+  if frozen_teacher:
+    student = adaptive.settle(student, frozen_teacher.frozen, workdir)
   report = report_lib.Report(student, command, report_lib.FILE)
+  results = _evaluate_teacher(student, trained, frozen_teacher)
+  del trained  # Its arrays are larger than those of frozen_teacher.
   if pretrained.is_available(config.student.init):
     results['student_start'] = _evaluate(
         student, student.start('student'), frozen_teacher)
   if alone:
     trained = _train(alone, None, workdir)
     results['student_alone'] = _evaluate(student, trained, frozen_teacher)
-    report.observe('student_alone', trained.network, frozen_teacher.frozen)
+    report.observe('student_alone', trained.network, frozen_teacher)
     del trained
   trained = _train(student, frozen_teacher, workdir)
   results['student'] = _evaluate(student, trained, frozen_teacher)
   _publish(results, workdir, config.evaluation.final, writer.RESULT_FILE)
-  report.observe('student', trained.network, frozen_teacher.frozen)
+  report.observe('student', trained.network, frozen_teacher)
   report.write(workdir, results)
   return results
 
@@ -160,20 +162,21 @@ def evaluate(config: config_lib.ConfigDict, workdir: paths.Path,
   if checkpoint.has_checkpoint(workdir):
     saved = checkpoint.metadata(workdir, field='--workdir')
     student.check_vocabulary(saved, 'student')
-  trained = None
+  trained = frozen_teacher = None
   if student.records is not None:
     frozen_teacher = _recorded(student)
-  else:
-    trained = (student.start('teacher') if config.teacher.init else
-               _load(student, workdir, workdir_lib.TEACHER, 'teacher'))
+  elif config.teacher.init:
+    trained = student.start('teacher')
+  elif student.has_teacher:
+    trained = _load(student, workdir, workdir_lib.TEACHER, 'teacher')
+  if trained:
     frozen_teacher = _freeze(student, trained)
   if saved:
-    checkpoint.check_teacher(saved, frozen_teacher.identity)
+    checkpoint.check_teacher(
+        saved, frozen_teacher.identity if frozen_teacher else '')
   file = writer.evaluation_file(config.evaluation.final)
   report = report_lib.Report(student, command, file.replace('.json', '.html'))
-  results: results_lib.Results = {}
-  if trained is not None:
-    results['teacher'] = _evaluate_teacher(student, trained, frozen_teacher)
+  results = _evaluate_teacher(student, trained, frozen_teacher)
   if pretrained.is_available(config.student.init):
     results['student_start'] = _evaluate(
         student, student.start('student'), frozen_teacher)
@@ -182,7 +185,7 @@ def evaluate(config: config_lib.ConfigDict, workdir: paths.Path,
     if checkpoint.has_checkpoint(workdir / folder):
       trained = _load(student, workdir, folder, 'student')
       results[name] = _evaluate(student, trained, frozen_teacher)
-      report.observe(name, trained.network, frozen_teacher.frozen)
+      report.observe(name, trained.network, frozen_teacher)
   _publish(results, workdir, config.evaluation.final, file)
   report.write(workdir, results)
   return results
@@ -206,7 +209,7 @@ def _train(trainee, teacher, workdir) -> trainer.Trained:
   folder = workdir / trainee.folder
   workdir_lib.claim(folder, trainee.config)
   return trainer.train(trainee.config, trainee.program, trainee.data, teacher,
-                       folder, trainee.title)
+                       folder, trainee.title, trainee.settle)
 
 
 def _load(student, workdir, folder, role) -> trainer.Trained:
@@ -229,15 +232,18 @@ def _recorded(student) -> trainer.Teacher:
 
 
 def _evaluate_teacher(student, trained, teacher):
-  """Returns the teacher's row, in which it is compared with itself."""
-  eval_step = student.program.teacher_eval_step
-  return _row(trained, _scores(student, eval_step, teacher.frozen, None))
+  """Returns the results so far: the teacher's, compared with itself, if any."""
+  if trained is None:
+    return {}
+  scores = _scores(student, student.program.teacher_eval_step, teacher.frozen,
+                   None)
+  return dict(teacher=_row(trained, scores))
 
 
 def _evaluate(student, trained, teacher):
   """Returns the row of a student, which is compared with the teacher."""
   scores = _scores(student, student.program.eval_step, trained.network,
-                   teacher.frozen)
+                   teacher.frozen if teacher else None)
   return _row(trained, scores)
 
 

@@ -31,6 +31,7 @@ from haikd.run import adaptive
 from haikd.run import intervals
 from haikd.run import results as results_lib
 from haikd.run import trainees
+from haikd.run import trainer
 from haikd.run import workdir as workdir_lib
 from haikd.run import writer
 from haikd.storage import checkpoint
@@ -57,9 +58,7 @@ class Report:
   """
 
   def __init__(self, student: trainees.Trainee, command: str, name: str):
-    self._student = student
-    self._command = command
-    self._name = name
+    self._student, self._command, self._name = student, command, name
     self._probe: Optional[probe_lib.Probe] = None
     self._observations: dict[str, probe_lib.Observation] = {}
     self._chosen = np.arange(0)
@@ -67,18 +66,18 @@ class Report:
     self._is_wanted = student.config.report.write
 
   def observe(self, network: str, variables: base.Variables,
-              frozen: base.Variables) -> None:
+              teacher: Optional[trainer.Teacher]) -> None:
     """Runs a student and the teacher on a sample of the final split.
 
     Args:
       network: 'student_alone' or 'student'.
       variables: its parameters and state.
-      frozen: those of the teacher.
+      teacher: the teacher; None leaves the examples out.
     """
-    config, is_there = self._student.config, self._student.records is None
-    if self._is_wanted and config.report.examples and is_there:
-      self._guard(
-          'the examples', lambda: self._run(network, variables, frozen))
+    is_wanted = self._is_wanted and self._student.config.report.examples
+    if is_wanted and teacher and self._student.records is None:
+      self._guard('the examples', lambda: self._run(
+          network, variables, teacher.frozen))
 
   def write(self, workdir: paths.Path, results: results_lib.Results) -> None:
     """Writes the page.
@@ -234,8 +233,9 @@ def _can_draw(name) -> bool:
 
 
 def _save(path, config, intro, note, sections):
-  title = (f'{_data_name(config)}: {config.student.model} from '
-           f'{config.teacher.model}')
+  title = f'{_data_name(config)}: {config.student.model}'
+  if config_lib.has_weights(config.teacher):
+    title += f' from {config.teacher.model}'
   intro = page.paragraph(intro) if intro else ''
   intro += page.paragraph(note, note=True) if note else ''
   files.replace(path, page.page(title, intro, filter(None, sections)))
@@ -255,10 +255,11 @@ def _intro(results, steps):
   if not steps:
     return ''
   used, taken = steps
-  taught = ('records of a teacher' if 'teacher' not in results else
-            f'a teacher of {results["teacher"]["parameters"]:,}')
-  text = (f'A student of {results["student"]["parameters"]:,} parameters, '
-          f'distilled with haikd in {used:,} steps from {taught}.')
+  size = {name: f'{row["parameters"]:,}' for name, row in results.items()}
+  teacher = f'from a teacher of {size["teacher"]}' if 'teacher' in size else (
+      'without a teacher network')
+  text = (f'A student of {size["student"]} parameters, distilled with haikd in '
+          f'{used:,} steps {teacher}.')
   if used < taken:
     text += f' {taken:,} steps were taken; step {used:,} was the best.'
   return text

@@ -10,11 +10,13 @@ from typing import Any, Optional
 from haikd import config as config_lib
 from haikd import interop
 from haikd import models  # noqa: F401  Registers the zoo.
+from haikd.core import base
 from haikd.core import checks
 from haikd.core import notes
 from haikd.core import registry
 from haikd.core import tasks as tasks_lib
 from haikd.data.image import views
+from haikd.objective import build
 from haikd.run import image_views
 from haikd.run import tasks
 from haikd.run import two_tokenizers
@@ -36,7 +38,8 @@ def from_pretrained(config: config_lib.ConfigDict) -> config_lib.ConfigDict:
   from there. Options in the config take precedence, so that a student may be
   shallower or narrower than the weights it starts from. The data gets what it
   accepts and the config does not give: the names of the classes in the
-  network's order, and what `image_views` and `vocabularies` resolve.
+  network's order, and what `image_views` and `vocabularies` resolve. Data sets
+  that join in a stage are in the mixture of the run.
 
   Args:
     config: a validated config, its plugins imported.
@@ -49,7 +52,7 @@ def from_pretrained(config: config_lib.ConfigDict) -> config_lib.ConfigDict:
       does not apply, or the networks have different tokenizers.
     DataError: the weights cannot be read, or are not supported.
   """
-  config = config.copy_and_resolve_references()
+  config = config_lib.joined(config).copy_and_resolve_references()
   described = {}
   for role in _ROLES:
     _check_reading(role, config[role])
@@ -125,6 +128,47 @@ def with_task(config: config_lib.ConfigDict,
   return config
 
 
+def has_teacher(config: config_lib.ConfigDict, spec: base.Batch,
+                num_classes: Optional[int]) -> bool:
+  """Returns whether a student has a teacher.
+
+  Args:
+    config: a config from `with_task`, of a student.
+    spec: a batch of the data as ShapeDtypeStructs.
+    num_classes: of the data; None if it has none.
+
+  Raises:
+    ConfigError: a term compares with a teacher that has no weights.
+  """
+  if config_lib.has_weights(config.teacher):
+    return True
+  field = build.needs_teacher(config, spec, num_classes)
+  if field is not None:
+    raise checks.ConfigError(
+        f'config.teacher must have weights, since {field} compares with it; '
+        'got init=None and train.steps=0. Point config.teacher.init at a '
+        'workdir, or set config.teacher.train.steps. Losses on scores need no '
+        'teacher where the data has scores.')
+  return False
+
+
+def alone(config: config_lib.ConfigDict) -> config_lib.ConfigDict:
+  """Returns the config of the student alone.
+
+  It has no stages, and none of the losses that take a teacher's scores from the
+  data.
+
+  Args:
+    config: a config from `from_pretrained`.
+  """
+  resolved: Any = config_lib.without_stages(config)
+  with resolved.unlocked():
+    for name, term in config.losses.items():
+      if registry.losses.find(term.loss, f'config.losses.{name}.loss').scores:
+        del resolved.losses[name]
+  return resolved
+
+
 def teacher_training(config: config_lib.ConfigDict) -> config_lib.ConfigDict:
   """Returns the config of the teacher's own training.
 
@@ -133,16 +177,8 @@ def teacher_training(config: config_lib.ConfigDict) -> config_lib.ConfigDict:
 
   Args:
     config: a config from `from_pretrained`, of a teacher without `init`.
-
-  Raises:
-    ConfigError: `config.teacher.train.steps` is 0.
   """
   train = config.teacher.train
-  if train.steps <= 0:
-    raise checks.ConfigError(
-        'config.teacher must have weights; got init=None and train.steps=0. '
-        'Point config.teacher.init at a workdir, or set '
-        'config.teacher.train.steps.')
   resolved: Any = config_lib.ConfigDict(
       config_lib.without_stages(config).to_dict())
   defaults: Any = config_lib.base()
@@ -159,6 +195,8 @@ def teacher_training(config: config_lib.ConfigDict) -> config_lib.ConfigDict:
   resolved.teacher, resolved.distillation = (
       defaults.teacher, defaults.distillation)
   resolved.distillation.alpha = config.distillation.alpha
+  with resolved.ignore_type():  # A dict of options may be replaced by a name.
+    resolved.balance = defaults.balance
   with resolved.unlocked():
     for name, term in config.losses.items():
       loss = registry.losses.find(term.loss, f'config.losses.{name}.loss')

@@ -1,7 +1,7 @@
 """Refuses networks and data whose tasks do not fit, before anything is read."""
 
 import itertools
-from typing import Optional
+from typing import Any, Optional
 
 from haikd import config as config_lib
 from haikd.core import checks
@@ -23,7 +23,12 @@ def check(config: config_lib.ConfigDict) -> None:
     ConfigError: the targets do not fit, or one network predicts the next token
       and the other one the token itself.
   """
-  predicted = {role: task_of(config, role) for role in ROLES}
+  teacher: Any = config.teacher
+  # One that the config does not mention is the default, and may not be needed.
+  is_mentioned = config_lib.has_weights(teacher) or (
+      teacher.model != config_lib.network().model)
+  roles = ROLES if is_mentioned else ('student',)
+  predicted = {role: task_of(config, role) for role in roles}
   for (name, targets), (role, task) in itertools.product(
       _targets(config.data), predicted.items()):
     if task and targets and not tasks.fits(task, targets):

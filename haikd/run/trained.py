@@ -106,7 +106,21 @@ class TrainedNetwork:
   def _taps(self):
     config = self.config.student
     declared = registry.models.find(config.model, 'config.student.model').taps
-    return jax.jit(self.function(dict.fromkeys((*declared, *config.taps))))
+
+    def is_offered(kind, *args):
+      # By its options, a model may offer some only of what it declares.
+      try:
+        jax.eval_shape(self.function((kind,)), *args)
+      except checks.ConfigError:
+        return False
+      return True
+
+    def run(*args):
+      kinds = [kind for kind in declared
+               if kind in config.taps or is_offered(kind, *args)]
+      return self.function(dict.fromkeys((*kinds, *config.taps)))(*args)
+
+    return jax.jit(run)
 
   def function(self, kinds: Collection[str] = ()) -> Callable:
     """Returns the network in inference as a function of its variables.

@@ -1,6 +1,6 @@
 """The networks that a job trains, each with its data and compiled program."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Optional
 
 import jax
@@ -34,8 +34,9 @@ class Trainee(NamedTuple):
     data: what it is trained on and evaluated with.
     folder: where it is saved, below the workdir.
     title: its title on the progress bar.
-    records: what was recorded of the teacher, which does not run then; None
-      where it does, and where there is none.
+    settle: `(stage number, state) -> program`, what pairs layers where a stage
+      begins, or returns None; None if nothing does.
+    records: what was recorded of the teacher, which does not run then, or None.
   """
 
   config: config_lib.ConfigDict
@@ -43,7 +44,13 @@ class Trainee(NamedTuple):
   data: pipeline.Data
   folder: str
   title: str
+  settle: Optional[Callable] = None
   records: Optional[records_lib.Records] = None
+
+  @property
+  def has_teacher(self) -> bool:
+    """Whether it has a teacher, to learn from or to be compared with."""
+    return self.program.abstract_frozen is not None
 
   def expected(self, role: str) -> base.Variables:
     """Returns shapes, dtypes and shardings of the 'teacher' or 'student'."""
@@ -187,7 +194,7 @@ def build_all(
 
   Returns:
     The student, the student alone if `config.baseline`, and the teacher if it
-    has to be trained.
+    has to be trained. A student without a teacher learns from the data alone.
 
   Raises:
     ConfigError: the config cannot work.
@@ -197,15 +204,18 @@ def build_all(
   has_labels = student.data.spec.labels is not None
   alone = teacher = None
   if config.baseline:
-    if not has_labels and not _learns_alone(config):
+    predicts = has_labels and not isinstance(
+        student.program.objective.outputs[0].logits, base.Embedding)
+    if not predicts and not _learns_alone(config):
       raise checks.ConfigError(
           'config.baseline must be False if the data has no labels and '
           'config.losses no loss that needs no teacher; got True. Set '
           'config.baseline=False.')
-    alone = build(config_lib.without_stages(config), mesh,
+    alone = build(resolve.alone(config), mesh,
                   shared_data=student.data, has_teacher=False,
                   folder=workdir_lib.BASELINE, title='student alone')
-  if not config.teacher.init and student.records is None:
+  is_untrained = not config.teacher.init and student.records is None
+  if is_untrained and student.has_teacher:
     teacher_config = resolve.teacher_training(config)
     if not has_labels:
       raise checks.ConfigError(
@@ -223,7 +233,7 @@ def build(config: config_lib.ConfigDict,
           mesh: jax.sharding.Mesh,
           *,
           shared_data: Optional[pipeline.Data] = None,
-          has_teacher: bool = True,
+          has_teacher: Optional[bool] = None,
           folder: str = '',
           title: str = 'student',
           augment_field: str = 'config.data.augment',
@@ -235,7 +245,8 @@ def build(config: config_lib.ConfigDict,
       is `config.student`.
     mesh: the devices to run on.
     shared_data: data whose open splits to share.
-    has_teacher: whether it learns from `config.teacher` or from labels alone.
+    has_teacher: whether it learns from `config.teacher` or from labels alone;
+      None for a teacher unless it has no weights and no term needs it.
     folder: where it is saved, below the workdir.
     title: its title on the progress bar.
     augment_field: the config field of the augmentations, for messages.
@@ -248,10 +259,10 @@ def build(config: config_lib.ConfigDict,
     ConfigError: the config cannot work.
     DataError: the data cannot be used.
   """
-  records = known = None
-  if has_teacher and config.teacher.records:
+  records = None
+  if has_teacher is not False and config.teacher.records:
+    has_teacher = True
     records = recorded.open_records(config)
-    known = recorded_lib.of_records(records)
   share = mesh_lib.batch_share(mesh)
   data = pipeline.build_data(
       config,
@@ -266,18 +277,24 @@ def build(config: config_lib.ConfigDict,
     recorded.check_rows(records, data, config)
   config = resolve.with_vocabulary(
       config, data.text_of('teacher'), data.text_of('student'))
+  resolved = resolve.with_task(config, data.task)
+  if has_teacher is None:
+    has_teacher = resolve.has_teacher(resolved, data.spec, data.num_classes)
+    if not has_teacher:
+      notes.say('config.teacher has no weights, and no term compares with it: '
+                'the student learns from the data alone.')
   program = program_lib.build_program(
-      resolve.with_task(config, data.task),
+      resolved,
       spec=data.spec,
       num_classes=data.num_classes,
       mesh=mesh,
       has_teacher=has_teacher,
-      recorded=known,
+      recorded=recorded_lib.of_records(records) if records else None,
       optimizer_field=optimizer_field)
-  return Trainee(config, program, data, folder, title, records)
+  return Trainee(config, program, data, folder, title, records=records)
 
 
 def _learns_alone(config):
   """Returns whether some loss of the config needs no teacher."""
-  return any(not registry.losses[term.loss].needs_teacher
-             for term in config.losses.values())
+  losses = (registry.losses[term.loss] for term in config.losses.values())
+  return any(not loss.needs_teacher and not loss.scores for loss in losses)

@@ -1,5 +1,6 @@
 """Training, from resuming to the last checkpoint. Reads top to bottom."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Optional
 
 import jax
@@ -14,6 +15,7 @@ from haikd.data import pipeline
 from haikd.engine import collectives
 from haikd.engine import evaluate
 from haikd.engine import program as program_lib
+from haikd.objective import balance as balance_lib
 from haikd.processes import distributed
 from haikd.run import best as best_lib
 from haikd.run import calibration
@@ -52,7 +54,8 @@ class Trained(NamedTuple):
 
 def train(config: config_lib.ConfigDict, program: program_lib.Program,
           data: pipeline.Data, teacher: Optional[Teacher],
-          workdir: paths.Path, title: str) -> Trained:
+          workdir: paths.Path, title: str,
+          settle: Optional[Callable] = None) -> Trained:
   """Trains `config.student`, or goes on where its training stopped.
 
   Args:
@@ -62,6 +65,7 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
     teacher: the teacher to learn from; None to learn from the labels alone.
     workdir: the folder of its checkpoints and metrics.
     title: its title on the progress bar.
+    settle: see `trainees.Trainee`.
 
   Returns:
     The trained network.
@@ -120,7 +124,9 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
                         dict(teacher=identity, vocabulary=vocabulary,
                              seconds=clock.seconds(), evaluated=evaluated,
                              best=best.to_json(), interface=interface,
-                             layers=program.objective.layers, config=config))
+                             layers=[x.objective.layers
+                                     for x in program.stages],
+                             config=config))
 
     if not metadata['evaluated']:
       evaluate_on_split(first, state)
@@ -133,10 +139,13 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
                   f'evaluations; its training ends before step {step}.')
         break
       batch = collectives.shard_batch(program.mesh, next(iterator))
-      stage = program.stages[program.stage_of(step)]
-      if step == stage.start + 1:
-        state = stage.enter(state, title)
-      state, metrics = stage.train_step(state, frozen, batch)
+      number = program.stage_of(step)
+      if step == program.stages[number].start + 1:
+        if settled := settle and settle(number, state):
+          program = program._replace(stages=settled.stages)
+        state = program.stages[number].enter(state, title)
+      stage = program.stages[number]
+      state, metrics = stage.take(step, state, frozen, batch)
       # While the device computes this step, the host logs the previous one.
       writer.progress(step)
       if pending:
@@ -202,6 +211,8 @@ class _Log:
     wrong = _not_finite(metrics)
     if wrong:
       raise self.diverged(step, wrong)
+    if self._program.balance.kind != balance_lib.FIXED:
+      balance_lib.check_means(metrics, step)
     if len(self._program.stages) > 1:  # They are counted from 1.
       metrics['stage'] = float(self._program.stage_of(step) + 1)
     speed = self._clock.steps_per_second(step) * self._batch_size

@@ -186,7 +186,8 @@ def table(results: results_lib.Results,
   columns = [column for column in columns if column[0] in measured]
   rows = []
   for network in results_lib.ROWS:
-    if network.name == 'student_start' and network.name not in results:
+    if network.name in ('teacher', 'student_start') and (
+        network.name not in results):
       continue
     values = results.get(network.name, {})
     rows.append([network.title] + [

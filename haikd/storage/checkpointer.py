@@ -8,11 +8,15 @@ import orbax.checkpoint as ocp
 
 import haikd
 from haikd.core import base
+from haikd.core import checks
 from haikd.processes import distributed
 from haikd.storage import checkpoint
+from haikd.storage import checksums
 from haikd.storage import files
 from haikd.storage import leaves as leaves_lib
 from haikd.storage import paths
+
+ASIDE = 'damaged_checkpoints'
 
 
 class Checkpointer:
@@ -25,7 +29,8 @@ class Checkpointer:
 
   Args:
     workdir: a folder that all processes see, created if missing. Unfinished
-      checkpoints of a killed run are removed.
+      checkpoints of a killed run are removed, and damaged ones are moved to its
+      folder `damaged_checkpoints` if there is one before.
     keep: how many of the newest checkpoints to keep.
   """
 
@@ -33,11 +38,15 @@ class Checkpointer:
     self._folder = paths.absolute(workdir) / checkpoint.FOLDER
     self._keep = keep
     self.best: Optional[int] = None
+    self._saving: Optional[int] = None  # The step that is being saved.
+    distributed.first(self._set_damaged_aside)
     with leaves_lib.writing(self._folder):
       self._manager = ocp.CheckpointManager(
           self._folder,
           options=ocp.CheckpointManagerOptions(
-              preservation_policy=self, cleanup_tmp_directories=True))
+              preservation_policy=self, cleanup_tmp_directories=True,
+              async_options=ocp.AsyncOptions(
+                  post_finalization_callback=self._add_checksums)))
 
   def should_preserve(self, checkpoints: Sequence[Any], *,
                       context: Any) -> list[bool]:
@@ -78,6 +87,8 @@ class Checkpointer:
         best_step=self.best,
         haikd_version=haikd.__version__)
     with leaves_lib.writing(self._folder):
+      self._manager.wait_until_finished()
+      self._saving = step
       self._manager.save(
           step,
           args=ocp.args.Composite(
@@ -133,6 +144,27 @@ class Checkpointer:
     """Returns when all that was saved is complete on disk."""
     with leaves_lib.writing(self._folder):
       self._manager.wait_until_finished()
+
+  def _add_checksums(self):
+    """Writes those of the checkpoint that is about to get its name."""
+    if jax.process_index() == 0 and not paths.is_remote(self._folder):
+      for unnamed in self._folder.glob(f'{self._saving}.orbax-checkpoint-tmp*'):
+        checksums.write(unnamed)
+
+  def _set_damaged_aside(self):
+    aside = self._folder.parent / ASIDE
+    damaged = leaves_lib.damaged(self._folder)
+    if damaged and not leaves_lib.find(self._folder):
+      raise checks.DataError(
+          f'checkpoint must be as it was saved; got {damaged[-1]}, where '
+          f'{checksums.problem(damaged[-1])}. Bring back its files, or choose '
+          'another --workdir.')
+    for folder in damaged:
+      aside.mkdir(exist_ok=True)
+      number = sum(name.split('-')[0] == folder.name
+                   for name in paths.names(aside))
+      folder.rename(aside / (f'{folder.name}-{number}' if number else
+                             folder.name))
 
   def close(self) -> None:
     """Waits until all is saved, then frees the resources for saving."""

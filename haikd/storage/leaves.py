@@ -13,6 +13,8 @@ import orbax.checkpoint as ocp
 
 from haikd.core import base
 from haikd.core import checks
+from haikd.core import notes
+from haikd.storage import checksums
 from haikd.storage import paths
 
 STATE, METADATA = 'state', 'metadata'  # The items of a checkpoint.
@@ -74,17 +76,25 @@ def find(folder: paths.ConcretePath) -> Optional[paths.ConcretePath]:
       checkpoint.
 
   Returns:
-    The folder of the checkpoint, or None.
+    The folder of the checkpoint, or None. A damaged one is left out, which is
+    said.
 
   Raises:
     DataError: the folder is in a bucket that cannot be reached.
   """
   if folder.name.isdigit() and _is_complete(folder):
-    return folder
+    return folder if _is_whole(folder) else None
   steps = [name for name in paths.names(folder) if name.isdigit()]
   newest_first = sorted(steps, key=int, reverse=True)
   folders = (folder / name for name in newest_first)
-  return next(filter(_is_complete, folders), None)
+  return next((folder for folder in folders
+               if _is_complete(folder) and _is_whole(folder)), None)
+
+
+def damaged(folder: paths.ConcretePath) -> list[paths.ConcretePath]:
+  """Returns the checkpoints of a folder whose files have changed."""
+  return [folder / name for name in paths.names(folder)
+          if name.isdigit() and checksums.problem(folder / name)]
 
 
 def read_shapes(folder: paths.ConcretePath) -> Leaves:
@@ -183,6 +193,14 @@ def _is_complete(folder):
   """
   items = paths.names(folder)
   return STATE in items and (not paths.is_remote(folder) or _COMMITTED in items)
+
+
+def _is_whole(folder):
+  """Returns whether no file of a checkpoint is damaged; says one that is."""
+  problem = checksums.problem(folder)
+  if problem:
+    notes.say(f'{folder} is left out, since it is damaged: {problem}.')
+  return not problem
 
 
 @contextlib.contextmanager

@@ -70,7 +70,9 @@ def complete(name):
   return dict(reference='materialised', padding=0.3) | TINY[name]
 
 
-@pytest.mark.parametrize('name', TINY)
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=[pytest.mark.slow] * (name == 'vit'))
+    for name in TINY])
 def test_haikd_steps_as_one_would_by_hand(name, haikd, monkeypatch):
   monkeypatch.syspath_prepend(measure.find_references())
   import by_hand

@@ -76,6 +76,14 @@ def test_impossible_layout_is_refused(field, value, match):
     config_lib.validate(config)
 
 
+def test_a_negative_weight_is_said(caplog):
+  config = config_lib.base()
+  config.losses.x = dict(loss='feature_matching', weight=-0.5)
+  with caplog.at_level('INFO', 'haikd'):
+    config_lib.validate(config)
+  assert 'losses.x.weight is negative, so that training raises' in caplog.text
+
+
 @pytest.mark.parametrize('layers', (None, (0, 1), [[0, 1]], 'last'))
 def test_layers_may_be_of_any_form(layers):
   config = config_lib.base()
@@ -99,7 +107,29 @@ def test_layers_may_be_of_any_form(layers):
     ('distillation.alpha', dict(kind='linear', start=0.5, end=1.5, steps=3),
      'alpha must lie between 0 and 1, or be None; got'),
     ('distillation.feature_loss_weight', 'much', 'number, or a dict of a sch'),
-    ('distillation.temperature', 0.0, 'temperature must be positive; got 0.0'),
+    ('distillation.temperature', 0.0, 'between 0.001 and 1,000; got 0.0'),
+    ('distillation.temperature', 1e-30, 'between 0.001 and 1,000; got 1e-30'),
+    ('distillation.temperature', 1e30, r'between 0.001 and 1,000; got 1e\+30'),
+    ('losses.x', dict(loss='kl_divergence', options=dict(temperature=1e30)),
+     r'losses\.x\.options\.temperature must lie between 0.001 and 1,000'),
+    ('optimizer.learning_rate', -1.0, 'between 0 and 1,000; got -1.0'),
+    ('optimizer.learning_rate', 1e9, 'between 0 and 1,000; got 1000000000.0'),
+    ('optimizer.warmup_steps', -1, 'warmup_steps must be 0 or more; got -1'),
+    ('optimizer.warmup_steps', 1001,
+     'at most the 1000 steps of the run; got 1001. The learning rate would'),
+    ('optimizer.final_fraction', 2.0, 'lie between 0 and 1; got 2.0'),
+    ('optimizer.weight_decay', -0.1, 'be 0 or more; got -0.1'),
+    ('optimizer.weight_decay', 1001.0,
+     'weight_decay times learning_rate must be at most 1, all of .* got 1.001'),
+    ('optimizer.clip_norm', 0.0, 'clip_norm must be None or positive; got 0.0'),
+    ('optimizer.ema_decay', 1.0, 'be 0 or more, and below 1; got 1.0'),
+    ('optimizer.options', dict(b1=1.0), 'b1 must be a number from 0 to'),
+    ('optimizer.options', dict(b2=math.nan), 'b2 must be finite; got nan'),
+    ('optimizer.options', dict(eps=-1e-8), 'eps must be a number, 0 or more'),
+    ('teacher.train.optimizer.clip_norm', -1.0,
+     r'^config\.teacher\.train\.optimizer\.clip_norm must be None or pos'),
+    ('assistants.a', config_lib.assistant(optimizer=dict(learning_rate=-1.0)),
+     r'^config\.assistants\.a\.optimizer\.learning_rate must lie'),
     ('microbatches', 0, 'config.microbatches must be positive; got 0'),
     ('losses.x', 3, 'config.losses.x must be a dict of fields; got 3'),
     ('losses.x', dict(weight=1.0), 'losses.x.loss must name a registered loss'),
@@ -109,7 +139,7 @@ def test_layers_may_be_of_any_form(layers):
     ('optimizer.learning_rate', math.inf, 'float, and finite; got inf'),
     ('distillation.temperature', math.nan, 'a finite number, or .* got nan'),
     ('distillation.temperature', dict(kind='linear', start=4.0, end=0.0,
-                                      steps=3), 'temperature must be positive'),
+                                      steps=3), 'temperature must lie'),
     ('distillation.temperature', dict(kind='linear', start='4', steps=3),
      'must be a schedule of finite numbers'),
     ('chunk_mib', 0, 'chunk_mib must be None or a positive number; got 0'),

@@ -93,7 +93,16 @@ def test_stages_have_weights_of_their_own(numbered):
       last=dict(start=8, data=dict(mixture=dict(
           a=0.5, b=dict(weight=ramp)))))
   config_lib.validate(config)
-  iterator = build(config).train()
+  joining = make_config(a=parts['a'])
+  joining.steps = 12
+  joining.stages = config.stages.copy_and_resolve_references()
+  joining.stages.both.data.mixture = dict(
+      b=dict(weight=1, options=dict(first=1000, size=20)))
+  config_lib.validate(joining)
+  assert [x.config.data.to_dict() for x in config_lib.stages_of(joining)] == [
+      x.config.data.to_dict() for x in config_lib.stages_of(config)]
+  assert config_lib.joined(joining).data == config.data
+  iterator = build(config_lib.joined(joining)).train()
   shares = [sum(number >= 1000 for number in numbers_of(next(iterator)))
             for _ in range(12)]
   assert shares[:9] == [0] * 4 + [4] * 4 + [0]

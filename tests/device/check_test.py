@@ -83,6 +83,7 @@ def test_numbers_agree_and_are_recorded(tmp_path):
     assert f'numbers: {name}: ' in printed
 
 
+@pytest.mark.slow
 def test_step_tells_time_work_and_memory(tmp_path):
   code, printed = check(
       tmp_path, '--tiny', '--parts=step', '--only=by_hand/fused')

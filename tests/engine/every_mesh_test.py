@@ -155,7 +155,7 @@ def check(model, mesh, scan, remat, microbatches=1):
 # Every other mesh has each axis split by 1, 2 and 4 at least; the slow test
 # below has all of them.
 @pytest.mark.parametrize('model, mesh, scan, remat', [
-    (('llama', 'vit')[i % 4 == 0], mesh, i % 6 != 2,
+    (('llama', 'vit')[i % 4 == 0], mesh, i != 8,
      ('none', 'gathers', 'full', 'dots')[i // 2 % 4])
     for i, mesh in enumerate(MESHES) if i % 2 == 0])
 def test_meshes_give_the_gradient_of_one_device(model, mesh, scan, remat):

@@ -17,12 +17,12 @@ from haikd.testing import cases
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 # Losses that are not 0 for equal networks.
 NOT_DISTANCES = ('binary_cross_entropy', 'contrastive', 'cross_entropy',
-                 'mean_absolute_error', 'mean_squared_error',
+                 'info_nce', 'mean_absolute_error', 'mean_squared_error',
                  'variational_information')
-# Of those without a default.
+# Of those without a default, or with one for vectors of length 1.
 OPTIONS = dict(
     attention_scores_mse=dict(heads=2), contrastive=dict(data_size=20, size=3),
-    minilm_relations=dict(relation_heads=2))
+    info_nce=dict(temperature=1.0), minilm_relations=dict(relation_heads=2))
 
 
 def load_losses():

@@ -42,7 +42,7 @@ def test_registered_under_a_given_name():
       relational=True)(difference)
   entry = registry.losses['vendor/difference']
   assert entry[1:] == ('block_3', dict(student=(2, 5), mask=(2,)), True, False,
-                       False, (), difference.__module__)
+                       False, False, (), difference.__module__)
 
 
 def test_taken_name_is_refused_with_both_modules():

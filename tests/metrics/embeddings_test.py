@@ -56,6 +56,47 @@ def test_other_widths_and_logits_are_not_compared():
   assert sums == columns == dict(embeddings={})
 
 
+def test_ranks_by_hand():
+  # Scores 2, 3, 1: one of two negatives is ahead. Then 1, 1 and a text that is
+  # missing: a tie counts half. The last query has no negative.
+  vectors = jnp.array([[[1.0], [2], [3], [1]], [[1], [1], [1], [jnp.nan]],
+                       [[1], [5], [jnp.nan], [jnp.nan]]])
+  mask = jnp.array([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0]], bool)
+  # Of the first query, 3 > 1 and 2 > 1 are in order, and 3 > 2 is not.
+  labels = jnp.array([[3.0, 2, 1], [7, 4, jnp.nan], [0, 0, 0]])
+  sums, columns = measure(vectors, mask=mask, labels=labels)
+  np.testing.assert_allclose(sums['mrr'], (1 / 2 + 1 / 1.5, 2), rtol=1e-6)
+  np.testing.assert_allclose(sums['pair_order'], (2 + 0.5, 4), rtol=1e-6)
+  got = finish(sums, columns)
+  margins = [-1, 1, 0], [1, 2, 3]
+  for name, function in (('spearman', stats.spearmanr),
+                         ('pearson', stats.pearsonr)):
+    np.testing.assert_allclose(got[name], function(*margins).statistic, 1e-6)
+
+
+def test_order_is_a_teachers_of_any_width_where_there_are_no_scores():
+  student = jnp.array([[[1.0, 0], [2, 0], [3, 0], [0, 9]]])
+  teacher = jnp.array([[[1.0], [5], [4], [6]]])
+  sums, columns = measure(student, teacher, mask=jnp.ones((1, 4), bool))
+  # The teacher's 6 > 5 > 4; the student's 0, 2, 3. All three pairs are wrong.
+  assert sums['pair_order'] == (0, 3)
+  assert columns['score'].tolist() == [[1, -1]]
+  sums, columns = measure(student, mask=jnp.ones((1, 4), bool))
+  assert set(sums) == {'mrr'} and columns == {}
+
+
+def test_vectors_of_tokens_are_ranked_by_maxsim():
+  # The query's two tokens find 1 + 0, then 1 + 3 without what is padding.
+  texts = jnp.array([[[[1.0, 0], [0, 1], [9, 9]], [[1, 0], [0, 0], [1, 0]],
+                      [[1, 3], [9, 9], [9, 9]]]])
+  mask = jnp.array([[[1, 1, 0], [1, 1, 1], [1, 0, 0]]], bool)
+  sums, columns = metrics.measure(
+      base.TokenEmbedding(texts), None, mask=mask, labels=jnp.ones((1, 2)))
+  assert sums['embeddings']['mrr'] == (0.5, 1)
+  assert sums['embeddings']['pair_order'] == (0, 0)
+  assert columns['embeddings']['similarity'].tolist() == [[1 - 4]]
+
+
 @pytest.mark.parametrize('ties', (False, True))
 def test_correlations_are_those_of_scipy(ties):
   rng = np.random.default_rng(0)

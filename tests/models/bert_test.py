@@ -152,6 +152,7 @@ def test_default_taps_equal_numpy(scan, types):
   np.testing.assert_allclose(vectors, pooled(features[-1]), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_vectors_agree_in_eager_and_jit():
   params = random_params()
   np.testing.assert_allclose(run(params), jax.jit(run)(params), atol=1e-5)

@@ -126,6 +126,24 @@ def test_dense_layers_follow_pooling_one_after_another():
       net.apply(params, None, features), expected, atol=1e-5)
 
 
+def test_tokens_keep_their_vectors_for_late_interaction():
+  generator = np.random.default_rng(2)
+  features = generator.normal(size=(4, 3, 4)).astype(np.float32)
+  features[1, 2] = np.nan
+  mask = np.arange(3) < np.array([3, 2, 0, 1])[:, None]
+  net = hk.transform(lambda x: encoder.embedding(
+      x, mask, (2, 2), pool='none', dense=(dict(size=2, bias=False),),
+      normalise=True))
+  params = net.init(jax.random.key(0), features)
+  got = net.apply(params, None, features)
+  assert isinstance(got, base.TokenEmbedding)
+  expected = np.where(mask[..., None], features, 0) @ params['dense_0']['w']
+  lengths = np.linalg.norm(expected, axis=-1, keepdims=True)
+  expected = expected / np.where(lengths > 0, lengths, 1)
+  np.testing.assert_allclose(got.vectors, expected.reshape(2, 2, 3, 2),
+                             atol=1e-5)
+
+
 @pytest.mark.parametrize('dense, text', [
     ((3,), r'dense\[0\] must be a dict of size and any of activation, bias, '
      'normalise; got 3'),
@@ -146,6 +164,8 @@ def test_other_dense_layers_are_refused(dense, text):
     (dict(window=0), 'window must be a positive integer; got 0'),
     (dict(heads=4), 'width / heads must be even, .*; got width=12, heads=4'),
     (dict(pool='first'), "pool must be a known name; got 'first'"),
+    (dict(pool='none', head='classification', num_classes=2),
+     "pool must be a known name; got 'none'"),
     (dict(head='classification'), 'num_classes must be given with head='),
 ])
 def test_other_options_of_modernbert_are_refused(options, text):

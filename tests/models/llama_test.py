@@ -133,6 +133,7 @@ def test_logits_equal_numpy(tied, scan):
   np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_logits_agree_in_eager_and_jit():
   params = random_params()
   np.testing.assert_allclose(

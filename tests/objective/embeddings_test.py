@@ -36,6 +36,7 @@ def encoder(tokens, *, is_training, mask, width):
   keep = mask.reshape(flat.shape)
   hidden = jnp.tanh(hk.Linear(width)(hk.Embed(16, width)(flat)))
   hidden = haikd.tap('hidden', hidden)
+  haikd.tap('token_embedding', hidden.reshape(*tokens.shape, width))
   total = jnp.where(keep[..., None], hidden, 0.0).sum(1)
   vectors = total / jnp.maximum(keep.sum(1), 1)[:, None]
   vectors = vectors.reshape(*tokens.shape[:-1], width)
@@ -44,7 +45,8 @@ def encoder(tokens, *, is_training, mask, width):
 
 def register():
   registry.register_model(
-      taps=dict(embedding='embedding', features='hidden'))(encoder)
+      taps=dict(embedding='embedding', features='hidden',
+                token_embedding='token_embedding'))(encoder)
 
 
 @pytest.fixture(autouse=True)
@@ -130,6 +132,36 @@ def test_gradient_does_not_depend_on_the_number_of_devices(texts):
   assert all(np.any(x) for x in jax.tree.leaves(grads))
 
 
+SCORE_TERMS = {name: dict(loss=name) for name in (
+    'margin_mse', 'score_kl', 'maxsim_kl', 'info_nce')}
+
+
+@pytest.mark.parametrize('has_labels', (
+    False, pytest.param(True, marks=pytest.mark.slow)))
+def test_losses_on_scores_do_not_depend_on_the_number_of_devices(has_labels):
+  batch = make_batch(4)
+  if has_labels:
+    scores = np.random.RandomState(5).normal(size=(BATCH, 3))
+    batch = batch._replace(labels=scores.astype(np.float32))
+  config = make_config(**SCORE_TERMS)
+  _, grads, sums = gradient(config, batch, 1)
+  _, many, sums_of_many = gradient(config, batch, 8)
+  real = batch.mask.any(-1)
+  candidates = real[:, 1:] & real[:, :1]
+  lists = (candidates.sum(-1) > 1).sum()
+  counts = {name: int(layers[0].count) for name, layers in sums.items()}
+  assert counts == dict(
+      margin_mse=(candidates[:, 1:] & candidates[:, :1]).sum(),
+      score_kl=lists, maxsim_kl=lists, info_nce=candidates[:, 0].sum())
+  means = [{name: layers[0].total / layers[0].count
+            for name, layers in x.items()} for x in (sums, sums_of_many)]
+  jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(
+          a, b, rtol=1e-5, atol=1e-5 * np.abs(a).max()),
+      (means[0], grads), (means[1], many))
+  assert all(np.any(x) for x in jax.tree.leaves(grads))
+
+
 def test_loss_that_takes_any_width_gets_unaligned_vectors():
   seen = []
   with registry.losses.temporary():
@@ -159,6 +191,7 @@ def test_other_losses_refuse_different_widths_unaligned():
     ('embedding', (3, 4), (3,), (3,)),
     ('embedding', (3, 4), (3, 4), (3,)),  # D is N.
     ('embedding', (3, 2, 4), (3, 2, 5), (3, 2)),
+    ('token_embedding', (3, 2, 5, 4), (3, 2, 5), (3, 2, 5)),
     ('features', (3, 4), (3, 5), (3,)),
     ('features', (3, 5, 4), (3, 5), (3, 5)),
     ('features', (3, 5), (3, 5), (3, 5)),  # A number a position.
@@ -274,6 +307,7 @@ print(sorted(tests.evaluated(tests.pair_batches(), 4, share).items()))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_find_the_same_correlation():
   with socket.socket() as free:
     free.bind(('localhost', 0))

@@ -1,5 +1,8 @@
 """Layers that hold the same are found on the training split, and kept."""
 
+import contextlib
+import itertools
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -16,6 +19,7 @@ from haikd.run import calibration
 from haikd.run import trainees
 from haikd.run import trainer
 from haikd.storage import checkpoint
+from haikd.storage import fingerprint
 
 WIDTH, TEACHER, STUDENT = 12, 7, 3
 
@@ -24,6 +28,13 @@ def parallel_layers(x, *, is_training, num_classes, depth=STUDENT):
   """Returns layers that all see the input, so that each can be anything."""
   del is_training
   layers = [hk.Linear(WIDTH, name=f'layer_{i}')(x) for i in range(depth)]
+  return hk.Linear(num_classes, name='head')(jnp.concatenate(layers, -1))
+
+
+def uneven_layers(x, *, is_training, num_classes, depth=STUDENT):
+  """Returns layers of other widths."""
+  del is_training
+  layers = [hk.Linear(WIDTH + i, name=f'layer_{i}')(x) for i in range(depth)]
   return hk.Linear(num_classes, name='head')(jnp.concatenate(layers, -1))
 
 
@@ -63,6 +74,7 @@ def variables(weights):
       'head': dict(w=head, b=np.zeros(3, np.float32))}, {})
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize('devices', (1, 8))
 def test_planted_correspondences_are_found(config, devices):
   """A layer of the student is one of the teacher with more of its own."""
@@ -94,12 +106,115 @@ def test_pairs_are_said_kept_and_used_again(config, tmp_path, caplog):
   assert values.shape == (STUDENT, TEACHER)
   chosen = [j for _, (j,) in pairs]
   assert chosen == sorted(set(chosen))
-  assert checkpoint.metadata(tmp_path)['layers']['hint'] == pairs
+  assert checkpoint.metadata(tmp_path)['layers'] == [{'hint': pairs}]
   caplog.clear()
   config.steps = 4
   haikd.train(config, tmp_path)
-  assert checkpoint.metadata(tmp_path)['layers']['hint'] == pairs
+  assert checkpoint.metadata(tmp_path)['layers'] == [{'hint': pairs}]
   assert 'resemble' not in caplog.text
+
+
+class _Cut(Exception):
+  """Ends a run between two checkpoints, like a kill."""
+
+
+def train(config, workdir, monkeypatch, steps=None):
+  """Trains, for so many steps if given; returns the networks compared."""
+  found, build_match = [], adaptive.build_match
+  taken = itertools.count(1)
+
+  def build(student, terms):
+    match = build_match(student, terms)
+
+    def spy(network, frozen):
+      found.append((jax.device_get(network.params), match(network, frozen)))
+      return found[-1][1]
+
+    return spy
+
+  def requested():
+    if next(taken) == steps:
+      raise _Cut
+    return False
+
+  with monkeypatch.context() as patch:
+    patch.setattr(adaptive, 'build_match', build)
+    patch.setattr(trainer.distributed, 'stop_requested', requested)
+    with pytest.raises(_Cut) if steps else contextlib.nullcontext():
+      haikd.train(config, workdir)
+  return found
+
+
+def as_lists(pairs):
+  return [[i, list(group)] for i, group in pairs]
+
+
+@pytest.fixture
+def staged(config):
+  """Pairs of hint are found anew in the second stage of three."""
+  config.steps, config.checkpoint_every = 6, 2
+  config.evaluation.every = 6
+  config.optimizer.learning_rate = 0.5
+  adapt = lambda at: dict(layers=dict(kind='adaptive', monotone=False, at=at))
+  config.losses.hint.update(adapt('stage'))
+  config.losses.other = haikd.config.term(
+      loss='feature_matching', layers='adaptive', align='project',
+      align_options=dict(init='pca', rank=3, bias=False))
+  config.optimizer.lr_multipliers = {'losses/other': 10.0}
+  config.baseline = True  # It has no such parameters.
+  config.stages = dict(late=dict(start=2), last=dict(
+      start=5, losses=dict(hint=adapt('start'))))
+  return config
+
+
+def test_layers_are_paired_anew_where_a_stage_begins(
+    staged, tmp_path, monkeypatch):
+  found = train(staged, tmp_path, monkeypatch)
+  # Those of hint in the last stage are what they are before the first step.
+  assert [set(matched) for _, matched in found] == [{'hint', 'other'}, {'hint'}]
+  start, late = (matched['hint'].pairs for _, matched in found)
+  assert start != late
+  layers = checkpoint.metadata(tmp_path)['layers']
+  assert [x['hint'] for x in layers] == list(map(as_lists,
+                                                 (start, late, start)))
+  assert [x['other'] for x in layers] == [
+      as_lists(found[0][1]['other'].pairs)] * 3
+  assert set(adaptive.read(tmp_path)) == {'hint', 'other', 'hint, stage late'}
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_around_a_stage_has_its_pairs(
+    staged, tmp_path, monkeypatch):
+  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+  found = train(staged, whole, monkeypatch)
+  # One step of the teacher, six of the student alone, and three of the student,
+  # of which two are kept.
+  again = train(staged, killed, monkeypatch, steps=10)
+  jax.tree.map(np.testing.assert_array_equal, again[1][0], found[1][0])
+  again = train(staged, killed, monkeypatch, steps=3)  # Up to 5; 4 are kept.
+  assert [as_lists(x['hint'].pairs) for _, x in again] == [
+      as_lists(found[1][1]['hint'].pairs)]
+  assert not train(staged, killed, monkeypatch)
+  assert fingerprint.tree_hash(checkpoint.load_network(killed)) == (
+      fingerprint.tree_hash(checkpoint.load_network(whole)))
+  saved = [checkpoint.metadata(x)['layers'] for x in (whole, killed)]
+  assert saved[0] == saved[1]
+
+
+@pytest.mark.parametrize('options', (
+    dict(align='project', align_options=dict(init='pca')),
+    dict(align='project')))
+def test_what_is_learned_for_other_layers_is_refused(config, options):
+  config.losses.hint = haikd.config.term(
+      loss='feature_matching', layers=dict(kind='adaptive', at='stage'),
+      **options)
+  config.stages = dict(late=dict(start=1))
+  with registry.models.temporary():
+    registry.register_model('parallel', replace=True)(uneven_layers)
+    student = trainees.build(config, mesh_lib.build_mesh(config.mesh))
+    with pytest.raises(checks.ConfigError, match=(
+        r"losses\.hint must not be adaptive with at='stage' where what is")):
+      adaptive.check(student)
 
 
 def test_a_projection_starts_from_the_teachers_principal_components(config):
@@ -119,15 +234,6 @@ def test_a_projection_starts_from_the_teachers_principal_components(config):
   largest = vectors[:, np.argsort(values)[::-1][:5]].T  # Of rank 5, as inputs.
   np.testing.assert_allclose(np.abs(np.sum(project['w'][:5] * largest, axis=1)),
                              1, atol=1e-4)
-
-
-def test_a_projection_with_a_learning_rate_of_its_own(config, tmp_path):
-  config.losses.hint = haikd.config.term(
-      loss='feature_matching', layers='adaptive', align='project',
-      align_options=dict(init='pca', rank=3, bias=False))
-  config.optimizer.lr_multipliers = {'losses/hint': 10.0}
-  config.baseline = True  # It has no such parameters.
-  assert 'student' in haikd.train(config, tmp_path)
 
 
 @pytest.mark.report
@@ -183,6 +289,7 @@ def test_positions_of_a_map_are_chosen_from_all_columns():
 
 @pytest.mark.parametrize('selection', (
     dict(kind='adaptiv'), dict(kind='adaptive', monotone='yes'),
+    dict(kind='adaptive', at='end'),
     dict(monotone=True)))
 def test_other_dicts_are_refused(config, selection):
   config.losses.hint.layers = selection

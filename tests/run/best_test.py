@@ -158,6 +158,7 @@ def test_a_kill_at_any_step_ends_with_the_same_best(run, tmp_path, monkeypatch):
   assert result(tmp_path / 'run') == result(tmp_path / 'whole')
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_failed_at_the_end_can_still_be_the_best(
     run, tmp_path, monkeypatch):
   """What training reports is what the checkpoint says ever after."""
@@ -240,6 +241,7 @@ def test_networks_without_the_metric_keep_their_last(run):
   assert 'teacher has no agreement, config.evaluation.keep_best' in err
 
 
+@pytest.mark.slow
 def test_longer_training_is_that_of_a_longer_run(run, tmp_path):
   flags = ('--config.optimizer.schedule=constant',)
   run(*flags, '--config.steps=8', workdir='whole')

@@ -288,6 +288,7 @@ def test_predicted_numbers_have_no_temperature(start):
   assert err.count('config.distillation.temperature is not used') == 1
 
 
+@pytest.mark.mesh
 def test_a_glob_of_the_model_that_matches_nothing_is_said(start):
   """On eight devices as on one, where no block is rematerialised."""
   code, _, err = start('classes', 'student.model=odd', 'student.remat=full')

@@ -44,6 +44,7 @@ def test_links_are_taught_in_the_order_of_their_names(tmp_path):
   assert chain.links(last.config, tmp_path)[0].config is last.config
 
 
+@pytest.mark.slow
 def test_a_chain_that_was_killed_in_each_link_ends_the_same(
     tmp_path, monkeypatch):
   whole = haikd.train(make_config(), tmp_path / 'whole')

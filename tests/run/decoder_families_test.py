@@ -48,7 +48,9 @@ def train_and_export(student, folder):
   return folder / 'out'
 
 
-@pytest.mark.parametrize('student', list(PAIRS)[:3])
+@pytest.mark.parametrize('student', [
+    pytest.param(name, marks=[pytest.mark.slow] * (i > 0))
+    for i, name in enumerate(PAIRS)])
 def test_a_family_is_trained_and_exported_as_itself(student, fresh, tmp_path):
   exported = train_and_export(student, tmp_path)
   results = json.loads((tmp_path / 'run' / 'result.json').read_text())

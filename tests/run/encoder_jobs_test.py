@@ -168,6 +168,7 @@ def test_a_masked_model_on_the_next_token_is_refused(run, masked, tmp_path):
   assert not (tmp_path / 'prepared').exists()  # Nothing was read.
 
 
+@pytest.mark.mesh
 @pytest.mark.report
 def test_a_masked_model_is_trained_and_scored_on_hidden_words(
     run, masked, tmp_path):

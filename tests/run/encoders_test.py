@@ -63,7 +63,7 @@ def copy(case, folder):
 
 @pytest.mark.parametrize('teacher, student, layers', [
     ('mpnet', 'xlm_roberta', (1,)), ('modernbert', 'modernbert', (0, 1)),
-    ('sentence_t5', 'sentence_t5', None)])
+    pytest.param('sentence_t5', 'sentence_t5', None, marks=pytest.mark.slow)])
 def test_encoder_is_distilled_and_exported(teacher, student, layers, folder,
                                            run):
   copy(teacher, folder / 'teacher')

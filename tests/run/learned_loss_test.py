@@ -70,6 +70,7 @@ def train(run, tmp_path):
   return call
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize('loss, align, names', (
     pytest.param('variational', 'none', {'loss/linear', 'loss'},
                  marks=pytest.mark.slow),
@@ -177,7 +178,7 @@ SEVERAL = """
 def test_a_loss_on_several_taps_is_that_of_each(run, tmp_path):
   """Features of width 16 and maps, over devices, pooled and projected."""
   (tmp_path / 'my_several.py').write_text(textwrap.dedent(SEVERAL))
-  options = 'dict(patch_size=2, width=16, depth=2, heads={}, mlp_ratio=1.0)'
+  options = 'dict(patch_size=2, width=16, depth=1, heads={}, mlp_ratio=1.0)'
   source = (tmp_path / 'tiny.py').read_text().replace('return', (
       "config.plugins = ('my_several',)\n"
       "  config.student.model = config.teacher.model = 'vit'\n"
@@ -199,9 +200,10 @@ def test_a_loss_on_several_taps_is_that_of_each(run, tmp_path):
     losses.append([json.loads(row)['loss'] for row in rows
                    if '"train"' in row])
   np.testing.assert_allclose(*losses, rtol=1e-5)
-  (tmp_path / 'several.py').write_text(source.replace(
-      'if together', 'config.student.taps = dict(features="block_0")\n'
-      '  if True'))
+  (tmp_path / 'several.py').write_text(
+      source.replace('depth=1', 'depth=2').replace(
+          'if together',
+          'config.student.taps = dict(features="block_0")\n  if True'))
   code, _, err = run(config='several.py', workdir='other')
   assert code == 2
   assert 'the taps of one loss must have the same layers; got' in err

@@ -84,6 +84,7 @@ def start(run, tmp_path):
     yield call
 
 
+@pytest.mark.mesh
 def test_values_are_those_of_scikit_learn(start, tmp_path):
   """On 8 devices, with a last batch that is padded."""
   code, out, err = start(dict(top=dict(k=2), auc={}, gap={}),

@@ -47,6 +47,7 @@ def folder(tmp_path):
   return write
 
 
+@pytest.mark.slow
 def test_student_of_some_windowed_layers_is_trained_and_exported(
     folder, run, tmp_path):
   """The layers 1 and 2 of the weights have windows, and 0 and 2 are taken."""

@@ -97,6 +97,7 @@ def start(run, tmp_path, config, *flags, says='', **options):
   assert (code, err) == (0, says)  # A report that failed would be said there.
 
 
+@pytest.mark.mesh
 def test_observed_are_the_networks_that_were_trained(run, tmp_path, observed):
   """Eight devices find what one finds with the networks on disk."""
   odd = "config.losses['<b>x'] = dict(loss='logit_mse', weight=0.5)"
@@ -277,7 +278,8 @@ def test_curves_are_means_with_intervals_over_seeds(monkeypatch):
           {(options['title'], line.label): line for line in lines},
           stages=options['stages']) or '<svg>')
   rows = lambda loss, accuracy: [
-      {'step': 1, 'split': 'train', 'loss': loss, 'loss/kl': loss},
+      {'step': 1, 'split': 'train', 'loss': loss, 'loss/kl': loss,
+       'weight/kl': loss / 2},
       {'step': 2, 'split': 'eval/validation', 'accuracy': accuracy},
       {'step': 3, 'split': 'train', 'loss': 'NaN', 'loss/kl': 0.5}]
   overview.curves(
@@ -288,6 +290,7 @@ def test_curves_are_means_with_intervals_over_seeds(monkeypatch):
   assert drawn.pop('stages') == dict(late=2)
   loss = drawn['Training loss of the student', 'kl']
   assert loss[2:4] == ([1, 3], [4.0, 0.5])
+  assert drawn['Weights of the losses', 'kl'][2:4] == ([1], [2.0])
   accuracy = drawn['Accuracy, evaluated', 'distilled']
   np.testing.assert_allclose(accuracy.values, [0.6])
   # SciPy's own interval of a mean.

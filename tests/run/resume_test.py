@@ -87,8 +87,8 @@ def test_killed_job_ends_bitwise_the_same(tmp_path):
   config.write_text(textwrap.dedent(CONFIG))
   undisturbed, disturbed = tmp_path / 'undisturbed', tmp_path / 'disturbed'
   finish(start(config, undisturbed))
-  # Kills while the teacher, the student alone, and twice the student train.
-  for part, after in (('teacher', 20), ('baseline', 5), ('.', 10), ('.', 40)):
+  # Kills while the teacher and, in its second half, the student train.
+  for part, after in (('teacher', 20), ('.', 40)):
     process = start(config, disturbed)
     deadline = time.monotonic() + 120
     while count_rows(disturbed / part) < after:
@@ -99,6 +99,22 @@ def test_killed_job_ends_bitwise_the_same(tmp_path):
   finish(start(config, disturbed))
   assert identity(disturbed) == identity(undisturbed)
   assert rows(disturbed) == rows(undisturbed)
+
+
+def test_a_damaged_checkpoint_costs_its_steps_alone(run, tmp_path):
+  flags = ('--config.optimizer.schedule=constant', '--config.steps=12')
+  assert run(*flags, workdir='whole')[0] == 0
+  assert run(*flags, '--config.steps=8')[0] == 0
+  newest = tmp_path / 'run/checkpoints/8'
+  next((newest / 'state').glob('*/d/*')).write_bytes(b'')
+  code, _, err = run(*flags)
+  assert code == 0
+  assert err.count(f'{newest} is left out, since it is damaged: ') == 1
+  assert rows(tmp_path / 'run') == rows(tmp_path / 'whole')
+  run_hash, whole_hash = (
+      fingerprint.tree_hash(checkpoint.load_network(tmp_path / workdir))
+      for workdir in ('run', 'whole'))
+  assert run_hash == whole_hash
 
 
 @pytest.mark.slow

@@ -35,13 +35,17 @@ CROSS_ENTROPY = dict(
     llama_linear=3.789611, llama_dynamic=3.721781, llama_yarn=3.889968,
     llama_llama3=3.962207,
     llama_longrope=3.724163)
+QUICK = ('llama_llama3', 'llama_yarn')
 
 
 def rows():
   return np.random.RandomState(0).randint(0, VOCABULARY, (8, LENGTH))
 
 
-@pytest.mark.parametrize('case', CROSS_ENTROPY)
+# The kinds differ in a table of angles, which rotary_test.py has of each.
+@pytest.mark.parametrize('case', [
+    pytest.param(case, marks=[pytest.mark.slow] * (case not in QUICK))
+    for case in CROSS_ENTROPY])
 def test_scaled_rotations_train_plan_and_export(case, run, tmp_path):
   for split in ('train', 'validation', 'test'):
     np.save(tmp_path / f'{split}.npy', rows().ravel().astype(np.uint16))

@@ -196,17 +196,12 @@ def test_patience_waits_for_the_last_stage(tmp_path):
      r'stages\.a: config\.losses\.new\.loss must name a registered loss'),
     (dict(a=dict(start=0, optimizer=dict(ema_decay=0.0))),
      r'a\.optimizer\.ema_decay must be 0 in all stages or in none; got 0\.0'),
-    (dict(a=dict(start=6, losses=dict(hint=dict(layers='adaptive')))),
-     r'losses\.hint\.layers must be layers, not adaptive, in a run with'),
-    (dict(a=dict(start=6, distillation=dict(feature_match_layers=dict(
-        kind='adaptive')))), r'feature_match_layers must be layers, not adap'),
-    (dict(a=dict(start=6, losses=dict(hint=dict(
-        align_options=dict(init='pca'))))),
-     r'hint\.align_options\.init must not be pca in a run with config\.stages'),
     (dict(a=dict(start=0, data=dict(name='x'))),
      r"a\.data must change the weights .* alone; got 'name'"),
     (dict(a=dict(start=0, data=dict(mixture=dict(x=1.0)))),
      r'a\.data\.mixture\.x must be a data set of config\.data\.mixture'),
+    (dict(a=dict(start=0, data=dict(mixture=dict(x=dict(name='digits'))))),
+     r'a\.data\.mixture\.x must join config\.data\.mixture, in one stage alon'),
 ])
 def test_stage_that_cannot_be_is_refused(stages, text):
   with pytest.raises(checks.ConfigError, match=text):

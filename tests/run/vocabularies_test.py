@@ -114,7 +114,8 @@ def start(run, tmp_path):
   return start
 
 
-@pytest.mark.parametrize('data', ['text', 'completions'])
+@pytest.mark.parametrize('data', [
+    'text', pytest.param('completions', marks=pytest.mark.slow)])
 def test_padded_tables_are_compared_over_the_tokens(data, start, tmp_path):
   """Training goes bitwise as with tables of just the tokens."""
   write_model(tmp_path / 'teacher', 28, 0, tied=False)

@@ -22,6 +22,7 @@ from haikd.engine import optimizer
 from haikd.network import precision
 from haikd.storage import checkpoint
 from haikd.storage import checkpointer as checkpointer_lib
+from haikd.storage import checksums
 
 
 def make_state(name='adamw', width=3, ema=True, **changes):
@@ -302,21 +303,68 @@ def test_another_dtype_is_refused(tmp_path):
     restore(tmp_path, make_state(step=jnp.uint32(7)))
 
 
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
-@pytest.mark.parametrize('damage', ['truncate', 'remove', 'shapes', 'metadata'])
-def test_a_damaged_checkpoint_is_refused(tmp_path, damage):
+DAMAGES = dict(
+    truncate=lambda folder: truncate(next((folder / 'state').glob('*/d/*'))),
+    remove=lambda folder: shutil.rmtree(folder / 'state' / 'd'),
+    shapes=lambda folder: (folder / 'state' / '_METADATA').unlink(),
+    metadata=lambda folder: truncate(folder / 'metadata' / 'metadata'),
+    # JSON still, of another position in the data.
+    bit=lambda folder: flip(folder / 'metadata' / 'metadata',
+                            b'"next_index": 8'),
+    checksums=lambda folder: truncate(folder / checksums.FILE))
+
+
+def truncate(path):
+  path.write_bytes(path.read_bytes()[:10])
+
+
+def flip(path, content):
+  """Flips the lowest bit of the last byte of a part of a file."""
+  before = path.read_bytes()
+  assert before.count(content) == 1
+  path.write_bytes(before.replace(
+      content, content[:-1] + bytes([content[-1] ^ 1])))
+
+
+@pytest.mark.parametrize('damage', DAMAGES)
+def test_instead_of_a_damaged_checkpoint_the_one_before_is_used(
+    tmp_path, caplog, damage):
+  save(tmp_path, (7, make_state()), (8, make_state(step=jnp.int32(8))))
+  folder = tmp_path / 'checkpoints' / '8'
+  DAMAGES[damage](folder)
+  with caplog.at_level('INFO', 'haikd'):
+    assert checkpoint.newest(tmp_path).name == '7'
+  assert f'{folder} is left out, since it is damaged: ' in caplog.text
+  assert restore(tmp_path, make_state())[0].step == 7
+  # It is kept aside, and its step can be saved anew.
+  aside = tmp_path / 'damaged_checkpoints'
+  assert [path.name for path in aside.iterdir()] == ['8']
+  for again in ('8-1', '8-2'):
+    save(tmp_path, (8, make_state(step=jnp.int32(8))))
+    DAMAGES[damage](folder)
+    assert restore(tmp_path, make_state())[0].step == 7
+    assert (aside / again).is_dir()
+
+
+def test_where_all_are_damaged_nothing_begins_anew(tmp_path):
   save(tmp_path, (7, make_state()))
   folder = tmp_path / 'checkpoints' / '7'
-  if damage == 'truncate':
-    for path in (folder / 'state').rglob('*'):
-      if path.is_file() and path.parent.name == 'd':
-        path.write_bytes(path.read_bytes()[:10])
-  elif damage == 'remove':
-    shutil.rmtree(folder / 'state' / 'd')
-  elif damage == 'shapes':
-    (folder / 'state' / '_METADATA').unlink()
-  else:
-    (folder / 'metadata' / 'metadata').write_text('{"iter')
+  DAMAGES['truncate'](folder)
+  assert not checkpoint.has_checkpoint(tmp_path)
+  with pytest.raises(
+      checks.DataError,
+      match='^checkpoint must be as it was saved; got .*checkpoints/7, where '
+      'state/.* has changed.* Bring back its files, or'):
+    restore(tmp_path, make_state())
+  assert folder.is_dir()
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+def test_without_checksums_what_cannot_be_read_is_refused(tmp_path):
+  save(tmp_path, (7, make_state()))
+  folder = tmp_path / 'checkpoints' / '7'
+  (folder / checksums.FILE).unlink()
+  DAMAGES['shapes'](folder)
   with pytest.raises(
       checks.DataError,
       match='^checkpoint must be complete; got .*checkpoints/7 .*Remove that'):

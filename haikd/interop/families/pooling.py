@@ -160,7 +160,9 @@ def write_pooling(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
   size = options['width']
   for kind, path in layout:
     if kind == _POOLING:
-      mode = {pool: mode for mode, pool in _MODES.items()}[options['pool']]
+      modes = {pool: mode for mode, pool in _MODES.items()}
+      options_lib.check_choice('pool', options['pool'], modes)
+      mode = modes[options['pool']]
       contents[f'{path}/config.json'] = dict(
           word_embedding_dimension=size,
           **{flag: name == mode for flag, name in _FLAGS.items()})

@@ -1,0 +1,63 @@
+"""Measures what each loss alone would do to the student."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from haikd.core import base
+from haikd.engine import mesh as mesh_lib
+from haikd.objective import balance as balance_lib
+from haikd.objective import objective as objective_lib
+
+
+def build_measure(
+    objective: objective_lib.Objective, gradient: Callable,
+    balance: balance_lib.Balance, mesh: jax.sharding.Mesh
+) -> Callable[[base.TrainState, Any, base.Batch], base.TrainState]:
+  """Returns a function that measures the norm of the gradient of each loss.
+
+  It runs the part of a step that computes gradients once for each loss, one
+  after another, so that it needs no more memory than a step.
+
+  Args:
+    objective: what is minimised.
+    gradient: from `step.build_gradient`.
+    balance: of the losses.
+    mesh: where it runs.
+
+  Returns:
+    `(state, frozen, batch) -> state`, for the batch of the next step; the state
+    differs in `balance` alone.
+  """
+  names = [term.name for term in objective.terms]
+  everywhere = mesh_lib.replicated(mesh)
+
+  def norm(state, frozen, batch, number):
+    """Returns the norm for a loss, and the mean of each."""
+    factors = {name: jnp.float32(number == i) for i, name in enumerate(names)}
+    grads, _, sums = gradient(
+        state.params, state.net_state, frozen, state.loss_scale, state.step,
+        batch, factors=factors)
+    grads = state.loss_scale.unscale(grads.student)
+    weights = jnp.stack([
+        jnp.float32(x) for x in objective.weights(state.step).values()])
+    weight = weights[number]
+    _, means = objective.combine(sums, state.step)
+    # A loss of weight 0 cannot be measured, and need not be.
+    value = optax.tree.norm(grads) / jnp.where(weight > 0, weight, 1)
+    return value, means, objective_lib.seen(sums)
+
+  norm = jax.jit(norm, out_shardings=everywhere)
+  update = jax.jit(balance.measure, out_shardings=everywhere)
+
+  def measure(state, frozen, batch):
+    norms = {}
+    for i, name in enumerate(names):
+      norms[name], means, seen = norm(state, frozen, batch, jnp.int32(i))
+    return state._replace(
+        balance=update(state.balance, norms, means, seen))
+
+  return measure
