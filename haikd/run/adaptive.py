@@ -154,9 +154,10 @@ def _open_terms(program) -> list[_Open]:
 def _match(student, chosen, network, frozen):
   """Returns `{(stage, term): Matched}`, computed once where it is the same."""
   found: dict[tuple[int, str], Matched] = {}
-  known: dict[tuple[str, bool], Matched] = {}
+  known: dict[tuple[Any, ...], Matched] = {}
   for number, stage in enumerate(student.program.stages):
-    keys = {x.term.name: (x.term.name, _monotone(x.term))
+    # A term of one name may compare other taps in another stage.
+    keys = {x.term.name: (x.term.name, x.term.entry.kinds, _monotone(x.term))
             for x in chosen if x.stage == number}
     new = [x.term for x in chosen
            if x.stage == number and keys[x.term.name] not in known]
@@ -179,7 +180,7 @@ def _keep(student, chosen, found, workdir):
     said.add(id(matched))
     _say(term, matched)
     title = term.name
-    if waits:
+    if waits or title in entries:
       title += f', stage {student.program.stages[number].name}'
     entries[title] = dict(
         similarity=matched.similarity.tolist(), pairs=matched.pairs)

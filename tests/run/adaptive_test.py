@@ -182,6 +182,19 @@ def test_layers_are_paired_anew_where_a_stage_begins(
   assert set(adaptive.read(tmp_path)) == {'hint', 'other', 'hint, stage late'}
 
 
+def test_a_term_may_compare_other_taps_in_another_stage(config, tmp_path):
+  taps = dict(features='layer_*', embedding='layer_[01]')
+  config.student.taps = config.teacher.taps = taps
+  config.stages = dict(late=dict(start=1, losses=dict(
+      hint=dict(loss='embedding_matching'))))
+  haikd.train(config, tmp_path)
+  layers = checkpoint.metadata(tmp_path)['layers']
+  assert [len(x['hint']) for x in layers] == [STUDENT, 2]
+  shapes = {name: np.shape(entry['similarity'])
+            for name, entry in adaptive.read(tmp_path).items()}
+  assert shapes == {'hint': (STUDENT, TEACHER), 'hint, stage late': (2, 2)}
+
+
 @pytest.mark.slow
 def test_a_run_that_is_killed_around_a_stage_has_its_pairs(
     staged, tmp_path, monkeypatch):
