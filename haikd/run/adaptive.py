@@ -128,12 +128,10 @@ def settle(student: trainees.Trainee, frozen: base.Variables,
     last = student.program.stage_of(checkpoint.steps_taken(workdir))
     pairs.update({(x.stage, x.term.name): saved[x.stage][x.term.name]
                   for x in is_open if not x.waits or x.stage <= last})
-  else:
+  elif chosen := [x for x in is_open if not x.waits]:
     state = trainer.start(
         student.config, student.program, student.data, frozen)
-    chosen = [x for x in is_open if not x.waits]
-    if chosen:
-      pair(chosen, base.Variables(state.params.student, state.net_state))
+    pair(chosen, base.Variables(state.params.student, state.net_state))
     del state
   # The config stays the one that owns the workdir.
   return rebuild()._replace(config=student.config, settle=settle_stage)
