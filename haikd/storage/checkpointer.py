@@ -159,12 +159,13 @@ class Checkpointer:
           f'checkpoint must be as it was saved; got {damaged[-1]}, where '
           f'{checksums.problem(damaged[-1])}. Bring back its files, or choose '
           'another --workdir.')
-    for folder in damaged:
-      aside.mkdir(exist_ok=True)
-      number = sum(name.split('-')[0] == folder.name
-                   for name in paths.names(aside))
-      folder.rename(aside / (f'{folder.name}-{number}' if number else
-                             folder.name))
+    with leaves_lib.writing(self._folder):
+      for folder in damaged:
+        aside.mkdir(exist_ok=True)
+        number = sum(name.split('-')[0] == folder.name
+                     for name in paths.names(aside))
+        folder.rename(aside / (f'{folder.name}-{number}' if number else
+                               folder.name))
 
   def close(self) -> None:
     """Waits until all is saved, then frees the resources for saving."""

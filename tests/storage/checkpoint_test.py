@@ -359,6 +359,16 @@ def test_where_all_are_damaged_nothing_begins_anew(tmp_path):
   assert folder.is_dir()
 
 
+def test_where_a_damaged_one_cannot_be_set_aside_the_workdir_is_refused(
+    tmp_path):
+  save(tmp_path, (7, make_state()), (8, make_state(step=jnp.int32(8))))
+  DAMAGES['truncate'](tmp_path / 'checkpoints' / '8')
+  (tmp_path / 'damaged_checkpoints').write_text('a file')
+  with pytest.raises(checks.DataError,
+                     match='^--workdir must be a folder that can be written'):
+    restore(tmp_path, make_state())
+
+
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 def test_without_checksums_what_cannot_be_read_is_refused(tmp_path):
   save(tmp_path, (7, make_state()))
