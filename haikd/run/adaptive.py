@@ -143,7 +143,9 @@ def _open_terms(program) -> list[_Open]:
   for number, stage in enumerate(program.stages):
     for term in stage.objective.terms:
       selection = layers_lib.adaptive(term.layers)
-      if selection:
+      # Others have no layers, or none to resemble.
+      if (selection and term.needs_teacher and
+          term.name in stage.objective.layers):
         waits = selection.at == layers_lib.AT_STAGE and stage.start > 0
         found.append(_Open(number, term, waits))
   return found

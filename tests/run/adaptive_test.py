@@ -38,6 +38,13 @@ def uneven_layers(x, *, is_training, num_classes, depth=STUDENT):
   return hk.Linear(num_classes, name='head')(jnp.concatenate(layers, -1))
 
 
+def pairs_of_vectors(x, *, is_training, num_classes, depth=STUDENT):
+  """Returns logits; its tap holds two vectors an example."""
+  del is_training, depth
+  haikd.tap('pairs', x[:, None] * jnp.ones((2, 1)))
+  return hk.Linear(num_classes, name='head')(x)
+
+
 class Numbers(list):
   num_classes = 3
 
@@ -228,6 +235,19 @@ def test_what_is_learned_for_other_layers_is_refused(config, options):
     with pytest.raises(checks.ConfigError, match=(
         r"losses\.hint must not be adaptive with at='stage' where what is")):
       adaptive.check(student)
+
+
+@pytest.mark.parametrize('loss', ('kl_divergence', 'info_nce'))
+def test_losses_without_layers_of_a_teacher_pair_none(config, loss):
+  selection = dict(kind='adaptive', at='stage')
+  config.losses = dict(hint=haikd.config.term(loss=loss, layers=selection))
+  config.student.taps = dict(embedding='pairs')
+  config.stages = dict(late=dict(start=1))
+  with registry.models.temporary():
+    registry.register_model('parallel', replace=True)(pairs_of_vectors)
+    student = trainees.build(config, mesh_lib.build_mesh(config.mesh))
+  adaptive.check(student)
+  assert adaptive.settle(student, None, '') is student
 
 
 def test_a_projection_starts_from_the_teachers_principal_components(config):
