@@ -37,18 +37,19 @@ def build(config: config_lib.ConfigDict, workdir: paths.ConcretePath, *,
     difference: the largest between the outputs of the network and of what was
       loaded again; None if they were not compared.
   """
-  how = 'trained on the data alone'
+  how, terms = 'trained on the data alone', 'of its data'
   if config_lib.has_weights(config.teacher):
     teacher = _public(config.teacher.init) or (
         f'{config.teacher.model} of the same run')
     how = f'distilled from `{teacher}`'
+    terms = "of its teacher's license and of its data"
   results = _results(workdir)
   lines = [
       '---', f'library_name: {library}', 'tags:', '- distillation',
       '- haikd', '---', '', f'# {workdir.name}', '',
       f'A `{config.student.model}` of {parameters:,} parameters, {how} with '
       f'haikd {haikd.__version__}.', '',
-      'It inherits the terms of its teacher\'s license and of its data.', '',
+      f'It inherits the terms {terms}.', '',
       '## Use', '', usage]
   if class_names:
     lines += ['The outputs, in order, are those of '
