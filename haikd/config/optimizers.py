@@ -8,7 +8,7 @@ from haikd.core import checks
 # calls by one of these names means the same.
 _FRACTIONS = ('b1', 'b2', 'b3', 'beta', 'adam_b1', 'adam_b2', 'momentum',
               'decay_rate')
-_OFFSETS = ('eps', 'eps_root', 'adam_eps_root')
+_OFFSETS = ('eps_root', 'adam_eps_root')
 
 # (rule, whether a value obeys it, field), checked in this order.
 _RULES = (
@@ -58,6 +58,9 @@ def _check_option(field, name, value):
   if name in _FRACTIONS and value is not None:
     _require(field, 'be a number from 0 to below 1',
              checks.is_number(value) and 0 <= value < 1, value)
+  if name == 'eps':  # Adam divides by it where a gradient has been 0.
+    _require(field, 'be a number above 0',
+             checks.is_number(value) and value > 0, value)
   if name in _OFFSETS:
     _require(field, 'be a number, 0 or more',
              checks.is_number(value) and value >= 0, value)

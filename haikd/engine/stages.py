@@ -98,7 +98,8 @@ def build_optimizers(stages: Sequence[config_lib.Stage],
                      field: str) -> list[Optimizer]:
   """Returns the optimizer of each stage.
 
-  Warm-up and decay run over all stages that share it.
+  Warm-up and decay run over all stages that share it, and the warm-up is not
+  longer.
 
   Args:
     stages: of the run.
@@ -119,6 +120,11 @@ def build_optimizers(stages: Sequence[config_lib.Stage],
         break
       end = later.end
     with errors_of(stage):
+      if fields.warmup_steps > end - stage.start:
+        raise checks.ConfigError(
+            f'{field}.warmup_steps must be at most the {end - stage.start} '
+            f'steps that it holds for; got {fields.warmup_steps}. The learning '
+            'rate would never reach its peak.')
       update = optimizer_lib.build_optimizer(
           fields, end - stage.start, field=field)
       schedule = optimizer_lib.build_schedule(

@@ -68,7 +68,8 @@ def measure(output: base.Output,
     output: logits or predictions `[B, V]` or `[B, N, V]` float32, or
       LinearLogits, or an Embedding.
     target: the teacher's output, or None; one of another kind or shape is
-      ignored.
+      ignored, but for Embeddings of another width, whose scores are compared.
+      Metrics of the user's own get none then.
     mask: bool, the leading axes of the output, true where it counts.
     labels: as in `Batch`, or None.
     weight: as in `Batch`, or None. Correlations do not depend on it.
@@ -89,9 +90,10 @@ def measure(output: base.Output,
   if (isinstance(target, base.LinearLogits) and
       not isinstance(output, base.LinearLogits)):
     target = target.materialise()
+  is_as_wide = target is None or _array(output).shape == _array(target).shape
   kept = own_lib.columns_of(
-      own, *map(_array, (output, target)), mask=mask, labels=labels,
-      weight=weight)
+      own, _array(output), _array(target) if is_as_wide else None, mask=mask,
+      labels=labels, weight=weight)
   kept = {_OWN: kept} if kept else {}
 
   def add_up(output, target, *, mask, labels):
@@ -99,7 +101,8 @@ def measure(output: base.Output,
     measured = {name: sums}
     if own:
       measured[_OWN] = own_lib.add_up(
-          own, *map(_array, (output, target)), mask=mask, labels=labels)
+          own, _array(output), _array(target) if is_as_wide else None,
+          mask=mask, labels=labels)
     return measured, columns
 
   if isinstance(output, base.LinearLogits):

@@ -26,7 +26,9 @@ FIXED, GRADIENT_NORM, UNCERTAINTY, DTP = config_lib.BALANCES
 
 _MODULE, _LOG_VARIANCE = 'balance', 'log_variance'
 _SMALLEST = 1e-6  # Of an indicator, and of the rest of a loss.
-_NOISE = 1e-4  # How far below 0 rounding may take a mean.
+# How far below 0 rounding may take a mean: a temperature multiplies a loss, and
+# its rounding, by its square.
+_NOISE = 1e-2
 
 
 class Balance(NamedTuple):

@@ -126,7 +126,8 @@ def _embeddings(output, target, mask, labels, weight) -> Measured:
     cosine = cosines.similarity(vectors, target.vectors)
     columns['cosine'] = _mean_of_rows(cosine, mask)
     columns['divergence'] = 1 - columns['cosine']
-  if vectors.ndim == 3 and vectors.shape[1] == 2:
+  are_pairs = vectors.ndim == 3 and vectors.shape[1] == 2
+  if are_pairs and not isinstance(output, base.TokenEmbedding):
     columns['similarity'] = cosines.similarity(vectors[:, 0], vectors[:, 1])
     if labels is not None and checks.are_scores(labels):
       columns['score'] = labels.astype(jnp.float32)

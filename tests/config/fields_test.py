@@ -125,7 +125,7 @@ def test_layers_may_be_of_any_form(layers):
     ('optimizer.ema_decay', 1.0, 'be 0 or more, and below 1; got 1.0'),
     ('optimizer.options', dict(b1=1.0), 'b1 must be a number from 0 to'),
     ('optimizer.options', dict(b2=math.nan), 'b2 must be finite; got nan'),
-    ('optimizer.options', dict(eps=-1e-8), 'eps must be a number, 0 or more'),
+    ('optimizer.options', dict(eps=0.0), 'eps must be a number above 0'),
     ('teacher.train.optimizer.clip_norm', -1.0,
      r'^config\.teacher\.train\.optimizer\.clip_norm must be None or pos'),
     ('assistants.a', config_lib.assistant(optimizer=dict(learning_rate=-1.0)),

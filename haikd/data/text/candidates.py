@@ -116,7 +116,7 @@ def find(record: text_files.Record, *, query: str, positive: str,
     margins: those of margins; None for none.
 
   Raises:
-    ConfigError: both scores and margins.
+    ConfigError: both scores and margins, or a choice of negatives.
     DataError: there are no negatives.
   """
   known = record.values
@@ -126,8 +126,14 @@ def find(record: text_files.Record, *, query: str, positive: str,
         f'{scores!r} and {margins!r}. Leave one of them out.')
   if negatives is None:
     numbered = (_while_known(known, prefix) for prefix in _NUMBERED)
-    choices = [*((name,) for name in _NEGATIVES if name in known), *numbered]
-    negatives = next(filter(None, choices), None)
+    choices = [*((name,) for name in _NEGATIVES if name in known),
+               *filter(None, numbered)]
+    if len(choices) > 1:
+      raise checks.ConfigError(
+          'config.data.options.negatives must name the fields of the negatives '
+          f'where there is a choice; got none, and {record.place} has '
+          f'{" or ".join(map(str, choices))}.')
+    negatives = next(iter(choices), None)
     if negatives is None:
       raise checks.DataError(
           f'{record.place} must have the field {_NEGATIVES[0]!r} or '
