@@ -24,7 +24,6 @@ from absl import flags
 from haikd.config import file as config_file
 from haikd.core import checks
 from haikd.report import drawing
-from haikd.report import figures
 from haikd.run import command
 from haikd.run import comparison as comparison_lib
 from haikd.run import console
@@ -69,7 +68,7 @@ def _run(values, workdirs):
   found = comparison_lib.compare(runs, values.network)
   says = f"For {out}, install matplotlib: pip install 'haikd[report]'."
   if drawing.is_available():
-    _write(out, _picture(found, out.suffix[1:]))
+    _write(out, comparison_lib.picture(found, out.suffix[1:]))
     says = f'The differences seed by seed are in {out}.'
   for sentence in found.remarks:
     print(f'haikd: {sentence}', file=sys.stderr)
@@ -86,23 +85,6 @@ def _write(out, content):
         f'--out must be a file that can be written; got {out} '
         f'({checks.one_line(err)}). Choose a file in a folder that is there.'
     ) from err
-
-
-def _picture(found, kind):
-  """Returns the differences from the first run, for each metric."""
-  names = comparison_lib.short_names([line.run for line in found.lines])
-  panels: dict = {}
-  for line in found.lines:
-    if line.differences is not None:
-      scale = 100 if line.score.percent else 1
-      unit = ', points of %' if line.score.percent else ''
-      panels.setdefault(f'{line.score.title}{unit}', []).append(
-          figures.Spread(
-              names[line.run], [scale * x for x in line.differences],
-              scale * line.gain.mean,
-              scale * (line.gain.half_width or 0.0)))
-  return figures.spreads(
-      panels, title=f'Differences from {names[found.lines[0].run]}', kind=kind)
 
 
 def _define_flags():

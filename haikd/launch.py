@@ -4,6 +4,7 @@
   python -m haikd.launch --config=configs/x.py --config.steps=500 --workdir=DIR
   python -m haikd.launch --config=configs/x.py --mode=eval
   python -m haikd.launch --config=configs/x.py --seeds=10
+  python -m haikd.launch --config=configs/x.py --mode=sweep --seeds=3
   python -m haikd.launch --config=configs/x.py --mode=plan --topology=v5e:16x16
   python -m haikd.launch --config=configs/x.py --mode=export --format=stablehlo
   python -m haikd.launch --config=configs/x.py --mode=teach
@@ -14,8 +15,9 @@ A config file has a function `get_config()` that starts from
 `haikd.config.base()`, which documents every field. Any field can be overridden
 with `--config.some.field=value`. An override may also add a key to an open
 field such as `config.student.options`. `--config=configs/x.py:smoke` asks the
-file for a variant. `--config=haikd:digits_mlp_from_convnet` is one that comes
-with haikd. Start an interrupted run again to resume it.
+file for a variant; --mode=sweep compares variants with one another.
+`--config=haikd:digits_mlp_from_convnet` is one that comes with haikd. Start an
+interrupted run again to resume it.
 
 Several processes can work as one run. On a TPU pod, GKE, Slurm and under Open
 MPI they find one another; elsewhere give each --coordinator=host:port
@@ -32,6 +34,7 @@ failed, is dead or hangs; 130 interrupted; 141 nobody reads the output any more;
 143 stopped by SIGTERM and saved, so that a new start resumes the run.
 """
 
+import functools
 import pathlib
 import shlex
 import signal
@@ -55,7 +58,7 @@ from haikd.storage import paths
 _FORESEEN = (checks.ConfigError, checks.DataError, checks.DivergedError,
              checks.DoesNotFitError, checks.LostProcessError)
 _BROKEN_PIPE = 128 + signal.SIGPIPE
-_MODES = ('train', 'eval', 'plan', 'export', 'teach')
+_MODES = ('train', 'eval', 'plan', 'export', 'teach', 'sweep')
 _FORMATS = ('hf', 'stablehlo', 'npz')
 
 
@@ -79,17 +82,16 @@ def main(argv: Optional[list[str]] = None) -> int:
     if values.mode != 'plan':
       distributed.initialize(values.coordinator, values.num_processes,
                              values.process_id)
-    config = config_file.load(values.config)
-    config_file.override(config, overrides, known=tuple(values))
+    load = functools.partial(_load, values, overrides)
+    config = load(values.config)
     environment.quiet()
-    config_lib.validate(config)
     _say_start(values)
     if values.mode != 'plan':
       environment.check_devices()
     environment.use_compilation_cache()
     plugins.load(config.plugins)
     with notes.printed(distributed.is_first()):
-      _run(config, values, _command(argv))
+      _run(config, values, _command(argv), load)
     distributed.finish()
     return 0
   except checks.StoppedError as err:
@@ -116,7 +118,15 @@ def main(argv: Optional[list[str]] = None) -> int:
     return code
 
 
-def _run(config, values, command):
+def _load(values, overrides, flag):
+  """Returns the validated config that a flag names, with its overrides."""
+  config = config_file.load(flag)
+  config_file.override(config, overrides, known=tuple(values))
+  config_lib.validate(config)
+  return config
+
+
+def _run(config, values, command, load):
   workdir = _workdir(values)
   # Imports are here since they take a second: a line comes before them.
   if values.mode == 'plan':
@@ -131,6 +141,11 @@ def _run(config, values, command):
   elif values.mode == 'teach':
     from haikd.run import teach
     teach.teach(config, workdir)
+  elif values.mode == 'sweep':
+    from haikd.run import sweep
+    sweep.train(
+        lambda variant: load(f'{values.config}:{variant}') if variant else
+        config, workdir, values.seeds, command)
   elif values.seeds > 1:
     from haikd.run import seeds
     seeds.train(config, workdir, values.seeds, command)
@@ -242,7 +257,11 @@ def _parse(values, argv):
 
 def _check_mode(values):
   """Refuses flags that the mode does not use."""
-  if values.seeds > 1 and values.mode != 'train':
+  if values.mode == 'sweep' and config_file.split(values.config)[1]:
+    raise checks.ConfigError(
+        '--config must have no variant with --mode=sweep, which trains those '
+        f'of config.sweep.methods; got {values.config}. Leave it out.')
+  if values.seeds > 1 and values.mode not in ('train', 'sweep'):
     raise checks.ConfigError(
         f'--seeds must be left out with --mode={values.mode}; got '
         f'--seeds={values.seeds}. Give the --workdir of one seed.')

@@ -322,12 +322,13 @@ SMALLER = dict(
 
 
 # published_sizes_test.py and fetched_data_test.py run the configs that need a
-# trained teacher or downloaded data, task_jobs_test.py those of other tasks.
+# trained teacher or downloaded data, task_jobs_test.py those of other tasks,
+# run/sweep_test.py those of methods.
 @pytest.mark.parametrize('name', sorted(
     p.stem for p in CONFIGS.glob('*.py')
     if not p.stem.startswith(
         ('c4_', 'imagenet_', 'sentences_', 'austen_', 'friedman_', 'documents_',
-         'scenes_'))))
+         'scenes_')) and not p.stem.endswith('_methods')))
 def test_smoke_variant_of_config_runs(fresh, name, tmp_path, capsys):
   argv = ['launch', f'--config={CONFIGS / name}.py:smoke',
           f'--workdir={tmp_path / "run"}',

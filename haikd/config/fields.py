@@ -162,6 +162,21 @@ def base() -> ConfigDict:
           # for a page of results and curves alone.
           examples=2000,
       ))
+  # What --mode=sweep trains: methods, each a variant of the config file.
+  config.sweep = ConfigDict(
+      dict(
+          # Variants of the config file, such as ('kl', 'dist'), of which the
+          # first is what the others are compared with. All learn from the
+          # teacher of the config without a variant.
+          methods=(),
+          # Factors of optimizer.learning_rate that each method is tried with.
+          learning_rates=(1.0,),
+          # Factors of the weights in losses, likewise, in all combinations.
+          weights=(1.0,),
+          # Metric of the student on evaluation.split, by which the factors of
+          # each method are chosen.
+          metric='accuracy',
+      ))
   # The small network that is trained.
   config.student = networks.network()
   # The large network that is learned from; without weights there is none, and

@@ -70,11 +70,11 @@ _RULES = (
     ('be above 0 and at most 1', lambda x: 0 < x <= 1, ('data.crop',)),
     ('be None, or above 0 and at most 1', lambda x: x is None or 0 < x <= 1,
      ('teacher.view.crop',)),
-    ('be a tuple of names of modules',
-     lambda x: all(isinstance(name, str) for name in x), ('plugins',)),
-    ('be a tuple of names of fields or tensors',
-     lambda x: all(isinstance(name, str) for name in x),
-     ('student.init_options.ignore', 'teacher.init_options.ignore')),
+    ('be a tuple of positive numbers', lambda x: _are_numbers(x) and min(x) > 0,
+     ('sweep.learning_rates', 'sweep.weights')),
+    ('be a tuple of names', lambda x: all(isinstance(name, str) for name in x),
+     ('plugins', 'sweep.methods', 'student.init_options.ignore',
+      'teacher.init_options.ignore')),
 )
 
 # Beyond, a softmax has one class, or all alike.

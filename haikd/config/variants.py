@@ -1,4 +1,8 @@
-"""The variant `:smoke` of a config, which runs in seconds."""
+"""The variants of a config: `:smoke`, which runs in seconds, and methods."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 import ml_collections
 
@@ -6,21 +10,28 @@ from haikd.config import stages as stages_lib
 from haikd.core import checks
 
 
-def variant(config: ml_collections.ConfigDict,
-            name: str) -> ml_collections.ConfigDict:
-  """Returns a config, or its variant `:smoke`, which runs in seconds.
+def variant(config: ml_collections.ConfigDict, name: str,
+            methods: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+            ) -> ml_collections.ConfigDict:
+  """Returns a config, its variant `:smoke`, or one of its methods.
 
   Args:
     config: a config made from `base()`.
     name: the text after the colon in `--config=file.py:name`.
+    methods: `{method: config.losses}`, what `--mode=sweep` compares: they
+      become `config.sweep.methods`.
 
   Returns:
-    The config itself, changed if `name` is 'smoke'.
+    The config itself. It runs in seconds if `name` is 'smoke', and has the
+    losses of a method if it is one.
 
   Raises:
-    ConfigError: a name other than '' and 'smoke'.
+    ConfigError: a name other than '', 'smoke' and the methods.
   """
-  if name == 'smoke':
+  config.sweep.methods = tuple(methods)
+  if name in methods:
+    config.losses = ml_collections.ConfigDict(methods[name])
+  elif name == 'smoke':
     _spread(config)
     config.steps = 6
     config.batch_size = min(config.batch_size, 32)
@@ -35,8 +46,9 @@ def variant(config: ml_collections.ConfigDict,
     config.optimizer.warmup_steps = 0
     config.teacher.train.optimizer.warmup_steps = 0
   elif name:
+    known = ', '.join((*methods, 'smoke'))
     raise checks.ConfigError(
-        f'variant of a config must be smoke or left out; got {name!r}. Write '
+        f'variant of a config must be {known} or left out; got {name!r}. Write '
         '--config=FILE:smoke or --config=FILE.')
   return config
 

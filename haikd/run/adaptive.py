@@ -7,7 +7,7 @@ checkpoint.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 import jax
 import numpy as np
@@ -86,7 +86,7 @@ def check(student: trainees.Trainee) -> None:
           f"or where their shapes differ; got {shapes}. Set at='start'.")
 
 
-def settle(student: trainees.Trainee, frozen: base.Variables,
+def settle(student: trainees.Trainee, frozen: Optional[base.Variables],
            workdir: paths.Path) -> trainees.Trainee:
   """Returns the student with its adaptive layers paired.
 
@@ -95,7 +95,7 @@ def settle(student: trainees.Trainee, frozen: base.Variables,
 
   Args:
     student: from `trainees.build`.
-    frozen: the teacher, on the mesh.
+    frozen: the teacher, on the mesh; None if the run has a checkpoint.
     workdir: the workdir of the run.
   """
   is_open = _open_terms(student.program)
@@ -129,6 +129,7 @@ def settle(student: trainees.Trainee, frozen: base.Variables,
     pairs.update({(x.stage, x.term.name): saved[x.stage][x.term.name]
                   for x in is_open if not x.waits or x.stage <= last})
   elif chosen := [x for x in is_open if not x.waits]:
+    assert frozen is not None, 'nothing was found before'
     state = trainer.start(
         student.config, student.program, student.data, frozen)
     pair(chosen, base.Variables(state.params.student, state.net_state))

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Optional
 
 from haikd import metrics as metrics_lib
 from haikd.core import checks
+from haikd.report import figures
 from haikd.run import intervals
 from haikd.run import results as results_lib
 from haikd.run import two_tokenizers
@@ -177,6 +178,29 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
                  gain])
   seeds = f'{count} seeds, 95 %' if count > 1 else '1 seed'
   return [f'{comparison.split}, {seeds}', 'mean', '- first'], rows
+
+
+def picture(comparison: Comparison, kind: str) -> bytes:
+  """Draws the differences from the first run, for each metric.
+
+  Args:
+    comparison: of two or more runs.
+    kind: 'png' or 'svg'.
+  """
+  names = short_names([line.run for line in comparison.lines])
+  panels: dict[str, list[figures.Spread]] = {}
+  for line in comparison.lines:
+    if line.differences is not None and line.gain is not None:
+      scale = 100 if line.score.percent else 1
+      unit = ', points of %' if line.score.percent else ''
+      panels.setdefault(f'{line.score.title}{unit}', []).append(
+          figures.Spread(
+              names[line.run], [scale * x for x in line.differences],
+              scale * line.gain.mean,
+              scale * (line.gain.half_width or 0.0)))
+  return figures.spreads(
+      panels, title=f'Differences from {names[comparison.lines[0].run]}',
+      kind=kind)
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:

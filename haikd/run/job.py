@@ -71,6 +71,40 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path,
   return results
 
 
+def train_teacher(config: config_lib.ConfigDict, workdir: paths.Path) -> None:
+  """Trains the teacher of a job alone, or goes on with it.
+
+  Args:
+    config: a validated config with `teacher.train.steps` and without
+      `teacher.init`.
+    workdir: its folder `teacher` is that of the teacher.
+
+  Raises:
+    ConfigError, DataError, DivergedError, StoppedError: as `train`.
+  """
+  workdir = paths.as_path(workdir)
+  config = resolve.from_pretrained(config)
+  _, _, teacher = trainees.build_all(config, mesh_lib.build_mesh(config.mesh))
+  assert teacher is not None, 'it has weights'
+  teacher.data.check()
+  teacher.check_evaluation()
+  with workdir_lib.lock(workdir):
+    _train(teacher, None, workdir)
+
+
+def check(config: config_lib.ConfigDict, workdir: paths.Path) -> None:
+  """Refuses a job that cannot work; trains nothing.
+
+  Args:
+    config: as for `train`.
+    workdir: as for `train`.
+
+  Raises:
+    ConfigError, DataError: as `train`.
+  """
+  _prepare(chain.Link(None, config, paths.as_path(workdir)), None)
+
+
 def _prepare(link, data):
   """Returns the networks of a job; refuses what cannot work.
 
