@@ -72,9 +72,13 @@ _RULES = (
      ('teacher.view.crop',)),
     ('be a tuple of positive numbers', lambda x: _are_numbers(x) and min(x) > 0,
      ('sweep.learning_rates', 'sweep.weights')),
-    ('be a tuple of names', lambda x: all(isinstance(name, str) for name in x),
-     ('plugins', 'sweep.methods', 'student.init_options.ignore',
-      'teacher.init_options.ignore')),
+    ('be a tuple of names of modules',
+     lambda x: all(isinstance(name, str) for name in x), ('plugins',)),
+    ('be a tuple of names of variants of the config file',
+     lambda x: all(isinstance(name, str) for name in x), ('sweep.methods',)),
+    ('be a tuple of names of fields or tensors',
+     lambda x: all(isinstance(name, str) for name in x),
+     ('student.init_options.ignore', 'teacher.init_options.ignore')),
 )
 
 # Beyond, a softmax has one class, or all alike.

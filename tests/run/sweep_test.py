@@ -53,7 +53,8 @@ def test_all_methods_of_configs_have_terms_that_exist(
     config_lib.validate(config)
     plugins.load(config.plugins)
     built = terms.build_terms(
-        config, has_teacher=True, has_labels=True, task='classification')
+        config, has_teacher=True, has_labels=True, has_scores=False,
+        task='classification')
     assert (len(built) == 1) == (method == 'alone' or name == 'austen_draft')
     found.add(str(config.losses))
   assert len(found) == len(methods)  # None is another's copy.
