@@ -9,6 +9,8 @@ from haikd.run import job
 from haikd.storage import checkpoint
 from haikd.storage import checkpointer as checkpointer_lib
 
+pytestmark = pytest.mark.mesh
+
 VIT = dict(patch_size=2, width=16, depth=1, heads=2, mlp_ratio=2.0)
 
 
