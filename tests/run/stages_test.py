@@ -19,6 +19,8 @@ from haikd.run import trainer
 from haikd.storage import checkpoint
 from haikd.storage import fingerprint
 
+pytestmark = pytest.mark.mesh
+
 
 def make_config(steps=12, **stages):
   config = config_lib.base()
