@@ -155,8 +155,10 @@ def check(model, mesh, scan, remat, microbatches=1):
 # Every other mesh has each axis split by 1, 2 and 4 at least; the slow test
 # below has all of them.
 @pytest.mark.parametrize('model, mesh, scan, remat', [
-    (('llama', 'vit')[i % 4 == 0], mesh, i != 8,
-     ('none', 'gathers', 'full', 'dots')[i // 2 % 4])
+    pytest.param(
+        ('llama', 'vit')[i % 4 == 0], mesh, i != 8,
+        ('none', 'gathers', 'full', 'dots')[i // 2 % 4],
+        marks=[pytest.mark.slow] * (i == 2))
     for i, mesh in enumerate(MESHES) if i % 2 == 0])
 def test_meshes_give_the_gradient_of_one_device(model, mesh, scan, remat):
   check(model, mesh, scan, remat)

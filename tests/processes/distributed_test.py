@@ -263,6 +263,7 @@ def test_sigterm_to_one_stops_both_at_one_step(folder, long_undisturbed):
   assert_same_parameters(run.workdir, long_undisturbed)
 
 
+@pytest.mark.slow
 def test_sigterm_stops_a_process_that_is_alone(folder):
   run = Run(folder, 'alone-terminated', 1, 1, '--config.steps=100000')
   run.reach(3)

@@ -269,6 +269,7 @@ def test_a_projection_starts_from_the_teachers_principal_components(config):
                              1, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.report
 def test_pairs_are_on_the_page(run, tmp_path):
   code, _, err = run('--config.distillation.use_feature_matching=True',

@@ -62,7 +62,8 @@ def copy(case, folder):
 
 
 @pytest.mark.parametrize('teacher, student, layers', [
-    ('mpnet', 'xlm_roberta', (1,)), ('modernbert', 'modernbert', (0, 1)),
+    pytest.param('mpnet', 'xlm_roberta', (1,), marks=pytest.mark.slow),
+    ('modernbert', 'modernbert', (0, 1)),
     pytest.param('sentence_t5', 'sentence_t5', None, marks=pytest.mark.slow)])
 def test_encoder_is_distilled_and_exported(teacher, student, layers, folder,
                                            run):

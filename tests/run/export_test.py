@@ -84,7 +84,8 @@ def make_config(folder, **data):
   return config
 
 
-@pytest.fixture(scope='module', params=(False, True), ids=('full', 'pruned'))
+@pytest.fixture(scope='module', ids=('full', 'pruned'), params=(
+    pytest.param(False, marks=pytest.mark.slow), True))
 def run(request, folder):
   """Config, workdir and results of a run with a full or pruned vocabulary."""
   workdir = folder / f'run-{request.param}'

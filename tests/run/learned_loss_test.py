@@ -75,7 +75,8 @@ def train(run, tmp_path):
     pytest.param('variational', 'none', {'loss/linear', 'loss'},
                  marks=pytest.mark.slow),
     # Beside what the aligner learns.
-    ('variational', 'project', {'loss/linear', 'loss', 'project'}),
+    pytest.param('variational', 'project', {'loss/linear', 'loss', 'project'},
+                 marks=pytest.mark.slow),
     ('scaled_logits', 'none', {'loss'}),
     ('prototypes', 'none', {'loss'}),
 ))
@@ -175,6 +176,7 @@ SEVERAL = """
 """
 
 
+@pytest.mark.slow
 def test_a_loss_on_several_taps_is_that_of_each(run, tmp_path):
   """Features of width 16 and maps, over devices, pooled and projected."""
   (tmp_path / 'my_several.py').write_text(textwrap.dedent(SEVERAL))

@@ -188,6 +188,7 @@ def test_registrations_that_cannot_work_are_refused(name, function, match):
     haikd.register_metric(name)(function)
 
 
+@pytest.mark.slow
 def test_a_masked_mean_of_a_language_model_comes_in_chunks(
     run, tmp_path, write_language_model):
   """Own accuracy equals that of haikd; padding and the last batch included."""

@@ -35,7 +35,7 @@ CROSS_ENTROPY = dict(
     llama_linear=3.789611, llama_dynamic=3.721781, llama_yarn=3.889968,
     llama_llama3=3.962207,
     llama_longrope=3.724163)
-QUICK = ('llama_llama3', 'llama_yarn')
+QUICK = ('llama_llama3',)
 
 
 def rows():
