@@ -12,7 +12,8 @@ _OFFSETS = ('eps_root', 'adam_eps_root')
 
 # (rule, whether a value obeys it, field), checked in this order.
 _RULES = (
-    ('lie between 0 and 1,000', lambda x: 0 <= x <= 1000, 'learning_rate'),
+    # SGD on a mean over many values may need thousands.
+    ('lie between 0 and 1,000,000', lambda x: 0 <= x <= 1e6, 'learning_rate'),
     ('be 0 or more', lambda x: x >= 0, 'warmup_steps'),
     ('lie between 0 and 1', lambda x: 0 <= x <= 1, 'final_fraction'),
     ('be 0 or more', lambda x: x >= 0, 'weight_decay'),

@@ -131,6 +131,7 @@ def get_config():
 """
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize('meshes', (
     (8,), pytest.param((8, 1), marks=pytest.mark.slow)))
 def test_a_job_reviews_alike_with_split_parameters(run, tmp_path, meshes):
