@@ -158,7 +158,7 @@ def check(model, mesh, scan, remat, microbatches=1):
     pytest.param(
         ('llama', 'vit')[i % 4 == 0], mesh, i != 8,
         ('none', 'gathers', 'full', 'dots')[i // 2 % 4],
-        marks=[pytest.mark.slow] * (i == 2))
+        marks=[pytest.mark.slow] * (i in (0, 2)))
     for i, mesh in enumerate(MESHES) if i % 2 == 0])
 def test_meshes_give_the_gradient_of_one_device(model, mesh, scan, remat):
   check(model, mesh, scan, remat)

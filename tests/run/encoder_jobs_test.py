@@ -217,6 +217,7 @@ def test_a_masked_model_is_trained_and_scored_on_hidden_words(
   assert exported['architectures'] == ['BertForMaskedLM']
 
 
+@pytest.mark.slow
 @pytest.mark.report
 def test_encoders_have_a_tokenizer_each(run, apart, tmp_path):
   """Both vocabularies are pruned; the vectors are those of the full ones."""

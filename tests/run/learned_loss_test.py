@@ -116,6 +116,7 @@ def test_aligner_and_loss_begin_with_other_numbers(train):
   assert abs(np.corrcoef(project.ravel(), linear.ravel())[0, 1]) < 0.5
 
 
+@pytest.mark.slow
 def test_a_loss_of_a_language_model_may_learn(
     train, run, tmp_path, write_language_model):
   config = write_language_model(

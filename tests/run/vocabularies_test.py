@@ -243,6 +243,7 @@ def test_base_student_takes_the_chat_template_of_its_teacher(
   assert ('chat template' in err) == bool(said)
 
 
+@pytest.mark.slow
 def test_ids_of_other_tokens_are_refused(start, tmp_path):
   write_model(tmp_path / 'teacher', 24, 0)
   swapped = [*TOKENS[:5], TOKENS[6], TOKENS[5], *TOKENS[7:]]
