@@ -12,6 +12,7 @@ from haikd.core import notes
 from haikd.data import pipeline
 from haikd.engine import sample
 from haikd.objective import recorded as recorded_lib
+from haikd.storage import files
 from haikd.teacher_records import records as records_lib
 from haikd.teacher_records import rows as rows_lib
 
@@ -42,7 +43,7 @@ def check_fields(config: config_lib.ConfigDict) -> None:
     config: of the run.
 
   Raises:
-    ConfigError: assistants, augmentations, or a teacher's own view of images.
+    ConfigError: assistants.
   """
   if config.assistants:
     raise checks.ConfigError(
@@ -173,20 +174,12 @@ def say(records: records_lib.Records) -> None:
 
 def _check_same(field: str, path: str, given: Mapping[str, Any],
                 there: Mapping[str, Any], remedy: str = '') -> None:
+  # Tuples are lists in the manifest.
   names = [name for name in {**given, **there}
-           if _json(given.get(name)) != _json(there.get(name))]
+           if files.to_json(given.get(name)) != files.to_json(there.get(name))]
   if names:
     name = names[0]
     raise checks.ConfigError(
         f'{field}.{name} must be that of the records in {path}; got '
         f'{given.get(name)!r}, where it is {there.get(name)!r}. Record again, '
         f'or set it so.{remedy}')
-
-
-def _json(value):
-  """Returns a value as JSON has it: tuples are lists."""
-  if isinstance(value, Mapping):
-    return {str(key): _json(x) for key, x in value.items()}
-  if isinstance(value, (list, tuple)):
-    return [_json(x) for x in value]
-  return value

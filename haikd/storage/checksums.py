@@ -6,7 +6,6 @@ bucket checks what it stores.
 """
 
 import functools
-import hashlib
 import pathlib
 from typing import Optional
 
@@ -26,7 +25,7 @@ def write(folder: pathlib.Path) -> None:
     folder: of a checkpoint, on disk.
   """
   files.write_json(folder / FILE, {
-      name: _checksum(folder / name) for name in _names(folder)})
+      name: paths.checksum(folder / name) for name in _names(folder)})
 
 
 def problem(folder: paths.ConcretePath) -> Optional[str]:
@@ -55,7 +54,7 @@ def _problem(folder, changed):
     for name, checksum in saved.items():
       if name not in found:
         return f'{name} is missing'
-      if _checksum(folder / name) != checksum:
+      if paths.checksum(folder / name) != checksum:
         return f'{name} has changed since it was saved'
   except (OSError, checks.DataError) as err:
     return checks.one_line(err)
@@ -66,8 +65,3 @@ def _names(folder):
   return sorted(
       path.relative_to(folder).as_posix() for path in folder.rglob('*')
       if path.is_file() and path.name not in (FILE, _LATER))
-
-
-def _checksum(path):
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -9,6 +9,7 @@ complete (`leaves`).
 from collections.abc import Iterator
 import contextlib
 import functools
+import hashlib
 import importlib.util
 import os
 import pathlib
@@ -150,6 +151,12 @@ def replace(path: Path, content: bytes) -> None:
     os.replace(hidden, path)
   finally:
     hidden.unlink(missing_ok=True)
+
+
+def checksum(path: pathlib.Path) -> str:
+  """Returns the SHA-256 of a file on disk, in hex."""
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def temporary(path: pathlib.Path) -> pathlib.Path:

@@ -6,7 +6,6 @@ is written last.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-import hashlib
 import os
 import pathlib
 from typing import Any, Optional
@@ -97,16 +96,11 @@ def _is_whole(folder, number):
     return False
   expected = files.read_json(statistics)
   return (path.stat().st_size == expected['bytes'] and
-          _checksum(path) == expected['sha256'])
+          paths.checksum(path) == expected['sha256'])
 
 
 def _statistics(folder, number):
   return folder / f'{number:05d}.json'
-
-
-def _checksum(path):
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def write_shard(folder: pathlib.Path, number: int,
@@ -136,7 +130,7 @@ def write_shard(folder: pathlib.Path, number: int,
     writer.close()
     statistics = dict(
         records=len(digests), positions=positions,
-        bytes=temporary.stat().st_size, sha256=_checksum(temporary),
+        bytes=temporary.stat().st_size, sha256=paths.checksum(temporary),
         digests=digests)
     os.replace(temporary, path)
   finally:

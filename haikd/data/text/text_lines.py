@@ -68,8 +68,8 @@ def digest(path: paths.ConcretePath, cache: pathlib.Path) -> str:
   cached = cache / hashlib.sha256(stamp.encode()).hexdigest()
   if cached.exists():
     return cached.read_text()
-  with streams.explaining_read_errors(path), open(path, 'rb') as file:
-    computed = hashlib.file_digest(file, 'sha256').hexdigest()
+  with streams.explaining_read_errors(path):
+    computed = paths.checksum(pathlib.Path(path))
   with text_tokenizers.explaining_write_errors(cache):
     cache.mkdir(parents=True, exist_ok=True)
     files.replace(cached, computed)
