@@ -120,8 +120,7 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
   objective = objectives[0]
   optimizers = stages_lib.build_optimizers(stages, optimizer_field)
   balance = balance_lib.build_balance(
-      config.balance, [len(x.terms) for x in objectives],
-      has_teacher=has_teacher)
+      config.balance, [len(x.terms) for x in objectives])
   teacher, frozen = objective.teacher, None
   if teacher is not None:
     frozen = _abstract_frozen(config, teacher, spec, mesh)

@@ -193,15 +193,12 @@ class Balance(NamedTuple):
     return value, found
 
 
-def build_balance(value: Any, counts: Sequence[int], *,
-                  has_teacher: bool) -> Balance:
+def build_balance(value: Any, counts: Sequence[int]) -> Balance:
   """Returns the balance of a run.
 
   Args:
     value: `config.balance`, checked.
     counts: the number of terms in each stage.
-    has_teacher: whether the student learns from a teacher. One that does not
-      may have a single term, which is not balanced.
 
   Raises:
     ConfigError: no stage has two terms to balance.
@@ -209,12 +206,10 @@ def build_balance(value: Any, counts: Sequence[int], *,
   found = Balance(**config_lib.balance(value))
   if found.kind == FIXED or max(counts) > 1:
     return found
-  if has_teacher:
-    raise checks.ConfigError(
-        f'config.balance must be fixed where there is one loss; got '
-        f'{found.kind!r}. Add a term to config.losses, or set '
-        'config.distillation.alpha.')
-  return Balance()
+  raise checks.ConfigError(
+      'config.balance must be fixed where there is one loss; got '
+      f'{found.kind!r}. Add a term to config.losses, or set '
+      'config.distillation.alpha.')
 
 
 def check_means(metrics: Mapping[str, float], step: int) -> None:

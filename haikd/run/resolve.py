@@ -155,8 +155,8 @@ def has_teacher(config: config_lib.ConfigDict, spec: base.Batch,
 def alone(config: config_lib.ConfigDict) -> config_lib.ConfigDict:
   """Returns the config of the student alone.
 
-  It has no stages, and none of the losses that take a teacher's scores from the
-  data.
+  It has no stages, no balance, and none of the losses that take a teacher's
+  scores from the data.
 
   Args:
     config: a config from `from_pretrained`.
@@ -166,6 +166,8 @@ def alone(config: config_lib.ConfigDict) -> config_lib.ConfigDict:
     for name, term in config.losses.items():
       if registry.losses.find(term.loss, f'config.losses.{name}.loss').scores:
         del resolved.losses[name]
+  with resolved.ignore_type():  # A dict of options may be replaced by a name.
+    resolved.balance = config_lib.base().balance
   return resolved
 
 
