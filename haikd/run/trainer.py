@@ -88,8 +88,8 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
             workdir, total_steps=config.steps, title=title,
             enabled=jax.process_index() == 0,
             tracker=trackers.open_tracker(config, workdir, title)) as writer):
-    state, metadata = _resume(program, checkpointer, iterator, identity,
-                              vocabulary)
+    state, metadata = _resume(workdir, program, checkpointer, iterator,
+                              identity, vocabulary)
     if state is None:
       state = start(config, program, data, frozen)
     first = int(state.step)
@@ -255,11 +255,11 @@ def _not_finite(metrics):
   return None
 
 
-def _resume(program, checkpointer, iterator, identity, vocabulary):
+def _resume(workdir, program, checkpointer, iterator, identity, vocabulary):
   """Returns the newest state, or None, and what was saved with it."""
   start: dict[str, Any] = dict(seconds=0.0, evaluated=True, best=None)
   # The state is as the stage left it that took the last step.
-  stage = program.stages[program.stage_of(checkpointer.latest_step() or 0)]
+  stage = program.stages[program.stage_of(checkpoint.steps_taken(workdir))]
   restored = checkpointer.restore(stage.abstract_state)
   if restored is None:
     return None, start

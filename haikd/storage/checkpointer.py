@@ -137,8 +137,7 @@ class Checkpointer:
 
   def latest_step(self) -> Optional[int]:
     """Returns the step of the newest complete checkpoint, or None."""
-    folder = leaves_lib.find(self._folder)
-    return None if folder is None else int(folder.name)
+    return self._manager.latest_step()
 
   def wait(self) -> None:
     """Returns when all that was saved is complete on disk."""
@@ -156,8 +155,8 @@ class Checkpointer:
     damaged = leaves_lib.damaged(self._folder)
     if damaged and not leaves_lib.find(self._folder):
       raise checks.DataError(
-          f'checkpoint must be as it was saved; got {damaged[-1]}, where '
-          f'{checksums.problem(damaged[-1])}. Bring back its files, or choose '
+          f'checkpoint must be as it was saved; got {damaged[0]}, where '
+          f'{checksums.problem(damaged[0])}. Bring back its files, or choose '
           'another --workdir.')
     with leaves_lib.writing(self._folder):
       for folder in damaged:

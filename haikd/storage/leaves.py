@@ -1,6 +1,7 @@
 """The leaves of a checkpoint by name: how to find, read and compare them."""
 
 import contextlib
+import itertools
 import json
 import logging
 import pathlib
@@ -84,17 +85,15 @@ def find(folder: paths.ConcretePath) -> Optional[paths.ConcretePath]:
   """
   if folder.name.isdigit() and _is_complete(folder):
     return folder if _is_whole(folder) else None
-  steps = [name for name in paths.names(folder) if name.isdigit()]
-  newest_first = sorted(steps, key=int, reverse=True)
-  folders = (folder / name for name in newest_first)
-  return next((folder for folder in folders
-               if _is_complete(folder) and _is_whole(folder)), None)
+  return next(filter(_is_whole, _complete(folder)), None)
 
 
 def damaged(folder: paths.ConcretePath) -> list[paths.ConcretePath]:
-  """Returns the checkpoints of a folder whose files have changed."""
-  return [folder / name for name in paths.names(folder)
-          if name.isdigit() and checksums.problem(folder / name)]
+  """Returns the checkpoints that are newer than `find` returns, newest first.
+
+  Those before that one are not read.
+  """
+  return list(itertools.takewhile(checksums.problem, _complete(folder)))
 
 
 def read_shapes(folder: paths.ConcretePath) -> Leaves:
@@ -193,6 +192,14 @@ def _is_complete(folder):
   """
   items = paths.names(folder)
   return STATE in items and (not paths.is_remote(folder) or _COMMITTED in items)
+
+
+def _complete(folder):
+  """Yields the complete checkpoints of a folder, the newest first."""
+  steps = [name for name in paths.names(folder) if name.isdigit()]
+  for name in sorted(steps, key=int, reverse=True):
+    if _is_complete(folder / name):
+      yield folder / name
 
 
 def _is_whole(folder):
