@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Optional
 import jax
 import numpy as np
 
+from haikd import align
 from haikd import config as config_lib
 from haikd.align import layers as layers_lib
 from haikd.align import similarity
@@ -77,13 +78,16 @@ def check(student: trainees.Trainee) -> None:
     taps = teacher.taps
     shapes = {kind: {jax.tree.leaves(x)[0].shape[1:] for x in taps[kind]}
               for kind in term.entry.kinds}
-    is_free = not any(name.isdigit() for name in learned) or (
-        all(len(x) == 1 for x in shapes.values()))
+    # Only pooling, and what takes any width, can do with other shapes.
+    is_bound = any(name.isdigit() for name in learned) or (
+        term.aligner.function is align.none and not term.entry.any_width)
+    is_free = not is_bound or all(len(x) == 1 for x in shapes.values())
     if term.aligner.calibrate or not is_free:
       raise checks.ConfigError(
           f"{term.layers_field} must not be adaptive with at='stage' where "
-          "what is learned depends on the teacher's layers: with init='pca', "
-          f"or where their shapes differ; got {shapes}. Set at='start'.")
+          "what is learned, or compared, depends on the teacher's layers: with "
+          f"init='pca', or where their shapes differ; got {shapes}. Set "
+          "at='start'.")
 
 
 def settle(student: trainees.Trainee, frozen: Optional[base.Variables],

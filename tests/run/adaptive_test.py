@@ -237,6 +237,29 @@ def test_what_is_learned_for_other_layers_is_refused(config, options):
       adaptive.check(student)
 
 
+def test_layers_that_only_fit_as_they_begin_are_refused(config):
+  """Those that `uniform` takes have one width, and others another."""
+
+  def network(x, *, is_training, num_classes, depth=STUDENT):
+    del is_training
+    uniform = {round((i + 1) * depth / STUDENT) - 1 for i in range(STUDENT)}
+    hidden = [hk.Linear(WIDTH + (i not in uniform), name=f'layer_{i}')(x)
+              for i in range(depth)]
+    return hk.Linear(num_classes, name='head')(jnp.concatenate(hidden, -1))
+
+  config.losses.hint = haikd.config.term(
+      loss='feature_matching', layers=dict(kind='adaptive', at='stage'),
+      align='none')
+  config.stages = dict(late=dict(start=1))
+  with registry.models.temporary():
+    registry.register_model('parallel', replace=True)(network)
+    student = trainees.build(config, mesh_lib.build_mesh(config.mesh))
+    with pytest.raises(checks.ConfigError, match='or compared, depends'):
+      adaptive.check(student)
+    config.losses.hint.align = 'pool'
+    adaptive.check(trainees.build(config, student.program.mesh))
+
+
 @pytest.mark.parametrize('loss', ('kl_divergence', 'info_nce'))
 def test_losses_without_layers_of_a_teacher_pair_none(config, loss):
   selection = dict(kind='adaptive', at='stage')
