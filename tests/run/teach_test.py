@@ -161,11 +161,11 @@ def test_killed_recording_ends_bitwise_as_undisturbed(
   assert found == content(records)
 
 
-def curve(workdir):
+def curve(workdir, term='kl_divergence'):
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
   rows = [json.loads(line) for line in lines]
   return np.array([
-      [row[name] for name in ('loss', 'loss/kl_divergence', 'grad_norm')]
+      [row[name] for name in ('loss', f'loss/{term}', 'grad_norm')]
       for row in rows if row['split'] == 'train'])
 
 
@@ -379,6 +379,23 @@ def test_records_of_a_kind_give_what_the_live_teacher_gives(
   for name in means:
     np.testing.assert_allclose(means[name], expected[name], rtol=rtol)
   assert np.linalg.norm(gradient - live) < rtol * np.linalg.norm(live)
+
+
+@pytest.mark.slow
+def test_top_k_by_the_command_line(folder, tmp_path):
+  records = (f'--config.teacher.records={{"path": "{tmp_path}/records", '
+             '"kind": "top_k", "k": 6, "bits": 16}')
+  losses = ('--config.distillation.alpha=None',
+            '--config.losses.own.loss=top_k_kl',
+            '--config.losses.own.options={"k": 5, "temperature": 1.0}')
+  assert start(folder, '--mode=teach', records, *losses,
+               workdir=tmp_path / 'teach') == 0
+  assert start(folder, records, *losses, workdir=tmp_path / 'recorded') == 0
+  assert start(folder, '--config.teacher.records={}', *losses,
+               workdir=tmp_path / 'live') == 0
+  recorded, live = (curve(tmp_path / workdir, 'own')
+                    for workdir in ('recorded', 'live'))
+  np.testing.assert_allclose(recorded, live, rtol=5e-3)
 
 
 def test_teacher_of_classes_is_trained_and_recorded(run, tmp_path):

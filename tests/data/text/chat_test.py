@@ -446,6 +446,8 @@ SHEET = '\ufeffid;messages\r\n' + (
 
 
 # The data sets as a user starts them, with their options.
+@pytest.mark.parametrize('is_recorded', (
+    False, pytest.param(True, marks=pytest.mark.slow)))
 @pytest.mark.parametrize('name, file, content, more, said', [
     ('chat', 'csv', SHEET,
      dict(chat_template='own',
@@ -457,7 +459,8 @@ SHEET = '\ufeffid;messages\r\n' + (
      "8 texts hold special tokens that texts get ('<bos>', '<end_of_turn>')"),
 ])
 def test_data_set_from_the_command_line(
-    run, tmp_path, write_language_model, name, file, content, more, said):
+    run, tmp_path, write_language_model, name, file, content, more, said,
+    is_recorded):
   CASES.write_tokenizer('gemma2', tmp_path / 'tokenizer')
   templates = tmp_path / 'tokenizer' / 'additional_chat_templates'
   templates.mkdir()
@@ -475,3 +478,16 @@ def test_data_set_from_the_command_line(
   assert err.count(f"haikd: split 'train', of 8 records: {said}") == 1
   assert err.count("train.csv': columns are separated by ';'") == (
       name == 'chat')
+  if is_recorded:
+    # Hidden states, whose logits are the teacher's within 8 bits.
+    records = ('--config.teacher.records='
+               f'{{"path": "{tmp_path}/records", "kind": "hidden"}}')
+    code, out, err = run('--mode=teach', records, config='chats.py')
+    assert code == 0 and 'recorded 8 rows of' in out, err
+    code, _, err = run(records, config='chats.py', workdir='again')
+    assert code == 0 and 'the teacher does not run' in err, err
+    live, recorded = (
+        json.loads((tmp_path / workdir / 'metrics.jsonl').read_text()
+                   .splitlines()[0]) for workdir in ('run', 'again'))
+    assert recorded['loss/kl_divergence'] == pytest.approx(
+        live['loss/kl_divergence'], rel=0.02)
