@@ -167,6 +167,22 @@ def build_terms(config: config_lib.ConfigDict, *, has_teacher: bool,
   return tuple(terms)
 
 
+def check_losses(config: config_lib.ConfigDict) -> None:
+  """Refuses names and options in `config.losses` that do not exist.
+
+  It needs neither data nor networks.
+
+  Args:
+    config: a complete config.
+
+  Raises:
+    ConfigError: an unknown loss, aligner or option, or a missing one.
+  """
+  for name, fields in config.losses.items():
+    field = f'config.losses.{name}'
+    _build_term(name, config_lib.term(**fields), field, field)
+
+
 def _standard_terms(fields, has_teacher, has_labels, task):
   """Returns the terms of `config.distillation`."""
   soft, hard = _STANDARD.get(task, ('kl_divergence', 'cross_entropy'))

@@ -21,6 +21,7 @@ from haikd import config as config_lib
 from haikd import metrics as metrics_lib
 from haikd.core import checks
 from haikd.core import notes
+from haikd.objective import terms
 from haikd.processes import distributed
 from haikd.report import drawing
 from haikd.run import comparison as comparison_lib
@@ -75,8 +76,8 @@ def train(load: Load, workdir: paths.Path, seeds: int,
     The content of `sweep.json`.
 
   Raises:
-    ConfigError: a method that cannot work; before anything but the teacher is
-      trained.
+    ConfigError: a method whose losses do not exist, before anything is trained;
+      or one that cannot work, before anything but the teacher is.
     DataError, DivergedError, StoppedError: as `job.train`.
   """
   if distributed.is_many():
@@ -95,8 +96,11 @@ def train(load: Load, workdir: paths.Path, seeds: int,
     raise checks.ConfigError(
         'config.sweep.methods must be names of other folders than '
         f'{workdir_lib.TEACHER}; got {tuple(configs)}. Choose another name.')
-  grids = {method: _grid(base.sweep, config)
-           for method, config in configs.items()}
+  grids = {}
+  for method, config in configs.items():
+    with checks.errors_of(f'config.sweep.methods: {method}'):
+      terms.check_losses(config)
+    grids[method] = _grid(base.sweep, config)
   if not base.teacher.init and base.teacher.train.steps:
     notes.say('the teacher of all methods is trained.')
     job.train_teacher(base, workdir)

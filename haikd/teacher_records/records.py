@@ -86,8 +86,9 @@ class Records:
       place += 1
     raise checks.DataError(
         f'{folder_lib.FIELD} must hold a record of each row of config.data; got'
-        f' none of a row in {self._folder}. Its texts, their length, packing '
-        'or chat template are others. Record again, or bring back the data.')
+        f' none of a row in {self._folder}. The examples are others: what they '
+        'hold, or the length, packing or chat template of texts. Record again, '
+        'or bring back the data.')
 
 
 def targets_spec(recipe_options: Any, classes: int, width: Optional[int],

@@ -177,6 +177,10 @@ def test_the_best_on_validation_is_trained_with_other_seeds(
 @pytest.mark.parametrize('losses,metric,message', [
     ({}, 'accuracy', r'config.sweep.methods must be variants .* got \(\)'),
     (dict(teacher={}), 'accuracy', 'must be names of other folders'),
+    (dict(a={}, b=dict(x=dict(loss='dost'))), 'accuracy',
+     "methods: b: config.losses.x.loss must .* got 'dost'. Did you mean 'dist"),
+    (dict(a=dict(x=dict(loss='contrastive'))), 'accuracy',
+     'methods: a: config.losses.x.options.data_size must be given'),
     (TWO, 'acuracy', "be a metric of the student; got 'acuracy'.*accuracy"),
     (dict(a=dict(x=dict(loss='dist', weight=dict(
         kind='linear', start=0.0, end=1.0, steps=9)))), 'accuracy',
@@ -185,9 +189,12 @@ def test_the_best_on_validation_is_trained_with_other_seeds(
 def test_what_cannot_be_compared_is_refused(
     tmp_path, monkeypatch, losses, metric, message):
   fake(monkeypatch, lambda config: math.nan)
+  taught = []
+  monkeypatch.setattr(job, 'train_teacher', lambda *args: taught.append(args))
   with pytest.raises((checks.ConfigError, checks.DivergedError),
                      match=message):
     sweep.train(load(metric, **losses), tmp_path, 1)
+  assert not taught or 'methods: ' not in message
 
 
 def test_a_variant_is_refused_beside_the_mode(run):
