@@ -77,8 +77,9 @@ def base() -> ConfigDict:
           # Whether to train the student alone as well, for comparison.
           baseline=False,
           # Parts of the student's training in which fields of losses,
-          # distillation, optimizer and data.mixture are others, as {stage:
-          # dict(start=…, losses=…, …)}; start is a step, or a share below 1.
+          # distillation, optimizer and data.mixture, or the teacher, are
+          # others, as {stage: dict(start=…, losses=…, …)}; start is a step, or
+          # a share below 1.
           stages={},
           # How the weights of the losses, which it multiplies, are balanced
           # while the student trains: fixed, gradient_norm, uncertainty or dtp,

@@ -5,13 +5,14 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
+from haikd.config import networks
 from haikd.config import rules
 from haikd.core import checks
 from haikd.core import schedules
 
 # The groups of fields that a stage may change.
-GROUPS = ('losses', 'distillation', 'optimizer', 'data')
-_REMEDY = ' Fields of the network, the batch and the run hold for all stages.'
+GROUPS = ('losses', 'distillation', 'optimizer', 'data', 'teacher')
+_REMEDY = ' Fields of the student, the batch and the run hold for all stages.'
 
 
 class Stage(NamedTuple):
@@ -61,9 +62,14 @@ def stages_of(config: ml_collections.ConfigDict) -> tuple[Stage, ...]:
   if not names or starts[names[0]] > 0:
     names, starts[''] = ['', *names], 0
   ends = [*(starts[name] for name in names[1:]), config.steps]
-  return tuple(Stage(name, starts[name], end, _changed(config, name,
-                                                       starts[name]))
-               for name, end in zip(names, ends))
+  stages = tuple(Stage(name, starts[name], end, _changed(config, name,
+                                                         starts[name]))
+                 for name, end in zip(names, ends))
+  if not any('teacher' not in config.stages.get(name, ()) for name in names):
+    raise checks.ConfigError(
+        'config.stages must leave config.teacher to one of them, since the '
+        'student is compared with it; got a teacher in each. Leave one out.')
+  return stages
 
 
 def without(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -159,12 +165,38 @@ def _changed(config, name, start):
             f'{field}.{group} must be a dict of fields; got {values!r}.')
       if group == 'losses':
         values = _switch_off(field, changed.losses, values)
-      if group == 'data':
+      if group == 'teacher':
+        _replace_teacher(field, changed.teacher, values)
+      elif group == 'data':
         _reweigh(field, changed.data.mixture, values, start)
       else:
         _merge(changed[group], values, start)
   _check_mean(field, config.optimizer, changed.optimizer)
   return changed
+
+
+def _replace_teacher(field, teacher, values):
+  """Sets the fields of another teacher, to defaults where it gives none."""
+  if not networks.has_weights(teacher) or teacher.records:
+    raise checks.ConfigError(
+        f'{field}.teacher must come beside a config.teacher with weights and '
+        f'without records; got init={teacher.init!r}, '
+        f'records={dict(teacher.records)}. Set config.teacher.init.')
+  fields = dict(networks.network(), view=networks.view())
+  for name in values:
+    if name not in fields:
+      raise checks.ConfigError(
+          f'{field}.teacher.{name} must be a field of a network. '
+          f'{checks.suggest(name, fields)}')
+  if not values.get('init'):
+    raise checks.ConfigError(
+        f'{field}.teacher.init must name weights; got '
+        f'{values.get("init")!r}. Only config.teacher is trained by the run.')
+  for name, default in fields.items():
+    _put(teacher, name, default)
+  teacher.train.steps = 0
+  with teacher.ignore_type():
+    teacher.update(values)
 
 
 def _switch_off(field, losses, values):

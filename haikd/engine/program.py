@@ -9,13 +9,13 @@ import functools
 from typing import Any, NamedTuple, Optional
 
 import jax
-import jax.numpy as jnp
 import jmp
 
 from haikd import config as config_lib
 from haikd import metrics as metrics_lib
 from haikd.core import base
 from haikd.core import checks
+from haikd.engine import abstract
 from haikd.engine import evaluate
 from haikd.engine import mesh as mesh_lib
 from haikd.engine import stages as stages_lib
@@ -40,6 +40,8 @@ class Program(NamedTuple):
 
   Attributes:
     objective: what is minimised, in the first stage.
+    compared: what is minimised in the first stage that learns from
+      `config.teacher`, which the student is compared with in evaluations.
     init: `(rng) -> TrainState`, on the mesh; no device holds all of it.
     abstract_frozen: likewise the teacher, in its compute dtype, or None.
     stages: of the run, at least one.
@@ -54,6 +56,7 @@ class Program(NamedTuple):
   """
 
   objective: objective_lib.Objective
+  compared: objective_lib.Objective
   init: Callable[[jax.Array], base.TrainState]
   abstract_frozen: Optional[base.Variables]
   stages: tuple[stages_lib.Stage, ...]
@@ -78,13 +81,16 @@ class Program(NamedTuple):
     """Returns the number of the stage that takes a step, counted from 1."""
     return max(sum(step > stage.start for stage in self.stages) - 1, 0)
 
+  def of_stage(self, number: int) -> 'Program':
+    """Returns a program whose objective and teacher are those of a stage."""
+    stage = self.stages[number]
+    return self._replace(
+        objective=stage.objective, abstract_frozen=stage.abstract_frozen)
+
   def freeze(self, network: base.Variables) -> base.Variables:
     """Returns the teacher in its compute dtype, on the mesh."""
-    target = self.abstract_frozen
-    network = jax.tree.map(
-        lambda x, y: x if x.dtype == y.dtype else x.astype(y.dtype), network,
-        target)
-    return jax.device_put(network, mesh_lib.shardings_of(target))
+    assert self.abstract_frozen is not None, 'there is one'
+    return abstract.freeze(network, self.abstract_frozen)
 
 
 def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
@@ -121,29 +127,35 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
   optimizers = stages_lib.build_optimizers(stages, optimizer_field)
   balance = balance_lib.build_balance(
       config.balance, [len(x.terms) for x in objectives])
-  teacher, frozen = objective.teacher, None
-  if teacher is not None:
-    frozen = _abstract_frozen(config, teacher, spec, mesh)
+  learns = [stage.config.teacher == config.teacher for stage in stages]
+  compared = objectives[learns.index(True)]
+  teacher = compared.teacher
+  frozen = abstract.frozen_of(config, teacher, spec, mesh)
+  all_frozen = [
+      frozen if is_compared else
+      abstract.frozen_of(stage.config, x.teacher, spec, mesh)
+      for stage, x, is_compared in zip(stages, objectives, learns)]
 
   def init(rng, optimizer=optimizers[0]):
     return state_lib.init_state(
         objectives,
         optimizer.update,
         rng=rng,
-        batch=_one_example(spec),
-        frozen=frozen,
+        batch=abstract.one_example(spec),
+        frozen=all_frozen,
         loss_scale=precision.initial_loss_scale(config.student.precision),
         with_ema=config.optimizer.ema_decay > 0,
         balance=balance)
 
   states: list[base.TrainState] = []
   for optimizer in optimizers:
-    states.append(_abstract_state(
+    states.append(abstract.state_of(
         functools.partial(init, optimizer=optimizer), objective.student, mesh)
         if optimizer.begins else states[-1])
   state = states[0]
   student = trained_network(state)
-  _check_tensor(mesh, [(objective.student, student), (teacher, frozen)])
+  _check_tensor(mesh, [(objective.student, student), *(
+      (x.teacher, y) for x, y in zip(objectives, all_frozen))])
   layout = mesh_lib.shardings_of(
       dict(state=state, frozen=frozen, student=student))
 
@@ -153,18 +165,19 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
 
   def eval_step(network, evaluated, frozen, has_labels=True):
     return evaluate.build_eval_step(
-        network, live, mesh, evaluated, frozen, task=objective.task,
+        network, live, mesh, evaluated, frozen, task=compared.task,
         has_labels=has_labels, own=own_metrics,
         rows=evaluated_rows(config, mesh), chunk_bytes=chunk_bytes(config))
 
   return Program(
       objective=objective,
+      compared=compared,
       init=jax.jit(init, out_shardings=layout['state']),
       abstract_frozen=frozen,
       stages=stages_lib.build_stages(
-          stages, objectives, optimizers, states,
+          stages, objectives, optimizers, states, all_frozen,
+          compared=frozen,
           mesh=mesh,
-          frozen=layout['frozen'],
           optimizer_field=optimizer_field,
           balance=balance,
           microbatches=config.microbatches,
@@ -175,7 +188,7 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
                           layout['frozen']),
       teacher_eval_step=(
           eval_step(live, layout['frozen'], None,
-                    predict_the_same(*objective.outputs)) if live else
+                    predict_the_same(*compared.outputs)) if live else
           None),
       is_finite=jax.jit(
           lambda state: jmp.all_finite((state.params, state.ema)),
@@ -255,35 +268,6 @@ def _check_tensor(mesh, networks):
         "'mlp/down/w': -2}.")
 
 
-def _abstract_state(init, student: network_lib.Network, mesh):
-  """Returns what `init` makes, with the sharding of each array.
-
-  The optimizer's moments have the names of the parameters, so that the same
-  rules match them.
-  """
-  state = jax.eval_shape(init, jax.random.key(0))
-  place = lambda tree, rules: mesh_lib.place(mesh, tree, rules)
-  layout = jax.tree.map(lambda _: mesh_lib.replicated(mesh), state)._replace(
-      params=base.Params(
-          place(state.params.student, student.tensor),
-          place(state.params.align, {})),
-      opt_state=place(state.opt_state, student.tensor),
-      ema=place(state.ema, student.tensor))
-  return mesh_lib.abstract(state, layout)
-
-
-def _abstract_frozen(config, teacher: network_lib.Network, spec, mesh):
-  """Returns the teacher's parameters and state, with their shardings."""
-  params, net_state = jax.eval_shape(
-      teacher.init, jax.random.key(0), _one_example(spec, abstract=True))
-  policy = precision.policy(config.teacher.precision)
-  params = jax.eval_shape(policy.cast_to_compute, params)
-  layout = base.Variables(
-      mesh_lib.place(mesh, params, teacher.tensor),
-      jax.tree.map(lambda _: mesh_lib.replicated(mesh), net_state))
-  return mesh_lib.abstract(base.Variables(params, net_state), layout)
-
-
 def trained_network(state: base.TrainState) -> base.Variables:
   """Returns the student to use: the running mean of its parameters, if kept.
 
@@ -292,8 +276,3 @@ def trained_network(state: base.TrainState) -> base.Variables:
   """
   params = state.params.student if state.ema is None else state.ema
   return base.Variables(params, state.net_state)
-
-
-def _one_example(spec, *, abstract=False):
-  make = jax.ShapeDtypeStruct if abstract else jnp.zeros
-  return jax.tree.map(lambda x: make((1,) + x.shape[1:], x.dtype), spec)

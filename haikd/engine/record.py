@@ -74,7 +74,7 @@ def build_step(program: program_lib.Program, codec: recipe_lib.Codec,
     lie on the same devices; `uniform` is `[B, …, C]` float32, with the axes of
     positions. Positions that do not count have zeros.
   """
-  teacher, mesh = program.objective.teacher, program.mesh
+  teacher, mesh = program.compared.teacher, program.mesh
   assert teacher is not None, 'it is what is recorded'
   assert program.abstract_frozen is not None
   gather = collectives.build_gather(mesh)
@@ -149,7 +149,7 @@ def unembedding(program: program_lib.Program, frozen: base.Variables,
   Returns:
     LinearLogits of float32 arrays; None for `hidden`.
   """
-  teacher, mesh = program.objective.teacher, program.mesh
+  teacher, mesh = program.compared.teacher, program.mesh
   assert teacher is not None, 'it is what is recorded'
   gather = collectives.build_gather(mesh)
 

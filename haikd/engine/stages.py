@@ -39,6 +39,9 @@ class Stage(NamedTuple):
     measure_every: steps between measurements.
     abstract_state: before and after its steps, as ShapeDtypeStructs with
       shardings.
+    abstract_frozen: likewise its teacher, or None. That of `config.teacher` is
+      the same object as the program's.
+    taught_by: `init` of its teacher where that is not `config.teacher`, or ''.
     begin: `state -> state`, from that of the stage before to that which its
       first step takes; None if it is the same.
   """
@@ -50,6 +53,8 @@ class Stage(NamedTuple):
   measure: Optional[Callable[..., base.TrainState]]
   measure_every: int
   abstract_state: base.TrainState
+  abstract_frozen: Optional[base.Variables]
+  taught_by: str
   begin: Optional[Callable[[base.TrainState], base.TrainState]]
 
   def enter(self, state: base.TrainState, title: str) -> base.TrainState:
@@ -61,8 +66,9 @@ class Stage(NamedTuple):
     """
     if self.name:
       names = ', '.join(term.name for term in self.objective.terms)
+      teacher = f', taught by {self.taught_by}' if self.taught_by else ''
       notes.say(f'{title}: stage {self.name} begins after step {self.start}, '
-                f'with {names}.')
+                f'with {names}{teacher}.')
     return self.begin(state) if self.begin else state
 
   def take(self, step: int, state: base.TrainState, frozen: Any,
@@ -136,8 +142,10 @@ def build_optimizers(stages: Sequence[config_lib.Stage],
 def build_stages(stages: Sequence[config_lib.Stage],
                  objectives: Sequence[objective_lib.Objective],
                  optimizers: Sequence[Optimizer],
-                 states: Sequence[base.TrainState], *,
-                 mesh: jax.sharding.Mesh, frozen: Any, optimizer_field: str,
+                 states: Sequence[base.TrainState],
+                 frozen: Sequence[Optional[base.Variables]], *,
+                 compared: Optional[base.Variables],
+                 mesh: jax.sharding.Mesh, optimizer_field: str,
                  balance: balance_lib.Balance, donate: bool,
                  **options: Any) -> tuple[Stage, ...]:
   """Builds what runs in each stage.
@@ -147,8 +155,9 @@ def build_stages(stages: Sequence[config_lib.Stage],
     objectives: what each minimises.
     optimizers: of each.
     states: the state of each, as ShapeDtypeStructs with shardings.
+    frozen: the teacher of each, likewise, or None.
+    compared: that of `config.teacher`.
     mesh: where they run.
-    frozen: NamedShardings of the teacher, or None.
     optimizer_field: the config field of the optimizer, for messages.
     balance: of the losses.
     donate: whether the new state is written over the old one.
@@ -160,10 +169,10 @@ def build_stages(stages: Sequence[config_lib.Stage],
 
   def named(patterns):
     # The student alone has a student's fields, but not all that losses learn.
-    is_alone = frozen is None and optimizer_field == 'config.optimizer'
+    is_alone = compared is None and optimizer_field == 'config.optimizer'
     return parts.of_network(patterns) if is_alone else tuple(patterns)
 
-  def build(stage, objective, optimizer, state):
+  def build(stage, objective, optimizer, state, frozen):
     fields, params = stage.config.optimizer, state.params
     with errors_of(stage):
       parts.check_frozen(f'{optimizer_field}.frozen', named(fields.frozen),
@@ -176,8 +185,9 @@ def build_stages(stages: Sequence[config_lib.Stage],
       return state._replace(opt_state=optimizer.update.init(state.params))
 
     gradient = step_lib.build_gradient(
-        objective, mesh, placed.params, frozen, frozen_parts=fields.frozen,
-        **options)
+        objective, mesh, placed.params,
+        None if frozen is None else mesh_lib.shardings_of(frozen),
+        frozen_parts=fields.frozen, **options)
     measures = (balance.kind == balance_lib.GRADIENT_NORM and
                 len(objective.terms) > 1)
     return Stage(
@@ -195,10 +205,12 @@ def build_stages(stages: Sequence[config_lib.Stage],
                  if measures else None),
         measure_every=balance.every,
         abstract_state=state,
+        abstract_frozen=frozen,
+        taught_by='' if frozen is compared else stage.config.teacher.init,
         begin=(jax.jit(begin, out_shardings=placed)
                if optimizer.begins and stage.start > 0 else None))
 
-  return tuple(map(build, stages, objectives, optimizers, states))
+  return tuple(map(build, stages, objectives, optimizers, states, frozen))
 
 
 def errors_of(

@@ -18,7 +18,7 @@ def init_state(objectives: Sequence[objective_lib.Objective],
                *,
                rng: jax.Array,
                batch: base.Batch,
-               frozen: Optional[base.Variables],
+               frozen: Sequence[Optional[base.Variables]],
                loss_scale: Any,
                with_ema: bool,
                balance: balance_lib.Balance) -> base.TrainState:
@@ -30,7 +30,7 @@ def init_state(objectives: Sequence[objective_lib.Objective],
     optimizer: optax transformation of the gradient, of the first stage.
     rng: PRNG key for the parameters.
     batch: gives the shapes; one example is enough.
-    frozen: the teacher, or None.
+    frozen: the teacher of each, or None.
     loss_scale: a jmp loss scale.
     with_ema: whether to keep a running mean of the student's parameters.
     balance: of the losses.
@@ -41,9 +41,9 @@ def init_state(objectives: Sequence[objective_lib.Objective],
   Raises:
     ConfigError: a term learns parameters of other shapes in another stage.
   """
-  params, net_state = objectives[0].init(rng, batch, frozen)
-  for other in objectives[1:]:
-    more = other.init(rng, batch, frozen)[0].align
+  params, net_state = objectives[0].init(rng, batch, frozen[0])
+  for other, teacher in zip(objectives[1:], frozen[1:]):
+    more = other.init(rng, batch, teacher)[0].align
     _check_same(params.align, more)
     params = params._replace(align={**more, **params.align})
   names = {term.name: None for x in objectives for term in x.terms}

@@ -126,7 +126,7 @@ def build_step(config: config_lib.ConfigDict,
   split = jax.sharding.NamedSharding(mesh, mesh_lib.BATCH_SPEC)
   batch = mesh_lib.abstract(spec, jax.tree.map(lambda _: split, spec))
   return compiling.Step(stage.train_step, stage.abstract_state,
-                        program.abstract_frozen, batch, mesh)
+                        stage.abstract_frozen, batch, mesh)
 
 
 class _Attempt:

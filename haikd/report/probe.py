@@ -84,7 +84,7 @@ class Probe:
     self.limit = min(config.report.examples,
                      max(MAX_POSITIONS // positions, 1))
     self._gather = collectives.build_gather(program.mesh)
-    objective = program.objective
+    objective = program.compared
     self.family = metrics.family_of(
         objective.outputs[0].logits, objective.task)
     self.kinds = tuple(
@@ -162,7 +162,7 @@ class Probe:
   def _networks(self, kinds):
     data = self._data
     count = tasks.count_outputs(
-        self._program.objective.task, data.spec.labels, data.num_classes)
+        self._program.compared.task, data.spec.labels, data.num_classes)
     return {
         role: network_lib.build_network(
             self._config[role], title=role, num_classes=count, kinds=kinds)
@@ -208,7 +208,7 @@ class Probe:
   def _compiled_observe(self):
     """Returns `(network, frozen, batch, numbers) -> results`."""
     program = self._program
-    objective = program.objective
+    objective = program.compared
     networks = self._networks(
         (FEATURES,) if FEATURES in self.kinds else ())
     sizes = collectives.chunk_sizes(

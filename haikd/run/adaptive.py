@@ -22,6 +22,7 @@ from haikd.core import notes
 from haikd.objective import terms as terms_lib
 from haikd.processes import distributed
 from haikd.run import calibration
+from haikd.run import teachers
 from haikd.run import trainees
 from haikd.run import trainer
 from haikd.storage import checkpoint
@@ -90,7 +91,7 @@ def check(student: trainees.Trainee) -> None:
           "at='start'.")
 
 
-def settle(student: trainees.Trainee, frozen: Optional[base.Variables],
+def settle(student: trainees.Trainee, teacher: Optional[teachers.Teacher],
            workdir: paths.Path) -> trainees.Trainee:
   """Returns the student with its adaptive layers paired.
 
@@ -99,7 +100,7 @@ def settle(student: trainees.Trainee, frozen: Optional[base.Variables],
 
   Args:
     student: from `trainees.build`.
-    frozen: the teacher, on the mesh; None if the run has a checkpoint.
+    teacher: of the run; None if that has a checkpoint.
     workdir: the workdir of the run.
   """
   is_open = _open_terms(student.program)
@@ -109,7 +110,7 @@ def settle(student: trainees.Trainee, frozen: Optional[base.Variables],
 
   def pair(chosen, network):
     """Pairs the layers of terms as they are in a network."""
-    found = _match(student, chosen, network, frozen)
+    found = _match(student, chosen, network, teacher)
     agreed = distributed.first(lambda: [  # All processes must agree.
         (number, name, matched.pairs)
         for (number, name), matched in found.items()])
@@ -133,9 +134,9 @@ def settle(student: trainees.Trainee, frozen: Optional[base.Variables],
     pairs.update({(x.stage, x.term.name): saved[x.stage][x.term.name]
                   for x in is_open if not x.waits or x.stage <= last})
   elif chosen := [x for x in is_open if not x.waits]:
-    assert frozen is not None, 'nothing was found before'
+    assert teacher is not None, 'nothing was found before'
     state = trainer.start(
-        student.config, student.program, student.data, frozen)
+        student.config, student.program, student.data, teacher)
     pair(chosen, base.Variables(state.params.student, state.net_state))
     del state
   # The config stays the one that owns the workdir.
@@ -156,20 +157,21 @@ def _open_terms(program) -> list[_Open]:
   return found
 
 
-def _match(student, chosen, network, frozen):
+def _match(student, chosen, network, teacher):
   """Returns `{(stage, term): Matched}`, computed once where it is the same."""
   found: dict[tuple[int, str], Matched] = {}
   known: dict[tuple[Any, ...], Matched] = {}
   for number, stage in enumerate(student.program.stages):
-    # A term of one name may compare other taps in another stage.
-    keys = {x.term.name: (x.term.name, x.term.entry.kinds, _monotone(x.term))
+    # A term of one name may compare other taps, or teachers, in another stage.
+    keys = {x.term.name: (x.term.name, x.term.entry.kinds, _monotone(x.term),
+                          number if stage.taught_by else None)
             for x in chosen if x.stage == number}
     new = [x.term for x in chosen
            if x.stage == number and keys[x.term.name] not in known]
     if new:
-      program = student.program._replace(objective=stage.objective)
+      program = student.program.of_stage(number)
       matched = build_match(student._replace(program=program), new)(
-          network, frozen)
+          network, teacher.of_stage(number))
       known.update({keys[name]: x for name, x in matched.items()})
     found.update({(number, name): known[key] for name, key in keys.items()})
   return found

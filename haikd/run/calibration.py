@@ -22,6 +22,7 @@ from haikd.engine import program as program_lib
 from haikd.engine import sample
 from haikd.network import network as network_lib
 from haikd.objective import pairs as pairs_lib
+from haikd.run import teachers
 
 ROLES = ('student', 'teacher')
 
@@ -41,7 +42,7 @@ def build_states(
 
   Args:
     config: of the student, resolved.
-    program: its program, with a teacher.
+    program: its program, of a stage with a teacher.
     data: its data.
     kinds: of taps, of which both networks have some.
 
@@ -94,7 +95,7 @@ def build_states(
 
 def calibrate(config: config_lib.ConfigDict, program: program_lib.Program,
               data: pipeline.Data, state: base.TrainState,
-              frozen: Optional[base.Variables]) -> base.TrainState:
+              teacher: Optional[teachers.Teacher]) -> base.TrainState:
   """Returns a state whose alignments start from the teacher's states.
 
   Those of a term are found for the layers of the first stage that has it.
@@ -104,13 +105,13 @@ def calibrate(config: config_lib.ConfigDict, program: program_lib.Program,
     program: as for `build_states`.
     data: as for `build_states`.
     state: before the first step.
-    frozen: the teacher, on the mesh, or None.
+    teacher: of the run, or None.
   """
   align, calibrated = dict(state.params.align), set()
   network = base.Variables(state.params.student, state.net_state)
-  if frozen is None:
+  if teacher is None:
     return state
-  for stage in program.stages:
+  for number, stage in enumerate(program.stages):
     objective = stage.objective
     terms = [term for term in objective.terms
              if term.aligner.calibrate and term.name in align and
@@ -119,8 +120,8 @@ def calibrate(config: config_lib.ConfigDict, program: program_lib.Program,
       continue
     calibrated |= {term.name for term in terms}
     kinds = sorted({kind for term in terms for kind in term.entry.kinds})
-    found = build_states(config, program._replace(objective=objective), data,
-                         kinds)(network, frozen)
+    found = build_states(config, program.of_stage(number), data, kinds)(
+        network, teacher.of_stage(number))
     for term in terms:
       layers = dict(align[term.name])
       for i, (_, group) in enumerate(objective.layers[term.name]):

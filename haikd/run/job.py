@@ -9,7 +9,6 @@ from haikd.core import notes
 from haikd.engine import evaluate as evaluate_lib
 from haikd.engine import mesh as mesh_lib
 from haikd.network import network as network_lib
-from haikd.objective import recorded as recorded_lib
 from haikd.run import adaptive
 from haikd.run import chain
 from haikd.run import pretrained
@@ -17,13 +16,13 @@ from haikd.run import recorded
 from haikd.run import report as report_lib
 from haikd.run import resolve
 from haikd.run import results as results_lib
+from haikd.run import teachers
 from haikd.run import trackers
 from haikd.run import trainees
 from haikd.run import trainer
 from haikd.run import workdir as workdir_lib
 from haikd.run import writer
 from haikd.storage import checkpoint
-from haikd.storage import fingerprint
 from haikd.storage import paths
 
 
@@ -122,6 +121,7 @@ def _prepare(link, data):
     trainee.check_evaluation()
     trainee.check_stages()
     adaptive.check(trainee)
+    teachers.check(trainee.config, trainee.program, trainee.data)
     trainee.check_start(link.workdir)
   workdir_lib.check_owner(link.workdir, networks[0].config)
   return networks
@@ -142,14 +142,14 @@ def _run(workdir, student, alone, teacher, start, command):
   workdir_lib.claim(workdir, config)
   trained = frozen_teacher = None
   if student.records is not None:
-    frozen_teacher = _recorded(student)
+    frozen_teacher = teachers.of_records(student.program, student.records)
     recorded.say(student.records)
   elif student.has_teacher:
     trained = start.pop() if start else trained_teacher(
         student, teacher, workdir)
     frozen_teacher = _freeze(student, trained)
   if frozen_teacher:
-    student = adaptive.settle(student, frozen_teacher.frozen, workdir)
+    student = adaptive.settle(student, frozen_teacher, workdir)
   report = report_lib.Report(student, command, report_lib.FILE)
   results = _evaluate_teacher(student, trained, frozen_teacher)
   del trained  # Its arrays are larger than those of frozen_teacher.
@@ -198,7 +198,7 @@ def evaluate(config: config_lib.ConfigDict, workdir: paths.Path,
     student.check_vocabulary(saved, 'student')
   trained = frozen_teacher = None
   if student.records is not None:
-    frozen_teacher = _recorded(student)
+    frozen_teacher = teachers.of_records(student.program, student.records)
   elif config.teacher.init:
     trained = student.start('teacher')
   elif student.has_teacher:
@@ -252,17 +252,9 @@ def _load(student, workdir, folder, role) -> trainer.Trained:
   return student.trained(field, workdir / folder, role)
 
 
-def _freeze(student, trained_teacher) -> trainer.Teacher:
-  frozen = student.program.freeze(trained_teacher.network)
-  return trainer.Teacher(frozen, fingerprint.tree_hash(frozen))
-
-
-def _recorded(student) -> trainer.Teacher:
-  """Returns what takes the place of a teacher that was recorded."""
-  records = student.records
-  variables = recorded_lib.of_records(records).variables(records.unembedding)
-  return trainer.Teacher(
-      student.program.freeze(variables), records.recipe.identity)
+def _freeze(student, trained_teacher) -> teachers.Teacher:
+  return teachers.freeze(student.config, student.program, student.data,
+                         trained_teacher.network)
 
 
 def _evaluate_teacher(student, trained, teacher):

@@ -47,7 +47,8 @@ def measure(config: config_lib.ConfigDict, workdir: paths.ConcretePath) -> Cost:
   student = adaptive.settle(student, None, folders[0])
   program = student.program
   step: Any = program.train_step  # Compiled by jit.
-  compiled = step.trace(program.abstract_state, program.abstract_frozen,
+  stage = program.stages[0]
+  compiled = step.trace(stage.abstract_state, stage.abstract_frozen,
                         student.data.spec).lower().compile()
   return Cost(config.batch_size / max(speeds),
               compiled.memory_analysis().temp_size_in_bytes)

@@ -31,7 +31,7 @@ from haikd.run import adaptive
 from haikd.run import intervals
 from haikd.run import results as results_lib
 from haikd.run import trainees
-from haikd.run import trainer
+from haikd.run import teachers
 from haikd.run import workdir as workdir_lib
 from haikd.run import writer
 from haikd.storage import checkpoint
@@ -66,7 +66,7 @@ class Report:
     self._is_wanted = student.config.report.write
 
   def observe(self, network: str, variables: base.Variables,
-              teacher: Optional[trainer.Teacher]) -> None:
+              teacher: Optional[teachers.Teacher]) -> None:
     """Runs a student and the teacher on a sample of the final split.
 
     Args:

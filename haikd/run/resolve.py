@@ -18,6 +18,7 @@ from haikd.core import tasks as tasks_lib
 from haikd.data.image import views
 from haikd.objective import build
 from haikd.run import image_views
+from haikd.run import stage_teachers
 from haikd.run import tasks
 from haikd.run import two_tokenizers
 from haikd.run import vocabularies
@@ -61,6 +62,7 @@ def from_pretrained(config: config_lib.ConfigDict) -> config_lib.ConfigDict:
   tasks.check(config)
   image_views.resolve(config, described)
   vocabularies.resolve(config, described)
+  stage_teachers.resolve(config, from_pretrained)
   return config
 
 
@@ -86,23 +88,29 @@ def with_vocabulary(config: config_lib.ConfigDict, text: Any,
   if text is None:
     return config
   config = config.copy_and_resolve_references()
-  texts = dict(teacher=text, student=student_text or text)
-  for role, text in texts.items():
-    function = registry.models[config[role].model].function
-    if 'vocabulary' not in checks.option_names(function):
-      continue
-    options = config[role].options
-    size = options.get('vocabulary')
-    if text.kept_ids is not None or size is None:
-      with config.unlocked():
-        options.vocabulary = text.size
-    elif size < text.size:
-      raise checks.ConfigError(
-          f'config.{role}.options.vocabulary must be no smaller than that of '
-          f'the data; got {size}, and the tokenizer {text.tokenizer} has '
-          f'{text.size}. Give the data the tokenizer of the network, or the '
-          'network another vocabulary.')
+  for field, network in (
+      ('config.teacher', config.teacher), *stage_teachers.teachers(config)):
+    _fit_vocabulary(config, field, network, text)
+  _fit_vocabulary(config, 'config.student', config.student,
+                  student_text or text)
   return config
+
+
+def _fit_vocabulary(config, field, network, text):
+  """Gives an encoder the vocabulary of its texts; refuses a smaller one."""
+  function = registry.models[network.model].function
+  if 'vocabulary' not in checks.option_names(function):
+    return
+  size = network.options.get('vocabulary')
+  if text.kept_ids is not None or size is None:
+    with config.unlocked():
+      network.options.vocabulary = text.size
+  elif size < text.size:
+    raise checks.ConfigError(
+        f'{field}.options.vocabulary must be no smaller than that of the data; '
+        f'got {size}, and the tokenizer {text.tokenizer} has {text.size}. Give '
+        'the data the tokenizer of the network, or the network another '
+        'vocabulary.')
 
 
 def with_task(config: config_lib.ConfigDict,

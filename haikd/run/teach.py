@@ -111,14 +111,14 @@ def _shard_rows(rows: int, positions: int) -> int:
 def _form(student, options) -> record_lib.Predicted:
   """Returns the form of predictions; refuses terms that records don't fit."""
   program, spec = student.program, student.data.spec
-  if program.objective.teacher is None:
+  if program.compared.teacher is None:
     raise checks.ConfigError(
         'config.teacher must have weights, or steps to be trained, to be '
         'recorded; got none, and no term that compares with it. Set '
         'config.teacher.init.')
-  outputs = program.objective.outputs
+  outputs = program.compared.outputs
   form = record_lib.describe(outputs[1].logits, options['kind'])
   recorded = recorded_lib.Recorded(options, form.classes)
   recorded.check_spec(spec)
-  recorded.check(program.objective.terms, outputs[0].logits)
+  recorded.check(program.compared.terms, outputs[0].logits)
   return form

@@ -151,7 +151,7 @@ class Trainee(NamedTuple):
     for stage in program.stages[1:]:
       try:
         jax.eval_shape(stage.train_step, stage.abstract_state,
-                       program.abstract_frozen, self.data.spec)
+                       stage.abstract_frozen, self.data.spec)
       except Exception as err:  # Whatever a user's network or loss raises.
         raise checks.ConfigError(
             f'config.stages.{stage.name} must have a step that runs; got '

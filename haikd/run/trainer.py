@@ -21,23 +21,12 @@ from haikd.run import best as best_lib
 from haikd.run import calibration
 from haikd.run import clock as clock_lib
 from haikd.run import pretrained
+from haikd.run import teachers
 from haikd.run import trackers
 from haikd.run import writer as writer_lib
 from haikd.storage import checkpoint
 from haikd.storage import checkpointer as checkpointer_lib
 from haikd.storage import paths
-
-
-class Teacher(NamedTuple):
-  """A teacher that a student learns from.
-
-  Attributes:
-    frozen: its parameters, in its compute dtype, and its state, on the mesh.
-    identity: the hash of `frozen`, kept with every checkpoint of its student.
-  """
-
-  frozen: base.Variables
-  identity: str
 
 
 class Trained(NamedTuple):
@@ -53,7 +42,7 @@ class Trained(NamedTuple):
 
 
 def train(config: config_lib.ConfigDict, program: program_lib.Program,
-          data: pipeline.Data, teacher: Optional[Teacher],
+          data: pipeline.Data, teacher: Optional[teachers.Teacher],
           workdir: paths.Path, title: str,
           settle: Optional[Callable] = None) -> Trained:
   """Trains `config.student`, or goes on where its training stopped.
@@ -75,7 +64,7 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
     DivergedError: the loss, a gradient or a parameter is not finite.
     StoppedError: SIGTERM has come, and the step in which it came is saved.
   """
-  frozen = teacher.frozen if teacher else None
+  frozen = taught_by = teacher.frozen if teacher else None
   identity = teacher.identity if teacher else ''
   text = data.text_of('student')
   vocabulary = text.identity if text else ''
@@ -91,7 +80,7 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
     state, metadata = _resume(workdir, program, checkpointer, iterator,
                               identity, vocabulary)
     if state is None:
-      state = start(config, program, data, frozen)
+      state = start(config, program, data, teacher)
     first = int(state.step)
     last_stage = program.stages[-1].start
     best = best_lib.Best(config.evaluation, metadata['best'], last_stage)
@@ -140,12 +129,15 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
         break
       batch = collectives.shard_batch(program.mesh, next(iterator))
       number = program.stage_of(step)
+      if teacher and step in (first + 1, program.stages[number].start + 1):
+        del taught_by  # Before the next one is read.
+        taught_by = teacher.of_stage(number)
       if step == program.stages[number].start + 1:
         if settled := settle and settle(number, state):
           program = program._replace(stages=settled.stages)
         state = program.stages[number].enter(state, title)
       stage = program.stages[number]
-      state, metrics = stage.take(step, state, frozen, batch)
+      state, metrics = stage.take(step, state, taught_by, batch)
       # While the device computes this step, the host logs the previous one.
       writer.progress(step)
       if pending:
@@ -272,20 +264,20 @@ def _resume(workdir, program, checkpointer, iterator, identity, vocabulary):
 
 def start(config: config_lib.ConfigDict, program: program_lib.Program,
           data: pipeline.Data,
-          frozen: Optional[base.Variables]) -> base.TrainState:
+          teacher: Optional[teachers.Teacher]) -> base.TrainState:
   """Returns the state before the first step.
 
   Args:
     config: as for `train`.
     program: as for `train`.
     data: as for `train`.
-    frozen: the teacher, or None.
+    teacher: as for `train`.
 
   Raises:
     DataError: the weights of `config.student.init` cannot be loaded.
   """
   state = program.init(jax.random.key(config.seed))
-  state = calibration.calibrate(config, program, data, state, frozen)
+  state = calibration.calibrate(config, program, data, state, teacher)
   if not config.student.init:
     return state
   expected = program.abstract_state

@@ -16,6 +16,7 @@ from haikd.core import registry
 from haikd.engine import mesh as mesh_lib
 from haikd.run import adaptive
 from haikd.run import calibration
+from haikd.run import teachers
 from haikd.run import trainees
 from haikd.run import trainer
 from haikd.storage import checkpoint
@@ -280,7 +281,8 @@ def test_a_projection_starts_from_the_teachers_principal_components(config):
   student = trainees.build(config, mesh_lib.build_mesh(config.mesh))
   teacher = layers(np.random.default_rng(0), TEACHER)
   state = trainer.start(student.config, student.program, student.data,
-                        student.program.freeze(variables(teacher)))
+                        teachers.freeze(student.config, student.program,
+                                        student.data, variables(teacher)))
   project = state.params.align['hint']['0']['project']
   examples = np.stack([
       x['x'] for x in registry.datasets['numbers'].function('train')])

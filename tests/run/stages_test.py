@@ -185,8 +185,16 @@ def test_patience_waits_for_the_last_stage(tmp_path):
      r'b\.start must differ from that of other stages; got step 3, where a'),
     (dict(a=dict(start=0, batch_size=4)),
      r'a\.batch_size must be a group of fields that may change in a stage\. '
-     'Known: data, distillation, losses, optimizer, start'),
+     'Known: data, distillation, losses, optimizer, start, teacher'),
     (dict(a=dict(start=0, student=dict(model='vit'))), r'a\.student must be a'),
+    (dict(a=dict(start=0, teacher=dict(model='vit'))),
+     r'a\.teacher\.init must name weights; got None\. Only config\.teacher is'),
+    (dict(a=dict(start=0, teacher=dict(init='x', train=dict(steps=3)))),
+     r'a\.teacher\.train must be a field of a network'),
+    (dict(a=dict(start=0, teacher=dict(init='x'))),
+     r'stages must leave config\.teacher to one of them'),
+    (dict(a=dict(start=3, teacher=dict(init='x', precision='float8'))),
+     r'stages\.a: config\.teacher\.precision must be '),
     (dict(a=dict(start=0, optimizer=3)), r'a\.optimizer must be a dict of'),
     (dict(a=dict(start=0, optimizer=dict(learning_rat=3.0))),
      r"stages\.a: config\.optimizer\.learning_rat must .* 'learning_rate'"),
@@ -208,6 +216,53 @@ def test_patience_waits_for_the_last_stage(tmp_path):
 def test_stage_that_cannot_be_is_refused(stages, text):
   with pytest.raises(checks.ConfigError, match=text):
     make_config(**stages)
+
+
+def test_stage_may_have_another_teacher(whole, tmp_path, monkeypatch, caplog):
+  """Up to its end the run is that of the other teacher alone, bit for bit."""
+  weights = dict(init=str(whole), options=dict(hidden=(4, 4), dropout=0.1))
+  config = make_config(6, early=dict(start=0, teacher=weights),
+                       late=dict(start=4, losses=dict(hint=None)))
+  config.teacher.init = str(whole / 'teacher')
+  alone = make_config(6, late=dict(start=4, losses=dict(hint=None)))
+  alone.teacher.update(weights)
+  with caplog.at_level(logging.INFO, 'haikd'):
+    job.train(config, tmp_path / 'run')
+  assert caplog.messages.count(
+      'student: stage early begins after step 0, with kl_divergence, '
+      f'cross_entropy, hint, taught by {whole}.') == 1
+  with monkeypatch.context() as patch:
+    kill_at(patch, 4)
+    with pytest.raises(_Cut):
+      job.train(config, tmp_path / 'killed')
+  job.train(config, tmp_path / 'killed')
+  job.train(alone, tmp_path / 'alone')
+  got, killed, expected = (
+      [row for row in rows(tmp_path / name) if row['split'] == 'train']
+      for name in ('run', 'killed', 'alone'))
+  loss = lambda row: row['loss/kl_divergence']
+  assert killed == got
+  assert list(map(loss, got[:4])) == list(map(loss, expected[:4]))
+  assert loss(got[4]) != loss(expected[4])
+  # Evaluations compare with the teacher of the config.
+  teacher, of_whole = (
+      json.loads((x / 'result.json').read_text())['teacher']
+      for x in (tmp_path / 'run', whole))
+  assert {**teacher, 'seconds': 0} == {**of_whole, 'seconds': 0}
+  config.stages.early.teacher.init = str(tmp_path / 'alone')
+  with pytest.raises(checks.DataError, match='teacher'):
+    job.train(config, tmp_path / 'killed')
+
+
+def test_teacher_of_a_stage_that_sees_other_images_is_refused(whole):
+  config = make_config(a=dict(start=6, teacher=dict(init=str(whole / 'teacher'),
+                                                    options=dict(hidden=(8, 8))
+                                                    )))
+  config.data.mean = 0.5
+  with pytest.raises(checks.ConfigError, match=(
+      r'^config\.stages\.a\.teacher must take what config\.teacher takes, .*'
+      r'changes config\.teacher\.view\.')):
+    build(config)
 
 
 @pytest.mark.parametrize('stages, text', [

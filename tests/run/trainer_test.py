@@ -17,6 +17,7 @@ from haikd.data import pipeline
 from haikd.engine import mesh as mesh_lib
 from haikd.engine import program as program_lib
 from haikd.run import job
+from haikd.run import teachers
 from haikd.run import trainer
 from haikd.run import writer
 from haikd.storage import checkpoint
@@ -333,9 +334,9 @@ def test_divergence_names_the_newest_checkpoint_once_it_is_saved(
 
 
 def test_another_teacher_is_refused(tmp_path):
-  Training(tmp_path, steps=4).start(trainer.Teacher(None, 'a' * 64))
+  Training(tmp_path, steps=4).start(teachers.Teacher(None, 'a' * 64))
   with pytest.raises(checks.DataError, match='^teacher must be the one that'):
-    Training(tmp_path).start(trainer.Teacher(None, 'b' * 64))
+    Training(tmp_path).start(teachers.Teacher(None, 'b' * 64))
 
 
 @pytest.mark.parametrize('decay', (0.0, 0.9))
