@@ -7,21 +7,15 @@ from typing import Any, NamedTuple, Optional
 from haikd import metrics as metrics_lib
 from haikd.core import checks
 from haikd.report import figures
+from haikd.run import comparable
 from haikd.run import intervals
 from haikd.run import results as results_lib
-from haikd.run import two_tokenizers
 from haikd.run import workdir as workdir_lib
 from haikd.run import writer
 from haikd.storage import files
 from haikd.storage import paths
 
 _WIDTH = 32  # Characters of a run's name in the table.
-# Fields that must agree for results to be comparable.
-_SAME = (('evaluation.final', 'split'), ('data.name', 'data set'),
-         ('data.mixture', 'mixture'), ('data.options', 'data'))
-# Options of data that say how a network reads the same examples.
-_READING = ('chat_template', 'classes', 'tokenizer', two_tokenizers.OPTION,
-            'vocabulary')
 
 
 class Run(NamedTuple):
@@ -125,7 +119,11 @@ def compare(runs: Sequence[Run], network: str = 'student') -> Comparison:
     ConfigError: the runs have no seed or metric in common, or were evaluated on
       different splits or data.
   """
-  remarks = _check_same(runs)
+  configs = {run.name: run.config for run in runs}
+  if len(configs) < len(runs):
+    raise checks.ConfigError('every run must be given once; got '
+                             f'{", ".join(run.name for run in runs)}.')
+  remarks = comparable.check(configs)
   shared = set(runs[0].results).intersection(*(run.results for run in runs))
   if not shared:
     seeds = '; '.join(f'{run.name}: {_listed(run.results)}' for run in runs)
@@ -251,42 +249,6 @@ def _cell(score, interval, sign):
   if interval.half_width is None:
     return mean
   return f'{mean} ± {score.show(interval.half_width, unit=False)}'
-
-
-def _check_same(runs):
-  """Refuses runs of different data; returns what may differ, sentences."""
-  names = [run.name for run in runs]
-  if len(set(names)) < len(names):
-    raise checks.ConfigError(
-        f'every run must be given once; got {", ".join(names)}.')
-  for field, what in _SAME:
-    given = [_field(run, field) for run in runs]
-    if field == 'data.options':
-      given = [{name: x for name, x in options.items() if name not in _READING}
-               for options in given]
-    if _differ(given):
-      raise checks.ConfigError(
-          f'runs must be evaluated on the same {what} (config.{field}); got '
-          f'{_by_name(names, given)}. Compare runs of one {what}.')
-  fields = ('data.source_dir', *(f'data.options.{x}' for x in _READING))
-  values = {field: [_field(run, field) for run in runs] for field in fields}
-  return [f'config.{field} differs, and the data may: {_by_name(names, given)}.'
-          for field, given in values.items() if _differ(given)]
-
-
-def _field(run, field):
-  value: Any = run.config
-  for part in field.split('.'):
-    value = value.get(part, {})
-  return value
-
-
-def _differ(values):
-  return any(value != values[0] for value in values)
-
-
-def _by_name(names, values):
-  return '; '.join(f'{name}: {value!r}' for name, value in zip(names, values))
 
 
 def _listed(seeds):

@@ -21,9 +21,11 @@ from haikd import config as config_lib
 from haikd import metrics as metrics_lib
 from haikd.core import checks
 from haikd.core import notes
+from haikd.core import plugins
 from haikd.objective import terms
 from haikd.processes import distributed
 from haikd.report import drawing
+from haikd.run import comparable
 from haikd.run import comparison as comparison_lib
 from haikd.run import console
 from haikd.run import job
@@ -96,9 +98,11 @@ def train(load: Load, workdir: paths.Path, seeds: int,
     raise checks.ConfigError(
         'config.sweep.methods must be names of other folders than '
         f'{workdir_lib.TEACHER}; got {tuple(configs)}. Choose another name.')
+  comparable.check(configs)
   grids = {}
   for method, config in configs.items():
     with checks.errors_of(f'config.sweep.methods: {method}'):
+      plugins.load(config.plugins)
       terms.check_losses(config)
     grids[method] = _grid(base.sweep, config)
   if not base.teacher.init and base.teacher.train.steps:

@@ -33,6 +33,9 @@ METHODS = """
     def get_config(variant=''):
       config = tiny.get_config()
       config.distillation.alpha = 0.0
+      if variant:  # The data set of methods comes with a plugin.
+        config.plugins = ('my_plugin',)
+        config.data.name, config.data.options = 'spoilt', {}
       return config_lib.variant(config, variant, METHODS)
 """
 
@@ -141,6 +144,24 @@ def load(metric='accuracy', **losses):
     config.sweep.weights = (1.0, 10.0)
     return config_lib.variant(config, variant, losses)
   return get
+
+
+def test_methods_of_several_data_sets_are_refused_before_the_teacher(
+    tmp_path, monkeypatch):
+  configs = fake(monkeypatch, lambda config: 0.5)
+  get = load(**TWO)
+
+  def other(variant):
+    config = get(variant)
+    config.data.name = 'fashion' if variant == 'none' else 'digits'
+    return config
+
+  trained = []
+  monkeypatch.setattr(job, 'train_teacher', lambda *args: trained.append(args))
+  with pytest.raises(checks.ConfigError, match=(
+      'on the same data set .config.data.name.; got one: .digits.; none: ')):
+    sweep.train(other, tmp_path, seeds=1)
+  assert not trained and not configs
 
 
 TWO = dict(one=dict(x=dict(loss='logit_mse', weight=3.0)), none={})
