@@ -30,8 +30,8 @@ from haikd.report import probe as probe_lib
 from haikd.run import adaptive
 from haikd.run import intervals
 from haikd.run import results as results_lib
-from haikd.run import trainees
 from haikd.run import teachers
+from haikd.run import trainees
 from haikd.run import workdir as workdir_lib
 from haikd.run import writer
 from haikd.storage import checkpoint
