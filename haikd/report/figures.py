@@ -54,6 +54,7 @@ def spreads(panels: Mapping[str, Sequence[Spread]], *, title: str,
       axes.axvline(0, color=_INK, lw=0.8, ls='--')
       axes.set(title=name, ylim=(len(found) - 0.5, -0.5))
       axes.set_yticks(range(len(labels)), labels)
+      axes.locator_params(axis='x', nbins=5)  # More would overlap.
     _hide(grid.flat[len(panels):])
   return drawing.content
 
