@@ -38,7 +38,9 @@ def plan(config: config_lib.ConfigDict,
          debug: bool = False) -> list[estimate_lib.Estimate]:
   """Compiles the training step for each topology and says what it takes.
 
-  Prints a table, writes `plan.json` and draws `plan.png` in the workdir.
+  Prints a table, writes `plan.json` and draws `plan.png` in the workdir, as
+  soon as the step is compiled for each topology. What comes of the search for
+  the largest microbatch is added afterwards.
 
   Args:
     config: a validated config, its plugins imported.
@@ -46,7 +48,7 @@ def plan(config: config_lib.ConfigDict,
     workdir: where to write; its folder is made.
     build: makes the step of a config for some devices; `build_step` by default.
     compiles: at most so many further steps are compiled to find the largest
-      microbatch; with 0 neither that nor a remedy is searched for.
+      microbatch of a topology; with 0 neither that nor a remedy is searched for.
     debug: show what the compiler writes to standard error.
 
   Returns:
@@ -75,21 +77,24 @@ def plan(config: config_lib.ConfigDict,
       devices = chips.find_devices(topology)
     attempts.append(_Attempt(topology, devices, build, debug))
     attempts[-1].build(config)  # A wrong config fails before any compile.
-  estimates, error = [], None
-  for attempt in attempts:
-    estimate = attempt(config)
-    if search.fits(estimate):
-      if compiles:
-        estimate = estimate._replace(
-            largest_microbatch=search.largest_microbatch(
-                config, estimate, attempt, compiles=compiles))
-    else:
+  estimates = [attempt(config) for attempt in attempts]
+  _show(estimates)
+  _write(workdir, estimates)
+  picture.plot_plans(workdir, estimates)
+  error = None
+  for i, (attempt, estimate) in enumerate(zip(attempts, estimates)):
+    if not search.fits(estimate):
       tried = search.remedies(config, estimate, attempt) if compiles else []
       error = error or search.does_not_fit(estimate, tried)
-    estimates.append(estimate)
-  _show(estimates)
-  files.write_json(workdir / FILE, [to_json(x) for x in estimates])
-  picture.plot_plans(workdir, estimates)
+    elif compiles and estimate.available is not None:
+      print(f'{estimate.topology}: the largest microbatch that fits is looked '
+            f'for, with at most {compiles} further compilations', flush=True)
+      most = search.largest_microbatch(
+          config, estimate, attempt, compiles=compiles)
+      estimates[i] = estimate._replace(largest_microbatch=most)
+      _write(workdir, estimates)
+      print(f'{estimate.topology}: the largest microbatch that fits is {most}',
+            flush=True)
   if error:
     raise error
   return estimates
@@ -158,6 +163,10 @@ class _Attempt:
     return self._known[key]
 
 
+def _write(workdir, estimates):
+  files.write_json(workdir / FILE, [to_json(x) for x in estimates])
+
+
 def to_json(estimate: estimate_lib.Estimate) -> dict[str, Any]:
   """Returns an estimate as it is written to `plan.json`."""
   return {
@@ -188,8 +197,6 @@ def rows(estimates: Sequence[estimate_lib.Estimate]) -> list[list[str]]:
   add('mesh', lambda x: ' x '.join(map(str, x.mesh.values())))
   add('batch size', lambda x: f'{x.batch_size}')
   add('microbatch', lambda x: f'{x.microbatch}')
-  add('largest that fits',
-      lambda x: x.largest_microbatch and f'{x.largest_microbatch}')
   for name in ('parameters', 'optimizer', 'average', 'other', 'teacher',
                'batch'):
     add(f'{name}, GiB', lambda x: x.state[name] and _gib(x.state[name]))

@@ -1,6 +1,6 @@
 """Finds the largest microbatch that fits, or a remedy if the step does not fit.
 
-Nothing is predicted: every candidate is compiled.
+Every candidate is compiled: what is predicted is only which to compile next.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,8 +11,10 @@ from haikd.core import checks
 from haikd.plan import chips
 from haikd.plan import estimate as estimate_lib
 
-# One guess is at most so many times as large as the last.
+# Nothing beyond so many times what was asked for is tried.
 _MAX_GROWTH = 64
+# Nor is what would be larger by less than this share.
+_WORTH = 0.05
 
 Try = Callable[[config_lib.ConfigDict], estimate_lib.Estimate]
 
@@ -36,35 +38,43 @@ def fits(estimate: estimate_lib.Estimate) -> bool:
 
 
 def largest(size: Callable[[int], float], room: float, start: int, *,
-            tries: int) -> int:
+            tries: int, fixed: float = 0.0, worth: float = 0.0) -> int:
   """Returns the largest number whose size has room, given that `start` has.
 
   Sizes grow about linearly. The next guess is therefore on a line through the
-  last two known sizes, one on either side of the limit if there is one.
+  last two known sizes, one on either side of the limit if there is one, and at
+  first on one through `fixed`.
 
   Args:
     size: the size of a number; it grows with the number.
     room: the limit of sizes.
     start: a number that fits.
     tries: `size` is asked at most so often, beside `start`.
+    fixed: the part of `size(start)` that does not grow.
+    worth: what is larger by less than this share is not tried.
 
   Returns:
-    The largest number that is known to fit.
+    The largest number that is known to fit, at most 64 times `start`.
   """
   known = {start: size(start)}
+  most = _MAX_GROWTH * start
   for _ in range(tries):
     below = max(n for n, taken in known.items() if taken <= room)
     above = min((n for n in known if n > below), default=None)
-    if above == below + 1:
+    if below == most or above == below + 1:
       break
-    guess = 2 * below
     if len(known) > 1:
       other = above or max(n for n in known if n < below)
       slope = (known[other] - known[below]) / (other - below)
-      if slope > 0:
-        guess = below + int((room - known[below]) / slope)
-    limit = above - 1 if above else _MAX_GROWTH * below
-    guess = min(max(guess, below + 1), limit)
+    else:
+      slope = (known[start] - fixed) / start
+    limit = above - 1 if above else most
+    guess = limit
+    if slope > 0:
+      guess = below + int(min((room - known[below]) / slope, limit - below))
+    guess = max(guess, below + 1)
+    if guess < (1 + worth) * below:
+      break
     known[guess] = size(guess)
   return max(n for n, taken in known.items() if taken <= room)
 
@@ -81,8 +91,9 @@ def largest_microbatch(config: config_lib.ConfigDict,
     compiles: at most so many steps are compiled.
 
   Returns:
-    The largest number of examples that a device was found to hold at once; None
-    if no limit is known.
+    The largest number of examples that a device was found to hold at once, to
+    5 % where the memory grows linearly, and at most 64 times that of
+    `estimate`; None if no limit is known.
   """
   if estimate.available is None:
     return None
@@ -95,8 +106,10 @@ def largest_microbatch(config: config_lib.ConfigDict,
     changed.batch_size = microbatch * shards * config.microbatches
     return attempt(changed).peak
 
-  return largest(
-      size, estimate.available, estimate.microbatch, tries=compiles)
+  fixed = sum(taken for name, taken in estimate.state.items()
+              if name != 'batch')
+  return largest(size, estimate.available, estimate.microbatch, tries=compiles,
+                 fixed=min(fixed, estimate.peak), worth=_WORTH)
 
 
 def remedies(config: config_lib.ConfigDict, estimate: estimate_lib.Estimate,

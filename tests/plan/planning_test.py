@@ -133,9 +133,17 @@ def test_largest_microbatch_is_found_within_memory(config, memory, tmp_path,
                          compiles=0)[0].peak
 
   memory(limit)
+  capsys.readouterr()
   [found] = planning.plan(config, ['cpu:8'], tmp_path, build=build, compiles=4)
   assert found.microbatch < found.largest_microbatch
-  assert 'largest that fits' in capsys.readouterr().out
+  # The table comes after the first compilation, the search after the table.
+  before, _, after = capsys.readouterr().out.partition('needed, GiB')
+  assert before.count('compiling, batch size') == 1
+  assert 2 <= after.count('compiling, batch size') + 1 <= 5
+  assert (f'the largest microbatch that fits is {found.largest_microbatch}\n'
+          in after)
+  [written] = json.loads((tmp_path / planning.FILE).read_text())
+  assert written['largest_microbatch'] == found.largest_microbatch
   assert peak(found.largest_microbatch) <= limit
   memory(None)
   assert peak(2 * found.largest_microbatch) > limit

@@ -20,29 +20,50 @@ def make(peak, available=100.0, **fields):
 @pytest.mark.parametrize('size', [lambda n: 3 + n, lambda n: n**1.5,
                                   lambda n: n**0.5])
 def test_largest_is_found(limit, size):
-  assert search.largest(size, size(limit + 0.5), 1, tries=40) == limit
+  assert search.largest(size, size(limit + 0.5), 1, tries=70) == min(limit, 64)
 
 
 def test_line_is_followed():
   asked = []
   size = lambda n: asked.append(n) or 10 + 2 * n
-  # 10 + 2 * 45 is 100: one more to learn the slope, one to go there, one to
-  # see that it is the last.
+  # 10 + 2 * 45 is 100: one more to learn the slope, as if all grew, one to go
+  # there, one to see that it is the last.
   assert search.largest(size, 100, 4, tries=9) == 45
-  assert asked == [4, 8, 45, 46]
+  assert asked == [4, 22, 45, 46]
+
+
+def test_what_is_fixed_and_what_is_worth_a_try_save_tries():
+  asked = []
+  size = lambda n: asked.append(n) or 10 + 2 * n
+  assert search.largest(size, 100, 4, tries=9, fixed=10) == 45
+  assert asked == [4, 45, 46]
+  asked.clear()
+  assert search.largest(size, 100, 4, tries=9, fixed=10, worth=0.05) == 45
+  assert asked == [4, 45]
+
+
+def test_nothing_far_beyond_what_was_asked_for_is_tried():
+  asked = []
+  size = lambda n: asked.append(n) or 1 + n / 1e6
+  assert search.largest(size, 100, 3, tries=9, fixed=1) == 3 * 64
+  assert asked == [3, 192]
 
 
 def test_tries_are_bounded():
   asked = []
   found = search.largest(lambda n: asked.append(n) or 0, 1, 3, tries=3)
-  assert (asked, found) == ([3, 6, 12, 24], 24)
+  assert (asked, found) == ([3, 192], 192)
+  asked.clear()
+  size = lambda n: asked.append(n) or n**3
+  search.largest(size, 40**3 + 1, 1, tries=3)
+  assert len(asked) == 1 + 3
 
 
 def test_one_refusal_is_between_what_is_known():
   asked = []
   size = lambda n: asked.append(n) or (n if n < 7 else 100)
   assert search.largest(size, 10, 2, tries=9) == 6
-  assert asked[:3] == [2, 4, 10]
+  assert asked[:2] == [2, 10]
 
 
 def test_microbatch_grows_with_the_batch_and_nothing_else():
@@ -54,10 +75,13 @@ def test_microbatch_grows_with_the_batch_and_nothing_else():
     seen.append((changed.batch_size, changed.microbatches))
     return make(changed.batch_size / 32, available=10.0)
 
+  state = dict(parameters=3.0, batch=0.5)
   found = search.largest_microbatch(
-      config, make(4.0, available=10.0, batch_size=128), attempt, compiles=6)
+      config, make(4.0, available=10.0, batch_size=128, state=state), attempt,
+      compiles=6)
   assert found == 10
-  assert seen == [(256, 2), (320, 2), (352, 2)]
+  # As if 3 bytes did not grow, which they do.
+  assert seen == [(32 * 28, 2), (32 * 10, 2), (32 * 11, 2)]
   assert config.batch_size == 128
 
 
