@@ -71,7 +71,7 @@ def decode(content: bytes, place: str, channels: int = 3) -> np.ndarray:
   with _opened(io.BytesIO(content), place) as image:
     try:
       image.load()
-      image = ImageOps.exif_transpose(image)
+      ImageOps.exif_transpose(image, in_place=True)
     except Exception as err:  # Pillow's decoders raise many kinds.
       raise _damaged(place, err) from err
     if image.mode in _DEEP:
@@ -80,7 +80,8 @@ def decode(content: bytes, place: str, channels: int = 3) -> np.ndarray:
       image = image.convert('RGBA')
       white = Image.new('RGBA', image.size, (255, 255, 255, 255))
       image = Image.alpha_composite(white, image)
-    array = np.asarray(image.convert('RGB' if channels == 3 else 'L'))
+    mode = 'RGB' if channels == 3 else 'L'
+    array = np.asarray(image if image.mode == mode else image.convert(mode))
   return array.reshape(*array.shape[:2], channels)
 
 

@@ -260,3 +260,13 @@ def test_image_size_must_be_a_positive_number(size):
   with pytest.raises((checks.ConfigError, TypeError)):
     config.data.image_size = size
     config_lib.validate(config)
+
+
+@pytest.mark.parametrize('size', [5, 40])
+def test_colours_are_resized_at_once_as_one_by_one(size):
+  image = np.random.default_rng(0).integers(0, 256, (17, 23, 3), np.uint8)
+  whole = resize.resize_and_crop(image, size=size, crop=0.9)
+  single = [resize.resize_and_crop(image[..., i:i + 1], size=size, crop=0.9)
+            for i in range(3)]
+  np.testing.assert_array_equal(whole, np.concatenate(single, axis=-1))
+  whole[0, 0] = 0  # An augmentation may write into it.
