@@ -148,5 +148,5 @@ def _resize(image, top, left, rows, columns, size):
         (size, size), Image.Resampling.BILINEAR, box=box))
 
   if image.dtype == np.uint8 and image.shape[-1] == 3:
-    return resized(image)  # The same values as below, in two thirds of the time.
+    return resized(image)  # As below, in two thirds of the time.
   return np.stack([resized(x) for x in np.moveaxis(image, -1, 0)], axis=-1)
