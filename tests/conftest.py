@@ -27,6 +27,8 @@ os.environ['XLA_FLAGS'] = ' '.join(
     (*FLAGS, os.environ.get('XLA_FLAGS', ''),
      '--xla_force_host_platform_device_count=8'))
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# Where an operation was written stands in no test: a twentieth of the time.
+os.environ.setdefault('JAX_TRACEBACK_IN_LOCATIONS_LIMIT', '0')
 os.environ['COLUMNS'] = '200'  # A row of a table is one line.
 
 if 'PYTEST_XDIST_WORKER' not in os.environ:  # Workers inherit the variables.

@@ -323,12 +323,13 @@ SMALLER = dict(
 
 # published_sizes_test.py and fetched_data_test.py run the configs that need a
 # trained teacher or downloaded data, task_jobs_test.py those of other tasks,
-# run/sweep_test.py those of methods.
-@pytest.mark.parametrize('name', sorted(
-    p.stem for p in CONFIGS.glob('*.py')
-    if not p.stem.startswith(
+# run/sweep_test.py those of methods. Stages are those of digits_fitnets.py too.
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=[pytest.mark.slow] * (name == 'digits_tinybert'))
+    for name in sorted(p.stem for p in CONFIGS.glob('*.py'))
+    if not name.startswith(
         ('c4_', 'imagenet_', 'sentences_', 'austen_', 'friedman_', 'documents_',
-         'scenes_')) and not p.stem.endswith('_methods')))
+         'scenes_')) and not name.endswith('_methods')])
 def test_smoke_variant_of_config_runs(fresh, name, tmp_path, capsys):
   argv = ['launch', f'--config={CONFIGS / name}.py:smoke',
           f'--workdir={tmp_path / "run"}',
