@@ -12,8 +12,10 @@ from haikd import config as config_lib
 from haikd.core import checks
 from haikd.engine import mesh as mesh_lib
 from haikd.engine import stages as stages_lib
+from haikd.run import adaptive
 from haikd.run import job
 from haikd.run import resolve
+from haikd.run import teachers
 from haikd.run import trainees
 from haikd.run import trainer
 from haikd.storage import checkpoint
@@ -252,6 +254,30 @@ def test_stage_may_have_another_teacher(whole, tmp_path, monkeypatch, caplog):
   config.stages.early.teacher.init = str(tmp_path / 'alone')
   with pytest.raises(checks.DataError, match='teacher'):
     job.train(config, tmp_path / 'killed')
+
+
+def test_adaptive_layers_of_a_stage_resemble_its_own_teacher(whole, tmp_path):
+  weights = dict(init=str(whole), options=dict(hidden=(4, 4), dropout=0.1))
+  term = dict(loss='feature_matching', layers='adaptive', align='project')
+
+  def found(name, learned_from, **early):
+    config = make_config(6, late=dict(start=4), early=dict(
+        start=0, losses=dict(hint=None, other=term), **early))
+    with config.losses.ignore_type():
+      config.losses.hint.layers = 'adaptive'
+    config.teacher.update(learned_from)
+    student = build(config)
+    adaptive.settle(student, teachers.freeze(
+        student.config, student.program, student.data,
+        student.start('teacher').network), tmp_path / name)
+    return adaptive.read(tmp_path / name)
+
+  (tmp_path / 'both').mkdir()
+  (tmp_path / 'one').mkdir()
+  both = found('both', dict(init=str(whole / 'teacher')), teacher=weights)
+  one = found('one', weights)
+  assert both['other'] == one['other']
+  assert both['hint'] != one['hint']
 
 
 def test_teacher_of_a_stage_that_sees_other_images_is_refused(whole):
