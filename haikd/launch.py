@@ -28,7 +28,7 @@ XDG_CACHE_HOME), so that later runs start faster. JAX_COMPILATION_CACHE_DIR sets
 another folder; if it is empty, nothing is cached.
 
 Exit codes: 0 done; 1 a bug, or an unforeseen error in your own code; 2 wrong
-config, flag or plugin; 3 unusable data, checkpoint or file; 4 training
+config, flag or plugin; 3 unusable data, checkpoint, file or server; 4 training
 diverged; 5 the planned step does not fit; 6 another process of the run has
 failed, is dead or hangs; 130 interrupted; 141 nobody reads the output any more;
 143 stopped by SIGTERM and saved, so that a new start resumes the run.
@@ -60,6 +60,11 @@ _FORESEEN = (checks.ConfigError, checks.DataError, checks.DivergedError,
 _BROKEN_PIPE = 128 + signal.SIGPIPE
 _MODES = ('train', 'eval', 'plan', 'export', 'teach', 'sweep')
 _FORMATS = ('hf', 'stablehlo', 'npz')
+_FLAGS = dict(  # Each of one mode, and what holds in others.
+    topology=('plan', 'A run uses the devices that it finds.'),
+    output=('export', 'A run writes to its --workdir.'),
+    format=('export', 'Export when the run is done.'),
+    server=('teach', 'Training reads what --mode=teach has recorded.'))
 
 
 def main(argv: Optional[list[str]] = None) -> int:
@@ -138,6 +143,9 @@ def _run(config, values, command, load):
   elif values.mode == 'export':
     from haikd.run import export
     print(export.export(config, workdir, values.output, values.format or 'hf'))
+  elif values.mode == 'teach' and values.server:
+    from haikd.run import served
+    served.teach(config, workdir, values.server)
   elif values.mode == 'teach':
     from haikd.run import teach
     teach.teach(config, workdir)
@@ -216,6 +224,9 @@ def _define_flags():
       'Folder to export to; by default <workdir>/export for hf, and '
       '<workdir>/export-<format> for the others.',
       flag_values=values)
+  flags.DEFINE_string(
+      'server', None, 'Address of a teacher on a server, for --mode=teach.',
+      flag_values=values)
   flags.DEFINE_integer(
       'seeds',
       1,
@@ -265,18 +276,11 @@ def _check_mode(values):
     raise checks.ConfigError(
         f'--seeds must be left out with --mode={values.mode}; got '
         f'--seeds={values.seeds}. Give the --workdir of one seed.')
-  if values.topology and values.mode != 'plan':
-    raise checks.ConfigError(
-        '--topology must be left out unless --mode=plan; got '
-        f'--mode={values.mode}. A run uses the devices that it finds.')
-  if values.output and values.mode != 'export':
-    raise checks.ConfigError(
-        '--output must be left out unless --mode=export; got '
-        f'--mode={values.mode}. A run writes to its --workdir.')
-  if values.format and values.mode != 'export':
-    raise checks.ConfigError(
-        '--format must be left out unless --mode=export; got '
-        f'--mode={values.mode}. Export when the run is done.')
+  for flag, (mode, remedy) in _FLAGS.items():
+    if values[flag].value and values.mode != mode:
+      raise checks.ConfigError(
+          f'--{flag} must be left out unless --mode={mode}; got '
+          f'--mode={values.mode}. {remedy}')
 
 
 def _wants_debug(values, argv):

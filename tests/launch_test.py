@@ -399,7 +399,7 @@ def test_a_config_of_haikd_is_named(capsys, tmp_path, monkeypatch):
   assert launch.main(['launch', '--config=haikd:digits_mlp']) == 2
   err = capsys.readouterr().err
   assert "got 'digits_mlp'. Did you mean 'digits_" in err
-  assert 'Known: austen_draft, austen_llama_from_smollm2, c4_llama1b_' in err
+  assert 'Known: austen_draft, austen_llama_from_smollm2, austen_' in err
   # The file is found, and the variant reaches it; the folder has its name.
   name = 'haikd:digits_mlp_from_convnet:smoke'
   assert launch.main(['launch', f'--config={name}', '--mode=eval']) == 3

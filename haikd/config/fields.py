@@ -188,6 +188,16 @@ def base() -> ConfigDict:
   # Its predictions, recorded by --mode=teach, to learn from in its place, as
   # dict(path=…, kind=…); {} for the teacher itself.
   config.teacher.records = ConfigDict()
+  # How a teacher on a server is asked, with --mode=teach --server=….
+  config.teacher.server = ConfigDict(
+      dict(
+          # Name of its model; None for the only one of the server.
+          model=config_dict.placeholder(str),
+          # Requests that are sent at once.
+          requests=16,
+          # Seconds that a request may take.
+          timeout=600.0,
+      ))
   # Networks between teacher and student, {name: haikd.config.assistant(…)}: in
   # the order of their names, each learns from the one before.
   config.assistants = ConfigDict()

@@ -22,7 +22,8 @@ ANY = object  # The type of a field that takes any value.
 _RULES = (
     ('be positive', lambda x: x > 0,
      ('steps', 'batch_size', 'microbatches', 'log_every', 'checkpoint_every',
-      'keep_checkpoints', 'data.prefetch', 'evaluation.batch_size')),
+      'keep_checkpoints', 'data.prefetch', 'evaluation.batch_size',
+      'teacher.server.requests', 'teacher.server.timeout')),
     ('be None or a positive number',
      lambda x: x is None or checks.is_number(x) and x > 0, ('chunk_mib',)),
     ('be 0 or more, and below 1', lambda x: 0 <= x < 1,

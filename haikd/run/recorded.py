@@ -17,6 +17,7 @@ from haikd.teacher_records import records as records_lib
 from haikd.teacher_records import rows as rows_lib
 
 FIELD = recorded_lib.FIELD
+SERVED = 'served'  # What the manifest says of a teacher on a server.
 
 _LOOKED_UP = 1000  # Rows, before training.
 # What the config says of a teacher that decides its predictions.
@@ -52,6 +53,24 @@ def check_fields(config: config_lib.ConfigDict) -> None:
         f'{", ".join(config.assistants)}. Leave one of the two out.')
 
 
+def check_served(config: config_lib.ConfigDict, where: str) -> None:
+  """Refuses a teacher in the config beside one that was on a server.
+
+  Args:
+    config: of the run.
+    where: what says that it was there.
+
+  Raises:
+    ConfigError: the teacher of the config has weights, or is to be trained.
+  """
+  if config_lib.has_weights(config.teacher):
+    teacher = config.teacher
+    raise checks.ConfigError(
+        f'config.teacher.init must be None and train.steps 0 {where}, since the'
+        f' teacher runs on a server; got init={teacher.init!r}, train.steps='
+        f'{teacher.train.steps}. Set them so, and give the data its tokenizer.')
+
+
 def check_varies(data: pipeline.Data) -> None:
   """Refuses data whose examples are others in each epoch.
 
@@ -84,6 +103,9 @@ def open_records(config: config_lib.ConfigDict) -> records_lib.Records:
   records = records_lib.Records(given['path'])
   _check_same(FIELD, given['path'], config_lib.record_options(given),
               records.recipe.options)
+  if SERVED in records.network:
+    check_served(config, f'with the records in {given["path"]}')
+    return records
   said = network_of(config)
   if records.network['init'] and not said['init']:
     return records  # They are all that is left of the teacher.

@@ -4,23 +4,17 @@ Each process makes every n-th of them. All take the same number of steps: one
 that has fewer rows than another gives the teacher padding.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import concurrent.futures
-import math
 import pathlib
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, Protocol
 
-import jax
 import numpy as np
 
-from haikd import config as config_lib
 from haikd.core import base
 from haikd.core import checks
 from haikd.data import pipeline
-from haikd.engine import collectives
 from haikd.engine import mesh as mesh_lib
-from haikd.engine import program as program_lib
-from haikd.engine import record as record_lib
 from haikd.processes import distributed
 from haikd.run import recording_progress
 from haikd.teacher_records import folder as folder_lib
@@ -48,6 +42,24 @@ class Part(NamedTuple):
   is_last: bool
 
 
+class Predictor(Protocol):
+  """What predicts the rows of parts: a teacher here, or on a server.
+
+  Attributes:
+    share: which part of the shards this process makes.
+    size: how many rows a part has.
+  """
+
+  share: mesh_lib.Share
+  size: int
+
+  def start(self, part: Part) -> Any:
+    """Begins to predict; returns before it is done."""
+
+  def finish(self, started: Any) -> Mapping[str, np.ndarray]:
+    """Returns what a codec's `make` returns, `[B, …]`, of what was begun."""
+
+
 class Work:
   """Makes the shards that are missing.
 
@@ -58,39 +70,22 @@ class Work:
   Args:
     folder: of the records.
     recipe: of the records.
-    config: of the run, with its teacher.
-    program: likewise.
-    data: likewise.
-    rows: of the training split.
+    predictor: predicts the rows.
+    data: of the run.
+    split: of the data, which is recorded.
   """
 
   def __init__(self, folder: pathlib.Path, recipe: recipe_lib.Recipe,
-               config: config_lib.ConfigDict, program: program_lib.Program,
-               data: pipeline.Data, rows: int):
+               predictor: Predictor, data: pipeline.Data, split: str):
     self.folder = folder
-    self.shards = -(-rows // recipe.shard_rows)
+    self._rows = data.sizes[split]
+    self.shards = -(-self._rows // recipe.shard_rows)
     self._recipe, self._codec = recipe, recipe.codec()
-    self._program, self._data, self._rows = program, data, rows
-    self._split = config.data.train
-    mesh = program.mesh
-    self._share = mesh_lib.batch_share(mesh)
-    unit = math.lcm(mesh_lib.batch_shards(mesh), self._share.count)
-    limit = program_lib.evaluated_rows(config, mesh)
-    size = min(config.evaluation.batch_size,
-               recipe.shard_rows * self._share.count, rows * self._share.count)
-    if limit is not None:
-      size = min(size, limit * mesh_lib.batch_shards(mesh))
-    # Rows of a part, of this process.
-    self._size = -(-size // unit) * unit // self._share.count
-    self._step = record_lib.build_step(
-        program, self._codec, program_lib.chunk_bytes(config))
+    self._predictor, self._share = predictor, predictor.share
+    self._data, self._split = data, split
 
-  def run(self, frozen: base.Variables) -> None:
-    """Makes the shards that are missing; call it on all processes.
-
-    Args:
-      frozen: the teacher, on the mesh.
-    """
+  def run(self) -> None:
+    """Makes the shards that are missing; call it on all processes."""
     distributed.first(lambda: folder_lib.begin(self.folder, self._recipe))
     missing = distributed.first(
         lambda: folder_lib.missing(self.folder, self.shards))
@@ -109,14 +104,12 @@ class Work:
         part = self._agree(ahead)
         if part is not None:
           ahead = pool.submit(next, parts, None)
-          batch = collectives.shard_batch(
-              self._program.mesh, (part.batch, part.uniform))
-          started = part, self._step(frozen, *batch)
+          started = part, self._predictor.start(part)
         else:
           started = None
-        if running:  # While the device works on the next part.
-          done, arrays = running
-          made = self._encode(done, jax.tree.map(local_rows, arrays))
+        if running:  # While the next part is predicted.
+          done, begun = running
+          made = self._encode(done, self._predictor.finish(begun))
           records += made
           made_positions = int(done.keep.sum()) * self._recipe.copies
           positions += made_positions
@@ -161,20 +154,20 @@ class Work:
       number = group[share.index] if share.index < len(group) else None
       rows = range(0) if number is None else range(
           number * size, number * size + self._rows_of([number]))
-      starts = range(0, longest, self._size)
+      starts = range(0, longest, self._predictor.size)
       for start in starts:
-        yield self._part(number, rows[start:start + self._size],
+        yield self._part(number, rows[start:start + self._predictor.size],
                          is_last=start == starts[-1])
 
   def _part(self, shard, rows, is_last) -> Part:
     """Reads some rows."""
-    count = len(rows)
-    indices = np.zeros(self._size, np.int64)
+    count, size = len(rows), self._predictor.size
+    indices = np.zeros(size, np.int64)
     indices[:count] = rows
     batch = self._data.pick(
-        self._split, indices=indices, batch_size=self._size, shards=1,
+        self._split, indices=indices, batch_size=size, shards=1,
         process_index=0, process_count=1)[0]
-    is_real = np.arange(self._size) < count
+    is_real = np.arange(size) < count
 
     def blank(mask):
       return mask & is_real.reshape(-1, *(1,) * (mask.ndim - 1))
@@ -202,14 +195,3 @@ class Work:
       records += [(digest, self._codec.encode(kept, copy))
                   for copy in range(self._recipe.copies)]
     return records
-
-
-def local_rows(array: jax.Array) -> np.ndarray:
-  """Returns the rows that `collectives.shard_batch` took from this process.
-
-  Args:
-    array: a global array, split over the batch axes.
-  """
-  parts = {shard.index[0].indices(array.shape[0])[0]: shard.data
-           for shard in array.addressable_shards}
-  return np.concatenate([np.asarray(parts[row]) for row in sorted(parts)])

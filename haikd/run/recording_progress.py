@@ -54,12 +54,13 @@ class Progress:
     self._console.progress(done)
     if now - self._shown >= _EVERY or self._done == self._rows:
       self._shown = now
-      speed = self._done / (now - self._start)
+      seconds = now - self._start
       expected = self._bytes * self._total / max(self._done, 1)
       self._console.write(done, 'train', {
           'MB': self._bytes / 1e6, 'MB expected': expected / 1e6,
           'bytes a position': self._bytes / max(self._positions, 1),
-          console_lib.SPEED: speed})
+          'positions a second': self._positions / seconds,
+          console_lib.SPEED: self._done / seconds})
 
 
 def summary(manifest: Mapping[str, Any], folder: pathlib.Path) -> str:

@@ -5,12 +5,15 @@ on its rows alone, so that one that a kill has cut short is made again as it
 would have been.
 """
 
+from collections.abc import Callable, Mapping
 import math
 import pathlib
-from typing import Any
+from typing import Any, Optional
 
 from haikd import config as config_lib
+from haikd.core import base
 from haikd.core import checks
+from haikd.data import pipeline
 from haikd.engine import mesh as mesh_lib
 from haikd.engine import record as record_lib
 from haikd.objective import recorded as recorded_lib
@@ -18,6 +21,7 @@ from haikd.processes import distributed
 from haikd.run import job
 from haikd.run import recorded as run_recorded
 from haikd.run import recording
+from haikd.run import recording_here
 from haikd.run import recording_progress
 from haikd.run import resolve
 from haikd.run import trainees
@@ -51,12 +55,7 @@ def teach(config: config_lib.ConfigDict, workdir: paths.Path) -> dict[str, Any]:
     DataError: data or files cannot be used, or the folder holds other records.
     StoppedError: SIGTERM has come; complete shards are kept.
   """
-  given = config_lib.plain(config.teacher.records)
-  if not given:
-    raise checks.ConfigError(
-        'config.teacher.records must say where and what to record with '
-        '--mode=teach; got {}. Set it to dict(path=…, kind=…).')
-  workdir, folder = paths.as_path(workdir), pathlib.Path(given['path'])
+  given, workdir = given_of(config), paths.as_path(workdir)
   run_recorded.check_fields(config)
   live: Any = config.copy_and_resolve_references()
   live.teacher.records = config_lib.ConfigDict()
@@ -76,36 +75,84 @@ def teach(config: config_lib.ConfigDict, workdir: paths.Path) -> dict[str, Any]:
     trained = job.trained_teacher(student, teacher, workdir)
     frozen = student.program.freeze(trained.network)
     del trained
-    rows = student.data.sizes[live.data.train]
-    text = student.data.text_of('teacher')
-    positions = math.prod(student.data.spec.mask.shape[1:form.axes])
-    recipe = recipe_lib.Recipe(
-        options=options, teacher=fingerprint.tree_hash(frozen),
-        vocabulary=text.identity if text else '', classes=form.classes,
-        axes=form.axes,
-        width=form.width if options['kind'] == recipe_lib.HIDDEN else None,
-        shard_rows=_shard_rows(rows, positions))
-    work = recording.Work(folder.expanduser(), recipe, live, student.program,
-                          student.data, rows)
-    with distributed.stoppable():
-      work.run(frozen)
-    unembedding = None
-    if options['kind'] == recipe_lib.HIDDEN:
-      unembedding = hidden.rotated(record_lib.unembedding(
+    recipe = recipe_of(student.data, live.data.train, options,
+                       fingerprint.tree_hash(frozen), form)
+    predictor = recording_here.Predictor(
+        recipe, live, student.program, frozen,
+        student.data.sizes[live.data.train])
+
+    def unembedding():
+      return hidden.rotated(record_lib.unembedding(
           student.program, frozen, student.data.spec))
-    manifest = distributed.first(lambda: folder_lib.complete(
-        work.folder, recipe, work.shards, run_recorded.network_of(live),
-        unembedding))
+
+    work = recording.Work(folder_of(given), recipe, predictor, student.data,
+                          live.data.train)
+    return record(
+        work, recipe, run_recorded.network_of(live),
+        unembedding if options['kind'] == recipe_lib.HIDDEN else lambda: None)
+
+
+def given_of(config: config_lib.ConfigDict) -> dict[str, Any]:
+  """Returns `config.teacher.records`; raises ConfigError if it is empty."""
+  given = config_lib.plain(config.teacher.records)
+  if not given:
+    raise checks.ConfigError(
+        'config.teacher.records must say where and what to record with '
+        '--mode=teach; got {}. Set it to dict(path=…, kind=…).')
+  return given
+
+
+def folder_of(given: Mapping[str, Any]) -> pathlib.Path:
+  """Returns the folder of records, from `given_of`."""
+  return pathlib.Path(given['path']).expanduser()
+
+
+def recipe_of(data: pipeline.Data, split: str, options: Mapping[str, Any],
+              teacher: str, form: record_lib.Predicted) -> recipe_lib.Recipe:
+  """Returns what decides the content of records.
+
+  Args:
+    data: of the run.
+    split: of the data, which is recorded.
+    options: kind and options.
+    teacher: what identifies it.
+    form: of its predictions.
+  """
+  text = data.text_of('teacher')
+  positions = math.prod(data.spec.mask.shape[1:form.axes])
+  least, most = _SHARD_POSITIONS
+  size = min(max(data.sizes[split] * positions // _SHARDS, least), most)
+  return recipe_lib.Recipe(
+      options=options, teacher=teacher,
+      vocabulary=text.identity if text else '', classes=form.classes,
+      axes=form.axes,
+      width=form.width if options['kind'] == recipe_lib.HIDDEN else None,
+      shard_rows=max(size // positions, 1))
+
+
+def record(work: recording.Work, recipe: recipe_lib.Recipe,
+           network: Mapping[str, Any],
+           unembedding: Callable[[], Optional[base.LinearLogits]]
+           ) -> dict[str, Any]:
+  """Makes what is missing of records, and completes them.
+
+  Args:
+    work: makes them.
+    recipe: of the records.
+    network: what is said of the teacher, for the manifest.
+    unembedding: returns that of hidden states, or None.
+
+  Returns:
+    The manifest.
+  """
+  with distributed.stoppable():
+    work.run()
+  kept = unembedding()  # All processes gather it.
+  manifest = distributed.first(lambda: folder_lib.complete(
+      work.folder, recipe, work.shards, network, kept))
   if distributed.is_first():
     print(recording_progress.summary(manifest, work.folder))
   return manifest
-
-
-def _shard_rows(rows: int, positions: int) -> int:
-  """Returns how many rows a shard has, given all and the positions of one."""
-  least, most = _SHARD_POSITIONS
-  size = min(max(rows * positions // _SHARDS, least), most)
-  return max(size // positions, 1)
 
 
 def _form(student, options) -> record_lib.Predicted:

@@ -37,7 +37,7 @@ FREE_FIELDS = ('steps', 'log_every', 'checkpoint_every', 'keep_checkpoints',
                'teacher.remat_modules', 'teacher.placement', 'report',
                'sweep', 'tracker',
                # Checkpoints know their content, as that of a teacher.
-               'teacher.records')
+               'teacher.records', 'teacher.server')
 
 # Those of them that may not if the best network is kept.
 _OF_BEST = ('evaluation.split', 'evaluation.metrics')

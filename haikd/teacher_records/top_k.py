@@ -48,8 +48,26 @@ class Codec(NamedTuple):
     others = jnp.put_along_axis(log_probs, ids, -jnp.inf, axis=-1,
                                 inplace=False)
     rest = jnp.log(jnp.sum(jnp.exp(others), axis=-1))
-    return dict(ids=ids, codes=logarithms.nearest(largest, self.bits),
-                rest=logarithms.nearest(rest, _REST_BITS))
+    return self._coded(ids, largest, rest)
+
+  def take(self, ids: np.ndarray,
+           log_probs: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns what is kept where only the largest are known.
+
+    The rest is 1 less their sum: below a millionth, it is no more than what
+    rounding has left of it.
+
+    Args:
+      ids: int32 `[..., K]`, the likeliest first.
+      log_probs: float32 `[..., K]`, in nats.
+
+    Returns:
+      As `make`, with the leading axes of `ids`.
+    """
+    total = np.sum(np.exp(log_probs.astype(np.float64)), axis=-1)
+    with np.errstate(divide='ignore'):
+      rest = np.log(np.maximum(1 - total, 0.0)).astype(np.float32)
+    return jax.device_get(self._coded(ids, log_probs, rest))
 
   def encode(self, arrays: Mapping[str, np.ndarray], copy: int) -> bytes:
     """Writes some positions.
@@ -81,6 +99,11 @@ class Codec(NamedTuple):
     return recorded.TopK(ids.reshape(shape),
                          logarithms.decode(codes, self.bits),
                          logarithms.decode(rest, _REST_BITS))
+
+  def _coded(self, ids, log_probs, rest):
+    """Returns what `make` does, given log-probabilities in nats."""
+    return dict(ids=ids, codes=logarithms.nearest(log_probs, self.bits),
+                rest=logarithms.nearest(rest, _REST_BITS))
 
   def zeros(self, shape: tuple[int, ...]) -> recorded.TopK:
     """Returns what padding holds.

@@ -19,8 +19,8 @@ from haikd.run import sweep
 from haikd.storage import files
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
-FILES = ('austen_draft', 'digits_methods', 'fashion_methods',
-         'sentences_methods')
+FILES = ('austen_draft', 'austen_records', 'digits_methods',
+         'fashion_methods', 'sentences_methods')
 
 METHODS = """
     from haikd import config as config_lib
@@ -58,8 +58,9 @@ def test_all_methods_of_configs_have_terms_that_exist(
     built = terms.build_terms(
         config, has_teacher=True, has_labels=True, has_scores=False,
         task='classification')
-    assert (len(built) == 1) == (method == 'alone' or name == 'austen_draft')
-    found.add(str(config.losses))
+    assert (len(built) == 1) == (
+        method == 'alone' or name.startswith('austen_'))
+    found.add(f'{config.losses} {config.teacher.records}')
   assert len(found) == len(methods)  # None is another's copy.
   with pytest.raises(checks.ConfigError,
                      match=f'variant of a config must be {methods[0]}, .*smoke '

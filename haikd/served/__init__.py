@@ -1,0 +1,1 @@
+"""A teacher that runs on a server, and how it is asked."""
