@@ -170,6 +170,73 @@ def write_language_model(tmp_path):
 
 
 @pytest.fixture
+def buckets(monkeypatch):
+  """Replaces gcsfs, installed or not, by objects in memory; returns its class.
+
+  They have what gcsfs says of them, and can be made to fail.
+  """
+  import hashlib
+  import importlib
+
+  from etils.epath import backend
+  from fsspec.implementations import memory
+
+  from haikd.storage import paths
+
+  class FakeBuckets(memory.MemoryFileSystem):
+    protocol = ('gcs', 'gs')
+    store = {}
+    pseudo_dirs = ['']
+    failure = None
+    # Calls after which it fails.
+    healthy = 0
+
+    @classmethod
+    def _strip_protocol(cls, path):
+      return '/' + path.removeprefix('gs://').strip('/')
+
+    @classmethod
+    def upload(cls, folder, bucket):
+      """Copies a folder's files; returns the address of the copy."""
+      for path in sorted(folder.rglob('*')):
+        if path.is_file():
+          cls().pipe_file(f'{bucket}/{path.relative_to(folder)}',
+                          path.read_bytes())
+      return bucket
+
+    def _check(self):
+      if self.failure:
+        type(self).healthy -= 1
+        if self.healthy < 0:
+          raise self.failure
+
+    def ls(self, path, detail=True, **options):
+      self._check()
+      return super().ls(path, detail, **options)
+
+    def info(self, path, **options):
+      self._check()
+      info = super().info(path, **options)
+      if info['type'] == 'file':
+        content = self.store[self._strip_protocol(path)].getvalue()
+        info['md5Hash'] = hashlib.md5(content).hexdigest()
+      return info
+
+    def _open(self, *args, **options):
+      self._check()
+      return super()._open(*args, **options)
+
+  forget = backend.fsspec_backend._get_filesystem.cache_clear
+  monkeypatch.setattr(paths.importlib.util, 'find_spec', lambda name: name)
+  registry = importlib.import_module('fsspec.registry')
+  monkeypatch.setitem(registry._registry, 'gcs', FakeBuckets)
+  forget()
+  yield FakeBuckets
+  forget()
+  paths._epath.cache_clear()
+
+
+@pytest.fixture
 def run(fresh, tmp_path, capsys):
   """Runs a config in a new folder; returns (exit code, stdout, stderr)."""
   from haikd import launch

@@ -35,8 +35,9 @@ def check(given: Mapping[str, Any]) -> None:
   path, kind = values['path'], values['kind']
   _require('path', 'name a folder', isinstance(path, str) and path, path,
            'Choose one for --mode=teach to write to.')
-  _require('path', 'be a local folder', '://' not in path, path,
-           'Copy the records, or mount the bucket.')
+  _require('path', 'be a local folder or begin with gs://',
+           '://' not in path.removeprefix('gs://'), path,
+           'Copy the records, or mount the storage.')
   _require('kind', f'be one of {", ".join(OPTIONS)}', kind in OPTIONS, kind,
            checks.suggest(str(kind), OPTIONS))
   for name in given:

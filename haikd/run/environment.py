@@ -2,12 +2,12 @@
 
 import logging
 import os
-import pathlib
 
 from absl import logging as absl_logging
 import jax
 
 from haikd.core import checks
+from haikd.storage import outputs
 
 
 def check_devices() -> None:
@@ -45,8 +45,7 @@ def use_compilation_cache() -> None:
   if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
     return
   try:
-    cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-    folder = pathlib.Path(cache) / 'haikd' / 'compiled'
+    folder = outputs.cache('compiled')
     folder.mkdir(parents=True, exist_ok=True)
   except (OSError, RuntimeError):  # RuntimeError: there is no home folder.
     return

@@ -6,7 +6,6 @@ that has fewer rows than another gives the teacher padding.
 
 from collections.abc import Iterator, Mapping
 import concurrent.futures
-import pathlib
 from typing import Any, NamedTuple, Optional, Protocol
 
 import numpy as np
@@ -17,6 +16,7 @@ from haikd.data import pipeline
 from haikd.engine import mesh as mesh_lib
 from haikd.processes import distributed
 from haikd.run import recording_progress
+from haikd.storage import paths
 from haikd.teacher_records import folder as folder_lib
 from haikd.teacher_records import recipe as recipe_lib
 from haikd.teacher_records import rows as rows_lib
@@ -75,7 +75,7 @@ class Work:
     split: of the data, which is recorded.
   """
 
-  def __init__(self, folder: pathlib.Path, recipe: recipe_lib.Recipe,
+  def __init__(self, folder: paths.ConcretePath, recipe: recipe_lib.Recipe,
                predictor: Predictor, data: pipeline.Data, split: str):
     self.folder = folder
     self._rows = data.sizes[split]

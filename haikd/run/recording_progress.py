@@ -1,11 +1,11 @@
 """Shows how far the recording of a teacher is, and what it will take."""
 
 from collections.abc import Mapping
-import pathlib
 import time
 from typing import Any
 
 from haikd.run import console as console_lib
+from haikd.storage import paths
 
 _EVERY = 10  # Seconds between two lines, at least.
 
@@ -63,7 +63,7 @@ class Progress:
           console_lib.SPEED: self._done / seconds})
 
 
-def summary(manifest: Mapping[str, Any], folder: pathlib.Path) -> str:
+def summary(manifest: Mapping[str, Any], folder: paths.ConcretePath) -> str:
   """Returns what was recorded, in a line.
 
   Args:

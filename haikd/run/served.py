@@ -20,15 +20,18 @@ from haikd.engine import mesh as mesh_lib
 from haikd.engine import program as program_lib
 from haikd.engine import record as record_lib
 from haikd.objective import recorded as recorded_lib
+from haikd.processes import distributed
 from haikd.run import recorded as run_recorded
 from haikd.run import recording
 from haikd.run import resolve
+from haikd.run import served_probe
 from haikd.run import teach as teach_lib
 from haikd.run import workdir as workdir_lib
 from haikd.served import client as client_lib
 from haikd.served import completions
 from haikd.served import prompts as prompts_lib
 from haikd.storage import paths
+from haikd.teacher_records import folder as folder_lib
 from haikd.teacher_records import top_k
 
 _FLAG = client_lib.FLAG
@@ -84,8 +87,14 @@ def teach(config: config_lib.ConfigDict, workdir: paths.Path,
     with Predictor(client, model, recipe.codec(), data,
                    min(2 * fields.requests, recipe.shard_rows),
                    fields.requests) as predictor:
-      work = recording.Work(
-          teach_lib.folder_of(given), recipe, predictor, data, split)
+      folder = folder_lib.place(given['path'])
+      work = recording.Work(folder, recipe, predictor, data, split)
+
+      def begin():
+        folder_lib.begin(folder, recipe)
+        served_probe.check(folder, client, model, data, split, options['k'])
+
+      distributed.first(begin)
       return teach_lib.record(work, recipe, {
           run_recorded.SERVED: model._asdict()}, lambda: None)
 

@@ -7,7 +7,6 @@ would have been.
 
 from collections.abc import Callable, Mapping
 import math
-import pathlib
 from typing import Any, Optional
 
 from haikd import config as config_lib
@@ -85,8 +84,8 @@ def teach(config: config_lib.ConfigDict, workdir: paths.Path) -> dict[str, Any]:
       return hidden.rotated(record_lib.unembedding(
           student.program, frozen, student.data.spec))
 
-    work = recording.Work(folder_of(given), recipe, predictor, student.data,
-                          live.data.train)
+    work = recording.Work(folder_lib.place(given['path']), recipe, predictor,
+                          student.data, live.data.train)
     return record(
         work, recipe, run_recorded.network_of(live),
         unembedding if options['kind'] == recipe_lib.HIDDEN else lambda: None)
@@ -100,11 +99,6 @@ def given_of(config: config_lib.ConfigDict) -> dict[str, Any]:
         'config.teacher.records must say where and what to record with '
         '--mode=teach; got {}. Set it to dict(path=…, kind=…).')
   return given
-
-
-def folder_of(given: Mapping[str, Any]) -> pathlib.Path:
-  """Returns the folder of records, from `given_of`."""
-  return pathlib.Path(given['path']).expanduser()
 
 
 def recipe_of(data: pipeline.Data, split: str, options: Mapping[str, Any],

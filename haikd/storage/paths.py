@@ -153,8 +153,10 @@ def replace(path: Path, content: bytes) -> None:
     hidden.unlink(missing_ok=True)
 
 
-def checksum(path: pathlib.Path) -> str:
-  """Returns the SHA-256 of a file on disk, in hex."""
+def checksum(path: Path) -> str:
+  """Returns the SHA-256 of a file, in hex; one in a bucket is fetched."""
+  if is_remote(path):
+    return hashlib.sha256(read(path)).hexdigest()
   with open(path, 'rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 

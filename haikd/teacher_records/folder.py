@@ -5,8 +5,8 @@ shard appears atomically, beside a file with its size and checksum. The manifest
 is written last.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-import os
+from collections.abc import Iterable, Mapping
+import io
 import pathlib
 from typing import Any, Optional
 import zlib
@@ -16,6 +16,8 @@ import numpy as np
 from haikd.core import base
 from haikd.core import checks
 from haikd.storage import files
+from haikd.storage import inputs
+from haikd.storage import outputs
 from haikd.storage import paths
 from haikd.teacher_records import hidden
 from haikd.teacher_records import recipe as recipe_lib
@@ -25,7 +27,7 @@ FIELD = 'config.teacher.records.path'
 
 _RECIPE, _MANIFEST, _INDEX = 'recipe.json', 'manifest.json', 'index.npy'
 _UNEMBEDDING = 'unembedding.npz'
-_CRC_BYTES = 4
+CRC_BYTES = 4  # Of a record, behind the digest.
 
 
 def shard_name(number: int) -> str:
@@ -33,15 +35,22 @@ def shard_name(number: int) -> str:
   return f'{number:05d}.array_record'
 
 
-def read_recipe(folder: pathlib.Path) -> Optional[recipe_lib.Recipe]:
+def place(path: str) -> paths.ConcretePath:
+  """Returns the folder that `config.teacher.records.path` names."""
+  if paths.is_remote(path):
+    return paths.as_path(path)
+  return pathlib.Path(path).expanduser()
+
+
+def read_recipe(folder: paths.ConcretePath) -> Optional[recipe_lib.Recipe]:
   """Returns what a folder holds or is being filled with; None for nothing."""
   path = folder / _RECIPE
-  if not path.exists():
+  if not paths.exists(path):
     return None
   return recipe_lib.Recipe(**files.read_json(path))
 
 
-def begin(folder: pathlib.Path, recipe: recipe_lib.Recipe) -> None:
+def begin(folder: paths.ConcretePath, recipe: recipe_lib.Recipe) -> None:
   """Makes a folder, or checks that it is being filled with the same records.
 
   Args:
@@ -54,7 +63,7 @@ def begin(folder: pathlib.Path, recipe: recipe_lib.Recipe) -> None:
   found = read_recipe(folder)
   if found is None:
     try:
-      folder.mkdir(parents=True, exist_ok=True)
+      paths.make_folder(folder)
       files.write_json(folder / _RECIPE, recipe._asdict())
     except OSError as err:
       raise checks.DataError(
@@ -65,7 +74,8 @@ def begin(folder: pathlib.Path, recipe: recipe_lib.Recipe) -> None:
         f'{FIELD} must be empty, or hold records of this teacher, data and '
         f'these options; got {folder}, with {_told(differences)}. Choose '
         'another folder.')
-  paths.remove_leftovers(folder)
+  if not paths.is_remote(folder):
+    paths.remove_leftovers(pathlib.Path(folder))
 
 
 def _told(differences):
@@ -79,23 +89,24 @@ def _short(value):
   return value[:12] if isinstance(value, str) and len(value) > 40 else value
 
 
-def missing(folder: pathlib.Path, shards: int) -> list[int]:
+def missing(folder: paths.ConcretePath, shards: int) -> list[int]:
   """Returns the numbers of the shards that are not there, or are damaged.
 
   Args:
     folder: of the records.
     shards: how many there are.
   """
+  names = set(paths.names(folder))
   return [number for number in range(shards)
-          if not _is_whole(folder, number)]
+          if not _is_whole(folder, number, names)]
 
 
-def _is_whole(folder, number):
+def _is_whole(folder, number, names):
   path, statistics = folder / shard_name(number), _statistics(folder, number)
-  if not (path.exists() and statistics.exists()):
+  if not {path.name, statistics.name} <= names:
     return False
   expected = files.read_json(statistics)
-  return (path.stat().st_size == expected['bytes'] and
+  return (inputs.size(path) == expected['bytes'] and
           paths.checksum(path) == expected['sha256'])
 
 
@@ -103,7 +114,7 @@ def _statistics(folder, number):
   return folder / f'{number:05d}.json'
 
 
-def write_shard(folder: pathlib.Path, number: int,
+def write_shard(folder: paths.ConcretePath, number: int,
                 records: Iterable[tuple[bytes, bytes]],
                 positions: int) -> dict[str, Any]:
   """Writes a shard, which appears at once.
@@ -118,30 +129,27 @@ def write_shard(folder: pathlib.Path, number: int,
     Its statistics.
   """
   from array_record.python import array_record_module
-  path = folder / shard_name(number)
-  temporary = paths.temporary(path)
-  # Rows are read in random order: each is compressed on its own.
-  writer = array_record_module.ArrayRecordWriter(str(temporary), 'group_size:1')
   digests = []
-  try:
-    for digest, content in records:
-      writer.write(digest + zlib.crc32(content).to_bytes(_CRC_BYTES) + content)
-      digests.append(digest.hex())
-    writer.close()
+  with outputs.staged(folder / shard_name(number)) as temporary:
+    # Rows are read in random order: each is compressed on its own.
+    writer = array_record_module.ArrayRecordWriter(
+        str(temporary), 'group_size:1')
+    try:
+      for digest, content in records:
+        writer.write(
+            digest + zlib.crc32(content).to_bytes(CRC_BYTES) + content)
+        digests.append(digest.hex())
+    finally:
+      writer.close()
     statistics = dict(
         records=len(digests), positions=positions,
         bytes=temporary.stat().st_size, sha256=paths.checksum(temporary),
         digests=digests)
-    os.replace(temporary, path)
-  finally:
-    if writer.is_open():
-      writer.close()
-    temporary.unlink(missing_ok=True)
   files.write_json(_statistics(folder, number), statistics)
   return statistics
 
 
-def complete(folder: pathlib.Path, recipe: recipe_lib.Recipe, shards: int,
+def complete(folder: paths.ConcretePath, recipe: recipe_lib.Recipe, shards: int,
              network: Mapping[str, Any],
              unembedding: Optional[base.LinearLogits]) -> dict[str, Any]:
   """Writes what completes a folder, the manifest last.
@@ -159,11 +167,14 @@ def complete(folder: pathlib.Path, recipe: recipe_lib.Recipe, shards: int,
   known = [files.read_json(_statistics(folder, x)) for x in range(shards)]
   digests = b''.join(bytes.fromhex(x) for one in known for x in one['digests'])
   index = np.frombuffer(digests, np.uint8).reshape(-1, rows_lib.DIGEST_BYTES)
-  _save(folder / _INDEX, lambda file: np.save(file, index[::recipe.copies]))
+  with outputs.staged(folder / _INDEX) as path, open(path, 'wb') as file:
+    np.save(file, index[::recipe.copies])
   if unembedding is not None:
     arrays = {name: x for name, x in unembedding._asdict().items()
               if x is not None}
-    _save(folder / _UNEMBEDDING, lambda file: np.savez(file, **arrays))
+    name = folder / _UNEMBEDDING
+    with outputs.staged(name) as path, open(path, 'wb') as file:
+      np.savez(file, **arrays)
   manifest = dict(
       recipe=recipe._asdict(), network=network,
       rows=len(index) // recipe.copies,
@@ -176,17 +187,7 @@ def complete(folder: pathlib.Path, recipe: recipe_lib.Recipe, shards: int,
   return manifest
 
 
-def _save(path, save):
-  temporary = paths.temporary(path)
-  try:
-    with open(temporary, 'wb') as file:
-      save(file)
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
-
-
-def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
+def read_manifest(folder: paths.ConcretePath) -> dict[str, Any]:
   """Returns the manifest of complete records.
 
   Args:
@@ -195,8 +196,9 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
   Raises:
     DataError: there are none, or a shard is missing or cut short.
   """
-  if not (folder / _MANIFEST).exists():
-    state = ('records that are not complete' if (folder / _RECIPE).exists() else
+  names = paths.names(folder)
+  if _MANIFEST not in names:
+    state = ('records that are not complete' if _RECIPE in names else
              'a folder without records')
     raise checks.DataError(
         f'{FIELD} must be a folder that --mode=teach has filled; got {folder}, '
@@ -204,7 +206,7 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
   manifest = files.read_json(folder / _MANIFEST)
   for shard in manifest['shards']:
     path = folder / shard['file']
-    size = path.stat().st_size if path.exists() else None
+    size = inputs.size(path) if shard['file'] in names else None
     if size != shard['bytes']:
       got = 'none' if size is None else f'{size} bytes'
       raise checks.DataError(
@@ -214,73 +216,13 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
   return manifest
 
 
-def read_index(folder: pathlib.Path) -> np.ndarray:
+def read_index(folder: paths.ConcretePath) -> np.ndarray:
   """Returns the digest of each row, uint8 `[rows, 16]`."""
-  return np.load(folder / _INDEX)
+  return np.load(io.BytesIO(paths.read(folder / _INDEX)))
 
 
-def read_unembedding(folder: pathlib.Path) -> base.LinearLogits:
+def read_unembedding(folder: paths.ConcretePath) -> base.LinearLogits:
   """Returns what `complete` was given; NumPy arrays without hidden states."""
-  with np.load(folder / _UNEMBEDDING) as archive:
+  with np.load(io.BytesIO(paths.read(folder / _UNEMBEDDING))) as archive:
     return base.LinearLogits(
         hidden.ABSENT, **{name: archive[name] for name in archive})
-
-
-class Shards:
-  """The records of a complete folder, by number.
-
-  Args:
-    folder: of the records.
-    manifest: its manifest.
-
-  Raises:
-    DataError: a shard cannot be opened.
-  """
-
-  def __init__(self, folder: pathlib.Path, manifest: Mapping[str, Any]):
-    from array_record.python import array_record_data_source
-    self._folder = folder
-    self._shards = manifest['shards']
-    names = [shard['file'] for shard in self._shards]
-    try:
-      self._source = array_record_data_source.ArrayRecordDataSource(
-          [str(folder / name) for name in names])
-    except Exception as err:  # Of array_record, which has no type for it.
-      damaged = missing(folder, len(names))
-      raise self._damaged([names[number] for number in damaged],
-                          checks.one_line(err)) from err
-
-  def read(self, numbers: list[int],
-           digests: list[bytes]) -> Iterator[bytes]:
-    """Yields what the codec wrote.
-
-    Args:
-      numbers: of records.
-      digests: of their rows.
-
-    Raises:
-      DataError: a record is damaged.
-    """
-    try:
-      records = self._source.__getitems__(numbers)
-    except Exception as err:  # As above.
-      raise self._damaged(self._names(numbers), checks.one_line(err)) from err
-    for number, digest, record in zip(numbers, digests, records):
-      size = rows_lib.DIGEST_BYTES
-      crc, content = record[size:size + _CRC_BYTES], record[size + _CRC_BYTES:]
-      if (record[:size] != digest or
-          crc != zlib.crc32(content).to_bytes(_CRC_BYTES)):
-        raise self._damaged(self._names([number]), 'another checksum')
-      yield content
-
-  def _names(self, numbers):
-    """Returns the names of the shards that hold records."""
-    ends = np.cumsum([shard['records'] for shard in self._shards])
-    places = np.searchsorted(ends, numbers, side='right')
-    return sorted({self._shards[int(place)]['file'] for place in places})
-
-  def _damaged(self, names, what):
-    return checks.DataError(
-        f'{self._folder / " or ".join(names)} must be as it was '
-        f'written; got {what}. Start --mode=teach again, which writes damaged '
-        'shards anew.')

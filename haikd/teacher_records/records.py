@@ -1,6 +1,5 @@
 """Reads what was recorded of the rows of a batch."""
 
-import pathlib
 from typing import Any, Optional
 
 import jax
@@ -11,6 +10,7 @@ from haikd.core import checks
 from haikd.teacher_records import folder as folder_lib
 from haikd.teacher_records import recipe as recipe_lib
 from haikd.teacher_records import rows as rows_lib
+from haikd.teacher_records import shards as shards_lib
 
 
 class Records:
@@ -31,7 +31,7 @@ class Records:
   """
 
   def __init__(self, path: str):
-    self._folder = pathlib.Path(path).expanduser()
+    self._folder = folder_lib.place(path)
     manifest = folder_lib.read_manifest(self._folder)
     self.recipe = recipe_lib.Recipe(**manifest['recipe'])
     self.network = manifest['network']
@@ -39,7 +39,7 @@ class Records:
     if self.recipe.options['kind'] == recipe_lib.HIDDEN:
       self.unembedding = folder_lib.read_unembedding(self._folder)
     self._codec = self.recipe.codec()
-    self._shards = folder_lib.Shards(self._folder, manifest)
+    self._shards = shards_lib.Shards(self._folder, manifest)
     index = folder_lib.read_index(self._folder)
     self._digests = index
     keys = np.ascontiguousarray(index[:, :8]).view('<u8')[:, 0]

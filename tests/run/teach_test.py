@@ -161,6 +161,55 @@ def test_killed_recording_ends_bitwise_as_undisturbed(
   assert found == content(records)
 
 
+def test_records_in_a_bucket_are_those_on_disk(
+    folder, records, buckets, tmp_path, monkeypatch, capsys):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  monkeypatch.setattr(teach, '_SHARD_POSITIONS', (8 * N, 8 * N))
+  path = '--config.teacher.records.path=gs://bucket/x'
+  write = folder_lib.write_shard
+
+  def cut(where, at, made, positions):
+    if at == 1:
+      raise KeyboardInterrupt
+    return write(where, at, made, positions)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(folder_lib, 'write_shard', cut)
+    assert start(folder, '--mode=teach', path) == 130
+  address, shard = '/bucket/x', '/bucket/x/00000.array_record'
+  kept = buckets.store[shard]
+  assert start(folder, path, workdir='bucket') == 3  # They are not complete.
+  assert 'not complete' in capsys.readouterr().err
+  assert start(folder, '--mode=teach', path) == 0
+  assert buckets.store[shard] is kept  # It was not made again.
+
+  def objects():
+    return {name.removeprefix(f'{address}/'): x.getvalue()
+            for name, x in buckets.store.items() if name.startswith(address)}
+
+  assert objects() == content(records)
+  assert start(folder, path, workdir='bucket') == 0
+  assert '3 shards of gs://bucket/x, ' in capsys.readouterr().err
+  copies = sorted((tmp_path / 'haikd' / 'records').iterdir())
+  assert len(copies) == 3
+  # A copy that is cut is fetched again; a damaged object is found.
+  copies[0].write_bytes(b'cut')
+  config = load(folder)
+  config.teacher.records.path = 'gs://bucket/x'
+  recorded.open_records(config)
+  assert copies[0].stat().st_size > 3
+  copies[0].unlink()
+  whole = objects()
+  for name, x in whole.items():
+    if name.endswith('array_record'):
+      buckets().pipe_file(f'{address}/{name}', b'\1' + x[1:])
+  with pytest.raises(haikd.core.checks.DataError, match=(
+      'gs://bucket/x/0000.*must be as it was written; got another checksum')):
+    recorded.open_records(config)
+  assert start(folder, '--mode=teach', path) == 0
+  assert objects() == whole
+
+
 def curve(workdir, term='kl_divergence'):
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
   rows = [json.loads(line) for line in lines]

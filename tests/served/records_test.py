@@ -3,6 +3,7 @@
 import json
 import re
 import textwrap
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -160,12 +161,18 @@ FAULTS = [(429, {'Retry-After': '0.1'}, 'slow down'), None, (500, {}, 'oh'),
 
 
 def test_records_are_those_of_the_teacher_itself(folder, server, capsys):
-  server.faults = list(FAULTS)
+  together = threading.Barrier(3)
+
+  def wait(answer):
+    del answer
+    together.wait(20)
+
+  server.faults = [None, wait, wait, wait, *FAULTS]  # The first asks alone.
   assert ask(folder, server) == 0
   out, err = capsys.readouterr()
   assert re.search(r'recorded \d+ rows of \d+ positions', out)
   assert 'positions a second' in out
-  assert not server.faults and server.most_open == 3
+  assert not (server.faults or together.broken) and server.most_open == 3
   batch, found = joined(folder, folder / 'records')
   _, live = joined(folder, folder / 'live')
   keep = batch.target_mask
@@ -212,7 +219,14 @@ def test_a_server_that_dies_is_gone_on_with_where_it_was(
   assert re.match('haikd: --server must be a server that answers; .* 503', line)
   kept = content(path)
   assert '00000.array_record' in kept and 'manifest.json' not in kept
-  server.faults, asked = [], len(server.asked)
+  # Other weights under the same name.
+  predict, server.faults = server.predict, []
+  server.predict = lambda tokens: np.roll(predict(tokens), 1, axis=-1)
+  assert ask(folder, server, to) == 3
+  assert re.search('tiny has changed: the total variation of its predictions is'
+                   r' 0\.[1-9]', capsys.readouterr().err)
+  assert content(path) == kept
+  server.predict, asked = predict, len(server.asked)
   assert ask(folder, server, to) == 0
   found = content(path)
   assert len(server.asked) - asked < len(
@@ -221,7 +235,7 @@ def test_a_server_that_dies_is_gone_on_with_where_it_was(
   _, records = joined(folder, path)
   _, live = joined(folder, folder / 'live')
   np.testing.assert_array_equal(records.teacher.ids, live.teacher.ids)
-  # Another model under the same name, and another name.
+  # Weights from elsewhere.
   server.models[0]['root'] = '/models/other'
   assert ask(folder, server, to) == 3
   assert 'must be empty, or hold records of this teacher' in (

@@ -4,12 +4,8 @@
 """
 
 import gzip
-import hashlib
-import importlib
 import json
 
-from etils.epath import backend
-from fsspec.implementations import memory
 import pyarrow
 from pyarrow import parquet
 import pytest
@@ -17,69 +13,6 @@ import pytest
 from haikd.core import checks
 from haikd.data.text import text_files
 from haikd.storage import inputs
-from haikd.storage import paths
-
-
-class FakeBuckets(memory.MemoryFileSystem):
-  """Objects with what gcsfs says of them, which can be made to fail."""
-
-  protocol = ('gcs', 'gs')
-  store = {}
-  pseudo_dirs = ['']
-  failure = None
-  # Calls after which it fails.
-  healthy = 0
-
-  @classmethod
-  def _strip_protocol(cls, path):
-    return '/' + path.removeprefix('gs://').strip('/')
-
-  def _check(self):
-    if self.failure:
-      type(self).healthy -= 1
-      if self.healthy < 0:
-        raise self.failure
-
-  def ls(self, path, detail=True, **options):
-    self._check()
-    return super().ls(path, detail, **options)
-
-  def info(self, path, **options):
-    self._check()
-    info = super().info(path, **options)
-    if info['type'] == 'file':
-      content = self.store[self._strip_protocol(path)].getvalue()
-      info['md5Hash'] = hashlib.md5(content).hexdigest()
-    return info
-
-  def _open(self, *args, **options):
-    self._check()
-    return super()._open(*args, **options)
-
-
-@pytest.fixture
-def buckets(monkeypatch):
-  """Replaces gcsfs, installed or not; returns the class of the fake."""
-  forget = backend.fsspec_backend._get_filesystem.cache_clear
-  monkeypatch.setattr(paths.importlib.util, 'find_spec', lambda name: name)
-  registry = importlib.import_module('fsspec.registry')
-  monkeypatch.setitem(registry._registry, 'gcs', FakeBuckets)
-  for name, value in dict(store={}, pseudo_dirs=[''], failure=None,
-                          healthy=0).items():
-    monkeypatch.setattr(FakeBuckets, name, value)
-  forget()
-  yield FakeBuckets
-  forget()
-  paths._epath.cache_clear()
-
-
-def upload(folder, bucket):
-  """Copies a folder's files; returns the address of the copy."""
-  for path in sorted(folder.rglob('*')):
-    if path.is_file():
-      FakeBuckets().pipe_file(f'{bucket}/{path.relative_to(folder)}',
-                              path.read_bytes())
-  return bucket
 
 
 def open_corpus(source_dir, cache):
@@ -129,7 +62,7 @@ def test_texts_in_a_bucket_are_those_on_disk(tmp_path, buckets, write):
   folder = tmp_path / 'files'
   folder.mkdir()
   write(folder)
-  address = upload(folder, 'gs://bucket/texts')
+  address = buckets.upload(folder, 'gs://bucket/texts')
   local = [*open_corpus(folder, tmp_path).records()]
   remote = [*open_corpus(address, tmp_path).records()]
   assert [record.values for record in remote] == sum(ROWS, [])
@@ -182,7 +115,7 @@ def test_job_with_everything_in_a_bucket(
       (tmp_path / 'texts' / f'{split}-{i}-of-2.jsonl').write_text(
           '{"text": "a b c d e f g h i j"}\n' * 20)
   for name in ('texts', 'words'):
-    upload(tmp_path / name, f'gs://bucket/{name}')
+    buckets.upload(tmp_path / name, f'gs://bucket/{name}')
   write_language_model(
       'bucket.py', name='text', source_dir='gs://bucket/texts',
       data_dir=str(tmp_path / 'data'),
