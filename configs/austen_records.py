@@ -39,9 +39,9 @@ _RECORDS = {
 
 def get_config(variant=''):
   config = austen_draft.get_config()
-  config.steps = 60
-  config.data.train = 'train[:320]'
+  config.steps = 40
+  config.data.train = 'train[:200]'
   config.evaluation.every = 1000
-  config.evaluation.final = 'test[:48]'
+  config.evaluation.final = 'test[:32]'
   config.teacher.records = _RECORDS.get(variant, {})
   return config_lib.variant(config, variant or 'live', METHODS)
