@@ -42,6 +42,6 @@ def get_config(variant=''):
   config.steps = 40
   config.data.train = 'train[:200]'
   config.evaluation.every = 1000
-  config.evaluation.final = 'test[:32]'
+  config.evaluation.final = 'test[:24]'
   config.teacher.records = _RECORDS.get(variant, {})
   return config_lib.variant(config, variant or 'live', METHODS)

@@ -183,9 +183,11 @@ class Predictor:
 
   def start(self, part: recording.Part) -> Any:
     """Asks for the documents of a part."""
+    with_texts = self._text is not None
     asked = [(prompt, self._pool.submit(
         completions.predict, self._client, self._model, prompt.tokens,
-        self._codec.k)) for prompt in prompts_lib.cut(part.batch, part.keep)]
+        self._codec.k, with_texts))
+             for prompt in prompts_lib.cut(part.batch, part.keep)]
     return part.keep.shape, asked
 
   def finish(self, started: Any) -> Mapping[str, np.ndarray]:

@@ -50,7 +50,7 @@ class Predictions(NamedTuple):
   Attributes:
     ids: int32 `[P, k]`, the most likely tokens, the likeliest first.
     log_probs: float32 `[P, k]`, in nats.
-    texts: texts of tokens, by id, where the server gives them.
+    texts: texts of tokens, by id, where they are wanted and given.
   """
 
   ids: np.ndarray
@@ -91,7 +91,7 @@ def find_model(client: client_lib.Client, name: Optional[str]) -> Model:
 
 
 def predict(client: client_lib.Client, model: Model, tokens: Sequence[int],
-            k: int) -> Predictions:
+            k: int, with_texts: bool = False) -> Predictions:
   """Returns what a model predicts after each token of a prompt but the last.
 
   Args:
@@ -99,6 +99,7 @@ def predict(client: client_lib.Client, model: Model, tokens: Sequence[int],
     model: of the server.
     tokens: N ids, two or more.
     k: how many of the largest log-probabilities.
+    with_texts: whether the texts of tokens are wanted.
 
   Returns:
     Predictions of N - 1 positions.
@@ -112,12 +113,13 @@ def predict(client: client_lib.Client, model: Model, tokens: Sequence[int],
       model=model.name, prompt=list(tokens), max_tokens=1, temperature=1.0,
       prompt_logprobs=k, return_token_ids=True)
   return client.post(
-      _COMPLETIONS, body, lambda answer: _read(client.url, answer, tokens, k),
+      _COMPLETIONS, body,
+      lambda answer: _read(client.url, answer, tokens, k, with_texts),
       f'vLLM gives {k} log-probabilities, config.teacher.records.k, if it is '
       f'started with --max-logprobs={k} or more.')
 
 
-def _read(url, answer, tokens, k) -> Predictions:
+def _read(url, answer, tokens, k, with_texts) -> Predictions:
   """Returns what is in an answer; raises if it is not complete."""
   try:
     choice, = answer['choices']
@@ -133,12 +135,17 @@ def _read(url, answer, tokens, k) -> Predictions:
     raise checks.DataError(
         f'{FLAG} must give prompt_logprobs of {_COMPLETIONS}; got {url}, whose '
         f'answer has none. {_NEEDED}')
-  if not isinstance(given, list) or len(given) != len(tokens):
+  count = len(given) if isinstance(given, list) else 0
+  if count != len(tokens):
     raise client_lib.Incomplete(
-        f'the predictions of {len(given)} tokens of a prompt of {len(tokens)}')
+        f'the predictions of {count} tokens of a prompt of {len(tokens)}')
   rows, texts = [], dict[int, str]()
   for place, (token, entry) in enumerate(zip(tokens[1:], given[1:])):
-    rows.append(_largest(place, token, entry, k, texts))
+    rows.append(_largest(place, token, entry, k))
+    if with_texts:
+      texts.update({int(name): value['decoded_token']
+                    for name, value in entry.items()
+                    if value.get('decoded_token') is not None})
   ids = np.array([row[0] for row in rows], np.int32)
   log_probs = np.array([row[1] for row in rows], np.float32)
   sums = np.exp(log_probs.astype(np.float64)).sum(-1)
@@ -151,14 +158,11 @@ def _read(url, answer, tokens, k) -> Predictions:
   return Predictions(ids, log_probs, texts)
 
 
-def _largest(place, token, entry, k, texts):
+def _largest(place, token, entry, k):
   """Returns the k most likely ids of an entry, and their log-probabilities."""
   try:
     found = {int(name): float(value['logprob'])
              for name, value in entry.items()}
-    texts.update({int(name): value['decoded_token']
-                  for name, value in entry.items()
-                  if value.get('decoded_token') is not None})
   except (AttributeError, KeyError, TypeError, ValueError):
     found = {}
   # The token's own shows that the entry is that of its place.
