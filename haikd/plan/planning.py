@@ -48,7 +48,7 @@ def plan(config: config_lib.ConfigDict,
     workdir: where to write; its folder is made.
     build: makes the step of a config for some devices; `build_step` by default.
     compiles: at most so many further steps are compiled to find the largest
-      microbatch of a topology; with 0 neither that nor a remedy is searched for.
+      microbatch of a topology; with 0 neither that nor a remedy is looked for.
     debug: show what the compiler writes to standard error.
 
   Returns:
