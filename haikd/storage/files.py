@@ -83,10 +83,14 @@ def read_json(path: Path) -> Any:
   try:
     content = paths.read(path)
     return json.loads(content)
-  except (OSError, ValueError) as err:
+  except checks.DataError:
+    raise
+  except (OSError, ValueError, RecursionError) as err:
     problem, remedy = checks.describe(err), 'Remove or restore the file'
     if content.startswith(_GIT_LFS):
       problem, remedy = 'a pointer of Git LFS', 'Run `git lfs pull`'
+    if isinstance(err, RecursionError):
+      problem = 'lists or objects that are nested too deeply'
     raise checks.DataError(
         f'{path} must hold JSON; got {problem}. {remedy}.') from err
 
@@ -120,7 +124,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
       row = json.loads(line)
       if not isinstance(row, dict):
         raise ValueError('not an object')
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
       raise checks.DataError(
           f'line {number} of {path} must be a JSON object; got {line[:60]!r} '
           f'({checks.one_line(err)}). Remove the line.') from err

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Union
 import uuid
 
 from haikd.core import checks
+from haikd.storage import regular
 
 if TYPE_CHECKING:
   from etils import epath
@@ -118,9 +119,11 @@ def read(path: Path) -> bytes:
   Raises:
     OSError: a local file cannot be read.
     FileNotFoundError: the file or object does not exist.
-    DataError: the path is in a bucket that cannot be reached.
+    DataError: it is no regular file, or in a bucket that cannot be reached.
   """
   with reaching(path):
+    if not is_remote(path):
+      regular.check(path)
     return as_path(path).read_bytes()
 
 
@@ -155,6 +158,7 @@ def replace(path: Path, content: bytes) -> None:
 
 def checksum(path: pathlib.Path) -> str:
   """Returns the SHA-256 of a file on disk, in hex."""
+  regular.check(path)
   with open(path, 'rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 

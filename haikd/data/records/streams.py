@@ -1,11 +1,11 @@
 """Files of text as streams of bytes and lines, compressed or not."""
 
 import codecs
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import gzip
 import io
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 import zlib
 
 from haikd.core import checks
@@ -141,6 +141,18 @@ def not_utf8(where: str, err: UnicodeDecodeError) -> checks.DataError:
   return checks.DataError(
       f'{where} must be UTF-8; got {checks.one_line(err)}. Convert the file, '
       'as with `iconv -f CP1252 -t UTF-8`.')
+
+
+def count_characters(value: Any) -> int:
+  """Returns the number of characters in a value and in what it contains.
+
+  A number counts as one.
+  """
+  if isinstance(value, (str, bytes)):
+    return len(value)
+  if isinstance(value, Mapping):
+    return sum(map(count_characters, value.values()))
+  return sum(map(count_characters, value)) if isinstance(value, list) else 1
 
 
 def place(unit: str, number: int, path: paths.ConcretePath) -> str:

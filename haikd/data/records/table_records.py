@@ -9,6 +9,8 @@ from typing import Any
 
 from haikd.core import checks
 from haikd.core import notes
+from haikd.data import reading as reading_lib
+from haikd.data.records import parquet_files
 from haikd.data.records import streams
 from haikd.storage import inputs
 from haikd.storage import paths
@@ -105,33 +107,31 @@ def separated(stream: streams.Stream, delimiter: str) -> Records:
     yield dict(zip(header, row)), where, done
 
 
-def parquet(path: paths.ConcretePath, column_groups: Groups) -> Records:
+def parquet(path: paths.ConcretePath, column_groups: Groups,
+            reading: reading_lib.Reading) -> Records:
   """Reads a parquet file.
 
   Args:
     path: the file.
     column_groups: which columns are read, as for `text_lines.read`.
+    reading: its limits.
 
   Yields:
     As `separated`.
 
   Raises:
-    DataError: a file that is damaged or no such file, or a text that is not
-      UTF-8.
+    DataError: a file that is damaged or no such file, a text that is not UTF-8,
+      or a piece that takes too much memory.
   """
-  streams.import_pyarrow(path)
-  from pyarrow import parquet as parquet_lib
   number, size = 0, inputs.size(path)
-  with explaining_damage(path, 'a parquet file'):
-    # A path is read faster than a file of Python.
-    opened = inputs.open_file(path) if paths.is_remote(path) else path
-    with parquet_lib.ParquetFile(opened) as file:
-      rows = file.metadata.num_rows
-      columns = _choose(file.schema_arrow.names, column_groups)
-      for batch in file.iter_batches(batch_size=_ROWS, columns=columns):
-        for values, where in _rows(batch, number, path):
-          number += 1
-          yield values, where, size * number / rows
+  with (explaining_damage(path, 'a parquet file'),
+        parquet_files.opened(path) as file):
+    rows = file.metadata.num_rows
+    columns = _choose(file.schema_arrow.names, column_groups)
+    for batch in parquet_files.batches(path, file, columns, reading, _ROWS):
+      for values, where in _rows(batch, number, path):
+        number += 1
+        yield values, where, size * number / rows
 
 
 def arrow(path: paths.ConcretePath, column_groups: Groups) -> Records:
@@ -147,24 +147,39 @@ def arrow(path: paths.ConcretePath, column_groups: Groups) -> Records:
   Raises:
     DataError: as `parquet`.
   """
-  pyarrow = streams.import_pyarrow(path)
   number = 0
   with (explaining_damage(path, 'an Arrow file'),
         open_arrow(path) as source):
-    if source.read(6) == b'ARROW1':
-      reader = pyarrow.ipc.open_file(source)
-      count = reader.num_record_batches
-      batches = ((reader.get_batch(i), source.size() * (i + 1) / count)
-                 for i in range(count))
-    else:
-      source.seek(0)
-      reader = pyarrow.ipc.open_stream(source)
-      batches = ((batch, source.tell()) for batch in reader)
-    columns = _choose(reader.schema.names, column_groups)
+    schema, batches = arrow_batches(path, source)
+    columns = _choose(schema.names, column_groups)
     for batch, done in batches:
       for values, where in _rows(batch.select(columns), number, path):
         number += 1
         yield values, where, done
+
+
+def arrow_batches(path: paths.ConcretePath,
+                  source: Any) -> tuple[Any, Iterator[tuple[Any, float]]]:
+  """Returns the schema of an Arrow file, and its record batches.
+
+  Args:
+    path: the file.
+    source: the same, from `open_arrow`.
+
+  Returns:
+    The schema; and record batches, each with how many bytes of the file are
+    read after it.
+  """
+  pyarrow = streams.import_pyarrow(path)
+  if source.read(6) == b'ARROW1':
+    reader = pyarrow.ipc.open_file(source)
+    count = reader.num_record_batches
+    return reader.schema, (
+        (reader.get_batch(i), source.size() * (i + 1) / count)
+        for i in range(count))
+  source.seek(0)
+  stream = pyarrow.ipc.open_stream(source)
+  return stream.schema, ((batch, source.tell()) for batch in stream)
 
 
 def open_arrow(path):
@@ -209,7 +224,11 @@ def explaining_damage(path, kind):
     inputs.open_file(path).close()  # An error of opening is about permissions.
   try:
     yield
-  except (pyarrow.ArrowException, OSError) as err:
+  except checks.DataError:
+    raise
+  # What is damaged also causes a ValueError, MemoryError or KeyError.
+  except (pyarrow.ArrowException, OSError, ValueError, MemoryError, KeyError,
+          IndexError, OverflowError) as err:
     raise checks.DataError(
         f'{str(path)!r} must be {kind}; got '
         f'{checks.one_line(err).rstrip(".")}. Fetch it again.') from err
