@@ -13,6 +13,7 @@ from haikd.core import checks
 from haikd.core import registry
 from haikd.data import orders
 from haikd.data import reader as reader_lib
+from haikd.data import reading as reading_lib
 from haikd.data import source as source_lib
 from haikd.data import spec as spec_lib
 from haikd.data import weights as weights_lib
@@ -236,10 +237,12 @@ def build_splits(config: config_lib.ConfigDict) -> AnySplits:
   """
   data, task = config.data, config.task
   options = config_lib.plain(data.options)
+  reading = reading_lib.Reading(
+      data.memory_mib, data.on_error, data.max_skipped)
   if not data.mixture:
     return reader_lib.Splits(
         task=task, name=data.name, options=options,
-        source_dir=data.source_dir, data_dir=data.data_dir)
+        source_dir=data.source_dir, data_dir=data.data_dir, reading=reading)
   parts, weights = {}, weights_lib.build(config)
   unused = set(options)
   for name in sorted(data.mixture):  # A saved config may have another order.
@@ -259,7 +262,7 @@ def build_splits(config: config_lib.ConfigDict) -> AnySplits:
         task=task,
         name=entry.name or data.name,
         options={**shared, **own},
-        source_dir=folder, data_dir=data.data_dir)
+        source_dir=folder, data_dir=data.data_dir, reading=reading)
   if not any(part.dataset['name'] == data.name for part in parts.values()):
     raise checks.ConfigError(
         'config.data.name must be the name of a data set of the mixture; got '

@@ -1,4 +1,4 @@
-"""How the files of a data set are read: its limits, and what to do about errors.
+"""How the files of a data set are read: limits, and what errors lead to.
 
 The fields are those of `config.data`. A data set's function gets them if it has
 a parameter `reading`.

@@ -5,7 +5,7 @@ shard appears atomically, beside a file with its size and checksum. The manifest
 is written last.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 import os
 import pathlib
 from typing import Any, Optional
@@ -17,15 +17,16 @@ from haikd.core import base
 from haikd.core import checks
 from haikd.storage import files
 from haikd.storage import paths
-from haikd.teacher_records import hidden
 from haikd.teacher_records import recipe as recipe_lib
 from haikd.teacher_records import rows as rows_lib
 
 FIELD = 'config.teacher.records.path'
 
-_RECIPE, _MANIFEST, _INDEX = 'recipe.json', 'manifest.json', 'index.npy'
-_UNEMBEDDING = 'unembedding.npz'
-_CRC_BYTES = 4
+RECIPE, MANIFEST, INDEX = 'recipe.json', 'manifest.json', 'index.npy'
+UNEMBEDDING = 'unembedding.npz'
+CRC_BYTES = 4
+
+_AGAIN = 'Start --mode=teach again with another folder'
 
 
 def shard_name(number: int) -> str:
@@ -35,10 +36,11 @@ def shard_name(number: int) -> str:
 
 def read_recipe(folder: pathlib.Path) -> Optional[recipe_lib.Recipe]:
   """Returns what a folder holds or is being filled with; None for nothing."""
-  path = folder / _RECIPE
+  path = folder / RECIPE
   if not path.exists():
     return None
-  return recipe_lib.Recipe(**files.read_json(path))
+  with files.explaining_damage(path, _AGAIN):
+    return recipe_lib.Recipe(**files.read_json(path))
 
 
 def begin(folder: pathlib.Path, recipe: recipe_lib.Recipe) -> None:
@@ -55,7 +57,7 @@ def begin(folder: pathlib.Path, recipe: recipe_lib.Recipe) -> None:
   if found is None:
     try:
       folder.mkdir(parents=True, exist_ok=True)
-      files.write_json(folder / _RECIPE, recipe._asdict())
+      files.write_json(folder / RECIPE, recipe._asdict())
     except OSError as err:
       raise checks.DataError(
           f'{FIELD} must be a folder that can be written to; got {folder} '
@@ -94,9 +96,10 @@ def _is_whole(folder, number):
   path, statistics = folder / shard_name(number), _statistics(folder, number)
   if not (path.exists() and statistics.exists()):
     return False
-  expected = files.read_json(statistics)
-  return (path.stat().st_size == expected['bytes'] and
-          paths.checksum(path) == expected['sha256'])
+  with files.explaining_damage(statistics, _AGAIN):
+    expected = files.read_json(statistics)
+    return (path.stat().st_size == expected['bytes'] and
+            paths.checksum(path) == expected['sha256'])
 
 
 def _statistics(folder, number):
@@ -125,7 +128,7 @@ def write_shard(folder: pathlib.Path, number: int,
   digests = []
   try:
     for digest, content in records:
-      writer.write(digest + zlib.crc32(content).to_bytes(_CRC_BYTES) + content)
+      writer.write(digest + zlib.crc32(content).to_bytes(CRC_BYTES) + content)
       digests.append(digest.hex())
     writer.close()
     statistics = dict(
@@ -159,11 +162,11 @@ def complete(folder: pathlib.Path, recipe: recipe_lib.Recipe, shards: int,
   known = [files.read_json(_statistics(folder, x)) for x in range(shards)]
   digests = b''.join(bytes.fromhex(x) for one in known for x in one['digests'])
   index = np.frombuffer(digests, np.uint8).reshape(-1, rows_lib.DIGEST_BYTES)
-  _save(folder / _INDEX, lambda file: np.save(file, index[::recipe.copies]))
+  _save(folder / INDEX, lambda file: np.save(file, index[::recipe.copies]))
   if unembedding is not None:
     arrays = {name: x for name, x in unembedding._asdict().items()
               if x is not None}
-    _save(folder / _UNEMBEDDING, lambda file: np.savez(file, **arrays))
+    _save(folder / UNEMBEDDING, lambda file: np.savez(file, **arrays))
   manifest = dict(
       recipe=recipe._asdict(), network=network,
       rows=len(index) // recipe.copies,
@@ -172,7 +175,7 @@ def complete(folder: pathlib.Path, recipe: recipe_lib.Recipe, shards: int,
       shards=[dict(file=shard_name(number), **{
           name: x[name] for name in ('records', 'bytes', 'sha256')})
           for number, x in enumerate(known)])
-  files.write_json(folder / _MANIFEST, manifest)
+  files.write_json(folder / MANIFEST, manifest)
   return manifest
 
 
@@ -184,103 +187,3 @@ def _save(path, save):
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)
-
-
-def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
-  """Returns the manifest of complete records.
-
-  Args:
-    folder: of the records.
-
-  Raises:
-    DataError: there are none, or a shard is missing or cut short.
-  """
-  if not (folder / _MANIFEST).exists():
-    state = ('records that are not complete' if (folder / _RECIPE).exists() else
-             'a folder without records')
-    raise checks.DataError(
-        f'{FIELD} must be a folder that --mode=teach has filled; got {folder}, '
-        f'{state}. Start this config with --mode=teach.')
-  manifest = files.read_json(folder / _MANIFEST)
-  for shard in manifest['shards']:
-    path = folder / shard['file']
-    size = path.stat().st_size if path.exists() else None
-    if size != shard['bytes']:
-      got = 'none' if size is None else f'{size} bytes'
-      raise checks.DataError(
-          f'{path} must be the shard of {shard["bytes"]} bytes that '
-          f'{_MANIFEST} names; got {got}. Start --mode=teach again, which '
-          'writes what is missing.')
-  return manifest
-
-
-def read_index(folder: pathlib.Path) -> np.ndarray:
-  """Returns the digest of each row, uint8 `[rows, 16]`."""
-  return np.load(folder / _INDEX)
-
-
-def read_unembedding(folder: pathlib.Path) -> base.LinearLogits:
-  """Returns what `complete` was given; NumPy arrays without hidden states."""
-  with np.load(folder / _UNEMBEDDING) as archive:
-    return base.LinearLogits(
-        hidden.ABSENT, **{name: archive[name] for name in archive})
-
-
-class Shards:
-  """The records of a complete folder, by number.
-
-  Args:
-    folder: of the records.
-    manifest: its manifest.
-
-  Raises:
-    DataError: a shard cannot be opened.
-  """
-
-  def __init__(self, folder: pathlib.Path, manifest: Mapping[str, Any]):
-    from array_record.python import array_record_data_source
-    self._folder = folder
-    self._shards = manifest['shards']
-    names = [shard['file'] for shard in self._shards]
-    try:
-      self._source = array_record_data_source.ArrayRecordDataSource(
-          [str(folder / name) for name in names])
-    except Exception as err:  # Of array_record, which has no type for it.
-      damaged = missing(folder, len(names))
-      raise self._damaged([names[number] for number in damaged],
-                          checks.one_line(err)) from err
-
-  def read(self, numbers: list[int],
-           digests: list[bytes]) -> Iterator[bytes]:
-    """Yields what the codec wrote.
-
-    Args:
-      numbers: of records.
-      digests: of their rows.
-
-    Raises:
-      DataError: a record is damaged.
-    """
-    try:
-      records = self._source.__getitems__(numbers)
-    except Exception as err:  # As above.
-      raise self._damaged(self._names(numbers), checks.one_line(err)) from err
-    for number, digest, record in zip(numbers, digests, records):
-      size = rows_lib.DIGEST_BYTES
-      crc, content = record[size:size + _CRC_BYTES], record[size + _CRC_BYTES:]
-      if (record[:size] != digest or
-          crc != zlib.crc32(content).to_bytes(_CRC_BYTES)):
-        raise self._damaged(self._names([number]), 'another checksum')
-      yield content
-
-  def _names(self, numbers):
-    """Returns the names of the shards that hold records."""
-    ends = np.cumsum([shard['records'] for shard in self._shards])
-    places = np.searchsorted(ends, numbers, side='right')
-    return sorted({self._shards[int(place)]['file'] for place in places})
-
-  def _damaged(self, names, what):
-    return checks.DataError(
-        f'{self._folder / " or ".join(names)} must be as it was '
-        f'written; got {what}. Start --mode=teach again, which writes damaged '
-        'shards anew.')

@@ -18,6 +18,7 @@ def opened(path: paths.ConcretePath) -> Iterator[Any]:
   """Opens a file as a `pyarrow.parquet.ParquetFile`."""
   streams.import_pyarrow(path)
   from pyarrow import parquet
+
   # A path is read faster than a file of Python.
   source = inputs.open_file(path) if paths.is_remote(path) else path
   with parquet.ParquetFile(source) as file:

@@ -8,6 +8,7 @@ import numpy as np
 
 from haikd.core import checks
 from haikd.core import registry
+from haikd.data import reading as reading_lib
 from haikd.data import source
 from haikd.data import spec as spec_lib
 from haikd.data.text import framing
@@ -123,7 +124,9 @@ def text(split: str,
          prepare: str = 'first',
          tfds: Optional[str] = None,
          source_dir: Optional[str] = None,
-         data_dir: Optional[str] = None) -> source.Source:
+         data_dir: Optional[str] = None,
+         reading: reading_lib.Reading = reading_lib.Reading()
+         ) -> source.Source:
   """Documents for a language model, tokenised once and cached in `data_dir`.
 
   A split is a file `<split>.txt`, `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`
@@ -168,6 +171,7 @@ def text(split: str,
     tfds: the name of the data set in tfds; it must be prepared in `data_dir`.
     source_dir: the folder of the files, which may be in a bucket.
     data_dir: the folder of prepared files; None for that of tfds.
+    reading: the limits of its files, and what is done about broken records.
 
   Returns:
     A Source of `tokens`, `mask`, `label` and `target_mask`; if packed, also of
@@ -191,8 +195,9 @@ def text(split: str,
         "config.data.options.prepare must be 'first' with prune=True, since "
         "all texts decide which tokens are kept; got 'ahead'.")
   choice = framing.Choice(eos, bos, pad, add_special_tokens)
-  location = text_files.Location(source_dir, data_dir, tfds, documents, field,
-                                 ((field,),))
+  location = text_files.Location(
+      source_dir, data_dir, tfds, documents, field, ((field,),),
+      reading=reading)
 
   def make_format(
       loaded: tokenizer_lib.Tokenizer,

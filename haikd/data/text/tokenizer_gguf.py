@@ -85,8 +85,8 @@ def read(path: str) -> tuple[Definition, dict[str, Any]]:
   if not isinstance(pre, str) or pre not in _PRE_TOKENIZERS:
     raise checks.DataError(
         f'tokenizer.ggml.pre of {path!r} must be a known way of splitting '
-        f'texts; got {pre!r}. {checks.suggest(str(pre), _PRE_TOKENIZERS)} Give the '
-        'folder with tokenizer.json that the file was made from.')
+        f'texts; got {pre!r}. {checks.suggest(str(pre), _PRE_TOKENIZERS)} '
+        'Give the folder with tokenizer.json that the file was made from.')
   _check_lists(path, fields)
   special = {role: _token(path, fields, f'{name}_token_id')
              for role, name in _GGUF_NAMES.items()
