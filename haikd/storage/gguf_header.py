@@ -27,8 +27,9 @@ _BYTES = {_STRING: 8, _ARRAY: 12}  # Of a value without its content.
 
 _MOST_AXES = 4  # GGML_MAX_DIMS.
 _MOST_NESTED = 4  # Arrays in one another.
-# Entries of all arrays together. The largest vocabularies have a million.
-_MOST_ENTRIES = 2**24
+# Entries of all arrays together, each of which takes up to 32 bytes. The
+# largest vocabularies have a million tokens and merges.
+_MOST_ENTRIES = 2**22
 
 
 class TensorInfo(NamedTuple):

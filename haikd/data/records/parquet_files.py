@@ -10,7 +10,7 @@ from haikd.data.records import streams
 from haikd.storage import inputs
 from haikd.storage import paths
 
-_PIECE_BYTES = 2**26  # Of a piece, about, where one row does not take more.
+_PIECE_BYTES = 2**24  # Of a piece, about, where one row does not take more.
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """Records of tables: CSV, parquet and Arrow."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import csv
 import itertools
@@ -88,8 +88,10 @@ def separated(stream: streams.Stream, delimiter: str) -> Records:
     if not header:
       header = row
       if len({*header}) < len(header):
+        twin = next(name for name in header if header.count(name) > 1)
         raise checks.DataError(
-            f'{where} must name each column once; got {header}. Rename one.')
+            f'{where} must name each column once; got {twin[:80]!r} twice. '
+            'Rename one.')
       continue
     if len(row) != len(header):
       raise checks.DataError(
@@ -152,34 +154,51 @@ def arrow(path: paths.ConcretePath, column_groups: Groups) -> Records:
         open_arrow(path) as source):
     schema, batches = arrow_batches(path, source)
     columns = _choose(schema.names, column_groups)
-    for batch, done in batches:
-      for values, where in _rows(batch.select(columns), number, path):
+    for batch, done in batches(columns):
+      for values, where in _rows(batch, number, path):
         number += 1
         yield values, where, done
 
 
 def arrow_batches(path: paths.ConcretePath,
-                  source: Any) -> tuple[Any, Iterator[tuple[Any, float]]]:
-  """Returns the schema of an Arrow file, and its record batches.
+                  source: Any) -> tuple[Any, Callable[[Sequence[str]], Any]]:
+  """Returns the schema of an Arrow file, and what reads its record batches.
 
   Args:
     path: the file.
     source: the same, from `open_arrow`.
 
   Returns:
-    The schema; and record batches, each with how many bytes of the file are
-    read after it.
+    The schema; and a function of the names of columns, which yields record
+    batches, each with how many bytes of the file are read after it.
   """
   pyarrow = streams.import_pyarrow(path)
   if source.read(6) == b'ARROW1':
     reader = pyarrow.ipc.open_file(source)
     count = reader.num_record_batches
-    return reader.schema, (
-        (reader.get_batch(i), source.size() * (i + 1) / count)
-        for i in range(count))
+    return reader.schema, lambda columns: (
+        (_valid(reader.get_batch(i).select(columns)),
+         source.size() * (i + 1) / count) for i in range(count))
   source.seek(0)
   stream = pyarrow.ipc.open_stream(source)
-  return stream.schema, ((batch, source.tell()) for batch in stream)
+  return stream.schema, lambda columns: (
+      (_valid(batch.select(columns)), source.tell()) for batch in stream)
+
+
+def _valid(batch):
+  """Returns a record batch whose offsets were found to be inside it.
+
+  pyarrow trusts the offsets of texts and lists in a file, and one beyond its
+  buffer would end the process.
+  """
+  import pyarrow
+  for column in batch.columns:
+    try:
+      column.validate(full=True)
+    except pyarrow.ArrowInvalid as err:
+      if 'UTF8' not in str(err):  # Else `_rows` names the row.
+        raise
+  return batch
 
 
 def open_arrow(path):

@@ -79,7 +79,7 @@ def _opened(path: paths.ConcretePath, name: file_names.Name) -> Iterator[Any]:
     source = table_records.open_arrow(path)  # What is read keeps it open.
     schema, found = table_records.arrow_batches(path, source)
     yield schema, lambda columns, reading: (
-        batch.select(columns) for batch, _ in found)
+        batch for batch, _ in found(columns))
 
 
 def _read(path: paths.ConcretePath, name: file_names.Name,

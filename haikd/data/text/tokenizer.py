@@ -152,7 +152,10 @@ class Tokenizer:
 
   def id_of(self, token: str) -> Optional[int]:
     """Returns the id of a token, None if there is no such token."""
-    return self._tokenizer.token_to_id(token)
+    try:
+      return self._tokenizer.token_to_id(token)
+    except UnicodeEncodeError:  # JSON can write half a character.
+      return None
 
   def token_of(self, index: int) -> Optional[str]:
     """Returns the token with an id, None if there is no such id."""
