@@ -202,8 +202,11 @@ def _read_tensors(path) -> Iterator[tuple[str, _StoredTensor]]:
   for name, entry in header.items():
     if entry['dtype'] not in DTYPES:
       raise _broken(path, f'{name} is of {entry["dtype"]}, which is not known')
-    spec = jax.ShapeDtypeStruct(
-        tuple(entry['shape']), DTYPES[entry['dtype']])
+    shape = tuple(entry['shape'])
+    # With an axis of 0 the others could be anything.
+    if math.prod(max(size, 1) for size in shape) > 2**62:
+      raise _broken(path, f'{name} has the shape {list(shape)}')
+    spec = jax.ShapeDtypeStruct(shape, DTYPES[entry['dtype']])
     yield name, _StoredTensor(path, start + entry['data_offsets'][0], spec)
 
 

@@ -5,8 +5,10 @@ before anything is made of it. The format is that of ggml's docs/gguf.md, in
 versions 2 and 3.
 """
 
+import math
 import mmap
 import os
+import reprlib
 import struct
 from typing import Any, NamedTuple, Union
 
@@ -26,6 +28,7 @@ _DTYPES = {0: '<u1', 1: '<i1', 2: '<u2', 3: '<i2', 4: '<u4', 5: '<i4',
 _BYTES = {_STRING: 8, _ARRAY: 12}  # Of a value without its content.
 
 _MOST_AXES = 4  # GGML_MAX_DIMS.
+_MOST_CHARACTERS = 256  # Of a name; those of tensors have 64.
 _MOST_NESTED = 4  # Arrays in one another.
 # Entries of all arrays together, each of which takes up to 32 bytes. The
 # largest vocabularies have a million tokens and merges.
@@ -98,7 +101,7 @@ class _Cursor:
     self._check_count(keys, 13, 'keys')
     metadata: dict[str, Any] = {}
     for _ in range(keys):
-      name = self._string('a key')
+      name = self._name('a key')
       if name in metadata:
         raise ValueError(f'it has the key {name} twice')
       kind, = self._unpack('<I', name)
@@ -106,7 +109,7 @@ class _Cursor:
     self._check_count(tensors, 24, 'tensors')
     found: dict[str, TensorInfo] = {}
     for _ in range(tensors):
-      name = self._string('the name of a tensor')
+      name = self._name('the name of a tensor')
       if name in found:
         raise ValueError(f'it has the tensor {name} twice')
       found[name] = self._tensor(name)
@@ -130,6 +133,9 @@ class _Cursor:
                        f'{_MOST_AXES}')
     shape = self._unpack(f'<{axes}Q', name)
     kind, offset = self._unpack('<IQ', name)
+    # With an axis of 0 the others could be anything.
+    if math.prod(max(size, 1) for size in shape) > 2**62:
+      raise ValueError(f'the tensor {name} has the shape {list(shape)}')
     return TensorInfo(tuple(reversed(shape)), kind, offset)
 
   def _value(self, kind, name, depth=0):
@@ -164,6 +170,13 @@ class _Cursor:
     if self._entries > _MOST_ENTRIES:
       raise ValueError(f'its arrays have more than {_MOST_ENTRIES} entries, '
                        f'with those of {name}')
+
+  def _name(self, what):
+    """Returns the name of a key or tensor, which messages can hold."""
+    name = self._string(what)
+    if len(name) > _MOST_CHARACTERS or not name.isprintable():
+      raise ValueError(f'{what} is {reprlib.repr(name)}')
+    return name
 
   def _string(self, what):
     length, = self._unpack('<Q', what)

@@ -15,10 +15,9 @@ from typing import Callable, NamedTuple, Sequence
 import gguf as gguf_package
 import jax.numpy as jnp
 import numpy as np
-import pyarrow as pa
 from pyarrow import parquet
+import pyarrow as pa
 
-import haikd.models  # noqa: F401  Registers them.
 from haikd.core import base
 from haikd.data import archives
 from haikd.data import idx as idx_lib
@@ -31,6 +30,7 @@ from haikd.data.text import tokenizer as tokenizer_lib
 from haikd.interop import gguf
 from haikd.interop import pretrained_source
 from haikd.interop import tensors
+import haikd.models  # noqa: F401  Registers them.
 from haikd.storage import checkpoint
 from haikd.storage import checkpointer as checkpointer_lib
 from haikd.teacher_records import folder as folder_lib
