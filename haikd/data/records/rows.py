@@ -40,12 +40,13 @@ def read(
   if name.format == '.arrow':
     yield from table_records.arrow(path, column_groups)
     return
+  broken = streams.Broken(path, reading)
   with streams.open_text(path, name.compression) as stream:
     if name.format == '.jsonl':
-      yield from json_records.json_lines(stream)
+      yield from json_records.json_lines(stream, broken)
     elif name.format == '.json':
-      yield from json_records.json_file(stream)
+      yield from json_records.json_file(stream, broken)
     elif name.format == '.csv':
-      yield from table_records.separated(stream, ',')
+      yield from table_records.separated(stream, ',', broken)
     else:
-      yield from table_records.separated(stream, '\t')
+      yield from table_records.separated(stream, '\t', broken)

@@ -23,7 +23,8 @@ Groups = tuple[tuple[str, ...], ...]
 Records = Iterator[tuple[dict[str, Any], str, float]]
 
 
-def separated(stream: streams.Stream, delimiter: str) -> Records:
+def separated(stream: streams.Stream, delimiter: str,
+              broken: streams.Broken) -> Records:
   r"""Reads a table whose first row has the names of the columns.
 
   A field in quotation marks may hold delimiters, line breaks, and quotation
@@ -36,6 +37,7 @@ def separated(stream: streams.Stream, delimiter: str) -> Records:
   Args:
     stream: an open file.
     delimiter: ',' or '\t'.
+    broken: what is done about a row with another number of fields.
 
   Yields:
     The values of a row, its place, and how many bytes of the file are read.
@@ -94,10 +96,11 @@ def separated(stream: streams.Stream, delimiter: str) -> Records:
             'Rename one.')
       continue
     if len(row) != len(header):
-      raise checks.DataError(
+      broken.skip(checks.DataError(
           f'{where} must begin a row of {len(header)} fields, as the first has '
           f'names; got {len(row)}. Put a field that holds a delimiter in '
-          'quotation marks, or remove the row.')
+          'quotation marks, or remove the row.'))
+      continue
     # A quotation mark that was never meant to open a field takes the rows after
     # it into the field.
     if delimiter == '\t' and any('\t' in x and '\n' in x for x in row):

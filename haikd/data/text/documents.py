@@ -7,6 +7,7 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 from haikd.core import checks
+from haikd.core import notes
 from haikd.core import registry
 from haikd.data import reading as reading_lib
 from haikd.data import source
@@ -20,6 +21,8 @@ from haikd.data.text import text_prepared
 from haikd.data.text import text_tokenizers
 from haikd.data.text import tokenizer as tokenizer_lib
 from haikd.data.text import tokens as tokens_lib
+
+_EMPTY = 'empty'
 
 FORMS = ('packed', 'padded')
 PREPARE = ('first', 'ahead')
@@ -42,7 +45,8 @@ class _Documents(NamedTuple):
         padding=self.padding, **self.choice._asdict())
     return shards.Recipe(
         'text', options, packing.row_dtype(self.length), self._rows,
-        self._full_ids, self.frame.notices(), ends=(self.frame.end,))
+        self._full_ids, {**self.frame.notices(), _EMPTY: 'are empty.'},
+        ends=(self.frame.end,))
 
   def _rows(self, batches: shards.Batches,
             counts: Counter) -> Iterator[np.ndarray]:
@@ -58,7 +62,7 @@ class _Documents(NamedTuple):
 
   def _documents(self, batches: shards.Batches,
                  counts: Counter) -> Iterator[np.ndarray]:
-    texts = (text_files.texts_of(batch, self.field) for batch in batches)
+    texts = self._texts(batches, counts)
     for encoded in overlap.one_ahead(self._encode, texts):
       for ids in encoded:
         self.frame.count_held(ids, counts)
@@ -66,6 +70,19 @@ class _Documents(NamedTuple):
                                    self.frame.missing_after(ids)])
         counts['tokens'] += len(document)
         yield document
+
+  def _texts(self, batches: shards.Batches,
+             counts: Counter) -> Iterator[list[str]]:
+    """Yields the texts of batches, and counts those that are empty."""
+    for batch in batches:
+      texts = text_files.texts_of(batch, self.field)
+      for record, text in zip(batch, texts):
+        if not text:
+          if not counts[_EMPTY]:
+            notes.say(f'{record.place} is an empty document; such are left out '
+                      'and counted.')
+          counts[_EMPTY] += 1
+      yield texts
 
   def _encode(self, texts: list[str]) -> list[np.ndarray]:
     """Returns the ids of texts that are not empty."""

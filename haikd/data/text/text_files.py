@@ -212,6 +212,8 @@ class _FileCorpus:
       documents = location.documents if name.format == '.txt' else ''
       content = text_lines.digest(path, cache)
       digest.update(f'{name.suffix} {documents} {content}\n'.encode())
+    if location.reading.on_error == reading_lib.SKIP:
+      digest.update(b'without broken records')
     self.digest = digest.hexdigest()
 
   def records(self) -> Iterator[Record]:
