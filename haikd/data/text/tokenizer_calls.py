@@ -22,6 +22,8 @@ _Result = TypeVar('_Result')
 _SECONDS = 30.0
 _CHARACTERS_PER_SECOND = 20_000
 
+_PROBE = 'a 1'
+
 # Ids below it; the largest vocabularies have a million.
 _MOST_TOKENS = 2**24
 # Not the package's: somebody wants the process to end.
@@ -48,6 +50,8 @@ def load(definition: Mapping[str, Any], source: str) -> Any:
     with _without_reports():
       loaded = tokenizers.Tokenizer.from_str(
           json.dumps(definition, ensure_ascii=False))
+      with contextlib.suppress(Exception):  # Such as a word without a token.
+        loaded.encode(_PROBE)  # Much that is wrong panics only here.
   except _OURS:
     raise
   except BaseException as err:  # The package raises no narrower type.
