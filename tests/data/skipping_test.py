@@ -1,6 +1,7 @@
 """Examples that are left out: named, counted, and of no weight."""
 
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -133,3 +134,18 @@ def test_a_broken_record_of_a_file_is_skipped_or_refused(
     read(reading_lib.Reading())
   with pytest.raises(checks.DataError, match='at most 0 broken records'):
     read(SKIP._replace(max_skipped=0))
+
+
+@pytest.mark.parametrize('change, code, said', [
+    ('on_error=skip', 0, "'train': 1 skipped so far .*example 7 of split"),
+    ('on_error=ignore', 2, "config.data.on_error must be 'stop' or 'skip'")])
+def test_a_run_goes_on_without_an_example(run, change, code, said):
+  got, _, err = run('--config.plugins=("my_plugin",)', '--config.steps=2',
+                    '--config.teacher.train.steps=1',
+                    '--config.data.name=spoilt',
+                    '--config.data.options={"what": "nan"}',
+                    '--config.evaluation.split=train',
+                    '--config.evaluation.final=train',
+                    f'--config.data.{change}')
+  assert got == code, err
+  assert re.search(said, err)
