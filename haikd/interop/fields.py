@@ -158,7 +158,7 @@ class Fields:
     if value is not None and value not in values:
       raise checks.DataError(
           f'{self.title(name)} must be {" or ".join(map(repr, values))}; got '
-          f'{value!r}, which haikd does not support.')
+          f'{reprlib.repr(value)}, which haikd does not support.')
 
   def ignore(self, names: Iterable[str]) -> None:
     """Skips fields that no output in inference mode depends on."""
@@ -179,12 +179,14 @@ class Fields:
                if not self.is_ignored(name) and (value := self._values[name])
                not in (None, False, 0, '', {}, [])}
     if unknown:
-      named = {self._prefix + name: x for name, x in unknown.items()}
+      named = ', '.join(
+          f'{checks.shorten(self._prefix + name)!r}: {reprlib.repr(x)}'
+          for name, x in unknown.items())
       raise checks.DataError(
-          f'{self.path}: all fields must be known to haikd; got {named}. '
+          f'{self.path}: all fields must be known to haikd; got {{{named}}}. '
           'Nothing was loaded, since each may change what the network '
           'computes. If you know that it does not, set '
-          f'{self.ignoring(*unknown)}.')
+          f'{self.ignoring(*map(checks.shorten, unknown))}.')
 
 
 def read_object(path: paths.Path) -> dict[str, Any]:
