@@ -134,6 +134,14 @@ def base() -> ConfigDict:
           std=networks.free(1.0),
           # Batches to read ahead.
           prefetch=4,
+          # MiB of memory that a file may take once it is decompressed and
+          # decoded; a larger one is refused.
+          memory_mib=4096,
+          # What is done about an example that cannot be used: stop, or skip,
+          # which leaves it out and says so.
+          on_error='stop',
+          # Examples of a split that are skipped, at most.
+          max_skipped=100,
       ))
   # Evaluation during training and at its end.
   config.evaluation = ConfigDict(

@@ -71,7 +71,8 @@ def load(flag: Optional[str]) -> config_lib.ConfigDict:
     config = _call(get_config, path, () if variant is None else (variant,))
   except checks.ConfigError:
     raise
-  except Exception as err:  # A config file is a program.
+  # A config file is a program, which may raise anything and call sys.exit.
+  except (Exception, SystemExit) as err:
     lines = [frame.lineno for frame in traceback.extract_tb(err.__traceback__)
              if frame.filename == path]
     line = f' (line {lines[-1]})' if lines else ''

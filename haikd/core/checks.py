@@ -19,6 +19,9 @@ import jax
 import jax.numpy as jnp
 
 
+_SHOWN = 100  # Characters of a name in a message.
+
+
 class ConfigError(ValueError):
   """A config, flag or plugin cannot work; launch ends with exit code 2."""
   exit_code = 2
@@ -83,7 +86,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
   """
   names = sorted(known)
   closest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-  hint = f'Did you mean {closest[0]!r}? ' if closest else ''
+  hint = f'Did you mean {shorten(closest[0])!r}? ' if closest else ''
   return f'{hint}Known: {abbreviate(names, limit=30) or "none"}.'
 
 
@@ -95,7 +98,13 @@ def abbreviate(items: Sequence[str], *, limit: int = 5) -> str:
     limit: how many of them it shows.
   """
   more = len(items) - limit
-  return ', '.join(items[:limit]) + (f' and {more} more' if more > 0 else '')
+  shown = ', '.join(map(shorten, items[:limit]))
+  return shown + (f' and {more} more' if more > 0 else '')
+
+
+def shorten(name: str) -> str:
+  """Returns a name, or its beginning if it is far too long for a message."""
+  return name if len(name) <= _SHOWN else f'{name[:_SHOWN]}…'
 
 
 def is_number(value: object) -> bool:

@@ -49,7 +49,8 @@ def import_module(module: str, rule: str, if_missing: str) -> None:
     importlib.import_module(module)
   except checks.ConfigError:  # A registration that is refused; it is named.
     raise
-  except Exception as err:  # A plugin is user code and may raise anything.
+  # A plugin is user code, which may raise anything and call sys.exit.
+  except (Exception, SystemExit) as err:
     is_missing = isinstance(err, ModuleNotFoundError) and (
         f'{module}.'.startswith(f'{err.name}.'))
     remedy = (if_missing if is_missing else

@@ -1,6 +1,7 @@
 """Arrays in NumPy archives, `.npz`, as a data set."""
 
 import functools
+import math
 import os
 import pathlib
 from typing import Optional
@@ -10,6 +11,7 @@ import numpy as np
 from haikd.core import checks
 from haikd.core import registry
 from haikd.data import arrays
+from haikd.data import reading as reading_lib
 from haikd.data import source
 from haikd.storage import archive as archive_lib
 
@@ -21,7 +23,8 @@ _HOW = ("Write np.savez('train.npz', x=…, label=…) for each split, or one "
 
 @registry.register_dataset()
 def npz(split: str, *, num_classes: Optional[int] = None,
-        source_dir: Optional[str] = None) -> source.Source:
+        source_dir: Optional[str] = None,
+        reading: reading_lib.Reading = reading_lib.Reading()) -> source.Source:
   """Arrays in NumPy archives, one for each split.
 
   The names of the arrays are the keys of examples: `label`, `mask`, `image`, or
@@ -32,6 +35,7 @@ def npz(split: str, *, num_classes: Optional[int] = None,
     num_classes: as for `haikd.data.from_arrays`.
     source_dir: the folder of the archives, or one archive, which is the split
       'train'.
+    reading: how much memory an archive may take.
 
   Returns:
     A Source in memory.
@@ -55,23 +59,27 @@ def npz(split: str, *, num_classes: Optional[int] = None,
         f'config.data.source_dir must hold {_SUFFIX} files; got '
         f'{str(given)!r}, which has none or is not there. {_HOW}')
   stamps = tuple(os.stat(path).st_mtime_ns for path in paths.values())
-  return _open(tuple(paths.items()), stamps, num_classes)(split)
+  return _open(tuple(paths.items()), stamps, num_classes, reading)(split)
 
 
 @functools.lru_cache(maxsize=1)
-def _open(paths, stamps, num_classes):
+def _open(paths, stamps, num_classes, reading):
   """Reads all archives once for all splits of a run."""
   del stamps  # Keys of the cache: a changed file is read again.
   return arrays.from_arrays(
       num_classes=num_classes,
-      **{split: _read(path) for split, path in paths})
+      **{split: _read(path, reading) for split, path in paths})
 
 
-def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+def _read(path: pathlib.Path,
+          reading: reading_lib.Reading) -> dict[str, np.ndarray]:
   """Returns the arrays of an archive by name."""
   with archive_lib.opened(
       path, 'config.data.source_dir must hold archives of arrays',
       'Write it with np.savez') as archive:
+    headers = [archive_lib.header(archive, name) for name in archive.files]
+    size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in headers)
+    reading.check_memory(size, f'the arrays of {str(path)!r}')
     columns = {name: archive[name] for name in archive.files}
   sizes = {name: value.shape[0] if value.ndim else None
            for name, value in columns.items()}

@@ -12,6 +12,7 @@ from haikd.core import registry
 from haikd.data import idx
 from haikd.data import orders
 from haikd.data import prepared
+from haikd.data import reading as reading_lib
 from haikd.data import source
 
 _DIGITS_TEST, _DIGITS_VALIDATION = 600, 300
@@ -62,7 +63,9 @@ def _read_digits():
 def fashion(split: str,
             *,
             source_dir: Optional[str] = None,
-            data_dir: Optional[str] = None) -> source.Source:
+            data_dir: Optional[str] = None,
+            reading: reading_lib.Reading = reading_lib.Reading()
+            ) -> source.Source:
   """Fashion-MNIST, 28 x 28: 54,000 train, 6,000 validation, 10,000 test.
 
   The validation split is a tenth of the training file, with the classes in the
@@ -73,6 +76,7 @@ def fashion(split: str,
     source_dir: the folder of the four idx files, plain or .gz. It may be None
       once the data set is prepared in `data_dir`.
     data_dir: the folder of prepared files; None for the default of tfds.
+    reading: how much memory each file may take.
 
   Returns:
     A Source of `image`, `[28, 28, 1]` uint8, and `label`.
@@ -91,11 +95,11 @@ def fashion(split: str,
           f'data_dir={str(builder.data_dir)!r}. {idx.REMEDY}')
     return prepared.open_split(builder, split)
   folder = pathlib.Path(source_dir)
-  digest = _digest(folder, idx.stamps(folder))
+  digest = _digest(folder, idx.stamps(folder), reading)
   builder = prepared.prepare(
       functools.partial(
           builders.Fashion,
-          functools.partial(_split_fashion, folder),
+          functools.partial(_split_fashion, folder, reading),
           digest=digest,
           data_dir=data_dir))
   if builder.info.metadata['digest'] != digest:
@@ -108,18 +112,18 @@ def fashion(split: str,
 
 
 @functools.lru_cache(maxsize=1)
-def _digest(folder, stamps):
+def _digest(folder, stamps, reading):
   """Checks the files and returns a digest, once for all splits of a run."""
   del stamps  # Keys of the cache: a changed file is read again.
   digest = hashlib.sha256()
-  for arrays in _read_fashion(folder).values():
+  for arrays in _read_fashion(folder, reading).values():
     for array in arrays:
       digest.update(array.tobytes())
   return digest.hexdigest()
 
 
-def _read_fashion(folder):
-  files = {part: idx.read_pair(folder, part) for part in idx.PARTS}
+def _read_fashion(folder, reading):
+  files = {part: idx.read_pair(folder, part, reading) for part in idx.PARTS}
   for part, (images, labels) in files.items():
     if images.shape[1:] != _FASHION_SHAPE:
       raise checks.DataError(
@@ -134,8 +138,8 @@ def _read_fashion(folder):
   return files
 
 
-def _split_fashion(folder):
-  files = _read_fashion(folder)
+def _split_fashion(folder, reading):
+  files = _read_fashion(folder, reading)
   images, labels = files['train']
   order = orders.stratified(labels)
   held_out = len(labels) // 10

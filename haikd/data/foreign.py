@@ -24,7 +24,8 @@ def calling(rule: str, remedy: str):
     yield
   except (checks.ConfigError, checks.DataError):
     raise
-  except Exception as err:  # A user's code may raise anything.
+  # A user's code may raise anything, and call sys.exit.
+  except (Exception, SystemExit) as err:
     raise checks.DataError(
         f'{rule}; got {checks.describe(err)}. {remedy}; --debug shows the '
         'traceback.') from err

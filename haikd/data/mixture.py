@@ -13,6 +13,7 @@ from haikd.core import checks
 from haikd.core import registry
 from haikd.data import orders
 from haikd.data import reader as reader_lib
+from haikd.data import reading as reading_lib
 from haikd.data import source as source_lib
 from haikd.data import spec as spec_lib
 from haikd.data import weights as weights_lib
@@ -234,12 +235,13 @@ def build_splits(config: config_lib.ConfigDict) -> AnySplits:
     ConfigError: a weight that is no number and no schedule, or an option that
       no data set takes.
   """
-  data, task = config.data, config.task
-  options = config_lib.plain(data.options)
+  data, options = config.data, config_lib.plain(config.data.options)
+  reading = reading_lib.Reading(
+      data.memory_mib, data.on_error, data.max_skipped)
+  common: Any = dict(task=config.task, data_dir=data.data_dir, reading=reading)
   if not data.mixture:
-    return reader_lib.Splits(
-        task=task, name=data.name, options=options,
-        source_dir=data.source_dir, data_dir=data.data_dir)
+    return reader_lib.Splits(name=data.name, options=options,
+                             source_dir=data.source_dir, **common)
   parts, weights = {}, weights_lib.build(config)
   unused = set(options)
   for name in sorted(data.mixture):  # A saved config may have another order.
@@ -256,10 +258,8 @@ def build_splits(config: config_lib.ConfigDict) -> AnySplits:
               if not entry.name or _takes(entry.name, option)}
     unused -= set(shared)
     parts[name] = reader_lib.Splits(
-        task=task,
-        name=entry.name or data.name,
-        options={**shared, **own},
-        source_dir=folder, data_dir=data.data_dir)
+        name=entry.name or data.name, options={**shared, **own},
+        source_dir=folder, **common)
   if not any(part.dataset['name'] == data.name for part in parts.values()):
     raise checks.ConfigError(
         'config.data.name must be the name of a data set of the mixture; got '

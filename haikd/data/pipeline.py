@@ -10,6 +10,7 @@ import numpy as np
 from haikd import config as config_lib
 from haikd.core import base
 from haikd.core import checks
+from haikd.core import memory
 from haikd.data import batches
 from haikd.data import mixture as mixture_lib
 from haikd.data import orders
@@ -129,13 +130,12 @@ class Data:
   def check(self) -> None:
     """Opens, checks and decodes every split that the config names.
 
-    Only the first example of a split too large to keep is checked. An error in
-    a held-out split is thus found before hours of training, not after them.
+    Only the first example of a split too large to keep is checked.
 
     Raises:
-      ConfigError: augmentation, mean or std that do not suit the images.
-      DataError: an unknown or empty split, a training split smaller than a
-        batch, or examples that cannot be used.
+      ConfigError: batches that take too much memory, or augmentation, mean or
+        std that do not suit the images.
+      DataError: a split or examples that cannot be used.
     """
     for split in self._named:
       reader = self._reader(split)
@@ -145,16 +145,15 @@ class Data:
         self._training(reader)[0]
         reader.say_absent_classes()
       if split in self._held_out:
+        memory.check_batch(
+            'config.evaluation.batch_size', self.evaluation_spec(split))
         self.pick(split)[0]
 
   def train(self) -> batches.BatchIterator:
     """Returns an endless iterator of this process's share of training batches.
 
-    Every epoch has its own order. The first call reads the split if it is small
-    enough to keep.
-
-    Returns:
-      An iterator from the first batch on, with `get_state` and `set_state`.
+    Every epoch has its own order. The iterator begins with the first batch, and
+    has `get_state` and `set_state`.
 
     Raises:
       DataError: a split smaller than a batch, or examples that cannot be used.
@@ -171,8 +170,8 @@ class Data:
       split: any split of the data set.
 
     Returns:
-      An iterable that can be iterated over repeatedly. All batches of a split
-      have one shape; padding in the last one is masked and has the label -100.
+      An iterable of batches of one shape, as often as you like; padding in the
+      last one is masked and has the label -100.
 
     Raises:
       DataError: an unknown or empty split, or examples that cannot be used.
@@ -262,8 +261,8 @@ def build_data(config: config_lib.ConfigDict,
     A Data.
 
   Raises:
-    ConfigError: a batch that the processes cannot share evenly, an unknown
-      augmentation, or a mean or std out of its range.
+    ConfigError: a batch that the processes cannot share evenly, or that takes
+      too much memory, an unknown augmentation, or a mean or std out of range.
   """
   if process_index is None:
     process_index = jax.process_index()
@@ -279,6 +278,7 @@ def build_data(config: config_lib.ConfigDict,
   # Refuses unknown augmentations at once; the classes are not known yet.
   augment_lib.build_augment(augment, None, field=augment_field)
   views = views_lib.build_views(config, augment_field)
+  views.check_memory(config.batch_size // process_count)
   splits = mixture_lib.build_splits(config)
   if like is not None and like.splits.dataset == splits.dataset:
     splits = like.splits

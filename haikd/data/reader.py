@@ -10,13 +10,15 @@ from typing import Any, Optional, Union
 
 import numpy as np
 
-from haikd.core import checks
 from haikd.core import tasks
 from haikd.data import arrays
 from haikd.data import columns as columns_lib
+from haikd.data import examples as examples_lib
 from haikd.data import foreign
 from haikd.data import labels as labels_lib
 from haikd.data import orders
+from haikd.data import reading as reading_lib
+from haikd.data import skipping
 from haikd.data import source as source_lib
 from haikd.data import spec as spec_lib
 from haikd.data.image import views
@@ -43,10 +45,12 @@ class Reader:
     source: the split.
     split: its name.
     task: `config.task`.
+    reading: what is done about an example that cannot be used.
   """
 
   def __init__(self, source: source_lib.Source, split: str,
-               task: str = tasks.AUTO):
+               task: str = tasks.AUTO,
+               reading: reading_lib.Reading = reading_lib.Reading()):
     self.split = split
     self._task: Optional[str] = task
     # Numbers to predict may be integers, which a Source took for classes.
@@ -55,6 +59,10 @@ class Reader:
     self.class_names = None if names is None else tuple(names)
     self.vary = getattr(source, 'vary', None)
     self._source = source
+    self._examples = examples_lib.Examples(source, split)
+    self._skips = (skipping.Skips(split, reading.max_skipped)
+                   if reading.on_error == reading_lib.SKIP else None)
+    self._template: Optional[Columns] = None
     self._columns: Optional[Columns] = None
     self._growing = source_lib.growing(source)
 
@@ -144,24 +152,51 @@ class Reader:
     if self._columns is not None:
       columns = {key: value[indices] for key, value in self._columns.items()}
     else:
-      numbers = [int(i) for i in indices]
-      columns = self._checked(
-          self._stack(self._read(numbers), numbers, template, fit), numbers)
+      columns = self._gathered([int(i) for i in indices], template, fit)
     if keys is None or self.vary is None:
       return columns
+    # Not all that vary examples know of a weight.
+    weight = {columns_lib.WEIGHT: columns.pop(columns_lib.WEIGHT)} if (
+        self._skips is not None) else {}
     rngs = [np.random.default_rng((*key, int(i)))
             for key, i in zip(keys, indices)]
     with foreign.calling(f'examples of split {self.split!r} must be varied',
                          "Fix the data set's code"):
-      return self.vary(columns, rngs)
+      return {**self.vary(columns, rngs), **weight}
+
+  def _gathered(self, numbers: list[int], template: Optional[Columns],
+                fit: Optional[views.Fit]) -> Columns:
+    """Returns examples that are checked, some of them left out if so wanted."""
+    if self._skips is None:
+      return self._usable(numbers, template, fit)
+    if template is None and fit is None:  # Images that are fit may differ.
+      template = self._first()
+    return self._skips.gather(
+        numbers, len(self), lambda some: self._usable(some, template, fit))
+
+  def _usable(self, numbers, template, fit) -> Columns:
+    """Returns examples; refuses those that cannot be used."""
+    examples = self._examples.read(numbers)
+    return self._checked(
+        self._examples.stack(examples, numbers, template, fit), numbers)
+
+  def _first(self) -> Columns:
+    """Returns the first example, or the first that can be read."""
+    if self._template is None:
+      read = lambda some: self._examples.stack(self._examples.read(some), some)
+      self._template = (read([0]) if self._skips is None else
+                        self._skips.first(len(self), read))
+    return self._template
 
   def _decoded(self) -> Optional[Columns]:
     """Returns all examples, checked; None if they are too large to keep."""
     size = len(self)
-    if isinstance(self._source, arrays.Arrays):
+    if isinstance(self._source, arrays.Arrays) and self._skips is None:
       return self._checked(self._source.columns, range(size))
-    template = self._stack(self._read([0]), [0], None, None)
-    example = self._checked(template, [0])  # Its label may be of another type.
+    template = self._first()
+    # Its label may be of another type.
+    example = (self._checked(template, [0]) if self._skips is None else
+               self._gathered([0], template, None))
     if size * sum(value.nbytes for value in example.values()) > CACHE_BYTES:
       return None
     columns = {key: np.empty((size, *value.shape[1:]), value.dtype)
@@ -180,61 +215,27 @@ class Reader:
     """Returns as many labels as tell the task, None if there are none."""
     if isinstance(self._source, arrays.Arrays):
       return self._source.columns.get(columns_lib.LABEL)
-    first = self._read([0])[0]
-    if not isinstance(first, Mapping) or columns_lib.LABEL not in first:
+    first = self._first()
+    if columns_lib.LABEL not in first:
       return None
-    labels = [np.asarray(first[columns_lib.LABEL])]
-    if self._is_doubtful(labels[0]):
+    labels = first[columns_lib.LABEL]
+    if self._is_doubtful(labels):
       rows = list(range(min(_LABELS, len(self))))
-      labels = [np.asarray(x[columns_lib.LABEL]) for x in self._read(rows)]
-    return np.stack(labels)
+      if self._skips is not None:
+        return self._skips.gather(rows, len(self), self._labels)[
+            columns_lib.LABEL]
+      labels = self._labels(rows)[columns_lib.LABEL]
+    return labels
 
-  def _read(self, indices: list[int]) -> Sequence[Mapping[str, Any]]:
-    if hasattr(self._source, '__getitems__'):
-      with self._reading(indices[0]):
-        return self._source.__getitems__(indices)
-    examples = []
-    for index in indices:
-      with self._reading(index):
-        examples.append(self._source[index])
-    return examples
-
-  def _reading(self, index):
-    return foreign.calling(
-        f'example {index} of split {self.split!r} must be readable',
-        "Fix the data or the data set's code")
-
-  def _stack(self, examples: Sequence[Mapping[str, Any]],
-             indices: Sequence[int], template: Optional[Columns],
-             fit: Optional[views.Fit]) -> Columns:
-    """Stacks examples; refuses one with other shapes than the first."""
-    for index, example in zip(indices, examples):
-      if not isinstance(example, Mapping):
-        raise self._bad(index, 'be a dict', type(example).__name__,
-                        'Return dict(image=…, label=…), for example.')
-    examples = [{key: np.asarray(value)
-                 for key, value in example.items()}
-                for example in examples]
-    if fit is not None:
-      for index, example in zip(indices, examples):
-        self._fit(index, example, fit)
-    expected = columns_lib.signature(examples[0]) if template is None else {
-        key: (value.shape[1:], value.dtype) for key, value in template.items()}
-    for index, example in zip(indices, examples):
-      if fault := columns_lib.unlike(columns_lib.signature(example), expected):
-        raise self._bad(index, *fault[1:])
-    return {key: np.stack([example[key] for example in examples])
-            for key in expected}
-
-  def _fit(self, index, example, fit):
-    if 'image' not in example:
-      raise self._bad(
-          index, 'hold an image, since config.data.image_size is set',
-          f'the keys {sorted(example)}', 'Set config.data.image_size to None.')
-    rule = f'image of example {index} of split {self.split!r} must be resizable'
-    with foreign.calling(
-        f'the {rule}', 'Fix the data or the augmentation that resizes it'):
-      example |= fit(example['image'])
+  def _labels(self, rows) -> Columns:
+    """Returns the labels of some examples, whatever else they hold."""
+    key, examples = columns_lib.LABEL, self._examples.read(rows)
+    for row, example in zip(rows, examples):
+      if not isinstance(example, Mapping) or key not in example:
+        raise self._examples.bad(row, 'have a label, as the first has', 'none',
+                                 'Fix the data.')
+    labels = [{key: example[key]} for example in examples]
+    return self._examples.stack(labels, rows)
 
   def _checked(self, columns: Columns, indices: Sequence[int]) -> Columns:
     """Returns columns with labels as numbers of their task.
@@ -250,14 +251,8 @@ class Reader:
       task = self.task
       columns = {**columns, columns_lib.LABEL: labels_lib.as_task(label, task)}
     if fault := columns_lib.find_fault(columns, self.num_classes, task):
-      raise self._bad(indices[fault.row], *fault[1:])
+      raise self._examples.bad(indices[fault.row], *fault[1:])
     return columns
-
-  def _bad(self, index, rule, value, remedy):
-    """Returns the error 'example … must {rule}; got {value}. {remedy}'."""
-    return checks.DataError(
-        f'example {index} of split {self.split!r} must {rule}; got {value}. '
-        f'{remedy}')
 
 
 class Splits:
@@ -292,7 +287,8 @@ class Splits:
     """
     if split not in self._readers:
       source = source_lib.open_source(split=split, field=field, **self.dataset)
-      self._readers[split] = Reader(source, split, self._task)
+      self._readers[split] = Reader(source, split, self._task,
+                                    self.dataset['reading'])
     return self._readers[split]
 
   def describe(self) -> Optional[spec_lib.Spec]:

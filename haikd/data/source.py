@@ -11,6 +11,7 @@ from haikd.core import checks
 from haikd.core import registry
 from haikd.data import foreign
 from haikd.data import prepared
+from haikd.data import reading as reading_lib
 from haikd.data import sequences
 from haikd.data import spec as spec_lib
 from haikd.data import splits
@@ -20,6 +21,7 @@ RESERVED = {
     'split': 'config.data.train or config.evaluation',
     'source_dir': 'config.data.source_dir',
     'data_dir': 'config.data.data_dir',
+    'reading': 'config.data.memory_mib or on_error',
 }
 
 
@@ -165,7 +167,9 @@ def open_source(name: str,
                 field: str = 'split',
                 options: Optional[Mapping[str, Any]] = None,
                 source_dir: Optional[str] = None,
-                data_dir: Optional[str] = None) -> Source:
+                data_dir: Optional[str] = None,
+                reading: reading_lib.Reading = reading_lib.Reading()
+                ) -> Source:
   """Opens one split of a data set.
 
   Args:
@@ -176,6 +180,7 @@ def open_source(name: str,
     options: keyword options of the data set.
     source_dir: the folder of its raw files.
     data_dir: the folder of prepared files.
+    reading: how its files are read, for a data set that asks for it.
 
   Returns:
     A Source with at least one example.
@@ -193,14 +198,16 @@ def open_source(name: str,
   options = dict(options or {})
   _check_options(function, options)
   full_split, indices_of = splits.parse(split, field)
-  folders = _accepted(
+  given: dict[str, Any] = _accepted(
       name, function, dict(source_dir=source_dir, data_dir=data_dir))
+  if 'reading' in checks.option_names(function):
+    given['reading'] = reading
   try:
     with foreign.calling(
         f'data set {name!r} must open split {split!r}',
         f'Fix its options or its code, or set {field} to a split that it has, '
         'or to train[90%:]'):
-      source = function(full_split, **folders, **options)
+      source = function(full_split, **given, **options)
   except splits.UnknownSplitError as err:
     raise splits.UnknownSplitError(err.split, err.known, field) from err
   for attribute in ('__len__', '__getitem__'):
@@ -226,7 +233,9 @@ def describe(name: str,
              *,
              options: Optional[Mapping[str, Any]] = None,
              source_dir: Optional[str] = None,
-             data_dir: Optional[str] = None) -> Optional[spec_lib.Spec]:
+             data_dir: Optional[str] = None,
+             reading: Optional[reading_lib.Reading] = None
+             ) -> Optional[spec_lib.Spec]:
   """Returns the Spec of a data set without reading its files.
 
   Args:
@@ -234,6 +243,7 @@ def describe(name: str,
     options: keyword options of the data set.
     source_dir: the folder of its raw files; not read.
     data_dir: the folder of prepared files, which need not exist.
+    reading: not used, since nothing is read.
 
   Returns:
     A Spec; None if the data set was registered without one, or if with these
@@ -243,7 +253,7 @@ def describe(name: str,
     ConfigError: an unknown name, or options that the data set does not take.
     DataError: anything else that the registered `spec` raises.
   """
-  del source_dir
+  del source_dir, reading
   options = dict(options or {})
   if name in registry.datasets.names():
     entry = registry.datasets[name]

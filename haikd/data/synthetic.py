@@ -1,10 +1,12 @@
 """Synthetic data for tests and dry runs: learnable and deterministic."""
 
 from collections.abc import Sequence
+import math
 
 import numpy as np
 
 from haikd.core import checks
+from haikd.core import memory
 from haikd.core import registry
 from haikd.data import arrays
 from haikd.data import source
@@ -61,6 +63,9 @@ def synthetic(split: str,
   """
   splits.check(split, _SPLITS)
   _check(kind, size, num_classes, length, vocabulary)
+  # Integers of 8 bytes, some of them twice.
+  memory.check('config.data.options.size', 24 * size * (
+      math.prod(shape) if kind == 'images' else length), 'a split takes')
   random = np.random.RandomState(_SPLITS.index(split))
   if kind == 'tokens':
     return _tokens(random, size, length, vocabulary)

@@ -10,12 +10,17 @@ is refused by name.
 from collections.abc import Iterable, Mapping
 import fnmatch
 import numbers
+import reprlib
 from typing import Any, Optional
 
 from haikd.core import checks
 from haikd.interop import inert_fields
 from haikd.storage import files
 from haikd.storage import paths
+
+# Sizes beyond these are mistakes, and would take more memory than there is.
+MOST = 2**24
+MOST_LAYERS = 10_000
 
 _MISSING = object()
 
@@ -107,7 +112,8 @@ class Fields:
     return f'{self.path}: {self._prefix}{name}'
 
   def take(self, name: str, default: Any = _MISSING, *,
-           kind: Optional[type] = None, null: bool = False) -> Any:
+           kind: Optional[type] = None, null: bool = False,
+           at_most: int = MOST) -> Any:
     """Returns the value of a field.
 
     Args:
@@ -117,6 +123,7 @@ class Fields:
         str, list or dict; None for anything.
       null: whether a field of some kind may also be null, which it may in any
         case if null is the default.
+      at_most: the largest legal int.
 
     Raises:
       DataError: the field is required and missing, or is of another kind.
@@ -126,14 +133,18 @@ class Fields:
     if value is _MISSING:
       raise checks.DataError(
           f'{self.title(name)} is missing; got the fields '
-          f'{sorted(self._values)}. Fetch the model again.')
+          f'{reprlib.repr(sorted(self._values))}. Fetch the model again.')
     if kind is None or value is None and (null or default is None):
       return value
     rule, is_legal = _KINDS[kind]
     if not is_legal(value):
       raise checks.DataError(
-          f'{self.title(name)} must be {rule}; got {value!r}. Fetch the model '
-          'again.')
+          f'{self.title(name)} must be {rule}; got {reprlib.repr(value)}. '
+          'Fetch the model again.')
+    if kind is int and value > at_most:
+      raise checks.DataError(
+          f'{self.title(name)} must be at most {at_most:,}; got '
+          f'{reprlib.repr(value)}. Fetch the model again.')
     return value
 
   def expect(self, name: str, *values: Any) -> None:
@@ -147,7 +158,7 @@ class Fields:
     if value is not None and value not in values:
       raise checks.DataError(
           f'{self.title(name)} must be {" or ".join(map(repr, values))}; got '
-          f'{value!r}, which haikd does not support.')
+          f'{reprlib.repr(value)}, which haikd does not support.')
 
   def ignore(self, names: Iterable[str]) -> None:
     """Skips fields that no output in inference mode depends on."""
@@ -168,12 +179,14 @@ class Fields:
                if not self.is_ignored(name) and (value := self._values[name])
                not in (None, False, 0, '', {}, [])}
     if unknown:
-      named = {self._prefix + name: x for name, x in unknown.items()}
+      named = ', '.join(
+          f'{checks.shorten(self._prefix + name)!r}: {reprlib.repr(x)}'
+          for name, x in unknown.items())
       raise checks.DataError(
-          f'{self.path}: all fields must be known to haikd; got {named}. '
+          f'{self.path}: all fields must be known to haikd; got {{{named}}}. '
           'Nothing was loaded, since each may change what the network '
           'computes. If you know that it does not, set '
-          f'{self.ignoring(*unknown)}.')
+          f'{self.ignoring(*map(checks.shorten, unknown))}.')
 
 
 def read_object(path: paths.Path) -> dict[str, Any]:

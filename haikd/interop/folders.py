@@ -1,6 +1,6 @@
 """What a folder of weights must hold, and what is in folders that do not."""
 
-import json
+import os
 import pathlib
 import re
 
@@ -27,9 +27,10 @@ def check(folder: pathlib.Path) -> None:
   Raises:
     DataError: it is something else; the message says what, and what to do.
   """
-  if not folder.is_dir():
+  # Unlike `pathlib`, `os.path` also answers for a name that is too long.
+  if not os.path.isdir(folder):
     remedy = f'Give the one that holds {CONFIG} and the weights'
-    if folder.exists():
+    if os.path.exists(folder):
       remedy = f'Give the folder it is in, {folder.parent}'
     elif _HUB_NAME.fullmatch(str(folder)):
       remedy = (f'haikd fetches nothing: run `hf download {folder} --local-dir '
@@ -84,8 +85,8 @@ def merging(folder: pathlib.Path) -> str:
 def _base_of(folder):
   """Returns the model that an adapter belongs to, for messages."""
   try:
-    name = json.loads((folder / _ADAPTER).read_bytes()).get(
+    name = fields_lib.read_object(folder / _ADAPTER).get(
         'base_model_name_or_path')
-  except (OSError, ValueError, AttributeError):
+  except checks.DataError:
     return ''
   return f' of {name}' if name else ''

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import functools
 import importlib.util
+import math
 import os
 import pathlib
 from typing import Any, NamedTuple, Union
@@ -12,8 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from haikd.core import checks
+from haikd.storage import gguf_header
 
 _DECODED_AT_ONCE = 2**18  # Numbers, about.
+
+# The dtypes of what is not quantised, by the names of their kinds.
+_PLAIN = {
+    name: np.dtype(dtype) for name, dtype in (
+        ('F16', np.float16), ('BF16', jnp.bfloat16), ('F32', np.float32),
+        ('F64', np.float64), ('I8', np.int8), ('I16', np.int16),
+        ('I32', np.int32), ('I64', np.int64))
+}
 
 
 class _GgufTensor(NamedTuple):
@@ -75,6 +85,8 @@ class Gguf:
       dtype: to decode to.
     """
     tensor = self._tensors[name]
+    if not math.prod(tensor.stored):  # No byte can be mapped.
+      return np.empty(tensor.shape, self.shapes[name].dtype)
     stored = np.memmap(
         self.path, tensor.dtype, 'r', tensor.offset, tensor.stored)
     if tensor.dtype != np.uint8:
@@ -150,35 +162,50 @@ class Quantised:
 def _open(path, *version):
   """Returns metadata and tensors of a file.
 
-  The last file is cached, since gguf takes seconds for a large vocabulary. What
-  gguf itself returns is not cached: it holds every token as an array.
+  The last file is cached, without its tokenizer, which takes a second to read
+  and much room.
 
   Args:
     path: the file.
     *version: its size and time, so that a changed file is read again.
   """
   del version
-  import gguf
-  reader = gguf.GGUFReader(path)
-  if reader.byte_order != 'I':
-    raise ValueError('its byte order is not that of this machine')
-  metadata = {
-      name: field.contents()
-      for name, field in reader.fields.items()
-      if not name.startswith('tokenizer.')
-  }
-  tensors = {}
-  for tensor in reader.tensors:
-    shape = tuple(map(int, reversed(tensor.shape)))
-    dtype = tensor.data.dtype
-    stored = tensor.data.shape
-    if tensor.tensor_type == gguf.GGMLQuantizationType.BF16:
-      dtype, stored = np.dtype(jnp.bfloat16), shape
-    tensors[tensor.name] = _GgufTensor(
-        tensor.data_offset, stored, dtype, tensor.tensor_type, shape)
+  header = gguf_header.read(path)
+  metadata = {name: value for name, value in header.metadata.items()
+              if not name.startswith('tokenizer.')}
+  tensors = {name: _placed(name, info) for name, info in header.tensors.items()}
+  _check_places(tensors, os.path.getsize(path))
   for kind in {x.kind for x in tensors.values() if x.dtype == np.uint8}:
     _check_decodes(path, kind)
   return metadata, tensors
+
+
+def _placed(name, info) -> _GgufTensor:
+  """Returns where the bytes of a tensor are, and what they mean."""
+  import gguf
+  kind = gguf.GGMLQuantizationType(info.kind)
+  dtype = _PLAIN.get(kind.name)
+  if dtype is not None:
+    return _GgufTensor(info.offset, info.shape, dtype, kind, info.shape)
+  block, size = gguf.GGML_QUANT_SIZES[kind]
+  *others, last = info.shape
+  if last % block:
+    raise ValueError(f'{name} has rows of {last}, no multiple of {block} as '
+                     f'{kind.name} needs')
+  return _GgufTensor(info.offset, (*others, last // block * size),
+                     np.dtype(np.uint8), kind, info.shape)
+
+
+def _check_places(tensors, size):
+  """Refuses tensors that are not in the file, or that share bytes."""
+  end = 0
+  for name, tensor in sorted(tensors.items(), key=lambda x: x[1].offset):
+    if tensor.offset < end:
+      raise ValueError(f'{name} overlaps another tensor')
+    end = tensor.offset + math.prod(tensor.stored) * tensor.dtype.itemsize
+    if end > size:
+      raise ValueError(
+          f'{name} ends at byte {end}, where the file has {size}')
 
 
 def _check_decodes(path, kind):

@@ -56,7 +56,8 @@ def read_metadata(file: gguf.Gguf,
   options = dict(
       num_classes=names['token_embd.weight'].shape[0],
       width=width,
-      depth=fields.take('block_count', kind=int),
+      depth=fields.take(
+          'block_count', kind=int, at_most=fields_lib.MOST_LAYERS),
       heads=heads,
       key_value_heads=fields.take('attention.head_count_kv', heads, kind=int),
       head_size=head_size,

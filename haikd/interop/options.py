@@ -49,7 +49,7 @@ def read_architecture(fields: fields_lib.Fields, known: Iterable[str]) -> str:
   if len(names) != 1 or names[0] not in known:
     raise checks.DataError(
         f'{fields.title("architectures")} must be one of {", ".join(known)}; '
-        f'got {names}, which haikd does not support.')
+        f'got {checks.shorten(str(names))}, which haikd does not support.')
   return names[0]
 
 

@@ -84,7 +84,8 @@ def with_prefix(init: str) -> Optional[str]:
     return f'{_GGUF}{init}'
   config = path / folders.CONFIG
   with contextlib.suppress(checks.DataError):
-    if config.is_file() and 'model_type' in fields_lib.read_object(config):
+    if os.path.isfile(config) and (
+        'model_type' in fields_lib.read_object(config)):
       return f'{_FOLDER}{init}'
   return None
 
@@ -223,7 +224,7 @@ def _open_folder(folder, ignore):
 
 
 def _open_gguf(path, ignore):
-  if not path.is_file():
+  if not os.path.isfile(path):
     raise checks.DataError(
         f'init must name a file; got {path}. Give the GGUF file itself.')
   reader = gguf.Gguf(path)

@@ -13,6 +13,8 @@ import numpy as np
 
 from haikd.core import checks
 from haikd.core import notes
+from haikd.storage import files
+from haikd.storage import regular
 
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
@@ -37,7 +39,6 @@ _ADAPTERS = ('.lora_', '.base_layer.', '.modules_to_save.')
 
 _PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.pickle')
 _GIT_LFS = b'version '  # How a pointer begins.
-_MAX_HEADER = 100_000_000  # Bytes; the limit of the format.
 
 
 class TensorReader(Protocol):
@@ -150,30 +151,43 @@ class Joined:
 def read_header(path: pathlib.Path) -> tuple[dict[str, Any], int]:
   """Returns the header of a safetensors file and the offset of its data.
 
+  The package safetensors opens the file first. It refuses what does not follow
+  the format: shapes and offsets that are no whole numbers, gaps, overlaps, and
+  another size than the header says.
+
   Args:
     path: the file.
 
   Raises:
     DataError: the file cannot be read, or is no safetensors file.
   """
+  import safetensors
   try:
+    regular.check(path)
     with open(path, 'rb') as file:
       start = file.read(8)
       if start == _GIT_LFS:
         raise ValueError('it is a pointer of Git LFS; `git lfs pull` fetches '
                          'the file itself')
+      with safetensors.safe_open(path, 'numpy'):
+        pass
       length = int.from_bytes(start, 'little')
-      if length > _MAX_HEADER:
-        raise ValueError('its header is too long')
-      content = file.read(length)
-    if len(content) < length:
-      raise ValueError('its header is cut short')
-    header = json.loads(content)
-    if not isinstance(header, dict):
-      raise ValueError('its header is not a JSON object')
-  except (OSError, ValueError) as err:
-    raise _broken(path, checks.one_line(err)) from err
+      header = json.loads(file.read(length), object_pairs_hook=_without_twins)
+  except checks.DataError:
+    raise
+  except (OSError, ValueError, safetensors.SafetensorError) as err:
+    raise _broken(path, checks.one_line(err).rstrip('.')) from err
   return header, 8 + length
+
+
+def _without_twins(pairs):
+  """Returns a JSON object; refuses names that it has twice."""
+  values = dict(pairs)
+  if len(values) < len(pairs):
+    names = [name for name, _ in pairs]
+    twin = next(name for name in names if names.count(name) > 1)
+    raise ValueError(f'{twin} is twice in its header')
+  return values
 
 
 def dtype_and_shape(spec: Any) -> str:
@@ -182,33 +196,18 @@ def dtype_and_shape(spec: Any) -> str:
 
 
 def _read_tensors(path) -> Iterator[tuple[str, _StoredTensor]]:
-  """Yields the tensors of a file, and checks that it is complete."""
+  """Yields the tensors of a file."""
   header, start = read_header(path)
   header.pop(METADATA, None)
-  spans = []
   for name, entry in header.items():
-    try:
-      dtype = DTYPES[entry['dtype']]
-      shape = tuple(map(int, entry['shape']))
-      begin, end = map(int, entry['data_offsets'])
-    except (KeyError, TypeError, ValueError) as err:
-      raise _broken(path, f'{name} is {entry}, which is not known') from err
-    spec = jax.ShapeDtypeStruct(shape, dtype)
-    if min(shape, default=0) < 0 or (
-        end - begin != math.prod(shape) * dtype.itemsize):
-      raise _broken(
-          path, f'{name} has {end - begin} bytes for {dtype_and_shape(spec)}')
-    spans.append((begin, end, name))
-    yield name, _StoredTensor(path, start + begin, spec)
-  position = 0
-  for begin, end, name in sorted(spans):
-    if begin != position:
-      kind = 'overlaps another' if begin < position else 'leaves a gap before'
-      raise _broken(path, f'{name} {kind}')
-    position = end
-  size = os.path.getsize(path) - start
-  if size != position:
-    raise _broken(path, f'it has {size} bytes of data instead of {position}')
+    if entry['dtype'] not in DTYPES:
+      raise _broken(path, f'{name} is of {entry["dtype"]}, which is not known')
+    shape = tuple(entry['shape'])
+    # With an axis of 0 the others could be anything.
+    if math.prod(max(size, 1) for size in shape) > 2**62:
+      raise _broken(path, f'{name} has the shape {list(shape)}')
+    spec = jax.ShapeDtypeStruct(shape, DTYPES[entry['dtype']])
+    yield name, _StoredTensor(path, start + entry['data_offsets'][0], spec)
 
 
 def _check_merged(folder, names):
@@ -248,15 +247,18 @@ def _unwrapped(folder, stored):
 
 def _read_weight_map(path) -> dict[str, str]:
   """Returns `{tensor: file}` of an index."""
-  try:
-    weight_map = json.loads(path.read_bytes())['weight_map']
-    if not all(file == os.path.basename(file) for file in weight_map.values()):
-      raise ValueError('it names files in other folders')
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
-    raise _broken(path, checks.describe(err)) from err
+  weight_map = files.read_json(path)
+  if isinstance(weight_map, dict):
+    weight_map = weight_map.get('weight_map')
+  if not isinstance(weight_map, dict) or not all(
+      isinstance(file, str) for file in weight_map.values()):
+    raise _broken(path, 'it has no weight_map of names')
   for file in sorted(set(weight_map.values())):
-    if not (path.parent / file).exists():
-      raise _broken(path, f'{file}, which it names, is missing')
+    if file != os.path.basename(file):
+      raise _broken(path, f'it names the file {file[:80]!r} in another folder')
+    # Unlike `pathlib`, `os.path` also answers for a name that is too long.
+    if not os.path.isfile(path.parent / file):
+      raise _broken(path, f'{file[:80]!r}, which it names, is no file')
   return weight_map
 
 

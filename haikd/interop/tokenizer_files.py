@@ -95,7 +95,7 @@ def _template(found):
   """Returns the chat template, if it has a file; None without one."""
   path, old = found.get(_TEMPLATE), found.get(_OLD_TEMPLATE)
   if path is not None:
-    return path.read_bytes()
+    return paths.read(path)
   text = None if old is None else _content(old).get(_TEMPLATE_FIELD)
   return text.encode() if isinstance(text, str) else None
 
@@ -152,7 +152,7 @@ def write(folder: pathlib.Path, collected: Files) -> None:
   for name, content in collected.items():
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     if isinstance(content, pathlib.Path):
-      (folder / name).write_bytes(content.read_bytes())
+      (folder / name).write_bytes(paths.read(content))
     else:
       files.write_json(folder / name, content)
 

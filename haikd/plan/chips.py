@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 import importlib
 import math
-import os
 import re
 from typing import Any, NamedTuple, Optional
 
 import jax
 
 from haikd.core import checks
+from haikd.core import memory as memory_lib
 
 GIB = 2**30
 
@@ -209,18 +209,7 @@ def chip_of(topology: Topology, devices: Sequence[Any]) -> Chip:
   for model, size, name in _GPU_KINDS:
     if re.search(rf'\b{model}\b', kind) and size in kind:
       # JAX takes three quarters of the memory, unless it is told otherwise.
-      usable = _usable_memory(devices)
+      usable = memory_lib.of_device(devices)
       return CHIPS[name]._replace(memory=usable or CHIPS[name].memory)
-  return Chip(topology.chip, None, _usable_memory(devices), None, None, 0, None)
-
-
-def _usable_memory(devices):
-  """Returns the bytes that one device may use, or None if it is not known."""
-  if devices[0].platform != 'cpu':
-    stats = devices[0].memory_stats() or {}
-    return stats.get('bytes_limit')
-  try:
-    total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-  except (ValueError, OSError):
-    return None
-  return total / len(devices)  # The devices share one memory.
+  memory = memory_lib.of_device(devices)
+  return Chip(topology.chip, None, memory, None, None, 0, None)

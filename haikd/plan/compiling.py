@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 import contextlib
-import math
 import os
 import pathlib
 import re
@@ -231,28 +230,3 @@ def _dumped(folder):
   files = sorted(pathlib.Path(folder).glob('*after_optimizations.txt'),
                  key=lambda path: path.stat().st_size)
   return files[-1].read_text(errors='replace') if files else None
-
-
-def bytes_per_device(tree: Any) -> float:
-  """Returns the bytes that a device holds of a tree.
-
-  Args:
-    tree: ShapeDtypeStructs with shardings, PRNG keys among them.
-
-  Returns:
-    The sum over its leaves, without the compiler's padding.
-  """
-  total = 0
-  for leaf in jax.tree.leaves(tree):
-    shape = leaf.shape
-    if getattr(leaf, 'sharding', None) is not None:
-      shape = leaf.sharding.shard_shape(shape)
-    total += math.prod(shape) * _item_size(leaf.dtype)
-  return total
-
-
-def _item_size(dtype):
-  if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
-    return jax.eval_shape(
-        jax.random.key_data, jax.ShapeDtypeStruct((), dtype)).size * 4
-  return dtype.itemsize

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from haikd.core import base
+from haikd.core import memory as memory_lib
 from haikd.engine import mesh as mesh_lib
 from haikd.plan import chips
 from haikd.plan import compiling
@@ -174,7 +175,7 @@ def categories(step: compiling.Step) -> dict[str, float]:
     other (state of layers, counters), teacher and batch.
   """
   state: base.TrainState = step.state
-  size = compiling.bytes_per_device
+  size = memory_lib.bytes_per_device
   return {
       'parameters': size(state.params),
       'optimizer': size(state.opt_state),

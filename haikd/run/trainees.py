@@ -12,6 +12,7 @@ from haikd.core import checks
 from haikd.core import notes
 from haikd.core import registry
 from haikd.data import pipeline
+from haikd.engine import fits
 from haikd.engine import mesh as mesh_lib
 from haikd.engine import program as program_lib
 from haikd.objective import recorded as recorded_lib
@@ -161,8 +162,7 @@ class Trainee(NamedTuple):
     """Refuses a workdir, or `config.student.init`, that it cannot start from.
 
     Args:
-      workdir: the workdir of the job. If the student has a checkpoint there,
-        `init` is not needed and not checked.
+      workdir: of the job. If it has a checkpoint, `init` is not checked.
 
     Raises:
       ConfigError: the workdir has taken more than `config.steps` steps.
@@ -214,8 +214,7 @@ def build_all(
     alone = build(resolve.alone(config), mesh,
                   shared_data=student.data, has_teacher=False,
                   folder=workdir_lib.BASELINE, title='student alone')
-  is_untrained = not config.teacher.init and student.records is None
-  if is_untrained and student.has_teacher:
+  if student.has_teacher and not config.teacher.init and not student.records:
     teacher_config = resolve.teacher_training(config)
     if not has_labels:
       raise checks.ConfigError(
@@ -291,6 +290,7 @@ def build(config: config_lib.ConfigDict,
       has_teacher=has_teacher,
       recorded=recorded_lib.of_records(records) if records else None,
       optimizer_field=optimizer_field)
+  fits.check(program, data.spec, title)
   return Trainee(config, program, data, folder, title, records=records)
 
 

@@ -21,6 +21,7 @@ from haikd.core import checks
 from haikd.storage import files
 from haikd.storage import leaves as leaves_lib
 from haikd.storage import paths
+from haikd.storage import regular
 
 PREFIX = 'npz:'  # Of an `init` that names an archive.
 STATE = 'state:'
@@ -167,13 +168,14 @@ def opened(path: files.Path, rule: str, remedy: str) -> Iterator[Any]:
     The archive, as `numpy.load` returns it.
   """
   try:
+    regular.check(path)
+    if not zipfile.is_zipfile(path):
+      raise ValueError('it is no archive')
     with np.load(path, allow_pickle=False) as archive:
       yield archive
-  except checks.DataError:
+  except (checks.ConfigError, checks.DataError):
     raise
-  # NumPy raises these; an array that is no archive is no context manager.
-  except (OSError, KeyError, ValueError, TypeError, AttributeError, EOFError,
-          zipfile.BadZipFile) as err:
+  except Exception as err:  # A broken archive causes errors of any kind.
     raise checks.DataError(f'{rule}, without pickles; got {str(path)!r} '
                            f'({checks.one_line(err)}). {remedy}.') from err
 
@@ -192,7 +194,7 @@ def _check_same(field, archive, expected):
   """Raises DataError for names or shapes that differ, whatever the dtypes."""
   saved = {}
   for name in archive.files:
-    shape, dtype = _header(archive, name)
+    shape, dtype = header(archive, name)
     if dtype.hasobject:
       raise ValueError(f'{name} holds objects')
     saved[name] = jax.ShapeDtypeStruct(shape, dtype)
@@ -232,8 +234,17 @@ def _fits(saved, expected):
              for kind in kinds)
 
 
-def _header(archive, name):
-  """Returns the shape and dtype of an array, without reading its values."""
+def header(archive: Any, name: str) -> tuple[tuple[int, ...], np.dtype]:
+  """Returns the shape and dtype of an array, without reading its values.
+
+  Args:
+    archive: from `opened`.
+    name: of the array.
+
+  Raises:
+    Exception: of any kind; the archive is damaged, or the name is not that of
+      an array.
+  """
   with archive.zip.open(f'{name}.npy') as file:
     version = np.lib.format.read_magic(file)
     read = (np.lib.format.read_array_header_1_0 if version == (1, 0) else

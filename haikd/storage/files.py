@@ -1,6 +1,7 @@
 """JSON files, on disk or in a bucket, that survive a kill at any moment."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import json
 import math
 from typing import Any
@@ -83,12 +84,34 @@ def read_json(path: Path) -> Any:
   try:
     content = paths.read(path)
     return json.loads(content)
-  except (OSError, ValueError) as err:
+  except checks.DataError:
+    raise
+  except (OSError, ValueError, RecursionError) as err:
     problem, remedy = checks.describe(err), 'Remove or restore the file'
     if content.startswith(_GIT_LFS):
       problem, remedy = 'a pointer of Git LFS', 'Run `git lfs pull`'
+    if isinstance(err, RecursionError):
+      problem = 'lists or objects that are nested too deeply'
     raise checks.DataError(
         f'{path} must hold JSON; got {problem}. {remedy}.') from err
+
+
+@contextlib.contextmanager
+def explaining_damage(path: Path, remedy: str) -> Iterator[None]:
+  """Turns any error that a damaged file of haikd's causes into a DataError.
+
+  Args:
+    path: the file that is read inside.
+    remedy: the message's last sentence, without the full stop.
+  """
+  try:
+    yield
+  except (checks.ConfigError, checks.DataError):
+    raise
+  except Exception as err:  # Wrong types and values cause errors of any kind.
+    raise checks.DataError(
+        f'{path} must be as it was written; got {checks.describe(err)}. '
+        f'{remedy}.') from err
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -120,7 +143,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
       row = json.loads(line)
       if not isinstance(row, dict):
         raise ValueError('not an object')
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
       raise checks.DataError(
           f'line {number} of {path} must be a JSON object; got {line[:60]!r} '
           f'({checks.one_line(err)}). Remove the line.') from err

@@ -7,6 +7,7 @@ import pathlib
 from typing import Any, BinaryIO, cast, NamedTuple
 
 from haikd.storage import paths
+from haikd.storage import regular
 
 Path = paths.Path
 
@@ -86,9 +87,11 @@ def open_file(path: Path) -> io.BufferedReader:
 
   Raises:
     OSError: a local file cannot be opened, or the object is missing.
-    DataError: the bucket cannot be reached; later also where it is read.
+    DataError: it is no regular file, or the bucket cannot be reached; later
+      also where it is read.
   """
   if not paths.is_remote(path):
+    regular.check(path)
     return open(path, 'rb')
   with paths.reaching(path):
     return io.BufferedReader(

@@ -1,9 +1,8 @@
 """Where files lie: in a local folder, or in a bucket of Google Cloud Storage.
 
 A bucket has objects but no folders. An object is written atomically, cannot be
-appended to, and cannot be locked. This module hides these differences, except
-for the lock of a workdir (`run/workdir`) and the test that a checkpoint is
-complete (`leaves`).
+appended to, and cannot be locked. This module hides these differences, but for
+the lock of a workdir (`run/workdir`) and whether a checkpoint is complete.
 """
 
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Union
 import uuid
 
 from haikd.core import checks
+from haikd.storage import regular
 
 if TYPE_CHECKING:
   from etils import epath
@@ -118,9 +118,11 @@ def read(path: Path) -> bytes:
   Raises:
     OSError: a local file cannot be read.
     FileNotFoundError: the file or object does not exist.
-    DataError: the path is in a bucket that cannot be reached.
+    DataError: it is no regular file, or in a bucket that cannot be reached.
   """
   with reaching(path):
+    if not is_remote(path):
+      regular.check(path)
     return as_path(path).read_bytes()
 
 
@@ -157,6 +159,7 @@ def checksum(path: Path) -> str:
   """Returns the SHA-256 of a file, in hex; one in a bucket is fetched."""
   if is_remote(path):
     return hashlib.sha256(read(path)).hexdigest()
+  regular.check(path)
   with open(path, 'rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 

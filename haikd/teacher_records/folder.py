@@ -6,7 +6,6 @@ is written last.
 """
 
 from collections.abc import Iterable, Mapping
-import io
 import pathlib
 from typing import Any, Optional
 import zlib
@@ -19,15 +18,16 @@ from haikd.storage import files
 from haikd.storage import inputs
 from haikd.storage import outputs
 from haikd.storage import paths
-from haikd.teacher_records import hidden
 from haikd.teacher_records import recipe as recipe_lib
 from haikd.teacher_records import rows as rows_lib
 
 FIELD = 'config.teacher.records.path'
 
-_RECIPE, _MANIFEST, _INDEX = 'recipe.json', 'manifest.json', 'index.npy'
-_UNEMBEDDING = 'unembedding.npz'
+RECIPE, MANIFEST, INDEX = 'recipe.json', 'manifest.json', 'index.npy'
+UNEMBEDDING = 'unembedding.npz'
 CRC_BYTES = 4  # Of a record, behind the digest.
+
+_AGAIN = 'Start --mode=teach again with another folder'
 
 
 def shard_name(number: int) -> str:
@@ -44,10 +44,11 @@ def place(path: str) -> paths.ConcretePath:
 
 def read_recipe(folder: paths.ConcretePath) -> Optional[recipe_lib.Recipe]:
   """Returns what a folder holds or is being filled with; None for nothing."""
-  path = folder / _RECIPE
+  path = folder / RECIPE
   if not paths.exists(path):
     return None
-  return recipe_lib.Recipe(**files.read_json(path))
+  with files.explaining_damage(path, _AGAIN):
+    return recipe_lib.Recipe(**files.read_json(path))
 
 
 def begin(folder: paths.ConcretePath, recipe: recipe_lib.Recipe) -> None:
@@ -64,7 +65,7 @@ def begin(folder: paths.ConcretePath, recipe: recipe_lib.Recipe) -> None:
   if found is None:
     try:
       paths.make_folder(folder)
-      files.write_json(folder / _RECIPE, recipe._asdict())
+      files.write_json(folder / RECIPE, recipe._asdict())
     except OSError as err:
       raise checks.DataError(
           f'{FIELD} must be a folder that can be written to; got {folder} '
@@ -105,9 +106,10 @@ def _is_whole(folder, number, names):
   path, statistics = folder / shard_name(number), _statistics(folder, number)
   if not {path.name, statistics.name} <= names:
     return False
-  expected = files.read_json(statistics)
-  return (inputs.size(path) == expected['bytes'] and
-          paths.checksum(path) == expected['sha256'])
+  with files.explaining_damage(statistics, _AGAIN):
+    expected = files.read_json(statistics)
+    return (inputs.size(path) == expected['bytes'] and
+            paths.checksum(path) == expected['sha256'])
 
 
 def _statistics(folder, number):
@@ -167,12 +169,12 @@ def complete(folder: paths.ConcretePath, recipe: recipe_lib.Recipe, shards: int,
   known = [files.read_json(_statistics(folder, x)) for x in range(shards)]
   digests = b''.join(bytes.fromhex(x) for one in known for x in one['digests'])
   index = np.frombuffer(digests, np.uint8).reshape(-1, rows_lib.DIGEST_BYTES)
-  with outputs.staged(folder / _INDEX) as path, open(path, 'wb') as file:
+  with outputs.staged(folder / INDEX) as path, open(path, 'wb') as file:
     np.save(file, index[::recipe.copies])
   if unembedding is not None:
     arrays = {name: x for name, x in unembedding._asdict().items()
               if x is not None}
-    name = folder / _UNEMBEDDING
+    name = folder / UNEMBEDDING
     with outputs.staged(name) as path, open(path, 'wb') as file:
       np.savez(file, **arrays)
   manifest = dict(
@@ -183,46 +185,5 @@ def complete(folder: paths.ConcretePath, recipe: recipe_lib.Recipe, shards: int,
       shards=[dict(file=shard_name(number), **{
           name: x[name] for name in ('records', 'bytes', 'sha256')})
           for number, x in enumerate(known)])
-  files.write_json(folder / _MANIFEST, manifest)
+  files.write_json(folder / MANIFEST, manifest)
   return manifest
-
-
-def read_manifest(folder: paths.ConcretePath) -> dict[str, Any]:
-  """Returns the manifest of complete records.
-
-  Args:
-    folder: of the records.
-
-  Raises:
-    DataError: there are none, or a shard is missing or cut short.
-  """
-  names = paths.names(folder)
-  if _MANIFEST not in names:
-    state = ('records that are not complete' if _RECIPE in names else
-             'a folder without records')
-    raise checks.DataError(
-        f'{FIELD} must be a folder that --mode=teach has filled; got {folder}, '
-        f'{state}. Start this config with --mode=teach.')
-  manifest = files.read_json(folder / _MANIFEST)
-  for shard in manifest['shards']:
-    path = folder / shard['file']
-    size = inputs.size(path) if shard['file'] in names else None
-    if size != shard['bytes']:
-      got = 'none' if size is None else f'{size} bytes'
-      raise checks.DataError(
-          f'{path} must be the shard of {shard["bytes"]} bytes that '
-          f'{_MANIFEST} names; got {got}. Start --mode=teach again, which '
-          'writes what is missing.')
-  return manifest
-
-
-def read_index(folder: paths.ConcretePath) -> np.ndarray:
-  """Returns the digest of each row, uint8 `[rows, 16]`."""
-  return np.load(io.BytesIO(paths.read(folder / _INDEX)))
-
-
-def read_unembedding(folder: paths.ConcretePath) -> base.LinearLogits:
-  """Returns what `complete` was given; NumPy arrays without hidden states."""
-  with np.load(io.BytesIO(paths.read(folder / _UNEMBEDDING))) as archive:
-    return base.LinearLogits(
-        hidden.ABSENT, **{name: archive[name] for name in archive})

@@ -7,6 +7,7 @@ import numpy as np
 
 from haikd.core import base
 from haikd.core import checks
+from haikd.teacher_records import complete
 from haikd.teacher_records import folder as folder_lib
 from haikd.teacher_records import recipe as recipe_lib
 from haikd.teacher_records import rows as rows_lib
@@ -32,15 +33,16 @@ class Records:
 
   def __init__(self, path: str):
     self._folder = folder_lib.place(path)
-    manifest = folder_lib.read_manifest(self._folder)
-    self.recipe = recipe_lib.Recipe(**manifest['recipe'])
-    self.network = manifest['network']
+    manifest = complete.read_manifest(self._folder)
+    with complete.explaining_damage(self._folder):
+      self.recipe = recipe_lib.Recipe(**manifest['recipe'])
+      self.network = manifest['network']
+      self._codec = self.recipe.codec()
     self.unembedding: Optional[base.LinearLogits] = None
     if self.recipe.options['kind'] == recipe_lib.HIDDEN:
-      self.unembedding = folder_lib.read_unembedding(self._folder)
-    self._codec = self.recipe.codec()
+      self.unembedding = complete.read_unembedding(self._folder)
     self._shards = shards_lib.Shards(self._folder, manifest)
-    index = folder_lib.read_index(self._folder)
+    index = complete.read_index(self._folder)
     self._digests = index
     keys = np.ascontiguousarray(index[:, :8]).view('<u8')[:, 0]
     self._order = np.argsort(keys, kind='stable')

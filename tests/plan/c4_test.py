@@ -18,6 +18,7 @@ import pathlib
 import jax
 import pytest
 
+from haikd.core import memory
 from haikd.engine import mesh as mesh_lib
 from haikd.plan import chips
 from haikd.plan import compiling
@@ -99,7 +100,7 @@ def test_pod_has_room_and_sends_what_it_must(name):
   assert compiled.memory.peak() < chip.memory
   for tree, size in ((step.state.params, 4 * STUDENT),
                      (step.frozen.params, 2 * TEACHER)):
-    held = compiling.bytes_per_device(tree)
+    held = memory.bytes_per_device(tree)
     assert held == pytest.approx(size / len(devices), rel=0.02)
   share = 1 - 1 / len(devices)
   traffic = compiled.schedule.traffic()

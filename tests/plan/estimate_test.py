@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from haikd.core import base
+from haikd.core import memory
 from haikd.plan import chips
 from haikd.plan import compiling
 from haikd.plan import counting
@@ -60,7 +61,7 @@ def test_state_is_sorted_by_what_it_is_for():
 
 def test_key_counts_its_words():
   key = jax.eval_shape(lambda: jax.random.key(0))
-  assert compiling.bytes_per_device(key) == 8  # Threefry's is two words.
+  assert memory.bytes_per_device(key) == 8  # Threefry's is two words.
 
 
 def test_peak_and_margin():

@@ -237,5 +237,6 @@ def _check_headers(images: Sequence[paths.ConcretePath]) -> None:
 
 @functools.lru_cache(maxsize=2**20)
 def _read_header(path: str) -> decode.Header:
-  with streams.explaining_read_errors(path), open(path, 'rb') as file:
+  with (streams.explaining_read_errors(path),
+        inputs.open_file(path) as file):
     return decode.read_header(file, repr(path))

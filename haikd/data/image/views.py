@@ -12,6 +12,7 @@ import numpy as np
 
 from haikd import config as config_lib
 from haikd.core import checks
+from haikd.core import memory
 from haikd.data import columns as columns_lib
 from haikd.data.image import normalise
 from haikd.data.image import resize as resize_lib
@@ -72,6 +73,22 @@ class Views(NamedTuple):
   teacher: ImageView
   student: Optional[ImageView]
   cut: Optional[resize_lib.Cut]
+
+  def check_memory(self, count: int) -> None:
+    """Refuses a size at which there is no room for images.
+
+    Args:
+      count: how many are read at a time.
+
+    Raises:
+      ConfigError: there is no room.
+    """
+    sizes = [view.size for view in (self.teacher, self.student)
+             if view is not None and view.size is not None]
+    # A pixel is three float32.
+    memory.check('config.data.image_size',
+                 12 * count * max(sizes, default=0)**2,
+                 'the images of a batch take')
 
   def fit_training(self, rng: np.random.Generator) -> Optional[Fit]:
     """Returns what makes columns of the image of an example; None for none."""

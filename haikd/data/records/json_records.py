@@ -15,11 +15,12 @@ _BLANK = ' \t\r\n'
 Records = Iterator[tuple[dict[str, Any], str, int]]
 
 
-def json_lines(stream: streams.Stream) -> Records:
+def json_lines(stream: streams.Stream, broken: streams.Broken) -> Records:
   """Reads a file with one object a line; blank lines are left out.
 
   Args:
     stream: an open file.
+    broken: what is done about a line that is no object.
 
   Yields:
     The values of a record, its place, and how many bytes of the file are read.
@@ -27,31 +28,42 @@ def json_lines(stream: streams.Stream) -> Records:
   Raises:
     DataError: a line that is no object.
   """
-  for line in streams.lines(stream):
+  for line in streams.lines(stream, broken):
     if not line.text.strip():
       continue
     where = streams.place('line', line.number, stream.path)
     try:
-      values = json.loads(line.text)
-    except (ValueError, RecursionError) as err:
-      if line.text.lstrip().startswith('['):
-        raise _is_array(where) from err
-      raise _not_object(where, f'{_describe(err, 0)}, where each line must be '
-                        'a whole object') from err
-    if isinstance(values, list):
-      raise _is_array(where)
-    if not isinstance(values, dict):
-      raise _not_object(where, type(values).__name__)
+      values = _parse(line.text, where)
+    except checks.DataError as err:
+      broken.skip(err)
+      continue
     yield values, where, line.done
 
 
-def json_file(stream: streams.Stream) -> Records:
+def _parse(text, where):
+  """Returns the object in a line; raises DataError if there is none."""
+  try:
+    values = json.loads(text)
+  except (ValueError, RecursionError) as err:
+    if text.lstrip().startswith('['):
+      raise _is_array(where) from err
+    raise _not_object(where, f'{_describe(err, 0)}, where each line must be a '
+                      'whole object') from err
+  if isinstance(values, list):
+    raise _is_array(where)
+  if not isinstance(values, dict):
+    raise _not_object(where, type(values).__name__)
+  return values
+
+
+def json_file(stream: streams.Stream, broken: streams.Broken) -> Records:
   """Reads an array of objects, or one object a line as `json_lines` does.
 
   An array is read element by element, and never held in memory.
 
   Args:
     stream: an open file.
+    broken: what is done about a line that is no object.
 
   Yields:
     As `json_lines`.
@@ -64,7 +76,7 @@ def json_file(stream: streams.Stream) -> Records:
     yield from _array(stream)
     return
   try:
-    yield from json_lines(stream)
+    yield from json_lines(stream, broken)
   except checks.DataError as err:
     # Such as an object that goes over several lines.
     raise checks.DataError(

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from haikd.data import reading as reading_lib
 from haikd.data.records import file_names
 from haikd.data.records import json_records
 from haikd.data.records import streams
@@ -12,7 +13,8 @@ from haikd.storage import paths
 
 def read(
     path: paths.ConcretePath, name: file_names.Name,
-    column_groups: tuple[tuple[str, ...], ...] = ()
+    column_groups: tuple[tuple[str, ...], ...] = (), *,
+    reading: reading_lib.Reading = reading_lib.Reading()
 ) -> Iterator[tuple[dict[str, Any], str, float]]:
   """Reads the rows of a file.
 
@@ -22,6 +24,7 @@ def read(
     column_groups: which columns of a parquet or Arrow file are read: the first
       of these groups whose columns the file has, or all columns if it has no
       group.
+    reading: its limits.
 
   Yields:
     `{field: value}` of a row, its place in the file for messages, and how many
@@ -32,17 +35,18 @@ def read(
       suffix.
   """
   if name.format == '.parquet':
-    yield from table_records.parquet(path, column_groups)
+    yield from table_records.parquet(path, column_groups, reading)
     return
   if name.format == '.arrow':
     yield from table_records.arrow(path, column_groups)
     return
+  broken = streams.Broken(path, reading)
   with streams.open_text(path, name.compression) as stream:
     if name.format == '.jsonl':
-      yield from json_records.json_lines(stream)
+      yield from json_records.json_lines(stream, broken)
     elif name.format == '.json':
-      yield from json_records.json_file(stream)
+      yield from json_records.json_file(stream, broken)
     elif name.format == '.csv':
-      yield from table_records.separated(stream, ',')
+      yield from table_records.separated(stream, ',', broken)
     else:
-      yield from table_records.separated(stream, '\t')
+      yield from table_records.separated(stream, '\t', broken)

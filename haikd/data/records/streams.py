@@ -1,14 +1,16 @@
 """Files of text as streams of bytes and lines, compressed or not."""
 
 import codecs
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import gzip
 import io
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Optional
 import zlib
 
 from haikd.core import checks
+from haikd.core import notes
+from haikd.data import reading as reading_lib
 from haikd.storage import inputs
 from haikd.storage import paths
 
@@ -92,11 +94,47 @@ def open_text(path: paths.ConcretePath, compression: str) -> Iterator[Stream]:
           f'take {compression} off its name.') from err
 
 
-def lines(stream: Stream) -> Iterator[Line]:
+class Broken:
+  """What is done about the broken records of a file, one after the other.
+
+  Args:
+    path: the file.
+    reading: whether they are skipped, and how many.
+  """
+
+  def __init__(self, path: paths.ConcretePath, reading: reading_lib.Reading):
+    self._path = path
+    self._reading = reading
+    self._count = 0
+
+  def skip(self, error: checks.DataError) -> None:
+    """Goes on after a broken record, and says so now and then.
+
+    Args:
+      error: what is wrong with it, and where it is.
+
+    Raises:
+      DataError: the error, if it must stop the run, or one too many.
+    """
+    if self._reading.on_error == reading_lib.STOP:
+      raise error
+    self._count += 1
+    if self._count > self._reading.max_skipped:
+      raise checks.DataError(
+          f'{str(self._path)!r} must have at most {self._reading.max_skipped} '
+          'broken records, config.data.max_skipped; got more. The last one: '
+          f'{error}') from error
+    if not self._count & self._count - 1:  # A power of two.
+      notes.say(f'{str(self._path)!r}: {self._count} skipped so far of the '
+                f'records (config.data.on_error). The last one: {error}')
+
+
+def lines(stream: Stream, broken: Optional[Broken] = None) -> Iterator[Line]:
   """Yields the lines of a file, each with its newline.
 
   Args:
     stream: an open file.
+    broken: what is done about lines that are not UTF-8; None to refuse them.
 
   Yields:
     A Line.
@@ -110,7 +148,14 @@ def lines(stream: Stream) -> Iterator[Line]:
     where = place('line', number, stream.path)
     if len(line) > RECORD_BYTES:
       raise too_long(where, 'Break it into several lines')
-    yield Line(number, decode(line, where), stream.done())
+    try:
+      text = decode(line, where)
+    except checks.DataError as err:
+      if broken is None:
+        raise
+      broken.skip(err)
+      continue
+    yield Line(number, text, stream.done())
 
 
 def too_long(where: str, remedy: str) -> checks.DataError:
@@ -141,6 +186,18 @@ def not_utf8(where: str, err: UnicodeDecodeError) -> checks.DataError:
   return checks.DataError(
       f'{where} must be UTF-8; got {checks.one_line(err)}. Convert the file, '
       'as with `iconv -f CP1252 -t UTF-8`.')
+
+
+def count_characters(value: Any) -> int:
+  """Returns the number of characters in a value and in what it contains.
+
+  A number counts as one.
+  """
+  if isinstance(value, (str, bytes)):
+    return len(value)
+  if isinstance(value, Mapping):
+    return sum(map(count_characters, value.values()))
+  return sum(map(count_characters, value)) if isinstance(value, list) else 1
 
 
 def place(unit: str, number: int, path: paths.ConcretePath) -> str:

@@ -1,6 +1,6 @@
 """Records of tables: CSV, parquet and Arrow."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import csv
 import itertools
@@ -9,6 +9,8 @@ from typing import Any
 
 from haikd.core import checks
 from haikd.core import notes
+from haikd.data import reading as reading_lib
+from haikd.data.records import parquet_files
 from haikd.data.records import streams
 from haikd.storage import inputs
 from haikd.storage import paths
@@ -21,7 +23,8 @@ Groups = tuple[tuple[str, ...], ...]
 Records = Iterator[tuple[dict[str, Any], str, float]]
 
 
-def separated(stream: streams.Stream, delimiter: str) -> Records:
+def separated(stream: streams.Stream, delimiter: str,
+              broken: streams.Broken) -> Records:
   r"""Reads a table whose first row has the names of the columns.
 
   A field in quotation marks may hold delimiters, line breaks, and quotation
@@ -34,6 +37,7 @@ def separated(stream: streams.Stream, delimiter: str) -> Records:
   Args:
     stream: an open file.
     delimiter: ',' or '\t'.
+    broken: what is done about a row with another number of fields.
 
   Yields:
     The values of a row, its place, and how many bytes of the file are read.
@@ -86,14 +90,17 @@ def separated(stream: streams.Stream, delimiter: str) -> Records:
     if not header:
       header = row
       if len({*header}) < len(header):
+        twin = next(name for name in header if header.count(name) > 1)
         raise checks.DataError(
-            f'{where} must name each column once; got {header}. Rename one.')
+            f'{where} must name each column once; got {twin[:80]!r} twice. '
+            'Rename one.')
       continue
     if len(row) != len(header):
-      raise checks.DataError(
+      broken.skip(checks.DataError(
           f'{where} must begin a row of {len(header)} fields, as the first has '
           f'names; got {len(row)}. Put a field that holds a delimiter in '
-          'quotation marks, or remove the row.')
+          'quotation marks, or remove the row.'))
+      continue
     # A quotation mark that was never meant to open a field takes the rows after
     # it into the field.
     if delimiter == '\t' and any('\t' in x and '\n' in x for x in row):
@@ -105,33 +112,31 @@ def separated(stream: streams.Stream, delimiter: str) -> Records:
     yield dict(zip(header, row)), where, done
 
 
-def parquet(path: paths.ConcretePath, column_groups: Groups) -> Records:
+def parquet(path: paths.ConcretePath, column_groups: Groups,
+            reading: reading_lib.Reading) -> Records:
   """Reads a parquet file.
 
   Args:
     path: the file.
     column_groups: which columns are read, as for `text_lines.read`.
+    reading: its limits.
 
   Yields:
     As `separated`.
 
   Raises:
-    DataError: a file that is damaged or no such file, or a text that is not
-      UTF-8.
+    DataError: a file that is damaged or no such file, a text that is not UTF-8,
+      or a piece that takes too much memory.
   """
-  streams.import_pyarrow(path)
-  from pyarrow import parquet as parquet_lib
   number, size = 0, inputs.size(path)
-  with explaining_damage(path, 'a parquet file'):
-    # A path is read faster than a file of Python.
-    opened = inputs.open_file(path) if paths.is_remote(path) else path
-    with parquet_lib.ParquetFile(opened) as file:
-      rows = file.metadata.num_rows
-      columns = _choose(file.schema_arrow.names, column_groups)
-      for batch in file.iter_batches(batch_size=_ROWS, columns=columns):
-        for values, where in _rows(batch, number, path):
-          number += 1
-          yield values, where, size * number / rows
+  with (explaining_damage(path, 'a parquet file'),
+        parquet_files.opened(path) as file):
+    rows = file.metadata.num_rows
+    columns = _choose(file.schema_arrow.names, column_groups)
+    for batch in parquet_files.batches(path, file, columns, reading, _ROWS):
+      for values, where in _rows(batch, number, path):
+        number += 1
+        yield values, where, size * number / rows
 
 
 def arrow(path: paths.ConcretePath, column_groups: Groups) -> Records:
@@ -147,24 +152,56 @@ def arrow(path: paths.ConcretePath, column_groups: Groups) -> Records:
   Raises:
     DataError: as `parquet`.
   """
-  pyarrow = streams.import_pyarrow(path)
   number = 0
   with (explaining_damage(path, 'an Arrow file'),
         open_arrow(path) as source):
-    if source.read(6) == b'ARROW1':
-      reader = pyarrow.ipc.open_file(source)
-      count = reader.num_record_batches
-      batches = ((reader.get_batch(i), source.size() * (i + 1) / count)
-                 for i in range(count))
-    else:
-      source.seek(0)
-      reader = pyarrow.ipc.open_stream(source)
-      batches = ((batch, source.tell()) for batch in reader)
-    columns = _choose(reader.schema.names, column_groups)
-    for batch, done in batches:
-      for values, where in _rows(batch.select(columns), number, path):
+    schema, batches = arrow_batches(path, source)
+    columns = _choose(schema.names, column_groups)
+    for batch, done in batches(columns):
+      for values, where in _rows(batch, number, path):
         number += 1
         yield values, where, done
+
+
+def arrow_batches(path: paths.ConcretePath,
+                  source: Any) -> tuple[Any, Callable[[Sequence[str]], Any]]:
+  """Returns the schema of an Arrow file, and what reads its record batches.
+
+  Args:
+    path: the file.
+    source: the same, from `open_arrow`.
+
+  Returns:
+    The schema; and a function of the names of columns, which yields record
+    batches, each with how many bytes of the file are read after it.
+  """
+  pyarrow = streams.import_pyarrow(path)
+  if source.read(6) == b'ARROW1':
+    reader = pyarrow.ipc.open_file(source)
+    count = reader.num_record_batches
+    return reader.schema, lambda columns: (
+        (_valid(reader.get_batch(i).select(columns)),
+         source.size() * (i + 1) / count) for i in range(count))
+  source.seek(0)
+  stream = pyarrow.ipc.open_stream(source)
+  return stream.schema, lambda columns: (
+      (_valid(batch.select(columns)), source.tell()) for batch in stream)
+
+
+def _valid(batch):
+  """Returns a record batch whose offsets were found to be inside it.
+
+  pyarrow trusts the offsets of texts and lists in a file, and one beyond its
+  buffer would end the process.
+  """
+  import pyarrow
+  for column in batch.columns:
+    try:
+      column.validate(full=True)
+    except pyarrow.ArrowInvalid as err:
+      if 'UTF8' not in str(err):  # Else `_rows` names the row.
+        raise
+  return batch
 
 
 def open_arrow(path):
@@ -209,7 +246,11 @@ def explaining_damage(path, kind):
     inputs.open_file(path).close()  # An error of opening is about permissions.
   try:
     yield
-  except (pyarrow.ArrowException, OSError) as err:
+  except checks.DataError:
+    raise
+  # What is damaged also causes a ValueError, MemoryError or KeyError.
+  except (pyarrow.ArrowException, OSError, ValueError, MemoryError, KeyError,
+          IndexError, OverflowError) as err:
     raise checks.DataError(
         f'{str(path)!r} must be {kind}; got '
         f'{checks.one_line(err).rstrip(".")}. Fetch it again.') from err

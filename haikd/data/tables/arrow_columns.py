@@ -4,7 +4,8 @@ Folders that Hugging Face's `datasets` has saved are read without it: the
 features that it knows are written beside the types of Arrow.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import functools
 import json
 import os
@@ -13,8 +14,10 @@ from typing import Any, Optional
 import numpy as np
 
 from haikd.core import checks
+from haikd.data import reading as reading_lib
 from haikd.data.image import decode
 from haikd.data.records import file_names
+from haikd.data.records import parquet_files
 from haikd.data.records import streams
 from haikd.data.records import table_records
 from haikd.data.tables import column as column_lib
@@ -24,71 +27,107 @@ from haikd.storage import paths
 _FEATURES = b'huggingface'  # The key of the schema's metadata.
 _TEXTS = ('string', 'large_string', 'string_view')
 _BYTES = ('binary', 'large_binary', 'binary_view')
+_ROWS = 4096  # In a piece of a parquet file, at most.
 
 
 def names(files: file_names.Files) -> tuple[str, ...]:
   """Returns the names of the columns."""
-  return tuple(_open(*files[0], requested=()).schema.names)
+  path, name = files[0]
+  with _opened(path, name) as (schema, _):
+    return tuple(schema.names)
 
 
-def read(files: file_names.Files, requested: Sequence[str], channels: int
-         ) -> dict[str, column_lib.Column]:
+def read(files: file_names.Files, requested: Sequence[str], channels: int,
+         reading: reading_lib.Reading) -> dict[str, column_lib.Column]:
   """Reads some columns; Arrow files are mapped into memory.
 
   Args:
     files: the files of a split.
     requested: the names of the columns.
     channels: of images, 1 or 3.
+    reading: its limits.
 
   Raises:
-    DataError: a file that cannot be read, or files of different columns.
+    DataError: a file that cannot be read, files of different columns, or
+      columns that take too much memory.
   """
-  tables = [(path, _open(path, name, requested)) for path, name in files]
-  for path, table in tables:
-    for name in requested:
-      if name not in table.column_names:
-        raise column_lib.absent(repr(str(path)), name, table.column_names)
+  pyarrow = streams.import_pyarrow(files[0][0])
+  # What is mapped into memory is not allocated.
+  limit = functools.partial(_check_allocated, reading,
+                            pyarrow.total_allocated_bytes())
+  tables = [(path, _read(path, name, requested, reading, limit))
+            for path, name in files]
   if not any(map(len, (table for _, table in tables))):
     raise column_lib.no_rows(tables[0][0])
-  features = _features(tables[0][1].schema)
+  features = _features(*tables[0])
   return {
       name: _column([(path, table.column(name)) for path, table in tables],
                     features.get(name, {}), channels)
       for name in requested}
 
 
-def _open(path: paths.ConcretePath, name: file_names.Name,
-          requested: Sequence[str]) -> Any:
-  """Returns a file as a table of pyarrow, with its requested columns at least.
+@contextlib.contextmanager
+def _opened(path: paths.ConcretePath, name: file_names.Name) -> Iterator[Any]:
+  """Opens a file; yields its schema, and a function from columns to batches."""
+  if name.format == '.parquet':
+    with (table_records.explaining_damage(path, 'a parquet file'),
+          parquet_files.opened(path) as file):
+      yield file.schema_arrow, functools.partial(
+          parquet_files.batches, path, file, rows=_ROWS)
+    return
+  with table_records.explaining_damage(path, 'an Arrow file'):
+    source = table_records.open_arrow(path)  # What is read keeps it open.
+    schema, found = table_records.arrow_batches(path, source)
+    yield schema, lambda columns, reading: (
+        batch for batch, _ in found(columns))
 
-  A file in parquet is read into memory; without a requested column, its schema
-  alone.
+
+def _read(path: paths.ConcretePath, name: file_names.Name,
+          requested: Sequence[str], reading: reading_lib.Reading,
+          check_allocated: Callable[[str], None]) -> Any:
+  """Returns columns of a file as a table of pyarrow.
+
+  Args:
+    path: the file.
+    name: the parts of its name.
+    requested: the names of the columns.
+    reading: its limits.
+    check_allocated: takes a name, for messages.
   """
   pyarrow = streams.import_pyarrow(path)
-  if name.format == '.parquet':
-    from pyarrow import parquet
-    with table_records.explaining_damage(path, 'a parquet file'):
-      opened = inputs.open_file(path) if paths.is_remote(path) else path
-      with parquet.ParquetFile(opened) as file:
-        if not requested:
-          return file.schema_arrow.empty_table()
-        # Unknown columns would be left out without a word.
-        known = {*requested} <= {*file.schema_arrow.names}
-        return file.read(list(requested) if known else None)
-  with table_records.explaining_damage(path, 'an Arrow file'):
-    source = table_records.open_arrow(path)  # The table keeps it open.
-    if source.read(6) == b'ARROW1':
-      return pyarrow.ipc.open_file(source).read_all()
-    source.seek(0)
-    return pyarrow.ipc.open_stream(source).read_all()
+  with _opened(path, name) as (schema, batches):
+    for column in requested:
+      if column not in schema.names:
+        raise column_lib.absent(repr(str(path)), column, schema.names)
+    found = []
+    for batch in batches(list(requested), reading=reading):
+      check_allocated(f'the columns of {str(path)!r}')
+      found.append(batch)
+    if not found:
+      return schema.empty_table().select(requested)
+    return pyarrow.Table.from_batches(found)
 
 
-def _features(schema) -> dict[str, Any]:
+def _check_allocated(reading, before, what):
+  """Refuses what pyarrow has allocated if it is too much."""
+  pyarrow = streams.import_pyarrow(what)
+  reading.check_memory(pyarrow.total_allocated_bytes() - before, what)
+
+
+def _features(path, table) -> dict[str, Any]:
   """Returns what `datasets` knows of the columns, by their names."""
-  written = (schema.metadata or {}).get(_FEATURES)
+  written = (table.schema.metadata or {}).get(_FEATURES)
   if written is None:
     return {}
-  return json.loads(written).get('info', {}).get('features') or {}
+  try:
+    features = json.loads(written).get('info', {}).get('features') or {}
+    if not all(isinstance(feature, dict) for feature in features.values()):
+      raise ValueError('features that are no objects')
+  except (ValueError, AttributeError, RecursionError) as err:
+    raise checks.DataError(
+        f'{str(path)!r} must have the features of `datasets` as it writes '
+        f'them; got {checks.describe(err)}. Save the data set again.') from err
+  return features
 
 
 def _column(parts, feature, channels) -> column_lib.Column:

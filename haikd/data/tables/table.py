@@ -12,6 +12,7 @@ from haikd.core import registry
 from haikd.data import arrays
 from haikd.data import columns as columns_lib
 from haikd.data import orders
+from haikd.data import reading as reading_lib
 from haikd.data import source
 from haikd.data import splits as splits_lib
 from haikd.data.image import decode
@@ -67,7 +68,9 @@ def table(split: str,
           label: Optional[Names] = 'label',
           weight: Optional[str] = None,
           channels: int = 3,
-          source_dir: Optional[str] = None) -> source.Source:
+          source_dir: Optional[str] = None,
+          reading: reading_lib.Reading = reading_lib.Reading()
+          ) -> source.Source:
   """Rows of a table: CSV, TSV, JSON, parquet, or Arrow folders of `datasets`.
 
   Columns of numbers are one input together, the vector `x`. A column of arrays
@@ -92,6 +95,7 @@ def table(split: str,
     channels: of images: 3 for RGB, 1 for greyscale.
     source_dir: the folder of the files, or one file, which is the split
       'train'.
+    reading: how much memory the columns may take.
 
   Returns:
     A Source.
@@ -102,7 +106,7 @@ def table(split: str,
       that holds no numbers.
   """
   decode.check_channels(channels)
-  files = table_files.TableFiles(source_dir, channels)
+  files = table_files.TableFiles(source_dir, channels, reading)
   splits_lib.check(split, files.splits)
   labels = () if label is None else _as_names('label', label)
   others = (*labels, *([] if weight is None else [weight]))

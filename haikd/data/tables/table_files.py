@@ -6,6 +6,7 @@ import os
 from typing import Any, Optional
 
 from haikd.core import checks
+from haikd.data import reading as reading_lib
 from haikd.data import splits as splits_lib
 from haikd.data.records import file_names
 from haikd.data.records import hints
@@ -32,14 +33,17 @@ class TableFiles:
   Args:
     source_dir: a folder, or one file.
     channels: of images.
+    reading: the limits of its files.
   """
 
-  def __init__(self, source_dir: Optional[str], channels: int):
+  def __init__(self, source_dir: Optional[str], channels: int,
+               reading: reading_lib.Reading):
     if source_dir is None:
       raise checks.ConfigError(
           'config.data.source_dir must be the folder of a table, or its file; '
           f'got None. {_HOW}')
     self._channels = channels
+    self._reading = reading
     self._path = paths.as_path(os.path.expanduser(source_dir))
     self._name = (None if self._path.is_dir() else
                   file_names.parse(self._path))
@@ -74,9 +78,9 @@ class TableFiles:
     keys = {name: (name, name in labels) for name in requested}
     missing = [name for name, key in keys.items() if key not in known]
     if missing:
-      read = (arrow_columns.read(files, missing, self._channels)
+      read = (arrow_columns.read(files, missing, self._channels, self._reading)
               if _module(files) is arrow_columns else
-              text_columns.read(files, missing, labels))
+              text_columns.read(files, missing, labels, self._reading))
       known.update({keys[name]: column for name, column in read.items()})
     return {name: known[key] for name, key in keys.items()}
 

@@ -7,11 +7,15 @@ from typing import Any, Optional, Union
 import numpy as np
 
 from haikd.core import checks
+from haikd.data import reading as reading_lib
 from haikd.data.records import file_names
 from haikd.data.records import rows
+from haikd.data.records import streams
 from haikd.data.tables import column as column_lib
 
-_ROWS = 4096  # Rows that are converted at a time.
+_ROWS = 4096  # Rows that are converted at a time, at most.
+_CHARACTERS = 2**22  # In them, unless one row has more.
+_NAME_BYTES = 64  # Of the name of a class, beside its characters.
 _EXACT = 2**53  # Below it, floating-point numbers are exact integers.
 
 
@@ -24,17 +28,19 @@ def names(files: file_names.Files) -> tuple[str, ...]:
 
 
 def read(files: file_names.Files, requested: Sequence[str],
-         labels: Sequence[str] = ()) -> dict[str, column_lib.Column]:
+         labels: Sequence[str], reading: reading_lib.Reading
+         ) -> dict[str, column_lib.Column]:
   """Reads some columns.
 
   Args:
     files: the files of a split.
     requested: the names of the columns; each file has them.
     labels: those of them that may hold names of classes.
+    reading: its limits.
 
   Raises:
-    DataError: a file that cannot be read, a row without one of the columns, or
-      a label with numbers and names.
+    DataError: a file that cannot be read, a row without one of the columns, a
+      label with numbers and names, or columns that take too much memory.
   """
   cells: dict[str, Union[_Numbers, _Labels]] = {
       name: _Labels(name) if name in labels else _Numbers()
@@ -44,6 +50,8 @@ def read(files: file_names.Files, requested: Sequence[str],
     places = [place for _, place, _ in block]
     for name, column in cells.items():
       column.add(_cells(block, name), places)
+    reading.check_memory(sum(column.size for column in cells.values()),
+                         f'the columns of {str(files[0][0])!r}')
   if not block:
     raise column_lib.no_rows(files[0][0])
   return {name: column.finish() for name, column in cells.items()}
@@ -52,7 +60,18 @@ def read(files: file_names.Files, requested: Sequence[str],
 def _blocks(files) -> Iterator[Sequence[Any]]:
   records = itertools.chain.from_iterable(
       rows.read(path, name) for path, name in files)
-  return iter(lambda: list(itertools.islice(records, _ROWS)), [])
+  return iter(lambda: _block(records), [])
+
+
+def _block(records) -> list[Any]:
+  """Returns the next rows, so many that memory has room for them."""
+  block, size = [], 0
+  for record in itertools.islice(records, _ROWS):
+    block.append(record)
+    size += streams.count_characters(record[0])
+    if size > _CHARACTERS:
+      break
+  return block
 
 
 def _cells(block, name) -> Sequence[Any]:
@@ -67,6 +86,7 @@ class _Numbers:
   """A column of numbers, or of lists of numbers, converted block by block."""
 
   def __init__(self):
+    self.size = 0  # In bytes.
     self._parts: list[np.ndarray] = []
     self._fault: Optional[column_lib.Fault] = None
 
@@ -82,6 +102,7 @@ class _Numbers:
       self._fault = _find_fault(values, places, shape)
       return
     self._parts.append(part)
+    self.size += part.nbytes
 
   def finish(self) -> column_lib.Column:
     """Returns the column."""
@@ -96,6 +117,7 @@ class _Labels:
   """A column of numbers or of names of classes."""
 
   def __init__(self, name: str):
+    self.size = 0  # In bytes.
     self._name = name
     self._values: list[Any] = []
     self._numbers = _Numbers()
@@ -124,6 +146,7 @@ class _Labels:
           f'numbers; got {text.value!r} in {text.place} and {number.value!r} '
           f'in {number.place}. Fix the data.')
     self._values += values
+    self.size += streams.count_characters(values) + _NAME_BYTES * len(values)
     self._numbers.add(values, places)
 
   def finish(self) -> column_lib.Column:

@@ -10,6 +10,7 @@ import numpy as np
 
 from haikd.core import checks
 from haikd.core import registry
+from haikd.data import reading as reading_lib
 from haikd.data import source
 from haikd.data.text import chat_process
 from haikd.data.text import chat_template as chat_template_lib
@@ -201,7 +202,9 @@ def chat(split: str,
          pad: Optional[str] = None,
          tfds: Optional[str] = None,
          source_dir: Optional[str] = None,
-         data_dir: Optional[str] = None) -> source.Source:
+         data_dir: Optional[str] = None,
+         reading: reading_lib.Reading = reading_lib.Reading()
+         ) -> source.Source:
   """Chats, written by the tokenizer's chat template; answers are learned.
 
   Files are as for `text`, of the kinds that have fields. A record has a list of
@@ -239,6 +242,7 @@ def chat(split: str,
     tfds: the name of the data set in tfds; it must be prepared in `data_dir`.
     source_dir: the folder of the files.
     data_dir: the folder of prepared files; None for that of tfds.
+    reading: the limits of its files, and what is done about broken records.
 
   Returns:
     A Source of `tokens`, `mask`, `label` and `target_mask`, which is true where
@@ -252,8 +256,9 @@ def chat(split: str,
   """
   packing.check_options(length, padding)
   fields = messages_lib.Fields(messages, prompt, completion)
-  location = text_files.Location(source_dir, data_dir, tfds, 'file', messages,
-                                 fields.column_groups())
+  location = text_files.Location(
+      source_dir, data_dir, tfds, 'file', messages, fields.column_groups(),
+      reading=reading)
   choice = framing.Choice(eos, bos, pad)
 
   def with_option(loaded: tokenizer_lib.Tokenizer) -> tokenizer_lib.Tokenizer:

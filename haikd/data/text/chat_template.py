@@ -46,10 +46,11 @@ def choose(tokenizer: tokenizer_lib.Tokenizer,
         'none; got None. Set it to the folder of an instruct model with this '
         'tokenizer.')
   if not isinstance(template, str) or len(template) > _MOST_CHARACTERS:
+    got = (f'{len(template):,}' if isinstance(template, str) else
+           type(template).__name__)
     raise checks.DataError(
         f'the chat template must be a text of at most {_MOST_CHARACTERS:,} '
-        f'characters; got {type(template).__name__}, {len(template):,}. Set '
-        f'{_OPTION}.')
+        f'characters; got {got}. Set {_OPTION}.')
   return template
 
 
@@ -78,7 +79,13 @@ def templates(tokenizer: tokenizer_lib.Tokenizer) -> Mapping[str, str]:
     return tokenizer.templates
   template = tokenizer.config.get('chat_template')
   if isinstance(template, list):
-    return {each['name']: each['template'] for each in template}
+    try:
+      return {each['name']: each['template'] for each in template}
+    except (KeyError, TypeError) as err:
+      raise checks.DataError(
+          'chat_template in tokenizer_config.json must be a text, or a list of '
+          f'objects with name and template; got {checks.describe(err)}. Set '
+          f'{_OPTION}, or restore the file.') from err
   if isinstance(template, Mapping):
     return dict(template)
   return {} if template is None else dict(default=template)

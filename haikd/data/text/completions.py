@@ -8,6 +8,7 @@ import numpy as np
 
 from haikd.core import checks
 from haikd.core import registry
+from haikd.data import reading as reading_lib
 from haikd.data import source
 from haikd.data.text import framing
 from haikd.data.text import learned
@@ -142,7 +143,9 @@ def completions(split: str,
                 add_special_tokens: Optional[bool] = None,
                 tfds: Optional[str] = None,
                 source_dir: Optional[str] = None,
-                data_dir: Optional[str] = None) -> source.Source:
+                data_dir: Optional[str] = None,
+                reading: reading_lib.Reading = reading_lib.Reading()
+                ) -> source.Source:
   """Prompts with completions; only the completions are learned.
 
   Files are as for `text`, of the kinds that have fields. A prompt is directly
@@ -172,6 +175,7 @@ def completions(split: str,
     tfds: the name of the data set in tfds; it must be prepared in `data_dir`.
     source_dir: the folder of the files.
     data_dir: the folder of prepared files; None for that of tfds.
+    reading: the limits of its files, and what is done about broken records.
 
   Returns:
     A Source of `tokens`, `mask`, `label` and `target_mask`, which is true where
@@ -188,8 +192,8 @@ def completions(split: str,
   columns = (prompt, completion)
   groups = ((*columns, _INPUT), columns) if prompt == _INSTRUCTION else (
       columns,)
-  location = text_files.Location(source_dir, data_dir, tfds, 'file', prompt,
-                                 groups)
+  location = text_files.Location(
+      source_dir, data_dir, tfds, 'file', prompt, groups, reading=reading)
 
   def make_format(
       loaded: tokenizer_lib.Tokenizer,

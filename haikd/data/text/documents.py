@@ -7,7 +7,9 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 from haikd.core import checks
+from haikd.core import notes
 from haikd.core import registry
+from haikd.data import reading as reading_lib
 from haikd.data import source
 from haikd.data import spec as spec_lib
 from haikd.data.text import framing
@@ -19,6 +21,8 @@ from haikd.data.text import text_prepared
 from haikd.data.text import text_tokenizers
 from haikd.data.text import tokenizer as tokenizer_lib
 from haikd.data.text import tokens as tokens_lib
+
+_EMPTY = 'empty'
 
 FORMS = ('packed', 'padded')
 PREPARE = ('first', 'ahead')
@@ -41,7 +45,8 @@ class _Documents(NamedTuple):
         padding=self.padding, **self.choice._asdict())
     return shards.Recipe(
         'text', options, packing.row_dtype(self.length), self._rows,
-        self._full_ids, self.frame.notices(), ends=(self.frame.end,))
+        self._full_ids, {**self.frame.notices(), _EMPTY: 'are empty.'},
+        ends=(self.frame.end,))
 
   def _rows(self, batches: shards.Batches,
             counts: Counter) -> Iterator[np.ndarray]:
@@ -57,7 +62,7 @@ class _Documents(NamedTuple):
 
   def _documents(self, batches: shards.Batches,
                  counts: Counter) -> Iterator[np.ndarray]:
-    texts = (text_files.texts_of(batch, self.field) for batch in batches)
+    texts = self._texts(batches, counts)
     for encoded in overlap.one_ahead(self._encode, texts):
       for ids in encoded:
         self.frame.count_held(ids, counts)
@@ -65,6 +70,19 @@ class _Documents(NamedTuple):
                                    self.frame.missing_after(ids)])
         counts['tokens'] += len(document)
         yield document
+
+  def _texts(self, batches: shards.Batches,
+             counts: Counter) -> Iterator[list[str]]:
+    """Yields the texts of batches, and counts those that are empty."""
+    for batch in batches:
+      texts = text_files.texts_of(batch, self.field)
+      for record, text in zip(batch, texts):
+        if not text:
+          if not counts[_EMPTY]:
+            notes.say(f'{record.place} is an empty document; such are left out '
+                      'and counted.')
+          counts[_EMPTY] += 1
+      yield texts
 
   def _encode(self, texts: list[str]) -> list[np.ndarray]:
     """Returns the ids of texts that are not empty."""
@@ -123,7 +141,9 @@ def text(split: str,
          prepare: str = 'first',
          tfds: Optional[str] = None,
          source_dir: Optional[str] = None,
-         data_dir: Optional[str] = None) -> source.Source:
+         data_dir: Optional[str] = None,
+         reading: reading_lib.Reading = reading_lib.Reading()
+         ) -> source.Source:
   """Documents for a language model, tokenised once and cached in `data_dir`.
 
   A split is a file `<split>.txt`, `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`
@@ -168,6 +188,7 @@ def text(split: str,
     tfds: the name of the data set in tfds; it must be prepared in `data_dir`.
     source_dir: the folder of the files, which may be in a bucket.
     data_dir: the folder of prepared files; None for that of tfds.
+    reading: the limits of its files, and what is done about broken records.
 
   Returns:
     A Source of `tokens`, `mask`, `label` and `target_mask`; if packed, also of
@@ -191,8 +212,9 @@ def text(split: str,
         "config.data.options.prepare must be 'first' with prune=True, since "
         "all texts decide which tokens are kept; got 'ahead'.")
   choice = framing.Choice(eos, bos, pad, add_special_tokens)
-  location = text_files.Location(source_dir, data_dir, tfds, documents, field,
-                                 ((field,),))
+  location = text_files.Location(
+      source_dir, data_dir, tfds, documents, field, ((field,),),
+      reading=reading)
 
   def make_format(
       loaded: tokenizer_lib.Tokenizer,

@@ -12,6 +12,7 @@ from haikd.core import base
 from haikd.core import checks
 from haikd.core import registry
 from haikd.data import columns as columns_lib
+from haikd.data import reading as reading_lib
 from haikd.data import source
 from haikd.data import spec as spec_lib
 from haikd.data.text import affixes
@@ -137,7 +138,9 @@ def labelled_sentences(split: str,
                        prune: bool = False,
                        tfds: Optional[str] = None,
                        source_dir: Optional[str] = None,
-                       data_dir: Optional[str] = None) -> source.Source:
+                       data_dir: Optional[str] = None,
+                       reading: reading_lib.Reading = reading_lib.Reading()
+                       ) -> source.Source:
   """Texts, or pairs of texts, with a class.
 
   Files are as for `text`, of the kinds that have fields. A pair is one row, as
@@ -163,6 +166,7 @@ def labelled_sentences(split: str,
     tfds: the name of the data set in tfds; it must be prepared in `data_dir`.
     source_dir: the folder of the files.
     data_dir: the folder of prepared files; None for that of tfds.
+    reading: the limits of its files, and what is done about broken records.
 
   Returns:
     A Source of `tokens`, `mask` and `label`; for pairs also of `types`. With
@@ -174,8 +178,8 @@ def labelled_sentences(split: str,
       split, or a label that is not one of the classes.
   """
   fields = (field, label) if second is None else (field, second, label)
-  location = text_files.Location(source_dir, data_dir, tfds, 'file', field,
-                                 (fields,))
+  location = text_files.Location(
+      source_dir, data_dir, tfds, 'file', field, (fields,), reading=reading)
   if classes is None:
     classes = _find_classes(location, label)
 

@@ -10,6 +10,7 @@ import numpy as np
 from haikd.core import base
 from haikd.core import checks
 from haikd.core import registry
+from haikd.data import reading as reading_lib
 from haikd.data import source
 from haikd.data import spec as spec_lib
 from haikd.data.text import affixes
@@ -155,7 +156,9 @@ def masked_text(split: str,
                 prune: bool = False,
                 tfds: Optional[str] = None,
                 source_dir: Optional[str] = None,
-                data_dir: Optional[str] = None) -> source.Source:
+                data_dir: Optional[str] = None,
+                reading: reading_lib.Reading = reading_lib.Reading()
+                ) -> source.Source:
   """Documents for a masked language model, which predicts hidden words.
 
   Files are as for `text`. A row is one document between the special tokens of
@@ -188,6 +191,7 @@ def masked_text(split: str,
     tfds: the name of the data set in tfds; it must be prepared in `data_dir`.
     source_dir: the folder of the files.
     data_dir: the folder of prepared files; None for that of tfds.
+    reading: the limits of its files, and what is done about broken records.
 
   Returns:
     A Source of `tokens`, `mask`, `label`, the token that was there before, and
@@ -203,8 +207,9 @@ def masked_text(split: str,
     github.com/google-research/bert, create_pretraining_data.py.
   """
   text_tokenizers.check_pruning(prune, vocabulary)
-  location = text_files.Location(source_dir, data_dir, tfds, documents, field,
-                                 ((field,),))
+  location = text_files.Location(
+      source_dir, data_dir, tfds, documents, field, ((field,),),
+      reading=reading)
 
   def make_format(
       loaded: tokenizer_lib.Tokenizer,

@@ -7,6 +7,7 @@ import numpy as np
 from haikd.core import checks
 
 PADDING = ('right', 'left')
+_MOST = 2**24  # Tokens in a row.
 
 
 def row_dtype(length: int) -> np.dtype:
@@ -118,6 +119,9 @@ def check_options(length: int, padding: str, *, min_length: int = 2) -> None:
     raise checks.ConfigError(
         f'config.data.options.length must be at least {min_length}; got '
         f'{length}.')
+  if length > _MOST:
+    raise checks.ConfigError(
+        f'config.data.options.length must be at most {_MOST:,}; got {length}.')
   if padding not in PADDING:
     raise checks.ConfigError(
         "config.data.options.padding must be 'right' or 'left'; got "

@@ -9,6 +9,7 @@ import numpy as np
 from haikd.core import checks
 from haikd.core import registry
 from haikd.core import tasks
+from haikd.data import reading as reading_lib
 from haikd.data import source
 from haikd.data.text import sentence_rows
 from haikd.data.text import shards
@@ -112,7 +113,9 @@ def sentences(split: str,
               prune: bool = False,
               tfds: Optional[str] = None,
               source_dir: Optional[str] = None,
-              data_dir: Optional[str] = None) -> source.Source:
+              data_dir: Optional[str] = None,
+              reading: reading_lib.Reading = reading_lib.Reading()
+              ) -> source.Source:
   """Sentences for an encoder, or pairs of them with a score of similarity.
 
   Files are as for `text`. Each sentence gets the special tokens that the
@@ -137,6 +140,7 @@ def sentences(split: str,
     tfds: the name of the data set in tfds; it must be prepared in `data_dir`.
     source_dir: the folder of the files.
     data_dir: the folder of prepared files; None for that of tfds.
+    reading: the limits of its files, and what is done about broken records.
 
   Returns:
     A Source of `tokens` and `mask`, `[N]`; for pairs `[2, N]`, and `label`, a
@@ -148,8 +152,9 @@ def sentences(split: str,
     DataError: files or a tokenizer that cannot be used, or an unknown or empty
       split.
   """
-  location = text_files.Location(source_dir, data_dir, tfds, documents, field,
-                                 ((field,), (first, second, score)))
+  location = text_files.Location(
+      source_dir, data_dir, tfds, documents, field,
+      ((field,), (first, second, score)), reading=reading)
 
   def make_format(
       loaded: tokenizer_lib.Tokenizer,

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
+from haikd.data.records import streams
 from haikd.data.text import text_files
 from haikd.storage import files
 from haikd.storage import paths
@@ -123,7 +124,7 @@ def batches(records: Iterator[text_files.Record], show: ShowProgress,
   for record in records:
     show(record.done)
     batch.append(record)
-    size += _characters(record.values)
+    size += streams.count_characters(record.values)
     if size >= BATCH_CHARACTERS:
       yield batch
       total += size
@@ -132,15 +133,6 @@ def batches(records: Iterator[text_files.Record], show: ShowProgress,
         return
   if batch:
     yield batch
-
-
-def _characters(value: Any) -> int:
-  """Returns the number of characters in a value and what it contains."""
-  if isinstance(value, (str, bytes)):
-    return len(value)
-  if isinstance(value, Mapping):
-    return sum(map(_characters, value.values()))
-  return sum(map(_characters, value)) if isinstance(value, list) else 0
 
 
 def _paths(folder, number):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Optional, Protocol
 
 from haikd.core import checks
 from haikd.data import prepared
+from haikd.data import reading as reading_lib
 from haikd.data.records import file_names
 from haikd.data.records import hints
 from haikd.data.records import streams
@@ -66,6 +67,7 @@ class Location(NamedTuple):
     column_groups: which columns of a parquet or Arrow file are read: the first
       of these groups whose columns the file has, or all columns if it has no
       group.
+    reading: the limits of its files, and what is done about broken records.
   """
 
   source_dir: Optional[str]
@@ -74,6 +76,7 @@ class Location(NamedTuple):
   documents: str
   field: str
   column_groups: tuple[tuple[str, ...], ...] = ()
+  reading: reading_lib.Reading = reading_lib.Reading()
 
 
 def open_corpus(location: Location, split: str, cache: pathlib.Path) -> Corpus:
@@ -209,6 +212,8 @@ class _FileCorpus:
       documents = location.documents if name.format == '.txt' else ''
       content = text_lines.digest(path, cache)
       digest.update(f'{name.suffix} {documents} {content}\n'.encode())
+    if location.reading.on_error == reading_lib.SKIP:
+      digest.update(b'without broken records')
     self.digest = digest.hexdigest()
 
   def records(self) -> Iterator[Record]:
@@ -237,7 +242,8 @@ class _FileCorpus:
     for values, place, done in text_lines.read(
         path, name, documents=self._location.documents,
         field=self._location.field,
-        column_groups=self._location.column_groups):
+        column_groups=self._location.column_groups,
+        reading=self._location.reading):
       yield Record(values, place, (before + done) / total, untyped)
 
 

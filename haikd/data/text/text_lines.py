@@ -6,6 +6,7 @@ import os
 import pathlib
 from typing import Any
 
+from haikd.data import reading as reading_lib
 from haikd.data.records import file_names
 from haikd.data.records import rows
 from haikd.data.records import streams
@@ -20,7 +21,8 @@ DOCUMENTS = ('file', 'paragraph', 'line')  # What a document of a .txt file is.
 def read(
     path: paths.ConcretePath, name: file_names.Name, *, documents: str,
     field: str,
-    column_groups: tuple[tuple[str, ...], ...] = ()
+    column_groups: tuple[tuple[str, ...], ...] = (),
+    reading: reading_lib.Reading = reading_lib.Reading()
 ) -> Iterator[tuple[dict[str, Any], str, float]]:
   """Reads the records of a file.
 
@@ -32,6 +34,7 @@ def read(
     column_groups: which columns of a parquet or Arrow file are read: the first
       of these groups whose columns the file has, or all columns if it has no
       group.
+    reading: the limits of the file, and what is done about broken records.
 
   Yields:
     `{field: value}` of a record, its place in the file for messages, and how
@@ -42,7 +45,7 @@ def read(
       suffix.
   """
   if name.format != '.txt':
-    yield from rows.read(path, name, column_groups)
+    yield from rows.read(path, name, column_groups, reading=reading)
     return
   with streams.open_text(path, name.compression) as stream:
     for text, place, done in _plain(stream, documents):

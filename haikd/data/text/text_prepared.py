@@ -259,7 +259,9 @@ def _prune(
       folder.mkdir(parents=True, exist_ok=True)
       paths.replace(cached, content.getvalue())
   # Pruning to the kept ids keeps exactly these.
-  return pruning.prune(tokenizer, np.load(cached))
+  with files.explaining_damage(cached, 'Remove it: it is written again'):
+    return pruning.prune(
+        tokenizer, np.lib.format.open_memmap(cached, mode='r'))
 
 
 def _folder(recipe, tokenizer, corpus, data_dir):

@@ -73,8 +73,8 @@ def read(path: pathlib.Path, dtype: Optional[str]) -> Ids:
 
 def _numpy(path):
   try:
-    ids = np.load(path, mmap_mode='r')
-  except (OSError, ValueError) as err:
+    ids = np.lib.format.open_memmap(path, mode='r')
+  except Exception as err:  # A broken header raises whatever parsing it raises.
     raise checks.DataError(
         f'{str(path)!r} must be an array that NumPy can map into memory; got '
         f'{checks.one_line(err)}. {HOW_TO_MAKE}') from err

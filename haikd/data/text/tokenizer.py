@@ -17,18 +17,16 @@ import numpy as np
 
 from haikd.core import checks
 from haikd.data.text import special_tokens
+from haikd.data.text import template_files
+from haikd.data.text import tokenizer_calls
 from haikd.data.text import tokenizer_gguf
 from haikd.storage import files
 from haikd.storage import paths
 
 GGUF = 'gguf:'
 
-_FILE, _CONFIG, _MAP, _TEMPLATE = (
-    'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json',
-    'chat_template.jinja')
-_OLD_TEMPLATE = 'chat_template.json'  # What processors of transformers wrote.
-_MORE_TEMPLATES = 'additional_chat_templates'  # A folder of <name>.jinja.
-_DEFAULT, _JINJA = 'default', '.jinja'
+_FILE, _CONFIG, _MAP = (
+    'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json')
 
 
 class EncodedText(NamedTuple):
@@ -74,23 +72,11 @@ class Tokenizer:
     self.definition = {**definition, 'truncation': None, 'padding': None}
     self.config = dict(config or {})
     self.templates = dict(templates)
-    text = json.dumps(self.definition, ensure_ascii=False)
-    try:
-      import tokenizers
-    except ImportError as err:
-      raise checks.DataError(
-          'tokenizers must be installed for data sets of texts; got '
-          f"{checks.one_line(err)}. Run `pip install 'haikd[text]'`.") from err
-    try:
-      self._tokenizer = tokenizers.Tokenizer.from_str(text)
-    except Exception as err:  # The package raises no narrower type.
-      raise checks.DataError(
-          f'{source} must hold a tokenizer that the package tokenizers reads; '
-          f'got {checks.one_line(err)}. Update the package, or restore the '
-          'file.') from err
+    self._tokenizer = tokenizer_calls.load(self.definition, source)
+    self._source = source
     # Calls change settings of the package's object.
     self._lock = threading.Lock()
-    self.special = special_tokens.find(self.config, self.id_of)
+    self.special = special_tokens.find(self.config, self.id_of, source)
     self.size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
     self.digest = hashlib.sha256(
         json.dumps([self.definition, self.special], ensure_ascii=False,
@@ -114,6 +100,9 @@ class Tokenizer:
 
     Returns:
       One EncodedText for each text.
+
+    Raises:
+      DataError: the package fails, or takes too long.
     """
     inputs = texts if pairs is None else list(zip(texts, pairs, strict=True))
     with self._lock:
@@ -121,8 +110,10 @@ class Tokenizer:
         self._tokenizer.no_truncation()
       else:
         self._tokenizer.enable_truncation(length)
-      encoded = self._tokenizer.encode_batch_fast(
-          inputs, add_special_tokens=special)
+      encoded = tokenizer_calls.limited(
+          lambda: self._tokenizer.encode_batch_fast(
+              inputs, add_special_tokens=special),
+          sum(map(len, (*texts, *(pairs or ())))), self._source)
     if pairs is None:
       return [EncodedText(np.array(e.ids, np.int32)) for e in encoded]
     return [EncodedText(np.array(e.ids, np.int32),
@@ -132,6 +123,9 @@ class Tokenizer:
     """Returns texts as the package's `Encoding`s, without special tokens.
 
     Slower than `encode_batch`, but with the offsets and the word of each token.
+
+    Raises:
+      DataError: as `encode_batch`.
     """
     with self._lock:
       self._tokenizer.no_truncation()
@@ -139,7 +133,10 @@ class Tokenizer:
       # Some processors cut blanks off the offsets.
       self._tokenizer.post_processor = None
       try:
-        return self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        return tokenizer_calls.limited(
+            lambda: self._tokenizer.encode_batch(
+                texts, add_special_tokens=False),
+            sum(map(len, texts)), self._source)
       finally:
         self._tokenizer.post_processor = processor
 
@@ -155,7 +152,10 @@ class Tokenizer:
 
   def id_of(self, token: str) -> Optional[int]:
     """Returns the id of a token, None if there is no such token."""
-    return self._tokenizer.token_to_id(token)
+    try:
+      return self._tokenizer.token_to_id(token)
+    except UnicodeEncodeError:  # JSON can write half a character.
+      return None
 
   def token_of(self, index: int) -> Optional[str]:
     """Returns the token with an id, None if there is no such id."""
@@ -174,7 +174,7 @@ class Tokenizer:
   def with_template(self, template: str) -> 'Tokenizer':
     """Returns this tokenizer with a chat template in place of all its own."""
     changed = copy.copy(self)
-    changed.templates = {_DEFAULT: template}
+    changed.templates = {template_files.DEFAULT: template}
     changed.config = {key: value for key, value in self.config.items()
                       if key != 'chat_template'}
     return changed
@@ -196,12 +196,7 @@ class Tokenizer:
     }
     files.write_json(folder / _MAP, special)
     files.write_json(folder / _CONFIG, {**self.config, **special})
-    for name, template in self.templates.items():
-      path = folder / _TEMPLATE
-      if name != _DEFAULT:
-        path = folder / _MORE_TEMPLATES / f'{name}{_JINJA}'
-        paths.make_folder(path.parent)
-      files.replace(path, template)
+    template_files.write(folder, self.templates)
     files.replace(
         folder / _FILE, json.dumps(self.definition, ensure_ascii=False) + '\n')
 
@@ -239,29 +234,7 @@ def load(path: str) -> Tokenizer:
   special = _json_object(folder / _MAP)
   return Tokenizer(
       _json_object(file), {**special, **config},
-      templates=_read_templates(folder, config), source=repr(str(file)))
-
-
-def _read_templates(folder, config):
-  """Returns the chat templates that a folder has in files of their own."""
-  more = folder / _MORE_TEMPLATES
-  found = {name.removesuffix(_JINJA): more / name
-           for name in sorted(paths.names(more)) if name.endswith(_JINJA)}
-  if paths.exists(folder / _TEMPLATE):
-    found[_DEFAULT] = folder / _TEMPLATE
-  if not found and 'chat_template' not in config:
-    old = _json_object(folder / _OLD_TEMPLATE).get('chat_template')
-    return {} if old is None else {_DEFAULT: old}
-  return {name: _read_template(path) for name, path in found.items()}
-
-
-def _read_template(path):
-  try:
-    return paths.read(path).decode()
-  except (OSError, UnicodeDecodeError) as err:
-    raise checks.DataError(
-        f'{str(path)!r} must be UTF-8; got {checks.one_line(err)}. Restore the '
-        'file.') from err
+      templates=template_files.read(folder, config), source=repr(str(file)))
 
 
 def _json_object(path):

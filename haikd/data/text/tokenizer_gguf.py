@@ -1,10 +1,17 @@
 """Byte-level BPE tokenizers, built from the metadata of a GGUF file."""
 
 from collections.abc import Mapping
-import pathlib
+import os
+import reprlib
 from typing import Any, NamedTuple
 
 from haikd.core import checks
+from haikd.storage import gguf_header
+
+_PREFIX = 'tokenizer.ggml.'
+_TEMPLATE = 'tokenizer.chat_template'
+# The types of the entries of what makes a tokenizer.
+_LISTS = dict(tokens=str, merges=str, token_type=int)
 
 # The regular expressions that split a text before merging, as in llama.cpp and
 # the models' files. ByteLevel comes last and splits no further.
@@ -75,20 +82,15 @@ def read(path: str) -> tuple[Definition, dict[str, Any]]:
         f'{kind!r}. Give the folder with tokenizer.json that the file was made '
         'from.')
   pre = fields.get('pre', 'default')
-  if pre not in _PRE_TOKENIZERS:
+  if not isinstance(pre, str) or pre not in _PRE_TOKENIZERS:
     raise checks.DataError(
         f'tokenizer.ggml.pre of {path!r} must be a known way of splitting '
-        f'texts; got {pre!r}. {checks.suggest(pre, _PRE_TOKENIZERS)} Give the '
-        'folder with tokenizer.json that the file was made from.')
-  for key in ('tokens', 'merges', 'token_type'):
-    if key not in fields:
-      raise checks.DataError(
-          f'{path!r} must have the metadata tokenizer.ggml.{key}; got only '
-          f'{sorted(fields)}. Convert the model again.')
-  special = {
-      role: fields['tokens'][fields[f'{name}_token_id']]
-      for role, name in _GGUF_NAMES.items() if f'{name}_token_id' in fields
-  }
+        f'texts; got {pre!r}. {checks.suggest(str(pre), _PRE_TOKENIZERS)} '
+        'Give the folder with tokenizer.json that the file was made from.')
+  _check_lists(path, fields)
+  special = {role: _token(path, fields, f'{name}_token_id')
+             for role, name in _GGUF_NAMES.items()
+             if f'{name}_token_id' in fields}
   config: dict[str, Any] = dict(
       tokenizer_class='PreTrainedTokenizerFast',
       clean_up_tokenization_spaces=False,
@@ -98,32 +100,54 @@ def read(path: str) -> tuple[Definition, dict[str, Any]]:
   return _definition(fields, _PRE_TOKENIZERS[pre], special), config
 
 
+def _check_lists(path, fields):
+  """Refuses metadata without the lists that make a tokenizer."""
+  for key, kind in _LISTS.items():
+    if key not in fields:
+      raise checks.DataError(
+          f'{path!r} must have the metadata {_PREFIX}{key}; got only '
+          f'{sorted(fields)}. Convert the model again.')
+    value = fields[key]
+    if not isinstance(value, list) or not all(
+        isinstance(entry, kind) for entry in value):
+      raise checks.DataError(
+          f'{_PREFIX}{key} of {path!r} must be a list of {kind.__name__}; got '
+          f'{reprlib.repr(value)}. Convert the model again.')
+  if len(fields['token_type']) != len(fields['tokens']):
+    raise checks.DataError(
+        f'{_PREFIX}token_type of {path!r} must have an entry for each token; '
+        f'got {len(fields["token_type"])} for {len(fields["tokens"])}. Convert '
+        'the model again.')
+
+
+def _token(path, fields, key):
+  """Returns the token whose id is in a field."""
+  index, tokens = fields[key], fields['tokens']
+  if not isinstance(index, int) or not 0 <= index < len(tokens):
+    raise checks.DataError(
+        f'{_PREFIX}{key} of {path!r} must be below {len(tokens)}, the number '
+        f'of tokens; got {reprlib.repr(index)}. Convert the model again.')
+  return tokens[index]
+
+
 def _fields(path):
   """Returns the metadata of the tokenizer, without its prefix."""
-  if not pathlib.Path(path).is_file():
+  if not os.path.exists(path):
     raise checks.DataError(
         f"A tokenizer 'gguf:<file>' must name a GGUF file; got {path!r}, which "
         'is missing. Correct config.data.options.tokenizer.')
   try:
-    import gguf
-  except ImportError as err:
-    raise checks.DataError(
-        f'gguf must be installed to read {path!r}; got '
-        f"{checks.one_line(err)}. Run `pip install 'haikd[text]'`.") from err
-  try:
-    reader = gguf.GGUFReader(path)
-  except Exception as err:  # A broken file raises whatever parsing it raises.
+    metadata = gguf_header.read(path).metadata
+  except checks.DataError:
+    raise
+  except (OSError, ValueError) as err:
     raise checks.DataError(
         f'{path!r} must be a GGUF file; got {checks.describe(err)}. Fetch it '
         'again.') from err
-  fields = {
-      name.removeprefix('tokenizer.ggml.'): field.contents()
-      for name, field in reader.fields.items()
-      if name.startswith('tokenizer.ggml.')
-  }
-  if 'tokenizer.chat_template' in reader.fields:
-    template = reader.fields['tokenizer.chat_template']
-    fields['chat_template'] = template.contents()
+  fields = {name.removeprefix(_PREFIX): value
+            for name, value in metadata.items() if name.startswith(_PREFIX)}
+  if _TEMPLATE in metadata:
+    fields['chat_template'] = metadata[_TEMPLATE]
   return fields
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from haikd.core import checks
 from haikd.core import registry
+from haikd.data import reading as reading_lib
 from haikd.data import source
 from haikd.data.text import candidates
 from haikd.data.text import sentence_rows
@@ -107,7 +108,9 @@ def triples(split: str,
             prune: bool = False,
             tfds: Optional[str] = None,
             source_dir: Optional[str] = None,
-            data_dir: Optional[str] = None) -> source.Source:
+            data_dir: Optional[str] = None,
+            reading: reading_lib.Reading = reading_lib.Reading()
+            ) -> source.Source:
   """Queries, each with a positive, negatives and a teacher's scores of them.
 
   Files are as for `text`, of the kinds that have fields. The first record of a
@@ -140,6 +143,7 @@ def triples(split: str,
     tfds: the name of the data set in tfds; it must be prepared in `data_dir`.
     source_dir: the folder of the files.
     data_dir: the folder of prepared files; None for that of tfds.
+    reading: the limits of its files, and what is done about broken records.
 
   Returns:
     A Source of `tokens` and `mask`, `[S, N]` for S = num_negatives + 2 texts,
@@ -156,7 +160,8 @@ def triples(split: str,
     raise checks.ConfigError(
         'config.data.options.num_negatives must be a positive int; got '
         f'{num_negatives!r}.')
-  location = text_files.Location(source_dir, data_dir, tfds, 'file', query)
+  location = text_files.Location(
+      source_dir, data_dir, tfds, 'file', query, reading=reading)
 
   def make_format(
       loaded: tokenizer_lib.Tokenizer,

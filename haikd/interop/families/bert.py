@@ -67,7 +67,8 @@ def read_config(fields: fields_lib.Fields) -> dict[str, Any]:
     options.update(
         types=0,
         width=fields.take('dim', kind=int),
-        depth=fields.take('n_layers', kind=int),
+        depth=fields.take('n_layers', kind=int,
+                          at_most=fields_lib.MOST_LAYERS),
         heads=fields.take('n_heads', kind=int),
         hidden=fields.take('hidden_dim', kind=int),
         activation=options_lib.read_activation(fields, 'activation'),
@@ -75,7 +76,8 @@ def read_config(fields: fields_lib.Fields) -> dict[str, Any]:
   else:
     options.update(
         width=fields.take('hidden_size', kind=int),
-        depth=fields.take('num_hidden_layers', kind=int),
+        depth=fields.take('num_hidden_layers', kind=int,
+                          at_most=fields_lib.MOST_LAYERS),
         heads=fields.take('num_attention_heads', kind=int),
         hidden=fields.take('intermediate_size', kind=int),
         activation=options_lib.read_activation(fields, 'hidden_act'),

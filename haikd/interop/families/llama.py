@@ -63,7 +63,8 @@ def read_config(fields: fields_lib.Fields) -> dict[str, Any]:
     key_value_heads = fields.take('num_key_value_heads', kind=int)
   else:
     key_value_heads = fields.take('num_key_value_heads', None, kind=int)
-  depth = fields.take('num_hidden_layers', kind=int)
+  depth = fields.take('num_hidden_layers', kind=int,
+                      at_most=fields_lib.MOST_LAYERS)
   experts = model_type.experts
   options = dict(
       num_classes=fields.take('vocab_size', kind=int),

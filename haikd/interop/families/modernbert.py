@@ -53,7 +53,8 @@ def read_config(fields: fields_lib.Fields) -> dict[str, Any]:
   if head == 'masked_lm':
     fields.expect('tie_word_embeddings', True)
   fields.ignore(('tie_word_embeddings', *_IGNORED_FIELDS))
-  depth = fields.take('num_hidden_layers', kind=int)
+  depth = fields.take('num_hidden_layers', kind=int,
+                      at_most=fields_lib.MOST_LAYERS)
   rope_bases = _read_rope_bases(fields)
   options = dict(
       vocabulary=fields.take('vocab_size', kind=int),

@@ -60,7 +60,8 @@ def read_config(fields: fields_lib.Fields) -> dict[str, Any]:
   return dict(
       vocabulary=fields.take('vocab_size', kind=int),
       width=fields.take('d_model', kind=int),
-      depth=fields.take('num_layers', kind=int),
+      depth=fields.take('num_layers', kind=int,
+                        at_most=fields_lib.MOST_LAYERS),
       heads=fields.take('num_heads', kind=int),
       head_size=fields.take('d_kv', kind=int),
       hidden=fields.take('d_ff', kind=int),

@@ -1,0 +1,90 @@
+"""What arrays take, by their shapes, and whether there is room for them."""
+
+from collections.abc import Sequence
+import math
+import os
+from typing import Any, Optional
+
+import jax
+
+from haikd.core import checks
+
+
+def of_host() -> Optional[int]:
+  """Returns the bytes of memory of this machine, None if they are unknown."""
+  try:
+    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  except (ValueError, OSError):
+    return None
+
+
+def of_device(devices: Sequence[Any]) -> Optional[float]:
+  """Returns the bytes that one device may use, None if they are unknown.
+
+  Args:
+    devices: those of this process.
+  """
+  if devices[0].platform != 'cpu':
+    stats = devices[0].memory_stats() or {}
+    return stats.get('bytes_limit')
+  total = of_host()
+  return total and total / len(devices)  # The devices share one memory.
+
+
+def bytes_per_device(tree: Any) -> int:
+  """Returns the bytes that a device holds of a tree.
+
+  Args:
+    tree: ShapeDtypeStructs, with or without shardings, PRNG keys among them.
+
+  Returns:
+    The sum over its leaves, without the compiler's padding.
+  """
+  total = 0
+  for leaf in jax.tree.leaves(tree):
+    shape = leaf.shape
+    if getattr(leaf, 'sharding', None) is not None:
+      shape = leaf.sharding.shard_shape(shape)
+    total += math.prod(shape) * _item_size(leaf.dtype)
+  return total
+
+
+def check(field: str, size: int, what: str,
+          available: Optional[float] = None) -> None:
+  """Refuses what there is no room for, before it is made.
+
+  Args:
+    field: the config field that decides the size, for messages.
+    size: bytes that it takes.
+    what: what takes them, with a verb: 'a batch takes'.
+    available: bytes that there are; those of this machine by default.
+
+  Raises:
+    ConfigError: it takes more than there is.
+  """
+  available = of_host() if available is None else available
+  if available is not None and size > available:
+    raise checks.ConfigError(
+        f'{field} must be so small that memory has room; got a value with '
+        f'which {what} {size / 2**30:,.1f} GiB of {available / 2**30:,.1f} GiB.'
+        ' Choose a smaller one, or a machine with more.')
+
+
+def check_batch(field: str, batch: Any) -> None:
+  """Refuses batches that the host has no room for.
+
+  Args:
+    field: the config field that decides their size, for messages.
+    batch: of all processes, of ShapeDtypeStructs.
+
+  Raises:
+    ConfigError: a batch takes more than there is.
+  """
+  check(field, bytes_per_device(batch) // jax.process_count(), 'a batch takes')
+
+
+def _item_size(dtype):
+  if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+    return jax.eval_shape(
+        jax.random.key_data, jax.ShapeDtypeStruct((), dtype)).size * 4
+  return dtype.itemsize
