@@ -208,34 +208,3 @@ def test_texts_and_their_tokenizer_are_read(
                               f'--workdir={tmp_path / "missing"}',
                               f'--config.data.source_dir={folder}'))
     assert code == 3 and len(err.splitlines()) == 1 and missing in err
-
-
-def test_records_are_killed_gone_on_with_and_read(tmp_path, server, launch):
-  records = f'gs://{BUCKET}/records'
-  args = (f'--config.teacher.records.path={records}', '--mode=teach',
-          '--config.data.augment={}', '--config.teacher.train.steps=2',
-          '--config.distillation.temperature=1.0',
-          '--config.data.options.size=40000')
-  process = launch(f'--workdir={tmp_path / "teach"}', *args)
-  deadline = time.monotonic() + 120
-  while '00000.json' not in objects(server, 'records/'):
-    assert process.poll() is None and time.monotonic() < deadline
-    time.sleep(0.005)
-  process.send_signal(signal.SIGKILL)
-  process.communicate()
-  assert 'manifest.json' not in objects(server, 'records/')
-  code, err = finish(launch(f'--workdir={tmp_path / "teach"}', *args))
-  assert code == 0, err
-  whole = f'--config.teacher.records.path={tmp_path / "records"}'
-  code, err = finish(launch(f'--workdir={tmp_path / "teach"}', *args, whole))
-  assert code == 0, err
-  assert objects(server, 'records/') == {
-      path.name for path in (tmp_path / 'records').iterdir()}
-  for name in ('manifest.json', '00001.json'):
-    assert content(server, f'records/{name}') == (
-        tmp_path / 'records' / name).read_text()
-  train = [x for x in args if x != '--mode=teach']
-  code, err = finish(launch(f'--workdir={tmp_path / "student"}', *train,
-                            XDG_CACHE_HOME=str(tmp_path / 'cache')))
-  assert code == 0, err
-  assert f'shards of {records}, ' in err
