@@ -18,7 +18,6 @@ import numbers
 import jax
 import jax.numpy as jnp
 
-
 _SHOWN = 100  # Characters of a name in a message.
 
 

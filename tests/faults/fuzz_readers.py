@@ -23,10 +23,10 @@ import time
 import warnings
 
 import mutations
+import readers
 
 from haikd.core import checks
 from haikd.data.records import streams
-import readers
 
 SECONDS = 2.0  # Of processor time, for one input.
 HANG = 30  # Seconds on the clock after which the process ends.
