@@ -135,6 +135,19 @@ def base() -> ConfigDict:
           # Batches to read ahead.
           prefetch=4,
       ))
+  # What is done about numbers that are not finite, and about hangs.
+  config.guard = ConfigDict(
+      dict(
+          # What a step does whose loss or gradient is not finite: stop ends the
+          # run, skip drops its update, and rollback returns to the newest
+          # checkpoint and goes on with the batches after that of the step.
+          nonfinite='stop',
+          # Norm of the gradient, before clipping, above which a step is treated
+          # likewise; None for none.
+          max_grad_norm=config_dict.placeholder(float),
+          # How often one training may skip or roll back before it ends.
+          limit=10,
+      ))
   # Evaluation during training and at its end.
   config.evaluation = ConfigDict(
       dict(

@@ -13,6 +13,9 @@ from haikd.core import tasks
 
 PRECISIONS = ('float32', 'bfloat16', 'float16')
 
+# What is done about a step that is not finite; see `haikd.engine.guarding`.
+NONFINITE = ('stop', 'skip', 'rollback')
+
 # Policies of what a block recomputes; see `haikd.network.remat`.
 REMATS = ('none', 'gathers', 'dots', 'full')
 
@@ -22,7 +25,12 @@ ANY = object  # The type of a field that takes any value.
 _RULES = (
     ('be positive', lambda x: x > 0,
      ('steps', 'batch_size', 'microbatches', 'log_every', 'checkpoint_every',
-      'keep_checkpoints', 'data.prefetch', 'evaluation.batch_size')),
+      'keep_checkpoints', 'data.prefetch', 'evaluation.batch_size',
+      'guard.limit')),
+    ('be one of ' + ', '.join(NONFINITE), lambda x: x in NONFINITE,
+     ('guard.nonfinite',)),
+    ('be None or above 0', lambda x: x is None or x > 0,
+     ('guard.max_grad_norm',)),
     ('be None or a positive number',
      lambda x: x is None or checks.is_number(x) and x > 0, ('chunk_mib',)),
     ('be 0 or more, and below 1', lambda x: 0 <= x < 1,

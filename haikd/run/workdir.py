@@ -35,7 +35,7 @@ FREE_FIELDS = ('steps', 'log_every', 'checkpoint_every', 'keep_checkpoints',
                'data.prefetch', 'mesh', 'microbatches', 'student.remat',
                'student.remat_modules', 'student.placement', 'teacher.remat',
                'teacher.remat_modules', 'teacher.placement', 'report',
-               'sweep', 'tracker',
+               'sweep', 'tracker', 'guard',
                # Checkpoints know their content, as that of a teacher.
                'teacher.records')
 
