@@ -30,7 +30,7 @@ another folder; if it is empty, nothing is cached.
 Exit codes: 0 done; 1 a bug, or an unforeseen error in your own code; 2 wrong
 config, flag or plugin; 3 unusable data, checkpoint or file; 4 training
 diverged; 5 the planned step does not fit; 6 another process of the run has
-failed, is dead or hangs; 130 interrupted; 141 nobody reads the output any more;
+failed, is dead or hangs; 7 the run hung; 130 interrupted; 141 nobody reads the output any more;
 143 stopped by SIGTERM and saved, so that a new start resumes the run.
 """
 
@@ -50,6 +50,7 @@ from haikd.core import checks
 from haikd.core import notes
 from haikd.core import plugins
 from haikd.processes import distributed
+from haikd.processes import watchdog
 from haikd.run import console
 from haikd.run import environment
 from haikd.storage import paths
@@ -90,7 +91,8 @@ def main(argv: Optional[list[str]] = None) -> int:
       environment.check_devices()
     environment.use_compilation_cache()
     plugins.load(config.plugins)
-    with notes.printed(distributed.is_first()):
+    with notes.printed(distributed.is_first()), watchdog.watched(
+        config.guard.hang_after, ends_process=True):
       _run(config, values, _command(argv), load)
     distributed.finish()
     return 0

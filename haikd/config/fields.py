@@ -147,6 +147,10 @@ def base() -> ConfigDict:
           max_grad_norm=config_dict.placeholder(float),
           # How often one training may skip or roll back before it ends.
           limit=10,
+          # Seconds after which a run ends that does not get on: that waits for
+          # a batch, a step, a batch of an evaluation, or a save. Preparing data
+          # has no limit.
+          hang_after=3600.0,
       ))
   # Evaluation during training and at its end.
   config.evaluation = ConfigDict(

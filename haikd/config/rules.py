@@ -31,6 +31,7 @@ _RULES = (
      ('guard.nonfinite',)),
     ('be None or above 0', lambda x: x is None or x > 0,
      ('guard.max_grad_norm',)),
+    ('be above 0', lambda x: x > 0, ('guard.hang_after',)),
     ('be None or a positive number',
      lambda x: x is None or checks.is_number(x) and x > 0, ('chunk_mib',)),
     ('be 0 or more, and below 1', lambda x: 0 <= x < 1,

@@ -44,6 +44,11 @@ class LostProcessError(RuntimeError):
   exit_code = 6
 
 
+class HangError(RuntimeError):
+  """The run does not get on any more; exit code 7."""
+  exit_code = 7
+
+
 class StoppedError(RuntimeError):
   """SIGTERM has stopped the run, which is saved; exit code 143."""
   exit_code = 143

@@ -14,6 +14,7 @@ from haikd.data import prepared
 from haikd.data import sequences
 from haikd.data import spec as spec_lib
 from haikd.data import splits
+from haikd.processes import watchdog
 
 # Arguments that haikd passes to a data set's function, and their fields.
 RESERVED = {
@@ -196,7 +197,8 @@ def open_source(name: str,
   folders = _accepted(
       name, function, dict(source_dir=source_dir, data_dir=data_dir))
   try:
-    with foreign.calling(
+    # It may prepare files for hours.
+    with watchdog.during(None), foreign.calling(
         f'data set {name!r} must open split {split!r}',
         f'Fix its options or its code, or set {field} to a split that it has, '
         'or to train[90%:]'):

@@ -9,6 +9,7 @@ from haikd import config as config_lib
 from haikd.data import pipeline
 from haikd.engine import program as program_lib
 from haikd.processes import distributed
+from haikd.processes import watchdog
 from haikd.run import teachers
 from haikd.run import trackers
 from haikd.run import training as training_lib
@@ -58,4 +59,5 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
         break
       except log_lib.Wrong as wrong:
         training.recover(wrong)
+    watchdog.enter(None, '')
   return training.result()

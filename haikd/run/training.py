@@ -15,6 +15,7 @@ from haikd.engine import evaluate
 from haikd.engine import guarding
 from haikd.engine import program as program_lib
 from haikd.processes import distributed
+from haikd.processes import watchdog
 from haikd.run import best as best_lib
 from haikd.run import calibration
 from haikd.run import clock as clock_lib
@@ -103,7 +104,10 @@ class Training:
         notes.say(f'{self._title} was not better in {evaluation.patience} '
                   f'evaluations; its training ends before step {step}.')
         break
+      where = f'step {step} of {self._title}'
+      watchdog.enter(watchdog.DATA, where)
       batch = collectives.shard_batch(program.mesh, next(self._iterator))
+      watchdog.enter(watchdog.STEP, where)
       number = program.stage_of(step)
       if step == program.stages[number].start + 1:
         if taken:  # What follows needs a state that is good.
@@ -216,6 +220,7 @@ class Training:
     return is_best
 
   def _save(self, step, evaluated=True):
+    watchdog.enter(watchdog.SAVE, f'step {step} of {self._title}')
     self._log.check_state(step, self._state)
     self._writer.flush()
     self._checkpointer.save(
