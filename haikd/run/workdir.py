@@ -43,6 +43,10 @@ FREE_FIELDS = ('steps', 'log_every', 'checkpoint_every', 'keep_checkpoints',
 _OF_BEST = ('evaluation.split', 'evaluation.metrics')
 
 _ABSENT = 'nothing'
+# Groups of fields that every config.json of a run has.
+_GROUPS = {'student', 'teacher', 'data', 'optimizer', 'evaluation'}
+# What a run would overwrite, where a folder has no config.json of a run.
+_OUTPUTS = ('metrics.jsonl', 'result.json', 'report.html')
 # The errors of flock on a filesystem without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP,
              errno.EINVAL)
@@ -61,8 +65,11 @@ def lock(workdir: files.Path) -> Iterator[None]:
     workdir: the folder to lock, created if missing.
 
   Raises:
-    DataError: another run works there, or it cannot be written to.
+    DataError: another run works there, it cannot be written to, or it holds
+      files of others that the run would overwrite.
   """
+  workdir = paths.as_path(workdir)
+  distributed.first(lambda: _refuse_others(workdir))
   with contextlib.ExitStack() as stack:
     if sys.platform != 'win32' and not paths.is_remote(workdir):
       distributed.first(lambda: _acquire(stack, workdir))
@@ -108,9 +115,10 @@ def check_owner(workdir: files.Path, config: config_lib.ConfigDict) -> None:
     config: as for `claim`.
 
   Raises:
-    DataError: another config owns it.
+    DataError: another config owns it, or as `lock`.
   """
   workdir = paths.as_path(workdir)
+  distributed.first(lambda: _refuse_others(workdir))
   if distributed.first(lambda: _has_checkpoint(workdir)):
     claim(workdir, config, create=False)
 
@@ -140,7 +148,24 @@ def _acquire(stack, workdir):
           'done, or choose another --workdir.') from err
 
 
+def _refuse_others(workdir):
+  """Refuses a folder with files of others that a run would overwrite."""
+  path = workdir / CONFIG_FILE
+  name = None
+  if paths.exists(path):
+    content = files.read_json(path)
+    if not isinstance(content, dict) or not _GROUPS <= set(content):
+      name = CONFIG_FILE
+  elif not _has_checkpoint(workdir):
+    name = next((x for x in _OUTPUTS if paths.exists(workdir / x)), None)
+  if name:
+    raise checks.DataError(
+        f'--workdir must be empty, missing or that of a run; got {workdir}, '
+        f'whose {name} no run has written. Choose another --workdir.')
+
+
 def _claim(workdir, config, free, create):
+  _refuse_others(workdir)
   path = workdir / CONFIG_FILE
   if paths.exists(path) and (not create or _has_checkpoint(workdir)):
     _check_owner(path, config, free, create)

@@ -150,12 +150,39 @@ def test_latest_step_is_that_of_a_complete_checkpoint(tmp_path):
 
 
 def test_unfinished_checkpoint_of_a_kill_is_removed(tmp_path):
-  unfinished = tmp_path / 'checkpoints' / '9.orbax-checkpoint-tmp'
-  (unfinished / 'state').mkdir(parents=True)
+  save(tmp_path, (9, make_state()))
+  folder = tmp_path / 'checkpoints' / '9'
+  unfinished = folder.rename(folder.with_name('9.orbax-checkpoint-tmp'))
   assert not checkpoint.has_checkpoint(tmp_path)
   save(tmp_path, (7, make_state()))
   assert not unfinished.exists()
   assert restore(tmp_path, make_state())[0].step == 7
+
+
+def test_what_others_have_written_is_left_alone_and_said(tmp_path, caplog):
+  """A step of another's, and a save of another's that was not finished."""
+  theirs = [tmp_path / 'checkpoints' / name / 'file' for name in (
+      '99', '8.orbax-checkpoint-tmp-1', '8.orbax-checkpoint-tmp',
+      '20.orbax-checkpoint-tmp', 'notes')]
+  for path in theirs:
+    path.parent.mkdir(parents=True)
+    path.write_text('theirs')
+  with caplog.at_level('INFO', 'haikd'):
+    for step in (7, 8, 9):  # The first of them is removed, for the last.
+      if step == 8:  # Orbax would remove what has this name.
+        with pytest.raises(checks.DataError, match='room for .* step 8; got'):
+          save(tmp_path, (step, make_state()))
+        shutil.rmtree(theirs.pop(2).parent)
+      save(tmp_path, (step, make_state(step=jnp.int32(step))))
+  assert restore(tmp_path, make_state())[0].step == 9
+  assert [path.read_text() for path in theirs] == ['theirs'] * 4
+  assert sorted(x.name for x in (tmp_path / 'checkpoints').iterdir()) == [
+      '20.orbax-checkpoint-tmp', '8', '8.orbax-checkpoint-tmp-1', '9', '99',
+      'notes']
+  assert f'{theirs[0].parent} is left alone, since this run did' in caplog.text
+  with pytest.raises(checks.DataError, match='room for the checkpoint of step '
+                     '99; got .*/99, which this run did not write. Move it'):
+    save(tmp_path, (99, make_state()))
 
 
 DEVICES = textwrap.dedent("""
