@@ -3,11 +3,9 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
-import time
 
 import jax
 import jax.numpy as jnp
@@ -249,60 +247,6 @@ def test_arrays_come_back_on_another_number_of_devices(tmp_path):
     result = run(DEVICES, tmp_path, mode, devices=devices)
     # No message of Orbax reaches the user.
     assert (result.stdout, result.stderr) == ('done\n', '')
-
-
-ENDLESS = textwrap.dedent("""
-    import sys
-    import jax
-    import jax.numpy as jnp
-    from haikd.core import base
-    from haikd.storage import checkpointer as checkpointer_lib
-
-    make = lambda step: base.TrainState(
-        jnp.int32(step),
-        base.Params({'net': {'w': jnp.full((256, 256), float(step))}}, {}),
-        {}, (), (), None)
-    template = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-        make(0))
-    with checkpointer_lib.Checkpointer(sys.argv[1], keep=2) as checkpointer:
-      restored = checkpointer.restore(template)
-      step = 0
-      if restored:
-        state, iterator, metadata = restored
-        step = int(state.step)
-        assert (state.params.student['net']['w'] == step).all()
-        assert iterator == {'next_index': step}
-        assert metadata == {'seconds': float(step)}
-      print(step, flush=True)
-      if sys.argv[2] == 'check':
-        sys.exit()
-      while True:
-        step += 1
-        checkpointer.save(
-            step, make(step), {'next_index': step}, {'seconds': float(step)})
-""")
-
-
-def test_a_kill_while_saving_leaves_the_newest_complete_one(tmp_path):
-  last = 0
-  for delay in (0.0, 0.13, 0.31, 0.47):
-    with subprocess.Popen(
-        [sys.executable, '-c', ENDLESS, tmp_path, 'run'],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE) as process:
-      line = process.stdout.readline()
-      assert line, process.stderr.read().decode()[-2000:]
-      # This process starts from what survived the last kill.
-      assert int(line) >= last
-      last = int(line)
-      time.sleep(delay)
-      process.send_signal(signal.SIGKILL)
-  result = run(ENDLESS, tmp_path, 'check')
-  assert result.returncode == 0, result.stderr[-2000:]
-  assert int(result.stdout) > last
-  left = [p.name for p in (tmp_path / 'checkpoints').iterdir()]
-  assert all(name.isdigit() for name in left), left
 
 
 def test_another_shape_is_refused_by_name(tmp_path):
