@@ -18,6 +18,7 @@ from haikd.config import rules
 from haikd.config import stages
 from haikd.config import table as table_lib
 from haikd.core import checks
+from haikd.core import secrets
 
 ConfigDict = networks.ConfigDict
 
@@ -106,7 +107,8 @@ def base() -> ConfigDict:
       dict(
           # Name of a registered data set, or one of tensorflow-datasets.
           name='digits',
-          # Keyword options of the data set.
+          # Keyword options of the data set; 'env:NAME' stands for what the
+          # environment variable NAME holds, such as a token.
           options={},
           # Data sets to read as one, as {name: weight} or {name: dict(weight=…,
           # …)}; {} for the one above alone.
@@ -264,8 +266,9 @@ def validate(config: ConfigDict) -> None:
 
   Raises:
     ConfigError: an unknown field (the message has the closest one), a value of
-      the wrong type, or a number out of its range.
+      the wrong type, a number out of its range, or a secret.
   """
+  secrets.check(config)  # First, so that no other message repeats one.
   rules.check_fields(config, base(), OPEN_FIELDS, OPTIONAL_FIELDS)
   for name, entry in config.assistants.items():
     entry_rules.check_assistant(

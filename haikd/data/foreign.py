@@ -24,7 +24,7 @@ def calling(rule: str, remedy: str):
     yield
   except (checks.ConfigError, checks.DataError):
     raise
-  except Exception as err:  # A user's code may raise anything.
+  except (Exception, SystemExit) as err:  # A user's code may raise anything.
     raise checks.DataError(
         f'{rule}; got {checks.describe(err)}. {remedy}; --debug shows the '
         'traceback.') from err

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Union
 import uuid
 
 from haikd.core import checks
+from haikd.core import secrets
 
 if TYPE_CHECKING:
   from etils import epath
@@ -59,7 +60,8 @@ def as_path(path: Path) -> ConcretePath:
     return _epath()(text)
   if match := re.match(r'[A-Za-z][A-Za-z0-9+.-]*://', text):
     raise checks.ConfigError(
-        f'{text!r} must be a local path or begin with gs://; got {match[0]}. '
+        f'{secrets.masked(text)!r} must be a local path or begin with gs://; '
+        f'got {match[0]}. '
         'Mount that storage and give the folder of the mount.')
   return pathlib.Path(text)
 
