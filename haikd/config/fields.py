@@ -73,6 +73,9 @@ def base() -> ConfigDict:
           log_every=50,
           # Steps between checkpoints.
           checkpoint_every=200,
+          # What happens if one cannot be written: stop ends the run, go_on
+          # trains on with those before it. Several processes always stop.
+          checkpoint_on_error='stop',
           # How many of the newest checkpoints are kept.
           keep_checkpoints=2,
           # Whether to train the student alone as well, for comparison.

@@ -27,6 +27,8 @@ _RULES = (
      ('steps', 'batch_size', 'microbatches', 'log_every', 'checkpoint_every',
       'keep_checkpoints', 'data.prefetch', 'evaluation.batch_size',
       'guard.limit')),
+    ('be stop or go_on', lambda x: x in ('stop', 'go_on'),
+     ('checkpoint_on_error',)),
     ('be one of ' + ', '.join(NONFINITE), lambda x: x in NONFINITE,
      ('guard.nonfinite',)),
     ('be None or above 0', lambda x: x is None or x > 0,

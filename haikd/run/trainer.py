@@ -42,13 +42,15 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
     DivergedError: the loss, a gradient or a parameter is not finite.
     StoppedError: SIGTERM has come, and the step in which it came is saved.
   """
+  go_on = config.checkpoint_on_error == 'go_on'
   with (distributed.stoppable(),
         checkpointer_lib.Checkpointer(
-            workdir, keep=config.keep_checkpoints) as checkpointer,
+            workdir, keep=config.keep_checkpoints, go_on=go_on) as checkpointer,
         writer_lib.open_writer(
             workdir, total_steps=config.steps, title=title,
             enabled=jax.process_index() == 0,
-            tracker=trackers.open_tracker(config, workdir, title)) as writer):
+            tracker=trackers.open_tracker(config, workdir, title),
+            go_on=go_on) as writer):
     training = training_lib.Training(
         config, program, data, teacher, workdir, title, settle, checkpointer,
         writer)

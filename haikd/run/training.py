@@ -77,7 +77,8 @@ class Training:
     if not self._checkpointer.has(self._best.step):  # It may be gone.
       self._best = best_lib.Best(config.evaluation, start=last_stage)
     self._checkpointer.best = self._best.step
-    self._writer.truncate(first, evaluated=saved['evaluated'])
+    self._writer.truncate(first, evaluated=saved['evaluated'],
+                          rows=saved['rows'])
     self._clock = clock_lib.Clock(first, saved['seconds'])
     self._log = log_lib.Log(config, program, self._iterator, self._writer,
                             self._clock, self._title, first, saved)
@@ -228,6 +229,7 @@ class Training:
         dict(**self._identity, seconds=self._clock.seconds(),
              evaluated=evaluated, best=self._best.to_json(),
              interface=self._interface, rollbacks=self._log.rollbacks,
+             rows=self._writer.rows,
              layers=[x.objective.layers for x in self._program.stages],
              config=self._config))
 
@@ -243,7 +245,7 @@ def _evaluation_interval(config):
 def _resume(workdir, program, checkpointer, iterator, identity):
   """Returns the newest state, or None, and what was saved with it."""
   begin: dict[str, Any] = dict(seconds=0.0, evaluated=True, best=None,
-                               rollbacks=0)
+                               rollbacks=0, rows=0)
   # The state is as the stage left it that took the last step.
   stage = program.stages[program.stage_of(checkpoint.steps_taken(workdir))]
   restored = checkpointer.restore(stage.abstract_state)

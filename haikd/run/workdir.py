@@ -27,7 +27,8 @@ SEED = 'seed-'  # What the folder of one of several seeds begins with.
 # Fields that may differ between two starts of one run: they decide how long it
 # trains, where and how often it reads and writes, and how the work is
 # distributed, but not what is minimised.
-FREE_FIELDS = ('steps', 'log_every', 'checkpoint_every', 'keep_checkpoints',
+FREE_FIELDS = ('steps', 'log_every', 'checkpoint_every', 'checkpoint_on_error',
+               'keep_checkpoints',
                'baseline', 'evaluation.every', 'evaluation.split',
                'evaluation.final', 'evaluation.batch_size',
                'evaluation.metrics', 'evaluation.patience',

@@ -1,6 +1,7 @@
 """Saves checkpoints during training, and restores the newest."""
 
 from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import shutil
 from typing import Any, Optional
 
@@ -59,9 +60,11 @@ class Checkpointer:
       folder `damaged_checkpoints` if there is one before. What others have
       written there is left alone.
     keep: how many of the newest checkpoints to keep.
+    go_on: whether one that cannot be written is only said.
   """
 
-  def __init__(self, workdir: files.Path, *, keep: int):
+  def __init__(self, workdir: files.Path, *, keep: int, go_on: bool = False):
+    self._goes_on = go_on and not distributed.is_many()
     self._folder = paths.absolute(workdir) / checkpoint.FOLDER
     self._keep = keep
     self.best: Optional[int] = None
@@ -117,8 +120,8 @@ class Checkpointer:
         metadata=metadata,
         best_step=self.best,
         haikd_version=haikd.__version__)
-    with leaves_lib.writing(self._folder):
-      self._manager.wait_until_finished()
+    self.wait()  # For the one before.
+    with self._writing(f'the checkpoint of step {step}'):
       distributed.first(lambda: self._begin(step))
       self._manager.save(
           step,
@@ -172,7 +175,7 @@ class Checkpointer:
 
   def wait(self) -> None:
     """Returns when all that was saved is complete on disk."""
-    with leaves_lib.writing(self._folder):
+    with self._writing(f'the checkpoint of step {self._saving}'):
       self._manager.wait_until_finished()
 
   def _begin(self, step):
@@ -226,5 +229,25 @@ class Checkpointer:
 
   def close(self) -> None:
     """Waits until all is saved, then frees the resources for saving."""
-    with leaves_lib.writing(self._folder):
+    self.wait()
+    with self._writing('a checkpoint'):
       self._manager.close()
+
+  @contextlib.contextmanager
+  def _writing(self, what):
+    """Turns any error inside into a DataError, or says it if training goes on.
+
+    Args:
+      what: is being written, for the message.
+    """
+    try:
+      with leaves_lib.writing(self._folder):
+        yield
+    except checks.DataError as err:
+      if not self._goes_on:
+        raise
+      if not paths.is_remote(self._folder):
+        shutil.rmtree(self._folder / f'{self._saving}{_UNFINISHED}',
+                      ignore_errors=True)
+      notes.say(f'{what} was not written, and training goes on '
+                f'(config.checkpoint_on_error): {err}')

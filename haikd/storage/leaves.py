@@ -225,6 +225,8 @@ def writing(folder: paths.Path):
   with quiet():
     try:
       yield
+    except checks.DataError:
+      raise
     except Exception as err:  # Orbax and TensorStore raise many kinds.
       raise paths.unwritable(folder, err) from err
 

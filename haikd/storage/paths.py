@@ -33,6 +33,7 @@ ConcretePath = Union[pathlib.Path, 'epath.Path']
 _SCHEME = 'gs://'
 _UPLOAD_INTERVAL = 30  # Seconds between two uploads, at least.
 _UPLOAD_SHARE = 20  # Uploads take at most 1/_UPLOAD_SHARE of the time.
+_REASON = 200  # Letters of what another library says is wrong.
 _LEFTOVER_AGE = 86400  # Seconds; a file that is being written is younger.
 
 
@@ -106,9 +107,11 @@ def exists(path: Path) -> bool:
 
 def unwritable(workdir: Path, err: Exception) -> checks.DataError:
   """Returns the error of a workdir that cannot be written to."""
+  # TensorStore and Orbax say where in their code, and every step to it.
+  reason = re.split(r' \[source|Traceback', checks.one_line(err))[0]
   return checks.DataError(
       f'--workdir must be a folder that can be written to; got {workdir} '
-      f'({checks.one_line(err)}). Make room, or choose another --workdir.')
+      f'({reason[:_REASON]}). Make room, or choose another --workdir.')
 
 
 def read(path: Path) -> bytes:
