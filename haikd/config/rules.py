@@ -19,6 +19,8 @@ NONFINITE = ('stop', 'skip', 'rollback')
 # Policies of what a block recomputes; see `haikd.network.remat`.
 REMATS = ('none', 'gathers', 'dots', 'full')
 
+_SHOWN = 200  # Letters of a value in a message.
+
 ANY = object  # The type of a field that takes any value.
 
 # (rule, whether a value obeys it, fields), checked in this order.
@@ -215,7 +217,11 @@ def require(field: str, rule: str, is_legal: Any, value: Any,
     remedy: a sentence with a space before it.
   """
   if not is_legal:
-    raise checks.ConfigError(f'{field} must {rule}; got {value!r}.{remedy}')
+    # A ConfigDict is shown as the dict it is, on one line.
+    shown = ' '.join(repr(value.to_dict() if is_dict(value) else value).split())
+    if len(shown) > _SHOWN:
+      shown = f'{shown[:_SHOWN]}…'
+    raise checks.ConfigError(f'{field} must {rule}; got {shown}.{remedy}')
 
 
 def _value(config, field):

@@ -11,7 +11,6 @@ from haikd.core import checks
 from haikd.storage import files
 from haikd.storage import paths
 
-
 # What an export lists its files in, with their checksums.
 MANIFEST = 'export_manifest.json'
 
