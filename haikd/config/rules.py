@@ -19,8 +19,6 @@ NONFINITE = ('stop', 'skip', 'rollback')
 # Policies of what a block recomputes; see `haikd.network.remat`.
 REMATS = ('none', 'gathers', 'dots', 'full')
 
-_SHOWN = 200  # Letters of a value in a message.
-
 ANY = object  # The type of a field that takes any value.
 
 # (rule, whether a value obeys it, fields), checked in this order.
@@ -217,11 +215,8 @@ def require(field: str, rule: str, is_legal: Any, value: Any,
     remedy: a sentence with a space before it.
   """
   if not is_legal:
-    # A ConfigDict is shown as the dict it is, on one line.
-    shown = ' '.join(repr(value.to_dict() if is_dict(value) else value).split())
-    if len(shown) > _SHOWN:
-      shown = f'{shown[:_SHOWN]}…'
-    raise checks.ConfigError(f'{field} must {rule}; got {shown}.{remedy}')
+    raise checks.ConfigError(f'{field} must {rule}; got '
+                             f'{checks.show(value)}.{remedy}')
 
 
 def _value(config, field):

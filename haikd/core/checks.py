@@ -19,6 +19,9 @@ import jax
 import jax.numpy as jnp
 
 
+_SHOWN = 200  # Letters of a value in a message.
+
+
 class ConfigError(ValueError):
   """A config, flag or plugin cannot work; launch ends with exit code 2."""
   exit_code = 2
@@ -71,6 +74,16 @@ def one_line(error: BaseException) -> str:
   return ' '.join(message.split()) or type(error).__name__
 
 
+def show(value: object) -> str:
+  """Returns a value as messages show it: on one line, and not too long.
+
+  A ConfigDict is shown as the dict it is.
+  """
+  plain = value.to_dict() if hasattr(value, 'to_dict') else value
+  text = ' '.join(repr(plain).split())
+  return text if len(text) <= _SHOWN else f'{text[:_SHOWN]}…'
+
+
 def describe(error: BaseException) -> str:
   """Returns an error's type and message on one line, without a full stop."""
   return f'{type(error).__name__}: {one_line(error)}'.rstrip('.')
@@ -86,8 +99,8 @@ def suggest(name: str, known: Iterable[str]) -> str:
   Returns:
     One or two sentences, ending in a full stop.
   """
-  names = sorted(known)
-  closest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+  names = sorted(map(str, known))
+  closest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
   hint = f'Did you mean {closest[0]!r}? ' if closest else ''
   return f'{hint}Known: {abbreviate(names, limit=30) or "none"}.'
 
