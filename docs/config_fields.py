@@ -22,6 +22,7 @@ SHARED = {
     'optimizer': ('optimizer and teacher.train.optimizer',
                   ('optimizer', 'teacher.train.optimizer')),
     'view': ('teacher.view', ('teacher.view',)),
+    'server': ('teacher.server', ('teacher.server',)),
     'records': ('teacher.records', ('teacher.records',)),
     'term': ('losses.<term>', ('losses.<term>',)),
     'component': ('data.mixture.<name>', ('data.mixture.<name>',)),

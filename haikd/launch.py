@@ -23,15 +23,15 @@ Several processes can work as one run. On a TPU pod, GKE, Slurm and under Open
 MPI they find one another; elsewhere give each --coordinator=host:port
 --num_processes=N --process_id=I. They must share the workdir.
 
-Compiled programs are cached in ~/.cache/haikd/compiled (or below
-XDG_CACHE_HOME), so that later runs start faster. JAX_COMPILATION_CACHE_DIR sets
-another folder; if it is empty, nothing is cached.
+Compiled programs are kept in ~/.cache/haikd/compiled (below XDG_CACHE_HOME). If
+JAX_COMPILATION_CACHE_DIR is set, it is another folder; empty, it keeps none.
 
 Exit codes: 0 done; 1 a bug, or an unforeseen error in your own code; 2 wrong
 config, flag or plugin; 3 unusable data, checkpoint, file or server; 4 training
 diverged; 5 the planned step does not fit; 6 another process of the run has
-failed, is dead or hangs; 130 interrupted; 141 nobody reads the output any more;
-143 stopped by SIGTERM and saved, so that a new start resumes the run.
+failed, is dead or hangs; 7 the run does not get on; 130 interrupted; 141 nobody
+reads the output any more; 143 stopped by SIGTERM and saved, so that a new start
+resumes the run.
 """
 
 import functools
@@ -50,6 +50,7 @@ from haikd.core import checks
 from haikd.core import notes
 from haikd.core import plugins
 from haikd.processes import distributed
+from haikd.processes import watchdog
 from haikd.run import console
 from haikd.run import environment
 from haikd.storage import paths
@@ -95,7 +96,8 @@ def main(argv: Optional[list[str]] = None) -> int:
       environment.check_devices()
     environment.use_compilation_cache()
     plugins.load(config.plugins)
-    with notes.printed(distributed.is_first()):
+    with notes.printed(distributed.is_first()), watchdog.watched(
+        config.guard.hang_after, ends_process=True):
       _run(config, values, _command(argv), load)
     distributed.finish()
     return 0
@@ -115,8 +117,7 @@ def main(argv: Optional[list[str]] = None) -> int:
     if debug:
       traceback.print_exc()
     cause = distributed.explain(err)
-    code = _exit_code(cause)
-    if not debug or code != 1:  # The traceback of a bug needs no summary.
+    if (code := _exit_code(cause)) != 1 or not debug:  # A bug has a traceback.
       print(f'haikd{distributed.label()}: {_line(cause)}', file=sys.stderr)
     if distributed.is_many():
       distributed.leave(code, cause)

@@ -16,6 +16,7 @@ from haikd.core import entries
 from haikd.core import plugins
 from haikd.core import registry
 from haikd.data import sequences
+from haikd.processes import watchdog
 from haikd.run import job
 from haikd.run import results as results_lib
 from haikd.run import trained as trained_lib
@@ -111,4 +112,5 @@ def _prepared(config: config_lib.ConfigDict, data: Any
       config.data.name = _GIVEN
     config_lib.validate(config)
     plugins.load(config.plugins)
+    stack.enter_context(watchdog.watched(config.guard.hang_after))
     yield config

@@ -17,6 +17,7 @@ from haikd.config.networks import network
 from haikd.config.networks import optimizer
 from haikd.config.options import plain
 from haikd.config.recorded import options_of as record_options
+from haikd.config.rules import NONFINITE
 from haikd.config.stages import joined
 from haikd.config.stages import Stage
 from haikd.config.stages import stages_of

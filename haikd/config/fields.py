@@ -18,6 +18,7 @@ from haikd.config import rules
 from haikd.config import stages
 from haikd.config import table as table_lib
 from haikd.core import checks
+from haikd.core import secrets
 
 ConfigDict = networks.ConfigDict
 
@@ -72,6 +73,9 @@ def base() -> ConfigDict:
           log_every=50,
           # Steps between checkpoints.
           checkpoint_every=200,
+          # What happens if one cannot be written: stop ends the run, go_on
+          # trains on with those before it. Several processes always stop.
+          checkpoint_on_error='stop',
           # How many of the newest checkpoints are kept.
           keep_checkpoints=2,
           # Whether to train the student alone as well, for comparison.
@@ -106,7 +110,8 @@ def base() -> ConfigDict:
       dict(
           # Name of a registered data set, or one of tensorflow-datasets.
           name='digits',
-          # Keyword options of the data set.
+          # Keyword options of the data set; 'env:NAME' stands for what the
+          # environment variable NAME holds, such as a token.
           options={},
           # Data sets to read as one, as {name: weight} or {name: dict(weight=…,
           # …)}; {} for the one above alone.
@@ -143,6 +148,23 @@ def base() -> ConfigDict:
           # Examples of a split that are skipped, at most.
           max_skipped=100,
       ))
+  # What is done about numbers that are not finite, and about hangs.
+  config.guard = ConfigDict(
+      dict(
+          # What a step does whose loss or gradient is not finite: stop ends the
+          # run, skip drops its update, and rollback returns to the newest
+          # checkpoint and goes on with the batches after that of the step.
+          nonfinite='stop',
+          # Norm of the gradient, before clipping, above which a step is treated
+          # likewise; None for none.
+          max_grad_norm=config_dict.placeholder(float),
+          # How often one training may skip or roll back before it ends.
+          limit=10,
+          # Seconds after which a run ends that does not get on: that waits for
+          # a batch, a step, a batch of an evaluation, or a save. Preparing data
+          # has no limit.
+          hang_after=3600.0,
+      ))
   # Evaluation during training and at its end.
   config.evaluation = ConfigDict(
       dict(
@@ -167,8 +189,7 @@ def base() -> ConfigDict:
       dict(
           # Whether it is written.
           write=True,
-          # Examples of the final split that its networks are compared on; 0
-          # for a page of results and curves alone.
+          # Examples of the final split that it compares; 0 for curves alone.
           examples=2000,
       ))
   # What --mode=sweep trains: methods, each a variant of the config file.
@@ -197,15 +218,7 @@ def base() -> ConfigDict:
   # dict(path=…, kind=…); {} for the teacher itself.
   config.teacher.records = ConfigDict()
   # How a teacher on a server is asked, with --mode=teach --server=….
-  config.teacher.server = ConfigDict(
-      dict(
-          # Name of its model; None for the only one of the server.
-          model=config_dict.placeholder(str),
-          # Requests that are sent at once.
-          requests=16,
-          # Seconds that a request may take.
-          timeout=600.0,
-      ))
+  config.teacher.server = networks.server()
   # Networks between teacher and student, {name: haikd.config.assistant(…)}: in
   # the order of their names, each learns from the one before.
   config.assistants = ConfigDict()
@@ -265,8 +278,9 @@ def validate(config: ConfigDict) -> None:
 
   Raises:
     ConfigError: an unknown field (the message has the closest one), a value of
-      the wrong type, or a number out of its range.
+      the wrong type, a number out of its range, or a secret.
   """
+  secrets.check(config)  # First, so that no other message repeats one.
   rules.check_fields(config, base(), OPEN_FIELDS, OPTIONAL_FIELDS)
   for name, entry in config.assistants.items():
     entry_rules.check_assistant(

@@ -115,3 +115,16 @@ def view() -> ConfigDict:
           # As data.std.
           std=free(),
       ))
+
+
+def server() -> ConfigDict:
+  """Returns the fields on how a teacher on a server is asked."""
+  return ConfigDict(
+      dict(
+          # Name of its model; None for the only one of the server.
+          model=config_dict.placeholder(str),
+          # Requests that are sent at once.
+          requests=16,
+          # Seconds that a request may take.
+          timeout=600.0,
+      ))

@@ -13,6 +13,9 @@ from haikd.core import tasks
 
 PRECISIONS = ('float32', 'bfloat16', 'float16')
 
+# What is done about a step that is not finite; see `haikd.engine.guarding`.
+NONFINITE = ('stop', 'skip', 'rollback')
+
 # Policies of what a block recomputes; see `haikd.network.remat`.
 REMATS = ('none', 'gathers', 'dots', 'full')
 
@@ -24,9 +27,16 @@ _RULES = (
      ('steps', 'batch_size', 'microbatches', 'log_every', 'checkpoint_every',
       'keep_checkpoints', 'data.prefetch', 'data.memory_mib',
       'evaluation.batch_size', 'teacher.server.requests',
-      'teacher.server.timeout')),
+      'teacher.server.timeout', 'guard.limit')),
     ("be 'stop' or 'skip'", lambda x: x in ('stop', 'skip'),
      ('data.on_error',)),
+    ('be stop or go_on', lambda x: x in ('stop', 'go_on'),
+     ('checkpoint_on_error',)),
+    ('be one of ' + ', '.join(NONFINITE), lambda x: x in NONFINITE,
+     ('guard.nonfinite',)),
+    ('be None or above 0', lambda x: x is None or x > 0,
+     ('guard.max_grad_norm',)),
+    ('be above 0', lambda x: x > 0, ('guard.hang_after',)),
     ('be None or a positive number',
      lambda x: x is None or checks.is_number(x) and x > 0, ('chunk_mib',)),
     ('be 0 or more, and below 1', lambda x: 0 <= x < 1,
@@ -208,7 +218,8 @@ def require(field: str, rule: str, is_legal: Any, value: Any,
     remedy: a sentence with a space before it.
   """
   if not is_legal:
-    raise checks.ConfigError(f'{field} must {rule}; got {value!r}.{remedy}')
+    raise checks.ConfigError(f'{field} must {rule}; got '
+                             f'{checks.show(value)}.{remedy}')
 
 
 def _value(config, field):

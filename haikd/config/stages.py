@@ -129,15 +129,15 @@ def _start(field, entry, steps):
   """Returns the number of steps before a stage."""
   if not rules.is_dict(entry) or 'start' not in entry:
     raise checks.ConfigError(
-        f'{field} must be a dict with a start; got {entry!r}. Write '
-        'dict(start=0.5, …) for the second half of the run.')
+        f'{field} must be a dict with a start; got {checks.show(entry)}. '
+        'Write dict(start=0.5, …) for the second half of the run.')
   start = entry['start']
   is_share = checks.is_number(start) and 0 <= start < 1
   if not is_share and not (checks.is_number(start) and start >= 1 and
                            start == int(start)):
     raise checks.ConfigError(
         f'{field}.start must be a share of the run below 1, or a whole number '
-        f'of steps; got {start!r}.')
+        f'of steps; got {checks.show(start)}.')
   step = round(start * steps) if is_share else int(start)
   if step >= steps:
     raise checks.ConfigError(
@@ -162,7 +162,8 @@ def _changed(config, name, start):
             f'stage. {checks.suggest(group, ("start", *GROUPS))}{_REMEDY}')
       if not rules.is_dict(values):
         raise checks.ConfigError(
-            f'{field}.{group} must be a dict of fields; got {values!r}.')
+            f'{field}.{group} must be a dict of fields; got '
+            f'{checks.show(values)}.')
       if group == 'losses':
         values = _switch_off(field, changed.losses, values)
       if group == 'teacher':
@@ -227,7 +228,8 @@ def _reweigh(field, mixture, values, start):
         entry = entry['weight']
       if not rules.is_weight(entry):
         raise checks.ConfigError(
-            f'{field}.data.mixture.{dataset} must be a weight; got {entry!r}.')
+            f'{field}.data.mixture.{dataset} must be a weight; got '
+            f'{checks.show(entry)}.')
       if rules.is_weight(mixture[dataset]):
         _put(mixture, dataset, schedules.later(entry, start))
       else:

@@ -238,6 +238,25 @@ class Params(NamedTuple):
   align: ArrayTree
 
 
+class Seen(NamedTuple):
+  """What a guard has seen of steps that are not finite.
+
+  On the device these are int32 scalars, on the host ints.
+
+  Attributes:
+    number: how many such steps there were.
+    step: the number of the last of them, from 1; 0 for none.
+    what: a bit for each number that was not finite.
+    part: the array of the gradient that was the first not to be finite, or the
+      largest, by its place in the tree.
+  """
+
+  number: Any
+  step: Any
+  what: Any
+  part: Any
+
+
 class TrainState(NamedTuple):
   """Everything a training step changes.
 
@@ -249,6 +268,7 @@ class TrainState(NamedTuple):
     loss_scale: a jmp loss scale.
     ema: running mean of the student's parameters, or None if there is none.
     balance: what the weights of losses follow from.
+    seen: a `Seen` of its guard.
   """
 
   step: Array
@@ -258,6 +278,7 @@ class TrainState(NamedTuple):
   loss_scale: ArrayTree
   ema: Optional[ArrayTree]
   balance: ArrayTree = ()
+  seen: ArrayTree = ()
 
 
 class Variables(NamedTuple):

@@ -18,7 +18,9 @@ import numbers
 import jax
 import jax.numpy as jnp
 
-_SHOWN = 100  # Characters of a name in a message.
+# Characters in a message.
+_OF_NAME = 100
+_OF_VALUE = 200
 
 
 class ConfigError(ValueError):
@@ -46,6 +48,11 @@ class LostProcessError(RuntimeError):
   exit_code = 6
 
 
+class HangError(RuntimeError):
+  """The run does not get on any more; exit code 7."""
+  exit_code = 7
+
+
 class StoppedError(RuntimeError):
   """SIGTERM has stopped the run, which is saved; exit code 143."""
   exit_code = 143
@@ -68,6 +75,16 @@ def one_line(error: BaseException) -> str:
   return ' '.join(message.split()) or type(error).__name__
 
 
+def show(value: object) -> str:
+  """Returns a value as messages show it: on one line, and not too long.
+
+  A ConfigDict is shown as the dict it is.
+  """
+  plain = value.to_dict() if hasattr(value, 'to_dict') else value
+  text = ' '.join(repr(plain).split())
+  return shorten(text, _OF_VALUE)
+
+
 def describe(error: BaseException) -> str:
   """Returns an error's type and message on one line, without a full stop."""
   return f'{type(error).__name__}: {one_line(error)}'.rstrip('.')
@@ -83,8 +100,8 @@ def suggest(name: str, known: Iterable[str]) -> str:
   Returns:
     One or two sentences, ending in a full stop.
   """
-  names = sorted(known)
-  closest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+  names = sorted(map(str, known))
+  closest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
   hint = f'Did you mean {shorten(closest[0])!r}? ' if closest else ''
   return f'{hint}Known: {abbreviate(names, limit=30) or "none"}.'
 
@@ -101,9 +118,9 @@ def abbreviate(items: Sequence[str], *, limit: int = 5) -> str:
   return shown + (f' and {more} more' if more > 0 else '')
 
 
-def shorten(name: str) -> str:
+def shorten(name: str, length: int = _OF_NAME) -> str:
   """Returns a name, or its beginning if it is far too long for a message."""
-  return name if len(name) <= _SHOWN else f'{name[:_SHOWN]}…'
+  return name if len(name) <= length else f'{name[:length]}…'
 
 
 def is_number(value: object) -> bool:

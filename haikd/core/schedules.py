@@ -115,7 +115,8 @@ def build(field: str, value: Any) -> Schedule:
   if kind not in KINDS or set(options) - set(KINDS[kind]):
     known = _WRITE[kind] if kind in KINDS else ' or '.join(_WRITE.values())
     raise checks.ConfigError(
-        f'{field} must be a number or a schedule {known}; got {value!r}.')
+        f'{field} must be a number or a schedule {known}; got '
+        f'{checks.show(value)}.')
   if kind in RAMPS:
     return _ramp(field, kind, options)
   values, at = _numbers(options.get('values', ())), options.get('at', ())

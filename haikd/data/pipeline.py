@@ -17,6 +17,7 @@ from haikd.data import orders
 from haikd.data import source as source_lib
 from haikd.data.image import augment as augment_lib
 from haikd.data.image import views as views_lib
+from haikd.processes import watchdog
 
 
 class Data:
@@ -40,18 +41,14 @@ class Data:
                process_index: int, process_count: int,
                records: Optional[batches.Records] = None):
     self.splits = splits
-    self._train = train
-    self._held_out = held_out
+    self._train, self._held_out = train, held_out
     self._named = tuple(dict.fromkeys((train, *held_out)))
     evaluated, final = held_out
     # For messages. If several fields hold one split, the last of these counts.
-    self._fields = {
-        final: 'config.evaluation.final',
-        evaluated: 'config.evaluation.split',
-        train: 'config.data.train',
-    }
-    self._augment = augment
-    self._augment_field = augment_field
+    self._fields = {final: 'config.evaluation.final',
+                    evaluated: 'config.evaluation.split',
+                    train: 'config.data.train'}
+    self._augment, self._augment_field = augment, augment_field
     self._batch_size = batch_size
     self._evaluation = dict(batch_size=eval_batch_size, shards=shards)
     self._seed = seed
@@ -112,6 +109,7 @@ class Data:
     """The shapes and dtypes of the global training batch."""
     return self.spec_of(self._reader(self._train))
 
+  @watchdog.during(watchdog.DATA, 'the check of the data')
   def spec_of(self, reader: mixture_lib.AnyReader) -> base.Batch:
     """Returns the shapes and dtypes of a global training batch.
 
@@ -127,6 +125,7 @@ class Data:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(
         (self._batch_size, *x.shape[1:]), x.dtype), example)
 
+  @watchdog.during(watchdog.DATA, 'the check of the data')
   def check(self) -> None:
     """Opens, checks and decodes every split that the config names.
 

@@ -9,13 +9,16 @@ import numpy as np
 
 from haikd.core import checks
 from haikd.core import registry
+from haikd.core import secrets
 from haikd.data import foreign
 from haikd.data import prepared
 from haikd.data import reading as reading_lib
 from haikd.data import sequences
 from haikd.data import spec as spec_lib
 from haikd.data import splits
+from haikd.processes import watchdog
 
+_OPTIONS = 'config.data.options'
 # Arguments that haikd passes to a data set's function, and their fields.
 RESERVED = {
     'split': 'config.data.train or config.evaluation',
@@ -203,11 +206,13 @@ def open_source(name: str,
   if 'reading' in checks.option_names(function):
     given['reading'] = reading
   try:
-    with foreign.calling(
+    # It may prepare files for hours.
+    with watchdog.during(None), foreign.calling(
         f'data set {name!r} must open split {split!r}',
         f'Fix its options or its code, or set {field} to a split that it has, '
         'or to train[90%:]'):
-      source = function(full_split, **given, **options)
+      source = function(full_split, **given,
+                        **secrets.resolve(_OPTIONS, options))
   except splits.UnknownSplitError as err:
     raise splits.UnknownSplitError(err.split, err.known, field) from err
   for attribute in ('__len__', '__getitem__'):
@@ -266,12 +271,12 @@ def describe(name: str,
   with foreign.calling(
       f'the spec of data set {name!r} must describe an example',
       'Fix its options or its code'):
-    described = spec(**options)
+    described = spec(**secrets.resolve(_OPTIONS, options))
     return None if described is None else spec_lib.Spec(*described)
 
 
 def _check_options(function, options):
-  field = 'config.data.options'
+  field = _OPTIONS
   for name, origin in RESERVED.items():
     if name in options:
       raise checks.ConfigError(f'{field}.{name} must be left out; got '

@@ -8,14 +8,17 @@ import jax.numpy as jnp
 import optax
 
 from haikd.core import base
+from haikd.engine import guarding
 from haikd.engine import mesh as mesh_lib
+from haikd.network import precision
 from haikd.objective import balance as balance_lib
 from haikd.objective import objective as objective_lib
 
 
 def build_measure(
     objective: objective_lib.Objective, gradient: Callable,
-    balance: balance_lib.Balance, mesh: jax.sharding.Mesh
+    balance: balance_lib.Balance, guard: guarding.Guard,
+    mesh: jax.sharding.Mesh
 ) -> Callable[[base.TrainState, Any, base.Batch], base.TrainState]:
   """Returns a function that measures the norm of the gradient of each loss.
 
@@ -26,6 +29,7 @@ def build_measure(
     objective: what is minimised.
     gradient: from `step.build_gradient`.
     balance: of the losses.
+    guard: what is done about numbers that are not finite.
     mesh: where it runs.
 
   Returns:
@@ -51,13 +55,17 @@ def build_measure(
     return value, means, objective_lib.seen(sums)
 
   norm = jax.jit(norm, out_shardings=everywhere)
-  update = jax.jit(balance.measure, out_shardings=everywhere)
+
+  def measured(state, *found):
+    return precision.keep_if(guard.has_halted(state.seen), state.balance,
+                             balance.measure(state.balance, *found))
+
+  update = jax.jit(measured, out_shardings=everywhere)
 
   def measure(state, frozen, batch):
     norms = {}
     for i, name in enumerate(names):
       norms[name], means, seen = norm(state, frozen, batch, jnp.int32(i))
-    return state._replace(
-        balance=update(state.balance, norms, means, seen))
+    return state._replace(balance=update(state, norms, means, seen))
 
   return measure

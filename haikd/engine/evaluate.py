@@ -23,6 +23,7 @@ from haikd.engine import mesh as mesh_lib
 from haikd.metrics import own as own_lib
 from haikd.network import network as network_lib
 from haikd.objective import pairs as pairs_lib
+from haikd.processes import watchdog
 
 _IN_FLIGHT = 2  # Batches queued on the device, so that it never waits.
 
@@ -50,13 +51,16 @@ def evaluate(eval_step: Callable, evaluated: base.Variables,
   """
   total = Total()
   pending: collections.deque = collections.deque()
-  for batch in batches:
-    pending.append(
-        eval_step(evaluated, frozen, collectives.shard_batch(mesh, batch)))
-    if len(pending) > _IN_FLIGHT:
-      total.add(pending.popleft())
-  for results in pending:
-    total.add(results)
+  with watchdog.during(watchdog.EVALUATION):
+    for batch in batches:
+      watchdog.alive()
+      pending.append(
+          eval_step(evaluated, frozen, collectives.shard_batch(mesh, batch)))
+      if len(pending) > _IN_FLIGHT:
+        total.add(pending.popleft())
+    for results in pending:
+      watchdog.alive()
+      total.add(results)
   if not total.columns:
     raise checks.DataError(
         'The evaluated split must hold at least one example; got none.')

@@ -9,7 +9,6 @@ import functools
 from typing import Any, NamedTuple, Optional
 
 import jax
-import jmp
 
 from haikd import config as config_lib
 from haikd import metrics as metrics_lib
@@ -17,6 +16,7 @@ from haikd.core import base
 from haikd.core import checks
 from haikd.engine import abstract
 from haikd.engine import evaluate
+from haikd.engine import guarding
 from haikd.engine import mesh as mesh_lib
 from haikd.engine import stages as stages_lib
 from haikd.engine import state as state_lib
@@ -49,7 +49,8 @@ class Program(NamedTuple):
       see `evaluate`.
     teacher_eval_step: `(frozen, None, batch) -> (sums, columns)` of the
       teacher, compared with itself; None without a teacher.
-    is_finite: `state -> bool`, whether all trained parameters are finite.
+    not_finite: `state -> bool`, an array of the state each, in their order:
+      whether it has a number that is not finite.
     own_metrics: the user's own, which evaluation reports besides.
     balance: of the losses.
     mesh: where they run.
@@ -62,7 +63,7 @@ class Program(NamedTuple):
   stages: tuple[stages_lib.Stage, ...]
   eval_step: Callable[..., Any]
   teacher_eval_step: Optional[Callable[..., Any]]
-  is_finite: Callable[[base.TrainState], jax.Array]
+  not_finite: Callable[[base.TrainState], list[jax.Array]]
   own_metrics: tuple[own_lib.Own, ...]
   balance: balance_lib.Balance
   mesh: jax.sharding.Mesh
@@ -125,6 +126,7 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
           has_teacher=has_teacher, recorded=recorded))
   objective = objectives[0]
   optimizers = stages_lib.build_optimizers(stages, optimizer_field)
+  guard = guarding.Guard(config.guard.nonfinite, config.guard.max_grad_norm)
   balance = balance_lib.build_balance(
       config.balance, [len(x.terms) for x in objectives])
   learns = [stage.config.teacher == config.teacher for stage in stages]
@@ -180,6 +182,7 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
           mesh=mesh,
           optimizer_field=optimizer_field,
           balance=balance,
+          guard=guard,
           microbatches=config.microbatches,
           seed=config.seed,
           chunk_bytes=chunk_bytes(config),
@@ -187,12 +190,10 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
       eval_step=eval_step(objective.student, layout['student'],
                           layout['frozen']),
       teacher_eval_step=(
-          eval_step(live, layout['frozen'], None,
-                    predict_the_same(*compared.outputs)) if live else
-          None),
-      is_finite=jax.jit(
-          lambda state: jmp.all_finite((state.params, state.ema)),
-          out_shardings=mesh_lib.replicated(mesh)),
+          eval_step(live, layout['frozen'], None, predict_the_same(
+              *compared.outputs)) if live else None),
+      not_finite=jax.jit(
+          guarding.not_finite, out_shardings=mesh_lib.replicated(mesh)),
       own_metrics=own_metrics,
       balance=balance,
       mesh=mesh)

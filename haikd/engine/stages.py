@@ -17,6 +17,7 @@ from haikd.core import base
 from haikd.core import checks
 from haikd.core import notes
 from haikd.engine import balancing
+from haikd.engine import guarding
 from haikd.engine import mesh as mesh_lib
 from haikd.engine import optimizer as optimizer_lib
 from haikd.engine import parts
@@ -146,7 +147,8 @@ def build_stages(stages: Sequence[config_lib.Stage],
                  frozen: Sequence[Optional[base.Variables]], *,
                  compared: Optional[base.Variables],
                  mesh: jax.sharding.Mesh, optimizer_field: str,
-                 balance: balance_lib.Balance, donate: bool,
+                 balance: balance_lib.Balance, guard: guarding.Guard,
+                 donate: bool,
                  **options: Any) -> tuple[Stage, ...]:
   """Builds what runs in each stage.
 
@@ -160,6 +162,7 @@ def build_stages(stages: Sequence[config_lib.Stage],
     mesh: where they run.
     optimizer_field: the config field of the optimizer, for messages.
     balance: of the losses.
+    guard: what is done about numbers that are not finite.
     donate: whether the new state is written over the old one.
     **options: of `step.build_gradient`, the same in all stages.
 
@@ -198,11 +201,12 @@ def build_stages(stages: Sequence[config_lib.Stage],
             objective, gradient, optimizer.update, optimizer.schedule, mesh,
             placed,
             balance=balance,
+            guard=guard,
             ema_decay=fields.ema_decay,
             log_weights=len(stages) > 1,
             donate=donate),
-        measure=(balancing.build_measure(objective, gradient, balance, mesh)
-                 if measures else None),
+        measure=(balancing.build_measure(
+            objective, gradient, balance, guard, mesh) if measures else None),
         measure_every=balance.every,
         abstract_state=state,
         abstract_frozen=frozen,

@@ -9,6 +9,7 @@ import optax
 
 from haikd.core import base
 from haikd.core import checks
+from haikd.engine import guarding
 from haikd.objective import balance as balance_lib
 from haikd.objective import objective as objective_lib
 
@@ -58,7 +59,8 @@ def init_state(objectives: Sequence[objective_lib.Objective],
       opt_state=optimizer.init(params),
       loss_scale=loss_scale,
       ema=params.student if with_ema else None,
-      balance=balance.begin(names))
+      balance=balance.begin(names),
+      seen=guarding.begin())
 
 
 def _check_same(align, more):

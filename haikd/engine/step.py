@@ -11,12 +11,12 @@ from typing import Optional
 
 import jax
 import jax.numpy as jnp
-import jmp
 import optax
 
 from haikd.core import base
 from haikd.core import loops
 from haikd.engine import collectives
+from haikd.engine import guarding
 from haikd.engine import mesh as mesh_lib
 from haikd.engine import optimizer as optimizer_lib
 from haikd.engine import parts as parts_lib
@@ -146,6 +146,7 @@ def build_train_step(objective: objective_lib.Objective,
                      state: base.TrainState,
                      *,
                      balance: balance_lib.Balance = balance_lib.Balance(),
+                     guard: guarding.Guard = guarding.Guard(),
                      log_weights: bool = False,
                      ema_decay: float = 0.0,
                      donate: bool = True) -> TrainStep:
@@ -153,7 +154,9 @@ def build_train_step(objective: objective_lib.Objective,
 
   The update runs outside `shard_map`, on global arrays, so that a norm is the
   norm of the global gradient. With a dynamic loss scale, a step whose gradient
-  is not finite changes only the scale and the step number.
+  is not finite changes only the scale and the step number. A step that the
+  guard finds wrong changes `seen` and, if it is to be skipped, the step number;
+  unless it is, no later step changes anything.
 
   Args:
     objective: what is minimised.
@@ -163,6 +166,7 @@ def build_train_step(objective: objective_lib.Objective,
     mesh: where it runs.
     state: NamedShardings of the state, before and after the step.
     balance: of the losses.
+    guard: what is done about numbers that are not finite.
     log_weights: whether metrics have the weights that do not change, too.
     ema_decay: of the running mean of the student's parameters.
     donate: whether the new state is written over the old one.
@@ -170,7 +174,8 @@ def build_train_step(objective: objective_lib.Objective,
   Returns:
     `(state, frozen, batch) -> (state, metrics)`. Metrics are float32 scalars:
     `loss`, `loss/<term>`, `grad_norm`, `learning_rate`; `weight/<term>` and
-    `<option>/<term>` if they change; and `loss_scale` with float16.
+    `<option>/<term>` if they change; `loss_scale` with float16; and `seen`,
+    what the guard has seen, which is a `base.Seen`.
   """
 
   def step(state, frozen, batch):
@@ -193,20 +198,32 @@ def build_train_step(objective: objective_lib.Objective,
       ema = optimizer_lib.update_ema(ema, params.student, ema_decay, state.step)
     new_state = base.TrainState(state.step + 1, params, net_state, opt_state,
                                 state.loss_scale, ema,
-                                balance.observe(state.balance, means, seen))
+                                balance.observe(state.balance, means, seen),
+                                state.seen)
+    squares = guarding.squares_of(grads)
+    norm = jnp.sqrt(sum(squares))
     metrics = {
         'loss': loss,
         **{f'loss/{name}': mean for name, mean in means.items()},
-        'grad_norm': optax.tree.norm(grads),
+        'grad_norm': norm,
         'learning_rate': jnp.asarray(schedule(state.step), jnp.float32),
         **_scheduled_values(objective, state.step, factors, log_weights),
     }
-    if isinstance(state.loss_scale, precision.DynamicLossScale):
-      finite = jmp.all_finite(grads)
-      new_state = precision.keep_if(finite, new_state, state)._replace(
-          step=new_state.step, loss_scale=state.loss_scale.adjust(finite))
-      metrics['loss_scale'] = new_state.loss_scale.loss_scale
-    return new_state, metrics
+    finite, scale = jnp.isfinite(norm), state.loss_scale
+    may_overflow = jnp.bool_(False)
+    if isinstance(scale, precision.DynamicLossScale):
+      scale = scale.adjust(finite)
+      metrics['loss_scale'] = scale.loss_scale
+      may_overflow = scale.loss_scale > 1  # It can still be halved.
+    wrong = guard.is_wrong(loss, norm, may_overflow)
+    watched, take = guard.watch(
+        state.seen, state.step + 1, wrong, loss, means, norm, squares)
+    is_counted = take if guard.nonfinite != guarding.SKIP else jnp.bool_(True)
+    new_state = precision.keep_if(take & finite, new_state, state)._replace(
+        step=jnp.where(is_counted, new_state.step, state.step),
+        loss_scale=precision.keep_if(is_counted, scale, state.loss_scale),
+        seen=watched)
+    return new_state, {**metrics, 'seen': watched}
 
   return jax.jit(
       step,

@@ -27,6 +27,7 @@ from haikd.storage import files
 from haikd.storage import folders
 from haikd.storage import paths
 
+_FORMAT = 'hf'  # In the manifest of an export.
 _DEFAULT_LENGTH = 2048  # Of transformers, for a config without a length.
 
 
@@ -116,7 +117,7 @@ def export(folder: paths.Path, *, model: str, options: Mapping[str, Any],
   prepared: list[_Prepared] = []
 
   def prepare():
-    folders.check_free(folder, storing.is_ours)
+    folders.check_free(folder, _FORMAT)
     prepared.append(_prepare(
         written, family.LENGTH, model, options, tokenizer, classes, scale,
         length, original, teacher, ends))
@@ -128,7 +129,7 @@ def export(folder: paths.Path, *, model: str, options: Mapping[str, Any],
     for tensor in planned:
       tensor.read()
     return
-  with folders.appearing(pathlib.Path(folder)) as temporary:
+  with folders.appearing(pathlib.Path(folder), _FORMAT) as temporary:
     for name, content in prepared[0].contents.items():
       (temporary / name).parent.mkdir(parents=True, exist_ok=True)
       files.write_json(temporary / name, content)

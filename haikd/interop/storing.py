@@ -1,7 +1,6 @@
 """Writes tensors to safetensors files, one after another."""
 
 from collections.abc import Callable, Sequence
-import contextlib
 import json
 import math
 import os
@@ -11,7 +10,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from haikd.core import checks
 from haikd.interop import tensors
 from haikd.storage import files
 
@@ -81,18 +79,6 @@ def write(folder: pathlib.Path, planned: Sequence[PlannedTensor], *,
       folder / tensors.INDEX,
       dict(metadata=dict(total_size=total, producer=_PRODUCER),
            weight_map=weight_map))
-
-
-def is_ours(folder: pathlib.Path) -> bool:
-  """Returns whether the weights in a folder were written by `write`."""
-  with contextlib.suppress(checks.DataError, AttributeError):
-    if (folder / tensors.WEIGHTS).exists():
-      header, _ = tensors.read_header(folder / tensors.WEIGHTS)
-      metadata = header.get(tensors.METADATA, {})
-    else:
-      metadata = files.read_json(folder / tensors.INDEX).get('metadata', {})
-    return metadata.get('producer') == _PRODUCER
-  return False
 
 
 def _write_file(path, shard):

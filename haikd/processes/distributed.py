@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import contextlib
 import itertools
 import json
+import os
 import re
 import signal
 import threading
@@ -253,6 +254,18 @@ def leave(exit_code: int, error: BaseException) -> NoReturn:
     why = (f'process {_run.cluster.process_id}, which ended with exit code '
            f'{exit_code} ({checks.describe(error)})')
   _run.watch.leave(exit_code, why)
+
+
+def end(error: BaseException) -> NoReturn:
+  """Ends this process from any thread; others of the run follow.
+
+  Args:
+    error: why, an error with an `exit_code`, which was printed.
+  """
+  code = getattr(error, 'exit_code', 1)
+  if _run:
+    leave(code, error)
+  os._exit(code)
 
 
 def finish() -> None:

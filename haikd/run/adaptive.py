@@ -24,7 +24,7 @@ from haikd.processes import distributed
 from haikd.run import calibration
 from haikd.run import teachers
 from haikd.run import trainees
-from haikd.run import trainer
+from haikd.run import training
 from haikd.storage import checkpoint
 from haikd.storage import files
 from haikd.storage import paths
@@ -135,7 +135,7 @@ def settle(student: trainees.Trainee, teacher: Optional[teachers.Teacher],
                   for x in is_open if not x.waits or x.stage <= last})
   elif chosen := [x for x in is_open if not x.waits]:
     assert teacher is not None, 'nothing was found before'
-    state = trainer.start(
+    state = training.start(
         student.config, student.program, student.data, teacher)
     pair(chosen, base.Variables(state.params.student, state.net_state))
     del state

@@ -123,8 +123,7 @@ def _export_hf(student, workdir, output):
 def _export_portable(student, workdir, output, kind):
   """Writes a program or an archive; only one process does it."""
   is_program = kind == 'stablehlo'
-  folders.check_free(output, portable.is_program if is_program else
-                     portable.is_archive)
+  folders.check_free(output, kind)
   network = trained_lib.load(workdir, 'student')
   pixels = student.data.image_dtype
   trial = portable.make_trial(network, _view(student), pixels)
@@ -132,7 +131,7 @@ def _export_portable(student, workdir, output, kind):
   about_ids = ('The files of the tokenizer are beside it; '
                "`tokenizers.Tokenizer.from_file('tokenizer.json')` gives the "
                'ids.\n') if tokenizer else ''
-  with folders.appearing(pathlib.Path(output)) as folder:
+  with folders.appearing(pathlib.Path(output), kind) as folder:
     written = (
         portable.write_program(folder, network, trial, pixels) if is_program
         else portable.write_archive(folder, network, trial))

@@ -20,6 +20,7 @@ from haikd.run import teachers
 from haikd.run import trackers
 from haikd.run import trainees
 from haikd.run import trainer
+from haikd.run import training
 from haikd.run import workdir as workdir_lib
 from haikd.run import writer
 from haikd.storage import checkpoint
@@ -227,7 +228,7 @@ def evaluate(config: config_lib.ConfigDict, workdir: paths.Path,
 
 def trained_teacher(student: trainees.Trainee,
                     teacher: Optional[trainees.Trainee],
-                    workdir: paths.Path) -> trainer.Trained:
+                    workdir: paths.Path) -> training.Trained:
   """Returns the teacher of a job, which is trained if it has no weights.
 
   Args:
@@ -239,14 +240,14 @@ def trained_teacher(student: trainees.Trainee,
       student.start('teacher'))
 
 
-def _train(trainee, teacher, workdir) -> trainer.Trained:
+def _train(trainee, teacher, workdir) -> training.Trained:
   folder = workdir / trainee.folder
   workdir_lib.claim(folder, trainee.config)
   return trainer.train(trainee.config, trainee.program, trainee.data, teacher,
                        folder, trainee.title, trainee.settle)
 
 
-def _load(student, workdir, folder, role) -> trainer.Trained:
+def _load(student, workdir, folder, role) -> training.Trained:
   """Returns a network that the run has trained in a folder of its workdir."""
   field = f'--workdir/{folder}' if folder else '--workdir'
   return student.trained(field, workdir / folder, role)

@@ -16,7 +16,6 @@ from haikd.run import trained
 from haikd.storage import archive
 
 WEIGHTS, PROGRAM, CARD = 'weights.npz', 'model.stablehlo', 'README.md'
-TAG = '- haikd'  # A line of every model card.
 
 # How far outputs may lie apart, as a fraction of the largest: the order of sums
 # differs between programs.
@@ -79,16 +78,6 @@ class Written(NamedTuple):
 
   difference: float
   usage: str
-
-
-def is_archive(folder: pathlib.Path) -> bool:
-  """Returns whether a folder was written by `write_archive`."""
-  return _is_ours(folder) and not (folder / PROGRAM).exists()
-
-
-def is_program(folder: pathlib.Path) -> bool:
-  """Returns whether a folder was written by `write_program`."""
-  return _is_ours(folder) and (folder / PROGRAM).exists()
 
 
 def make_trial(network: trained.TrainedNetwork, view: base.View,
@@ -192,12 +181,6 @@ def largest_difference(precision: str, mask: np.ndarray, outputs: Any,
         f'by {difference:.3g}, and nothing was written. Report it, with the '
         'config.')
   return difference
-
-
-def _is_ours(folder):
-  card = folder / CARD
-  return (folder / WEIGHTS).is_file() and card.is_file() and (
-      TAG in card.read_text(encoding='utf-8', errors='replace').splitlines())
 
 
 def _alone(columns):

@@ -19,7 +19,7 @@ from haikd.objective import recorded as recorded_lib
 from haikd.run import pretrained
 from haikd.run import recorded
 from haikd.run import resolve
-from haikd.run import trainer
+from haikd.run import training
 from haikd.run import workdir as workdir_lib
 from haikd.storage import checkpoint
 from haikd.storage import paths
@@ -61,13 +61,13 @@ class Trainee(NamedTuple):
     state = self.program.abstract_state
     return base.Variables(state.params.student, state.net_state)
 
-  def start(self, role: str) -> trainer.Trained:
+  def start(self, role: str) -> training.Trained:
     """Returns the network that `init` of the 'teacher' or 'student' names."""
     network = pretrained.load(self.config, role, self.expected(role), self.data)
-    seconds = pretrained.seconds(self.config[role].init)
-    return trainer.Trained(network, seconds)
+    return training.Trained(network, pretrained.seconds(self.config[role].init))
 
-  def trained(self, field: str, path: paths.Path, role: str) -> trainer.Trained:
+  def trained(self, field: str, path: paths.Path,
+              role: str) -> training.Trained:
     """Returns a network that was trained in a workdir.
 
     Args:
@@ -81,7 +81,7 @@ class Trainee(NamedTuple):
     """
     saved = checkpoint.metadata(path, field=field)
     self.check_vocabulary(saved, role)
-    return trainer.Trained(
+    return training.Trained(
         checkpoint.load_like(field, path, self.expected(role)),
         saved['seconds'])
 

@@ -27,7 +27,8 @@ SEED = 'seed-'  # What the folder of one of several seeds begins with.
 # Fields that may differ between two starts of one run: they decide how long it
 # trains, where and how often it reads and writes, and how the work is
 # distributed, but not what is minimised.
-FREE_FIELDS = ('steps', 'log_every', 'checkpoint_every', 'keep_checkpoints',
+FREE_FIELDS = ('steps', 'log_every', 'checkpoint_every', 'checkpoint_on_error',
+               'keep_checkpoints',
                'baseline', 'evaluation.every', 'evaluation.split',
                'evaluation.final', 'evaluation.batch_size',
                'evaluation.metrics', 'evaluation.patience',
@@ -36,7 +37,7 @@ FREE_FIELDS = ('steps', 'log_every', 'checkpoint_every', 'keep_checkpoints',
                'data.max_skipped', 'mesh', 'microbatches', 'student.remat',
                'student.remat_modules', 'student.placement', 'teacher.remat',
                'teacher.remat_modules', 'teacher.placement', 'report',
-               'sweep', 'tracker',
+               'sweep', 'tracker', 'guard',
                # Checkpoints know their content, as that of a teacher.
                'teacher.records', 'teacher.server')
 
@@ -44,6 +45,10 @@ FREE_FIELDS = ('steps', 'log_every', 'checkpoint_every', 'keep_checkpoints',
 _OF_BEST = ('evaluation.split', 'evaluation.metrics')
 
 _ABSENT = 'nothing'
+# Groups of fields that every config.json of a run has.
+_GROUPS = {'student', 'teacher', 'data', 'optimizer', 'evaluation'}
+# What a run would overwrite, where a folder has no config.json of a run.
+_OUTPUTS = ('metrics.jsonl', 'result.json', 'report.html')
 # The errors of flock on a filesystem without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP,
              errno.EINVAL)
@@ -62,8 +67,11 @@ def lock(workdir: files.Path) -> Iterator[None]:
     workdir: the folder to lock, created if missing.
 
   Raises:
-    DataError: another run works there, or it cannot be written to.
+    DataError: another run works there, it cannot be written to, or it holds
+      files of others that the run would overwrite.
   """
+  workdir = paths.as_path(workdir)
+  distributed.first(lambda: _refuse_others(workdir))
   with contextlib.ExitStack() as stack:
     if sys.platform != 'win32' and not paths.is_remote(workdir):
       distributed.first(lambda: _acquire(stack, workdir))
@@ -109,9 +117,10 @@ def check_owner(workdir: files.Path, config: config_lib.ConfigDict) -> None:
     config: as for `claim`.
 
   Raises:
-    DataError: another config owns it.
+    DataError: another config owns it, or as `lock`.
   """
   workdir = paths.as_path(workdir)
+  distributed.first(lambda: _refuse_others(workdir))
   if distributed.first(lambda: _has_checkpoint(workdir)):
     claim(workdir, config, create=False)
 
@@ -141,7 +150,24 @@ def _acquire(stack, workdir):
           'done, or choose another --workdir.') from err
 
 
+def _refuse_others(workdir):
+  """Refuses a folder with files of others that a run would overwrite."""
+  path = workdir / CONFIG_FILE
+  name = None
+  if paths.exists(path):
+    content = files.read_json(path)
+    if not isinstance(content, dict) or not _GROUPS <= set(content):
+      name = CONFIG_FILE
+  elif not _has_checkpoint(workdir):
+    name = next((x for x in _OUTPUTS if paths.exists(workdir / x)), None)
+  if name:
+    raise checks.DataError(
+        f'--workdir must be empty, missing or that of a run; got {workdir}, '
+        f'whose {name} no run has written. Choose another --workdir.')
+
+
 def _claim(workdir, config, free, create):
+  _refuse_others(workdir)
   path = workdir / CONFIG_FILE
   if paths.exists(path) and (not create or _has_checkpoint(workdir)):
     _check_owner(path, config, free, create)

@@ -1,19 +1,16 @@
 """Writes metrics to a file of rows, TensorBoard and the console."""
 
 from collections.abc import Mapping
-import os
 import re
-import time
 from typing import Any, Optional
 
 import rich.console
-from tensorboard.compat.proto import event_pb2
-from tensorboard.compat.proto import summary_pb2
-from tensorboard.summary.writer import event_file_writer
 
 from haikd import metrics as metrics_lib
 from haikd.core import checks
+from haikd.core import notes
 from haikd.run import console as console_lib
+from haikd.run import events
 from haikd.run import results as results_lib
 from haikd.run import trackers
 from haikd.storage import files
@@ -27,14 +24,21 @@ MISSING = '–'
 
 
 class Writer:
-  """Writes metrics to all outputs that `open_writer` has opened."""
+  """Writes metrics to all outputs that `open_writer` has opened.
+
+  Attributes:
+    rows: how many it has written, over all restarts; on every process.
+  """
 
   def __init__(self, staging: Optional[paths.Staging] = None,
-               console: Any = None, tracker: Any = None):
+               console: Any = None, tracker: Any = None,
+               go_on: bool = False):
+    self._goes_on = go_on
     self._staging, self._console = staging, console
+    self.rows = 0
     if staging:
       self._rows = _RowsFile(staging.folder / METRICS_FILE)
-      self._outside = [_Events(staging.folder), *filter(None, [tracker])]
+      self._outside = [events.Events(staging.folder), *filter(None, [tracker])]
       self._sinks = (self._rows, *self._outside, console)
 
   def __enter__(self) -> 'Writer':
@@ -43,22 +47,29 @@ class Writer:
   def __exit__(self, *unused) -> None:
     self.close()
 
-  def truncate(self, step: int, *, evaluated: bool = True) -> None:
+  def truncate(self, step: int, *, evaluated: bool = True,
+               rows: int = 0) -> None:
     """Drops what a killed run wrote after its last checkpoint.
 
-    Call it once, before anything is written.
+    Call it before anything is written, and after a rollback.
 
     Args:
       step: the step that training goes on from; 0 for a new run. Later rows
         and an incomplete last line are dropped.
       evaluated: whether the evaluation at that step is done; otherwise its row,
         if there is one, is dropped as well.
+      rows: how many were written until then. If there are fewer, it is said.
     """
+    self.rows = rows
     if self._staging:
       for sink in self._sinks:
         sink.truncate(step)
       if not evaluated:
         self._rows.drop_evaluation(step)
+      elif (left := self._rows.count()) < rows:
+        notes.say(f'{self._rows.path} has {left} of the {rows} rows up to step '
+                  f'{step}: the others were removed. Training goes on without '
+                  'them.')
 
   def progress(self, step: int) -> None:
     """Moves the progress bar, if any; cheap enough for every step."""
@@ -75,9 +86,16 @@ class Writer:
     """
     # Also on processes that do not write: `float` waits for the step there too.
     metrics = {name: float(value) for name, value in metrics.items()}
+    self.rows += 1
     if self._staging:  # None on processes that do not write.
       for sink in self._sinks:
-        sink.write(int(step), split, metrics)
+        try:
+          sink.write(int(step), split, metrics)
+        except OSError as err:
+          error = paths.unwritable(self._rows.path.parent, err)
+          if not self._goes_on:
+            raise error from err
+          notes.say(f'rows of metrics wait until they can be written: {error}')
       self._staging.flush_if_due()
 
   def flush(self) -> None:
@@ -100,7 +118,8 @@ def open_writer(workdir: files.Path,
                 title: str = 'train',
                 enabled: bool = True,
                 tracker: Optional[trackers.Tracker] = None,
-                console: Optional[rich.console.Console] = None) -> Writer:
+                console: Optional[rich.console.Console] = None,
+                go_on: bool = False) -> Writer:
   """Opens the writers of a run; use it in a `with` statement.
 
   Rows go to `metrics.jsonl`, one JSON object a line with `step`, `split` and
@@ -117,6 +136,7 @@ def open_writer(workdir: files.Path,
     enabled: whether to write at all; False on all processes but the first.
     tracker: gets the rows as well; None for none.
     console: where to print; standard output by default.
+    go_on: whether rows that cannot be written wait until they can.
 
   Returns:
     A Writer.
@@ -125,7 +145,7 @@ def open_writer(workdir: files.Path,
     return Writer()
   return Writer(
       paths.Staging(workdir, known=(METRICS_FILE,)),
-      console_lib.open_console(title, total_steps, console), tracker)
+      console_lib.open_console(title, total_steps, console), tracker, go_on)
 
 
 def write_results(workdir: files.Path,
@@ -139,7 +159,10 @@ def write_results(workdir: files.Path,
       `parameters`, the metrics (see `haikd.metrics`) and the `seconds`.
     name: the name of the file.
   """
-  files.write_json(paths.as_path(workdir) / name, results)
+  try:
+    files.write_json(paths.as_path(workdir) / name, results)
+  except OSError as err:
+    raise paths.unwritable(workdir, err) from err
 
 
 def evaluation_file(split: str) -> str:
@@ -201,68 +224,39 @@ class _RowsFile:
   """The file of rows, one JSON object a line."""
 
   def __init__(self, path):
-    self._path = path
+    self.path = path
+    self._left = b''  # Rows that could not be written.
+
+  def count(self):
+    return len(files.read_rows(self.path))
 
   def truncate(self, step):
-    rows = files.read_rows(self._path)
+    rows = files.read_rows(self.path)
     for number, row in enumerate(rows, start=1):
       if not isinstance(row.get('step'), int):
         raise checks.DataError(
-            f'line {number} of {self._path} must have an integer step; got '
+            f'line {number} of {self.path} must have an integer step; got '
             f'{row.get("step")!r}. Remove the line.')
     self._replace([row for row in rows if row['step'] <= step])
 
   def drop_evaluation(self, step):
     """Drops the row of the evaluation at the last step, if there is one."""
-    self._replace([row for row in files.read_rows(self._path)
+    self._replace([row for row in files.read_rows(self.path)
                    if row['step'] < step or row['split'] == 'train'])
 
   def _replace(self, rows):
-    files.replace(self._path,
+    files.replace(self.path,
                   ''.join(files.encode(row) + '\n' for row in rows))
 
   def write(self, step, split, metrics):
-    row = {'step': step, 'split': split, **metrics}
-    with open(self._path, 'a', encoding='utf-8') as file:
-      file.write(files.encode(row) + '\n')
-
-
-class _Events:
-  """TensorBoard's event files; they need no TensorFlow.
-
-  A file is created with its first event: a finished run that is started again
-  leaves none.
-  """
-
-  def __init__(self, workdir):
-    self._workdir = workdir
-    self._writer = None
-    self._start = None
-
-  def truncate(self, step):
-    self._start = step
-
-  def write(self, step, split, metrics):
-    if self._writer is None:
-      self._open()
-    values = [
-        summary_pb2.Summary.Value(tag=f'{split}/{name}', simple_value=value)
-        for name, value in metrics.items()
-    ]
-    self._add(step, summary=summary_pb2.Summary(value=values))
-    self._writer.flush()
-
-  def _open(self):
-    self._writer = event_file_writer.EventFileWriter(os.fspath(self._workdir))
-    if self._start is not None:
-      # TensorBoard drops the events of earlier files from this step on.
-      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-      self._add(self._start + 1, session_log=start)
-
-  def _add(self, step, **content):
-    self._writer.add_event(
-        event_pb2.Event(wall_time=time.time(), step=step, **content))
-
-  def close(self):
-    if self._writer is not None:
-      self._writer.close()
+    self._left += files.encode(
+        {'step': step, 'split': split, **metrics}).encode() + b'\n'
+    with open(self.path, 'ab') as file:
+      end = file.tell()
+      try:
+        file.write(self._left)
+        file.flush()
+      except OSError:
+        file.truncate(end)  # A part may have been written.
+        raise
+    self._left = b''

@@ -1,6 +1,8 @@
 """Saves checkpoints during training, and restores the newest."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import shutil
 from typing import Any, Optional
 
 import jax
@@ -9,6 +11,7 @@ import orbax.checkpoint as ocp
 import haikd
 from haikd.core import base
 from haikd.core import checks
+from haikd.core import notes
 from haikd.processes import distributed
 from haikd.storage import checkpoint
 from haikd.storage import checksums
@@ -17,6 +20,30 @@ from haikd.storage import leaves as leaves_lib
 from haikd.storage import paths
 
 ASIDE = 'damaged_checkpoints'
+# In the workdir: the step that is being saved. What a kill leaves of it is
+# removed; unfinished checkpoints of others are not.
+_SAVING_FILE = '.saving'
+_UNFINISHED = '.orbax-checkpoint-tmp'
+
+
+class _OwnSteps:
+  """Names checkpoints by their steps, and finds those of this run alone."""
+
+  def __init__(self) -> None:
+    self._names = ocp.step.standard_name_format()
+
+  def build_name(self, step: int) -> str:
+    """Returns the name of a step's folder."""
+    return self._names.build_name(step)
+
+  def find_all(self, base_path: Any) -> Iterator[Any]:
+    """Returns what is known of each complete checkpoint in a folder."""
+    return (found for found in self._names.find_all(base_path)
+            if leaves_lib.is_ours(paths.as_path(found.path)))
+
+  def find_step(self, base_path: Any, step: int) -> Any:
+    """Returns what is known of the checkpoint of a step."""
+    return self._names.find_step(base_path, step)
 
 
 class Checkpointer:
@@ -30,21 +57,28 @@ class Checkpointer:
   Args:
     workdir: a folder that all processes see, created if missing. Unfinished
       checkpoints of a killed run are removed, and damaged ones are moved to its
-      folder `damaged_checkpoints` if there is one before.
+      folder `damaged_checkpoints` if there is one before. What others have
+      written there is left alone.
     keep: how many of the newest checkpoints to keep.
+    go_on: whether one that cannot be written is only said.
   """
 
-  def __init__(self, workdir: files.Path, *, keep: int):
+  def __init__(self, workdir: files.Path, *, keep: int, go_on: bool = False):
+    self._goes_on = go_on and not distributed.is_many()
     self._folder = paths.absolute(workdir) / checkpoint.FOLDER
     self._keep = keep
     self.best: Optional[int] = None
     self._saving: Optional[int] = None  # The step that is being saved.
     distributed.first(self._set_damaged_aside)
+    if not paths.is_remote(workdir):
+      distributed.first(self._remove_unfinished)
     with leaves_lib.writing(self._folder):
       self._manager = ocp.CheckpointManager(
           self._folder,
           options=ocp.CheckpointManagerOptions(
-              preservation_policy=self, cleanup_tmp_directories=True,
+              preservation_policy=self, step_name_format=_OwnSteps(),
+              # In a bucket they have the name of the step.
+              cleanup_tmp_directories=paths.is_remote(self._folder),
               async_options=ocp.AsyncOptions(
                   post_finalization_callback=self._add_checksums)))
 
@@ -86,9 +120,9 @@ class Checkpointer:
         metadata=metadata,
         best_step=self.best,
         haikd_version=haikd.__version__)
-    with leaves_lib.writing(self._folder):
-      self._manager.wait_until_finished()
-      self._saving = step
+    self.wait()  # For the one before.
+    with self._writing(f'the checkpoint of step {step}'):
+      distributed.first(lambda: self._begin(step))
       self._manager.save(
           step,
           args=ocp.args.Composite(
@@ -141,14 +175,41 @@ class Checkpointer:
 
   def wait(self) -> None:
     """Returns when all that was saved is complete on disk."""
-    with leaves_lib.writing(self._folder):
+    with self._writing(f'the checkpoint of step {self._saving}'):
       self._manager.wait_until_finished()
+
+  def _begin(self, step):
+    """Notes the step that is to be saved, for which there must be room."""
+    self._saving = step
+    folder = self._folder / str(step)
+    others = [folder] * (
+        paths.exists(folder) and not leaves_lib.is_ours(folder))
+    if not paths.is_remote(folder):
+      others += self._folder.glob(f'{step}{_UNFINISHED}')
+    if others:
+      raise checks.DataError(
+          f'--workdir must have room for the checkpoint of step {step}; got '
+          f'{others[0]}, which this run did not write. Move it elsewhere.')
+    if not paths.is_remote(folder):
+      paths.replace(self._folder.parent / _SAVING_FILE, str(step).encode())
 
   def _add_checksums(self):
     """Writes those of the checkpoint that is about to get its name."""
     if jax.process_index() == 0 and not paths.is_remote(self._folder):
-      for unnamed in self._folder.glob(f'{self._saving}.orbax-checkpoint-tmp*'):
-        checksums.write(unnamed)
+      checksums.write(self._folder / f'{self._saving}{_UNFINISHED}')
+
+  def _remove_unfinished(self):
+    """Removes what a kill has left of a save, and says what is not ours."""
+    note = self._folder.parent / _SAVING_FILE
+    if note.exists():
+      with leaves_lib.writing(self._folder):
+        unfinished = self._folder / f'{note.read_text()}{_UNFINISHED}'
+        if note.read_text().isdigit() and unfinished.is_dir():
+          shutil.rmtree(unfinished)
+    for name in sorted(paths.names(self._folder)):
+      if not leaves_lib.is_ours(self._folder / name):
+        notes.say(f'{self._folder / name} is left alone, since this run did '
+                  'not write it.')
 
   def _set_damaged_aside(self):
     aside = self._folder.parent / ASIDE
@@ -168,5 +229,25 @@ class Checkpointer:
 
   def close(self) -> None:
     """Waits until all is saved, then frees the resources for saving."""
-    with leaves_lib.writing(self._folder):
+    self.wait()
+    with self._writing('a checkpoint'):
       self._manager.close()
+
+  @contextlib.contextmanager
+  def _writing(self, what):
+    """Turns any error inside into a DataError, or says it if training goes on.
+
+    Args:
+      what: is being written, for the message.
+    """
+    try:
+      with leaves_lib.writing(self._folder):
+        yield
+    except checks.DataError as err:
+      if not self._goes_on:
+        raise
+      if not paths.is_remote(self._folder):
+        shutil.rmtree(self._folder / f'{self._saving}{_UNFINISHED}',
+                      ignore_errors=True)
+      notes.say(f'{what} was not written, and training goes on '
+                f'(config.checkpoint_on_error): {err}')

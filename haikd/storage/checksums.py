@@ -25,7 +25,7 @@ def write(folder: pathlib.Path) -> None:
     folder: of a checkpoint, on disk.
   """
   files.write_json(folder / FILE, {
-      name: paths.checksum(folder / name) for name in _names(folder)})
+      name: files.checksum(folder / name) for name in _names(folder)})
 
 
 def problem(folder: paths.ConcretePath) -> Optional[str]:
@@ -54,7 +54,7 @@ def _problem(folder, changed):
     for name, checksum in saved.items():
       if name not in found:
         return f'{name} is missing'
-      if paths.checksum(folder / name) != checksum:
+      if files.checksum(folder / name) != checksum:
         return f'{name} has changed since it was saved'
   except (OSError, checks.DataError) as err:
     return checks.one_line(err)

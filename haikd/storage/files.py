@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 import contextlib
+import hashlib
 import json
 import math
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from haikd.core import checks
 from haikd.storage import paths
+from haikd.storage import regular
 
 Path = paths.Path
 
@@ -149,3 +151,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
           f'({checks.one_line(err)}). Remove the line.') from err
     rows.append(row)
   return rows
+
+
+def checksum(path: Path) -> str:
+  """Returns the SHA-256 of a file, in hex; one in a bucket is fetched."""
+  if paths.is_remote(path):
+    return hashlib.sha256(paths.read(path)).hexdigest()
+  regular.check(path)
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()

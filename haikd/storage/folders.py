@@ -1,22 +1,27 @@
 """Folders that are written for others: complete, or not there."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 import contextlib
 import pathlib
 import shutil
 import tempfile
+from typing import Any
 
 from haikd.core import checks
+from haikd.storage import files
 from haikd.storage import paths
 
+# What an export lists its files in, with their checksums.
+MANIFEST = 'export_manifest.json'
 
-def check_free(folder: paths.Path,
-               is_ours: Callable[[pathlib.Path], bool]) -> None:
+
+def check_free(folder: paths.Path, kind: str) -> None:
   """Refuses a folder that cannot be written, or that holds something else.
 
   Args:
     folder: the folder to write.
-    is_ours: returns whether a folder is an earlier export of the same format.
+    kind: the format to export; an earlier export of the same one is replaced,
+      as long as the folder holds nothing but its files, as they were written.
 
   Raises:
     ConfigError: it is in a bucket, or holds anything but an earlier export.
@@ -26,26 +31,64 @@ def check_free(folder: paths.Path,
         f'--output must be a local folder; got {folder}. Export to this '
         'machine, and copy the folder.')
   path = pathlib.Path(folder)
-  if not path.exists() or path.is_dir() and (
-      not any(path.iterdir()) or is_ours(path)):
-    return
-  raise checks.ConfigError(
-      '--output must be empty, missing or an earlier export of this --format; '
-      f'got {folder}. Choose another, or remove it.')
+  problem = _problem(path, kind)
+  if problem:
+    raise checks.ConfigError(
+        '--output must be empty, missing or an earlier export of this '
+        f'--format, with nothing added; got {folder}, {problem}. Move what is '
+        'yours, or choose another.')
+
+
+def _problem(folder, kind):
+  """Returns what is not of an earlier export in a folder, or None."""
+  if not folder.exists():
+    return None
+  if not folder.is_dir():
+    return 'which is a file'
+  names = {path.relative_to(folder).as_posix() for path in folder.rglob('*')
+           if not path.is_dir() or path.is_symlink()}
+  if not names:
+    return None
+  written: Any = None
+  if MANIFEST in names:
+    with contextlib.suppress(checks.DataError):
+      written = files.read_json(folder / MANIFEST)
+  if not isinstance(written, dict) or not isinstance(
+      written.get('files'), dict):
+    return f'which has no {MANIFEST}'
+  if written.get('format') != kind:
+    return f'an export of the format {written.get("format")}'
+  listed = written['files']
+  for name in sorted(names - {MANIFEST}):
+    if name not in listed:
+      return f'where {name} is no part of it'
+    if files.checksum(folder / name) != listed[name]:
+      return f'where {name} has changed'
+  return None
+
+
+def _write_manifest(folder, kind):
+  names = sorted(path.relative_to(folder).as_posix()
+                 for path in folder.rglob('*') if path.is_file())
+  files.write_json(folder / MANIFEST, dict(
+      format=kind,
+      files={name: files.checksum(folder / name) for name in names}))
 
 
 @contextlib.contextmanager
-def appearing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+def appearing(folder: pathlib.Path, kind: str) -> Iterator[pathlib.Path]:
   """Yields a folder to write in, which replaces `folder` at the end.
 
   Args:
     folder: a local folder that is missing, or may be replaced.
+    kind: as for `check_free`.
 
   Yields:
     A folder beside it.
 
   Raises:
     DataError: it cannot be written.
+    ConfigError: as `check_free`, which it may have become in the meantime.
   """
   folder = folder.absolute()
   private = None
@@ -58,6 +101,8 @@ def appearing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     temporary, old = private / 'new', private / 'old'
     temporary.mkdir()
     yield temporary
+    _write_manifest(temporary, kind)
+    check_free(folder, kind)
     if folder.exists():
       folder.rename(old)
     try:

@@ -184,14 +184,23 @@ def plain(leaf: Any) -> Any:
   return leaf
 
 
+def is_ours(folder: paths.ConcretePath) -> bool:
+  """Returns whether a run has written what is in a step's folder.
+
+  That one of its files is gone does not make it another's.
+  """
+  items = paths.names(folder)
+  return checksums.FILE in items or {STATE, METADATA} <= set(items)
+
+
 def _is_complete(folder):
   """Returns whether the checkpoint in a step's folder is complete.
 
   On disk, the folder gets its name when it is complete. A bucket cannot rename
   anything; there, one more object says that the checkpoint is complete.
   """
-  items = paths.names(folder)
-  return STATE in items and (not paths.is_remote(folder) or _COMMITTED in items)
+  return is_ours(folder) and (
+      not paths.is_remote(folder) or _COMMITTED in paths.names(folder))
 
 
 def _complete(folder):
@@ -216,6 +225,8 @@ def writing(folder: paths.Path):
   with quiet():
     try:
       yield
+    except checks.DataError:
+      raise
     except Exception as err:  # Orbax and TensorStore raise many kinds.
       raise paths.unwritable(folder, err) from err
 

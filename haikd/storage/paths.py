@@ -8,7 +8,6 @@ the lock of a workdir (`run/workdir`) and whether a checkpoint is complete.
 from collections.abc import Iterator
 import contextlib
 import functools
-import hashlib
 import importlib.util
 import os
 import pathlib
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Union
 import uuid
 
 from haikd.core import checks
+from haikd.core import secrets
 from haikd.storage import regular
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ ConcretePath = Union[pathlib.Path, 'epath.Path']
 _SCHEME = 'gs://'
 _UPLOAD_INTERVAL = 30  # Seconds between two uploads, at least.
 _UPLOAD_SHARE = 20  # Uploads take at most 1/_UPLOAD_SHARE of the time.
+_REASON = 200  # Letters of what another library says is wrong.
 _LEFTOVER_AGE = 86400  # Seconds; a file that is being written is younger.
 
 
@@ -59,7 +60,8 @@ def as_path(path: Path) -> ConcretePath:
     return _epath()(text)
   if match := re.match(r'[A-Za-z][A-Za-z0-9+.-]*://', text):
     raise checks.ConfigError(
-        f'{text!r} must be a local path or begin with gs://; got {match[0]}. '
+        f'{secrets.masked(text)!r} must be a local path or begin with gs://; '
+        f'got {match[0]}. '
         'Mount that storage and give the folder of the mount.')
   return pathlib.Path(text)
 
@@ -104,9 +106,11 @@ def exists(path: Path) -> bool:
 
 def unwritable(workdir: Path, err: Exception) -> checks.DataError:
   """Returns the error of a workdir that cannot be written to."""
+  # TensorStore and Orbax say where in their code, and every step to it.
+  reason = re.split(r' \[source|Traceback', checks.one_line(err))[0]
   return checks.DataError(
       f'--workdir must be a folder that can be written to; got {workdir} '
-      f'({checks.one_line(err)}). Make room, or choose another --workdir.')
+      f'({reason[:_REASON]}). Make room, or choose another --workdir.')
 
 
 def read(path: Path) -> bytes:
@@ -153,15 +157,6 @@ def replace(path: Path, content: bytes) -> None:
     os.replace(hidden, path)
   finally:
     hidden.unlink(missing_ok=True)
-
-
-def checksum(path: Path) -> str:
-  """Returns the SHA-256 of a file, in hex; one in a bucket is fetched."""
-  if is_remote(path):
-    return hashlib.sha256(read(path)).hexdigest()
-  regular.check(path)
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def temporary(path: pathlib.Path) -> pathlib.Path:

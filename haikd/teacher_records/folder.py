@@ -109,7 +109,7 @@ def _is_whole(folder, number, names):
   with files.explaining_damage(statistics, _AGAIN):
     expected = files.read_json(statistics)
     return (inputs.size(path) == expected['bytes'] and
-            paths.checksum(path) == expected['sha256'])
+            files.checksum(path) == expected['sha256'])
 
 
 def _statistics(folder, number):
@@ -145,7 +145,7 @@ def write_shard(folder: paths.ConcretePath, number: int,
       writer.close()
     statistics = dict(
         records=len(digests), positions=positions,
-        bytes=temporary.stat().st_size, sha256=paths.checksum(temporary),
+        bytes=temporary.stat().st_size, sha256=files.checksum(temporary),
         digests=digests)
   files.write_json(_statistics(folder, number), statistics)
   return statistics

@@ -9,6 +9,7 @@ import numpy as np
 
 from haikd.core import checks
 from haikd.core import notes
+from haikd.storage import files
 from haikd.storage import outputs
 from haikd.storage import paths
 from haikd.teacher_records import folder as folder_lib
@@ -84,7 +85,7 @@ class Shards:
       for shard, copy in missing:
         with outputs.staged(copy) as temporary:
           temporary.write_bytes(paths.read(self._folder / shard['file']))
-          if paths.checksum(temporary) != shard['sha256']:
+          if files.checksum(temporary) != shard['sha256']:
             raise self._damaged([shard['file']], 'another checksum')
     except (OSError, RuntimeError) as err:  # RuntimeError: no home folder.
       raise checks.DataError(
@@ -109,4 +110,4 @@ class Shards:
 def _is_copy(path: pathlib.Path, shard: Mapping[str, Any]) -> bool:
   """Returns whether a file is a copy of a shard, and as it was written."""
   return (path.exists() and path.stat().st_size == shard['bytes'] and
-          paths.checksum(path) == shard['sha256'])
+          files.checksum(path) == shard['sha256'])

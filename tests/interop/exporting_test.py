@@ -18,6 +18,7 @@ from haikd.core import registry
 from haikd.engine import mesh as mesh_lib
 from haikd.interop import storing
 from haikd.processes import distributed
+from haikd.storage import folders
 
 FILE = 'model.safetensors'
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
@@ -118,7 +119,6 @@ def test_shards_are_as_large_as_they_may_be(tmp_path):
       t3=name.format(3))
   written = safetensors.load_file(tmp_path / name.format(1))
   np.testing.assert_array_equal(written['t1'], np.ones(6))
-  assert storing.is_ours(tmp_path)
 
 
 def test_tensors_are_read_one_at_a_time(tmp_path):
@@ -154,6 +154,7 @@ def test_tokenizer_is_copied_and_its_special_tokens_told(toy, tmp_path):
   export(toy, tmp_path / 'out', load(toy), tokenizer=source)
   written = contents(tmp_path / 'out')
   assert set(written) == {'config.json', 'README.md', FILE, 'tokenizer.json',
+                          folders.MANIFEST,
                           'tokenizer_config.json'}
   assert written['tokenizer.json'] == (source / 'tokenizer.json').read_bytes()
   config = json.loads(written['config.json'])
@@ -187,13 +188,26 @@ def test_tokenizer_that_is_none_is_refused(toy, tmp_path):
 def test_earlier_export_is_replaced(toy, tmp_path):
   params = load(toy)
   export(toy, tmp_path / 'out', params)
-  (tmp_path / 'out' / 'old').write_text('')
   export(toy, tmp_path / 'out', jax.tree.map(lambda x: x + 1, params))
-  assert set(contents(tmp_path / 'out')) == {'config.json', 'README.md', FILE}
+  assert set(contents(tmp_path / 'out')) == {
+      'config.json', 'README.md', FILE, folders.MANIFEST}
   written = safetensors.load_file(tmp_path / 'out' / FILE)
   np.testing.assert_array_equal(written['norm.weight'],
                                 toy.tensors['norm.weight'] + 1)
   assert {path.name for path in tmp_path.iterdir()} == {'out', 'toy'}
+
+
+@pytest.mark.parametrize('name', ('notes/mine.txt', 'README.md', FILE,
+                                  folders.MANIFEST))
+def test_what_was_put_into_an_export_is_not_replaced(toy, tmp_path, name):
+  params, mine = load(toy), tmp_path / 'out' / name
+  export(toy, tmp_path / 'out', params)
+  mine.parent.mkdir(exist_ok=True)
+  mine.write_text('mine')
+  with pytest.raises(checks.ConfigError, match='with nothing added; got .*' + (
+      f'no {name}' if name == folders.MANIFEST else name)):
+    export(toy, tmp_path / 'out', params)
+  assert mine.read_text() == 'mine'
 
 
 def test_folder_of_others_is_left_alone(toy, tmp_path):

@@ -18,7 +18,7 @@ from haikd.run import adaptive
 from haikd.run import calibration
 from haikd.run import teachers
 from haikd.run import trainees
-from haikd.run import trainer
+from haikd.run import training
 from haikd.storage import checkpoint
 from haikd.storage import fingerprint
 
@@ -147,7 +147,7 @@ def train(config, workdir, monkeypatch, steps=None):
 
   with monkeypatch.context() as patch:
     patch.setattr(adaptive, 'build_match', build)
-    patch.setattr(trainer.distributed, 'stop_requested', requested)
+    patch.setattr(training.distributed, 'stop_requested', requested)
     with pytest.raises(_Cut) if steps else contextlib.nullcontext():
       haikd.train(config, workdir)
   return found
@@ -280,9 +280,9 @@ def test_a_projection_starts_from_the_teachers_principal_components(config):
       align_options=dict(init='pca'))
   student = trainees.build(config, mesh_lib.build_mesh(config.mesh))
   teacher = layers(np.random.default_rng(0), TEACHER)
-  state = trainer.start(student.config, student.program, student.data,
-                        teachers.freeze(student.config, student.program,
-                                        student.data, variables(teacher)))
+  state = training.start(student.config, student.program, student.data,
+                         teachers.freeze(student.config, student.program,
+                                         student.data, variables(teacher)))
   project = state.params.align['hint']['0']['project']
   examples = np.stack([
       x['x'] for x in registry.datasets['numbers'].function('train')])

@@ -10,7 +10,7 @@ import pytest
 import haikd
 from haikd import config as config_lib
 from haikd.run import best as best_lib
-from haikd.run import trainer
+from haikd.run import training
 from haikd.storage import checkpoint
 
 # A student whose cross-entropy on validation rises again soon.
@@ -129,10 +129,10 @@ def test_a_kill_at_any_step_ends_with_the_same_best(run, tmp_path, monkeypatch):
   run(*RESTLESS, workdir='whole')
   expected = rows(tmp_path / 'whole')
   last = max(row['step'] for row in expected)
-  finish = trainer.collectives.shard_batch
+  finish = training.collectives.shard_batch
   for step in range(2, last + 1, 2):
 
-    class Killed(trainer.collectives.__class__):
+    class Killed(training.collectives.__class__):
       """What the trainer uses, until a step."""
       taken = 0
 
@@ -144,7 +144,7 @@ def test_a_kill_at_any_step_ends_with_the_same_best(run, tmp_path, monkeypatch):
         return finish(*args)
 
     with monkeypatch.context() as patch:
-      patch.setattr(trainer, 'collectives', Killed('killed'))
+      patch.setattr(training, 'collectives', Killed('killed'))
       try:
         run(*RESTLESS)
       except KeyboardInterrupt:
@@ -165,7 +165,7 @@ def test_an_evaluation_that_failed_at_the_end_can_still_be_the_best(
   flags = ('--config.steps=4', '--config.evaluation.every=2',
            '--config.optimizer.learning_rate=0.01',
            '--config.evaluation.keep_best=kl')
-  evaluate, calls = trainer.evaluate.evaluate, []
+  evaluate, calls = training.evaluate.evaluate, []
 
   def fail(*args):
     calls.append(1)
@@ -176,7 +176,7 @@ def test_an_evaluation_that_failed_at_the_end_can_still_be_the_best(
     return evaluate(*args)
 
   with monkeypatch.context() as patch:
-    patch.setattr(trainer.evaluate, 'evaluate', fail)
+    patch.setattr(training.evaluate, 'evaluate', fail)
     assert run(*flags)[0] == 1
   assert checkpoint.newest(tmp_path / 'run').name == '4'
   code, _, err = run(*flags)

@@ -260,7 +260,7 @@ def test_a_job_is_exported(run, tmp_path):
   assert code == 2 and 'an earlier export of this --format' in err
   (npz / 'README.md').write_text('mine')
   code, _, err = run(*flags, '--format=npz')
-  assert code == 2 and 'Choose another, or remove it' in err
+  assert code == 2 and 'where README.md has changed' in err
   assert (npz / 'README.md').read_text() == 'mine'
 
 

@@ -17,7 +17,7 @@ from haikd.run import job
 from haikd.run import resolve
 from haikd.run import teachers
 from haikd.run import trainees
-from haikd.run import trainer
+from haikd.run import training
 from haikd.storage import checkpoint
 from haikd.storage import fingerprint
 
@@ -65,7 +65,7 @@ def kill_at(monkeypatch, number):
       raise _Cut
     return False
 
-  monkeypatch.setattr(trainer.distributed, 'stop_requested', requested)
+  monkeypatch.setattr(training.distributed, 'stop_requested', requested)
 
 
 def rows(workdir):

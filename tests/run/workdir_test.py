@@ -50,7 +50,8 @@ def test_a_dict_in_place_of_a_number_is_accepted_again(tmp_path):
 
 def save(folder):
   """Makes a folder that passes for a checkpoint."""
-  (folder / 'checkpoints' / '7' / 'state').mkdir(parents=True)
+  for item in ('state', 'metadata'):
+    (folder / 'checkpoints' / '7' / item).mkdir(parents=True)
 
 
 def test_workdir_has_no_owner_until_a_checkpoint_is_saved(tmp_path):
@@ -119,6 +120,20 @@ def test_claim_refuses_what_it_cannot_use(tmp_path):
   with pytest.raises(checks.ConfigError,
                      match='^config must hold only what JSON can; .*built-in'):
     workdir.claim(tmp_path / 'new', config)
+
+
+@pytest.mark.parametrize('name, text', (
+    ('config.json', '{"model_type": "bert"}'), ('config.json', 'steps: 3'),
+    ('metrics.jsonl', '{"step": 3}'), ('report.html', '')))
+def test_what_others_have_written_is_not_overwritten(tmp_path, name, text):
+  (tmp_path / name).write_text(text)
+  for use in (lambda: workdir.claim(tmp_path, make_config()),
+              lambda: workdir.check_owner(tmp_path, make_config()),
+              lambda: workdir.lock(tmp_path).__enter__()):
+    with pytest.raises(checks.DataError,
+                       match=f'whose {name} no run has|must hold JSON'):
+      use()
+  assert [(x.name, x.read_text()) for x in tmp_path.iterdir()] == [(name, text)]
 
 
 def test_two_runs_at_once_are_refused(tmp_path):

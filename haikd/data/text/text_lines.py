@@ -72,7 +72,7 @@ def digest(path: paths.ConcretePath, cache: pathlib.Path) -> str:
   if cached.exists():
     return cached.read_text()
   with streams.explaining_read_errors(path):
-    computed = paths.checksum(pathlib.Path(path))
+    computed = files.checksum(pathlib.Path(path))
   with text_tokenizers.explaining_write_errors(cache):
     cache.mkdir(parents=True, exist_ok=True)
     files.replace(cached, computed)

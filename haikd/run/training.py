@@ -1,0 +1,286 @@
+"""One training: what happens in which step, and how it goes on from faults."""
+
+from typing import Any, NamedTuple, Optional
+
+import jax
+
+from haikd import config as config_lib
+from haikd.core import base
+from haikd.core import checks
+from haikd.core import notes
+from haikd.data import interface as interface_lib
+from haikd.data import pipeline
+from haikd.engine import collectives
+from haikd.engine import evaluate
+from haikd.engine import guarding
+from haikd.engine import program as program_lib
+from haikd.processes import distributed
+from haikd.processes import watchdog
+from haikd.run import best as best_lib
+from haikd.run import calibration
+from haikd.run import clock as clock_lib
+from haikd.run import pretrained
+from haikd.run import teachers
+from haikd.run import training_log as log_lib
+from haikd.storage import checkpoint
+
+
+class Trained(NamedTuple):
+  """A network after its training.
+
+  Attributes:
+    network: parameters (their running mean, if one is kept) and state.
+    seconds: the training time, over all restarts.
+  """
+
+  network: base.Variables
+  seconds: float
+
+
+class Training:
+  """A training that goes on from its newest checkpoint.
+
+  Args:
+    config, program, data, teacher, workdir, title, settle: as for
+      `trainer.train`.
+    checkpointer: of the workdir.
+    writer: likewise.
+  """
+
+  def __init__(self, config, program, data, teacher, workdir, title, settle,
+               checkpointer, writer):
+    self._config, self._program, self._data = config, program, data
+    self._workdir, self._title, self._settle = workdir, title, settle
+    self._checkpointer, self._writer = checkpointer, writer
+    self._teacher = teacher
+    self._frozen = teacher.frozen if teacher else None
+    text = data.text_of('student')
+    self._identity = dict(teacher=teacher.identity if teacher else '',
+                          vocabulary=text.identity if text else '')
+    self._interface = interface_lib.of_data(data).to_json()
+    self._iterator = data.train()
+    self._state: Any = None
+
+  def begin(self) -> None:
+    """Goes on from the newest checkpoint, or begins."""
+    config, program = self._config, self._program
+    self._state, saved = _resume(self._workdir, program, self._checkpointer,
+                                 self._iterator, self._identity)
+    if self._state is None:
+      self._state = start(config, program, self._data, self._teacher)
+    if config.guard.nonfinite != guarding.SKIP:  # It may have been before.
+      self._state = guarding.forget(self._state)
+    self._first = first = int(self._state.step)
+    self._saved_seconds = saved['seconds']
+    last_stage = program.stages[-1].start
+    self._best = best_lib.Best(config.evaluation, saved['best'], last_stage)
+    if not self._checkpointer.has(self._best.step):  # It may be gone.
+      self._best = best_lib.Best(config.evaluation, start=last_stage)
+    self._checkpointer.best = self._best.step
+    self._writer.truncate(first, evaluated=saved['evaluated'],
+                          rows=saved['rows'])
+    self._clock = clock_lib.Clock(first, saved['seconds'])
+    self._log = log_lib.Log(config, program, self._iterator, self._writer,
+                            self._clock, self._title, first, saved)
+    if not saved['evaluated']:
+      self._evaluate(first)
+      self._checkpointer.drop(first)
+      self._save(first)
+
+  def take_steps(self) -> None:
+    """Trains to the end.
+
+    Raises:
+      Wrong: a step, or the state, is not finite.
+      DataError: data or files cannot be used.
+      StoppedError: SIGTERM has come.
+    """
+    config, program = self._config, self._program
+    evaluation, log = config.evaluation, self._log
+    taken: Any = None  # The last step.
+    taught_by: Any = None  # The teacher of the stage.
+    pending = None  # A step whose metrics are to be logged.
+    for step in range(self._first + 1, config.steps + 1):
+      if self._best.is_over:
+        notes.say(f'{self._title} was not better in {evaluation.patience} '
+                  f'evaluations; its training ends before step {step}.')
+        break
+      where = f'step {step} of {self._title}'
+      watchdog.enter(watchdog.DATA, where)
+      batch = collectives.shard_batch(program.mesh, next(self._iterator))
+      watchdog.enter(watchdog.STEP, where)
+      number = program.stage_of(step)
+      if step == program.stages[number].start + 1:
+        if taken:  # What follows needs a state that is good.
+          log.read(taken)
+      if self._teacher and step in (self._first + 1,
+                                    program.stages[number].start + 1):
+        taught_by = None  # Before the next one is read.
+        taught_by = self._teacher.of_stage(number)
+      if step == program.stages[number].start + 1:
+        if settled := self._settle and self._settle(number, self._state):
+          program = program._replace(stages=settled.stages)
+          self._program = program
+        self._state = program.stages[number].enter(self._state, self._title)
+      self._state, metrics = program.stages[number].take(
+          step, self._state, taught_by, batch)
+      taken = log_lib.Taken(step, metrics, self._iterator.get_state())
+      # While the device computes this step, the host logs the previous one.
+      self._writer.progress(step)
+      if pending:
+        log.write(pending)
+        pending = None
+      stopping = distributed.stop_requested()
+      saving = stopping or _due(step, config.checkpoint_every, config.steps)
+      evaluating = _due(step, _evaluation_interval(config), config.steps)
+      if saving or evaluating:
+        log.write(taken)
+      elif _due(step, config.log_every, config.steps):
+        pending = taken
+      if evaluating:
+        try:
+          saving = self._evaluate(step) or self._best.is_over or saving
+        except Exception:
+          # Training is kept, and a new start repeats the evaluation. If it
+          # failed on one of several processes, the others save nothing.
+          if not distributed.is_many():
+            self._save(step, evaluated=False)
+            self._checkpointer.wait()
+          raise
+      if saving:
+        self._save(step)
+      if saving or evaluating:
+        self._clock.mark(step)
+      if stopping:
+        self._checkpointer.wait()
+        raise checks.StoppedError(
+            f'stopped by SIGTERM at step {step} of {self._title}, which is '
+            'saved. Start it again to go on.')
+
+  def recover(self, wrong: log_lib.Wrong) -> None:
+    """Returns to the newest checkpoint, if the config says so.
+
+    Args:
+      wrong: what ended the steps.
+
+    Raises:
+      DivergedError: the training ends. What was good is saved.
+    """
+    log = self._log
+    self._checkpointer.wait()
+    newest = self._checkpointer.latest_step() or 0
+    if not log.may_roll_back():
+      if wrong.is_state_good and wrong.step - 1 > newest:
+        log.rewind(wrong.step - 1)
+        self._state = guarding.forget(self._state)
+        try:
+          self._save(wrong.step - 1)
+          self._checkpointer.wait()
+          newest = wrong.step - 1
+        except log_lib.Wrong as err:  # The step before has spoilt it.
+          wrong = err
+      raise log.diverged(wrong, newest) from wrong
+    log.rewind(wrong.step)
+    place, seconds = self._iterator.get_state(), self._clock.seconds()
+    self._state = None  # The one that is read takes its place in memory.
+    self.begin()
+    self._iterator.set_state(place)
+    self._clock = self._log.roll_back(log.rollbacks + 1, place, seconds)
+    notes.say(f'{self._title} goes back from step {wrong.step} ({wrong.what}) '
+              f'to step {newest}, and on with the batches after that; rollback '
+              f'{self._log.rollbacks} of {self._config.guard.limit}.')
+
+  def result(self) -> Trained:
+    """Returns the trained network."""
+    last = int(self._state.step)
+    seconds = (self._clock.seconds() if self._first < last else
+               self._saved_seconds)
+    best, program = self._best, self._program
+    if best.step in (None, last):
+      return Trained(program_lib.trained_network(self._state), seconds)
+    notes.say(f'{self._title} is that of {best.describe()}, the best of '
+              f'{self._config.evaluation.split}.')
+    self._state = None  # The best network takes its place in memory.
+    expected = program_lib.trained_network(program.abstract_state)
+    return Trained(
+        checkpoint.load_like('--workdir', self._workdir, expected), seconds)
+
+  def _evaluate(self, step):
+    """Evaluates on the split of training; returns whether it is the best."""
+    split, program = self._config.evaluation.split, self._program
+    scores = evaluate.evaluate(program.eval_step,
+                               program_lib.trained_network(self._state),
+                               self._frozen, self._data.evaluation(split),
+                               program.mesh, program.own_metrics)
+    self._writer.write(step, f'eval/{split}', scores)
+    if self._config.evaluation.keep_best:
+      # All processes have to agree, also if a metric of one's own does not.
+      scores = distributed.first(lambda: scores)
+    is_best = self._best.add(step, scores)
+    self._checkpointer.best = self._best.step
+    return is_best
+
+  def _save(self, step, evaluated=True):
+    watchdog.enter(watchdog.SAVE, f'step {step} of {self._title}')
+    self._log.check_state(step, self._state)
+    self._writer.flush()
+    self._checkpointer.save(
+        step, self._state, self._iterator.get_state(),
+        dict(**self._identity, seconds=self._clock.seconds(),
+             evaluated=evaluated, best=self._best.to_json(),
+             interface=self._interface, rollbacks=self._log.rollbacks,
+             rows=self._writer.rows,
+             layers=[x.objective.layers for x in self._program.stages],
+             config=self._config))
+
+
+def _due(step, every, last):
+  return step % every == 0 or step == last
+
+
+def _evaluation_interval(config):
+  return config.evaluation.every or max(config.steps // 10, 1)
+
+
+def _resume(workdir, program, checkpointer, iterator, identity):
+  """Returns the newest state, or None, and what was saved with it."""
+  begin: dict[str, Any] = dict(seconds=0.0, evaluated=True, best=None,
+                               rollbacks=0, rows=0)
+  # The state is as the stage left it that took the last step.
+  stage = program.stages[program.stage_of(checkpoint.steps_taken(workdir))]
+  restored = checkpointer.restore(stage.abstract_state)
+  if restored is None:
+    return None, begin
+  state, iterator_state, metadata = restored
+  checkpoint.check_vocabulary(metadata, identity['vocabulary'])
+  checkpoint.check_teacher(metadata, identity['teacher'])
+  iterator.set_state(iterator_state)
+  return state, {**begin, **metadata}
+
+
+def start(config: config_lib.ConfigDict, program: program_lib.Program,
+          data: pipeline.Data,
+          teacher: Optional[teachers.Teacher]) -> base.TrainState:
+  """Returns the state before the first step.
+
+  Args:
+    config: as for `trainer.train`.
+    program: as for `trainer.train`.
+    data: as for `trainer.train`.
+    teacher: as for `trainer.train`.
+
+  Raises:
+    DataError: the weights of `config.student.init` cannot be loaded.
+  """
+  state = program.init(jax.random.key(config.seed))
+  state = calibration.calibrate(config, program, data, state, teacher)
+  if not config.student.init:
+    return state
+  expected = program.abstract_state
+  params, net_state = pretrained.load(
+      config, 'student',
+      base.Variables(expected.params.student, expected.net_state), data)
+  return state._replace(
+      params=state.params._replace(student=params),
+      net_state=net_state,
+      ema=None if state.ema is None else jax.tree.map(jax.numpy.copy, params))
