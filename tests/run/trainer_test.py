@@ -230,8 +230,9 @@ def test_stop_waits_until_all_is_saved(tmp_path, monkeypatch):
   match = '^stopped by SIGTERM at step 7 of student, which is saved. Start it'
   with pytest.raises(checks.StoppedError, match=match):
     Training(tmp_path).start()
-  # Closing waits too, but not with many processes.
-  assert events[:3] == [4, 7, 'wait']
+  # Each save waits for the one before; closing waits too, but not with many
+  # processes.
+  assert events[:5] == [4, 'wait', 7, 'wait', 'wait']
 
 
 def test_seconds_are_of_all_starts_and_speed_is_of_steps_alone(
