@@ -30,7 +30,7 @@ _RULES = (
       'teacher.server.timeout', 'guard.limit')),
     ("be 'stop' or 'skip'", lambda x: x in ('stop', 'skip'),
      ('data.on_error',)),
-    ('be stop or go_on', lambda x: x in ('stop', 'go_on'),
+    ("be 'stop' or 'go_on'", lambda x: x in ('stop', 'go_on'),
      ('checkpoint_on_error',)),
     ('be one of ' + ', '.join(NONFINITE), lambda x: x in NONFINITE,
      ('guard.nonfinite',)),
