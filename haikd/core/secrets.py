@@ -20,6 +20,8 @@ _NAME = re.compile(
     r'access_?key|private_?key|credentials?)'
     r'|((auth|access|api|bearer|hf|github|gitlab|session|refresh|security|user)'
     r'_?)?token', re.IGNORECASE)
+# Where a token is one of a text: the options of a chat template.
+_OF_TEXTS = '.template_options.'
 # What comes before the host of a URL, and queries that are secrets.
 _USER = re.compile(r'(?<=://)[^/?#\s@]+(?=@)')
 _QUERY = re.compile(
@@ -41,7 +43,8 @@ def check(config: Any) -> None:
     name = path.rpartition('.')[2]
     if value.startswith(_ENVIRONMENT) or not value:
       continue
-    if _NAME.fullmatch(name):
+    is_of_text = name == 'token' and _OF_TEXTS in path
+    if _NAME.fullmatch(name) and not is_of_text:
       what = 'a text'
     elif masked(value) != value:
       what = masked(value)
