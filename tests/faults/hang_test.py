@@ -103,7 +103,7 @@ def test_a_batch_that_does_not_come_is_named(run, tmp_path, monkeypatch):
   errors = []
 
   def end(error):
-    if 'the phase data of step ' in str(error):  # And not a slow compilation.
+    if 'the phase data of ' in str(error):  # And not a slow compilation.
       errors.append(error)
       sys.modules['config_file'].turned.set()
 
@@ -116,7 +116,7 @@ def test_a_batch_that_does_not_come_is_named(run, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize('phase, where', (
     ('check', 'the phase data of the check of the data'),
-    ('data', 'the phase data of step '),
+    ('data', 'the phase data of '),
     ('evaluation', 'the phase evaluation of')))
 def test_a_data_source_that_hangs_ends_the_command(tmp_path, phase, where):
   (tmp_path / 'hanging.py').write_text(textwrap.dedent(CONFIG))
