@@ -165,11 +165,12 @@ def test_existing_and_missing_objects(bucket):
 
 
 @pytest.mark.parametrize('names, newest', [
-    (['7/state/x', '7/commit_success.txt'], '7'),
-    (['7/state/x', '7/commit_success.txt', '14/state/x'], '7'),
-    (['9/state/x', '9/commit_success.txt', '14/state/x',
-      '14/commit_success.txt'], '14'),
-    (['7/state/x', '7/state/commit_success.txt'], None),
+    (['7/state/x', '7/metadata/x', '7/commit_success.txt'], '7'),
+    (['7/state/x', '7/metadata/x', '7/commit_success.txt', '14/state/x',
+      '14/metadata/x'], '7'),
+    (['9/state/x', '9/metadata/x', '9/commit_success.txt', '14/state/x',
+      '14/metadata/x', '14/commit_success.txt'], '14'),
+    (['7/state/x', '7/metadata/x', '7/state/commit_success.txt'], None),
     (['7/commit_success.txt'], None),
     ([], None),
 ])
