@@ -44,7 +44,7 @@ def balance(value: Any) -> dict[str, Any]:
   if kind not in BALANCES:
     raise checks.ConfigError(
         f'{field} must be a known kind, or a dict of a kind and its options; '
-        f'got {value!r}. {checks.suggest(str(kind), BALANCES)}')
+        f'got {checks.show(value)}. {checks.suggest(str(kind), BALANCES)}')
   known = _OPTIONS[kind]
   for name, option in options.items():
     if name not in known:

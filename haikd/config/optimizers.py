@@ -69,4 +69,4 @@ def _check_option(field, name, value):
 
 def _require(field, rule, is_legal, value):
   if not is_legal:
-    raise checks.ConfigError(f'{field} must {rule}; got {value!r}.')
+    raise checks.ConfigError(f'{field} must {rule}; got {checks.show(value)}.')

@@ -34,7 +34,7 @@ class Lives:
     self._server = subprocess.Popen(
         [sys.executable, __file__, self._path], env=environment, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL)
+        stderr=open(pathlib.Path(folder) / 'server.log', 'w'))
     self._pid = None
 
   def __enter__(self):
