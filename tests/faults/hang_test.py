@@ -16,6 +16,7 @@ CONFIG = """
     import numpy as np
     from haikd import config as config_lib
 
+    HANGS = ('train', 'data'), ('test', 'evaluation')
     turned = threading.Event()  # A test in this process turns it.
 
     def hang():
@@ -29,13 +30,12 @@ CONFIG = """
 
         def __len__(self):
           # Too large a split to be kept in memory.
-          return 10**5 if split == 'train' and phase == 'data' else 40
+          return 10**5 if (split, phase) in HANGS else 40
 
         def __getitem__(self, index):
           self.count += 1
           if phase == 'check' or (
-              phase == 'data' and split == 'train' and self.count > 60) or (
-              phase == 'evaluation' and split == 'test' and self.count > 8):
+              (split, phase) in HANGS and self.count > 60):
             hang()
           return dict(x=np.zeros(2000, np.float32), label=index % 3)
 
