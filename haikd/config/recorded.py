@@ -71,6 +71,5 @@ def options_of(given: Mapping[str, Any]) -> dict[str, Any]:
 def _require(name, rule, is_legal, value, remedy=''):
   if not is_legal:
     remedy = remedy and f' {remedy}'
-    raise checks.ConfigError(f'{FIELD}.{name} must {rule}; got '
-                             f'{checks.show(value)}.'
-                             f'{remedy}')
+    raise checks.ConfigError(
+        f'{FIELD}.{name} must {rule}; got {checks.show(value)}.{remedy}')

@@ -69,6 +69,7 @@ class Data:
     return self._reader(self._train).class_names
 
   @property
+  @watchdog.during(watchdog.DATA, 'the check of the data')
   def image_dtype(self) -> Optional[np.dtype]:
     """The dtype of images in the data set, None without; reads an example."""
     image = self._reader(self._train).gather([0]).get('image')
@@ -80,6 +81,7 @@ class Data:
     return bool(self._augment or self._reader(self._train).vary)
 
   @property
+  @watchdog.during(watchdog.DATA, 'the check of the data')
   def task(self) -> Optional[str]:
     """What the labels are, one of `tasks.OF_LABELS`; None without labels.
 

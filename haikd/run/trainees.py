@@ -16,7 +16,6 @@ from haikd.engine import fits
 from haikd.engine import mesh as mesh_lib
 from haikd.engine import program as program_lib
 from haikd.objective import recorded as recorded_lib
-from haikd.processes import watchdog
 from haikd.run import pretrained
 from haikd.run import recorded
 from haikd.run import resolve
@@ -229,7 +228,6 @@ def build_all(
   return student, alone, teacher
 
 
-@watchdog.during(watchdog.DATA, 'the check of the data')
 def build(config: config_lib.ConfigDict,
           mesh: jax.sharding.Mesh,
           *,
@@ -266,8 +264,10 @@ def build(config: config_lib.ConfigDict,
     records = recorded.open_records(config)
   share = mesh_lib.batch_share(mesh)
   data = pipeline.build_data(
-      config, shards=mesh_lib.batch_shards(mesh),
-      process_index=share.index, process_count=share.count,
+      config,
+      shards=mesh_lib.batch_shards(mesh),
+      process_index=share.index,
+      process_count=share.count,
       like=shared_data,
       records=records,
       augment_field=augment_field)

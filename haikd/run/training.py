@@ -57,8 +57,7 @@ class Training:
     text = data.text_of('student')
     self._identity = dict(teacher=teacher.identity if teacher else '',
                           vocabulary=text.identity if text else '')
-    with watchdog.during(watchdog.DATA, f'the start of {title}'):
-      self._interface = interface_lib.of_data(data).to_json()
+    self._interface = interface_lib.of_data(data).to_json()
     self._iterator = data.train()
     self._state: Any = None
 

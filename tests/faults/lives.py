@@ -31,10 +31,10 @@ class Lives:
     self._path.write_bytes(bytes(_SIZE))
     with open(self._path, 'r+b') as file:
       self._memory = mmap.mmap(file.fileno(), _SIZE)
-    self._server = subprocess.Popen(
-        [sys.executable, __file__, self._path], env=environment, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=open(pathlib.Path(folder) / 'server.log', 'w'))
+    with open(pathlib.Path(folder) / 'server.log', 'w') as log:
+      self._server = subprocess.Popen(
+          [sys.executable, __file__, self._path], env=environment, text=True,
+          stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
     self._pid = None
 
   def __enter__(self):
