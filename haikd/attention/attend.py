@@ -65,6 +65,7 @@ def _attend(query, key, value, mask, soft_cap, bias):
   return _forward(query, key, value, mask, soft_cap, bias)[0]
 
 
+@jax.jit  # Layers of one shape share a trace.
 def _forward(query, key, value, mask, soft_cap, bias):
   groups = key.shape[2]
   blocks = _cut(query, key, mask)
@@ -94,6 +95,7 @@ def _forward(query, key, value, mask, soft_cap, bias):
                    log_totals)
 
 
+@jax.jit
 def _backward(residuals, gradient):
   query, key, value, mask, soft_cap, bias, outputs, log_totals = residuals
   batch, _, groups, _ = key.shape

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple, Optional, Union
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
 
 from haikd.core import attention_mask
-from haikd.core import loops
 from haikd.core import masking
 from haikd.core import mesh_context
 
@@ -174,9 +174,6 @@ def run(blocks: Blocks, function: Callable, rows: Any,
   """
   batch, length = jax.tree.leaves(rows)[0].shape[:2]
   groups = batch // blocks.examples
-  if (groups * blocks.num_blocks == 1 or
-      mesh_context.needs_uniform_control_flow()):
-    real = None
 
   def split_rows(x):
     padding = blocks.padded_rows - length
@@ -189,79 +186,108 @@ def run(blocks: Blocks, function: Callable, rows: Any,
     x = jnp.moveaxis(x, 2, 0)
     return x.reshape(batch, -1, *x.shape[4:])[:, :length]
 
-  def run_group(_, part):
-    rows, keys, per_example, real = part
-    sums = mesh_context.vary_like(init, rows, keys, per_example)
-    group = _Group(blocks, function, [_heads_first(*x) for x in keys],
-                   per_example)
-    return (), group.run(sums, rows, real)
-
-  parts = (jax.tree.map(split_rows, rows),
-           *jax.tree.map(
-               lambda x: split_groups(x, groups), (keys, per_example)),
-           None if real is None else split_rows(real))
-  _, (sums, results) = loops.scan_parts(run_group, (), parts)
-  return sums, jax.tree.map(join_rows, results)
+  rows = jax.tree.map(split_rows, rows)
+  clean_keys = [
+      jnp.swapaxes(split_groups(_clean(*x), groups), 2, 3) for x in keys]
+  per_example = jax.tree.map(lambda x: split_groups(x, groups), per_example)
+  if mesh_context.needs_uniform_control_flow():
+    real = None
+  elif real is not None:
+    real = jnp.any(split_rows(real), axis=(2, 3))
+  vary = lambda tree: mesh_context.vary_like(
+      tree, init, rows, clean_keys, per_example)
+  sums = vary(jax.tree.map(
+      lambda x: jnp.broadcast_to(x, (groups, *x.shape)), init))
+  results = []
+  for span in blocks.spans:
+    in_span = slice(span.first, span.first + span.num_blocks)
+    loop = _Loop(blocks, span, function, vary,
+                 jax.tree.map(lambda x: x[:, in_span], rows), clean_keys,
+                 per_example)
+    sums, of_span = loop.run(sums, None if real is None else real[:, in_span])
+    results.append(of_span)
+  return sums, jax.tree.map(
+      lambda *x: join_rows(jnp.concatenate(x, axis=1)), *results)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Group:
-  """A group of examples, whose blocks lie one below the other.
+class _Loop:
+  """A loop over the blocks of a span, of all groups of examples.
+
+  One loop is faster than two nested ones, and compiles faster.
 
   Attributes:
     blocks: how the maps are cut.
+    span: the blocks.
     function: of one block; see `run`.
-    keys: of the examples, `[examples, G, M, ...]`, clean.
-    per_example: of the examples; see `run`.
+    vary: marks arrays as varying like all arguments, see `vary_like`.
+    rows: of the span, `[groups, blocks, examples, rows, ...]`.
+    keys: of the groups, `[groups, examples, G, M, ...]`, clean.
+    per_example: of the groups, `[groups, examples, ...]`.
   """
 
   blocks: Blocks
+  span: Span
   function: Callable
+  vary: Callable
+  rows: Any
   keys: list[jax.Array]
   per_example: Any
 
-  def run(self, sums: Any, rows: Any,
-          real: Optional[jax.Array]) -> tuple[Any, Any]:
-    """Returns the sums and results; rows are `[blocks, examples, rows, …]`."""
-    results = []
-    for span in self.blocks.spans:
-      in_span = slice(span.first, span.first + span.num_blocks)
-      parts = (jnp.arange(in_span.start, in_span.stop, dtype=jnp.int32),
-               *jax.tree.map(lambda x: x[in_span], (rows, real)))
-      run_block = functools.partial(self._run_block, span)
-      sums, of_span = loops.scan_parts(run_block, sums, parts)
-      results.append(of_span)
-    return sums, jax.tree.map(lambda *x: jnp.concatenate(x), *results)
+  def run(self, sums: Any, real: Optional[jax.Array]) -> tuple[Any, Any]:
+    """Returns the sums and the results, which are like the rows.
 
-  def _run_block(self, span, sums, part):
-    """Computes a block, or skips it if none of its queries is real."""
-    number, rows, real = part
-    place = self.blocks.place(span, number)
-    compute = functools.partial(self._compute, rows, place)
-    if real is None:
-      return compute(sums)
+    Args:
+      sums: of all groups, `[groups, ...]`.
+      real: bool `[groups, blocks]`, whether a block has a real query; None if
+        none is to be skipped.
+    """
+    compute = functools.partial(self._compute, 0, 0)
+    shape = jax.tree.leaves(self.rows)[0].shape[:2]
+    if shape == (1, 1):
+      sums, results = compute(sums)
+      return sums, jax.tree.map(lambda x: x[None, None], results)
+    _, results = jax.eval_shape(compute, sums)
+    results = jax.tree.map(
+        lambda x: jnp.zeros(shape + x.shape, x.dtype), results)
+    number = shape[0] * shape[1]
+    order, end = jnp.arange(number, dtype=jnp.int32), number
+    if real is not None:  # Those that count first, in their order.
+      order = jnp.argsort(~real.reshape(-1), stable=True).astype(jnp.int32)
+      end = lax.min(jnp.sum(real, dtype=jnp.int32), np.int32(number))
 
-    def skip(sums):
-      _, results = jax.eval_shape(compute, sums)
-      zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), results)
-      return sums, self._vary_like(zeros, sums, rows)
+    def body(i, carry):
+      sums, results = carry
+      group, row = order[i] // shape[1], order[i] % shape[1]
+      sums, more = self._compute(group, row, sums)
+      return sums, jax.tree.map(
+          lambda x, y: lax.dynamic_update_slice(
+              x, y[None, None], (group, row) + (0,) * y.ndim), results, more)
 
-    return lax.cond(jnp.any(real), compute, skip, sums)
+    return lax.fori_loop(0, end, body, self.vary((sums, results)))
 
-  def _compute(self, rows, place, sums):
-    keys = [lax.dynamic_slice_in_dim(x, *place.keys, axis=2) for x in self.keys]
-    result = self.function(sums, rows, keys, self.per_example, place)
-    return self._vary_like(result, sums, rows)
+  def _compute(self, group, row, sums):
+    """Computes a block of a group, and adds to the group's sums."""
+    of_group = functools.partial(
+        lax.dynamic_index_in_dim, index=group, keepdims=False)
+    rows = jax.tree.map(
+        lambda x: lax.dynamic_slice(
+            x, (group, row) + (0,) * (x.ndim - 2), (1, 1, *x.shape[2:]))[0, 0],
+        self.rows)
+    place = self.blocks.place(self.span, self.span.first + row)
+    keys = [lax.dynamic_slice_in_dim(of_group(x), *place.keys, axis=2)
+            for x in self.keys]
+    more, results = self.vary(self.function(
+        jax.tree.map(of_group, sums), rows, keys,
+        jax.tree.map(of_group, self.per_example), place))
+    return jax.tree.map(
+        lambda x, y: lax.dynamic_update_index_in_dim(x, y, group, 0),
+        sums, more), results
 
-  def _vary_like(self, tree, sums, rows):
-    return mesh_context.vary_like(tree, sums, rows, self.keys, self.per_example)
 
-
-def _heads_first(array, mask):
-  """Returns keys as `[b, G, M, ...]`, with zeros behind the mask."""
-  if mask is not None:
-    array = masking.clean(array, mask)
-  return jnp.swapaxes(array, 1, 2)
+def _clean(array, mask):
+  """Returns keys, with zeros behind the mask."""
+  return array if mask is None else masking.clean(array, mask)
 
 
 def split_groups(array: jax.Array, groups: int) -> jax.Array:
