@@ -1,6 +1,5 @@
 """What a run holds on its mesh, as shapes with shardings."""
 
-from collections.abc import Callable
 from typing import Optional
 
 import jax
@@ -13,20 +12,18 @@ from haikd.network import network as network_lib
 from haikd.network import precision
 
 
-def state_of(init: Callable[[jax.Array], base.TrainState],
-             student: network_lib.Network,
-             mesh: jax.sharding.Mesh) -> base.TrainState:
-  """Returns what `init` makes, with the sharding of each array.
+def place_state(state: base.TrainState, student: network_lib.Network,
+                mesh: jax.sharding.Mesh) -> base.TrainState:
+  """Returns a state with the sharding of each array.
 
   The optimizer's moments have the names of the parameters, so that the same
   rules match them.
 
   Args:
-    init: `rng -> state` before the first step.
+    state: ShapeDtypeStructs.
     student: that is trained.
     mesh: where it runs.
   """
-  state = jax.eval_shape(init, jax.random.key(0))
   place = lambda tree, rules: mesh_lib.place(mesh, tree, rules)
   layout = jax.tree.map(lambda _: mesh_lib.replicated(mesh), state)._replace(
       params=base.Params(

@@ -5,7 +5,6 @@ and measure the program that runs.
 """
 
 from collections.abc import Callable
-import functools
 from typing import Any, NamedTuple, Optional
 
 import jax
@@ -15,6 +14,7 @@ from haikd import metrics as metrics_lib
 from haikd.core import base
 from haikd.core import checks
 from haikd.engine import abstract
+from haikd.engine import draws
 from haikd.engine import evaluate
 from haikd.engine import guarding
 from haikd.engine import mesh as mesh_lib
@@ -138,10 +138,10 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
       abstract.frozen_of(stage.config, x.teacher, spec, mesh)
       for stage, x, is_compared in zip(stages, objectives, learns)]
 
-  def init(rng, optimizer=optimizers[0]):
+  def init(rng):
     return state_lib.init_state(
         objectives,
-        optimizer.update,
+        optimizers[0].update,
         rng=rng,
         batch=abstract.one_example(spec),
         frozen=all_frozen,
@@ -149,11 +149,13 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
         with_ema=config.optimizer.ema_decay > 0,
         balance=balance)
 
+  traced_init = draws.trace(init, mesh)
   states: list[base.TrainState] = []
   for optimizer in optimizers:
-    states.append(abstract.state_of(
-        functools.partial(init, optimizer=optimizer), objective.student, mesh)
-        if optimizer.begins else states[-1])
+    states.append(abstract.place_state(
+        traced_init.results._replace(opt_state=jax.eval_shape(
+            optimizer.update.init, traced_init.results.params)),
+        objective.student, mesh) if optimizer.begins else states[-1])
   state = states[0]
   student = trained_network(state)
   _check_tensor(mesh, [(objective.student, student), *(
@@ -174,7 +176,7 @@ def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
   return Program(
       objective=objective,
       compared=compared,
-      init=jax.jit(init, out_shardings=layout['state']),
+      init=jax.jit(traced_init, out_shardings=layout['state']),
       abstract_frozen=frozen,
       stages=stages_lib.build_stages(
           stages, objectives, optimizers, states, all_frozen,

@@ -87,10 +87,10 @@ def build_objective(config: config_lib.ConfigDict,
           f'data has weights; got {term.name!r}, which relates examples to one '
           'another. Leave it out, or the key weight of the data.')
   # Counts are computed from arrays, the loss from the chosen form.
-  terms = tuple(
-      term._replace(learns=_check_term(objective, term, outputs, spec,
-                                       terms_lib.Form.ARRAYS))
-      for term in terms)
+  checked = [_check_term(objective, term, outputs, spec, terms_lib.Form.ARRAYS)
+             for term in terms]
+  terms = tuple(term._replace(aligns=aligns, learns=learns)
+                for term, (aligns, learns) in zip(terms, checked))
   objective = objective._replace(terms=terms)
   for term in terms:
     form = terms_lib.choose_forms(terms, outputs[0].logits)[term.name]
@@ -224,7 +224,11 @@ def _pair_layers(term, student, teacher):
 
 
 def _check_term(objective, term, outputs, spec, form):
-  """Traces a term on abstract outputs; returns if its loss has parameters."""
+  """Traces a term on abstract outputs.
+
+  Returns:
+    Whether its alignment and whether its loss have parameters.
+  """
 
   def run(outputs, batch, step):
     if form is not terms_lib.Form.CHUNKS:
@@ -233,7 +237,7 @@ def _check_term(objective, term, outputs, spec, form):
     rng, context = jax.random.key(0), compare_lib.Context(step=step)
     if form is terms_lib.Form.CHUNKS:
       compare_lib.compare_together([term], pairs, batch, jnp.ones(1), context)
-      return {}
+      return {}, {}
     params, learned = compare_lib.init_align(term, pairs, rng), {}
     if form is terms_lib.Form.ARRAYS:
       learned = compare_lib.init_loss(
@@ -241,7 +245,7 @@ def _check_term(objective, term, outputs, spec, form):
     if form is not terms_lib.Form.ARRAYS or batch.weight is not None:
       compare_lib.compare(
           term, compare_lib.joined(params, learned), pairs, batch, context)
-    return learned
+    return params, learned
 
   # Two terms come from config.distillation.alpha: name the one that is wrong.
   field = term.field
@@ -249,8 +253,9 @@ def _check_term(objective, term, outputs, spec, form):
     field += f' ({term.name})'
   with _errors_name(field):
     try:
-      return bool(jax.eval_shape(
-          run, outputs, spec, jax.ShapeDtypeStruct((), jnp.int32)))
+      params, learned = jax.eval_shape(
+          run, outputs, spec, jax.ShapeDtypeStruct((), jnp.int32))
+      return bool(params), bool(learned)
     except jax.errors.ConcretizationTypeError as err:
       if not term.schedules:
         raise

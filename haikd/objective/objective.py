@@ -69,6 +69,8 @@ class Objective(NamedTuple):
     """
     student_rng, align_rng = jax.random.split(rng)
     params, net_state = self.student.init(student_rng, batch)
+    if not any(term.aligns or term.learns for term in self.terms):
+      return base.Params(params, {}), net_state
 
     def run(params, net_state, frozen, batch):
       outputs, _ = self._run(params, net_state, frozen, batch, rng,

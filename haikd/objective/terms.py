@@ -47,6 +47,7 @@ class Term(NamedTuple):
     loss: the loss as a Haiku transform of `(gather, student, teacher,
       **keywords)`, since it may have parameters of its own.
     learns: whether it has any; such a loss gets arrays.
+    aligns: whether its alignment has parameters.
     needs_teacher: whether it compares with a teacher.
     takes_labels: whether the loss gets labels, if the data has any.
   """
@@ -64,6 +65,7 @@ class Term(NamedTuple):
   align: hk.Transformed
   loss: hk.Transformed
   learns: bool
+  aligns: bool
   needs_teacher: bool
   takes_labels: bool
 
@@ -272,6 +274,7 @@ def _build_term(name, fields, field, layers_field, options_field=None,
       align=hk.transform(aligning.build(aligner, on, align_options)),
       loss=hk.transform(compare),
       learns=False,
+      aligns=False,
       needs_teacher=entry.needs_teacher or entry.scores and not has_scores,
       takes_labels='labels' in inspect.signature(loss).parameters and (
           has_scores or not entry.scores))
