@@ -1,6 +1,7 @@
 """TensorBoard's event files."""
 
 from collections.abc import Mapping
+import contextlib
 import os
 import time
 from typing import Any
@@ -32,15 +33,24 @@ class Events:
 
   def write(self, step: int, split: str,
             metrics: Mapping[str, float]) -> None:
-    """Writes a row, and flushes it."""
-    if self._writer is None:
-      self._open()
+    """Writes a row, and flushes it.
+
+    Raises:
+      OSError: it cannot be written, and is lost; later rows go to a new file.
+    """
     values = [
         summary_pb2.Summary.Value(tag=f'{split}/{name}', simple_value=value)
         for name, value in metrics.items()
     ]
-    self._add(step, summary=summary_pb2.Summary(value=values))
-    self._writer.flush()
+    try:
+      if self._writer is None:
+        self._open()
+      self._add(step, summary=summary_pb2.Summary(value=values))
+      self._writer.flush()
+    except OSError:
+      self._abandon()
+      raise
+    self._start = None  # Whatever comes next goes on from here.
 
   def _open(self):
     self._writer = event_file_writer.EventFileWriter(os.fspath(self._workdir))
@@ -52,6 +62,12 @@ class Events:
   def _add(self, step, **content):
     self._writer.add_event(
         event_pb2.Event(wall_time=time.time(), step=step, **content))
+
+  def _abandon(self):
+    """Leaves a file whose thread has ended: it takes no more events."""
+    with contextlib.suppress(OSError):  # What has ended the thread.
+      self.close()
+    self._writer = None
 
   def close(self) -> None:
     """Closes the file, if there is one."""

@@ -38,8 +38,8 @@ class Writer:
     self.rows = 0
     if staging:
       self._rows = _RowsFile(staging.folder / METRICS_FILE)
-      self._outside = [events.Events(staging.folder), *filter(None, [tracker])]
-      self._sinks = (self._rows, *self._outside, console)
+      self._events = events.Events(staging.folder)
+      self._tracker = tracker
 
   def __enter__(self) -> 'Writer':
     return self
@@ -62,7 +62,8 @@ class Writer:
     """
     self.rows = rows
     if self._staging:
-      for sink in self._sinks:
+      for sink in filter(None, (self._rows, self._events, self._tracker,
+                                self._console)):
         sink.truncate(step)
       if not evaluated:
         self._rows.drop_evaluation(step)
@@ -88,28 +89,39 @@ class Writer:
     metrics = {name: float(value) for name, value in metrics.items()}
     self.rows += 1
     if self._staging:  # None on processes that do not write.
-      for sink in self._sinks:
-        try:
-          sink.write(int(step), split, metrics)
-        except OSError as err:
-          error = paths.unwritable(self._rows.path.parent, err)
-          if not self._goes_on:
-            raise error from err
-          notes.say(f'rows of metrics wait until they can be written: {error}')
+      row = int(step), split, metrics
+      self._rows.add(*row)
+      self._write_rows()
+      for sink in filter(None, (self._tracker, self._console)):
+        sink.write(*row)
       self._staging.flush_if_due()
 
   def flush(self) -> None:
     """Writes out pending rows; call it before a checkpoint is saved."""
     if self._staging:
+      self._write_rows()
       self._staging.flush()
 
   def close(self) -> None:
     """Writes out pending rows and removes the progress bar."""
     if self._staging:
       self._console.close()
-      for sink in self._outside:
+      if self._goes_on:  # Else an error has ended the run already.
+        self._write_rows()
+      for sink in filter(None, (self._events, self._tracker)):
         sink.close()
       self._staging.close()
+
+  def _write_rows(self):
+    """Writes the rows that wait, or says that they cannot be written."""
+    try:
+      for row in self._rows.write():
+        self._events.write(*row)
+    except OSError as err:
+      error = paths.unwritable(self._rows.path.parent, err)
+      if not self._goes_on:
+        raise error from err
+      notes.say(f'rows of metrics wait until they can be written: {error}')
 
 
 def open_writer(workdir: files.Path,
@@ -225,7 +237,7 @@ class _RowsFile:
 
   def __init__(self, path):
     self.path = path
-    self._left = b''  # Rows that could not be written.
+    self._left = []  # Rows that are not written yet, and their lines.
 
   def count(self):
     return len(files.read_rows(self.path))
@@ -238,6 +250,7 @@ class _RowsFile:
             f'line {number} of {self.path} must have an integer step; got '
             f'{row.get("step")!r}. Remove the line.')
     self._replace([row for row in rows if row['step'] <= step])
+    self._left = [(row, line) for row, line in self._left if row[0] <= step]
 
   def drop_evaluation(self, step):
     """Drops the row of the evaluation at the last step, if there is one."""
@@ -248,15 +261,24 @@ class _RowsFile:
     files.replace(self.path,
                   ''.join(files.encode(row) + '\n' for row in rows))
 
-  def write(self, step, split, metrics):
-    self._left += files.encode(
-        {'step': step, 'split': split, **metrics}).encode() + b'\n'
-    with open(self.path, 'ab') as file:
+  def add(self, step, split, metrics):
+    """Adds a row to those that `write` writes."""
+    line = files.encode({'step': step, 'split': split, **metrics}) + '\n'
+    self._left.append(((step, split, metrics), line.encode()))
+
+  def write(self):
+    """Writes the rows that were added, all of them or none; returns them."""
+    content = b''.join(line for _, line in self._left)
+    if not content:
+      return []
+    # A buffer would write a part of them again when the file is closed.
+    with open(self.path, 'ab', buffering=0) as file:
       end = file.tell()
       try:
-        file.write(self._left)
-        file.flush()
+        while content:
+          content = content[file.write(content):]
       except OSError:
-        file.truncate(end)  # A part may have been written.
+        file.truncate(end)
         raise
-    self._left = b''
+    written, self._left = [row for row, _ in self._left], []
+    return written
