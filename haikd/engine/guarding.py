@@ -5,7 +5,7 @@ Until then no such step leaves a trace in the state: either it alone is dropped,
 or everything from it on.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Optional
 
 import jax
@@ -55,7 +55,7 @@ class Guard(NamedTuple):
     return (seen.number > 0) & (self.nonfinite != SKIP)
 
   def watch(self, seen: base.Seen, step: jax.Array, wrong: jax.Array,
-            loss: jax.Array, means: Mapping[str, jax.Array], norm: jax.Array,
+            loss: jax.Array, means: Sequence[jax.Array], norm: jax.Array,
             squares: Sequence[jax.Array]) -> tuple[base.Seen, jax.Array]:
     """Returns what was seen so far, and whether the step is taken, bool.
 
@@ -64,11 +64,11 @@ class Guard(NamedTuple):
       step: its number, from 1, int32.
       wrong: from `is_wrong`.
       loss: the objective.
-      means: of the terms.
+      means: of the terms, in the order of the objective.
       norm: of the gradient.
       squares: its sums of squares, from `squares_of`.
     """
-    parts = [~jnp.isfinite(x) for x in (norm, loss, *means.values())]
+    parts = [~jnp.isfinite(x) for x in (norm, loss, *means)]
     bits = jnp.int32(0)
     for number, part in enumerate(parts):
       bits |= part.astype(jnp.int32) << min(number, _LAST)

@@ -217,7 +217,8 @@ def build_train_step(objective: objective_lib.Objective,
       may_overflow = scale.loss_scale > 1  # It can still be halved.
     wrong = guard.is_wrong(loss, norm, may_overflow)
     watched, take = guard.watch(
-        state.seen, state.step + 1, wrong, loss, means, norm, squares)
+        state.seen, state.step + 1, wrong, loss,
+        [means[term.name] for term in objective.terms], norm, squares)
     is_counted = take if guard.nonfinite != guarding.SKIP else jnp.bool_(True)
     new_state = precision.keep_if(take & finite, new_state, state)._replace(
         step=jnp.where(is_counted, new_state.step, state.step),

@@ -174,7 +174,7 @@ class Training:
         log.rewind(wrong.step - 1)
         self._state = guarding.forget(self._state)
         try:
-          self._save(wrong.step - 1)
+          self._save(wrong.step - 1, entered=True)
           self._checkpointer.wait()
           newest = wrong.step - 1
         except log_lib.Wrong as err:  # The step before has spoilt it.
@@ -220,7 +220,15 @@ class Training:
     self._checkpointer.best = self._best.step
     return is_best
 
-  def _save(self, step, evaluated=True):
+  def _save(self, step, evaluated=True, entered=False):
+    """Saves the state after a step.
+
+    Args:
+      step: its number.
+      evaluated: whether the evaluation after it is done.
+      entered: whether the stage of the next step has begun, perhaps with an
+        optimizer of its own.
+    """
     watchdog.enter(watchdog.SAVE, f'step {step} of {self._title}')
     self._log.check_state(step, self._state)
     self._writer.flush()
@@ -229,7 +237,7 @@ class Training:
         dict(**self._identity, seconds=self._clock.seconds(),
              evaluated=evaluated, best=self._best.to_json(),
              interface=self._interface, rollbacks=self._log.rollbacks,
-             rows=self._writer.rows,
+             rows=self._writer.rows, entered=entered,
              layers=[x.objective.layers for x in self._program.stages],
              config=self._config))
 
@@ -244,18 +252,22 @@ def _evaluation_interval(config):
 
 def _resume(workdir, program, checkpointer, iterator, identity):
   """Returns the newest state, or None, and what was saved with it."""
-  begin: dict[str, Any] = dict(seconds=0.0, evaluated=True, best=None,
-                               rollbacks=0, rows=0)
-  # The state is as the stage left it that took the last step.
-  stage = program.stages[program.stage_of(checkpoint.steps_taken(workdir))]
+  saved: dict[str, Any] = dict(seconds=0.0, evaluated=True, best=None,
+                               rollbacks=0, rows=0, entered=False)
+  if checkpoint.has_checkpoint(workdir):
+    saved.update(checkpoint.metadata(workdir))
+  # The state is as the stage left it that took the last step, or as the next
+  # one has begun with it.
+  stage = program.stages[program.stage_of(
+      checkpoint.steps_taken(workdir) + saved['entered'])]
   restored = checkpointer.restore(stage.abstract_state)
   if restored is None:
-    return None, begin
+    return None, saved
   state, iterator_state, metadata = restored
   checkpoint.check_vocabulary(metadata, identity['vocabulary'])
   checkpoint.check_teacher(metadata, identity['teacher'])
   iterator.set_state(iterator_state)
-  return state, {**begin, **metadata}
+  return state, saved
 
 
 def start(config: config_lib.ConfigDict, program: program_lib.Program,
