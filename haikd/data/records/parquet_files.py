@@ -11,6 +11,9 @@ from haikd.storage import inputs
 from haikd.storage import paths
 
 _PIECE_BYTES = 2**24  # Of a piece, about, where one row does not take more.
+# Part of the memory that a piece takes if each of its texts is the longest of
+# its dictionary. Few are, and small pieces take long.
+_OF_TEXTS = 1 / 8
 
 
 @contextlib.contextmanager
@@ -47,8 +50,11 @@ def batches(path: paths.ConcretePath, file: Any, columns: Sequence[str],
       reading.check_memory(chunk.values * chunk.width,
                            f'a column of lists in {str(path)!r}')
     per_row = chunk.values // max(file.metadata.num_rows, 1) + 1
-    rows = min(rows, max(1, _PIECE_BYTES // (
-        per_row * (chunk.width + chunk.dictionary))))
+    rows = min(rows, _PIECE_BYTES // (per_row * max(chunk.width, 1)))
+    if chunk.dictionary:
+      rows = min(rows, int(_OF_TEXTS * reading.memory_bytes) // (
+          per_row * chunk.dictionary))
+  rows = max(rows, 1)
   yield from file.iter_batches(batch_size=rows, columns=list(columns))
 
 

@@ -21,8 +21,9 @@ _INTEGERS = (4, 5, 6)
 _LIST, _SET, _STRUCT = 9, 10, 12
 _MOST_NESTED = 8
 
+_TEXT = 'BYTE_ARRAY'
 _WIDTHS = {'BOOLEAN': 1, 'INT32': 4, 'INT64': 8, 'INT96': 12, 'FLOAT': 4,
-           'DOUBLE': 8, 'BYTE_ARRAY': 4}
+           'DOUBLE': 8, _TEXT: 4}
 
 
 class Chunk(NamedTuple):
@@ -30,8 +31,8 @@ class Chunk(NamedTuple):
 
   Attributes:
     page: bytes of its largest page, uncompressed.
-    dictionary: bytes of its dictionary, uncompressed, which is as long as its
-      longest entry or longer; 0 without one.
+    dictionary: bytes of its dictionary of texts, uncompressed, which is as long
+      as its longest entry or longer; 0 without one.
     values: how many it has, for a list as many as it has entries.
     width: bytes of a value; of a text only what precedes its content.
   """
@@ -80,7 +81,8 @@ def _chunk(file, column, width):
       raise ValueError(f'the header of the page at byte {position} is damaged')
     page = max(page, sizes[0])
     if header.fields.get(_KIND) == _DICTIONARY:
-      dictionary = max(dictionary, sizes[0])
+      if column.physical_type == _TEXT:
+        dictionary = max(dictionary, sizes[0])
     elif counts and isinstance(counts[0], dict):
       values += max(counts[0].get(1, 0), 0)
     position += header.size + sizes[1]
