@@ -22,6 +22,7 @@ from haikd.data import skipping
 from haikd.data import source as source_lib
 from haikd.data import spec as spec_lib
 from haikd.data.image import views
+from haikd.processes import watchdog
 
 CACHE_BYTES = 2**29  # Splits up to this decoded size are kept in memory.
 _CHUNK = 1024  # Examples decoded at a time.
@@ -202,6 +203,7 @@ class Reader:
     columns = {key: np.empty((size, *value.shape[1:]), value.dtype)
                for key, value in example.items()}
     for start in range(0, size, _CHUNK):
+      watchdog.alive()
       indices = range(start, min(start + _CHUNK, size))
       for key, value in self.gather(indices, template=template).items():
         columns[key][start:start + len(indices)] = value

@@ -9,6 +9,7 @@ from haikd.core import notes
 from haikd.engine import evaluate as evaluate_lib
 from haikd.engine import mesh as mesh_lib
 from haikd.network import network as network_lib
+from haikd.processes import watchdog
 from haikd.run import adaptive
 from haikd.run import chain
 from haikd.run import pretrained
@@ -275,10 +276,11 @@ def _evaluate(student, trained, teacher):
 
 
 def _scores(student, eval_step, network, frozen):
-  return evaluate_lib.evaluate(
-      eval_step, network, frozen,
-      student.data.evaluation(student.config.evaluation.final),
-      student.program.mesh, student.program.own_metrics)
+  split = student.config.evaluation.final
+  with watchdog.during(None, f'split {split}'):
+    return evaluate_lib.evaluate(
+        eval_step, network, frozen, student.data.evaluation(split),
+        student.program.mesh, student.program.own_metrics)
 
 
 def _row(trained, scores):

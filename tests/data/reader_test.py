@@ -9,6 +9,7 @@ import pytest
 from haikd.core import checks
 from haikd.data import arrays
 from haikd.data import reader
+from haikd.processes import watchdog
 
 
 class Listed:
@@ -82,6 +83,15 @@ def test_split_of_several_chunks_is_read_to_the_end(monkeypatch):
   data = reader.Reader(Listed(good(8)), 'train')
   data.load()
   assert data.gather(range(8))['x'][:, 0].tolist() == list(range(8))
+
+
+def test_each_chunk_of_a_split_is_a_sign_of_life(monkeypatch):
+  monkeypatch.setattr(reader, '_CHUNK', 3)
+  signs = []
+  monkeypatch.setattr(watchdog, 'alive', lambda: signs.append(listed.reads))
+  listed = Listed(good(8))
+  reader.Reader(listed, 'train').load()
+  assert signs == [1, 4, 7]  # The first example is read before.
 
 
 @SOURCES

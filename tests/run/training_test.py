@@ -1,4 +1,4 @@
-"""A training that ends because of a wrong step, and goes on later."""
+"""What a training says where it is wrong or hangs, and that it goes on."""
 
 import json
 
@@ -9,6 +9,7 @@ import haikd
 from haikd import config as config_lib
 from haikd.core import checks
 from haikd.core import registry
+from haikd.processes import watchdog
 from haikd.run import job
 from haikd.storage import checkpoint
 from haikd.storage import fingerprint
@@ -71,3 +72,14 @@ def test_a_wrong_first_step_of_a_stage_is_named_and_gone_on_from(
                 for name in ('run', 'whole'))
   assert run == whole
   assert rows(tmp_path / 'run') == rows(tmp_path / 'whole')
+
+
+def test_each_evaluation_has_a_name_for_the_watchdog(tmp_path, monkeypatch):
+  phases = []
+  monkeypatch.setattr(
+      watchdog, 'alive', lambda: phases.append(watchdog._phase))
+  config = make_config()
+  config.stages = {}
+  job.train(config, tmp_path)
+  assert {where for phase, where in phases if phase == 'evaluation'} == {
+      'step 2 of teacher', 'step 8 of student', 'split test'}
