@@ -169,7 +169,8 @@ def _variables(eqn):
 def _chains(jaxpr, made_by) -> Iterator[_Chain]:
   """Yields the chains of splits."""
   splits = [eqn for eqn in jaxpr.eqns if _is_split_in_two(eqn)]
-  follows: dict[int, Any] = {}  # By the id of a split, the first that splits its first key.
+  # By the id of a split, the first that splits its first key.
+  follows: dict[int, Any] = {}
   for eqn in splits:
     before = _split_of_first_key(eqn.invars[0], made_by)
     if before is not None:
