@@ -5,6 +5,7 @@ from jax import export
 import jax.numpy as jnp
 
 from haikd.attention import bias as bias_lib
+from haikd.attention import block_loops
 from haikd.attention import blocks as blocks_lib
 from haikd.attention import gradients
 from haikd.attention import maps as maps_lib
@@ -88,7 +89,7 @@ def _forward(query, key, value, mask, soft_cap, bias):
     by_row = lambda x: maps_lib.queries_by_row(x, query.shape[1])
     return sums, (by_row(outputs), by_row(log_total)[..., 0])
 
-  _, (outputs, log_totals) = blocks_lib.run(
+  _, (outputs, log_totals) = block_loops.run(
       blocks, block, query, [(key, None), (value, None)], mask_arrays, (),
       maps_lib.real_positions(mask))
   return outputs, (query, key, value, mask, soft_cap, bias, outputs,
@@ -131,7 +132,7 @@ def _backward(residuals, gradient):
 
   init = (tuple(gradients.zero_key_sums(x, blocks.examples)
                 for x in (key, value)), bias_lib.zero_sum(block_bias))
-  (of_keys, of_bias), of_query = blocks_lib.run(
+  (of_keys, of_bias), of_query = block_loops.run(
       blocks, block, (query, gradient, log_totals[..., None],
                       common[..., None]),
       [(key, None), (value, None)], mask_arrays, init,

@@ -13,6 +13,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from haikd.attention import bias as bias_lib
+from haikd.attention import block_loops
 from haikd.attention import blocks as blocks_lib
 from haikd.attention import gradients as gradients_lib
 from haikd.attention import maps as maps_lib
@@ -227,7 +228,7 @@ def _fold(loss, heads, operands, rules, mask, weight, wanted):
   keys_and_masks = [
       (key, maps_lib.real_positions(allowed))
       for of_side in zip(keys, masks) for key, allowed in zip(*of_side)]
-  (totals, of_keys, of_biases), of_queries = blocks_lib.run(
+  (totals, of_keys, of_biases), of_queries = block_loops.run(
       blocks, block, (queries, mask), keys_and_masks,
       (mask_arrays, mask, weight), init, mask)
   if not any(wanted):

@@ -6,7 +6,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from haikd.attention import blocks as blocks_lib
+from haikd.attention import block_loops
 from haikd.attention import maps as maps_lib
 from haikd.core import attention_mask
 
@@ -78,7 +78,7 @@ def zero_key_sums(key: jax.Array, examples: int) -> jax.Array:
 
 def join_key_sums(sums: jax.Array) -> jax.Array:
   """Returns `[B, M, G, K]`, given the sums of all groups of examples."""
-  return jnp.transpose(blocks_lib.join_groups(sums), (0, 3, 1, 2))
+  return jnp.transpose(block_loops.join_groups(sums), (0, 3, 1, 2))
 
 
 def add_to_keys(sums: jax.Array, more: jax.Array,

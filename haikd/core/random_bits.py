@@ -30,7 +30,7 @@ def in_parts(key: jax.Array, max_bytes: int) -> jax.Array:
     max_bytes: larger draws are made as usual.
   """
   if (str(jax.random.key_impl(key)) != _NAME or
-      not jax.config.jax_threefry_partitionable):
+      not jax.config.values['jax_threefry_partitionable']):
     return key
   return jax.random.wrap_key_data(
       jax.random.key_data(key), impl=_implementation(max_bytes))
