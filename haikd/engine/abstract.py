@@ -79,3 +79,14 @@ def freeze(network: base.Variables, target: base.Variables) -> base.Variables:
       lambda x, y: x if x.dtype == y.dtype else x.astype(y.dtype), network,
       target)
   return jax.device_put(network, mesh_lib.shardings_of(target))
+
+
+def batch_of(spec: base.Batch, mesh: jax.sharding.Mesh) -> base.Batch:
+  """Returns what `collectives.shard_batch` makes, with shardings.
+
+  Args:
+    spec: a global batch of ShapeDtypeStructs.
+    mesh: where it runs.
+  """
+  sharding = jax.sharding.NamedSharding(mesh, mesh_lib.BATCH_SPEC)
+  return mesh_lib.abstract(spec, jax.tree.map(lambda _: sharding, spec))

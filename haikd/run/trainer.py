@@ -10,6 +10,7 @@ from haikd.data import pipeline
 from haikd.engine import program as program_lib
 from haikd.processes import distributed
 from haikd.processes import watchdog
+from haikd.run import ahead
 from haikd.run import teachers
 from haikd.run import trackers
 from haikd.run import training as training_lib
@@ -43,7 +44,7 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
     StoppedError: SIGTERM has come, and the step in which it came is saved.
   """
   go_on = config.checkpoint_on_error == 'go_on'
-  with (distributed.stoppable(),
+  with (distributed.stoppable(), ahead.pool() as compiler,
         checkpointer_lib.Checkpointer(
             workdir, keep=config.keep_checkpoints, go_on=go_on) as checkpointer,
         writer_lib.open_writer(
@@ -52,8 +53,9 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
             tracker=trackers.open_tracker(config, workdir, title),
             go_on=go_on) as writer):
     training = training_lib.Training(
-        config, program, data, teacher, workdir, title, settle, checkpointer,
-        writer)
+        config,
+        ahead.start(config, program, data, workdir, compiler),
+        data, teacher, workdir, title, settle, checkpointer, writer)
     training.begin()
     while True:
       try:
