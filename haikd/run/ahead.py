@@ -30,17 +30,20 @@ class Ahead:
   def __init__(self, function: Any, arguments: tuple[Any, ...],
                pool: futures.Executor):
     self._function = function
-    self._compiled = pool.submit(
-        lambda: function.lower(*arguments).compile())
+    self._compiled = pool.submit(self._compile, arguments)
 
   def __call__(self, *arguments: Any) -> Any:
     """Calls the function, once it is compiled."""
     try:
       return self._compiled.result()(*arguments)
-    except (TypeError, ValueError, futures.CancelledError):
-      # The arguments are others, such as the state of a later stage, or it
-      # cannot be compiled, which the function itself says best.
+    except (TypeError, ValueError):  # They are others, as in a later stage.
       return self._function(*arguments)
+
+  def _compile(self, arguments):
+    try:
+      return self._function.lower(*arguments).compile()
+    except Exception:  # The call says what is wrong.
+      return self._function
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """A training calls what was compiled while it did something else."""
 
-from concurrent import futures
 import threading
 
 import jax
@@ -66,8 +65,6 @@ def test_what_waits_at_the_end_is_dropped():
     waiting = pool.submit(lambda: None)
   assert waiting.cancelled()
   go_on.set()
-  with pytest.raises(futures.CancelledError):
-    waiting.result()
 
 
 def make_config():
