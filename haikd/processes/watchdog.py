@@ -1,4 +1,4 @@
-"""Ends a run whose main thread does not get on: data, a device, a disk hangs.
+"""Watches what the main thread does: for how long, and whether it hangs.
 
 What the main thread does is a stack of phases, and each has a limit on how long
 it may take without a sign of life. That another process of the run hangs is
@@ -10,6 +10,7 @@ import contextlib
 import faulthandler
 import sys
 import threading
+import time
 from typing import Optional
 
 from haikd.core import checks
@@ -17,6 +18,7 @@ from haikd.core import notes
 from haikd.processes import distributed
 
 DATA, STEP, EVALUATION, SAVE = 'data', 'step', 'evaluation', 'save'
+COMPILATION = 'compilation'
 
 _INTERVAL = 1  # Seconds between two looks, at most.
 
@@ -24,6 +26,9 @@ _INTERVAL = 1  # Seconds between two looks, at most.
 # what; and a number that changes with each sign of life.
 _phase: tuple[Optional[str], str] = None, ''
 _life = 0
+# The seconds in each phase before this one, and when it began.
+_spent: dict[Optional[str], float] = {}
+_since = time.monotonic()
 
 
 @contextlib.contextmanager
@@ -54,12 +59,22 @@ def enter(phase: Optional[str], where: str) -> None:
   It costs next to nothing, so that it suits every step.
 
   Args:
-    phase: DATA, STEP, EVALUATION or SAVE; None for what has no limit.
+    phase: DATA, STEP, EVALUATION, SAVE or COMPILATION; None for what has no
+      limit.
     where: of what, such as 'step 5 of student'.
   """
-  global _phase, _life
+  global _phase, _life, _since
+  now = time.monotonic()
+  _spent[_phase[0]] = _spent.get(_phase[0], 0.0) + now - _since
+  _since = now
   _phase = phase, where
   _life += 1
+
+
+def spent() -> dict[Optional[str], float]:
+  """Returns the seconds that the main thread was in each phase so far."""
+  enter(*_phase)
+  return dict(_spent)
 
 
 def alive() -> None:

@@ -14,6 +14,7 @@ from haikd.data import pipeline
 from haikd.engine import abstract
 from haikd.engine import program as program_lib
 from haikd.processes import distributed
+from haikd.processes import watchdog
 from haikd.storage import checkpoint
 from haikd.storage import paths
 
@@ -34,6 +35,9 @@ class Ahead:
 
   def __call__(self, *arguments: Any) -> Any:
     """Calls the function, once it is compiled."""
+    if not self._compiled.done():
+      with watchdog.during(watchdog.COMPILATION):
+        self._compiled.result()
     try:
       return self._compiled.result()(*arguments)
     except (TypeError, ValueError):  # They are others, as in a later stage.

@@ -1,6 +1,16 @@
-"""How long a training takes, and how fast it is."""
+"""How long a training takes, what for, and how fast it is."""
 
+from collections.abc import Mapping
 import time
+from typing import Optional
+
+from haikd.processes import watchdog
+
+_WORDS = {
+    watchdog.STEP: 'in steps', watchdog.COMPILATION: 'waiting for compilation',
+    watchdog.DATA: 'waiting for data', watchdog.EVALUATION: 'in evaluation',
+    watchdog.SAVE: 'saving', None: 'starting',
+}
 
 
 class Clock:
@@ -28,3 +38,25 @@ class Clock:
     (old_step, old_time), now = self._mark, time.monotonic()
     self.mark(step)
     return (step - old_step) / max(now - old_time, 1e-9)
+
+
+def describe_phases(before: Mapping[Optional[str], float]) -> Optional[str]:
+  """Returns what a training took its time for, such as '9.1 s: 8.0 s in steps'.
+
+  What took less than a hundredth of it is left out.
+
+  Args:
+    before: `watchdog.spent()` when it began.
+
+  Returns:
+    None if no step was taken.
+  """
+  seconds = {phase: total - before.get(phase, 0.0)
+             for phase, total in watchdog.spent().items()}
+  if not seconds.get(watchdog.STEP):
+    return None
+  total = sum(seconds.values())
+  parts = ', '.join(
+      f'{seconds[phase]:.1f} s {words}' for phase, words in _WORDS.items()
+      if seconds.get(phase, 0.0) >= total / 100)
+  return f'{total:.1f} s: {parts}'

@@ -6,11 +6,13 @@ from typing import Optional
 import jax
 
 from haikd import config as config_lib
+from haikd.core import notes
 from haikd.data import pipeline
 from haikd.engine import program as program_lib
 from haikd.processes import distributed
 from haikd.processes import watchdog
 from haikd.run import ahead
+from haikd.run import clock
 from haikd.run import teachers
 from haikd.run import trackers
 from haikd.run import training as training_lib
@@ -56,6 +58,7 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
         config,
         ahead.start(config, program, data, workdir, compiler),
         data, teacher, workdir, title, settle, checkpointer, writer)
+    before = watchdog.spent()
     training.begin()
     while True:
       try:
@@ -64,4 +67,6 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
       except log_lib.Wrong as wrong:
         training.recover(wrong)
     watchdog.enter(None, '')
+    if phases := clock.describe_phases(before):
+      notes.say(f'{title} took {phases}.')
   return training.result()
