@@ -1,7 +1,7 @@
-"""Compiles what a training will call, while it does something else.
+"""Compiles what a job will call, while it does something else.
 
-The first step is compiled while the state is made or read, and evaluation while
-the first steps are taken.
+A step is compiled while its first state is made or read or another network is
+trained, and evaluation while the first steps are taken.
 """
 
 from collections.abc import Iterator
@@ -9,12 +9,11 @@ from concurrent import futures
 import contextlib
 from typing import Any
 
-from haikd import config as config_lib
-from haikd.data import pipeline
 from haikd.engine import abstract
 from haikd.engine import program as program_lib
 from haikd.processes import distributed
 from haikd.processes import watchdog
+from haikd.run import trainees
 from haikd.storage import checkpoint
 from haikd.storage import paths
 
@@ -60,23 +59,21 @@ def pool() -> Iterator[futures.Executor]:
     executor.shutdown(wait=False, cancel_futures=True)
 
 
-def start(config: config_lib.ConfigDict, program: program_lib.Program,
-          data: pipeline.Data, workdir: paths.Path,
-          executor: futures.Executor) -> program_lib.Program:
-  """Returns a program whose functions are being compiled, in their order.
+def start(trainee: trainees.Trainee, workdir: paths.Path,
+          executor: futures.Executor) -> trainees.Trainee:
+  """Returns a network whose functions are being compiled, in their order.
 
   Several processes compile when they call, all at the same time.
 
   Args:
-    config: of the training.
-    program: likewise.
-    data: what it is trained on.
-    workdir: of its checkpoints.
+    trainee: a network to be trained.
+    workdir: of the job.
     executor: from `pool`.
   """
-  taken = checkpoint.steps_taken(workdir)
+  config, program, data = trainee.config, trainee.program, trainee.data
+  taken = checkpoint.steps_taken(paths.as_path(workdir) / trainee.folder)
   if distributed.is_many() or taken >= config.steps:
-    return program
+    return trainee
   ahead = lambda function, *arguments: Ahead(function, arguments, executor)
   batch_of = lambda spec: abstract.batch_of(spec, program.mesh)
   number = program.stage_of(taken + 1)
@@ -84,11 +81,12 @@ def start(config: config_lib.ConfigDict, program: program_lib.Program,
   state = stage.abstract_state
   step = ahead(stage.train_step, state, stage.abstract_frozen,
                batch_of(data.spec))
-  return program._replace(
-      stages=(*program.stages[:number], stage._replace(train_step=step),
-              *program.stages[number + 1:]),
+  stages = (*program.stages[:number], stage._replace(train_step=step),
+            *program.stages[number + 1:])
+  return trainee._replace(program=program._replace(
+      stages=stages,
       eval_step=ahead(
           program.eval_step, program_lib.trained_network(state),
           program.abstract_frozen,
           batch_of(data.evaluation_spec(config.evaluation.split))),
-      not_finite=ahead(program.not_finite, state))
+      not_finite=ahead(program.not_finite, state)))

@@ -11,6 +11,7 @@ from haikd.engine import mesh as mesh_lib
 from haikd.network import network as network_lib
 from haikd.processes import watchdog
 from haikd.run import adaptive
+from haikd.run import ahead
 from haikd.run import chain
 from haikd.run import pretrained
 from haikd.run import recorded
@@ -67,8 +68,8 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path,
     for link in links:
       if link.name:
         notes.say(f'assistant {link.name} is trained in {link.workdir}.')
-      student, alone, teacher = jobs.pop(0)
-      results = _run(link.workdir, student, alone, teacher, start, command)
+      with ahead.pool() as compiler:
+        results = _run(link.workdir, jobs.pop(0), start, command, compiler)
   return results
 
 
@@ -129,19 +130,21 @@ def _prepare(link, data):
   return networks
 
 
-def _run(workdir, student, alone, teacher, start, command):
-  """Does one job, with the networks of `trainees.build_all`.
+def _run(workdir, networks, start, command, compiler):
+  """Does one job.
 
   Args:
     workdir: of the job.
-    student: to be trained.
-    alone: likewise, or None.
-    teacher: likewise, or None.
+    networks: from `trainees.build_all`.
     start: a list with the teacher that was loaded already, which is taken out.
     command: the command line.
+    compiler: from `ahead.pool`.
   """
+  student, alone, teacher = networks
   config = student.config
   workdir_lib.claim(workdir, config)
+  teacher, alone = (x and ahead.start(x, workdir, compiler)
+                    for x in (teacher, alone))
   trained = frozen_teacher = None
   if student.records is not None:
     frozen_teacher = teachers.of_records(student.program, student.records)
@@ -152,6 +155,7 @@ def _run(workdir, student, alone, teacher, start, command):
     frozen_teacher = _freeze(student, trained)
   if frozen_teacher:
     student = adaptive.settle(student, frozen_teacher, workdir)
+  student = ahead.start(student, workdir, compiler)
   report = report_lib.Report(student, command, report_lib.FILE)
   results = _evaluate_teacher(student, trained, frozen_teacher)
   del trained  # Its arrays are larger than those of frozen_teacher.

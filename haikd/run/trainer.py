@@ -11,7 +11,6 @@ from haikd.data import pipeline
 from haikd.engine import program as program_lib
 from haikd.processes import distributed
 from haikd.processes import watchdog
-from haikd.run import ahead
 from haikd.run import clock
 from haikd.run import teachers
 from haikd.run import trackers
@@ -46,7 +45,7 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
     StoppedError: SIGTERM has come, and the step in which it came is saved.
   """
   go_on = config.checkpoint_on_error == 'go_on'
-  with (distributed.stoppable(), ahead.pool() as compiler,
+  with (distributed.stoppable(),
         checkpointer_lib.Checkpointer(
             workdir, keep=config.keep_checkpoints, go_on=go_on) as checkpointer,
         writer_lib.open_writer(
@@ -55,9 +54,8 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
             tracker=trackers.open_tracker(config, workdir, title),
             go_on=go_on) as writer):
     training = training_lib.Training(
-        config,
-        ahead.start(config, program, data, workdir, compiler),
-        data, teacher, workdir, title, settle, checkpointer, writer)
+        config, program, data, teacher, workdir, title, settle, checkpointer,
+        writer)
     before = watchdog.spent()
     training.begin()
     while True:
