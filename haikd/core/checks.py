@@ -21,6 +21,7 @@ import jax.numpy as jnp
 # Characters in a message.
 _OF_NAME = 100
 _OF_VALUE = 200
+_OF_ERROR = 1000
 
 
 class ConfigError(ValueError):
@@ -86,8 +87,12 @@ def show(value: object) -> str:
 
 
 def describe(error: BaseException) -> str:
-  """Returns an error's type and message on one line, without a full stop."""
-  return f'{type(error).__name__}: {one_line(error)}'.rstrip('.')
+  """Returns an error's type and message on one line, without a full stop.
+
+  A message that quotes what a file holds, however long that is, is cut.
+  """
+  return shorten(f'{type(error).__name__}: {one_line(error)}',
+                 _OF_ERROR).rstrip('.')
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
