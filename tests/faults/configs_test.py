@@ -16,6 +16,7 @@ from haikd import config as config_lib
 from haikd.core import base as base_lib
 from haikd.core import checks
 from haikd.engine import collectives
+from haikd.engine import fits
 from haikd.engine import mesh as mesh_lib
 from haikd.engine import program as program_lib
 
@@ -154,6 +155,7 @@ def take_steps(config, done):
   spec = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, batch))
   program = program_lib.build_program(
       config, spec=spec, num_classes=3, has_teacher=True, mesh=mesh)
+  fits.check(program, spec, 'student')
   programs = {re.sub('dense<[^>]*>', '', stage.train_step.lower(
       stage.abstract_state, stage.abstract_frozen, spec).as_text())
               for stage in program.stages}

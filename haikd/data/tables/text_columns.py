@@ -8,6 +8,7 @@ import numpy as np
 
 from haikd.core import checks
 from haikd.data import reading as reading_lib
+from haikd.data.records import broken as broken_lib
 from haikd.data.records import file_names
 from haikd.data.records import rows
 from haikd.data.records import streams
@@ -46,7 +47,7 @@ def read(files: file_names.Files, requested: Sequence[str],
       name: _Labels(name) if name in labels else _Numbers()
       for name in requested}
   block: Sequence[Any] = ()
-  for block in _blocks(files):
+  for block in _blocks(files, reading):
     places = [place for _, place, _ in block]
     for name, column in cells.items():
       column.add(_cells(block, name), places)
@@ -57,9 +58,10 @@ def read(files: file_names.Files, requested: Sequence[str],
   return {name: column.finish() for name, column in cells.items()}
 
 
-def _blocks(files) -> Iterator[Sequence[Any]]:
+def _blocks(files, reading) -> Iterator[Sequence[Any]]:
+  broken = broken_lib.Broken(f'the table of {str(files[0][0])!r}', reading)
   records = itertools.chain.from_iterable(
-      rows.read(path, name) for path, name in files)
+      rows.read(path, name, broken=broken) for path, name in files)
   return iter(lambda: _block(records), [])
 
 

@@ -22,6 +22,7 @@ from haikd.data.text import packing
 from haikd.data.text import render_chats
 from haikd.data.text import shards
 from haikd.data.text import text_files
+from haikd.data.text import text_records
 from haikd.data.text import text_prepared
 from haikd.data.text import text_tokenizers
 from haikd.data.text import tokenizer as tokenizer_lib
@@ -32,7 +33,17 @@ _APART, _CUT, _LOST, _DATED, _OTHER_STOP, _CROSSING, _EMPTY = (
 
 _OPTIONS = 'config.data.options'
 
-_Rendered = tuple[render_chats.Row, str]  # With the place of its record.
+# A record with its rows, and a row with its ids.
+_Rendered = tuple[text_records.Record, list[render_chats.Row]]
+_Encoded = tuple[render_chats.Row, learned.Spans]
+
+
+class _Answer(NamedTuple):
+  """The character an answer begins with, its first token, and its last."""
+
+  begin: int
+  first: int
+  stop: int
 
 
 class _Chats(NamedTuple):
@@ -67,43 +78,59 @@ class _Chats(NamedTuple):
           functools.partial(self._render, process), batches)
       for encoded, statistics in overlap.one_ahead(self._encode, rendered):
         counts.update(statistics)
-        for (row, place), whole in encoded:
-          yield from self._row(row, whole, place, counts)
+        for record, rows in encoded:
+          for _, answers in text_records.usable(
+              [record], functools.partial(self._answers, rows), counts):
+            for (_, whole), spans in zip(rows, answers):
+              yield from self._row(whole, spans, counts)
 
   def _render(self, process: chat_process.ChatProcess,
-              batch: list[text_files.Record]
+              batch: list[text_records.Record]
               ) -> tuple[list[_Rendered], Counter]:
     """Returns chats as rows of text, and statistics of them."""
     rendered: list[_Rendered] = []
     counts: Counter = Counter()
-    for record in batch:
-      chat = messages_lib.read(record, self.fields)
-      rows, is_dated = process.render(chat)
-      rendered += [(row, chat.place) for row in rows]
+    render = lambda record: process.render(
+        messages_lib.read(record, self.fields))
+    for record, (rows, is_dated) in text_records.usable(batch, render, counts):
+      rendered.append((record, rows))
       counts[_APART] += len(rows) > 1
       counts[_DATED] += is_dated
     return rendered, counts
 
   def _encode(
       self, batch: tuple[list[_Rendered], Counter]
-  ) -> tuple[list[tuple[_Rendered, learned.Spans]], Counter]:
+  ) -> tuple[list[tuple[text_records.Record, list[_Encoded]]], Counter]:
+    """Returns the rows of each record with their ids."""
     rendered, counts = batch
-    spans = learned.spans_of(self.tokenizer, [row.text for row, _ in rendered])
-    return list(zip(rendered, spans)), counts
+    spans = iter(learned.spans_of(
+        self.tokenizer, [row.text for _, rows in rendered for row in rows]))
+    return [(record, list(zip(rows, spans))) for record, rows in rendered
+            ], counts
 
-  def _row(self, row: render_chats.Row, whole: learned.Spans, place: str,
+  def _answers(self, rows: list[_Encoded], record: text_records.Record
+               ) -> list[list[_Answer]]:
+    """Returns the answers in each row; refuses a chat with one that goes on."""
+    return [[self._answer(row, whole, span, record.place) for span in row.spans]
+            for row, whole in rows]
+
+  def _answer(self, row, whole, span, place) -> _Answer:
+    begin, end = span
+    first = whole.first_beyond(begin)
+    stop = self._stop(whole, first, end)
+    if stop is None:
+      raise checks.DataError(
+          f'{place} must have a token that ends each answer, or the student '
+          'never learns to stop; got, with what is learned in «»: '
+          f'{_shown(row)}. Use a chat template that writes one, such as '
+          f'{{{{ eos_token }}}}, or name its token in {_OPTIONS}.eos.')
+    return _Answer(begin, first, stop)
+
+  def _row(self, whole: learned.Spans, answers: list[_Answer],
            counts: Counter) -> Iterator[np.ndarray]:
     """Yields a row, unless it is cut before there is anything to learn."""
     is_learned = np.zeros(len(whole.ids), bool)
-    for begin, end in row.spans:
-      first = whole.first_beyond(begin)
-      stop = self._stop(whole, first, end)
-      if stop is None:
-        raise checks.DataError(
-            f'{place} must have a token that ends each answer, or the student '
-            'never learns to stop; got, with what is learned in «»: '
-            f'{_shown(row)}. Use a chat template that writes one, such as '
-            f'{{{{ eos_token }}}}, or name its token in {_OPTIONS}.eos.')
+    for begin, first, stop in answers:
       is_learned[first:stop + 1] = True
       counts[_CROSSING] += whole.begins_before(first, begin)
       counts[_EMPTY] += first == stop

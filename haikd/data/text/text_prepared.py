@@ -7,18 +7,20 @@ import hashlib
 import io
 import pathlib
 import sys
-from typing import NamedTuple, Optional, Protocol
+from typing import NamedTuple, Optional, Protocol, TypeVar
 
 import numpy as np
 
 from haikd.core import checks
 from haikd.core import notes
+from haikd.data import reading as reading_lib
 from haikd.data import source
 from haikd.data.text import affixes
 from haikd.data.text import pruning
 from haikd.data.text import shards
 from haikd.data.text import text_ahead
 from haikd.data.text import text_files
+from haikd.data.text import text_records
 from haikd.data.text import text_tokenizers
 from haikd.data.text import tokenizer as tokenizer_lib
 from haikd.storage import files
@@ -39,6 +41,11 @@ class RowFormat(Protocol):
     A format whose examples are random also has `vary`; see `source.Source`.
     """
 
+
+# What is said of records that cannot be used, as of a recipe's `notices`.
+_SKIPPED = (text_records.SKIPPED,
+            'cannot be used and are left out (config.data.on_error).')
+_Read = TypeVar('_Read')
 
 MakeFormat = Callable[[tokenizer_lib.Tokenizer, text_files.Corpus], RowFormat]
 
@@ -174,9 +181,11 @@ class _Opened(NamedTuple):
         paths.remove_leftovers(text_tokenizers.root(self.data_dir))
         shards.write(self.folder, recipe, self.corpus, show)
     info = shards.read_info(self.folder)
+    # The limit may have been another one when it was prepared.
+    text_files.broken_of(self.corpus).add(info.get(text_records.SKIPPED, 0))
     if not info['rows']:
-      raise _empty(self.corpus, info, recipe.notices)
-    for statistic, predicate in recipe.notices.items():
+      raise _empty(self.corpus, info, dict([*recipe.notices.items(), _SKIPPED]))
+    for statistic, predicate in (*recipe.notices.items(), _SKIPPED):
       if number := info.get(statistic):
         notes.say(f'split {self.corpus.split!r}, of {info["documents"]:,} '
                   f'records: {number:,} {predicate}')
@@ -212,11 +221,28 @@ def open_corpus(location: text_files.Location,
   return text_files.open_corpus(location, split, root / 'digests')
 
 
-def first_record(corpus: text_files.Corpus) -> text_files.Record:
-  """Returns the first record of a split; raises DataError if it is empty."""
-  for record in corpus.records():
-    return record
-  raise _empty(corpus)
+def read_first(corpus: text_files.Corpus,
+               read: Callable[[text_records.Record], _Read]) -> _Read:
+  """Returns what is read of the first record of a split that can be used.
+
+  Args:
+    corpus: the split.
+    read: raises DataError for a record that cannot be used.
+
+  Raises:
+    DataError: the split is empty, or the first error if there is no record to
+      go on with.
+  """
+  reading, first = corpus.reading, None
+  last = reading.max_skipped if reading.on_error == reading_lib.SKIP else 0
+  for number, record in enumerate(corpus.records()):
+    try:
+      return read(record)
+    except checks.DataError as err:
+      first = first or err
+      if number >= last:
+        break
+  raise first or _empty(corpus)
 
 
 def _empty(corpus, info=None, notices=None):
