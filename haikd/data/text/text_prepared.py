@@ -42,9 +42,7 @@ class RowFormat(Protocol):
     """
 
 
-# What is said of records that cannot be used, as of a recipe's `notices`.
-_SKIPPED = (text_records.SKIPPED,
-            'cannot be used and are left out (config.data.on_error).')
+_SKIPPED = 'cannot be used and are left out (config.data.on_error).'
 _Read = TypeVar('_Read')
 
 MakeFormat = Callable[[tokenizer_lib.Tokenizer, text_files.Corpus], RowFormat]
@@ -184,8 +182,11 @@ class _Opened(NamedTuple):
     # The limit may have been another one when it was prepared.
     text_files.broken_of(self.corpus).add(info.get(text_records.SKIPPED, 0))
     if not info['rows']:
-      raise _empty(self.corpus, info, dict([*recipe.notices.items(), _SKIPPED]))
-    for statistic, predicate in (*recipe.notices.items(), _SKIPPED):
+      raise _empty(self.corpus, info,
+                   {**recipe.notices, text_records.SKIPPED: _SKIPPED})
+    if number := info.get(text_records.SKIPPED):
+      notes.say(f'split {self.corpus.split!r}: {number:,} records {_SKIPPED}')
+    for statistic, predicate in recipe.notices.items():
       if number := info.get(statistic):
         notes.say(f'split {self.corpus.split!r}, of {info["documents"]:,} '
                   f'records: {number:,} {predicate}')

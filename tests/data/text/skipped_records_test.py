@@ -113,7 +113,7 @@ def test_what_one_record_causes_leaves_out_that_record(
     assert said in caplog.text, caplog.text
     assert f"split 'train': 1 skipped so far of the records" in caplog.text
     assert f'line {number} of ' in caplog.text
-    assert '1 cannot be used and are left out' in caplog.text
+    assert '1 records cannot be used and are left out' in caplog.text
     with pytest.raises(checks.DataError, match=f'line {number} of '):
       open_case(case, records, reading_lib.Reading())
 
