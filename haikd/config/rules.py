@@ -105,6 +105,7 @@ _SCHEDULES = (
     ('lie between 0 and 1, or be None', lambda x: 0 <= x[0] and x[1] <= 1,
      ('distillation.alpha',)),
 )
+_LARGEST_WEIGHT = 1e9  # Beyond, float32 keeps nothing of other terms.
 _WEIGHTS = ('distillation.attention_loss_weight',
             'distillation.feature_loss_weight')
 
@@ -202,7 +203,10 @@ def check_schedule(field: str, value: Any) -> schedules.Schedule:
 
 def check_weight(field: str, value: Any) -> None:
   """Refuses a weight that is no number or schedule, and says a negative one."""
-  if check_schedule(field, value).bounds[0] < 0:
+  low, high = check_schedule(field, value).bounds
+  require(field, f'lie between -{_LARGEST_WEIGHT:g} and {_LARGEST_WEIGHT:g}',
+          -_LARGEST_WEIGHT <= low and high <= _LARGEST_WEIGHT, value)
+  if low < 0:
     notes.say(f'{field} is negative, so that training raises this loss.')
 
 

@@ -84,6 +84,15 @@ def test_a_negative_weight_is_said(caplog):
   assert 'losses.x.weight is negative, so that training raises' in caplog.text
 
 
+@pytest.mark.parametrize('weight', (
+    1e39, -1e10, dict(kind='piecewise', at=(4,), values=(0., 1e39))))
+def test_a_weight_beyond_float32_is_refused(weight):
+  config = config_lib.base()
+  config.losses.x = dict(loss='feature_matching', weight=weight)
+  with pytest.raises(checks.ConfigError, match='x.weight must lie between -1e'):
+    config_lib.validate(config)
+
+
 @pytest.mark.parametrize('layers', (None, (0, 1), [[0, 1]], 'last'))
 def test_layers_may_be_of_any_form(layers):
   config = config_lib.base()
