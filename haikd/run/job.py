@@ -1,5 +1,6 @@
 """The job: trains a teacher, the student alone and the student; evaluates."""
 
+from collections.abc import Iterable
 from typing import Any, Optional
 
 import jax
@@ -28,7 +29,7 @@ from haikd.storage import paths
 
 
 def train(config: config_lib.ConfigDict, workdir: paths.Path,
-          command: str = '') -> results_lib.Results:
+          command: str = '', any_config: bool = False) -> results_lib.Results:
   """Trains what is missing, then evaluates, prints and writes the results.
 
   Args:
@@ -36,6 +37,7 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path,
     workdir: a folder, or gs://bucket/…, that holds everything of this run; a
       run that is found there goes on.
     command: the command line, for the report.
+    any_config: whether a run that began with another config goes on.
 
   Returns:
     The content of `result.json`: for `teacher` (if there is one),
@@ -51,12 +53,13 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path,
     StoppedError: SIGTERM has come, and training was saved.
   """
   workdir = paths.as_path(workdir)
+  free = workdir_lib.ALL_FIELDS if any_config else workdir_lib.FREE_FIELDS
   trackers.check(config)
   links = chain.links(config, workdir)
   jobs: list[Any] = []
   for link in links:
     with link.errors():
-      jobs.append(_prepare(link, jobs[0][0].data if jobs else None))
+      jobs.append(_prepare(link, jobs[0][0].data if jobs else None, free))
   chain.check_taught(links)
   first, _, untrained = jobs[0]
   is_given = first.has_teacher and not untrained and first.records is None
@@ -66,8 +69,7 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path,
     for link in links:
       if link.name:
         notes.say(f'assistant {link.name} is trained in {link.workdir}.')
-      student, alone, teacher = jobs.pop(0)
-      results = _run(link.workdir, student, alone, teacher, start, command)
+      results = _run(link.workdir, *jobs.pop(0), start, command, free)
   return results
 
 
@@ -105,12 +107,13 @@ def check(config: config_lib.ConfigDict, workdir: paths.Path) -> None:
   _prepare(chain.Link(None, config, paths.as_path(workdir)), None)
 
 
-def _prepare(link, data):
+def _prepare(link, data, free=workdir_lib.FREE_FIELDS):
   """Returns the networks of a job; refuses what cannot work.
 
   Args:
     link: of the chain.
     data: of another link, whose open splits are shared, or None.
+    free: fields that may differ from those that the run began with.
   """
   config = resolve.from_pretrained(link.config)
   mesh = mesh_lib.build_mesh(config.mesh)
@@ -124,11 +127,11 @@ def _prepare(link, data):
     adaptive.check(trainee)
     teachers.check(trainee.config, trainee.program, trainee.data)
     trainee.check_start(link.workdir)
-  workdir_lib.check_owner(link.workdir, networks[0].config)
+  workdir_lib.check_owner(link.workdir, networks[0].config, free)
   return networks
 
 
-def _run(workdir, student, alone, teacher, start, command):
+def _run(workdir, student, alone, teacher, start, command, free):
   """Does one job, with the networks of `trainees.build_all`.
 
   Args:
@@ -138,16 +141,17 @@ def _run(workdir, student, alone, teacher, start, command):
     teacher: likewise, or None.
     start: a list with the teacher that was loaded already, which is taken out.
     command: the command line.
+    free: as for `_prepare`.
   """
   config = student.config
-  workdir_lib.claim(workdir, config)
+  workdir_lib.claim(workdir, config, free=free)
   trained = frozen_teacher = None
   if student.records is not None:
     frozen_teacher = teachers.of_records(student.program, student.records)
     recorded.say(student.records)
   elif student.has_teacher:
     trained = start.pop() if start else trained_teacher(
-        student, teacher, workdir)
+        student, teacher, workdir, free)
     frozen_teacher = _freeze(student, trained)
   if frozen_teacher:
     student = adaptive.settle(student, frozen_teacher, workdir)
@@ -158,11 +162,11 @@ def _run(workdir, student, alone, teacher, start, command):
     results['student_start'] = _evaluate(
         student, student.start('student'), frozen_teacher)
   if alone:
-    trained = _train(alone, None, workdir)
+    trained = _train(alone, None, workdir, free)
     results['student_alone'] = _evaluate(student, trained, frozen_teacher)
     report.observe('student_alone', trained.network, frozen_teacher)
     del trained
-  trained = _train(student, frozen_teacher, workdir)
+  trained = _train(student, frozen_teacher, workdir, free)
   results['student'] = _evaluate(student, trained, frozen_teacher)
   _publish(results, workdir, config.evaluation.final, writer.RESULT_FILE)
   report.observe('student', trained.network, frozen_teacher)
@@ -228,27 +232,30 @@ def evaluate(config: config_lib.ConfigDict, workdir: paths.Path,
 
 def trained_teacher(student: trainees.Trainee,
                     teacher: Optional[trainees.Trainee],
-                    workdir: paths.Path) -> training.Trained:
+                    workdir: paths.Path,
+                    free: Iterable[str] = workdir_lib.FREE_FIELDS
+                    ) -> training.Trained:
   """Returns the teacher of a job, which is trained if it has no weights.
 
   Args:
     student: from `trainees.build_all`.
     teacher: likewise.
     workdir: of the job, claimed.
+    free: as for `_prepare`.
   """
-  return _train(teacher, None, workdir) if teacher else (
+  return _train(teacher, None, workdir, free) if teacher else (
       student.start('teacher'))
 
 
-def _train(trainee, teacher, workdir) -> training.Trained:
+def _train(trainee, teacher, workdir,
+           free=workdir_lib.FREE_FIELDS) -> training.Trained:
   folder = workdir / trainee.folder
-  workdir_lib.claim(folder, trainee.config)
+  workdir_lib.claim(folder, trainee.config, free=free)
   return trainer.train(trainee.config, trainee.program, trainee.data, teacher,
                        folder, trainee.title, trainee.settle)
 
 
 def _load(student, workdir, folder, role) -> training.Trained:
-  """Returns a network that the run has trained in a folder of its workdir."""
   field = f'--workdir/{folder}' if folder else '--workdir'
   return student.trained(field, workdir / folder, role)
 
