@@ -109,7 +109,7 @@ def mutate(rng):
       value = config
       for step in rng.choice(paths):
         value = value[step]
-      if hasattr(value, 'items'):  # Or a config might hold itself.
+      if isinstance(value, config_lib.ConfigDict):  # It might hold itself.
         value = value.copy_and_resolve_references()
     with contextlib.suppress(TypeError, ValueError, AttributeError, KeyError):
       with config.unlocked(), parent.unlocked(), parent.ignore_type():
