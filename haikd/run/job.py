@@ -69,7 +69,7 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path,
     for link in links:
       if link.name:
         notes.say(f'assistant {link.name} is trained in {link.workdir}.')
-      results = _run(link.workdir, *jobs.pop(0), start, command, free)
+      results = _run(link.workdir, jobs.pop(0), start, command, free)
   return results
 
 
@@ -131,18 +131,17 @@ def _prepare(link, data, free=workdir_lib.FREE_FIELDS):
   return networks
 
 
-def _run(workdir, student, alone, teacher, start, command, free):
-  """Does one job, with the networks of `trainees.build_all`.
+def _run(workdir, networks, start, command, free):
+  """Does one job.
 
   Args:
     workdir: of the job.
-    student: to be trained.
-    alone: likewise, or None.
-    teacher: likewise, or None.
+    networks: from `trainees.build_all`.
     start: a list with the teacher that was loaded already, which is taken out.
     command: the command line.
     free: as for `_prepare`.
   """
+  student, alone, teacher = networks
   config = student.config
   workdir_lib.claim(workdir, config, free=free)
   trained = frozen_teacher = None

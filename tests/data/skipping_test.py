@@ -133,7 +133,8 @@ def test_a_broken_record_of_a_file_is_skipped_or_refused(
   assert read(SKIP) == [1, 4]
   assert 'skipped so far of the records' in caplog.text
   assert '(config.data.on_error). The last one: ' in caplog.text
-  with pytest.raises(checks.DataError, match='line [23] of|element 2 .line 1. of'):
+  with pytest.raises(checks.DataError,
+                     match='line [23] of|element 2 .line 1. of'):
     read(reading_lib.Reading())
   with pytest.raises(checks.DataError, match='at most 0 broken records'):
     read(SKIP._replace(max_skipped=0))

@@ -93,7 +93,8 @@ def open_text(path: paths.ConcretePath, compression: str) -> Iterator[Stream]:
           f'take {compression} off its name.') from err
 
 
-def lines(stream: Stream, broken: Optional[broken_lib.Broken] = None) -> Iterator[Line]:
+def lines(stream: Stream, broken: Optional[broken_lib.Broken] = None
+          ) -> Iterator[Line]:
   """Yields the lines of a file, each with its newline.
 
   Args:

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
-from haikd.core import checks
 from haikd.core import registry
 from haikd.data import reading as reading_lib
 from haikd.data import source
+from haikd.data.text import answers as answers_lib
 from haikd.data.text import chat_process
 from haikd.data.text import chat_template as chat_template_lib
 from haikd.data.text import framing
@@ -22,8 +22,8 @@ from haikd.data.text import packing
 from haikd.data.text import render_chats
 from haikd.data.text import shards
 from haikd.data.text import text_files
-from haikd.data.text import text_records
 from haikd.data.text import text_prepared
+from haikd.data.text import text_records
 from haikd.data.text import text_tokenizers
 from haikd.data.text import tokenizer as tokenizer_lib
 
@@ -33,17 +33,7 @@ _APART, _CUT, _LOST, _DATED, _OTHER_STOP, _CROSSING, _EMPTY = (
 
 _OPTIONS = 'config.data.options'
 
-# A record with its rows, and a row with its ids.
-_Rendered = tuple[text_records.Record, list[render_chats.Row]]
-_Encoded = tuple[render_chats.Row, learned.Spans]
-
-
-class _Answer(NamedTuple):
-  """The character an answer begins with, its first token, and its last."""
-
-  begin: int
-  first: int
-  stop: int
+_Rendered = tuple[text_records.Record, list[render_chats.Row]]  # A record's.
 
 
 class _Chats(NamedTuple):
@@ -80,7 +70,8 @@ class _Chats(NamedTuple):
         counts.update(statistics)
         for record, rows in encoded:
           for _, answers in text_records.usable(
-              [record], functools.partial(self._answers, rows), counts):
+              [record], functools.partial(answers_lib.find, rows, self.is_stop),
+              counts):
             for (_, whole), spans in zip(rows, answers):
               yield from self._row(whole, spans, counts)
 
@@ -100,7 +91,8 @@ class _Chats(NamedTuple):
 
   def _encode(
       self, batch: tuple[list[_Rendered], Counter]
-  ) -> tuple[list[tuple[text_records.Record, list[_Encoded]]], Counter]:
+  ) -> tuple[list[tuple[text_records.Record, list[answers_lib.Encoded]]],
+             Counter]:
     """Returns the rows of each record with their ids."""
     rendered, counts = batch
     spans = iter(learned.spans_of(
@@ -108,25 +100,7 @@ class _Chats(NamedTuple):
     return [(record, list(zip(rows, spans))) for record, rows in rendered
             ], counts
 
-  def _answers(self, rows: list[_Encoded], record: text_records.Record
-               ) -> list[list[_Answer]]:
-    """Returns the answers in each row; refuses a chat with one that goes on."""
-    return [[self._answer(row, whole, span, record.place) for span in row.spans]
-            for row, whole in rows]
-
-  def _answer(self, row, whole, span, place) -> _Answer:
-    begin, end = span
-    first = whole.first_beyond(begin)
-    stop = self._stop(whole, first, end)
-    if stop is None:
-      raise checks.DataError(
-          f'{place} must have a token that ends each answer, or the student '
-          'never learns to stop; got, with what is learned in «»: '
-          f'{_shown(row)}. Use a chat template that writes one, such as '
-          f'{{{{ eos_token }}}}, or name its token in {_OPTIONS}.eos.')
-    return _Answer(begin, first, stop)
-
-  def _row(self, whole: learned.Spans, answers: list[_Answer],
+  def _row(self, whole: learned.Spans, answers: list[answers_lib.Answer],
            counts: Counter) -> Iterator[np.ndarray]:
     """Yields a row, unless it is cut before there is anything to learn."""
     is_learned = np.zeros(len(whole.ids), bool)
@@ -143,25 +117,6 @@ class _Chats(NamedTuple):
     yield learned.row(
         whole.ids[:self.length], is_learned[:self.length], self.length,
         pad=self.pad, padding=self.padding)
-
-  def _stop(self, whole: learned.Spans, first: int,
-            end: int) -> Optional[int]:
-    """Returns the token that ends an answer; only blanks may follow it.
-
-    Args:
-      whole: the chat.
-      first: the first token of the answer.
-      end: the index of the character after the answer.
-
-    Returns:
-      The index of a token, or None if there is no such token.
-    """
-    last = whole.first_beyond(end)
-    stops = np.flatnonzero(self.is_stop[whole.ids[first:last]])
-    if not len(stops):
-      return None
-    stop = first + int(stops[-1])
-    return None if whole.after(stop, end).strip() else stop
 
   def _notices(self) -> dict[str, str]:
     eos = self.tokenizer.token_of(self.end)
@@ -190,16 +145,6 @@ class _Chats(NamedTuple):
 
   def expand(self, rows: np.ndarray) -> Mapping[str, np.ndarray]:
     return learned.expand(rows)
-
-
-def _shown(row: render_chats.Row) -> str:
-  """Returns a row on one line, what is learned in «»; long parts shortened."""
-  places = [0, *(place for span in row.spans for place in span), len(row.text)]
-  parts = [row.text[start:end] for start, end in zip(places, places[1:])]
-  short = [part if len(part) <= 120 else f'{part[:60]}…{part[-60:]}'
-           for part in parts]
-  lines = [repr(part)[1:-1] for part in short]
-  return ''.join(f'«{line}»' if i % 2 else line for i, line in enumerate(lines))
 
 
 def _stops(tokenizer: tokenizer_lib.Tokenizer, end: int) -> np.ndarray:

@@ -19,8 +19,8 @@ from haikd.data.text import packing
 from haikd.data.text import sentence_rows
 from haikd.data.text import shards
 from haikd.data.text import text_files
-from haikd.data.text import text_records
 from haikd.data.text import text_prepared
+from haikd.data.text import text_records
 from haikd.data.text import text_tokenizers
 from haikd.data.text import tokenizer as tokenizer_lib
 from haikd.data.text import tokens as tokens_lib

@@ -7,7 +7,6 @@ import json
 from typing import Any, NamedTuple
 
 from haikd.core import checks
-from haikd.data.text import text_files
 from haikd.data.text import text_records
 
 ASSISTANT = 'assistant'

@@ -14,8 +14,8 @@ from haikd.data import source
 from haikd.data.text import sentence_rows
 from haikd.data.text import shards
 from haikd.data.text import text_files
-from haikd.data.text import text_records
 from haikd.data.text import text_prepared
+from haikd.data.text import text_records
 from haikd.data.text import tokenizer as tokenizer_lib
 from haikd.data.text import two_tokenizations
 
@@ -74,8 +74,8 @@ class _ScoredPairs(NamedTuple):
     row = np.zeros((), self.recipe().dtype)
     for batch in batches:
       pairs = self._pairs(batch, counts)
-      first, second = (self.encoder.encode([pair[i] for pair in pairs], counts)
-                       for i in (0, 1))
+      first = self.encoder.encode([first for first, _, _ in pairs], counts)
+      second = self.encoder.encode([second for _, second, _ in pairs], counts)
       for (_, _, row['label']), *pair in zip(pairs, first, second):
         for i, (tokens, _, mask) in enumerate(pair):
           row['tokens'][i], row['mask'][i] = tokens, mask
@@ -182,7 +182,7 @@ def sentences(split: str,
           f'{first!r}, {second!r} and {score!r}; got {sorted(record.values)}. '
           'config.data.options sets their names.')
 
-    return text_prepared.read_first(corpus, of_first)
+    return text_files.read_first(corpus, of_first)
 
   return two_tokenizations.open_rows(
       lambda path: text_prepared.open_rows(

@@ -1,11 +1,11 @@
 """Records of texts from files or from tfds."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 import hashlib
 import itertools
 import os
 import pathlib
-from typing import NamedTuple, Optional, Protocol
+from typing import Any, NamedTuple, Optional, Protocol, TypeVar
 
 from haikd.core import checks
 from haikd.data import prepared
@@ -21,6 +21,7 @@ from haikd.storage import paths
 
 _AT_ONCE = 4  # Files of a bucket that are read at a time.
 _IN_LIST = 64  # Records that a thread passes on at a time.
+_Read = TypeVar('_Read')
 
 
 class Corpus(Protocol):
@@ -101,6 +102,48 @@ def open_corpus(location: Location, split: str, cache: pathlib.Path) -> Corpus:
         'of the two.')
   folder = paths.as_path(os.path.expanduser(location.source_dir))
   return _FileCorpus(split, file_names.find(folder, split), location, cache)
+
+
+def read_first(corpus: Corpus,
+               read: Callable[[text_records.Record], _Read]) -> _Read:
+  """Returns what is read of the first record of a split that can be used.
+
+  Args:
+    corpus: the split.
+    read: raises DataError for a record that cannot be used.
+
+  Raises:
+    DataError: the split is empty, or the first error if there is no record to
+      go on with.
+  """
+  reading, first = corpus.reading, None
+  last = reading.max_skipped if reading.on_error == reading_lib.SKIP else 0
+  for number, record in enumerate(corpus.records()):
+    try:
+      return read(record)
+    except checks.DataError as err:
+      first = first or err
+      if number >= last:
+        break
+  raise first or empty(corpus)
+
+
+def empty(corpus: Corpus, info: Optional[Mapping[str, Any]] = None,
+          notices: Optional[Mapping[str, str]] = None) -> checks.DataError:
+  """Returns the error of a split that gives no rows.
+
+  Args:
+    corpus: the split.
+    info: its statistics, or None.
+    notices: what is said of them, or None.
+  """
+  reasons = [f'{info[statistic]:,} {predicate}'
+             for statistic, predicate in (notices or {}).items()
+             if info and info.get(statistic)]
+  got = f'none: {" ".join(reasons)}' if reasons else 'none.'
+  return checks.DataError(
+      f'Split {corpus.split!r} must hold texts; got {got} Choose another '
+      'split, or check its files.')
 
 
 class _FileCorpus:

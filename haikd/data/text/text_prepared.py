@@ -7,13 +7,11 @@ import hashlib
 import io
 import pathlib
 import sys
-from typing import NamedTuple, Optional, Protocol, TypeVar
+from typing import NamedTuple, Optional, Protocol
 
 import numpy as np
 
-from haikd.core import checks
 from haikd.core import notes
-from haikd.data import reading as reading_lib
 from haikd.data import source
 from haikd.data.text import affixes
 from haikd.data.text import pruning
@@ -43,7 +41,6 @@ class RowFormat(Protocol):
 
 
 _SKIPPED = 'cannot be used and are left out (config.data.on_error).'
-_Read = TypeVar('_Read')
 
 MakeFormat = Callable[[tokenizer_lib.Tokenizer, text_files.Corpus], RowFormat]
 
@@ -182,8 +179,8 @@ class _Opened(NamedTuple):
     # The limit may have been another one when it was prepared.
     text_files.broken_of(self.corpus).add(info.get(text_records.SKIPPED, 0))
     if not info['rows']:
-      raise _empty(self.corpus, info,
-                   {**recipe.notices, text_records.SKIPPED: _SKIPPED})
+      raise text_files.empty(self.corpus, info, {
+          **recipe.notices, text_records.SKIPPED: _SKIPPED})
     if number := info.get(text_records.SKIPPED):
       notes.say(f'split {self.corpus.split!r}: {number:,} records {_SKIPPED}')
     for statistic, predicate in recipe.notices.items():
@@ -222,40 +219,6 @@ def open_corpus(location: text_files.Location,
   return text_files.open_corpus(location, split, root / 'digests')
 
 
-def read_first(corpus: text_files.Corpus,
-               read: Callable[[text_records.Record], _Read]) -> _Read:
-  """Returns what is read of the first record of a split that can be used.
-
-  Args:
-    corpus: the split.
-    read: raises DataError for a record that cannot be used.
-
-  Raises:
-    DataError: the split is empty, or the first error if there is no record to
-      go on with.
-  """
-  reading, first = corpus.reading, None
-  last = reading.max_skipped if reading.on_error == reading_lib.SKIP else 0
-  for number, record in enumerate(corpus.records()):
-    try:
-      return read(record)
-    except checks.DataError as err:
-      first = first or err
-      if number >= last:
-        break
-  raise first or _empty(corpus)
-
-
-def _empty(corpus, info=None, notices=None):
-  reasons = [f'{info[statistic]:,} {predicate}'
-             for statistic, predicate in (notices or {}).items()
-             if info.get(statistic)]
-  got = f'none: {" ".join(reasons)}' if reasons else 'none.'
-  return checks.DataError(
-      f'Split {corpus.split!r} must hold texts; got {got} Choose another '
-      'split, or check its files.')
-
-
 def _prune(
     make_format: MakeFormat,
     tokenizer: tokenizer_lib.Tokenizer,
@@ -278,7 +241,7 @@ def _prune(
         for ids in recipe.full_ids(iter(batches)):
           used[ids] = True
     if not used.any():
-      raise _empty(corpus)
+      raise text_files.empty(corpus)
     _, kept_ids = pruning.prune(tokenizer, np.flatnonzero(used))
     content = io.BytesIO()
     np.save(content, kept_ids)

@@ -174,7 +174,7 @@ def triples(split: str,
       corpus: text_files.Corpus) -> text_prepared.RowFormat:
     encoder = sentence_rows.SentenceEncoder(loaded, length, padding)
     encoder.check_options()
-    fields = text_prepared.read_first(corpus, lambda record: candidates.find(
+    fields = text_files.read_first(corpus, lambda record: candidates.find(
         record, query=query, positive=positive, negatives=negatives,
         scores=scores, margins=margins))
     return _Triples(encoder, fields, num_negatives,

@@ -111,7 +111,7 @@ def test_what_one_record_causes_leaves_out_that_record(
     assert_same(open_case(case, records, SKIP), expected)
     number = records.index(bad) + 1
     assert said in caplog.text, caplog.text
-    assert f"split 'train': 1 skipped so far of the records" in caplog.text
+    assert "split 'train': 1 skipped so far of the records" in caplog.text
     assert f'line {number} of ' in caplog.text
     assert '1 records cannot be used and are left out' in caplog.text
     with pytest.raises(checks.DataError, match=f'line {number} of '):
