@@ -139,7 +139,9 @@ def check_fields(config: ml_collections.ConfigDict,
     if is_dict(default):
       rule = 'be a dict' if field in open_fields else 'be a dict of fields'
       require(f'config.{field}', rule, is_dict(value), value)
-      if field not in open_fields:
+      if field in open_fields:
+        _check_keys(f'config.{field}', value)
+      else:
         check_fields(value, default, open_fields, optional_fields, f'{field}.')
     elif value is not None or not (
         default is None or field in optional_fields):
@@ -149,6 +151,13 @@ def check_fields(config: ml_collections.ConfigDict,
       raise checks.ConfigError(
           f'config.{path}{name} is missing. Start the config from '
           'haikd.config.base(), and delete none of its fields.')
+
+
+def _check_keys(field, value):
+  """Refuses keys that are no texts: config.json would make texts of them."""
+  for name, inner in value.items() if hasattr(value, 'items') else ():
+    require(field, 'have texts as keys', isinstance(name, str), name)
+    _check_keys(f'{field}.{name}', inner)
 
 
 def check_rules(config: ml_collections.ConfigDict) -> None:
