@@ -70,7 +70,7 @@ def _label(labels, columns):
       raise column_lib.no_label(name, column.fault, len(labels) > 1)
     if column.kind == column_lib.IMAGE:
       raise checks.DataError(
-          f'column {name!r} must hold labels; got images. Name another in '
+          f'column {checks.show(name)} must hold labels; got images. Name another in '
           'config.data.options.label.')
   if len(labels) == 1:
     values = column_lib.as_array(found[0])

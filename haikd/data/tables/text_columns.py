@@ -100,7 +100,7 @@ class _Numbers:
     shape = self._parts[0].shape[1:] if self._parts else None
     if part is None or (shape is not None and part.shape[1:] != shape):
       if shape is None:
-        shape = np.shape(values[0])
+        shape = _shape(values[0])
       self._fault = _find_fault(values, places, shape)
       return
     self._parts.append(part)
@@ -144,7 +144,7 @@ class _Labels:
     if len(self._first) == 2:
       number, text = self._first[True], self._first[False]
       raise checks.DataError(
-          f'column {self._name!r} must hold only names of classes, or only '
+          f'column {checks.show(self._name)} must hold only names of classes, or only '
           f'numbers; got {text.value!r} in {text.place} and {number.value!r} '
           f'in {number.place}. Fix the data.')
     self._values += values
@@ -181,6 +181,14 @@ def _as_numbers(values: Sequence[Any]) -> Optional[np.ndarray]:
   if are_whole and (np.abs(numbers) < _EXACT).all():
     return numbers.astype(np.int64)
   return numbers
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+  """Returns the shape of a cell; () of lists of different lengths."""
+  try:
+    return np.shape(value)
+  except ValueError:
+    return ()
 
 
 def _find_fault(values, places, shape) -> column_lib.Fault:
