@@ -69,11 +69,15 @@ def errors_of(field: str) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-  """Returns an error's message on a single line."""
+  """Returns an error's message on a single line.
+
+  One that haikd did not write may quote all of a damaged file: it is cut.
+  """
   # str() of a KeyError puts its message in quotes.
   is_quoted = isinstance(error, KeyError) and len(error.args) == 1
   message = str(error.args[0] if is_quoted else error)
-  return ' '.join(message.split()) or type(error).__name__
+  text = ' '.join(message.split()) or type(error).__name__
+  return text if hasattr(error, 'exit_code') else shorten(text, _OF_ERROR)
 
 
 def show(value: object) -> str:
@@ -87,12 +91,8 @@ def show(value: object) -> str:
 
 
 def describe(error: BaseException) -> str:
-  """Returns an error's type and message on one line, without a full stop.
-
-  A message that quotes what a file holds, however long that is, is cut.
-  """
-  return shorten(f'{type(error).__name__}: {one_line(error)}',
-                 _OF_ERROR).rstrip('.')
+  """Returns an error's type and message on one line, without a full stop."""
+  return f'{type(error).__name__}: {one_line(error)}'.rstrip('.')
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -89,10 +89,10 @@ def _check(kind, size, num_classes, shape, length, vocabulary):
     if value < least:
       raise checks.ConfigError(f'config.data.options.{name} must be at least '
                                f'{least}; got {value}.')
-  if len(shape) != 3 or not all(type(x) is int and x > 0 for x in shape):
+  if not shape or not all(type(x) is int and x > 0 for x in shape):
     raise checks.ConfigError(
-        'config.data.options.shape must be height, width and channels, each '
-        f'positive; got {checks.show(shape)}.')
+        'config.data.options.shape must be positive numbers, such as height, '
+        f'width and channels; got {checks.show(shape)}.')
 
 
 def _tokens(random, size, length, vocabulary):

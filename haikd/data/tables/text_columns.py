@@ -144,9 +144,9 @@ class _Labels:
     if len(self._first) == 2:
       number, text = self._first[True], self._first[False]
       raise checks.DataError(
-          f'column {checks.show(self._name)} must hold only names of classes, or only '
-          f'numbers; got {text.value!r} in {text.place} and {number.value!r} '
-          f'in {number.place}. Fix the data.')
+          f'column {checks.show(self._name)} must hold only names of classes, '
+          f'or only numbers; got {text.value!r} in {text.place} and '
+          f'{number.value!r} in {number.place}. Fix the data.')
     self._values += values
     self.size += streams.count_characters(values) + _NAME_BYTES * len(values)
     self._numbers.add(values, places)

@@ -112,7 +112,8 @@ def write(folder: pathlib.Path, recipe: Recipe, corpus: text_files.Corpus,
     if shard_counts['rows']:
       names.append(shard.name)
   # Those that could not be parsed are among them.
-  counts[text_records.SKIPPED] = broken.count
+  if broken.count:
+    counts[text_records.SKIPPED] = broken.count
   if not counts['rows']:
     broken.refuse_rest()
   files.write_json(folder / _INFO, dict(counts, files=names))
