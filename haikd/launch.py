@@ -65,7 +65,8 @@ _FLAGS = dict(  # Each of one mode, and what holds in others.
     topology=('plan', 'A run uses the devices that it finds.'),
     output=('export', 'A run writes to its --workdir.'),
     format=('export', 'Export when the run is done.'),
-    server=('teach', 'Training reads what --mode=teach has recorded.'))
+    server=('teach', 'Training reads what --mode=teach has recorded.'),
+    allow_config_change=('train', 'Only training goes on with another config.'))
 
 
 def main(argv: Optional[list[str]] = None) -> int:
@@ -89,16 +90,16 @@ def main(argv: Optional[list[str]] = None) -> int:
       distributed.initialize(values.coordinator, values.num_processes,
                              values.process_id)
     load = functools.partial(_load, values, overrides)
-    config = load(values.config)
-    environment.quiet()
-    _say_start(values)
-    if values.mode != 'plan':
-      environment.check_devices()
-    environment.use_compilation_cache()
-    plugins.load(config.plugins)
-    with notes.printed(distributed.is_first()), watchdog.watched(
-        config.guard.hang_after, ends_process=True):
-      _run(config, values, _command(argv), load)
+    with notes.printed(distributed.is_first()):
+      config = load(values.config)
+      environment.quiet()
+      _say_start(values)
+      if values.mode != 'plan':
+        environment.check_devices()
+      environment.use_compilation_cache()
+      plugins.load(config.plugins)
+      with watchdog.watched(config.guard.hang_after, ends_process=True):
+        _run(config, values, _command(argv), load)
     distributed.finish()
     return 0
   except checks.StoppedError as err:
@@ -160,7 +161,7 @@ def _run(config, values, command, load):
     seeds.train(config, workdir, values.seeds, command)
   else:
     from haikd.run import job
-    job.train(config, workdir, command)
+    job.train(config, workdir, command, values.allow_config_change)
 
 
 def _command(argv):
@@ -193,35 +194,29 @@ def _exit_code(err):
 def _define_flags():
   values = flags.FlagValues()
   flags.DEFINE_string(
-      'config',
-      None,
+      'config', None,
       'Config file, or haikd:<name> for one that comes with haikd, with an '
       'optional :variant; --config.field=value overrides a field.',
       flag_values=values)
   flags.DEFINE_string(
-      'workdir',
-      None,
+      'workdir', None,
       'Folder of the run, local or gs://bucket/…; runs/<config> by default.',
       flag_values=values)
   flags.DEFINE_enum(
       'mode', 'train', _MODES, 'What to do.', flag_values=values)
   flags.DEFINE_list(
-      'topology',
-      None,
+      'topology', None,
       'Devices to plan for, such as v5e:16x16,v5p:8x8x8,2*v5e:16x16,cpu:8,gpu;'
       ' the first three need `pip install haikd[plan]`, and no TPU.',
       flag_values=values)
   flags.DEFINE_enum(
-      'format',
-      None,
-      _FORMATS,
+      'format', None, _FORMATS,
       'Format to export: hf (the default), a folder that transformers loads; '
       'stablehlo, a program and its weights, which JAX runs without haikd; or '
       'npz, an archive of the weights.',
       flag_values=values)
   flags.DEFINE_string(
-      'output',
-      None,
+      'output', None,
       'Folder to export to; by default <workdir>/export for hf, and '
       '<workdir>/export-<format> for the others.',
       flag_values=values)
@@ -229,11 +224,14 @@ def _define_flags():
       'server', None, 'Address of a teacher on a server, for --mode=teach.',
       flag_values=values)
   flags.DEFINE_integer(
-      'seeds',
-      1,
+      'seeds', 1,
       'Train this many times, with the seeds config.seed, config.seed + 1 and '
       'so on, and print means with 95 % intervals.',
       lower_bound=1,
+      flag_values=values)
+  flags.DEFINE_bool(
+      'allow_config_change', False, 'Go on with a run whose config was another '
+      'one; config_changes.jsonl in the workdir has what has changed.',
       flag_values=values)
   flags.DEFINE_string(
       'coordinator',
@@ -273,10 +271,12 @@ def _check_mode(values):
     raise checks.ConfigError(
         '--config must have no variant with --mode=sweep, which trains those '
         f'of config.sweep.methods; got {values.config}. Leave it out.')
-  if values.seeds > 1 and values.mode not in ('train', 'sweep'):
+  other = ('' if values.mode in ('train', 'sweep') else f'--mode={values.mode}'
+           ) or ('--allow_config_change' if values.allow_config_change else '')
+  if values.seeds > 1 and other:
     raise checks.ConfigError(
-        f'--seeds must be left out with --mode={values.mode}; got '
-        f'--seeds={values.seeds}. Give the --workdir of one seed.')
+        f'--seeds must be left out with {other}; got --seeds={values.seeds}. '
+        'Give the --workdir of one seed.')
   for flag, (mode, remedy) in _FLAGS.items():
     if values[flag].value and values.mode != mode:
       raise checks.ConfigError(

@@ -435,3 +435,28 @@ def test_command_is_the_program():
   line, = setup['options.entry_points']['console_scripts'].split('\n')[1:]
   entry = metadata.EntryPoint(*line.split(' = '), group='console_scripts')
   assert entry.name == 'haikd' and entry.load() is launch.main
+
+
+def test_a_changed_config_goes_on_where_that_is_allowed(run, tmp_path):
+  assert run()[0] == 0
+  changed = '--config.optimizer.learning_rate=0.5', '--config.steps=10'
+  code, _, err = run(*changed)
+  assert code == 3 and 'learning_rate=0.5 where it has 0.001' in err
+  assert '--allow_config_change' in err
+  code, _, err = run(*changed, '--allow_config_change')
+  assert code == 0, err
+  assert 'goes on with another config: config.optimizer.learning_rate' in err
+  assert [row['step'] for row in rows(tmp_path / 'run')
+          if row['split'] == 'train'] == [*range(1, 11)]
+  changes = json.loads(
+      (tmp_path / 'run/config_changes.jsonl').read_text())['changes']
+  assert changes == {'optimizer.learning_rate': [0.001, 0.5], 'steps': [8, 10]}
+  code, _, err = run('--allow_config_change', '--seeds=2', workdir='other')
+  assert code == 2 and '--seeds must be left out with --allow_config' in err
+
+
+def test_what_validation_says_is_printed(run):
+  code, _, err = run(
+      '--config.losses.x={"loss": "logit_mse", "weight": -0.1}')
+  assert code == 0
+  assert 'config.losses.x.weight is negative, so that training raises' in err

@@ -105,6 +105,7 @@ _SCHEDULES = (
     ('lie between 0 and 1, or be None', lambda x: 0 <= x[0] and x[1] <= 1,
      ('distillation.alpha',)),
 )
+_LARGEST_WEIGHT = 1e9  # Beyond, float32 keeps nothing of other terms.
 _WEIGHTS = ('distillation.attention_loss_weight',
             'distillation.feature_loss_weight')
 
@@ -138,7 +139,9 @@ def check_fields(config: ml_collections.ConfigDict,
     if is_dict(default):
       rule = 'be a dict' if field in open_fields else 'be a dict of fields'
       require(f'config.{field}', rule, is_dict(value), value)
-      if field not in open_fields:
+      if field in open_fields:
+        _check_keys(f'config.{field}', value)
+      else:
         check_fields(value, default, open_fields, optional_fields, f'{field}.')
     elif value is not None or not (
         default is None or field in optional_fields):
@@ -148,6 +151,13 @@ def check_fields(config: ml_collections.ConfigDict,
       raise checks.ConfigError(
           f'config.{path}{name} is missing. Start the config from '
           'haikd.config.base(), and delete none of its fields.')
+
+
+def _check_keys(field, value):
+  """Refuses keys that are no texts: config.json would make texts of them."""
+  for name, inner in value.items() if hasattr(value, 'items') else ():
+    require(field, 'have texts as keys', isinstance(name, str), name)
+    _check_keys(f'{field}.{name}', inner)
 
 
 def check_rules(config: ml_collections.ConfigDict) -> None:
@@ -202,7 +212,10 @@ def check_schedule(field: str, value: Any) -> schedules.Schedule:
 
 def check_weight(field: str, value: Any) -> None:
   """Refuses a weight that is no number or schedule, and says a negative one."""
-  if check_schedule(field, value).bounds[0] < 0:
+  low, high = check_schedule(field, value).bounds
+  require(field, f'lie between -{_LARGEST_WEIGHT:g} and {_LARGEST_WEIGHT:g}',
+          -_LARGEST_WEIGHT <= low and high <= _LARGEST_WEIGHT, value)
+  if low < 0:
     notes.say(f'{field} is negative, so that training raises this loss.')
 
 

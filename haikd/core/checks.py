@@ -21,6 +21,7 @@ import jax.numpy as jnp
 # Characters in a message.
 _OF_NAME = 100
 _OF_VALUE = 200
+_OF_ERROR = 1000
 
 
 class ConfigError(ValueError):
@@ -68,11 +69,15 @@ def errors_of(field: str) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-  """Returns an error's message on a single line."""
+  """Returns an error's message on a single line.
+
+  One that haikd did not write may quote all of a damaged file: it is cut.
+  """
   # str() of a KeyError puts its message in quotes.
   is_quoted = isinstance(error, KeyError) and len(error.args) == 1
   message = str(error.args[0] if is_quoted else error)
-  return ' '.join(message.split()) or type(error).__name__
+  text = ' '.join(message.split()) or type(error).__name__
+  return text if hasattr(error, 'exit_code') else shorten(text, _OF_ERROR)
 
 
 def show(value: object) -> str:

@@ -20,7 +20,7 @@ _KINDS = ('images', 'tokens')
 
 def _spec(*, kind='images', size=256, num_classes=10, shape=(8, 8, 1),
           length=16, vocabulary=32):
-  _check(kind, size, num_classes, length, vocabulary)
+  _check(kind, size, num_classes, shape, length, vocabulary)
   if kind == 'tokens':
     return spec_lib.Spec(tokens_lib.columns(length), vocabulary)
   columns = dict(
@@ -62,7 +62,7 @@ def synthetic(split: str,
     DataError: an unknown split.
   """
   splits.check(split, _SPLITS)
-  _check(kind, size, num_classes, length, vocabulary)
+  _check(kind, size, num_classes, shape, length, vocabulary)
   # Integers of 8 bytes, some of them twice.
   memory.check('config.data.options.size', 24 * size * (
       math.prod(shape) if kind == 'images' else length), 'a split takes')
@@ -78,7 +78,7 @@ def synthetic(split: str,
       dict(image=images, label=labels), num_classes=num_classes)
 
 
-def _check(kind, size, num_classes, length, vocabulary):
+def _check(kind, size, num_classes, shape, length, vocabulary):
   if kind not in _KINDS:
     raise checks.ConfigError(
         'config.data.options.kind must be a known kind of data; got '
@@ -89,6 +89,10 @@ def _check(kind, size, num_classes, length, vocabulary):
     if value < least:
       raise checks.ConfigError(f'config.data.options.{name} must be at least '
                                f'{least}; got {value}.')
+  if not shape or not all(type(x) is int and x > 0 for x in shape):
+    raise checks.ConfigError(
+        'config.data.options.shape must be positive numbers, such as height, '
+        f'width and channels; got {checks.show(shape)}.')
 
 
 def _tokens(random, size, length, vocabulary):

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import sys
+import threading
 
 from absl import logging as absl_logging
 import jax
@@ -36,6 +38,14 @@ def quiet() -> None:
   logging.getLogger('jax').setLevel(logging.ERROR)
   # gcsfs logs errors that it raises as well.
   logging.getLogger('gcsfs').setLevel(logging.CRITICAL)
+  # On a full disk, TensorStore's threads print a traceback for each array of a
+  # checkpoint; the error itself is raised where the checkpoint is awaited.
+  sys.excepthook = _only_of_main_thread
+
+
+def _only_of_main_thread(kind, error, trace):
+  if threading.current_thread() is threading.main_thread():
+    sys.__excepthook__(kind, error, trace)
 
 
 def use_compilation_cache() -> None:

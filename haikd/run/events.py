@@ -1,21 +1,28 @@
 """TensorBoard's event files."""
 
 from collections.abc import Mapping
-import contextlib
+import io
+import itertools
 import os
+import pathlib
+import socket
 import time
-from typing import Any
+from typing import Any, Optional
 
 from tensorboard.compat.proto import event_pb2
 from tensorboard.compat.proto import summary_pb2
-from tensorboard.summary.writer import event_file_writer
+from tensorboard.summary.writer import record_writer
+
+_VERSION = 'brain.Event:2'  # Of the files, as TensorBoard wants it.
+_numbers = itertools.count()  # Of the files of a process.
 
 
 class Events:
   """TensorBoard's event files; they need no TensorFlow.
 
   A file is created with its first event: a finished run that is started again
-  leaves none.
+  leaves none. Each row is written at once, by the thread that calls: that of
+  TensorBoard's own writer ends with its first error, and tells nobody.
 
   Args:
     workdir: a local folder.
@@ -23,53 +30,54 @@ class Events:
 
   def __init__(self, workdir: os.PathLike):
     self._workdir = workdir
-    self._writer: Any = None
+    self._file: Optional[io.FileIO] = None
+    self._waiting = b''  # What is still to be written.
     self._start: Any = None
 
   def truncate(self, step: int) -> None:
     """Makes TensorBoard drop the events of later steps."""
     self.close()  # Of a rollback: what follows is in a file of its own.
-    self._writer, self._start = None, step
+    self._start = step
 
-  def write(self, step: int, split: str,
-            metrics: Mapping[str, float]) -> None:
-    """Writes a row, and flushes it.
-
-    Raises:
-      OSError: it cannot be written, and is lost; later rows go to a new file.
-    """
+  def add(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+    """Adds a row to those that `write` writes."""
+    if self._file is None and not self._waiting:
+      self._add(0, file_version=_VERSION)
+      if self._start is not None:
+        # TensorBoard drops the events of earlier files from this step on.
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._add(self._start + 1, session_log=start)
     values = [
         summary_pb2.Summary.Value(tag=f'{split}/{name}', simple_value=value)
         for name, value in metrics.items()
     ]
-    try:
-      if self._writer is None:
-        self._open()
-      self._add(step, summary=summary_pb2.Summary(value=values))
-      self._writer.flush()
-    except OSError:
-      self._abandon()
-      raise
-    self._start = None  # Whatever comes next goes on from here.
+    self._add(step, summary=summary_pb2.Summary(value=values))
 
-  def _open(self):
-    self._writer = event_file_writer.EventFileWriter(os.fspath(self._workdir))
-    if self._start is not None:
-      # TensorBoard drops the events of earlier files from this step on.
-      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-      self._add(self._start + 1, session_log=start)
+  def write(self) -> None:
+    """Writes what waits.
+
+    Raises:
+      OSError: it cannot be written, and waits for the next call.
+    """
+    if self._waiting and self._file is None:
+      path = pathlib.Path(self._workdir)
+      path.mkdir(parents=True, exist_ok=True)
+      name = (f'events.out.tfevents.{int(time.time()):010}.'
+              f'{socket.gethostname()}.{os.getpid()}.{next(_numbers)}')
+      self._file = open(path / name, 'wb', buffering=0)
+    while self._waiting:  # A disk that is full takes a part of it.
+      assert self._file is not None, 'it is open'
+      self._waiting = self._waiting[self._file.write(self._waiting):]
 
   def _add(self, step, **content):
-    self._writer.add_event(
-        event_pb2.Event(wall_time=time.time(), step=step, **content))
-
-  def _abandon(self):
-    """Leaves a file whose thread has ended: it takes no more events."""
-    with contextlib.suppress(OSError):  # What has ended the thread.
-      self.close()
-    self._writer = None
+    event = event_pb2.Event(wall_time=time.time(), step=step, **content)
+    record = io.BytesIO()
+    record_writer.RecordWriter(record).write(event.SerializeToString())
+    self._waiting += record.getvalue()
 
   def close(self) -> None:
-    """Closes the file, if there is one."""
-    if self._writer is not None:
-      self._writer.close()
+    """Closes the file, if there is one; what waits is dropped."""
+    self._waiting = b''
+    if self._file is not None:
+      self._file.close()
+      self._file = None

@@ -1,15 +1,11 @@
 """The job: trains a teacher, the student alone and the student; evaluates."""
 
+from collections.abc import Iterable
 from typing import Any, Optional
-
-import jax
 
 from haikd import config as config_lib
 from haikd.core import notes
-from haikd.engine import evaluate as evaluate_lib
 from haikd.engine import mesh as mesh_lib
-from haikd.network import network as network_lib
-from haikd.processes import watchdog
 from haikd.run import adaptive
 from haikd.run import ahead
 from haikd.run import chain
@@ -18,6 +14,7 @@ from haikd.run import recorded
 from haikd.run import report as report_lib
 from haikd.run import resolve
 from haikd.run import results as results_lib
+from haikd.run import scores
 from haikd.run import teachers
 from haikd.run import trackers
 from haikd.run import trainees
@@ -30,7 +27,7 @@ from haikd.storage import paths
 
 
 def train(config: config_lib.ConfigDict, workdir: paths.Path,
-          command: str = '') -> results_lib.Results:
+          command: str = '', any_config: bool = False) -> results_lib.Results:
   """Trains what is missing, then evaluates, prints and writes the results.
 
   Args:
@@ -38,6 +35,7 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path,
     workdir: a folder, or gs://bucket/…, that holds everything of this run; a
       run that is found there goes on.
     command: the command line, for the report.
+    any_config: whether a run that began with another config goes on.
 
   Returns:
     The content of `result.json`: for `teacher` (if there is one),
@@ -53,12 +51,13 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path,
     StoppedError: SIGTERM has come, and training was saved.
   """
   workdir = paths.as_path(workdir)
+  free = workdir_lib.ALL_FIELDS if any_config else workdir_lib.FREE_FIELDS
   trackers.check(config)
   links = chain.links(config, workdir)
   jobs: list[Any] = []
   for link in links:
     with link.errors():
-      jobs.append(_prepare(link, jobs[0][0].data if jobs else None))
+      jobs.append(_prepare(link, jobs[0][0].data if jobs else None, free))
   chain.check_taught(links)
   first, _, untrained = jobs[0]
   is_given = first.has_teacher and not untrained and first.records is None
@@ -69,7 +68,8 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path,
       if link.name:
         notes.say(f'assistant {link.name} is trained in {link.workdir}.')
       with ahead.pool() as compiler:
-        results = _run(link.workdir, jobs.pop(0), start, command, compiler)
+        results = _run(link.workdir, jobs.pop(0), start, command, free,
+                       compiler)
   return results
 
 
@@ -107,12 +107,13 @@ def check(config: config_lib.ConfigDict, workdir: paths.Path) -> None:
   _prepare(chain.Link(None, config, paths.as_path(workdir)), None)
 
 
-def _prepare(link, data):
+def _prepare(link, data, free=workdir_lib.FREE_FIELDS):
   """Returns the networks of a job; refuses what cannot work.
 
   Args:
     link: of the chain.
     data: of another link, whose open splits are shared, or None.
+    free: fields that may differ from those that the run began with.
   """
   config = resolve.from_pretrained(link.config)
   mesh = mesh_lib.build_mesh(config.mesh)
@@ -126,11 +127,11 @@ def _prepare(link, data):
     adaptive.check(trainee)
     teachers.check(trainee.config, trainee.program, trainee.data)
     trainee.check_start(link.workdir)
-  workdir_lib.check_owner(link.workdir, networks[0].config)
+  workdir_lib.check_owner(link.workdir, networks[0].config, free)
   return networks
 
 
-def _run(workdir, networks, start, command, compiler):
+def _run(workdir, networks, start, command, free, compiler):
   """Does one job.
 
   Args:
@@ -138,11 +139,12 @@ def _run(workdir, networks, start, command, compiler):
     networks: from `trainees.build_all`.
     start: a list with the teacher that was loaded already, which is taken out.
     command: the command line.
+    free: as for `_prepare`.
     compiler: from `ahead.pool`.
   """
   student, alone, teacher = networks
   config = student.config
-  workdir_lib.claim(workdir, config)
+  workdir_lib.claim(workdir, config, free=free)
   teacher, alone = (x and ahead.start(x, workdir, compiler)
                     for x in (teacher, alone))
   trained = frozen_teacher = None
@@ -151,25 +153,26 @@ def _run(workdir, networks, start, command, compiler):
     recorded.say(student.records)
   elif student.has_teacher:
     trained = start.pop() if start else trained_teacher(
-        student, teacher, workdir)
+        student, teacher, workdir, free)
     frozen_teacher = _freeze(student, trained)
   if frozen_teacher:
     student = adaptive.settle(student, frozen_teacher, workdir)
   student = ahead.start(student, workdir, compiler)
   report = report_lib.Report(student, command, report_lib.FILE)
-  results = _evaluate_teacher(student, trained, frozen_teacher)
+  results = scores.of_teacher(student, trained, frozen_teacher)
   del trained  # Its arrays are larger than those of frozen_teacher.
   if pretrained.is_available(config.student.init):
-    results['student_start'] = _evaluate(
+    results['student_start'] = scores.of_student(
         student, student.start('student'), frozen_teacher)
   if alone:
-    trained = _train(alone, None, workdir)
-    results['student_alone'] = _evaluate(student, trained, frozen_teacher)
+    trained = _train(alone, None, workdir, free)
+    results['student_alone'] = scores.of_student(
+        student, trained, frozen_teacher)
     report.observe('student_alone', trained.network, frozen_teacher)
     del trained
-  trained = _train(student, frozen_teacher, workdir)
-  results['student'] = _evaluate(student, trained, frozen_teacher)
-  _publish(results, workdir, config.evaluation.final, writer.RESULT_FILE)
+  trained = _train(student, frozen_teacher, workdir, free)
+  results['student'] = scores.of_student(student, trained, frozen_teacher)
+  scores.publish(results, workdir, config.evaluation.final, writer.RESULT_FILE)
   report.observe('student', trained.network, frozen_teacher)
   report.write(workdir, results)
   return results
@@ -216,44 +219,47 @@ def evaluate(config: config_lib.ConfigDict, workdir: paths.Path,
         saved, frozen_teacher.identity if frozen_teacher else '')
   file = writer.evaluation_file(config.evaluation.final)
   report = report_lib.Report(student, command, file.replace('.json', '.html'))
-  results = _evaluate_teacher(student, trained, frozen_teacher)
+  results = scores.of_teacher(student, trained, frozen_teacher)
   if pretrained.is_available(config.student.init):
-    results['student_start'] = _evaluate(
+    results['student_start'] = scores.of_student(
         student, student.start('student'), frozen_teacher)
   for name in ('student_alone', 'student'):
     folder = results_lib.FOLDERS[name]
     if checkpoint.has_checkpoint(workdir / folder):
       trained = _load(student, workdir, folder, 'student')
-      results[name] = _evaluate(student, trained, frozen_teacher)
+      results[name] = scores.of_student(student, trained, frozen_teacher)
       report.observe(name, trained.network, frozen_teacher)
-  _publish(results, workdir, config.evaluation.final, file)
+  scores.publish(results, workdir, config.evaluation.final, file)
   report.write(workdir, results)
   return results
 
 
 def trained_teacher(student: trainees.Trainee,
                     teacher: Optional[trainees.Trainee],
-                    workdir: paths.Path) -> training.Trained:
+                    workdir: paths.Path,
+                    free: Iterable[str] = workdir_lib.FREE_FIELDS
+                    ) -> training.Trained:
   """Returns the teacher of a job, which is trained if it has no weights.
 
   Args:
     student: from `trainees.build_all`.
     teacher: likewise.
     workdir: of the job, claimed.
+    free: as for `_prepare`.
   """
-  return _train(teacher, None, workdir) if teacher else (
+  return _train(teacher, None, workdir, free) if teacher else (
       student.start('teacher'))
 
 
-def _train(trainee, teacher, workdir) -> training.Trained:
+def _train(trainee, teacher, workdir,
+           free=workdir_lib.FREE_FIELDS) -> training.Trained:
   folder = workdir / trainee.folder
-  workdir_lib.claim(folder, trainee.config)
+  workdir_lib.claim(folder, trainee.config, free=free)
   return trainer.train(trainee.config, trainee.program, trainee.data, teacher,
                        folder, trainee.title, trainee.settle)
 
 
 def _load(student, workdir, folder, role) -> training.Trained:
-  """Returns a network that the run has trained in a folder of its workdir."""
   field = f'--workdir/{folder}' if folder else '--workdir'
   return student.trained(field, workdir / folder, role)
 
@@ -261,38 +267,3 @@ def _load(student, workdir, folder, role) -> training.Trained:
 def _freeze(student, trained_teacher) -> teachers.Teacher:
   return teachers.freeze(student.config, student.program, student.data,
                          trained_teacher.network)
-
-
-def _evaluate_teacher(student, trained, teacher):
-  """Returns the results so far: the teacher's, compared with itself, if any."""
-  if trained is None:
-    return {}
-  scores = _scores(student, student.program.teacher_eval_step, teacher.frozen,
-                   None)
-  return dict(teacher=_row(trained, scores))
-
-
-def _evaluate(student, trained, teacher):
-  """Returns the row of a student, which is compared with the teacher."""
-  scores = _scores(student, student.program.eval_step, trained.network,
-                   teacher.frozen if teacher else None)
-  return _row(trained, scores)
-
-
-def _scores(student, eval_step, network, frozen):
-  split = student.config.evaluation.final
-  with watchdog.during(None, f'split {split}'):
-    return evaluate_lib.evaluate(
-        eval_step, network, frozen, student.data.evaluation(split),
-        student.program.mesh, student.program.own_metrics)
-
-
-def _row(trained, scores):
-  parameters = network_lib.count_parameters(trained.network.params)
-  return dict(parameters=parameters, **scores, seconds=trained.seconds)
-
-
-def _publish(results, workdir, split, name):
-  if jax.process_index() == 0:
-    writer.write_results(workdir, results, name)
-    writer.print_table(results, split=split)

@@ -18,6 +18,7 @@ if sys.platform != 'win32':
   import fcntl
 
 CONFIG_FILE = 'config.json'
+CHANGES_FILE = 'config_changes.jsonl'
 LOCK_FILE = '.lock'
 
 # Folders in the workdir, for the teacher and the student alone.
@@ -43,6 +44,8 @@ FREE_FIELDS = ('steps', 'log_every', 'checkpoint_every', 'checkpoint_on_error',
 
 # Those of them that may not if the best network is kept.
 _OF_BEST = ('evaluation.split', 'evaluation.metrics')
+# With these a run goes on whatever has changed: --allow_config_change.
+ALL_FIELDS = tuple(config_lib.base())
 
 _ABSENT = 'nothing'
 # Groups of fields that every config.json of a run has.
@@ -109,12 +112,14 @@ def claim(workdir: files.Path,
   distributed.first(lambda: _claim(workdir, config, tuple(free), create))
 
 
-def check_owner(workdir: files.Path, config: config_lib.ConfigDict) -> None:
+def check_owner(workdir: files.Path, config: config_lib.ConfigDict,
+                free: Iterable[str] = FREE_FIELDS) -> None:
   """Refuses a workdir that another config owns; claims nothing.
 
   Args:
     workdir: the folder.
     config: as for `claim`.
+    free: as for `claim`.
 
   Raises:
     DataError: another config owns it, or as `lock`.
@@ -122,7 +127,7 @@ def check_owner(workdir: files.Path, config: config_lib.ConfigDict) -> None:
   workdir = paths.as_path(workdir)
   distributed.first(lambda: _refuse_others(workdir))
   if distributed.first(lambda: _has_checkpoint(workdir)):
-    claim(workdir, config, create=False)
+    claim(workdir, config, free=free, create=False)
 
 
 def _relative(config, workdir):
@@ -170,9 +175,11 @@ def _claim(workdir, config, free, create):
   _refuse_others(workdir)
   path = workdir / CONFIG_FILE
   if paths.exists(path) and (not create or _has_checkpoint(workdir)):
-    _check_owner(path, config, free, create)
+    changes = _check_owner(path, config, free, create)
     if create:
       with _writing(workdir):
+        if changes:
+          _record(workdir, changes)
         files.write_json(path, config)
   elif not create:
     raise checks.DataError(
@@ -198,8 +205,20 @@ def _writing(workdir):
     raise paths.unwritable(workdir, err) from err
 
 
+def _record(workdir, changes):
+  """Adds what has changed to what had changed before."""
+  path = workdir / CHANGES_FILE
+  rows = [*files.read_rows(path),
+          dict(step=checkpoint.steps_taken(workdir), changes=changes)]
+  files.replace(path, ''.join(f'{files.encode(row)}\n' for row in rows))
+
+
 def _check_owner(path, config, free, says):
-  """Refuses a config that differs from the owner's in a field that is bound."""
+  """Refuses a config that differs from the owner's in a field that is bound.
+
+  Returns:
+    `{field: [old value, new value]}` of all that differ.
+  """
   # A field that is younger than the owner has its default there.
   defaults = flat(files.to_json(config_lib.base()))
   old, new = flat(files.read_json(path)), flat(config)
@@ -207,21 +226,32 @@ def _check_owner(path, config, free, says):
       x.startswith(f'{name}.') for x in old)}, **old}
   if new['evaluation.keep_best']:  # What decides which network is the result.
     free = [field for field in free if field not in _OF_BEST]
-  differences = [
-      f'config.{name}={new.get(name, _ABSENT)!r} where it has '
-      f'{old.get(name, _ABSENT)!r}' for name in sorted({**old, **new})
-      if old.get(name, _ABSENT) != new.get(name, _ABSENT) and
-      not any(f'{name}.'.startswith(f'{field}.') for field in free)
-  ]
-  if differences:
+  changes = {
+      name: [old.get(name, _ABSENT), new.get(name, _ABSENT)]
+      for name in sorted({**old, **new})
+      if old.get(name, _ABSENT) != new.get(name, _ABSENT)}
+  if bound := _told(changes, free):
     raise checks.DataError(
-        '--workdir must belong to this config; got '
-        f'{checks.abbreviate(differences, limit=3)} in {path}. Choose another '
-        '--workdir, or remove this one.')
+        f'--workdir must belong to this config; got {bound} in {path}. Choose '
+        'another --workdir, remove this one, or go on with what is there under '
+        '--allow_config_change.')
+  if says and (bound := _told(changes, FREE_FIELDS)):
+    notes.say(f'{path.parent} goes on with another config: {bound}. '
+              f'{CHANGES_FILE} has all of it.')
   if says and new['steps'] != old['steps']:
     notes.say(f'config.steps is {new["steps"]}, where it was {old["steps"]}. '
               'The learning rate goes on where it is in a run of '
               f'{new["steps"]} steps.')
+  return changes
+
+
+def _told(changes, free):
+  """Returns in words what has changed in fields that are not free, or ''."""
+  return checks.abbreviate([
+      f'config.{name}={new!r} where it has {old!r}'
+      for name, (old, new) in changes.items()
+      if not any(f'{name}.'.startswith(f'{field}.') for field in free)],
+                           limit=3)
 
 
 def flat(config: Any, prefix: str = '') -> dict[str, Any]:

@@ -116,7 +116,8 @@ class Writer:
     """Writes the rows that wait, or says that they cannot be written."""
     try:
       for row in self._rows.write():
-        self._events.write(*row)
+        self._events.add(*row)
+      self._events.write()
     except OSError as err:
       error = paths.unwritable(self._rows.path.parent, err)
       if not self._goes_on:

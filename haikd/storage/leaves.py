@@ -16,6 +16,7 @@ from haikd.core import base
 from haikd.core import checks
 from haikd.core import notes
 from haikd.storage import checksums
+from haikd.storage import extra as extra_lib
 from haikd.storage import paths
 
 STATE, METADATA = 'state', 'metadata'  # The items of a checkpoint.
@@ -144,12 +145,14 @@ def read_extra(folder: paths.ConcretePath) -> dict[str, Any]:
 
   Returns:
     `iterator`, `metadata` and `best_step`, which may be None.
+
+  Raises:
+    DataError: it cannot be read, or it has values of other types.
   """
   handler = ocp.JsonCheckpointHandler()
   with _reading(folder), ocp.Checkpointer(handler) as checkpointer:
     extra = checkpointer.restore(folder / METADATA, args=ocp.args.JsonRestore())
-    return dict(iterator=extra['iterator'], metadata=extra['metadata'],
-                best_step=extra.get('best_step'))
+  return extra_lib.check(folder, extra)
 
 
 def check_same(rule: str, expected: Leaves, saved: Leaves,

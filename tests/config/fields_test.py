@@ -84,6 +84,26 @@ def test_a_negative_weight_is_said(caplog):
   assert 'losses.x.weight is negative, so that training raises' in caplog.text
 
 
+@pytest.mark.parametrize('field, value, match', (
+    ('student.placement', {1: 2}, r'config\.student\.placement must have'),
+    ('data.options', dict(a={2: 'x'}), r'config\.data\.options\.a must have')))
+def test_keys_of_open_fields_are_texts(field, value, match):
+  config = config_lib.base()
+  group, name = field.split('.')
+  config[group][name] = value
+  with pytest.raises(checks.ConfigError, match=f'{match} texts as keys; got'):
+    config_lib.validate(config)
+
+
+@pytest.mark.parametrize('weight', (
+    1e39, -1e10, dict(kind='piecewise', at=(4,), values=(0., 1e39))))
+def test_a_weight_beyond_float32_is_refused(weight):
+  config = config_lib.base()
+  config.losses.x = dict(loss='feature_matching', weight=weight)
+  with pytest.raises(checks.ConfigError, match='x.weight must lie between -1e'):
+    config_lib.validate(config)
+
+
 @pytest.mark.parametrize('layers', (None, (0, 1), [[0, 1]], 'last'))
 def test_layers_may_be_of_any_form(layers):
   config = config_lib.base()

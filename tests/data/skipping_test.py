@@ -10,6 +10,7 @@ from haikd.core import checks
 from haikd.data import arrays
 from haikd.data import reader
 from haikd.data import reading as reading_lib
+from haikd.data.records import broken
 from haikd.data.records import file_names
 from haikd.data.records import rows
 
@@ -115,6 +116,7 @@ def test_stopping_is_the_default_and_names_the_example():
 BROKEN = {
     'x.jsonl': b'{"a": 1}\n{"a": \n{"a": "\xff"}\n{"a": 4}\n',
     'x.csv': b'a,b\n1,2\n1\n4,5\n',
+    'x.json': b'[{"a": 1}, [2], {"a": 4}]',
 }
 
 
@@ -126,11 +128,13 @@ def test_a_broken_record_of_a_file_is_skipped_or_refused(
   path.write_bytes(BROKEN[name])
   read = lambda reading: [
       int(values['a']) for values, _, _ in rows.read(
-          path, file_names.parse(path), reading=reading)]
+          path, file_names.parse(path), broken=broken.Broken(
+              "split 'train'", reading))]
   assert read(SKIP) == [1, 4]
   assert 'skipped so far of the records' in caplog.text
-  assert '(config.data.on_error). The last one: line ' in caplog.text
-  with pytest.raises(checks.DataError, match='line [23] of'):
+  assert '(config.data.on_error). The last one: ' in caplog.text
+  with pytest.raises(checks.DataError,
+                     match='line [23] of|element 2 .line 1. of'):
     read(reading_lib.Reading())
   with pytest.raises(checks.DataError, match='at most 0 broken records'):
     read(SKIP._replace(max_skipped=0))

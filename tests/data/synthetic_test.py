@@ -53,6 +53,8 @@ def test_tokens_follow_their_rule_and_are_ragged():
     (dict(length=1), 'length must be at least 2; got 1'),
     (dict(vocabulary=1), 'vocabulary must be at least 2; got 1'),
     (dict(size=-1), 'size must be at least 0; got -1'),
+    (dict(shape=()), r'shape must be positive numbers, .*; got \(\)'),
+    (dict(shape=(4, 0, 1)), 'shape must be positive numbers'),
 ])
 def test_options_out_of_range_are_refused(options, message):
   with pytest.raises(checks.ConfigError,

@@ -198,3 +198,29 @@ def test_lock_needs_a_folder_to_write_to(tmp_path):
   with pytest.raises(checks.DataError, match='a folder that can be written'):
     with workdir.lock(tmp_path / 'file'):
       pass
+
+
+def test_any_config_goes_on_where_that_is_allowed_and_is_recorded(
+    tmp_path, caplog):
+  caplog.set_level('INFO', 'haikd')
+  workdir.claim(tmp_path, make_config())
+  save(tmp_path)
+  workdir.claim(tmp_path, make_config(log_every=7))  # A free field.
+  assert 'another config' not in caplog.text
+  config = make_config(log_every=7, seed=1)
+  config.losses = {}
+  workdir.claim(tmp_path, config, free=workdir.ALL_FIELDS)
+  assert (f'{tmp_path} goes on with another config: '
+          "config.losses.extra.loss='nothing' where it has 'huber', "
+          "config.losses.extra.weight='nothing' where it has 0.5, "
+          'config.seed=1 where it has 0. config_changes') in caplog.text
+  rows = [json.loads(line) for line in (
+      tmp_path / 'config_changes.jsonl').read_text().splitlines()]
+  default = make_config().log_every
+  assert rows == [
+      dict(step=7, changes=dict(log_every=[default, 7])),
+      dict(step=7, changes={'losses.extra.loss': ['huber', 'nothing'],
+                            'losses.extra.weight': [0.5, 'nothing'],
+                            'seed': [0, 1]})]
+  workdir.claim(tmp_path, config)  # It owns the workdir now.
+  assert len((tmp_path / 'config_changes.jsonl').read_text().splitlines()) == 2

@@ -473,3 +473,30 @@ def test_check_vocabulary_compares_tokenizers():
       match="^the data's tokenizer must be the one .*; got none, and the "
       'checkpoint has abc. Bring back'):
     checkpoint.check_vocabulary(dict(vocabulary='abc'), '')
+
+
+@pytest.mark.parametrize('name, value', [
+    ('iterator', 3), ('iterator.next_index', 'x'), ('iterator.next_index', -1),
+    ('metadata', []), ('metadata.seconds', 'x'), ('metadata.evaluated', {}),
+    ('metadata.best', 'x'), ('metadata.best', {}), ('metadata.rows', 1.5),
+    ('metadata.teacher', 3), ('metadata.config', 3), ('metadata.layers', 'ab'),
+    ('metadata.rollbacks', None), ('best_step', 'x')])
+def test_metadata_of_other_types_is_refused(tmp_path, name, value):
+  """Also if its checksum is right, as that of a copy from a bucket is."""
+  state = make_state()
+  save(tmp_path, (7, state), teacher='', seconds=1.0, evaluated=True, rows=1,
+       rollbacks=0, best=None, config={}, layers=[])
+  folder = tmp_path / 'checkpoints' / '7'
+  assert restore(tmp_path, state)
+  path = folder / 'metadata' / 'metadata'
+  saved = json.loads(path.read_text())
+  *groups, last = name.split('.')
+  place = saved
+  for group in groups:
+    place = place[group]
+  place[last] = value
+  path.write_text(json.dumps(saved))
+  checksums.write(folder)
+  with pytest.raises(checks.DataError, match=(
+      rf'^checkpoint must have its metadata as it was saved; got {name}=')):
+    restore(tmp_path, state)

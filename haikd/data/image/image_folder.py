@@ -12,6 +12,7 @@ from haikd.core import checks
 from haikd.core import notes
 from haikd.core import registry
 from haikd.data import orders
+from haikd.data import reading as reading_lib
 from haikd.data import source
 from haikd.data import splits as splits_lib
 from haikd.data.image import decode
@@ -68,7 +69,9 @@ class ImageFolder:
 def image_folder(split: str,
                  *,
                  channels: int = 3,
-                 source_dir: Optional[str] = None) -> source.Source:
+                 source_dir: Optional[str] = None,
+                 reading: reading_lib.Reading = reading_lib.Reading()
+                 ) -> source.Source:
   """Images in folders, whose names are those of the classes.
 
   The files of a split are below `<source_dir>/<split>/<class>`. If they are in
@@ -87,6 +90,8 @@ def image_folder(split: str,
     split: the name of a folder, or a slice of one.
     channels: 3 for RGB, 1 for greyscale; all images are converted to it.
     source_dir: the folder of the splits or classes.
+    reading: whether a file that is no image is refused at once, or left out
+      when it is read.
 
   Returns:
     A Source of `image`, `[height, width, channels]` uint8, and `label`.
@@ -112,7 +117,7 @@ def image_folder(split: str,
   images = [image for name in names for image in classes.get(name, ())]
   labels = np.array([number for number, name in enumerate(names)
                      for _ in classes.get(name, ())], np.int32)
-  _check_headers(images)
+  _check_headers(images, reading)
   order = orders.stratified(labels)
   return ImageFolder([images[i] for i in order], labels[order], tuple(names),
                      channels)
@@ -216,15 +221,18 @@ def _check_classes(folders: Folders, split: str, classes: Classes) -> None:
         'Rename it, or move it away.')
 
 
-def _check_headers(images: Sequence[paths.ConcretePath]) -> None:
+def _check_headers(images: Sequence[paths.ConcretePath],
+                   reading: reading_lib.Reading) -> None:
   """Refuses files that are no images before training, if they are here.
 
-  What is damaged behind its header shows when it is decoded.
+  What is damaged behind its header shows when it is decoded, and so does a file
+  that is to be skipped.
   """
   if any(paths.is_remote(path) for path in images[:1]):
     return
+  read = (_try_header if reading.on_error == reading_lib.SKIP else _read_header)
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    headers = list(pool.map(_read_header, map(os.fspath, images)))
+    headers = [x for x in pool.map(read, map(os.fspath, images)) if x]
   deep = sum(header.is_deep for header in headers)
   if deep:
     notes.say(f'images of 16 bits a pixel, {deep} of {len(images)}, are scaled '
@@ -233,6 +241,13 @@ def _check_headers(images: Sequence[paths.ConcretePath]) -> None:
   if transparent:
     notes.say(f'transparent pixels become white; {transparent} of '
               f'{len(images)} images may have some.')
+
+
+def _try_header(path: str) -> Optional[decode.Header]:
+  try:
+    return _read_header(path)
+  except checks.DataError:
+    return None
 
 
 @functools.lru_cache(maxsize=2**20)

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from haikd.core import checks
+from haikd.data.records import broken as broken_lib
 from haikd.data.records import streams
 
 _READ = 2**16  # Bytes of an array that are read at a time, at least.
@@ -15,7 +16,7 @@ _BLANK = ' \t\r\n'
 Records = Iterator[tuple[dict[str, Any], str, int]]
 
 
-def json_lines(stream: streams.Stream, broken: streams.Broken) -> Records:
+def json_lines(stream: streams.Stream, broken: broken_lib.Broken) -> Records:
   """Reads a file with one object a line; blank lines are left out.
 
   Args:
@@ -56,14 +57,14 @@ def _parse(text, where):
   return values
 
 
-def json_file(stream: streams.Stream, broken: streams.Broken) -> Records:
+def json_file(stream: streams.Stream, broken: broken_lib.Broken) -> Records:
   """Reads an array of objects, or one object a line as `json_lines` does.
 
   An array is read element by element, and never held in memory.
 
   Args:
     stream: an open file.
-    broken: what is done about a line that is no object.
+    broken: what is done about a line, or an element, that is no object.
 
   Yields:
     As `json_lines`.
@@ -73,7 +74,7 @@ def json_file(stream: streams.Stream, broken: streams.Broken) -> Records:
   """
   start = stream.file.peek(_READ).removeprefix(codecs.BOM_UTF8)
   if start.lstrip().startswith(b'['):
-    yield from _array(stream)
+    yield from _array(stream, broken)
     return
   try:
     yield from json_lines(stream, broken)
@@ -84,7 +85,7 @@ def json_file(stream: streams.Stream, broken: streams.Broken) -> Records:
     ) from err
 
 
-def _array(stream):
+def _array(stream, broken):
   """Yields what `json_file` does of the elements of an array."""
   text = _Text(stream)
   text.skip_blank()
@@ -97,9 +98,10 @@ def _array(stream):
       where = (f'element {number} (line {text.line}) of '
                f'{str(stream.path)!r}')
       values = text.parse(decoder, where)
-      if not isinstance(values, dict):
-        raise _not_object(where, type(values).__name__)
-      yield values, where, stream.done()
+      if isinstance(values, dict):
+        yield values, where, stream.done()
+      else:
+        broken.skip(_not_object(where, type(values).__name__))
       following = text.skip_blank()
       if following == ']':
         break

@@ -1,9 +1,10 @@
 """The rows of one file whose records have fields, whatever its format."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Optional
 
 from haikd.data import reading as reading_lib
+from haikd.data.records import broken as broken_lib
 from haikd.data.records import file_names
 from haikd.data.records import json_records
 from haikd.data.records import streams
@@ -14,7 +15,8 @@ from haikd.storage import paths
 def read(
     path: paths.ConcretePath, name: file_names.Name,
     column_groups: tuple[tuple[str, ...], ...] = (), *,
-    reading: reading_lib.Reading = reading_lib.Reading()
+    reading: reading_lib.Reading = reading_lib.Reading(),
+    broken: Optional[broken_lib.Broken] = None
 ) -> Iterator[tuple[dict[str, Any], str, float]]:
   """Reads the rows of a file.
 
@@ -25,6 +27,7 @@ def read(
       of these groups whose columns the file has, or all columns if it has no
       group.
     reading: its limits.
+    broken: what is done about broken records; None to refuse them.
 
   Yields:
     `{field: value}` of a row, its place in the file for messages, and how many
@@ -40,7 +43,7 @@ def read(
   if name.format == '.arrow':
     yield from table_records.arrow(path, column_groups)
     return
-  broken = streams.Broken(path, reading)
+  broken = broken or broken_lib.Broken(repr(str(path)))
   with streams.open_text(path, name.compression) as stream:
     if name.format == '.jsonl':
       yield from json_records.json_lines(stream, broken)

@@ -9,8 +9,7 @@ from typing import Any, BinaryIO, NamedTuple, Optional
 import zlib
 
 from haikd.core import checks
-from haikd.core import notes
-from haikd.data import reading as reading_lib
+from haikd.data.records import broken as broken_lib
 from haikd.storage import inputs
 from haikd.storage import paths
 
@@ -94,42 +93,8 @@ def open_text(path: paths.ConcretePath, compression: str) -> Iterator[Stream]:
           f'take {compression} off its name.') from err
 
 
-class Broken:
-  """What is done about the broken records of a file, one after the other.
-
-  Args:
-    path: the file.
-    reading: whether they are skipped, and how many.
-  """
-
-  def __init__(self, path: paths.ConcretePath, reading: reading_lib.Reading):
-    self._path = path
-    self._reading = reading
-    self._count = 0
-
-  def skip(self, error: checks.DataError) -> None:
-    """Goes on after a broken record, and says so now and then.
-
-    Args:
-      error: what is wrong with it, and where it is.
-
-    Raises:
-      DataError: the error, if it must stop the run, or one too many.
-    """
-    if self._reading.on_error == reading_lib.STOP:
-      raise error
-    self._count += 1
-    if self._count > self._reading.max_skipped:
-      raise checks.DataError(
-          f'{str(self._path)!r} must have at most {self._reading.max_skipped} '
-          'broken records, config.data.max_skipped; got more. The last one: '
-          f'{error}') from error
-    if not self._count & self._count - 1:  # A power of two.
-      notes.say(f'{str(self._path)!r}: {self._count} skipped so far of the '
-                f'records (config.data.on_error). The last one: {error}')
-
-
-def lines(stream: Stream, broken: Optional[Broken] = None) -> Iterator[Line]:
+def lines(stream: Stream, broken: Optional[broken_lib.Broken] = None
+          ) -> Iterator[Line]:
   """Yields the lines of a file, each with its newline.
 
   Args:

@@ -10,6 +10,7 @@ from typing import Any
 from haikd.core import checks
 from haikd.core import notes
 from haikd.data import reading as reading_lib
+from haikd.data.records import broken as broken_lib
 from haikd.data.records import parquet_files
 from haikd.data.records import streams
 from haikd.storage import inputs
@@ -24,7 +25,7 @@ Records = Iterator[tuple[dict[str, Any], str, float]]
 
 
 def separated(stream: streams.Stream, delimiter: str,
-              broken: streams.Broken) -> Records:
+              broken: broken_lib.Broken) -> Records:
   r"""Reads a table whose first row has the names of the columns.
 
   A field in quotation marks may hold delimiters, line breaks, and quotation

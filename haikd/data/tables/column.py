@@ -81,9 +81,9 @@ def absent(where: str, name: str, known: Sequence[str]) -> checks.DataError:
     known: the columns that are there.
   """
   return checks.DataError(
-      f'{where} must have the column {name!r}; got none of that name. '
-      f'{checks.suggest(name, known)} config.data.options.inputs and label '
-      'name the columns.')
+      f'{where} must have the column {checks.show(name)}; got none of that '
+      f'name. {checks.suggest(name, known)} config.data.options.inputs and '
+      'label name the columns.')
 
 
 def no_rows(path: os.PathLike) -> checks.DataError:
@@ -122,9 +122,9 @@ def no_label(name: str, fault: Fault,
 def _unusable(name, fault, rule, otherwise):
   if fault.value is None:
     return checks.DataError(
-        f'column {name!r} must have a value in every row; got none in '
-        f'{fault.place}. Fill it in, remove the row, or {otherwise}.')
+        f'column {checks.show(name)} must have a value in every row; got none '
+        f'in {fault.place}. Fill it in, remove the row, or {otherwise}.')
   return checks.DataError(
-      f'column {name!r} must hold {rule}, in every row as many; got '
+      f'column {checks.show(name)} must hold {rule}, in every row as many; got '
       f'{reprlib.repr(fault.value)} in {fault.place}. Write it as '
       f'{rule}, or {otherwise}.')

@@ -224,8 +224,9 @@ def _numbers(name, columns) -> np.ndarray:
   column = _usable(name, columns)
   if column.kind != column_lib.NUMBER:
     raise checks.DataError(
-        f'column {name!r} must have one number a row; got {column.kind}s. Give '
-        'it a key of its own in config.data.options.inputs.')
+        f'column {checks.show(name)} must have one number a row; got '
+        f'{column.kind}s. Give it a key of its own in '
+        'config.data.options.inputs.')
   return column.values
 
 

@@ -70,8 +70,8 @@ def _label(labels, columns):
       raise column_lib.no_label(name, column.fault, len(labels) > 1)
     if column.kind == column_lib.IMAGE:
       raise checks.DataError(
-          f'column {name!r} must hold labels; got images. Name another in '
-          'config.data.options.label.')
+          f'column {checks.show(name)} must hold labels; got images. Name '
+          'another in config.data.options.label.')
   if len(labels) == 1:
     values = column_lib.as_array(found[0])
     if values.dtype == bool and values.ndim == 1:  # False is class 0.

@@ -8,6 +8,7 @@ import numpy as np
 
 from haikd.core import checks
 from haikd.data import reading as reading_lib
+from haikd.data.records import broken as broken_lib
 from haikd.data.records import file_names
 from haikd.data.records import rows
 from haikd.data.records import streams
@@ -46,7 +47,7 @@ def read(files: file_names.Files, requested: Sequence[str],
       name: _Labels(name) if name in labels else _Numbers()
       for name in requested}
   block: Sequence[Any] = ()
-  for block in _blocks(files):
+  for block in _blocks(files, reading):
     places = [place for _, place, _ in block]
     for name, column in cells.items():
       column.add(_cells(block, name), places)
@@ -57,9 +58,10 @@ def read(files: file_names.Files, requested: Sequence[str],
   return {name: column.finish() for name, column in cells.items()}
 
 
-def _blocks(files) -> Iterator[Sequence[Any]]:
+def _blocks(files, reading) -> Iterator[Sequence[Any]]:
+  broken = broken_lib.Broken(f'the table of {str(files[0][0])!r}', reading)
   records = itertools.chain.from_iterable(
-      rows.read(path, name) for path, name in files)
+      rows.read(path, name, broken=broken) for path, name in files)
   return iter(lambda: _block(records), [])
 
 
@@ -98,7 +100,7 @@ class _Numbers:
     shape = self._parts[0].shape[1:] if self._parts else None
     if part is None or (shape is not None and part.shape[1:] != shape):
       if shape is None:
-        shape = np.shape(values[0])
+        shape = _shape(values[0])
       self._fault = _find_fault(values, places, shape)
       return
     self._parts.append(part)
@@ -142,9 +144,9 @@ class _Labels:
     if len(self._first) == 2:
       number, text = self._first[True], self._first[False]
       raise checks.DataError(
-          f'column {self._name!r} must hold only names of classes, or only '
-          f'numbers; got {text.value!r} in {text.place} and {number.value!r} '
-          f'in {number.place}. Fix the data.')
+          f'column {checks.show(self._name)} must hold only names of classes, '
+          f'or only numbers; got {text.value!r} in {text.place} and '
+          f'{number.value!r} in {number.place}. Fix the data.')
     self._values += values
     self.size += streams.count_characters(values) + _NAME_BYTES * len(values)
     self._numbers.add(values, places)
@@ -179,6 +181,14 @@ def _as_numbers(values: Sequence[Any]) -> Optional[np.ndarray]:
   if are_whole and (np.abs(numbers) < _EXACT).all():
     return numbers.astype(np.int64)
   return numbers
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+  """Returns the shape of a cell; () of lists of different lengths."""
+  try:
+    return np.shape(value)
+  except ValueError:
+    return ()
 
 
 def _find_fault(values, places, shape) -> column_lib.Fault:

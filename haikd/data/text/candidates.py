@@ -8,7 +8,7 @@ import numpy as np
 
 from haikd.core import checks
 from haikd.data.records import streams
-from haikd.data.text import text_files
+from haikd.data.text import text_records
 
 Names = Union[None, str, Sequence[str]]  # None for those that are there.
 
@@ -50,14 +50,14 @@ class Fields(NamedTuple):
   scores: tuple[str, ...]
   margins: tuple[str, ...]
 
-  def read(self, record: text_files.Record) -> Candidates:
+  def read(self, record: text_records.Record) -> Candidates:
     """Returns what a record says.
 
     Raises:
       DataError: a field is missing or holds something else, or there is not one
         score for each candidate.
     """
-    query = text_files.text_of(record, self.query)
+    query = text_records.text_of(record, self.query)
     positives = list(_texts(record, self.positive))
     if len(positives) != 1 or positives[0] is None:
       raise checks.DataError(
@@ -103,7 +103,7 @@ class Fields(NamedTuple):
     return ' and '.join(map(repr, names))
 
 
-def find(record: text_files.Record, *, query: str, positive: str,
+def find(record: text_records.Record, *, query: str, positive: str,
          negatives: Names, scores: Names, margins: Names) -> Fields:
   """Returns which fields hold what, as far as the config does not say.
 
@@ -191,7 +191,7 @@ def _no_json(record, name, value):
 
 def _values(record, name) -> list[Any]:
   """Returns the values of a field, which may be a list."""
-  value = text_files.value_of(record, name)
+  value = text_records.value_of(record, name)
   if isinstance(value, np.ndarray):
     value = value.tolist()
   if record.untyped and isinstance(value, str) and (

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
-from haikd.core import checks
 from haikd.core import registry
 from haikd.data import reading as reading_lib
 from haikd.data import source
+from haikd.data.text import answers as answers_lib
 from haikd.data.text import chat_process
 from haikd.data.text import chat_template as chat_template_lib
 from haikd.data.text import framing
@@ -23,6 +23,7 @@ from haikd.data.text import render_chats
 from haikd.data.text import shards
 from haikd.data.text import text_files
 from haikd.data.text import text_prepared
+from haikd.data.text import text_records
 from haikd.data.text import text_tokenizers
 from haikd.data.text import tokenizer as tokenizer_lib
 
@@ -32,7 +33,7 @@ _APART, _CUT, _LOST, _DATED, _OTHER_STOP, _CROSSING, _EMPTY = (
 
 _OPTIONS = 'config.data.options'
 
-_Rendered = tuple[render_chats.Row, str]  # With the place of its record.
+_Rendered = tuple[text_records.Record, list[render_chats.Row]]  # A record's.
 
 
 class _Chats(NamedTuple):
@@ -67,43 +68,43 @@ class _Chats(NamedTuple):
           functools.partial(self._render, process), batches)
       for encoded, statistics in overlap.one_ahead(self._encode, rendered):
         counts.update(statistics)
-        for (row, place), whole in encoded:
-          yield from self._row(row, whole, place, counts)
+        for record, rows in encoded:
+          for _, answers in text_records.usable(
+              [record], functools.partial(answers_lib.find, rows, self.is_stop),
+              counts):
+            for (_, whole), spans in zip(rows, answers):
+              yield from self._row(whole, spans, counts)
 
   def _render(self, process: chat_process.ChatProcess,
-              batch: list[text_files.Record]
+              batch: list[text_records.Record]
               ) -> tuple[list[_Rendered], Counter]:
     """Returns chats as rows of text, and statistics of them."""
     rendered: list[_Rendered] = []
     counts: Counter = Counter()
-    for record in batch:
-      chat = messages_lib.read(record, self.fields)
-      rows, is_dated = process.render(chat)
-      rendered += [(row, chat.place) for row in rows]
+    render = lambda record: process.render(
+        messages_lib.read(record, self.fields))
+    for record, (rows, is_dated) in text_records.usable(batch, render, counts):
+      rendered.append((record, rows))
       counts[_APART] += len(rows) > 1
       counts[_DATED] += is_dated
     return rendered, counts
 
   def _encode(
       self, batch: tuple[list[_Rendered], Counter]
-  ) -> tuple[list[tuple[_Rendered, learned.Spans]], Counter]:
+  ) -> tuple[list[tuple[text_records.Record, list[answers_lib.Encoded]]],
+             Counter]:
+    """Returns the rows of each record with their ids."""
     rendered, counts = batch
-    spans = learned.spans_of(self.tokenizer, [row.text for row, _ in rendered])
-    return list(zip(rendered, spans)), counts
+    spans = iter(learned.spans_of(
+        self.tokenizer, [row.text for _, rows in rendered for row in rows]))
+    return [(record, list(zip(rows, spans))) for record, rows in rendered
+            ], counts
 
-  def _row(self, row: render_chats.Row, whole: learned.Spans, place: str,
+  def _row(self, whole: learned.Spans, answers: list[answers_lib.Answer],
            counts: Counter) -> Iterator[np.ndarray]:
     """Yields a row, unless it is cut before there is anything to learn."""
     is_learned = np.zeros(len(whole.ids), bool)
-    for begin, end in row.spans:
-      first = whole.first_beyond(begin)
-      stop = self._stop(whole, first, end)
-      if stop is None:
-        raise checks.DataError(
-            f'{place} must have a token that ends each answer, or the student '
-            'never learns to stop; got, with what is learned in «»: '
-            f'{_shown(row)}. Use a chat template that writes one, such as '
-            f'{{{{ eos_token }}}}, or name its token in {_OPTIONS}.eos.')
+    for begin, first, stop in answers:
       is_learned[first:stop + 1] = True
       counts[_CROSSING] += whole.begins_before(first, begin)
       counts[_EMPTY] += first == stop
@@ -116,25 +117,6 @@ class _Chats(NamedTuple):
     yield learned.row(
         whole.ids[:self.length], is_learned[:self.length], self.length,
         pad=self.pad, padding=self.padding)
-
-  def _stop(self, whole: learned.Spans, first: int,
-            end: int) -> Optional[int]:
-    """Returns the token that ends an answer; only blanks may follow it.
-
-    Args:
-      whole: the chat.
-      first: the first token of the answer.
-      end: the index of the character after the answer.
-
-    Returns:
-      The index of a token, or None if there is no such token.
-    """
-    last = whole.first_beyond(end)
-    stops = np.flatnonzero(self.is_stop[whole.ids[first:last]])
-    if not len(stops):
-      return None
-    stop = first + int(stops[-1])
-    return None if whole.after(stop, end).strip() else stop
 
   def _notices(self) -> dict[str, str]:
     eos = self.tokenizer.token_of(self.end)
@@ -163,16 +145,6 @@ class _Chats(NamedTuple):
 
   def expand(self, rows: np.ndarray) -> Mapping[str, np.ndarray]:
     return learned.expand(rows)
-
-
-def _shown(row: render_chats.Row) -> str:
-  """Returns a row on one line, what is learned in «»; long parts shortened."""
-  places = [0, *(place for span in row.spans for place in span), len(row.text)]
-  parts = [row.text[start:end] for start, end in zip(places, places[1:])]
-  short = [part if len(part) <= 120 else f'{part[:60]}…{part[-60:]}'
-           for part in parts]
-  lines = [repr(part)[1:-1] for part in short]
-  return ''.join(f'«{line}»' if i % 2 else line for i, line in enumerate(lines))
 
 
 def _stops(tokenizer: tokenizer_lib.Tokenizer, end: int) -> np.ndarray:

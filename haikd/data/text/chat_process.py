@@ -10,6 +10,7 @@ import sys
 from typing import Any, NamedTuple
 
 from haikd.core import checks
+from haikd.data.records import broken as broken_lib
 from haikd.data.text import messages as messages_lib
 from haikd.data.text import render_chats
 
@@ -31,6 +32,8 @@ _TEMPLATE_RULES = {
     'marks': ('must have {% generation %} around answers', _REMEDY),
     'buffered': ('must have {% generation %} at the top level', _REMEDY),
 }
+# Of these the kinds that other chats need not have.
+_OF_CHAT = ('size', 'prompt', 'marks')
 
 
 class RenderedChat(NamedTuple):
@@ -156,8 +159,9 @@ def _error(kind, message, place):
         f'{_REMEDY}')
   if kind in _TEMPLATE_RULES:
     rule, remedy = _TEMPLATE_RULES[kind]
-    return checks.DataError(
+    of_chat = kind in _OF_CHAT
+    return (checks.DataError if of_chat else broken_lib.NotOfRecordError)(
         f'the chat template {rule}; got {message} for {place}. {remedy}')
-  return checks.DataError(
+  return broken_lib.NotOfRecordError(
       f'the process that renders chats must not end; got {message} for '
       f'{place}. Run it again; it may have been killed for its memory.')

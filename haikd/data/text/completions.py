@@ -17,6 +17,7 @@ from haikd.data.text import packing
 from haikd.data.text import shards
 from haikd.data.text import text_files
 from haikd.data.text import text_prepared
+from haikd.data.text import text_records
 from haikd.data.text import text_tokenizers
 from haikd.data.text import tokenizer as tokenizer_lib
 
@@ -68,15 +69,20 @@ class _Completions(NamedTuple):
       for boundary, whole in encoded:
         yield self._row(boundary, whole, counts)
 
-  def _read(self, batch: list[text_files.Record],
+  def _read(self, batch: list[text_records.Record],
             counts: Counter) -> list[tuple[str, str]]:
     """Returns each prompt with its completion."""
-    for record in batch:
-      self._refuse_messages(record)
+    pairs = []
+    for record, pair in text_records.usable(batch, self._pair, counts):
+      pairs.append(pair)
       counts[_UNREAD] += (self.prompt == _INSTRUCTION and
                           bool(record.values.get(_INPUT)))
-    return list(zip(text_files.texts_of(batch, self.prompt),
-                    text_files.texts_of(batch, self.completion)))
+    return pairs
+
+  def _pair(self, record):
+    self._refuse_messages(record)
+    return (text_records.text_of(record, self.prompt),
+            text_records.text_of(record, self.completion))
 
   def _encode(
       self, pairs: list[tuple[str, str]]) -> list[tuple[int, learned.Spans]]:

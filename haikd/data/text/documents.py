@@ -18,6 +18,7 @@ from haikd.data.text import packing
 from haikd.data.text import shards
 from haikd.data.text import text_files
 from haikd.data.text import text_prepared
+from haikd.data.text import text_records
 from haikd.data.text import text_tokenizers
 from haikd.data.text import tokenizer as tokenizer_lib
 from haikd.data.text import tokens as tokens_lib
@@ -74,9 +75,11 @@ class _Documents(NamedTuple):
   def _texts(self, batches: shards.Batches,
              counts: Counter) -> Iterator[list[str]]:
     """Yields the texts of batches, and counts those that are empty."""
+    text_of = lambda record: text_records.text_of(record, self.field)
     for batch in batches:
-      texts = text_files.texts_of(batch, self.field)
-      for record, text in zip(batch, texts):
+      texts = []
+      for record, text in text_records.usable(batch, text_of, counts):
+        texts.append(text)
         if not text:
           if not counts[_EMPTY]:
             notes.say(f'{record.place} is an empty document; such are left out '

@@ -20,6 +20,7 @@ from haikd.data.text import sentence_rows
 from haikd.data.text import shards
 from haikd.data.text import text_files
 from haikd.data.text import text_prepared
+from haikd.data.text import text_records
 from haikd.data.text import text_tokenizers
 from haikd.data.text import tokenizer as tokenizer_lib
 from haikd.data.text import two_tokenizations
@@ -53,38 +54,42 @@ class _LabelledSentences(NamedTuple):
             counts: Counter) -> Iterator[np.ndarray]:
     row = np.zeros((), self.recipe().dtype)
     for batch in batches:
-      texts, pairs = self._texts_of(batch)
+      texts, pairs, classes = self._read(batch, counts)
       encoded = self.encoder.encode(texts, counts, pairs)
-      for record, (tokens, types, mask) in zip(batch, encoded):
+      for row['label'], (tokens, types, mask) in zip(classes, encoded):
         row['tokens'], row['mask'] = tokens, mask
-        row['label'] = self._class_of(record)
         if self.types:
           row['types'] = types
         yield row
 
   def _full_ids(self, batches: shards.Batches) -> Iterator[np.ndarray]:
     for batch in batches:
-      yield from self.encoder.full_ids(*self._texts_of(batch))
+      texts, pairs, _ = self._read(batch, Counter())
+      yield from self.encoder.full_ids(texts, pairs)
 
-  def _texts_of(
-      self, batch: list[text_files.Record]
-  ) -> tuple[list[str], Optional[list[str]]]:
-    """Returns the first texts, and the second ones or None."""
-    texts = text_files.texts_of(batch, self.field)
-    if self.second is None:
-      return texts, None
-    return texts, text_files.texts_of(batch, self.second)
+  def _read(
+      self, batch: list[text_records.Record], counts: Counter
+  ) -> tuple[list[str], Optional[list[str]], list[int]]:
+    """Returns the first texts, the second ones or None, and the classes."""
+    fields = [self.field] if self.second is None else [self.field, self.second]
+    rows = [row for _, row in text_records.usable(
+        batch, lambda record: (
+            [text_records.text_of(record, field) for field in fields],
+            self._class_of(record)), counts)]
+    columns = [[texts[i] for texts, _ in rows] for i in range(len(fields))]
+    return (columns[0], columns[1] if self.second else None,
+            [label for _, label in rows])
 
-  def _class_of(self, record: text_files.Record) -> int:
+  def _class_of(self, record: text_records.Record) -> int:
     """Returns the number of a record's class, or IGNORED_LABEL."""
-    value = text_files.value_of(record, self.label)
+    value = text_records.value_of(record, self.label)
     count = _count(self.classes)
     if isinstance(value, bytes):
-      value = text_files.text_of(record, self.label)
+      value = text_records.text_of(record, self.label)
     if isinstance(value, str) and not isinstance(self.classes, int):
       if value in self.classes:
         return tuple(self.classes).index(value)
-    number = text_files.number_of(record, self.label)
+    number = text_records.number_of(record, self.label)
     if isinstance(number, numbers.Integral):
       number = int(number)
       if number < count:
@@ -232,7 +237,12 @@ def _find_classes(location: text_files.Location, field: str) -> Classes:
   key = hashlib.sha256(f'{corpus.digest} {field}'.encode()).hexdigest()[:16]
   cached = text_tokenizers.root(location.data_dir) / 'classes' / f'{key}.json'
   if not cached.exists():
-    labels = {_name_or_number(record, field) for record in corpus.records()}
+    broken = text_files.broken_of(corpus)
+    labels = {label for _, label in text_records.usable(
+        corpus.records(broken), lambda record: _name_or_number(record, field),
+        Counter())}
+    if not labels:
+      broken.refuse_rest()
     names = sorted(x for x in labels if isinstance(x, str))
     if names and len(names) < len(labels):
       raise checks.DataError(
@@ -246,7 +256,7 @@ def _find_classes(location: text_files.Location, field: str) -> Classes:
 
 def _name_or_number(record, field) -> Any:
   """Returns a class as its name or number."""
-  value = text_files.number_of(record, field)
+  value = text_records.number_of(record, field)
   if isinstance(value, numbers.Integral):
     return int(value)
-  return text_files.text_of(record, field)
+  return text_records.text_of(record, field)

@@ -20,6 +20,7 @@ from haikd.data.text import sentence_rows
 from haikd.data.text import shards
 from haikd.data.text import text_files
 from haikd.data.text import text_prepared
+from haikd.data.text import text_records
 from haikd.data.text import text_tokenizers
 from haikd.data.text import tokenizer as tokenizer_lib
 from haikd.data.text import tokens as tokens_lib
@@ -53,7 +54,8 @@ class _MaskedText(NamedTuple):
     is_special = np.zeros(tokenizer.size, bool)
     is_special[list(text_tokenizers.special_ids(tokenizer))] = True
     around = affixes.of(tokenizer)
-    texts = (self.encoder.strip(text_files.texts_of(batch, self.field), counts)
+    texts = (self.encoder.strip(
+        text_records.texts_of(batch, self.field, counts), counts)
              for batch in batches)
     encode = lambda batch: (batch, tokenizer.encode_spans(batch))
     for batch, encodings in overlap.one_ahead(encode, texts):
@@ -102,7 +104,8 @@ class _MaskedText(NamedTuple):
 
   def _full_ids(self, batches: shards.Batches) -> Iterator[np.ndarray]:
     for batch in batches:
-      yield from self.encoder.full_ids(text_files.texts_of(batch, self.field))
+      yield from self.encoder.full_ids(
+          text_records.texts_of(batch, self.field, Counter()))
 
   def expand(self, rows: np.ndarray) -> Mapping[str, np.ndarray]:
     words = rows['words']

@@ -7,7 +7,7 @@ import json
 from typing import Any, NamedTuple
 
 from haikd.core import checks
-from haikd.data.text import text_files
+from haikd.data.text import text_records
 
 ASSISTANT = 'assistant'
 
@@ -59,7 +59,7 @@ class Chat(NamedTuple):
   place: str
 
 
-def read(record: text_files.Record, fields: Fields) -> Chat:
+def read(record: text_records.Record, fields: Fields) -> Chat:
   """Returns the messages of a record.
 
   Args:
@@ -88,10 +88,10 @@ def read(record: text_files.Record, fields: Fields) -> Chat:
   return Chat(messages, first, record.place)
 
 
-def _read_list(record: text_files.Record,
+def _read_list(record: text_records.Record,
                field: str) -> Iterator[dict[str, Any]]:
   """Yields the messages in a field of a record."""
-  value = _parse(text_files.value_of(record, field))
+  value = _parse(text_records.value_of(record, field))
   if isinstance(value, str):
     raise _error(record.place, f'have a list of messages in {field!r}, or that '
                  'list as JSON', value, "config.data.name='completions' reads "

@@ -15,6 +15,7 @@ from haikd.data.text import sentence_rows
 from haikd.data.text import shards
 from haikd.data.text import text_files
 from haikd.data.text import text_prepared
+from haikd.data.text import text_records
 from haikd.data.text import tokenizer as tokenizer_lib
 from haikd.data.text import two_tokenizations
 
@@ -36,14 +37,15 @@ class _Sentences(NamedTuple):
             counts: Counter) -> Iterator[np.ndarray]:
     row = np.zeros((), self.recipe().dtype)
     for batch in batches:
-      texts = text_files.texts_of(batch, self.field)
+      texts = text_records.texts_of(batch, self.field, counts)
       for tokens, _, mask in self.encoder.encode(texts, counts):
         row['tokens'], row['mask'] = tokens, mask
         yield row
 
   def _full_ids(self, batches: shards.Batches) -> Iterator[np.ndarray]:
     for batch in batches:
-      yield from self.encoder.full_ids(text_files.texts_of(batch, self.field))
+      yield from self.encoder.full_ids(
+          text_records.texts_of(batch, self.field, Counter()))
 
   def expand(self, rows: np.ndarray) -> Mapping[str, np.ndarray]:
     return dict(tokens=rows['tokens'], mask=rows['mask'])
@@ -71,22 +73,30 @@ class _ScoredPairs(NamedTuple):
             counts: Counter) -> Iterator[np.ndarray]:
     row = np.zeros((), self.recipe().dtype)
     for batch in batches:
-      first, second = (
-          self.encoder.encode(text_files.texts_of(batch, field), counts)
-          for field in (self.first, self.second))
-      for record, *pair in zip(batch, first, second):
-        row['label'] = self._score_of(record)
+      pairs = self._pairs(batch, counts)
+      first = self.encoder.encode([first for first, _, _ in pairs], counts)
+      second = self.encoder.encode([second for _, second, _ in pairs], counts)
+      for (_, _, row['label']), *pair in zip(pairs, first, second):
         for i, (tokens, _, mask) in enumerate(pair):
           row['tokens'][i], row['mask'][i] = tokens, mask
         yield row
 
   def _full_ids(self, batches: shards.Batches) -> Iterator[np.ndarray]:
     for batch in batches:
-      for field in (self.first, self.second):
-        yield from self.encoder.full_ids(text_files.texts_of(batch, field))
+      for first, second, _ in self._pairs(batch, Counter()):
+        yield from self.encoder.full_ids([first, second])
+
+  def _pairs(self, batch, counts) -> list[tuple[str, str, float]]:
+    """Returns both sentences, and the score, of records that have them."""
+    return [pair for _, pair in text_records.usable(batch, self._read, counts)]
+
+  def _read(self, record):
+    first, second = (text_records.text_of(record, field)
+                     for field in (self.first, self.second))
+    return first, second, self._score_of(record)
 
   def _score_of(self, record):
-    value = text_files.number_of(record, self.score)
+    value = text_records.number_of(record, self.score)
     if not checks.is_number(value):
       raise checks.DataError(
           f'{record.place} must have a finite number in the field '
@@ -161,15 +171,18 @@ def sentences(split: str,
       corpus: text_files.Corpus) -> text_prepared.RowFormat:
     encoder = sentence_rows.SentenceEncoder(loaded, length, padding)
     encoder.check_options()
-    record = text_prepared.first_record(corpus)
-    if field in record.values:
-      return _Sentences(encoder, field)
-    if {first, second, score} <= set(record.values):
-      return _ScoredPairs(encoder, first, second, score)
-    raise checks.DataError(
-        f'{record.place} must have the field {field!r}, or the fields '
-        f'{first!r}, {second!r} and {score!r}; got {sorted(record.values)}. '
-        'config.data.options sets their names.')
+
+    def of_first(record: text_records.Record) -> text_prepared.RowFormat:
+      if field in record.values:
+        return _Sentences(encoder, field)
+      if {first, second, score} <= set(record.values):
+        return _ScoredPairs(encoder, first, second, score)
+      raise checks.DataError(
+          f'{record.place} must have the field {field!r}, or the fields '
+          f'{first!r}, {second!r} and {score!r}; got {sorted(record.values)}. '
+          'config.data.options sets their names.')
+
+    return text_files.read_first(corpus, of_first)
 
   return two_tokenizations.open_rows(
       lambda path: text_prepared.open_rows(

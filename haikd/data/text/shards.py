@@ -16,13 +16,14 @@ import numpy as np
 
 from haikd.data.records import streams
 from haikd.data.text import text_files
+from haikd.data.text import text_records
 from haikd.storage import files
 from haikd.storage import paths
 
 SHARD_CHARACTERS = 2**23  # Characters of text in a shard, about.
 BATCH_CHARACTERS = 2**18  # Characters of text that are tokenised at a time.
 
-Batches = Iterator[list[text_files.Record]]
+Batches = Iterator[list[text_records.Record]]
 ShowProgress = Callable[[float], None]  # Takes the fraction that is done.
 
 _INFO = 'info.json'  # Written last: a folder with it is complete.
@@ -91,13 +92,15 @@ def write(folder: pathlib.Path, recipe: Recipe, corpus: text_files.Corpus,
   """
   names = []
   counts = Counter(documents=0, tokens=0, rows=0)
-  records = corpus.records()
+  broken = text_files.broken_of(corpus)
+  records = corpus.records(broken)
   for number in itertools.count():
     shard, statistics = _paths(folder, number)
     if statistics.exists():
       shard_counts = Counter(files.read_json(statistics))
       for record in itertools.islice(records, shard_counts['documents']):
         show(record.done)
+      broken.add(shard_counts[text_records.SKIPPED])
     else:
       first = next(records, None)
       if first is None:
@@ -108,10 +111,15 @@ def write(folder: pathlib.Path, recipe: Recipe, corpus: text_files.Corpus,
     counts.update(shard_counts)
     if shard_counts['rows']:
       names.append(shard.name)
+  # Those that could not be parsed are among them.
+  if broken.count:
+    counts[text_records.SKIPPED] = broken.count
+  if not counts['rows']:
+    broken.refuse_rest()
   files.write_json(folder / _INFO, dict(counts, files=names))
 
 
-def batches(records: Iterator[text_files.Record], show: ShowProgress,
+def batches(records: Iterator[text_records.Record], show: ShowProgress,
             limit: int) -> Batches:
   """Yields records in lists of BATCH_CHARACTERS or a little more.
 

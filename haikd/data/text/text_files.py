@@ -1,43 +1,27 @@
 """Records of texts from files or from tfds."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import hashlib
 import itertools
 import os
 import pathlib
-import reprlib
-from typing import Any, NamedTuple, Optional, Protocol
+from typing import Any, NamedTuple, Optional, Protocol, TypeVar
 
 from haikd.core import checks
 from haikd.data import prepared
 from haikd.data import reading as reading_lib
+from haikd.data.records import broken as broken_lib
 from haikd.data.records import file_names
-from haikd.data.records import hints
-from haikd.data.records import streams
 from haikd.data.text import overlap
 from haikd.data.text import text_lines
+from haikd.data.text import text_records
 from haikd.storage import files
 from haikd.storage import inputs
 from haikd.storage import paths
 
 _AT_ONCE = 4  # Files of a bucket that are read at a time.
 _IN_LIST = 64  # Records that a thread passes on at a time.
-
-
-class Record(NamedTuple):
-  """One document, line or row of a split.
-
-  Attributes:
-    values: `{field: value}`.
-    place: the file and line, for messages.
-    done: the fraction of the split that is read after it, from 0 to 1.
-    untyped: whether its numbers are written as texts, as in CSV.
-  """
-
-  values: Mapping[str, Any]
-  place: str
-  done: float
-  untyped: bool = False
+_Read = TypeVar('_Read')
 
 
 class Corpus(Protocol):
@@ -46,13 +30,21 @@ class Corpus(Protocol):
   Attributes:
     split: its name.
     digest: a hash of its content, and of how it is read.
+    reading: the limits of its files, and what is done about broken records.
   """
 
   split: str
   digest: str
+  reading: reading_lib.Reading
 
-  def records(self) -> Iterator[Record]:
-    """Yields the records in order."""
+  def records(
+      self, broken: Optional[broken_lib.Broken] = None
+  ) -> Iterator[text_records.Record]:
+    """Yields the records in order.
+
+    Args:
+      broken: counts those that cannot be used; None for a count of its own.
+    """
 
 
 class Location(NamedTuple):
@@ -101,7 +93,7 @@ def open_corpus(location: Location, split: str, cache: pathlib.Path) -> Corpus:
         f'is; got {location.documents!r}. '
         f'{checks.suggest(location.documents, text_lines.DOCUMENTS)}')
   if location.tfds is not None and location.source_dir is None:
-    return _TfdsCorpus(location.tfds, split, location.data_dir)
+    return _TfdsCorpus(location, split)
   if location.source_dir is None or location.tfds is not None:
     raise checks.ConfigError(
         'Either config.data.source_dir must be a folder of files, or '
@@ -112,91 +104,46 @@ def open_corpus(location: Location, split: str, cache: pathlib.Path) -> Corpus:
   return _FileCorpus(split, file_names.find(folder, split), location, cache)
 
 
-def text_of(record: Record, field: str) -> str:
-  """Returns a field that must be a text.
+def read_first(corpus: Corpus,
+               read: Callable[[text_records.Record], _Read]) -> _Read:
+  """Returns what is read of the first record of a split that can be used.
 
   Args:
-    record: the record.
-    field: its field.
+    corpus: the split.
+    read: raises DataError for a record that cannot be used.
 
   Raises:
-    DataError: the field is missing, or it is not a text.
+    DataError: the split is empty, or the first error if there is no record to
+      go on with.
   """
-  value = value_of(record, field)
-  if isinstance(value, bytes):
-    value = streams.decode(value, record.place)
-  if not isinstance(value, str):
-    raise checks.DataError(
-        f'{record.place} must have a text in the field {field!r}; got '
-        f'{reprlib.repr(value)}. Remove the record, or choose another field in '
-        'config.data.options.')
-  return value
-
-
-def texts_of(records: Iterable[Record], field: str) -> list[str]:
-  """Returns `text_of` each record."""
-  return [text_of(record, field) for record in records]
-
-
-def value_of(record: Record, field: str) -> Any:
-  """Returns a field.
-
-  Args:
-    record: the record.
-    field: its field.
-
-  Raises:
-    DataError: the field is missing, or a text in it has half a character, which
-      no tokenizer takes. JSON can write such a text.
-  """
-  if field not in record.values:
-    raise checks.DataError(
-        f'{record.place} must have the field {field!r}; got '
-        f'{sorted(record.values)}. {checks.suggest(field, record.values)} '
-        f'{_remedy(record)}')
-  value = record.values[field]
-  half = _half_character(value)
-  if half:
-    raise checks.DataError(
-        f'{record.place} must have whole characters in the field {field!r}; '
-        f'got the lone surrogate {half!r}. Remove the record, or replace the '
-        'character.')
-  return value
-
-
-def _remedy(record):
-  """Returns what to do about a field that is missing."""
-  hint = hints.of_record(record.values)
-  if not hint and record.untyped:
-    hint = 'The first row of the file must name its columns.'
-  return f'config.data.options sets its name. {hint}'.rstrip()
-
-
-def number_of(record: Record, field: str) -> Any:
-  """Returns `value_of` a field; of CSV, as a number if it can be one."""
-  value = value_of(record, field)
-  if record.untyped:
-    for kind in (int, float):
-      try:
-        return kind(value)
-      except ValueError:
-        continue
-  return value
-
-
-def _half_character(value: Any) -> str:
-  """Returns the first lone surrogate in a value, or ''."""
-  if isinstance(value, str):
+  reading, first = corpus.reading, None
+  last = reading.max_skipped if reading.on_error == reading_lib.SKIP else 0
+  for number, record in enumerate(corpus.records()):
     try:
-      if not value.isascii():
-        value.encode()
-    except UnicodeEncodeError as err:
-      return value[err.start]
-  elif isinstance(value, Mapping):
-    return _half_character([*value, *value.values()])
-  elif isinstance(value, (list, tuple)):
-    return next(filter(None, map(_half_character, value)), '')
-  return ''
+      return read(record)
+    except checks.DataError as err:
+      first = first or err
+      if number >= last:
+        break
+  raise first or empty(corpus)
+
+
+def empty(corpus: Corpus, info: Optional[Mapping[str, Any]] = None,
+          notices: Optional[Mapping[str, str]] = None) -> checks.DataError:
+  """Returns the error of a split that gives no rows.
+
+  Args:
+    corpus: the split.
+    info: its statistics, or None.
+    notices: what is said of them, or None.
+  """
+  reasons = [f'{info[statistic]:,} {predicate}'
+             for statistic, predicate in (notices or {}).items()
+             if info and info.get(statistic)]
+  got = f'none: {" ".join(reasons)}' if reasons else 'none.'
+  return checks.DataError(
+      f'Split {corpus.split!r} must hold texts; got {got} Choose another '
+      'split, or check its files.')
 
 
 class _FileCorpus:
@@ -205,6 +152,7 @@ class _FileCorpus:
   def __init__(self, split: str, inside: file_names.Files, location: Location,
                cache: pathlib.Path):
     self.split = split
+    self.reading = location.reading
     self._files = inside
     self._location = location
     digest = hashlib.sha256()
@@ -212,15 +160,17 @@ class _FileCorpus:
       documents = location.documents if name.format == '.txt' else ''
       content = text_lines.digest(path, cache)
       digest.update(f'{name.suffix} {documents} {content}\n'.encode())
-    if location.reading.on_error == reading_lib.SKIP:
-      digest.update(b'without broken records')
+    digest.update(_skips(location.reading).encode())
     self.digest = digest.hexdigest()
 
-  def records(self) -> Iterator[Record]:
+  def records(
+      self, broken: Optional[broken_lib.Broken] = None
+  ) -> Iterator[text_records.Record]:
     """Yields the records, file by file; files in a bucket are read at once."""
+    broken = broken or broken_of(self)
     sizes = [inputs.size(path) for path, _ in self._files]
     befores, total = itertools.accumulate(sizes, initial=0), max(sum(sizes), 1)
-    readers = (self._read(path, name, before, total)
+    readers = (self._read(path, name, before, total, broken)
                for (path, name), before in zip(self._files, befores))
     if not any(paths.is_remote(path) for path, _ in self._files):
       yield from itertools.chain.from_iterable(readers)
@@ -229,7 +179,8 @@ class _FileCorpus:
       yield from records
 
   def _read(self, path: paths.ConcretePath, name: file_names.Name, before: int,
-            total: int) -> Iterator[Record]:
+            total: int, broken: broken_lib.Broken
+            ) -> Iterator[text_records.Record]:
     """Yields the records of a file.
 
     Args:
@@ -237,17 +188,20 @@ class _FileCorpus:
       name: the parts of its name.
       before: the size of the files before it, in bytes.
       total: that of all files.
+      broken: counts broken records.
     """
     untyped = name.format in ('.csv', '.tsv')
     for values, place, done in text_lines.read(
         path, name, documents=self._location.documents,
         field=self._location.field,
         column_groups=self._location.column_groups,
-        reading=self._location.reading):
-      yield Record(values, place, (before + done) / total, untyped)
+        reading=self.reading, broken=broken):
+      yield text_records.Record(values, place, (before + done) / total,
+                                untyped, broken)
 
 
-def _in_lists(records: Iterator[Record]) -> Iterator[list[Record]]:
+def _in_lists(records: Iterator[text_records.Record]
+              ) -> Iterator[list[text_records.Record]]:
   """Yields records in lists, which threads pass on faster."""
   return iter(lambda: list(itertools.islice(records, _IN_LIST)), [])
 
@@ -255,15 +209,34 @@ def _in_lists(records: Iterator[Record]) -> Iterator[list[Record]]:
 class _TfdsCorpus:
   """A Corpus that tfds has prepared."""
 
-  def __init__(self, name: str, split: str, data_dir: Optional[str]):
+  def __init__(self, location: Location, split: str):
+    assert location.tfds is not None, 'it has a name'
     self.split = split
-    self._name = name
-    self._source, stamp = prepared.open_whole(name, split, data_dir)
-    self.digest = hashlib.sha256(files.encode(stamp).encode()).hexdigest()
+    self.reading = location.reading
+    self._name = location.tfds
+    self._source, stamp = prepared.open_whole(
+        self._name, split, location.data_dir)
+    self.digest = hashlib.sha256(
+        (files.encode(stamp) + _skips(self.reading)).encode()).hexdigest()
 
-  def records(self) -> Iterator[Record]:
+  def records(
+      self, broken: Optional[broken_lib.Broken] = None
+  ) -> Iterator[text_records.Record]:
     """Yields the examples of the split."""
+    broken = broken or broken_of(self)
     size = len(self._source)
     for i in range(size):
       place = f'example {i} of split {self.split!r} of {self._name!r}'
-      yield Record(self._source[i], place, (i + 1) / size)
+      yield text_records.Record(self._source[i], place, (i + 1) / size,
+                                broken=broken)
+
+
+def broken_of(corpus: Corpus) -> broken_lib.Broken:
+  """Returns a count of the broken records of a split."""
+  return broken_lib.Broken(f'split {corpus.split!r}', corpus.reading)
+
+
+def _skips(reading: reading_lib.Reading) -> str:
+  """Returns what a digest has of that records are skipped, or ''."""
+  is_skipping = reading.on_error == reading_lib.SKIP
+  return 'without broken records' if is_skipping else ''

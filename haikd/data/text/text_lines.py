@@ -4,9 +4,10 @@ from collections.abc import Iterator
 import hashlib
 import os
 import pathlib
-from typing import Any
+from typing import Any, Optional
 
 from haikd.data import reading as reading_lib
+from haikd.data.records import broken as broken_lib
 from haikd.data.records import file_names
 from haikd.data.records import rows
 from haikd.data.records import streams
@@ -22,7 +23,8 @@ def read(
     path: paths.ConcretePath, name: file_names.Name, *, documents: str,
     field: str,
     column_groups: tuple[tuple[str, ...], ...] = (),
-    reading: reading_lib.Reading = reading_lib.Reading()
+    reading: reading_lib.Reading = reading_lib.Reading(),
+    broken: Optional[broken_lib.Broken] = None
 ) -> Iterator[tuple[dict[str, Any], str, float]]:
   """Reads the records of a file.
 
@@ -34,7 +36,8 @@ def read(
     column_groups: which columns of a parquet or Arrow file are read: the first
       of these groups whose columns the file has, or all columns if it has no
       group.
-    reading: the limits of the file, and what is done about broken records.
+    reading: the limits of the file.
+    broken: what is done about broken records; None to refuse them.
 
   Yields:
     `{field: value}` of a record, its place in the file for messages, and how
@@ -45,7 +48,8 @@ def read(
       suffix.
   """
   if name.format != '.txt':
-    yield from rows.read(path, name, column_groups, reading=reading)
+    yield from rows.read(path, name, column_groups, reading=reading,
+                         broken=broken)
     return
   with streams.open_text(path, name.compression) as stream:
     for text, place, done in _plain(stream, documents):

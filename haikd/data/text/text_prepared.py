@@ -11,7 +11,6 @@ from typing import NamedTuple, Optional, Protocol
 
 import numpy as np
 
-from haikd.core import checks
 from haikd.core import notes
 from haikd.data import source
 from haikd.data.text import affixes
@@ -19,6 +18,7 @@ from haikd.data.text import pruning
 from haikd.data.text import shards
 from haikd.data.text import text_ahead
 from haikd.data.text import text_files
+from haikd.data.text import text_records
 from haikd.data.text import text_tokenizers
 from haikd.data.text import tokenizer as tokenizer_lib
 from haikd.storage import files
@@ -39,6 +39,8 @@ class RowFormat(Protocol):
     A format whose examples are random also has `vary`; see `source.Source`.
     """
 
+
+_SKIPPED = 'cannot be used and are left out (config.data.on_error).'
 
 MakeFormat = Callable[[tokenizer_lib.Tokenizer, text_files.Corpus], RowFormat]
 
@@ -174,8 +176,13 @@ class _Opened(NamedTuple):
         paths.remove_leftovers(text_tokenizers.root(self.data_dir))
         shards.write(self.folder, recipe, self.corpus, show)
     info = shards.read_info(self.folder)
+    # The limit may have been another one when it was prepared.
+    text_files.broken_of(self.corpus).add(info.get(text_records.SKIPPED, 0))
     if not info['rows']:
-      raise _empty(self.corpus, info, recipe.notices)
+      raise text_files.empty(self.corpus, info, {
+          **recipe.notices, text_records.SKIPPED: _SKIPPED})
+    if number := info.get(text_records.SKIPPED):
+      notes.say(f'split {self.corpus.split!r}: {number:,} records {_SKIPPED}')
     for statistic, predicate in recipe.notices.items():
       if number := info.get(statistic):
         notes.say(f'split {self.corpus.split!r}, of {info["documents"]:,} '
@@ -212,23 +219,6 @@ def open_corpus(location: text_files.Location,
   return text_files.open_corpus(location, split, root / 'digests')
 
 
-def first_record(corpus: text_files.Corpus) -> text_files.Record:
-  """Returns the first record of a split; raises DataError if it is empty."""
-  for record in corpus.records():
-    return record
-  raise _empty(corpus)
-
-
-def _empty(corpus, info=None, notices=None):
-  reasons = [f'{info[statistic]:,} {predicate}'
-             for statistic, predicate in (notices or {}).items()
-             if info.get(statistic)]
-  got = f'none: {" ".join(reasons)}' if reasons else 'none.'
-  return checks.DataError(
-      f'Split {corpus.split!r} must hold texts; got {got} Choose another '
-      'split, or check its files.')
-
-
 def _prune(
     make_format: MakeFormat,
     tokenizer: tokenizer_lib.Tokenizer,
@@ -251,7 +241,7 @@ def _prune(
         for ids in recipe.full_ids(iter(batches)):
           used[ids] = True
     if not used.any():
-      raise _empty(corpus)
+      raise text_files.empty(corpus)
     _, kept_ids = pruning.prune(tokenizer, np.flatnonzero(used))
     content = io.BytesIO()
     np.save(content, kept_ids)

@@ -77,7 +77,7 @@ def _numpy(path):
   except Exception as err:  # A broken header raises whatever parsing it raises.
     raise checks.DataError(
         f'{str(path)!r} must be an array that NumPy can map into memory; got '
-        f'{checks.one_line(err)}. {HOW_TO_MAKE}') from err
+        f'{checks.one_line(err).rstrip(".")}. {HOW_TO_MAKE}') from err
   if ids.ndim != 1 or ids.dtype.kind not in 'iu':
     raise checks.DataError(
         f'{str(path)!r} must hold integers along one axis; got '

@@ -16,6 +16,7 @@ from haikd.data.text import sentence_rows
 from haikd.data.text import shards
 from haikd.data.text import text_files
 from haikd.data.text import text_prepared
+from haikd.data.text import text_records
 from haikd.data.text import tokenizer as tokenizer_lib
 from haikd.data.text import two_tokenizations
 
@@ -54,7 +55,7 @@ class _Triples(NamedTuple):
   def _rows(self, batches: shards.Batches,
             counts: Counter) -> Iterator[np.ndarray]:
     for batch in batches:
-      found = [self.fields.read(record) for record in batch]
+      found = self._read(batch, counts)
       encoded = self.encoder.encode(
           [text for x in found for text in self._texts(x)], counts)
       for x in found:
@@ -83,8 +84,13 @@ class _Triples(NamedTuple):
   def _full_ids(self, batches: shards.Batches) -> Iterator[np.ndarray]:
     for batch in batches:
       yield from self.encoder.full_ids([
-          text for record in batch
-          for text in self._texts(self.fields.read(record))])
+          text for found in self._read(batch, Counter())
+          for text in self._texts(found)])
+
+  def _read(self, batch, counts) -> list[candidates.Candidates]:
+    """Returns what records say that can be used."""
+    return [found for _, found in text_records.usable(
+        batch, self.fields.read, counts)]
 
   def expand(self, rows: np.ndarray) -> Mapping[str, np.ndarray]:
     return {key: rows[key] for key in rows.dtype.names or ()}
@@ -168,9 +174,9 @@ def triples(split: str,
       corpus: text_files.Corpus) -> text_prepared.RowFormat:
     encoder = sentence_rows.SentenceEncoder(loaded, length, padding)
     encoder.check_options()
-    fields = candidates.find(
-        text_prepared.first_record(corpus), query=query, positive=positive,
-        negatives=negatives, scores=scores, margins=margins)
+    fields = text_files.read_first(corpus, lambda record: candidates.find(
+        record, query=query, positive=positive, negatives=negatives,
+        scores=scores, margins=margins))
     return _Triples(encoder, fields, num_negatives,
                     (query_prompt, document_prompt))
 

@@ -9,6 +9,8 @@ from PIL import Image
 import pytest
 
 from haikd.core import checks
+from haikd.data import reader
+from haikd.data import reading as reading_lib
 from haikd.data import source
 from haikd.data.image import decode
 
@@ -213,3 +215,15 @@ def test_folders_by_the_command_line(run, folder, tmp_path):
   code, out, err = run('--config.data.image_size=4', config='images.py')
   assert code == 0, err
   assert 'student' in out
+
+
+@pytest.mark.parametrize('content', [b'', b'\x89PNG\r\n'])
+def test_a_file_that_is_no_image_may_be_skipped(folder, content):
+  (folder / 'train' / 'ant' / '3.png').write_bytes(content)
+  with pytest.raises(checks.DataError, match='ant/3.png. must be an image'):
+    opened(folder)
+  skip = reading_lib.Reading(on_error='skip', max_skipped=1)
+  train = source.open_source('image_folder', 'train', source_dir=str(folder),
+                             options={}, reading=skip)
+  columns = reader.Reader(train, 'train', reading=skip).gather(range(40))
+  assert sorted(columns['weight']) == [0] + [1] * 39

@@ -281,3 +281,17 @@ def test_a_csv_by_the_command_line(
       config='table.py')
   assert code == 0, err
   assert metric in out and f'inputs are x of {inputs} (config' in err
+
+
+@pytest.mark.parametrize('rows, match', [
+    ([{'a': [1, [2, 3]], 'label': 0}, {'a': [1, 2], 'label': 1}],
+     "column 'a' must hold numbers, in every row as many; got .1, .2, 3.. in"),
+    ([{'1' * 5000: 1, 'label': 0}, {'a': 2, 'label': 1}],
+     "must have the column '1{199}…; got none of that name"),
+    ([{'1' * 5000: 'x', 'label': 0}], "column '1{199}… must hold numbers"),
+])
+def test_messages_about_columns_are_short(tmp_path, rows, match):
+  (tmp_path / 'train.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  with pytest.raises(checks.DataError, match=match) as caught:
+    source.open_source('table', 'train', source_dir=str(tmp_path), options={})
+  assert len(str(caught.value)) < 1000

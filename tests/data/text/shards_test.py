@@ -8,7 +8,7 @@ import pytest
 
 from haikd.data import source
 from haikd.data.text import shards
-from haikd.data.text import text_files
+from haikd.data.text import text_records
 from haikd.data.text import text_tokenizers
 
 ROWS = [
@@ -81,7 +81,7 @@ def test_folder_is_named_by_a_hash_of_all_that_rows_depend_on(
 
 
 def test_batches_are_cut_by_the_characters_within_lists():
-  record = text_files.Record(
+  record = text_records.Record(
       dict(messages=[dict(role='user', content='a' * shards.BATCH_CHARACTERS)]),
       'line 1', 0.5)
   batches = list(shards.batches(iter([record] * 3), lambda done: None, 2**62))

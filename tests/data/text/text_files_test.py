@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from haikd.core import checks
 from haikd.data import prepared
 from haikd.data.text import text_files
+from haikd.data.text import text_records
 
 with tfds.core.registered.skip_registration():
 
@@ -46,7 +47,7 @@ def open_corpus(folder, split='train', *, documents='file', source_dir=None,
 
 
 def texts(corpus, field='text'):
-  return [text_files.text_of(record, field) for record in corpus.records()]
+  return [text_records.text_of(record, field) for record in corpus.records()]
 
 
 def write_lines(path, *rows):
@@ -179,11 +180,11 @@ def test_half_a_character_is_named_by_its_line(tmp_path, name, value):
   rows = [dict(text='whole \U0001f600')] * 5 + [dict(text=value)]
   write_lines(tmp_path / name, *rows)
   records = [*open_corpus(tmp_path).records()]
-  assert text_files.value_of(records[4], 'text') == rows[4]['text']
+  assert text_records.value_of(records[4], 'text') == rows[4]['text']
   with pytest.raises(checks.DataError, match=(
       r"line 6 of .* must have whole characters in the field 'text'; got the "
       r"lone surrogate '.ud83d|.ude00|.udfff'. Remove")):
-    text_files.value_of(records[5], 'text')
+    text_records.value_of(records[5], 'text')
 
 
 def test_half_a_character_in_a_field_that_is_not_used_is_harmless(tmp_path):
@@ -197,11 +198,11 @@ def test_numbers_of_csv_are_numbers_where_they_are_needed(tmp_path, value,
                                                           expected):
   (tmp_path / 'train.csv').write_text(f'text,n\n1,{value}\n')
   record, = open_corpus(tmp_path).records()
-  assert text_files.number_of(record, 'n') == expected
-  assert text_files.text_of(record, 'text') == '1'
+  assert text_records.number_of(record, 'n') == expected
+  assert text_records.text_of(record, 'text') == '1'
   write_lines(tmp_path / 'test.jsonl', dict(n=value))
   record, = open_corpus(tmp_path, 'test').records()
-  assert text_files.number_of(record, 'n') == value
+  assert text_records.number_of(record, 'n') == value
 
 
 def test_missing_split_lists_the_known_ones(tmp_path):

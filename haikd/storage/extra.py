@@ -1,0 +1,97 @@
+"""What a checkpoint has beside its arrays, and which types that must have.
+
+Checksums notice what has changed since it was saved, but a bucket has none, and
+a checkpoint may come from elsewhere.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from haikd.core import checks
+
+_Check = Callable[[Any], bool]
+
+
+def _is_count(value: Any) -> bool:
+  return type(value) is int and value >= 0
+
+
+def _is_text(value: Any) -> bool:
+  return isinstance(value, str)
+
+
+def _is_dict(value: Any) -> bool:
+  return isinstance(value, dict)
+
+
+def _is_best(value: Any) -> bool:
+  """Returns whether it is what `run.best.Best` says of itself."""
+  return value is None or (
+      _is_dict(value) and _is_optional(_is_text)(value.get('metric')) and
+      _is_optional(_is_count)(value.get('step')) and
+      _is_count(value.get('since')) and _is_float(value.get('value')))
+
+
+def _is_float(value: Any) -> bool:
+  """Returns whether it is a number as text, which may not be finite."""
+  try:
+    float(value)
+  except ValueError:
+    return False
+  return _is_text(value)
+
+
+def _is_optional(check: _Check) -> _Check:
+  return lambda value: value is None or check(value)
+
+
+_METADATA: Mapping[str, _Check] = dict(
+    seconds=lambda value: checks.is_number(value) and value >= 0,
+    evaluated=lambda value: isinstance(value, bool),
+    best=_is_best,
+    rollbacks=_is_count,
+    rows=_is_count,
+    teacher=_is_text,
+    vocabulary=_is_text,
+    interface=_is_dict,
+    layers=lambda value: isinstance(value, list) and all(map(_is_dict, value)),
+    config=_is_dict)
+
+
+def check(folder: Any, extra: Any) -> dict[str, Any]:
+  """Returns what was saved, if it has the types that it must have.
+
+  Args:
+    folder: of the checkpoint, for messages.
+    extra: what was read.
+
+  Returns:
+    `iterator`, `metadata` and `best_step`, which may be None.
+
+  Raises:
+    DataError: a value of another type.
+  """
+  if not _is_dict(extra):
+    raise _error(folder, 'metadata', extra)
+  iterator, metadata = extra.get('iterator'), extra.get('metadata')
+  best = extra.get('best_step')
+  if not _is_dict(iterator):
+    raise _error(folder, 'iterator', iterator)
+  for name, value in iterator.items():
+    if not _is_count(value):
+      raise _error(folder, f'iterator.{name}', value)
+  if not _is_optional(_is_count)(best):
+    raise _error(folder, 'best_step', best)
+  if not _is_dict(metadata):
+    raise _error(folder, 'metadata', metadata)
+  for name, is_right in _METADATA.items():
+    if name in metadata and not is_right(metadata[name]):
+      raise _error(folder, f'metadata.{name}', metadata[name])
+  return dict(iterator=iterator, metadata=metadata, best_step=best)
+
+
+def _error(folder, name, value):
+  return checks.DataError(
+      f'checkpoint must have its metadata as it was saved; got {name}='
+      f'{checks.show(value)} in {folder}. Remove that folder to go on from an '
+      'earlier checkpoint.')
