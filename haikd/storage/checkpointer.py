@@ -86,7 +86,8 @@ class Checkpointer:
                       context: Any) -> list[bool]:
     """Tells Orbax which checkpoints, oldest first, to keep."""
     del context
-    return [self._is_kept(saved.step, len(checkpoints) - 1 - i)
+    newest = len(checkpoints) - self._keep
+    return [i >= newest or saved.step == self.best
             for i, saved in enumerate(checkpoints)]
 
   def __enter__(self) -> 'Checkpointer':
@@ -129,8 +130,8 @@ class Checkpointer:
     """Replaces what was saved beside a state, which stays as it is.
 
     The checkpoint is complete at every moment, with the old content or the new
-    one. Then those are removed that are kept no longer, since another may be
-    the best. Call it on all processes.
+    one, and none is removed: one that is the best no more goes with the next
+    `save`. Call it on all processes.
 
     Args:
       step: of a checkpoint that is there and complete.
@@ -144,10 +145,6 @@ class Checkpointer:
     with self._writing(f'what is beside the checkpoint of step {step}'):
       distributed.first(
           lambda: leaves_lib.amend_extra(self._folder / str(step), extra))
-      steps = sorted(self._manager.all_steps(), reverse=True)
-      for old in distributed.first(lambda: [
-          x for i, x in enumerate(steps) if not self._is_kept(x, i)]):
-        self._manager.delete(old)
 
   def restore(
       self, abstract_state: base.TrainState
@@ -192,10 +189,6 @@ class Checkpointer:
     """Returns when all that was saved is complete on disk."""
     with self._writing(f'the checkpoint of step {self._saving}'):
       self._manager.wait_until_finished()
-
-  def _is_kept(self, step, newer):
-    """Returns whether to keep a checkpoint than which so many are newer."""
-    return newer < self._keep or step == self.best
 
   def _extra(self, iterator_state, metadata):
     """Returns what is saved beside a state, as JSON can hold it."""
