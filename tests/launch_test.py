@@ -435,3 +435,17 @@ def test_command_is_the_program():
   line, = setup['options.entry_points']['console_scripts'].split('\n')[1:]
   entry = metadata.EntryPoint(*line.split(' = '), group='console_scripts')
   assert entry.name == 'haikd' and entry.load() is launch.main
+
+
+@pytest.mark.parametrize('closed', ('>&-', '2>&-', '<&- >&- 2>&-'))
+def test_what_is_closed_is_the_null_device(closed):
+  """Else a file of the run would get its number, and what XLA prints."""
+  script = ('import os, sys; from haikd import launch; '
+            'launch.main(["launch", "--help"]); null = os.stat(os.devnull); '
+            'sys.exit(sum(os.path.samestat(os.fstat(i), null) << i '
+            'for i in range(3)))')
+  code = subprocess.run(
+      ['sh', '-c', f'exec "$@" {closed}', '', sys.executable, '-c', script],
+      stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+      check=False).returncode
+  assert code == {'>&-': 2, '2>&-': 4}.get(closed, 7)
