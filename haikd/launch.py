@@ -78,6 +78,7 @@ def main(argv: Optional[list[str]] = None) -> int:
   Returns:
     The exit code.
   """
+  environment.open_closed_streams()
   argv = list(sys.argv if argv is None else argv)
   values = _define_flags()
   try:

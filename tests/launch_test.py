@@ -460,3 +460,17 @@ def test_what_validation_says_is_printed(run):
       '--config.losses.x={"loss": "logit_mse", "weight": -0.1}')
   assert code == 0
   assert 'config.losses.x.weight is negative, so that training raises' in err
+
+
+@pytest.mark.parametrize('closed', ('>&-', '2>&-', '<&- >&- 2>&-'))
+def test_what_is_closed_is_the_null_device(closed):
+  """Else a file of the run would get its number, and what XLA prints."""
+  script = ('import os, sys; from haikd import launch; '
+            'launch.main(["launch", "--help"]); null = os.stat(os.devnull); '
+            'sys.exit(sum(os.path.samestat(os.fstat(i), null) << i '
+            'for i in range(3)))')
+  code = subprocess.run(
+      ['sh', '-c', f'exec "$@" {closed}', '', sys.executable, '-c', script],
+      stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+      check=False).returncode
+  assert code == {'>&-': 2, '2>&-': 4}.get(closed, 7)

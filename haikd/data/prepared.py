@@ -212,7 +212,7 @@ def _quiet():
   """Silences tfds; its progress bar is shown on a terminal only."""
   import tensorflow_datasets as tfds
   progress = contextlib.ExitStack()
-  if not sys.stderr.isatty():
+  if not (sys.stderr and sys.stderr.isatty()):
     tfds.disable_progress_bar()
     progress.callback(tfds.enable_progress_bar)
   with progress, contextlib.redirect_stdout(io.StringIO()):

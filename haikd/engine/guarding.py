@@ -5,7 +5,7 @@ Until then no such step leaves a trace in the state: either it alone is dropped,
 or everything from it on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Optional
 
 import jax
@@ -15,6 +15,7 @@ import optax
 from haikd import config as config_lib
 from haikd.core import base
 from haikd.core import checks
+from haikd.network import precision
 
 STOP, SKIP, ROLLBACK = config_lib.NONFINITE
 
@@ -80,6 +81,36 @@ class Guard(NamedTuple):
     watched = jax.tree.map(
         lambda a, b: jnp.where(wrong & ~has_halted, a, b), found, seen)
     return watched, ~wrong & ~has_halted
+
+
+def update_if(taken: jax.Array, update: Callable[..., base.TrainState],
+              state: base.TrainState, *others: base.ArrayTree,
+              branches: bool) -> base.TrainState:
+  """Returns the state after an update, or the state as it was.
+
+  A branch changes a donated state where it is. A selection needs both states,
+  for which there is room if none is donated. With AdamW and SGD both give the
+  same bits; with others XLA may fuse, and so round, a product and a sum in one
+  of them. On one core of a CPU, AdamW's steps of MLPs 2048 wide on 16 examples
+  take
+
+  | layers, donated | a branch | a selection |
+  | --- | --- | --- |
+  | 6, yes | 140 ms, 164 MiB of temporaries | 215 ms, 246 MiB |
+  | 3, yes | 64 ms, 68 MiB | 100 ms, 102 MiB |
+  | 3, no | 87 ms, 68 MiB | 49 ms, 0 MiB |
+
+  Args:
+    taken: whether to update, bool, the same on all devices.
+    update: `(state, *others) -> state`.
+    state: before it.
+    *others: what it needs besides.
+    branches: whether the update is a branch, and runs only if it is taken.
+  """
+  if branches:
+    return jax.lax.cond(taken, update, lambda state, *unused: state, state,
+                        *others)
+  return precision.keep_if(taken, update(state, *others), state)
 
 
 def squares_of(grads: base.ArrayTree) -> list[jax.Array]:

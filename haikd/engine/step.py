@@ -178,6 +178,19 @@ def build_train_step(objective: objective_lib.Objective,
     what the guard has seen, which is a `base.Seen`.
   """
 
+  # On several devices an update may hold collectives, which all must reach.
+  branches = donate and mesh.size == 1 and (
+      mesh.devices.flat[0].platform == 'cpu')
+
+  def update(state, grads, net_state, means, seen):
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = _keep_unused(objective, optax.apply_updates(state.params, updates),
+                          state.params)
+    return base.TrainState(state.step + 1, params, net_state, opt_state,
+                           state.loss_scale, state.ema,
+                           balance.observe(state.balance, means, seen),
+                           state.seen)
+
   def step(state, frozen, batch):
     weights, align = objective.weights(state.step), state.params.align
     factors = balance.factors(weights, state.balance, align)
@@ -190,16 +203,6 @@ def build_train_step(objective: objective_lib.Objective,
     seen = objective_lib.seen(sums)
     more, learned = balance.learn(align, grads.align, weights, means, seen)
     loss, grads = loss + more, grads._replace(align=learned)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = _keep_unused(objective, optax.apply_updates(state.params, updates),
-                          state.params)
-    ema = state.ema
-    if ema is not None:
-      ema = optimizer_lib.update_ema(ema, params.student, ema_decay, state.step)
-    new_state = base.TrainState(state.step + 1, params, net_state, opt_state,
-                                state.loss_scale, ema,
-                                balance.observe(state.balance, means, seen),
-                                state.seen)
     squares = guarding.squares_of(grads)
     norm = jnp.sqrt(sum(squares))
     metrics = {
@@ -220,9 +223,19 @@ def build_train_step(objective: objective_lib.Objective,
         state.seen, state.step + 1, wrong, loss,
         [means[term.name] for term in objective.terms], norm, squares)
     is_counted = take if guard.nonfinite != guarding.SKIP else jnp.bool_(True)
-    new_state = precision.keep_if(take & finite, new_state, state)._replace(
-        step=jnp.where(is_counted, new_state.step, state.step),
+    new_state = guarding.update_if(
+        take & finite, update, state, grads, net_state, means, seen,
+        branches=branches)
+    ema = state.ema
+    if ema is not None:  # In a branch, it would be rounded differently.
+      ema = precision.keep_if(
+          take & finite,
+          optimizer_lib.update_ema(ema, new_state.params.student, ema_decay,
+                                   state.step), ema)
+    new_state = new_state._replace(
+        step=jnp.where(is_counted, state.step + 1, state.step),
         loss_scale=precision.keep_if(is_counted, scale, state.loss_scale),
+        ema=ema,
         seen=watched)
     return new_state, {**metrics, 'seen': watched}
 

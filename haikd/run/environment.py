@@ -12,6 +12,17 @@ from haikd.core import checks
 from haikd.storage import outputs
 
 
+def open_closed_streams() -> None:
+  """Opens the null device for what the caller has closed, as `2>&-` does.
+
+  Else the next file that the run opens would get its number, and what native
+  code prints would be written into that file. Call it first.
+  """
+  for name, mode in (('stdin', 'r'), ('stdout', 'w'), ('stderr', 'w')):
+    if getattr(sys, name) is None:
+      setattr(sys, name, open(os.devnull, mode, encoding='utf-8'))
+
+
 def check_devices() -> None:
   """Refuses a platform that this machine does not have.
 

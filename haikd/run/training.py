@@ -84,8 +84,7 @@ class Training:
                             self._clock, self._title, first, saved)
     if not saved['evaluated']:
       self._evaluate(first)
-      self._checkpointer.drop(first)
-      self._save(first)
+      self._save(first, amends=True)
 
   def take_steps(self) -> None:
     """Trains to the end.
@@ -220,7 +219,7 @@ class Training:
     self._checkpointer.best = self._best.step
     return is_best
 
-  def _save(self, step, evaluated=True, entered=False):
+  def _save(self, step, evaluated=True, entered=False, amends=False):
     """Saves the state after a step.
 
     Args:
@@ -228,18 +227,22 @@ class Training:
       evaluated: whether the evaluation after it is done.
       entered: whether the stage of the next step has begun, perhaps with an
         optimizer of its own.
+      amends: whether the state is saved already, and only the rest is new.
     """
     watchdog.enter(watchdog.SAVE, f'step {step} of {self._title}')
     self._log.check_state(step, self._state)
     self._writer.flush()
-    self._checkpointer.save(
-        step, self._state, self._iterator.get_state(),
-        dict(**self._identity, seconds=self._clock.seconds(),
-             evaluated=evaluated, best=self._best.to_json(),
-             interface=self._interface, rollbacks=self._log.rollbacks,
-             rows=self._writer.rows, entered=entered,
-             layers=[x.objective.layers for x in self._program.stages],
-             config=self._config))
+    metadata = dict(
+        **self._identity, seconds=self._clock.seconds(), evaluated=evaluated,
+        best=self._best.to_json(), interface=self._interface,
+        rollbacks=self._log.rollbacks, rows=self._writer.rows, entered=entered,
+        layers=[x.objective.layers for x in self._program.stages],
+        config=self._config)
+    place = self._iterator.get_state()
+    if amends:
+      self._checkpointer.amend(step, place, metadata)
+    else:
+      self._checkpointer.save(step, self._state, place, metadata)
 
 
 def _due(step, every, last):
@@ -293,6 +296,5 @@ def start(config: config_lib.ConfigDict, program: program_lib.Program,
       config, 'student',
       base.Variables(expected.params.student, expected.net_state), data)
   return state._replace(
-      params=state.params._replace(student=params),
-      net_state=net_state,
+      params=state.params._replace(student=params), net_state=net_state,
       ema=None if state.ema is None else jax.tree.map(jax.numpy.copy, params))

@@ -59,15 +59,21 @@ class Writer:
       evaluated: whether the evaluation at that step is done; otherwise its row,
         if there is one, is dropped as well.
       rows: how many were written until then. If there are fewer, it is said.
+
+    Raises:
+      DataError: a file cannot be written.
     """
     self.rows = rows
     if self._staging:
-      for sink in filter(None, (self._rows, self._events, self._tracker,
-                                self._console)):
-        sink.truncate(step)
-      if not evaluated:
-        self._rows.drop_evaluation(step)
-      elif (left := self._rows.count()) < rows:
+      try:
+        for sink in filter(None, (self._rows, self._events, self._tracker,
+                                  self._console)):
+          sink.truncate(step)
+        if not evaluated:
+          self._rows.drop_evaluation(step)
+      except OSError as err:
+        raise paths.unwritable(self._rows.path.parent, err) from err
+      if evaluated and (left := self._rows.count()) < rows:
         notes.say(f'{self._rows.path} has {left} of the {rows} rows up to step '
                   f'{step}: the others were removed. Training goes on without '
                   'them.')
@@ -250,17 +256,24 @@ class _RowsFile:
         raise checks.DataError(
             f'line {number} of {self.path} must have an integer step; got '
             f'{row.get("step")!r}. Remove the line.')
-    self._replace([row for row in rows if row['step'] <= step])
+    self._keep(rows, lambda row: row['step'] <= step)
     self._left = [(row, line) for row, line in self._left if row[0] <= step]
 
   def drop_evaluation(self, step):
     """Drops the row of the evaluation at the last step, if there is one."""
-    self._replace([row for row in files.read_rows(self.path)
-                   if row['step'] < step or row['split'] == 'train'])
+    self._keep(files.read_rows(self.path),
+               lambda row: row['step'] < step or row['split'] == 'train')
 
-  def _replace(self, rows):
-    files.replace(self.path,
-                  ''.join(files.encode(row) + '\n' for row in rows))
+  def _keep(self, rows, is_kept):
+    """Drops the other rows, and a last line that a kill has cut short."""
+    kept = [row for row in rows if is_kept(row)]
+    if kept != rows[:len(kept)]:
+      files.replace(self.path,
+                    ''.join(files.encode(row) + '\n' for row in kept))
+      return
+    with open(self.path, 'ab') as file:  # A full disk has room for that.
+      lines = paths.read(self.path).split(b'\n')[:len(kept)]
+      file.truncate(sum(len(line) + 1 for line in lines))
 
   def add(self, step, split, metrics):
     """Adds a row to those that `write` writes."""

@@ -115,11 +115,7 @@ class Checkpointer:
     Raises:
       DataError: this or the previous checkpoint cannot be written.
     """
-    extra = dict(
-        iterator=iterator_state,
-        metadata=metadata,
-        best_step=self.best,
-        haikd_version=haikd.__version__)
+    extra = self._extra(iterator_state, metadata)
     self.wait()  # For the one before.
     with self._writing(f'the checkpoint of step {step}'):
       distributed.first(lambda: self._begin(step))
@@ -127,7 +123,28 @@ class Checkpointer:
           step,
           args=ocp.args.Composite(
               state=ocp.args.PyTreeSave(leaves_lib.flatten(state)),
-              metadata=ocp.args.JsonSave(files.to_json(extra))))
+              metadata=ocp.args.JsonSave(extra)))
+
+  def amend(self, step: int, iterator_state: Mapping[str, Any],
+            metadata: Mapping[str, Any]) -> None:
+    """Replaces what was saved beside a state, which stays as it is.
+
+    The checkpoint is complete at every moment, with the old content or the new
+    one, and none is removed: one that is the best no more goes with the next
+    `save`. Call it on all processes.
+
+    Args:
+      step: of a checkpoint that is there and complete.
+      iterator_state: as for `save`.
+      metadata: as for `save`.
+
+    Raises:
+      DataError: it cannot be written.
+    """
+    extra = self._extra(iterator_state, metadata)
+    with self._writing(f'what is beside the checkpoint of step {step}'):
+      distributed.first(
+          lambda: leaves_lib.amend_extra(self._folder / str(step), extra))
 
   def restore(
       self, abstract_state: base.TrainState
@@ -160,11 +177,6 @@ class Checkpointer:
         jax.tree.structure(abstract_state), [leaves[name] for name in expected])
     return state, extra['iterator'], extra['metadata']
 
-  def drop(self, step: int) -> None:
-    """Removes the checkpoint of a step, which is to be saved anew."""
-    with leaves_lib.writing(self._folder):
-      self._manager.delete(step)
-
   def has(self, step: Optional[int]) -> bool:
     """Returns whether the checkpoint of a step is there and complete."""
     return step in self._manager.all_steps()
@@ -177,6 +189,14 @@ class Checkpointer:
     """Returns when all that was saved is complete on disk."""
     with self._writing(f'the checkpoint of step {self._saving}'):
       self._manager.wait_until_finished()
+
+  def _extra(self, iterator_state, metadata):
+    """Returns what is saved beside a state, as JSON can hold it."""
+    return files.to_json(dict(
+        iterator=iterator_state,
+        metadata=metadata,
+        best_step=self.best,
+        haikd_version=haikd.__version__))
 
   def _begin(self, step):
     """Notes the step that is to be saved, for which there must be room."""

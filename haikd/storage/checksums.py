@@ -28,6 +28,19 @@ def write(folder: pathlib.Path) -> None:
       name: files.checksum(folder / name) for name in _names(folder)})
 
 
+def add(folder: pathlib.Path, name: str) -> None:
+  """Adds the checksum of a file that was written after the others.
+
+  Args:
+    folder: of a checkpoint, on disk.
+    name: of the file, in the folder.
+  """
+  path = folder / FILE
+  if path.exists():
+    files.write_json(path, {
+        **files.read_json(path), name: files.checksum(folder / name)})
+
+
 def problem(folder: paths.ConcretePath) -> Optional[str]:
   """Returns what is wrong with a checkpoint's files, or None.
 

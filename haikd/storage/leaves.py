@@ -17,9 +17,11 @@ from haikd.core import checks
 from haikd.core import notes
 from haikd.storage import checksums
 from haikd.storage import extra as extra_lib
+from haikd.storage import files
 from haikd.storage import paths
 
 STATE, METADATA = 'state', 'metadata'  # The items of a checkpoint.
+_AMENDED = 'amended.json'  # What counts in place of the item METADATA.
 _COMMITTED = 'commit_success.txt'  # What Orbax writes last.
 
 Leaves = dict[str, Any]
@@ -141,7 +143,7 @@ def read_leaves(folder: paths.ConcretePath,
 
 
 def read_extra(folder: paths.ConcretePath) -> dict[str, Any]:
-  """Returns what was saved beside the leaves.
+  """Returns what was saved beside the leaves, or amended since.
 
   Returns:
     `iterator`, `metadata` and `best_step`, which may be None.
@@ -151,8 +153,27 @@ def read_extra(folder: paths.ConcretePath) -> dict[str, Any]:
   """
   handler = ocp.JsonCheckpointHandler()
   with _reading(folder), ocp.Checkpointer(handler) as checkpointer:
-    extra = checkpointer.restore(folder / METADATA, args=ocp.args.JsonRestore())
+    if _AMENDED in paths.names(folder):
+      extra = files.read_json(folder / _AMENDED)
+    else:
+      extra = checkpointer.restore(
+          folder / METADATA, args=ocp.args.JsonRestore())
   return extra_lib.check(folder, extra)
+
+
+def amend_extra(folder: paths.ConcretePath, extra: Any) -> None:
+  """Writes anew what was saved beside the leaves, which stay as they are.
+
+  It is one file more, which appears complete. A kill at any moment therefore
+  leaves the checkpoint with the old content or with the new one.
+
+  Args:
+    folder: of a complete checkpoint.
+    extra: as `read_extra` returns it; JSON must be able to hold it.
+  """
+  files.write_json(folder / _AMENDED, extra)
+  if not paths.is_remote(folder):
+    checksums.add(pathlib.Path(folder), _AMENDED)
 
 
 def check_same(rule: str, expected: Leaves, saved: Leaves,

@@ -16,6 +16,7 @@ from haikd.core import base
 from haikd.core import checks
 from haikd.core import registry
 from haikd.engine import collectives
+from haikd.engine import guarding
 from haikd.engine import mesh as mesh_lib
 from haikd.engine import program as program_lib
 from haikd.engine import step as step_lib
@@ -533,6 +534,57 @@ def test_only_a_large_state_is_written_over_the_old_one(monkeypatch, fields):
     results.append(jax.device_get(compiled(*args)))
     assert state.params.student['linear']['w'].is_deleted() == (limit == 0)
   jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+def test_a_branch_updates_a_donated_state_in_less_room(monkeypatch):
+  """As a selection does but for rounding; one that is skipped leaves no trace."""
+  config, batch = image_config('mlp', dict(hidden=(128,) * 3), **{
+      'optimizer.ema_decay': 0.9, 'guard.nonfinite': guarding.SKIP
+  }), image_batch()
+  wrong = batch._replace(inputs=batch.inputs * np.nan)
+  monkeypatch.setattr(program_lib, '_DONATED_ON_CPU', 0)
+  update_if, results, sizes = guarding.update_if, [], []
+  for branches in (True, False):
+    monkeypatch.setattr(
+        guarding, 'update_if',
+        lambda *args, branches, now=branches: update_if(*args, branches=now))
+    program, frozen = build(config, batch, 1)
+    state = program.init(jax.random.key(0))
+    step = program.train_step.lower(state, frozen, batch).compile()
+    sizes.append(step.memory_analysis().temp_size_in_bytes)
+    state, _ = step(state, frozen, batch)
+    before = jax.device_get(state)
+    state, _ = step(state, frozen, wrong)
+    skipped = jax.device_get(state)
+    assert skipped.step == 2 and skipped.seen.number == 1
+    jax.tree.map(np.testing.assert_array_equal, before, skipped._replace(
+        step=before.step, seen=before.seen))
+    state, _ = step(state, frozen, batch)
+    results.append(jax.device_get(state))
+  jax.tree.map(functools.partial(
+      np.testing.assert_allclose, rtol=1e-5, atol=1e-8), *results)
+  # A selection has one more array for each of the parameters.
+  assert sizes[1] - sizes[0] > 0.9 * sum(
+      x.nbytes for x in jax.tree.leaves(results[0].params))
+
+
+@pytest.mark.parametrize('limit, devices, expected', (
+    (0, 1, True), (0, 2, False), (2**24, 1, False)))
+def test_what_is_donated_to_one_cpu_is_updated_in_a_branch(
+    monkeypatch, limit, devices, expected):
+  update_if, found = guarding.update_if, []
+
+  def record(*args, branches):
+    found.append(branches)
+    return update_if(*args, branches=branches)
+
+  monkeypatch.setattr(guarding, 'update_if', record)
+  monkeypatch.setattr(program_lib, '_DONATED_ON_CPU', limit)
+  batch = image_batch()
+  program, frozen = build(
+      image_config('batch_normed', dict(width=4)), batch, devices)
+  program.train_step.lower(program.abstract_state, frozen, batch)
+  assert set(found) == {expected}
 
 
 @pytest.mark.parametrize('batch_size, nearest', ((30, '24 or 32'), (4, '8')))

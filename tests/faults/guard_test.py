@@ -47,6 +47,12 @@ def spiky():
     yield
 
 
+@pytest.fixture(params=(2**24, 0), ids=('kept', 'donated'))
+def either_state(request, monkeypatch):
+  """A state that is written anew, and one that is updated where it is."""
+  monkeypatch.setattr(program_lib, '_DONATED_ON_CPU', request.param)
+
+
 class Training:
   """A student on one device, and where its wrong batches are."""
 
@@ -90,6 +96,7 @@ def identity(params):
   return fingerprint.tree_hash(jax.device_get(params))
 
 
+@pytest.mark.usefixtures('either_state')
 def test_the_step_is_named_and_all_before_it_is_saved(tmp_path):
   training = Training(tmp_path)
   number = training.wrong[0]
@@ -125,6 +132,7 @@ def test_more_skipped_steps_than_the_limit_end_the_run(tmp_path, caplog):
   assert f'step {first} was skipped (grad_norm: not finite' in caplog.text
 
 
+@pytest.mark.usefixtures('either_state')
 @pytest.mark.parametrize('every', (1, 1000))
 def test_a_rollback_passes_over_the_batches_since_the_checkpoint(
     tmp_path, caplog, every):

@@ -93,6 +93,18 @@ def test_rows_that_wait_are_dropped_with_their_steps(tmp_path):
   assert steps(tmp_path) == [1, 2, 3]
 
 
+def test_rows_are_dropped_where_no_room_is_left(tmp_path):
+  """A file of the rows that stay would need some."""
+  with opened(tmp_path) as out:
+    for step in range(1, 4):
+      write(out, step)
+    with room(10):
+      out.truncate(2)
+      assert steps(tmp_path) == [1, 2]
+      out.truncate(0)
+      assert steps(tmp_path) == []
+
+
 def test_a_row_that_ends_the_run_leaves_no_part(tmp_path):
   with pytest.raises(checks.DataError, match='^--workdir must be a folder'):
     with opened(tmp_path) as out:

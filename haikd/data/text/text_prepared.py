@@ -269,8 +269,8 @@ def _folder(recipe, tokenizer, corpus, data_dir):
 
 @contextlib.contextmanager
 def _progress_bar(title: str) -> Iterator[shards.ShowProgress]:
-  """Yields a function that shows progress: a bar if stderr is a terminal."""
-  if not sys.stderr.isatty():
+  """Yields a function that shows progress: a bar on a terminal."""
+  if not (sys.stderr and sys.stderr.isatty()):
     yield lambda done: None
     return
   import rich.console

@@ -214,6 +214,9 @@ def test_progress_bar_is_shown_on_a_terminal_only(location, words, monkeypatch,
                                                   capsys):
   open_rows(location, words)
   assert capsys.readouterr().err == ''
+  with monkeypatch.context() as patch:
+    patch.setattr(text_prepared.sys, 'stderr', None)  # It is closed.
+    open_rows(location, words, length=6)
 
   class Terminal:
 
