@@ -177,7 +177,6 @@ def build_train_step(objective: objective_lib.Objective,
     `<option>/<term>` if they change; `loss_scale` with float16; and `seen`,
     what the guard has seen, which is a `base.Seen`.
   """
-
   # On several devices an update may hold collectives, which all must reach.
   branches = donate and mesh.size == 1 and (
       mesh.devices.flat[0].platform == 'cpu')

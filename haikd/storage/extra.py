@@ -48,6 +48,7 @@ def _is_optional(check: _Check) -> _Check:
 _METADATA: Mapping[str, _Check] = dict(
     seconds=lambda value: checks.is_number(value) and value >= 0,
     evaluated=lambda value: isinstance(value, bool),
+    entered=lambda value: isinstance(value, bool),
     best=_is_best,
     rollbacks=_is_count,
     rows=_is_count,

@@ -537,7 +537,7 @@ def test_only_a_large_state_is_written_over_the_old_one(monkeypatch, fields):
 
 
 def test_a_branch_updates_a_donated_state_in_less_room(monkeypatch):
-  """As a selection does but for rounding; one that is skipped leaves no trace."""
+  """As a selection does but for rounding; a skipped one leaves no trace."""
   config, batch = image_config('mlp', dict(hidden=(128,) * 3), **{
       'optimizer.ema_decay': 0.9, 'guard.nonfinite': guarding.SKIP
   }), image_batch()

@@ -1,4 +1,4 @@
-"""An evaluation that is repeated is killed at every write, and loses nothing."""
+"""An evaluation that is repeated is killed at each write, and loses nothing."""
 
 import json
 import os
