@@ -235,8 +235,7 @@ def _define_flags():
       'one; config_changes.jsonl in the workdir has what has changed.',
       flag_values=values)
   flags.DEFINE_string(
-      'coordinator',
-      None,
+      'coordinator', None,
       'host:port of process 0, for a run of several processes.',
       flag_values=values)
   flags.DEFINE_integer(
