@@ -55,8 +55,8 @@ class HangError(RuntimeError):
 
 
 class StoppedError(RuntimeError):
-  """SIGTERM has stopped the run, which is saved; exit code 143."""
-  exit_code = 143
+  """SIGTERM has stopped the run, which is saved; exit code 75."""
+  exit_code = 75  # EX_TEMPFAIL: try again. 143 is also that of a plain kill.
 
 
 @contextlib.contextmanager

@@ -62,7 +62,7 @@ def stop(folder, devices):
     time.sleep(0.01)
   process.send_signal(signal.SIGTERM)
   output, _ = process.communicate(timeout=600)
-  assert process.returncode == 143, output
+  assert process.returncode == 75, output
   assert 20 <= len(rows_of(folder)) < STEPS, output
 
 
