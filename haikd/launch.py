@@ -30,8 +30,8 @@ Exit codes: 0 done; 1 a bug, or an unforeseen error in your own code; 2 wrong
 config, flag or plugin; 3 unusable data, checkpoint, file or server; 4 training
 diverged; 5 the planned step does not fit; 6 another process of the run has
 failed, is dead or hangs; 7 the run does not get on; 75 stopped by SIGTERM and
-saved, so that a new start resumes the run; 130 interrupted; 141 nobody reads the
-output any more.
+saved, so that a new start resumes the run; 130 interrupted; 141 nobody reads
+the output any more.
 """
 
 import functools

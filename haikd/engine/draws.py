@@ -190,15 +190,20 @@ def _is_split_in_two(eqn):
 
 
 def _split_of_first_key(key, made_by) -> Optional[Any]:
-  """Returns the split in two whose first key this is; None if it is none."""
+  """Returns the split in two whose first key this is; None if it is none.
+
+  JAX up to 0.11 takes it by a slice, which it squeezes; later by `unstack`.
+  """
   eqn = made_by.get(key)
   if eqn is not None and eqn.primitive.name == 'squeeze':
     eqn = made_by.get(eqn.invars[0])
-    if eqn is not None and eqn.primitive.name == 'slice' and (
-        eqn.params['limit_indices'] == (1,)):
-      eqn = made_by.get(eqn.invars[0])
-      return eqn if eqn is not None and _is_split_in_two(eqn) else None
-  return None
+    is_first = eqn is not None and eqn.primitive.name == 'slice' and (
+        eqn.params['limit_indices'] == (1,))
+  else:
+    is_first = eqn is not None and eqn.primitive.name == 'unstack' and (
+        eqn.outvars[0] is key)
+  split = made_by.get(eqn.invars[0]) if is_first else None
+  return split if split is not None and _is_split_in_two(split) else None
 
 
 def _equal_draws(jaxpr, max_bytes) -> Iterator[_Draws]:

@@ -6,7 +6,6 @@ from typing import Optional
 import jax
 
 from haikd import config as config_lib
-from haikd.core import notes
 from haikd.data import pipeline
 from haikd.engine import program as program_lib
 from haikd.processes import distributed
@@ -66,5 +65,5 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
         training.recover(wrong)
     watchdog.enter(None, '')
     if phases := clock.describe_phases(before):
-      notes.say(f'{title} took {phases}.')
+      writer.message(f'{title} took {phases}')
   return training.result()

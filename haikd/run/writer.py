@@ -7,11 +7,11 @@ from typing import Any, Optional
 import rich.console
 
 from haikd import metrics as metrics_lib
-from haikd.core import checks
 from haikd.core import notes
 from haikd.run import console as console_lib
 from haikd.run import events
 from haikd.run import results as results_lib
+from haikd.run import rows_file
 from haikd.run import trackers
 from haikd.storage import files
 from haikd.storage import paths
@@ -37,7 +37,7 @@ class Writer:
     self._staging, self._console = staging, console
     self.rows = 0
     if staging:
-      self._rows = _RowsFile(staging.folder / METRICS_FILE)
+      self._rows = rows_file.RowsFile(staging.folder / METRICS_FILE)
       self._events = events.Events(staging.folder)
       self._tracker = tracker
 
@@ -101,6 +101,11 @@ class Writer:
       for sink in filter(None, (self._tracker, self._console)):
         sink.write(*row)
       self._staging.flush_if_due()
+
+  def message(self, text: str) -> None:
+    """Prints a line."""
+    if self._staging:
+      self._console.message(text)
 
   def flush(self) -> None:
     """Writes out pending rows; call it before a checkpoint is saved."""
@@ -237,62 +242,3 @@ def table(results: results_lib.Results,
         for field, _, show in columns
     ])
   return [split, *(title for _, title, _ in columns)], rows
-
-
-class _RowsFile:
-  """The file of rows, one JSON object a line."""
-
-  def __init__(self, path):
-    self.path = path
-    self._left = []  # Rows that are not written yet, and their lines.
-
-  def count(self):
-    return len(files.read_rows(self.path))
-
-  def truncate(self, step):
-    rows = files.read_rows(self.path)
-    for number, row in enumerate(rows, start=1):
-      if not isinstance(row.get('step'), int):
-        raise checks.DataError(
-            f'line {number} of {self.path} must have an integer step; got '
-            f'{row.get("step")!r}. Remove the line.')
-    self._keep(rows, lambda row: row['step'] <= step)
-    self._left = [(row, line) for row, line in self._left if row[0] <= step]
-
-  def drop_evaluation(self, step):
-    """Drops the row of the evaluation at the last step, if there is one."""
-    self._keep(files.read_rows(self.path),
-               lambda row: row['step'] < step or row['split'] == 'train')
-
-  def _keep(self, rows, is_kept):
-    """Drops the other rows, and a last line that a kill has cut short."""
-    kept = [row for row in rows if is_kept(row)]
-    if kept != rows[:len(kept)]:
-      files.replace(self.path,
-                    ''.join(files.encode(row) + '\n' for row in kept))
-      return
-    with open(self.path, 'ab') as file:  # A full disk has room for that.
-      lines = paths.read(self.path).split(b'\n')[:len(kept)]
-      file.truncate(sum(len(line) + 1 for line in lines))
-
-  def add(self, step, split, metrics):
-    """Adds a row to those that `write` writes."""
-    line = files.encode({'step': step, 'split': split, **metrics}) + '\n'
-    self._left.append(((step, split, metrics), line.encode()))
-
-  def write(self):
-    """Writes the rows that were added, all of them or none; returns them."""
-    content = b''.join(line for _, line in self._left)
-    if not content:
-      return []
-    # A buffer would write a part of them again when the file is closed.
-    with open(self.path, 'ab', buffering=0) as file:
-      end = file.tell()
-      try:
-        while content:
-          content = content[file.write(content):]
-      except OSError:
-        file.truncate(end)
-        raise
-    written, self._left = [row for row, _ in self._left], []
-    return written

@@ -46,14 +46,14 @@ def test_without_a_step_there_is_nothing_to_say(now):
   assert clock.describe_phases(before) is None
 
 
-def test_training_says_what_it_took_its_time_for(tmp_path, caplog):
+def test_training_says_what_it_took_its_time_for(tmp_path, capsys):
   config = config_lib.base()
   config.steps, config.batch_size = 2, 16
   config.data.name = 'synthetic'
   config.data.options = dict(size=50, shape=(4, 4, 1), num_classes=3)
   config.distillation.alpha = 0.0
   config.baseline = config.report.write = False
-  with caplog.at_level('INFO', logger='haikd'):
-    haikd.train(config, tmp_path)
-  line, = (x for x in caplog.messages if x.startswith('student took '))
+  haikd.train(config, tmp_path)
+  line, = (x for x in capsys.readouterr().out.splitlines()
+           if x.startswith('student took '))
   assert ' s in steps' in line
