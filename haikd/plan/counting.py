@@ -109,7 +109,7 @@ def count(jaxpr: Any, devices: int) -> Counted:
     What one device does.
   """
   live = jax_internals.drop_dead_code(jaxpr.jaxpr)
-  counter = _Counter()
+  counter = _Counter(_Sources())
   counter.walk(live, 1.0, _Place({}, frozenset(), devices))
   return Counted(counter.flops, counter.bytes, total(counter.traffic),
                  counter.open_loops)
@@ -130,15 +130,20 @@ class _Place(NamedTuple):
 
 
 class _Counter:
-  """Sums over the equations of a jaxpr."""
+  """Sums over the equations of a jaxpr.
 
-  def __init__(self):
+  Args:
+    sources: of the values that its loops may be limited by.
+  """
+
+  def __init__(self, sources: '_Sources'):
     self.flops, self.bytes, self.open_loops = 0.0, 0.0, 0
     self.traffic: dict[tuple, list] = {}
+    self._sources = sources
 
   def walk(self, jaxpr, times, place):
     """Counts `times` runs of a jaxpr."""
-    made_by = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
+    self._sources.add(jaxpr)
     for eqn in jaxpr.eqns:
       name = eqn.primitive.name
       if name in ('dot_general', 'conv_general_dilated'):
@@ -156,7 +161,7 @@ class _Counter:
       elif name == 'shard_map':
         self.walk(eqn.params['jaxpr'], times, _enter(eqn, place))
       else:
-        rounds = _max_rounds(eqn, made_by) if name == 'while' else 1
+        rounds = self._sources.max_rounds(eqn) if name == 'while' else 1
         self.open_loops += rounds is None
         for inner in _inner(eqn.params):
           self.walk(inner, times * (rounds or 1), place)
@@ -165,7 +170,7 @@ class _Counter:
     """Adds the branch with the most flops; on a tie, with the most traffic."""
     counters = []
     for branch in branches:
-      counter = _Counter()
+      counter = _Counter(self._sources)
       counter.walk(branch.jaxpr, times, place)
       counters.append(counter)
     costliest = max(
@@ -197,23 +202,60 @@ class _Counter:
     sums[:] = [x + y for x, y in zip(sums, numbers)]
 
 
-def _max_rounds(loop, made_by):
-  """Returns how often a `while` runs at most, if its limit is a minimum."""
+class _Sources:
+  """Finds where values come from, also through functions and scans."""
 
-  def source(value):
+  def __init__(self):
+    self._made_by = {}  # By variable, the equation.
+    # By variable, what it equals on the other side of a call.
+    self._same_as = {}
+
+  def add(self, jaxpr):
+    """Adds the equations of a jaxpr."""
+    for eqn in jaxpr.eqns:
+      self._made_by.update(dict.fromkeys(eqn.outvars, eqn))
+      self._same_as.update(_through(eqn))
+
+  def max_rounds(self, loop):
+    """Returns how often a `while` runs at most, if its limit is a minimum."""
+    for limit in map(self._source, loop.invars):
+      if getattr(limit, 'primitive', None) is lax.min_p:
+        known = [x.val for x in map(self._source, limit.invars)
+                 if hasattr(x, 'val')]
+        return int(known[0]) if known else None
+    return None
+
+  def _source(self, value):
     """Returns the literal or equation that makes a value, behind any casts."""
     while not hasattr(value, 'val'):
-      made = made_by.get(value)
-      if made is None or len(made.invars) != 1:
+      made = self._made_by.get(value)
+      if value in self._same_as:
+        value = self._same_as[value]
+      elif made is None or len(made.invars) != 1:
         return made
-      value = made.invars[0]
+      else:
+        value = made.invars[0]
     return value
 
-  for limit in map(source, loop.invars):
-    if getattr(limit, 'primitive', None) is lax.min_p:
-      known = [x.val for x in map(source, limit.invars) if hasattr(x, 'val')]
-      return int(known[0]) if known else None
-  return None
+
+def _through(eqn):
+  """Returns what variables outside and inside of a function or scan equal.
+
+  An array that a scan goes through, or returns, counts as its rows.
+  """
+  inner = list(_inner(eqn.params))
+  if len(inner) != 1 or eqn.primitive.name == 'shard_map':
+    return {}
+  arguments, results = inner[0].invars, inner[0].outvars
+  if (len(arguments), len(results)) != (len(eqn.invars), len(eqn.outvars)):
+    return {}
+  pairs = [*zip(arguments, eqn.invars), *zip(eqn.outvars, results)]
+  if eqn.primitive.name == 'scan':  # What it carries changes.
+    sizes = jax_internals.scan_sizes(eqn.params)
+    carried = {*arguments[sizes.consts:sizes.consts + sizes.carry],
+               *eqn.outvars[:sizes.carry]}
+    pairs = [(x, y) for x, y in pairs if x not in carried]
+  return dict(pairs)
 
 
 def _enter(eqn, place):

@@ -8,6 +8,7 @@ import functools
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from haikd.plan import counting
@@ -82,6 +83,46 @@ def test_loop_of_unknown_length_counts_once_and_says_so():
 
   counted = count(step, (7, 7), (7, 7))
   assert (counted.flops, counted.open_loops) == (2 * 7**3, 1)
+
+
+def test_limit_is_found_through_functions():
+  """As where a step is computed again: its limits come from elsewhere."""
+  limit = jax.jit(lambda x: lax.min(jnp.int32(x.sum()), np.int32(5)))
+
+  @jax.jit
+  def loop(end, x, w):
+    return lax.fori_loop(0, end, lambda _, x: x @ w, x)
+
+  @jax.jit
+  def step(x, w):
+    return loop(limit(x), x, w)
+
+  counted = count(step, (7, 7), (7, 7))
+  assert (counted.flops, counted.open_loops) == (5 * 2 * 7**3, 0)
+
+
+def test_limits_that_a_scan_keeps_for_another_are_found():
+  def step(x, w):
+    keep = lambda x, _: (x @ w, lax.min(jnp.int32(x.sum()), np.int32(5)))
+    x, ends = lax.scan(keep, x, None, length=3)
+    use = lambda x, end: (lax.fori_loop(0, end, lambda _, x: x @ w, x), None)
+    return lax.scan(use, x, ends)[0]
+
+  counted = count(step, (7, 7), (7, 7))
+  assert (counted.flops, counted.open_loops) == ((3 + 3 * 5) * 2 * 7**3, 0)
+
+
+def test_limit_that_a_scan_changes_is_not_known():
+  def step(x, w):
+    def use(carry, _):
+      x, end = carry
+      x = lax.fori_loop(0, end, lambda _, x: x @ w, x)
+      return (x, end + jnp.int32(x.sum())), None
+
+    start = lax.min(jnp.int32(x.sum()), np.int32(5))
+    return lax.scan(use, (x, start), None, length=3)[0][0]
+
+  assert count(step, (7, 7), (7, 7)).open_loops == 1
 
 
 def test_dearest_branch_counts():
