@@ -1,5 +1,7 @@
 """Attention in blocks: no map is materialised, in either direction."""
 
+import functools
+
 import jax
 from jax import export
 import jax.numpy as jnp
@@ -66,10 +68,17 @@ def _attend(query, key, value, mask, soft_cap, bias):
   return _forward(query, key, value, mask, soft_cap, bias)[0]
 
 
-@jax.jit  # Layers of one shape share a trace.
 def _forward(query, key, value, mask, soft_cap, bias):
+  outputs, log_totals = _run_forward(
+      _cut(query, key, mask), query, key, value, mask, soft_cap, bias)
+  return outputs, (query, key, value, mask, soft_cap, bias, outputs,
+                   log_totals)
+
+
+# Layers of one shape share a trace.
+@functools.partial(jax.jit, static_argnums=0)
+def _run_forward(blocks, query, key, value, mask, soft_cap, bias):
   groups = key.shape[2]
-  blocks = _cut(query, key, mask)
   mask_arrays, mask_of = maps_lib.split_mask(mask, query.shape[0],
                                              blocks.padded_rows)
   block_bias = bias_lib.of_blocks(bias, query.shape[1], blocks)
@@ -92,15 +101,18 @@ def _forward(query, key, value, mask, soft_cap, bias):
   _, (outputs, log_totals) = block_loops.run(
       blocks, block, query, [(key, None), (value, None)], mask_arrays, (),
       maps_lib.real_positions(mask))
-  return outputs, (query, key, value, mask, soft_cap, bias, outputs,
-                   log_totals)
+  return outputs, log_totals
 
 
-@jax.jit
 def _backward(residuals, gradient):
+  query, key, _, mask, *_ = residuals
+  return _run_backward(_cut(query, key, mask), residuals, gradient)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run_backward(blocks, residuals, gradient):
   query, key, value, mask, soft_cap, bias, outputs, log_totals = residuals
   batch, _, groups, _ = key.shape
-  blocks = _cut(query, key, mask)
   mask_arrays, mask_of = maps_lib.split_mask(mask, batch, blocks.padded_rows)
   block_bias = bias_lib.of_blocks(bias, query.shape[1], blocks)
   # The term of the softmax's gradient that is the same for a row.

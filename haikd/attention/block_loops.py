@@ -32,8 +32,8 @@ def run(blocks: blocks_lib.Blocks, function: Callable, rows: Any,
       examples.
     init: pytree of arrays that the sums of each group of examples begin with.
     real: bool, `[B, N]`, whether a query is real, or None if all are. A block
-      without real queries is skipped and its results are 0, unless devices
-      with other queries must take the same branch.
+      without real queries is skipped and its results are 0, unless it is alone
+      in its loop, or devices with other queries must run the same loop.
 
   Returns:
     The final sums, `[groups, ...]`, where group g holds the examples g,
@@ -119,7 +119,7 @@ class _Loop:
         lambda x: jnp.zeros(shape + x.shape, x.dtype), results)
     number = shape[0] * shape[1]
     order, end = jnp.arange(number, dtype=jnp.int32), number
-    if real is not None:  # Those that count first, in their order.
+    if real is not None:  # Those with a real query first, in their order.
       order = jnp.argsort(~real.reshape(-1), stable=True).astype(jnp.int32)
       end = lax.min(jnp.sum(real, dtype=jnp.int32), np.int32(number))
 

@@ -50,12 +50,13 @@ def as_usual(tree: Any) -> Any:
 
 @functools.cache
 def _implementation(max_bytes):
-  """Returns Threefry with other draws of 32 bits."""
+  """Returns Threefry whose draws of 32 bits are made in parts."""
   usual = random.threefry_prng_impl
 
   def random_bits(key, bit_width, shape):
     size = math.prod(shape)
-    if bit_width != 32 or not 0 < 4 * size <= max_bytes:
+    # A single number may be one of many, each with a key of its own.
+    if bit_width != 32 or not 4 < 4 * size <= max_bytes:
       return usual.random_bits(key, bit_width, shape)
 
     def part(first):

@@ -20,8 +20,9 @@ import numpy as np
 from haikd.core import jax_internals
 from haikd.core import random_bits
 
-# What a loop draws, each device holds once more: less where several devices
-# each hold a part of a network. Larger draws are few, and are made as usual.
+# A loop holds its draws a second time, whole on each device. The limit is
+# therefore lower where devices hold parts of a network. Draws above it are few;
+# they are made as usual.
 _MAX_BYTES, _MAX_BYTES_OF_MANY = 2**27, 2**22
 
 
@@ -62,7 +63,13 @@ def trace(function: Callable[[jax.Array], Any],
       return function(rng)
     return random_bits.as_usual(function(random_bits.in_parts(rng, max_bytes)))
 
-  closed, results = jax.make_jaxpr(run, return_shape=True)(jax.random.key(0))
+  make = lambda traced: jax.make_jaxpr(
+      traced, return_shape=True)(jax.random.key(0))
+  try:
+    closed, results = make(run)
+  except Exception:  # It needs keys of JAX's kind, or raises an error again.
+    max_bytes = 0
+    closed, results = make(function)
   live = jax_internals.drop_dead_code(closed.jaxpr)
   return Traced(core.ClosedJaxpr(live, closed.consts), results, max_bytes)
 
@@ -83,7 +90,7 @@ def _run(closed, rng, max_bytes):
     for eqn, outputs in zip(loop.eqns, loop.run(read)):
       values.update(zip(eqn.outvars, outputs))
 
-  # A loop comes before all that use its results, so after all that it needs.
+  # What an equation or its loop needs is evaluated first, then all of the loop.
   for eqn in jaxpr.eqns:
     waiting = [eqn]
     while waiting:
@@ -209,8 +216,8 @@ def _split_of_first_key(key, made_by) -> Optional[Any]:
 def _equal_draws(jaxpr, max_bytes) -> Iterator[_Draws]:
   """Yields the equal draws, in loops whose results are not too large.
 
-  The keys of those in a loop must not depend on other draws, so that no loop
-  needs itself.
+  A draw whose key depends on another draw stays alone: a loop with both would
+  need its own result.
   """
   drawn: set[Any] = set()  # Variables that depend on a draw.
   equal: dict[Any, list[Any]] = {}

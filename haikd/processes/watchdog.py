@@ -26,7 +26,7 @@ _INTERVAL = 1  # Seconds between two looks, at most.
 # what; and a number that changes with each sign of life.
 _phase: tuple[Optional[str], str] = None, ''
 _life = 0
-# The seconds in each phase before this one, and when it began.
+# The seconds in each phase so far, and when the present one began.
 _spent: dict[Optional[str], float] = {}
 _since = time.monotonic()
 

@@ -30,28 +30,34 @@ class Ahead:
   def __init__(self, function: Any, arguments: tuple[Any, ...],
                pool: futures.Executor):
     self._function = function
-    self._compiled = pool.submit(self._compile, arguments)
+    try:  # Traced here: settings of JAX and Haiku belong to a thread.
+      compile_it = function.lower(*arguments).compile
+    except Exception:  # The call says what is wrong.
+      compile_it = lambda: function
+    self._compiled = pool.submit(compile_it)
 
   def __call__(self, *arguments: Any) -> Any:
     """Calls the function, once it is compiled."""
+    if self._compiled.cancel():  # It still waits for others: no need to.
+      return self._function(*arguments)
     if not self._compiled.done():
       with watchdog.during(watchdog.COMPILATION):
-        self._compiled.result()
+        self._compiled.exception()
+    if self._compiled.exception():
+      return self._function(*arguments)
     try:
       return self._compiled.result()(*arguments)
-    except (TypeError, ValueError):  # They are others, as in a later stage.
+    except (TypeError, ValueError):
+      # It was compiled for other arguments, such as those of another stage.
       return self._function(*arguments)
-
-  def _compile(self, arguments):
-    try:
-      return self._function.lower(*arguments).compile()
-    except Exception:  # The call says what is wrong.
-      return self._function
 
 
 @contextlib.contextmanager
 def pool() -> Iterator[futures.Executor]:
-  """Yields a thread that compiles; what waits for it at the end is dropped."""
+  """Yields a thread that compiles; what waits for it at the end is dropped.
+
+  The end of the process waits for a compilation that runs.
+  """
   executor = futures.ThreadPoolExecutor(1, thread_name_prefix='compiles')
   try:
     yield executor
@@ -83,10 +89,11 @@ def start(trainee: trainees.Trainee, workdir: paths.Path,
                batch_of(data.spec))
   stages = (*program.stages[:number], stage._replace(train_step=step),
             *program.stages[number + 1:])
+  not_finite = ahead(program.not_finite, state)  # Of every save.
   return trainee._replace(program=program._replace(
       stages=stages,
+      not_finite=not_finite,
       eval_step=ahead(
           program.eval_step, program_lib.trained_network(state),
           program.abstract_frozen,
-          batch_of(data.evaluation_spec(config.evaluation.split))),
-      not_finite=ahead(program.not_finite, state)))
+          batch_of(data.evaluation_spec(config.evaluation.split)))))

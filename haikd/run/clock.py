@@ -41,7 +41,7 @@ class Clock:
 
 
 def describe_phases(before: Mapping[Optional[str], float]) -> Optional[str]:
-  """Returns what a training took its time for, such as '9.1 s: 8.0 s in steps'.
+  """Returns what a training's time was spent on: '9.1 s: 8.0 s in steps'.
 
   What took less than a hundredth of it is left out.
 

@@ -34,11 +34,13 @@ def _is_best(value: Any) -> bool:
 
 def _is_float(value: Any) -> bool:
   """Returns whether it is a number as text, which may not be finite."""
+  if not _is_text(value):
+    return False
   try:
     float(value)
   except ValueError:
     return False
-  return _is_text(value)
+  return True
 
 
 def _is_optional(check: _Check) -> _Check:

@@ -30,10 +30,15 @@ def other_draws(x):
   third = jax.random.bernoulli(jax.random.fold_in(keys[0], 7), shape=(3, 5))
   fourth = jax.random.permutation(hk.next_rng_key(), 8)
   # A key that is drawn, so that one of two equal draws depends on the other.
-  key = jax.random.key(lax.bitcast_convert_type(second[0][0, 0], np.uint32))
+  key = jax.random.fold_in(
+      keys[1], lax.bitcast_convert_type(second[0][0, 0], np.uint32))
   fifth = jax.random.normal(key, (3, 5)) + jax.random.normal(keys[1], (3, 5))
   wide = jax.random.bits(keys[2], (3, 5), jnp.uint8)
-  hk.set_state('seen', (*second, third, fourth, fifth, wide))
+  limits = [jax.random.uniform(key, (3,), maxval=limit)
+            for key in keys for limit in (1.0, 2.0)]
+  chain = jax.random.split(jax.random.split(jax.random.split(keys[0])[1])[0])
+  hk.set_state('seen', (*second, third, fourth, fifth, wide, *limits,
+                        jax.random.uniform(chain[1], (7,))))
   hk.set_state('key', hk.next_rng_key())
   return x @ hk.get_parameter('b', (5, 5), init=lambda shape, dtype: (
       jnp.linalg.qr(jax.random.normal(hk.next_rng_key(), shape))[0])) + first
@@ -116,6 +121,37 @@ def test_draws_that_are_too_large_are_made_as_usual(monkeypatch):
   assert_same(*(jax.jit(f)(jax.random.key(3)) for f in (init, traced)))
 
 
+def test_networks_that_need_keys_of_jax_get_them():
+  init = lambda rng: jax.random.poisson(rng, 2.0, (3,))
+  traced = draws.trace(init, mesh_of(1))
+  np.testing.assert_array_equal(traced(jax.random.key(3)),
+                                init(jax.random.key(3)))
+
+
+def test_error_of_a_network_is_its_own():
+  def init(rng):
+    raise ValueError('of the user')
+
+  with pytest.raises(ValueError, match='^of the user'):
+    draws.trace(init, mesh_of(1))
+
+
+def test_many_numbers_with_keys_of_their_own_take_no_more_room():
+  init = lambda rng: jax.random.gamma(rng, 2.0, (64, 64))
+  traced = draws.trace(init, mesh_of(1))
+  rng = jax.random.key(3)
+  assert_same(jax.jit(init)(rng), jax.jit(traced)(rng))
+  size = [jax.jit(f).lower(rng).compile().memory_analysis().temp_size_in_bytes
+          for f in (init, traced)]
+  assert size[1] <= 2 * size[0]
+
+
+def test_limit_is_lower_on_several_devices(monkeypatch):
+  monkeypatch.setattr(draws, '_MAX_BYTES_OF_MANY', 0)
+  init = init_of(mlps)
+  assert count_loops(draws.trace(init, mesh_of(8))) == count_loops(init)
+
+
 def test_other_platforms_keep_the_function_as_it_is():
   init = init_of(mlps)
   device = types.SimpleNamespace(platform='tpu')
@@ -127,6 +163,12 @@ def test_other_platforms_keep_the_function_as_it_is():
 def test_keys_of_another_kind_are_left_alone():
   key = jax.random.key(0, impl='rbg')
   assert random_bits.in_parts(key, 2**20) is key
+
+
+def test_keys_are_left_alone_where_their_bits_are_others():
+  key = jax.random.key(0)
+  with jax.threefry_partitionable(False):
+    assert random_bits.in_parts(key, 2**20) is key
 
 
 @pytest.mark.parametrize('size', [1, 4095, 4096, 4097, 20000])

@@ -1,6 +1,7 @@
 """A training calls what was compiled while it did something else."""
 
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 
 import haikd
 from haikd import config as config_lib
+from haikd.processes import watchdog
 from haikd.run import ahead
 
 SPEC = jax.ShapeDtypeStruct(
@@ -20,21 +22,59 @@ def add_one(traced):
   """Returns a function that notes in which thread it was traced."""
 
   def function(x):
-    traced.append(threading.current_thread().name)
+    traced.append(threading.current_thread())
     return x + 1
 
   return jax.jit(function)
 
 
-def test_function_is_traced_once_and_in_the_thread():
+def test_function_is_traced_once_and_here():
+  """Settings of JAX and Haiku belong to a thread."""
   traced = []
   with ahead.pool() as pool:
+    function = ahead.Ahead(add_one(traced), (SPEC,), pool)
+    pool.submit(lambda: None).result()  # It is compiled.
+    for _ in range(2):
+      np.testing.assert_array_equal(
+          function(jnp.arange(3, dtype=jnp.float32)), [1, 2, 3])
+  assert traced == [threading.main_thread()]
+
+
+def test_function_that_waits_for_others_is_called_at_once():
+  """As the check before a save, while evaluation is compiled."""
+  go_on, traced = threading.Event(), []
+  with ahead.pool() as pool:
+    pool.submit(lambda: go_on.wait(60))
     function = ahead.Ahead(add_one(traced), (SPEC,), pool)
     for _ in range(2):
       np.testing.assert_array_equal(
           function(jnp.arange(3, dtype=jnp.float32)), [1, 2, 3])
-  assert len(traced) == 1
-  assert traced[0].startswith('compiles')
+    assert not go_on.is_set()
+    go_on.set()
+
+
+def test_waiting_for_a_compilation_is_a_phase(monkeypatch):
+  go_on, phases = threading.Event(), []
+
+  class Compiling:
+    """Takes until somebody waits for it."""
+
+    def lower(self, *unused):
+      return self
+
+    def compile(self):
+      go_on.wait(60)
+      return lambda x: x + 1
+
+  enter = watchdog.enter
+  monkeypatch.setattr(watchdog, 'enter', lambda phase, where: (
+      phases.append(phase), go_on.set(), enter(phase, where)))
+  with ahead.pool() as pool:
+    function = ahead.Ahead(Compiling(), (), pool)
+    while not function._compiled.running():
+      time.sleep(0.01)
+    assert function(1) == 2
+  assert phases[0] == watchdog.COMPILATION
 
 
 @pytest.mark.parametrize('other', [
@@ -43,8 +83,9 @@ def test_other_arguments_are_compiled_when_they_come(other):
   traced = []
   with ahead.pool() as pool:
     function = ahead.Ahead(add_one(traced), (SPEC,), pool)
+    pool.submit(lambda: None).result()
     np.testing.assert_array_equal(function(jnp.asarray(other)), other + 1)
-  assert threading.current_thread().name in traced
+  assert len(traced) == 2
 
 
 def test_what_cannot_be_compiled_says_so_when_it_is_called():
@@ -55,6 +96,15 @@ def test_what_cannot_be_compiled_says_so_when_it_is_called():
     function = ahead.Ahead(jax.jit(refuse), (SPEC,), pool)
     with pytest.raises(ValueError, match='^no'):
       function(jnp.arange(3, dtype=jnp.float32))
+
+
+def test_arguments_elsewhere_are_compiled_when_they_come():
+  traced = []
+  with ahead.pool() as pool:
+    function = ahead.Ahead(add_one(traced), (SPEC,), pool)
+    pool.submit(lambda: None).result()
+    there = jax.device_put(np.arange(3, dtype=np.float32), jax.devices()[1])
+    np.testing.assert_array_equal(function(there), [1, 2, 3])
 
 
 def test_what_waits_at_the_end_is_dropped():
@@ -91,19 +141,20 @@ def test_training_calls_what_was_compiled_ahead(tmp_path, monkeypatch, recipe):
   if recipe == 'resumed':
     haikd.train(config, tmp_path)
     config.steps = 6
-  ahead_calls = []
+  wrong, functions = [], set()
   call = ahead.Ahead.__call__
 
   def spy(self, *arguments):
+    self._compiled.exception()  # It does not wait for others.
+    functions.add(self)
     with monkeypatch.context() as patch:
-      patch.setattr(self, '_function', lambda *_: pytest.fail('called'))
-      ahead_calls.append(self)
+      patch.setattr(self, '_function', lambda *_: wrong.append(self))
       return call(self, *arguments)
 
   monkeypatch.setattr(ahead.Ahead, '__call__', spy)
   haikd.train(config, tmp_path)
   # Of each training: the step, the evaluation, the check before it is saved.
-  assert len(set(ahead_calls)) == (6 if recipe == 'teacher' else 3)
+  assert (len(functions), wrong) == (6 if recipe == 'teacher' else 3, [])
 
 
 def test_state_of_a_later_stage_is_checked(tmp_path):
