@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 import numpy as np
 import pytest
 
@@ -138,3 +139,22 @@ def test_block_of_padding_is_skipped(small_blocks):
   real = jnp.asarray(np.arange(N) < 5)[None]
   mask = attention_mask.AttentionMask(real, None, causal=True)
   assert not attention.attend(base.QueryKey(query, key, mask), key)[:, 8:].any()
+
+
+@pytest.mark.parametrize('tensor', [1, 2])
+def test_devices_that_share_collectives_run_the_same_loop(small_blocks, tensor):
+  """Elsewhere a loop ends after the blocks that have a real query."""
+  mesh = jax.make_mesh((2, tensor), ('fsdp', 'tensor'),
+                       axis_types=(jax.sharding.AxisType.Auto,) * 2,
+                       devices=jax.devices()[:2 * tensor])
+
+  def attend(query, key, value, real):
+    mask = attention_mask.AttentionMask(real, None, causal=True)
+    return attention.attend(base.QueryKey(query, key, mask), value)
+
+  run = jax.shard_map(attend, mesh=mesh, axis_names={'fsdp'}, check_vma=False,
+                      in_specs=PartitionSpec('fsdp'),
+                      out_specs=PartitionSpec('fsdp'))
+  (query, key), (value, _) = make(0, batch=4), make(2, batch=4)
+  jaxpr = str(jax.make_jaxpr(run)(query, key, value, jnp.ones((4, N), bool)))
+  assert ('while[' in jaxpr, 'scan[' in jaxpr) == (tensor == 1, tensor == 2)
