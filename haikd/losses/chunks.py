@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from haikd.core import base
 from haikd.core import mesh_context
+from haikd.core import scopes
 from haikd.core import weighting
 from haikd.losses import cutting
 
@@ -258,7 +259,10 @@ def _differentiate(function: Callable, sides: Sequence[_Side], rows: Any,
   Returns:
     The sums, and for each side the gradient of the value; see `_Side.gradient`.
   """
-  products = tuple(side.products(sizes.split) for side in sides)
+  student, teacher = sides
+  products: tuple = (student.products(sizes.split),)
+  with scopes.teacher():
+    products += (teacher.products(sizes.split),)
   tails = tuple(side.tail() for side in sides)
 
   def group(part):

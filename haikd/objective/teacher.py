@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Optional
 
 from haikd.core import base
+from haikd.core import scopes
 from haikd.network import network as network_lib
 from haikd.objective import pairs as pairs_lib
 from haikd.objective import terms as terms_lib
@@ -51,6 +52,7 @@ def infer(teacher: Optional[network_lib.Network],
     }
     return network_lib.NetworkOutput(output.logits if on_logits else None, taps)
 
-  if on_logits:
-    return run(frozen, batch)
-  return trim_scans.run_needed(run, frozen, batch)
+  with scopes.teacher():
+    if on_logits:
+      return run(frozen, batch)
+    return trim_scans.run_needed(run, frozen, batch)

@@ -1,7 +1,7 @@
 """Compiles the real step for chips that are not here, and says what it takes.
 
-`chips` has published peaks. `counting` reads the step as written, `hlo` and
-`schedule` read it as compiled, and `estimate` combines them. `search` finds
+`chips` has topologies. `hlo` and `schedule` read the step as compiled, and
+`estimate` combines that with what `engine.counting` reads in it as written. `search` finds
 what fits. The command calls `planning`.
 """
 

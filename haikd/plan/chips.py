@@ -1,66 +1,16 @@
-"""Published peaks of chips, and the topologies they come in."""
+"""The topologies that chips come in."""
 
 from collections.abc import Sequence
 import importlib
 import math
 import re
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import jax
 
 from haikd.core import checks
 from haikd.core import memory as memory_lib
-
-GIB = 2**30
-
-
-class Chip(NamedTuple):
-  """Published peaks of a chip; None where nothing is published.
-
-  Attributes:
-    name: its name in `--topology`.
-    flops: bfloat16 operations a second.
-    memory: bytes that a program may use.
-    memory_rate: bytes a second between memory and chip.
-    link_rate: bytes a second over one link to another chip, one way.
-    ring: a side of a slice whose length is a multiple of this is closed into a
-      ring, over which a chip sends both ways; 0 if a switch joins all chips.
-    network_rate: a chip's share, in bytes a second, of the data-centre network
-      that joins slices (or, for GPUs, hosts).
-  """
-
-  name: str
-  flops: Optional[float]
-  memory: Optional[float]
-  memory_rate: Optional[float]
-  link_rate: Optional[float]
-  ring: int
-  network_rate: Optional[float]
-
-
-# TPUs: Google Cloud documentation, "TPU v5e", "TPU v5p", "TPU v6e", "TPU7x",
-# tables of key specifications; links, rings and network: "How to Scale Your
-# Model", chapter "How to Think About TPUs", tables "TPU specs" and below. v3:
-# "The Design Process for Google's Training Chips: TPUv2 and TPUv3", IEEE Micro
-# 2021, table of chips. Memory is what the compiler of libtpu 0.0.52 leaves to a
-# program, as its error says if a step needs more. v4 is left out: that compiler
-# offers its cores one by one, while JAX makes meshes of chips.
-# GPUs: NVIDIA data sheets "A100 Tensor Core GPU", "H100 Tensor Core GPU" (SXM,
-# dense), "H200 Tensor Core GPU"; network: "DGX A100" (eight 200 Gbit/s ports
-# for eight GPUs), "DGX H100" and "DGX H200" (eight of 400 Gbit/s).
-_CHIPS = (
-    Chip('v3', 123e12, 30.96 * GIB, 900e9, 82e9, 4, 3.125e9),
-    Chip('v5e', 197e12, 15.75 * GIB, 819e9, 45e9, 16, 3.125e9),
-    Chip('v5p', 459e12, 95.73 * GIB, 2765e9, 90e9, 4, 6.25e9),
-    Chip('v6e', 918e12, 31.24 * GIB, 1640e9, 90e9, 16, 12.5e9),
-    Chip('tpu7x', 2307e12, 189.48 * GIB, 7380e9, 90e9, 4, 12.5e9),
-    Chip('a100-40gb', 312e12, 40e9, 1555e9, 300e9, 0, 25e9),
-    Chip('a100-80gb', 312e12, 80e9, 2039e9, 300e9, 0, 25e9),
-    Chip('h100', 989e12, 80e9, 3350e9, 450e9, 0, 50e9),
-    Chip('h200', 989e12, 141e9, 4800e9, 450e9, 0, 50e9),
-)
-CHIPS = {chip.name: chip for chip in _CHIPS}
-TPUS = tuple(chip.name for chip in _CHIPS if chip.ring)
+from haikd.engine import peaks
 
 # What the `device_kind` of a GPU of this machine contains.
 _GPU_KINDS = (('A100', '40GB', 'a100-40gb'), ('A100', '80GB', 'a100-80gb'),
@@ -73,7 +23,7 @@ class Topology(NamedTuple):
 
   Attributes:
     name: the name as written.
-    chip: a key of CHIPS, 'cpu' or 'gpu'.
+    chip: a key of peaks.CHIPS, 'cpu' or 'gpu'.
     shape: chips along each side of a slice; () for all of this machine.
     slices: the number of slices.
   """
@@ -101,9 +51,9 @@ def parse_topology(name: str) -> Topology:
   if not match:
     raise _wrong(name, 'look like v5e:16x16, 2*v5e:16x16, cpu:8 or gpu')
   slices, chip, sides = match.groups()
-  if chip not in (*TPUS, 'cpu', 'gpu'):
+  if chip not in (*peaks.TPUS, 'cpu', 'gpu'):
     raise _wrong(name, 'begin with a known chip',
-                 checks.suggest(chip, (*TPUS, 'cpu', 'gpu')))
+                 checks.suggest(chip, (*peaks.TPUS, 'cpu', 'gpu')))
   shape = tuple(int(side) for side in (sides or '').split('x') if side)
   number = int(slices or 1)
   sizes = {'cpu': (1,), 'gpu': (0,), 'v5e': (2,), 'v6e': (2,), 'v3': (2,)}
@@ -112,7 +62,7 @@ def parse_topology(name: str) -> Topology:
         chip, chip + (':4x4' if sizes.get(chip) else ':4x4x4'))
     raise _wrong(name, f'give the sides of a slice of {chip}',
                  f'Write it as {written}.')
-  if number > 1 and chip not in TPUS:
+  if number > 1 and chip not in peaks.TPUS:
     raise _wrong(name, 'have several slices of TPUs only')
   return Topology(name.strip(), chip, shape, number)
 
@@ -148,7 +98,7 @@ def find_devices(topology: Topology) -> list[Any]:
     ConfigError: no compiler for TPUs is installed, it refuses the shape, or
       this machine has fewer devices.
   """
-  if topology.chip in TPUS:
+  if topology.chip in peaks.TPUS:
     return _tpu_devices(topology)
   count = math.prod(topology.shape)
   try:
@@ -188,7 +138,7 @@ def _tpu_devices(topology):
         'slice that is sold.') from err
 
 
-def chip_of(topology: Topology, devices: Sequence[Any]) -> Chip:
+def chip_of(topology: Topology, devices: Sequence[Any]) -> peaks.Chip:
   """Returns the peaks of one device of a topology.
 
   Args:
@@ -199,9 +149,9 @@ def chip_of(topology: Topology, devices: Sequence[Any]) -> Chip:
     The chip, or half of it for older TPUs, whose devices are half a chip. For a
     CPU or an unknown GPU only the memory is known.
   """
-  if topology.chip in TPUS:
+  if topology.chip in peaks.TPUS:
     cores = len({device.core_on_chip for device in devices})
-    chip = CHIPS[topology.chip]
+    chip = peaks.CHIPS[topology.chip]
     return chip._replace(
         **{name: getattr(chip, name) / cores for name in
            ('flops', 'memory', 'memory_rate', 'link_rate', 'network_rate')})
@@ -210,6 +160,7 @@ def chip_of(topology: Topology, devices: Sequence[Any]) -> Chip:
     if re.search(rf'\b{model}\b', kind) and size in kind:
       # JAX takes three quarters of the memory, unless it is told otherwise.
       usable = memory_lib.of_device(devices)
-      return CHIPS[name]._replace(memory=usable or CHIPS[name].memory)
+      chip = peaks.CHIPS[name]
+      return chip._replace(memory=usable or chip.memory)
   memory = memory_lib.of_device(devices)
-  return Chip(topology.chip, None, memory, None, None, 0, None)
+  return peaks.Chip(topology.chip, None, memory, None, None, 0, None)

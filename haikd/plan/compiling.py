@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Optional
 import jax
 
 from haikd.core import jax_internals
-from haikd.plan import counting
+from haikd.engine import counting
 from haikd.plan import schedule as schedule_lib
 
 # libtpu reads these as it is loaded. Several processes that only compile may

@@ -8,10 +8,10 @@ import numpy as np
 
 from haikd.core import base
 from haikd.core import memory as memory_lib
+from haikd.engine import counting
 from haikd.engine import mesh as mesh_lib
-from haikd.plan import chips
+from haikd.engine import peaks
 from haikd.plan import compiling
-from haikd.plan import counting
 
 # What may bind a step, in the order in which it is shown.
 COMPUTE, MEMORY, LINKS, NETWORK = BINDING = ('compute', 'memory', 'links',
@@ -102,7 +102,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(topology: str, step: compiling.Step, compiled: compiling.Compiled,
-             chip: chips.Chip, *, microbatches: int = 1) -> Estimate:
+             chip: peaks.Chip, *, microbatches: int = 1) -> Estimate:
   """Combines what is known of a compiled step.
 
   Args:
@@ -206,7 +206,7 @@ def _sent(compiled, mesh, chip):
 
 
 def rate_over(mesh: jax.sharding.Mesh, axes: tuple[str, ...],
-              chip: chips.Chip) -> tuple[str, Optional[float]]:
+              chip: peaks.Chip) -> tuple[str, Optional[float]]:
   """Returns how fast a device can send around a ring over some axes, at best.
 
   Between slices (of GPUs, hosts) the network binds; the traffic is assumed to

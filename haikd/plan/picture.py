@@ -5,7 +5,7 @@ import io
 import pathlib
 from typing import Optional
 
-from haikd.plan import chips
+from haikd.engine import peaks
 from haikd.plan import estimate as estimate_lib
 from haikd.storage import files
 from haikd.storage import paths
@@ -62,13 +62,13 @@ def _draw_memory(axes, estimates):
   names = [x.topology for x in estimates]
   floor = [0.0] * len(estimates)
   for part, color in _PARTS:
-    heights = [parts(x)[part] / chips.GIB for x in estimates]
+    heights = [parts(x)[part] / peaks.GIB for x in estimates]
     if any(heights):
       axes.bar(names, heights, bottom=floor, color=color, label=part, width=0.6)
     floor = [low + height for low, height in zip(floor, heights)]
   for i, x in enumerate(estimates):
     if x.available is not None:
-      axes.hlines(x.available / chips.GIB, i - 0.4, i + 0.4, color='#c2485b',
+      axes.hlines(x.available / peaks.GIB, i - 0.4, i + 0.4, color='#c2485b',
                   lw=2, label=None if i else 'available')
   axes.set_xticks(range(len(names)), names, fontsize=8)
   _dress(axes, 'Memory of a chip', '', 'GiB')

@@ -10,6 +10,7 @@ from haikd.core import checks
 from haikd.core import notes
 from haikd.data import description
 from haikd.engine import mesh as mesh_lib
+from haikd.engine import peaks
 from haikd.engine import program as program_lib
 from haikd.objective import build as build_lib
 from haikd.plan import chips
@@ -238,7 +239,7 @@ def _known(value: Optional[float], function: Callable[[float], str]) -> str:
 
 
 def _gib(size):
-  return f'{size / chips.GIB:.3g}'
+  return f'{size / peaks.GIB:.3g}'
 
 
 def _percent(part):

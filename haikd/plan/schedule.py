@@ -7,7 +7,7 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
-from haikd.plan import counting
+from haikd.engine import counting
 from haikd.plan import hlo
 
 _KINDS = tuple(sorted(set(counting.KINDS.values())))

@@ -8,7 +8,7 @@ from typing import NamedTuple, Optional
 
 from haikd import config as config_lib
 from haikd.core import checks
-from haikd.plan import chips
+from haikd.engine import peaks
 from haikd.plan import estimate as estimate_lib
 
 # Nothing beyond so many times what was asked for is tried.
@@ -189,4 +189,4 @@ def does_not_fit(estimate: estimate_lib.Estimate,
 
 
 def _gib(size):
-  return f'{size / chips.GIB:.2f} GiB'
+  return f'{size / peaks.GIB:.2f} GiB'

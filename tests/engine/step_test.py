@@ -16,12 +16,12 @@ from haikd.core import base
 from haikd.core import checks
 from haikd.core import registry
 from haikd.engine import collectives
+from haikd.engine import counting
 from haikd.engine import guarding
 from haikd.engine import mesh as mesh_lib
 from haikd.engine import program as program_lib
 from haikd.engine import step as step_lib
 from haikd.objective import compare as compare_lib
-from haikd.plan import counting
 
 BATCH, LENGTH, CLASSES = 32, 8, 11
 

@@ -7,9 +7,9 @@ import pytest
 from haikd import config as config_lib
 from haikd.core import base
 from haikd.engine import collectives
+from haikd.engine import counting
 from haikd.engine import mesh as mesh_lib
 from haikd.engine import program as program_lib
-from haikd.plan import counting
 
 BATCH, LENGTH, CLASSES = 8, 6, 16
 SIZES = dict(width=16, heads=2, hidden=24)

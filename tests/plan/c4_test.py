@@ -19,10 +19,10 @@ import jax
 import pytest
 
 from haikd.core import memory
+from haikd.engine import counting
 from haikd.engine import mesh as mesh_lib
 from haikd.plan import chips
 from haikd.plan import compiling
-from haikd.plan import counting
 from haikd.plan import planning
 
 CONFIG = (pathlib.Path(__file__).parents[2] / 'configs' /

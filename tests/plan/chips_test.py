@@ -7,6 +7,7 @@ from jax.experimental import topologies
 import pytest
 
 from haikd.core import checks
+from haikd.engine import peaks
 from haikd.plan import chips
 
 
@@ -60,7 +61,7 @@ def test_more_devices_than_there_are_is_an_error():
 def test_device_that_is_half_a_chip_has_half_of_everything():
   devices = [types.SimpleNamespace(core_on_chip=i % 2) for i in range(8)]
   half = chips.chip_of(chips.parse_topology('tpu7x:2x2x1'), devices)
-  whole = chips.CHIPS['tpu7x']
+  whole = peaks.CHIPS['tpu7x']
   for name in ('flops', 'memory', 'memory_rate', 'link_rate', 'network_rate'):
     assert getattr(half, name) == getattr(whole, name) / 2
 
@@ -111,9 +112,9 @@ def test_gpu_is_known_by_its_kind(kind, name):
   devices = [types.SimpleNamespace(
       device_kind=kind, platform='gpu', memory_stats=lambda: stats)]
   topology = chips.parse_topology('gpu')
-  assert chips.chip_of(topology, devices) == chips.CHIPS[name]
+  assert chips.chip_of(topology, devices) == peaks.CHIPS[name]
   stats['bytes_limit'] = 6e10  # What JAX takes of it.
-  assert chips.chip_of(topology, devices) == chips.CHIPS[name]._replace(
+  assert chips.chip_of(topology, devices) == peaks.CHIPS[name]._replace(
       memory=6e10)
 
 

@@ -9,15 +9,15 @@ import pytest
 
 from haikd.core import base
 from haikd.core import memory
-from haikd.plan import chips
+from haikd.engine import counting
+from haikd.engine import peaks
 from haikd.plan import compiling
-from haikd.plan import counting
 from haikd.plan import estimate as estimate_lib
 from haikd.plan import schedule
 
 P = jax.sharding.PartitionSpec
 AXES = ('replica', 'fsdp', 'tensor')
-CHIP = chips.Chip('test', flops=100.0, memory=10000.0, memory_rate=50.0,
+CHIP = peaks.Chip('test', flops=100.0, memory=10000.0, memory_rate=50.0,
                   link_rate=3.0, ring=4, network_rate=1.0)
 MEMORY = compiling.Memory(arguments=4000, results=1000, scratch=2000, code=500)
 
@@ -143,7 +143,7 @@ def test_without_a_schedule_it_counts_what_was_asked_for():
 
 
 def test_without_peaks_there_are_no_bounds():
-  chip = chips.Chip('cpu', None, None, None, None, 0, None)
+  chip = peaks.Chip('cpu', None, None, None, None, 0, None)
   found = estimate_lib.estimate(
       't', make_step(), compiled(schedule=sending(True)), chip)
   assert found.bound is found.binds is found.exposed is None

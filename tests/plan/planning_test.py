@@ -15,7 +15,7 @@ import pytest
 from haikd import config as config_lib
 from haikd.core import base
 from haikd.core import checks
-from haikd.plan import chips
+from haikd.engine import peaks
 from haikd.plan import compiling
 from haikd.plan import picture
 from haikd.plan import planning
@@ -87,7 +87,7 @@ def config():
 @pytest.fixture
 def memory(monkeypatch):
   def limit(size):
-    chip = chips.Chip('cpu', None, size, None, None, 0, None)
+    chip = peaks.Chip('cpu', None, size, None, None, 0, None)
     monkeypatch.setattr(chips, 'chip_of', lambda *_: chip)
 
   return limit

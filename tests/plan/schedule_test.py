@@ -7,7 +7,7 @@ from jax import lax
 import jax.numpy as jnp
 import pytest
 
-from haikd.plan import counting
+from haikd.engine import counting
 from haikd.plan import hlo
 from haikd.plan import schedule
 

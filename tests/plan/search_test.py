@@ -4,7 +4,7 @@ import pytest
 
 from haikd import config as config_lib
 from haikd.core import checks
-from haikd.plan import chips
+from haikd.engine import peaks
 from haikd.plan import estimate as estimate_lib
 from haikd.plan import search
 
@@ -119,7 +119,7 @@ def test_microbatches_go_down_to_one_example():
       '--config.teacher.precision=bfloat16'}
 
 
-GIB = chips.GIB
+GIB = peaks.GIB
 
 
 @pytest.mark.parametrize('peaks, match', [

@@ -8,9 +8,9 @@ import numpy as np
 
 from haikd import config as config_lib
 from haikd.core import base
+from haikd.engine import counting
 from haikd.engine import mesh as mesh_lib
 from haikd.engine import program as program_lib
-from haikd.plan import counting
 
 
 class Sizes(NamedTuple):

@@ -11,7 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from haikd.plan import counting
+from haikd import config as config_lib
+from haikd.core import base
+from haikd.core import scopes
+from haikd.engine import counting
+from haikd.engine import mesh as mesh_lib
+from haikd.engine import program as program_lib
 
 P = jax.sharding.PartitionSpec
 AXES = ('replica', 'fsdp', 'tensor')
@@ -334,3 +339,50 @@ def test_transformer_takes_six_operations_a_parameter_and_token():
   attention = layers * batch * 3 * 2 * 2 * length**2 * width
   expected = 6 * parameters * batch * length + attention
   assert counting.count(jaxpr, 1).flops == pytest.approx(expected, rel=0.02)
+
+
+def test_forward_pass_of_the_teacher_is_counted_apart():
+  """In loops, behind a gradient, and in a branch too."""
+
+  def step(x, y):
+    with scopes.teacher():
+      target = lax.scan(lambda z, _: (z @ y, None), x, None, length=11)[0]
+      target = lax.cond(x[0, 0] > 0, lambda: target @ y, lambda: target)
+    return jax.grad(lambda y: jnp.sum((x @ y - target)**2))(y)
+
+  counted = count(step, (3, 5), (5, 5))
+  product = 2 * 3 * 5 * 5
+  assert counted.teacher_flops == (11 + 1) * product
+  assert counted.flops == (12 + 2) * product
+
+
+@pytest.mark.parametrize('on_logits', [True, False])
+def test_teacher_of_a_step_is_counted_apart(on_logits):
+  """A Llama's logits are made chunk by chunk, where the loss is."""
+  config = config_lib.base()
+  config.batch_size = 2
+  options = dict(depth=1, heads=1, hidden=8)
+  for side, width in (('student', 8), ('teacher', 16)):
+    config[side].model = 'llama'
+    config[side].options = dict(options, width=width)
+  if not on_logits:
+    config.distillation.alpha = None
+    config.distillation.use_feature_matching = True
+  tokens = jax.ShapeDtypeStruct((2, 6), jnp.int32)
+  batch = base.Batch(tokens, jax.ShapeDtypeStruct((2, 6), jnp.bool_))
+  program = program_lib.build_program(
+      config, spec=batch, num_classes=32, has_teacher=True,
+      mesh=mesh_lib.build_mesh(config.mesh, jax.devices()[:1]))
+  stage = program.stages[0]
+  traced = stage.train_step.trace(
+      stage.abstract_state, stage.abstract_frozen, batch)
+  counted = counting.count(traced.jaxpr, 1)
+  teacher = program.objective.teacher
+
+  def forward(frozen, batch):
+    logits = teacher.infer(frozen, batch, None).logits
+    return logits.materialise() if on_logits else logits.hidden
+
+  alone = jax.make_jaxpr(forward)(stage.abstract_frozen, batch)
+  assert counted.teacher_flops == counting.count(alone, 1).flops
+  assert 0 < counted.teacher_flops < counted.flops

@@ -4,15 +4,16 @@ Unlike the compiler's own count, a jaxpr says how often each loop runs. Dead
 code is removed first, as the compiler does.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 import math
 from typing import Any, NamedTuple
 
 import jax
-from jax import lax
 import numpy as np
 
 from haikd.core import jax_internals
+from haikd.core import scopes
+from haikd.engine import loop_limits
 
 # The kind of each primitive, which may also end in `_start`.
 KINDS = {
@@ -62,12 +63,14 @@ class Counted(NamedTuple):
       compiler adds those over automatic axes.
     open_loops: loops whose length is not known before they run; their bodies
       count once.
+    teacher_flops: those of `flops` that are the teacher's forward pass.
   """
 
   flops: float
   bytes: float
   traffic: tuple[Traffic, ...]
   open_loops: int
+  teacher_flops: float = 0.0
 
 
 def on_the_wire(kind: str, payload: float, size: int) -> float:
@@ -109,10 +112,10 @@ def count(jaxpr: Any, devices: int) -> Counted:
     What one device does.
   """
   live = jax_internals.drop_dead_code(jaxpr.jaxpr)
-  counter = _Counter(_Sources())
-  counter.walk(live, 1.0, _Place({}, frozenset(), devices))
+  counter = _Counter(loop_limits.Sources())
+  counter.walk(live, 1.0, _Place({}, frozenset(), devices, False))
   return Counted(counter.flops, counter.bytes, total(counter.traffic),
-                 counter.open_loops)
+                 counter.open_loops, counter.teacher_flops)
 
 
 class _Place(NamedTuple):
@@ -122,11 +125,13 @@ class _Place(NamedTuple):
     sizes: the sizes of all mesh axes.
     manual: the names of the manual ones.
     split: the number of devices that share the work of one equation.
+    is_teacher: whether it is of the teacher's forward pass.
   """
 
   sizes: Mapping[str, int]
   manual: frozenset
   split: int
+  is_teacher: bool
 
 
 class _Counter:
@@ -136,19 +141,25 @@ class _Counter:
     sources: of the values that its loops may be limited by.
   """
 
-  def __init__(self, sources: '_Sources'):
+  def __init__(self, sources: loop_limits.Sources):
     self.flops, self.bytes, self.open_loops = 0.0, 0.0, 0
+    self.teacher_flops = 0.0
     self.traffic: dict[tuple, list] = {}
     self._sources = sources
 
   def walk(self, jaxpr, times, place):
     """Counts `times` runs of a jaxpr."""
     self._sources.add(jaxpr)
+    outside = place
     for eqn in jaxpr.eqns:
-      name = eqn.primitive.name
+      name, place = eqn.primitive.name, outside
+      if scopes.is_teacher(eqn):
+        place = outside._replace(is_teacher=True)
       if name in ('dot_general', 'conv_general_dilated'):
         work = _dot_flops if name == 'dot_general' else _conv_flops
-        self.flops += times * work(eqn) / place.split
+        flops = times * work(eqn) / place.split
+        self.flops += flops
+        self.teacher_flops += flops * place.is_teacher
         self.bytes += times / place.split * sum(
             _bytes(v) for v in (*eqn.invars, *eqn.outvars))
       elif name.removesuffix('_start') in KINDS:
@@ -163,7 +174,7 @@ class _Counter:
       else:
         rounds = self._sources.max_rounds(eqn) if name == 'while' else 1
         self.open_loops += rounds is None
-        for inner in _inner(eqn.params):
+        for inner in loop_limits.inner_jaxprs(eqn.params):
           self.walk(inner, times * (rounds or 1), place)
 
   def _add_costliest(self, branches, times, place):
@@ -177,6 +188,7 @@ class _Counter:
         counters,
         key=lambda x: (x.flops, sum(wire for *_, wire in x.traffic.values())))
     self.flops += costliest.flops
+    self.teacher_flops += costliest.teacher_flops
     self.bytes += costliest.bytes
     self.open_loops += costliest.open_loops
     for key, numbers in costliest.traffic.items():
@@ -202,77 +214,12 @@ class _Counter:
     sums[:] = [x + y for x, y in zip(sums, numbers)]
 
 
-class _Sources:
-  """Finds where values come from, also through functions and scans."""
-
-  def __init__(self):
-    self._made_by = {}  # By variable, the equation.
-    # By variable, what it equals on the other side of a call.
-    self._same_as = {}
-
-  def add(self, jaxpr):
-    """Adds the equations of a jaxpr."""
-    for eqn in jaxpr.eqns:
-      self._made_by.update(dict.fromkeys(eqn.outvars, eqn))
-      self._same_as.update(_through(eqn))
-
-  def max_rounds(self, loop):
-    """Returns how often a `while` runs at most, if its limit is a minimum."""
-    for limit in map(self._source, loop.invars):
-      if getattr(limit, 'primitive', None) is lax.min_p:
-        known = [x.val for x in map(self._source, limit.invars)
-                 if hasattr(x, 'val')]
-        return int(known[0]) if known else None
-    return None
-
-  def _source(self, value):
-    """Returns the literal or equation that makes a value, behind any casts."""
-    while not hasattr(value, 'val'):
-      made = self._made_by.get(value)
-      if value in self._same_as:
-        value = self._same_as[value]
-      elif made is None or len(made.invars) != 1:
-        return made
-      else:
-        value = made.invars[0]
-    return value
-
-
-def _through(eqn):
-  """Returns what variables outside and inside of a function or scan equal.
-
-  An array that a scan goes through, or returns, counts as its rows.
-  """
-  inner = list(_inner(eqn.params))
-  if len(inner) != 1 or eqn.primitive.name == 'shard_map':
-    return {}
-  arguments, results = inner[0].invars, inner[0].outvars
-  if (len(arguments), len(results)) != (len(eqn.invars), len(eqn.outvars)):
-    return {}
-  pairs = [*zip(arguments, eqn.invars), *zip(eqn.outvars, results)]
-  if eqn.primitive.name == 'scan':  # What it carries changes.
-    sizes = jax_internals.scan_sizes(eqn.params)
-    carried = {*arguments[sizes.consts:sizes.consts + sizes.carry],
-               *eqn.outvars[:sizes.carry]}
-    pairs = [(x, y) for x, y in pairs if x not in carried]
-  return dict(pairs)
-
-
 def _enter(eqn, place):
   """Returns the place inside a `shard_map`."""
   sizes = dict(eqn.params['mesh'].shape)
   manual = place.manual | eqn.params['newly_manual_axes']
   split = math.prod(n for name, n in sizes.items() if name not in manual)
-  return _Place(sizes, manual, split)
-
-
-def _inner(params: Mapping[str, Any]) -> Iterator[Any]:
-  """Yields the jaxprs among the parameters of an equation."""
-  for value in params.values():
-    for one in value if isinstance(value, (tuple, list)) else (value,):
-      one = getattr(one, 'jaxpr', one)
-      if hasattr(one, 'eqns'):
-        yield one
+  return place._replace(sizes=sizes, manual=manual, split=split)
 
 
 def _bytes(variable):
