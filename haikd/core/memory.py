@@ -3,11 +3,17 @@
 from collections.abc import Sequence
 import math
 import os
+import pathlib
+import resource
+import sys
 from typing import Any, Optional
 
 import jax
 
 from haikd.core import checks
+
+# Whose memory a peak is: a device's, or on CPU that of the process.
+DEVICE, PROCESS = 'device', 'process'
 
 
 def of_host() -> Optional[int]:
@@ -29,6 +35,32 @@ def of_device(devices: Sequence[Any]) -> Optional[float]:
     return stats.get('bytes_limit')
   total = of_host()
   return total and total / len(devices)  # The devices share one memory.
+
+
+def peak(devices: Sequence[Any]) -> Optional[tuple[str, int]]:
+  """Returns the most memory that was used at once so far.
+
+  Args:
+    devices: those of this process.
+
+  Returns:
+    DEVICE and the bytes of the device that has used most, or on CPU PROCESS and
+    the peak of the process's resident set; None if it is not known.
+  """
+  if devices[0].platform == 'cpu':
+    return PROCESS, _peak_of_process()
+  sizes = [(x.memory_stats() or {}).get('peak_bytes_in_use') for x in devices]
+  return None if None in sizes else (DEVICE, max(sizes))
+
+
+def _peak_of_process():
+  status = pathlib.Path('/proc/self/status')
+  if status.exists():  # On Linux, ru_maxrss includes the parent's memory.
+    for line in status.read_text().splitlines():
+      if line.startswith('VmHWM:'):
+        return int(line.split()[1]) * 2**10
+  size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return size if sys.platform == 'darwin' else size * 2**10
 
 
 def bytes_per_device(tree: Any) -> int:

@@ -13,18 +13,18 @@ import jax
 import numpy as np
 
 from haikd import align
-from haikd import config as config_lib
 from haikd.align import layers as layers_lib
 from haikd.align import similarity
+from haikd import config as config_lib
 from haikd.core import base
 from haikd.core import checks
 from haikd.core import notes
 from haikd.objective import terms as terms_lib
 from haikd.processes import distributed
 from haikd.run import calibration
+from haikd.run import first_state
 from haikd.run import teachers
 from haikd.run import trainees
-from haikd.run import training
 from haikd.storage import checkpoint
 from haikd.storage import files
 from haikd.storage import paths
@@ -135,7 +135,7 @@ def settle(student: trainees.Trainee, teacher: Optional[teachers.Teacher],
                   for x in is_open if not x.waits or x.stage <= last})
   elif chosen := [x for x in is_open if not x.waits]:
     assert teacher is not None, 'nothing was found before'
-    state = training.start(
+    state = first_state.start(
         student.config, student.program, student.data, teacher)
     pair(chosen, base.Variables(state.params.student, state.net_state))
     del state

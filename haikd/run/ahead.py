@@ -29,7 +29,7 @@ class Ahead:
 
   def __init__(self, function: Any, arguments: tuple[Any, ...],
                pool: futures.Executor):
-    self._function = function
+    self._function, self._pool = function, pool
     try:  # Traced here: settings of JAX and Haiku belong to a thread.
       compile_it = function.lower(*arguments).compile
     except Exception:  # The call says what is wrong.
@@ -50,6 +50,15 @@ class Ahead:
     except (TypeError, ValueError):
       # It was compiled for other arguments, such as those of another stage.
       return self._function(*arguments)
+
+
+  def trace(self, *arguments: Any) -> Any:
+    """Returns the function as it was traced for some arguments."""
+    return self._function.trace(*arguments)
+
+  def finish(self) -> futures.Future:
+    """Returns what is done once the pool has nothing more to compile."""
+    return self._pool.submit(lambda: None)
 
 
 @contextlib.contextmanager

@@ -1,62 +1,73 @@
-"""How long a training takes, what for, and how fast it is."""
+"""How long a training takes, and what for."""
 
 from collections.abc import Mapping
 import time
-from typing import Optional
 
 from haikd.processes import watchdog
 
-_WORDS = {
-    watchdog.STEP: 'in steps', watchdog.COMPILATION: 'waiting for compilation',
-    watchdog.DATA: 'waiting for data', watchdog.EVALUATION: 'in evaluation',
+# The names of phases in rows and checkpoints, and in words.
+_NAMES = {
+    watchdog.STEP: 'steps', watchdog.COMPILATION: 'compilation',
+    watchdog.DATA: 'data', watchdog.EVALUATION: 'evaluation',
     watchdog.SAVE: 'saving', None: 'starting',
 }
+_REDONE = 'redone'  # Steps that a start before this one had taken, but lost.
+_WORDS = dict(
+    steps='in steps', redone='redoing lost steps',
+    compilation='waiting for compilation', data='waiting for data',
+    evaluation='in evaluation', saving='saving', starting='starting')
 
 
 class Clock:
-  """Measures the training time, over all restarts, and the speed.
+  """Measures the training time, over all restarts, and what it is spent on.
 
   Args:
-    step: from which it measures the speed.
     seconds: the time before this start.
+    phases: what it was spent on, from `phases()`.
+    before: `watchdog.spent()` when this start began.
+    lost: the last step known to have been taken before, but not saved; 0 if
+      none was lost.
   """
 
-  def __init__(self, step: int, seconds: float):
+  def __init__(self, seconds: float, phases: Mapping[str, float],
+               before: Mapping[str | None, float], lost: int = 0):
     self._start = time.monotonic() - seconds
-    self.mark(step)
+    self._saved, self._before, self._lost = phases, before, lost
+    self._redone = 0.0
 
   def seconds(self) -> float:
     """Returns the time since the first start, evaluations included."""
     return time.monotonic() - self._start
 
-  def mark(self, step: int) -> None:
-    """Starts to measure the speed at this step."""
-    self._mark = step, time.monotonic()
+  def passed(self, step: int) -> None:
+    """Notes that a step was taken."""
+    if self._lost and step >= self._lost:
+      self._redone, self._lost = self._new()['steps'], 0
 
-  def steps_per_second(self, step: int) -> float:
-    """Returns the speed since the last mark, and marks this step."""
-    (old_step, old_time), now = self._mark, time.monotonic()
-    self.mark(step)
-    return (step - old_step) / max(now - old_time, 1e-9)
+  def phases(self) -> dict[str, float]:
+    """Returns the seconds of each phase, over all restarts."""
+    new = self._new()
+    redone = new['steps'] if self._lost else self._redone
+    new.update({'steps': new['steps'] - redone, _REDONE: redone})
+    return {name: self._saved.get(name, 0.0) + new[name] for name in _WORDS}
+
+  def _new(self):
+    """Returns the seconds of each phase since this start."""
+    spent = watchdog.spent()
+    return {name: spent.get(phase, 0.0) - self._before.get(phase, 0.0)
+            for phase, name in _NAMES.items()}
 
 
-def describe_phases(before: Mapping[Optional[str], float]) -> Optional[str]:
+def describe_phases(phases: Mapping[str, float]) -> str:
   """Returns what a training's time was spent on: '9.1 s: 8.0 s in steps'.
 
   What took less than a hundredth of it is left out.
 
   Args:
-    before: `watchdog.spent()` when it began.
-
-  Returns:
-    None if no step was taken.
+    phases: from `Clock.phases`.
   """
-  seconds = {phase: total - before.get(phase, 0.0)
-             for phase, total in watchdog.spent().items()}
-  if not seconds.get(watchdog.STEP):
-    return None
-  total = sum(seconds.values())
-  parts = ', '.join(
-      f'{seconds[phase]:.1f} s {words}' for phase, words in _WORDS.items()
-      if seconds.get(phase, 0.0) >= total / 100)
+  total = sum(phases.values())
+  parts = ', '.join(f'{phases[name]:.1f} s {words}'
+                    for name, words in _WORDS.items()
+                    if phases[name] >= total / 100)
   return f'{total:.1f} s: {parts}'

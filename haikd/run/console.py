@@ -14,9 +14,9 @@ import rich.progress
 import rich.table
 import rich.text
 
-_WIDE = 100  # Columns from which on a bar has its full length.
+from haikd.run import rates
 
-SPEED = 'examples_per_second'  # The metric that is shown as the speed.
+_WIDE = 100  # Columns from which on a bar has its full length.
 
 
 def open_console(
@@ -163,7 +163,7 @@ class Lines:
     """Prints a row; a row of training with the time left."""
     parts = [f'{self._title} {step}/{self._total}', split, *_terms(metrics)]
     if split == 'train':
-      parts += [_speed(metrics), self._time_left(step)]
+      parts += [rates.describe(metrics), self._time_left(step)]
     self.message('  '.join(filter(None, parts)))
 
   def message(self, text: str) -> None:
@@ -219,9 +219,9 @@ class Bar:
     """Shows a row of training beside the bar, any other row above it."""
     text = '  '.join(_terms(metrics))
     if split == 'train':
-      speed = _speed(metrics)
+      speed = rates.describe(metrics)
       if self._is_narrow:
-        speed = speed.replace(' examples', '')
+        speed = speed.split('  ')[0].rsplit(' ')[0] + '/s'
       self._bar.update(self._task, completed=step, speed=speed, terms=text)
     else:
       self.progress(step)
@@ -241,7 +241,3 @@ def _terms(metrics):
   losses = [name for name in metrics if name.split('/')[0] == 'loss']
   return [f'{name.removeprefix("loss/")} {metrics[name]:.4g}'
           for name in losses or metrics]
-
-
-def _speed(metrics):
-  return f'{metrics[SPEED]:,.0f} examples/s' if SPEED in metrics else ''

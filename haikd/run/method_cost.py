@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from haikd import config as config_lib
 from haikd.engine import mesh as mesh_lib
 from haikd.run import adaptive
-from haikd.run import console
+from haikd.run import rates
 from haikd.run import resolve
 from haikd.run import trainees
 from haikd.run import workdir as workdir_lib
@@ -38,7 +38,7 @@ def measure(config: config_lib.ConfigDict, workdir: paths.ConcretePath) -> Cost:
   folders = [workdir / name for name in sorted(paths.names(workdir))
              if name.startswith(workdir_lib.SEED)]
   speeds = [
-      row[console.SPEED] for folder in folders
+      row[rates.EXAMPLES] for folder in folders
       for row in files.read_rows(folder / writer.METRICS_FILE)
       if row['split'] == 'train']
   config = resolve.from_pretrained(config)

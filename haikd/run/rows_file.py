@@ -27,8 +27,8 @@ class RowsFile:
     """Returns how many rows the file has."""
     return len(files.read_rows(self.path))
 
-  def truncate(self, step: int) -> None:
-    """Drops the rows of later steps.
+  def truncate(self, step: int) -> int:
+    """Drops the rows of later steps; returns the last of these, or 0.
 
     Args:
       step: the last to keep.
@@ -44,6 +44,7 @@ class RowsFile:
             f'{row.get("step")!r}. Remove the line.')
     self._keep(rows, lambda row: row['step'] <= step)
     self._left = [(row, line) for row, line in self._left if row[0] <= step]
+    return max((row['step'] for row in rows if row['step'] > step), default=0)
 
   def drop_evaluation(self, step: int) -> None:
     """Drops the row of the evaluation at the last step, if there is one."""

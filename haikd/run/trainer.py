@@ -1,6 +1,7 @@
 """Training, from resuming to the last checkpoint. Reads top to bottom."""
 
 from collections.abc import Callable
+import contextlib
 from typing import Optional
 
 import jax
@@ -9,8 +10,6 @@ from haikd import config as config_lib
 from haikd.data import pipeline
 from haikd.engine import program as program_lib
 from haikd.processes import distributed
-from haikd.processes import watchdog
-from haikd.run import clock
 from haikd.run import teachers
 from haikd.run import trackers
 from haikd.run import training as training_lib
@@ -55,15 +54,13 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
     training = training_lib.Training(
         config, program, data, teacher, workdir, title, settle, checkpointer,
         writer)
-    before = watchdog.spent()
-    training.begin()
-    while True:
-      try:
-        training.take_steps()
-        break
-      except log_lib.Wrong as wrong:
-        training.recover(wrong)
-    watchdog.enter(None, '')
-    if phases := clock.describe_phases(before):
-      writer.message(f'{title} took {phases}')
+    with contextlib.closing(training):
+      training.begin()
+      while True:
+        try:
+          training.take_steps()
+          break
+        except log_lib.Wrong as wrong:
+          training.recover(wrong)
+      training.finish()
   return training.result()

@@ -9,7 +9,6 @@ from haikd.core import base
 from haikd.core import checks
 from haikd.core import notes
 from haikd.data import interface as interface_lib
-from haikd.data import pipeline
 from haikd.engine import collectives
 from haikd.engine import evaluate
 from haikd.engine import guarding
@@ -17,11 +16,12 @@ from haikd.engine import program as program_lib
 from haikd.processes import distributed
 from haikd.processes import watchdog
 from haikd.run import best as best_lib
-from haikd.run import calibration
 from haikd.run import clock as clock_lib
-from haikd.run import pretrained
+from haikd.run import first_state
+from haikd.run import rates
 from haikd.run import teachers
 from haikd.run import training_log as log_lib
+from haikd.run import usage as usage_lib
 from haikd.storage import checkpoint
 
 
@@ -59,15 +59,19 @@ class Training:
                           vocabulary=text.identity if text else '')
     self._interface = interface_lib.of_data(data).to_json()
     self._iterator = data.train()
+    self._usage = usage_lib.Usage(program, data.spec, config.student.precision)
+    self._before = watchdog.spent()
     self._state: Any = None
 
   def begin(self) -> None:
     """Goes on from the newest checkpoint, or begins."""
     config, program = self._config, self._program
-    self._state, saved = _resume(self._workdir, program, self._checkpointer,
-                                 self._iterator, self._identity)
+    self._state, saved = first_state.resume(
+        self._workdir, program, self._checkpointer, self._iterator,
+        self._identity)
     if self._state is None:
-      self._state = start(config, program, self._data, self._teacher)
+      self._state = first_state.start(
+          config, program, self._data, self._teacher)
     if config.guard.nonfinite != guarding.SKIP:  # It may have been before.
       self._state = guarding.forget(self._state)
     self._first = first = int(self._state.step)
@@ -77,11 +81,13 @@ class Training:
     if not self._checkpointer.has(self._best.step):  # It may be gone.
       self._best = best_lib.Best(config.evaluation, start=last_stage)
     self._checkpointer.best = self._best.step
-    self._writer.truncate(first, evaluated=saved['evaluated'],
-                          rows=saved['rows'])
-    self._clock = clock_lib.Clock(first, saved['seconds'])
+    lost = self._writer.truncate(first, evaluated=saved['evaluated'],
+                                 rows=saved['rows'])
+    self._clock = clock_lib.Clock(
+        saved['seconds'], saved['phases'], self._before, lost)
+    self._usage.start(first)
     self._log = log_lib.Log(config, program, self._iterator, self._writer,
-                            self._clock, self._title, first, saved)
+                            self._clock, self._usage, self._title, first, saved)
     if not saved['evaluated']:
       self._evaluate(first)
       self._save(first, amends=True)
@@ -106,7 +112,8 @@ class Training:
         break
       where = f'step {step} of {self._title}'
       watchdog.enter(watchdog.DATA, where)
-      batch = collectives.shard_batch(program.mesh, next(self._iterator))
+      batch = collectives.shard_batch(
+          program.mesh, self._usage.next(self._iterator))
       watchdog.enter(watchdog.STEP, where)
       number = program.stage_of(step)
       if step == program.stages[number].start + 1:
@@ -120,9 +127,11 @@ class Training:
         if settled := self._settle and self._settle(number, self._state):
           program = program._replace(stages=settled.stages)
           self._program = program
+          self._usage.change(program)
         self._state = program.stages[number].enter(self._state, self._title)
       self._state, metrics = program.stages[number].take(
           step, self._state, taught_by, batch)
+      self._usage.dispatched(metrics)
       taken = log_lib.Taken(step, metrics, self._iterator.get_state())
       # While the device computes this step, the host logs the previous one.
       self._writer.progress(step)
@@ -148,8 +157,6 @@ class Training:
           raise
       if saving:
         self._save(step)
-      if saving or evaluating:
-        self._clock.mark(step)
       if stopping:
         self._checkpointer.wait()
         raise checks.StoppedError(
@@ -180,14 +187,29 @@ class Training:
           wrong = err
       raise log.diverged(wrong, newest) from wrong
     log.rewind(wrong.step)
-    place, seconds = self._iterator.get_state(), self._clock.seconds()
+    place, clock = self._iterator.get_state(), self._clock
     self._state = None  # The one that is read takes its place in memory.
     self.begin()
     self._iterator.set_state(place)
-    self._clock = self._log.roll_back(log.rollbacks + 1, place, seconds)
+    self._clock = clock
+    self._log.roll_back(log.rollbacks + 1, place, clock)
     notes.say(f'{self._title} goes back from step {wrong.step} ({wrong.what}) '
               f'to step {newest}, and on with the batches after that; rollback '
               f'{self._log.rollbacks} of {self._config.guard.limit}.')
+
+  def close(self) -> None:
+    """Ends the thread that watches the device."""
+    self._usage.close()
+
+  def finish(self) -> None:
+    """Says and writes how fast the training was, and what took its time."""
+    watchdog.enter(None, '')
+    if words := self._usage.describe():
+      step, phases = int(self._state.step), self._clock.phases()
+      self._writer.write(step, rates.TIME, phases)
+      self._writer.message(
+          f'{self._title} took {clock_lib.describe_phases(phases)}')
+      self._writer.message(f'{self._title}: {words}')
 
   def result(self) -> Trained:
     """Returns the trained network."""
@@ -207,10 +229,11 @@ class Training:
   def _evaluate(self, step):
     """Evaluates on the split of training; returns whether it is the best."""
     split, program = self._config.evaluation.split, self._program
-    scores = evaluate.evaluate(program.eval_step,
-                               program_lib.trained_network(self._state),
-                               self._frozen, self._data.evaluation(split),
-                               program.mesh, program.own_metrics)
+    with watchdog.during(watchdog.EVALUATION):
+      scores = evaluate.evaluate(
+          program.eval_step, program_lib.trained_network(self._state),
+          self._frozen, self._data.evaluation(split), program.mesh,
+          program.own_metrics)
     self._writer.write(step, f'eval/{split}', scores)
     if self._config.evaluation.keep_best:
       # All processes have to agree, also if a metric of one's own does not.
@@ -233,7 +256,8 @@ class Training:
     self._log.check_state(step, self._state)
     self._writer.flush()
     metadata = dict(
-        **self._identity, seconds=self._clock.seconds(), evaluated=evaluated,
+        **self._identity, seconds=self._clock.seconds(),
+        phases=self._clock.phases(), evaluated=evaluated,
         best=self._best.to_json(), interface=self._interface,
         rollbacks=self._log.rollbacks, rows=self._writer.rows, entered=entered,
         layers=[x.objective.layers for x in self._program.stages],
@@ -251,50 +275,3 @@ def _due(step, every, last):
 
 def _evaluation_interval(config):
   return config.evaluation.every or max(config.steps // 10, 1)
-
-
-def _resume(workdir, program, checkpointer, iterator, identity):
-  """Returns the newest state, or None, and what was saved with it."""
-  saved: dict[str, Any] = dict(seconds=0.0, evaluated=True, best=None,
-                               rollbacks=0, rows=0, entered=False)
-  if checkpoint.has_checkpoint(workdir):
-    saved.update(checkpoint.metadata(workdir))
-  # The state is as the stage left it that took the last step, or as the next
-  # one has begun with it.
-  stage = program.stages[program.stage_of(
-      checkpoint.steps_taken(workdir) + saved['entered'])]
-  restored = checkpointer.restore(stage.abstract_state)
-  if restored is None:
-    return None, saved
-  state, iterator_state, metadata = restored
-  checkpoint.check_vocabulary(metadata, identity['vocabulary'])
-  checkpoint.check_teacher(metadata, identity['teacher'])
-  iterator.set_state(iterator_state)
-  return state, saved
-
-
-def start(config: config_lib.ConfigDict, program: program_lib.Program,
-          data: pipeline.Data,
-          teacher: Optional[teachers.Teacher]) -> base.TrainState:
-  """Returns the state before the first step.
-
-  Args:
-    config: as for `trainer.train`.
-    program: as for `trainer.train`.
-    data: as for `trainer.train`.
-    teacher: as for `trainer.train`.
-
-  Raises:
-    DataError: the weights of `config.student.init` cannot be loaded.
-  """
-  state = program.init(jax.random.key(config.seed))
-  state = calibration.calibrate(config, program, data, state, teacher)
-  if not config.student.init:
-    return state
-  expected = program.abstract_state
-  params, net_state = pretrained.load(
-      config, 'student',
-      base.Variables(expected.params.student, expected.net_state), data)
-  return state._replace(
-      params=state.params._replace(student=params), net_state=net_state,
-      ema=None if state.ema is None else jax.tree.map(jax.numpy.copy, params))

@@ -14,6 +14,7 @@ from haikd.engine import guarding
 from haikd.engine import program as program_lib
 from haikd.objective import balance as balance_lib
 from haikd.run import clock as clock_lib
+from haikd.run import usage as usage_lib
 from haikd.run import writer as writer_lib
 
 _REMEDY = ('Lower the learning rate, set config.optimizer.clip_norm, or look '
@@ -63,7 +64,8 @@ class Log:
     program: of the training.
     iterator: of its data.
     writer: writes the rows.
-    clock: measures the speed.
+    clock: measures the time.
+    usage: measures the speed.
     title: the title of the network.
     start: the step after which it starts.
     saved: the metadata of the checkpoint that it starts from.
@@ -71,10 +73,11 @@ class Log:
 
   def __init__(self, config: config_lib.ConfigDict,
                program: program_lib.Program, iterator: batches.BatchIterator,
-               writer: writer_lib.Writer, clock: clock_lib.Clock, title: str,
-               start: int, saved: Mapping[str, Any]):
+               writer: writer_lib.Writer, clock: clock_lib.Clock,
+               usage: usage_lib.Usage, title: str, start: int,
+               saved: Mapping[str, Any]):
     self.rollbacks = saved['rollbacks']
-    self._guard, self._batch_size = config.guard, config.batch_size
+    self._guard, self._usage = config.guard, usage
     self._program, self._iterator = program, iterator
     self._writer, self._clock, self._title = writer, clock, title
     # The last step known to be good, and the position in the data after it.
@@ -108,8 +111,9 @@ class Log:
       balance_lib.check_means(metrics, step)
     if len(self._program.stages) > 1:  # They are counted from 1.
       metrics['stage'] = float(self._program.stage_of(step) + 1)
-    speed = self._clock.steps_per_second(step) * self._batch_size
-    self._writer.write(step, 'train', {**metrics, 'examples_per_second': speed})
+    self._clock.passed(step)
+    self._writer.write(step, 'train', {**metrics, **self._usage.row(step)})
+    self._usage.prepare(step)
 
   def check_state(self, step: int, state: base.TrainState) -> None:
     """Refuses to save a state that is not finite.
@@ -136,18 +140,17 @@ class Log:
       next(self._iterator)
 
   def roll_back(self, rollbacks: int, place: Any,
-                seconds: float) -> clock_lib.Clock:
-    """Starts after a rollback; returns the clock.
+                clock: clock_lib.Clock) -> None:
+    """Starts after a rollback.
 
     Args:
       rollbacks: how many there were.
       place: the position in the data to go on from.
-      seconds: the training time so far.
+      clock: that goes on.
     """
     step, _ = self._good
     self.rollbacks, self._good = rollbacks, (step, place)
-    self._clock = clock_lib.Clock(step, seconds)
-    return self._clock
+    self._clock = clock
 
   def may_roll_back(self) -> bool:
     """Whether training may return to a checkpoint once more."""

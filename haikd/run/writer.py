@@ -6,10 +6,11 @@ from typing import Any, Optional
 
 import rich.console
 
-from haikd import metrics as metrics_lib
 from haikd.core import notes
+from haikd import metrics as metrics_lib
 from haikd.run import console as console_lib
 from haikd.run import events
+from haikd.run import rates
 from haikd.run import results as results_lib
 from haikd.run import rows_file
 from haikd.run import trackers
@@ -48,7 +49,7 @@ class Writer:
     self.close()
 
   def truncate(self, step: int, *, evaluated: bool = True,
-               rows: int = 0) -> None:
+               rows: int = 0) -> int:
     """Drops what a killed run wrote after its last checkpoint.
 
     Call it before anything is written, and after a rollback.
@@ -60,14 +61,17 @@ class Writer:
         if there is one, is dropped as well.
       rows: how many were written until then. If there are fewer, it is said.
 
+    Returns:
+      The last step of a row that was dropped; 0 if none was.
+
     Raises:
       DataError: a file cannot be written.
     """
-    self.rows = rows
+    self.rows, lost = rows, 0
     if self._staging:
       try:
-        for sink in filter(None, (self._rows, self._events, self._tracker,
-                                  self._console)):
+        lost = self._rows.truncate(step)
+        for sink in filter(None, (self._events, self._tracker, self._console)):
           sink.truncate(step)
         if not evaluated:
           self._rows.drop_evaluation(step)
@@ -77,6 +81,7 @@ class Writer:
         notes.say(f'{self._rows.path} has {left} of the {rows} rows up to step '
                   f'{step}: the others were removed. Training goes on without '
                   'them.')
+    return lost
 
   def progress(self, step: int) -> None:
     """Moves the progress bar, if any; cheap enough for every step."""
@@ -90,6 +95,7 @@ class Writer:
       step: the number of steps taken.
       split: such as 'train' or 'eval/validation'.
       metrics: numbers by name, such as `loss/kl` or `examples_per_second`.
+        The console does not show those of `rates.TIME`.
     """
     # Also on processes that do not write: `float` waits for the step there too.
     metrics = {name: float(value) for name, value in metrics.items()}
@@ -98,8 +104,10 @@ class Writer:
       row = int(step), split, metrics
       self._rows.add(*row)
       self._write_rows()
-      for sink in filter(None, (self._tracker, self._console)):
-        sink.write(*row)
+      if self._tracker:
+        self._tracker.write(*row)
+      if split != rates.TIME:
+        self._console.write(*row)
       self._staging.flush_if_due()
 
   def message(self, text: str) -> None:

@@ -10,6 +10,7 @@ import textwrap
 
 import pytest
 
+from haikd.run import rates
 from haikd.storage import checkpoint
 from haikd.storage import fingerprint
 from haikd.storage import leaves
@@ -90,13 +91,13 @@ def end(workdir):
   """Returns what a job has left, but for its times."""
   newest = checkpoint.newest(workdir)
   extra = leaves.read_extra(newest)
-  extra['metadata'].pop('seconds')
+  for name in ('seconds', 'phases'):
+    extra['metadata'].pop(name)
   arrays = leaves.read_leaves(newest, leaves.read_shapes(newest), as_numpy=True)
   rows = [json.loads(line) for line in (
       workdir / 'metrics.jsonl').read_text().splitlines()]
-  for row in rows:
-    row.pop('examples_per_second', None)
-  return (steps(workdir), extra, fingerprint.tree_hash(arrays), rows)
+  return (steps(workdir), extra, fingerprint.tree_hash(arrays),
+          rates.without(rows))
 
 
 def steps(workdir):

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 
+from haikd.run import rates
 from haikd.storage import leaves
 
 FOLDER = pathlib.Path(__file__).parent
@@ -145,16 +146,15 @@ def end(workdir):
     arrays = leaves.read_leaves(newest, leaves.read_shapes(newest),
                                 as_numpy=True)
     extra = leaves.read_extra(newest)
-    extra['metadata'].pop('seconds')
+    for name in ('seconds', 'phases'):
+      extra['metadata'].pop(name)
     extra['metadata'].pop('config')  # Its folders.
     extra['metadata'].pop('teacher', None)
     found[part] = [newest.name, extra, {
         name: np.asarray(x).tobytes() for name, x in arrays.items()}]
     rows = [json.loads(line) for line in (
         workdir / part / 'metrics.jsonl').read_text().splitlines()]
-    for row in rows:
-      row.pop('examples_per_second', None)
-    found[part].append(rows)
+    found[part].append(rates.without(rows))
   return found
 
 

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+from haikd.run import rates
 from haikd.storage import checkpoint
 from haikd.storage import leaves
 
@@ -150,9 +151,7 @@ def read_rows(workdir):
   if not path.exists():
     return []
   rows = [json.loads(x) for x in path.read_text().split('\n')[:-1]]
-  for row in rows:
-    row.pop('examples_per_second', None)
-  return rows
+  return rates.without(rows)
 
 
 def train(folder, name, count, devices, *args):

@@ -16,6 +16,7 @@ from haikd.core import registry
 from haikd.engine import mesh as mesh_lib
 from haikd.run import adaptive
 from haikd.run import calibration
+from haikd.run import first_state
 from haikd.run import teachers
 from haikd.run import trainees
 from haikd.run import training
@@ -280,7 +281,7 @@ def test_a_projection_starts_from_the_teachers_principal_components(config):
       align_options=dict(init='pca'))
   student = trainees.build(config, mesh_lib.build_mesh(config.mesh))
   teacher = layers(np.random.default_rng(0), TEACHER)
-  state = training.start(student.config, student.program, student.data,
+  state = first_state.start(student.config, student.program, student.data,
                          teachers.freeze(student.config, student.program,
                                          student.data, variables(teacher)))
   project = state.params.align['hint']['0']['project']

@@ -1,11 +1,16 @@
 """What a training took its time for, in words."""
 
+import itertools
+import json
+
 import pytest
 
 import haikd
 from haikd import config as config_lib
 from haikd.processes import watchdog
 from haikd.run import clock
+from haikd.run import rates
+from haikd.run import training
 
 
 @pytest.fixture
@@ -23,27 +28,46 @@ def now(monkeypatch):
   return move
 
 
+def spend(now, **seconds):
+  """Spends seconds in phases, by their names in `watchdog`."""
+  for phase, duration in seconds.items():
+    watchdog.enter(getattr(watchdog, phase), '')
+    now(duration)
+  watchdog.enter(None, '')
+
+
 def test_phases_are_those_of_the_training(now):
-  before = watchdog.spent()
+  times = clock.Clock(0.0, {}, watchdog.spent())
   now(1.5)
-  watchdog.enter(watchdog.DATA, 'step 1')
-  now(0.25)
-  watchdog.enter(watchdog.STEP, 'step 1')
-  now(2)
+  spend(now, DATA=0.2, STEP=2)
   with watchdog.during(watchdog.COMPILATION):
     now(4)
-  now(3)
-  watchdog.enter(watchdog.SAVE, 'step 1')
-  now(0.1)  # Less than a hundredth.
-  assert clock.describe_phases(before) == (
+  spend(now, STEP=3, SAVE=0.1)  # Less than a hundredth is not said.
+  assert clock.describe_phases(times.phases()) == (
       '10.8 s: 5.0 s in steps, 4.0 s waiting for compilation, '
       '0.2 s waiting for data, 1.5 s starting')
 
 
-def test_without_a_step_there_is_nothing_to_say(now):
-  before = watchdog.spent()
-  now(1.5)
-  assert clock.describe_phases(before) is None
+def test_phases_of_all_starts_are_added_up(now):
+  saved = dict(steps=10.0, saving=2.0, redone=1.0)
+  times = clock.Clock(13.0, saved, watchdog.spent())
+  spend(now, STEP=3, EVALUATION=4)
+  assert times.phases() == dict(
+      steps=13.0, saving=2.0, redone=1.0, evaluation=4.0, data=0.0,
+      compilation=0.0, starting=0.0)
+
+
+def test_steps_that_a_kill_has_lost_are_counted_apart(now):
+  """The last that was logged is step 5; training goes on from step 3."""
+  times = clock.Clock(0.0, {}, watchdog.spent(), lost=5)
+  spend(now, STEP=1)
+  times.passed(4)
+  assert times.phases()['redone'] == 1.0
+  spend(now, STEP=1)
+  times.passed(5)
+  spend(now, STEP=7)
+  times.passed(6)
+  assert (times.phases()['redone'], times.phases()['steps']) == (2.0, 7.0)
 
 
 def test_training_says_what_it_took_its_time_for(tmp_path, capsys):
@@ -57,3 +81,23 @@ def test_training_says_what_it_took_its_time_for(tmp_path, capsys):
   line, = (x for x in capsys.readouterr().out.splitlines()
            if x.startswith('student took '))
   assert ' s starting' in line
+
+
+def test_killed_run_says_what_it_did_again(run, tmp_path, monkeypatch):
+  flags = ('--config.steps=12', '--config.checkpoint_every=5',
+           '--config.log_every=2')
+  requested, steps = training.distributed.stop_requested, itertools.count(1)
+
+  def kill():
+    if next(steps) == 9 + 4:  # The teacher takes 4 steps.
+      raise KeyboardInterrupt
+    return requested()
+
+  with monkeypatch.context() as patch:
+    patch.setattr(training.distributed, 'stop_requested', kill)
+    run(*flags)
+  assert run(*flags)[0] == 0
+  rows = [json.loads(line) for line in (
+      tmp_path / 'run/metrics.jsonl').read_text().splitlines()]
+  time, = (row for row in rows if row['split'] == rates.TIME)
+  assert 0 < time['redone'] < time['steps'] + time['redone']

@@ -14,6 +14,7 @@ from haikd.engine import mesh as mesh_lib
 from haikd.engine import stages as stages_lib
 from haikd.run import adaptive
 from haikd.run import job
+from haikd.run import rates
 from haikd.run import resolve
 from haikd.run import teachers
 from haikd.run import trainees
@@ -70,8 +71,7 @@ def kill_at(monkeypatch, number):
 
 def rows(workdir):
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-  return [{key: value for key, value in json.loads(line).items()
-           if key != 'examples_per_second'} for line in lines]
+  return rates.without(map(json.loads, lines))
 
 
 @pytest.fixture(scope='module')

@@ -16,7 +16,9 @@ from haikd.core import registry
 from haikd.data import pipeline
 from haikd.engine import mesh as mesh_lib
 from haikd.engine import program as program_lib
+from haikd.processes import watchdog
 from haikd.run import job
+from haikd.run import rates
 from haikd.run import teachers
 from haikd.run import trainer
 from haikd.run import training
@@ -170,7 +172,7 @@ def test_work_is_done_in_the_step_it_is_due_and_all_in_the_last(
   training.start()
   assert saved == [4, 8, 11] and training.newest() == 11
   steps = {'train': [], 'eval/validation': []}
-  for row in training.rows():
+  for row in rates.without(training.rows()):
     steps[row['split']].append(row['step'])
   # A step that is evaluated or saved is logged as well.
   assert steps == {'train': [2, 4, 5, 6, 8, 10, 11],
@@ -211,8 +213,7 @@ def test_ended_run_goes_on_as_if_nothing_had_happened(
       expected.network)
   rows = {}
   for name, run in (('undisturbed', undisturbed), ('ended', training)):
-    rows[name] = [{key: value for key, value in row.items()
-                   if key != 'examples_per_second'} for row in run.rows()]
+    rows[name] = rates.without(run.rows())
   extra = [row for row in rows['ended'] if row['step'] == 7]
   # A run that stops logs the step it stops at; all other rows are equal.
   assert len(extra) == (how == 'sigterm')
@@ -249,8 +250,9 @@ def test_seconds_are_of_all_starts_and_speed_is_of_steps_alone(
     training.wrap(lambda step, *results: take(10, results))
     return training
 
-  monkeypatch.setattr(training.clock_lib, 'time',
-                      types.SimpleNamespace(monotonic=lambda: now[0]))
+  for module in (training.clock_lib, watchdog):
+    monkeypatch.setattr(module, 'time',
+                        types.SimpleNamespace(monotonic=lambda: now[0]))
   monkeypatch.setattr(training.evaluate, 'evaluate',
                       lambda *unused: take(100, {}))
   with monkeypatch.context() as patch:
@@ -382,8 +384,7 @@ def test_what_an_evaluation_that_fails_interrupts_is_kept(
   assert job.train(config, tmp_path / 'run')['student'] == pytest.approx(
       {**expected['student'], 'seconds': pytest.approx(0, abs=1e9)})
   whole, resumed = (
-      [{key: value for key, value in json.loads(line).items()
-        if key != 'examples_per_second'}
-       for line in (tmp_path / name / 'metrics.jsonl').read_text().splitlines()]
+      rates.without(map(json.loads, (
+          tmp_path / name / 'metrics.jsonl').read_text().splitlines()))
       for name in ('whole', 'run'))
   assert resumed == whole

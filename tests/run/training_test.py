@@ -11,6 +11,7 @@ from haikd.core import checks
 from haikd.core import registry
 from haikd.processes import watchdog
 from haikd.run import job
+from haikd.run import rates
 from haikd.storage import checkpoint
 from haikd.storage import fingerprint
 
@@ -50,8 +51,7 @@ def make_config(**stage):
 
 def rows(workdir):
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-  return [{name: value for name, value in json.loads(line).items()
-           if name != 'examples_per_second'} for line in lines]
+  return rates.without(map(json.loads, lines))
 
 
 @pytest.mark.parametrize('optimizer', ({}, dict(name='sgd')))

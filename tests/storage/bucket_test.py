@@ -24,6 +24,7 @@ BUCKET = 'haikd'
 
 CONFIG = """
 from haikd import config as config_lib
+from haikd.run import rates
 
 def get_config(variant=''):
   config = config_lib.base()
@@ -123,9 +124,7 @@ def content(server, name):
 
 def without_clock(text):
   rows = [json.loads(line) for line in text.splitlines()]
-  for row in rows:
-    row.pop('examples_per_second', None)
-  return rows
+  return rates.without(rows)
 
 
 def scores(text):

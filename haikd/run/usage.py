@@ -1,0 +1,248 @@
+"""How fast a training is, and how much of the machine it uses.
+
+Time is that of steps and of waiting for their data, as `watchdog` counts it:
+compiling, evaluating and saving are not in it.
+"""
+
+from collections.abc import Iterator
+from concurrent import futures
+import queue
+import threading
+import time
+from typing import Any, NamedTuple, Optional
+
+import jax
+import numpy as np
+
+from haikd.core import base
+from haikd.core import memory
+from haikd.engine import abstract
+from haikd.engine import counting
+from haikd.engine import program as program_lib
+from haikd.processes import watchdog
+from haikd.run import peak as peak_lib
+from haikd.run import rates
+
+_INTERVAL = 0.01  # Seconds between two steps whose end is noted, at least.
+
+
+class _Counts(NamedTuple):
+  """What has been counted since a training began.
+
+  Attributes:
+    steps: that were taken.
+    seconds: of steps, and of waiting for their data.
+    batches: that were read.
+    tokens: of these batches, without padding.
+    sampled: steps whose end on the device was noted.
+    waited: seconds that the device then waited for the next batch.
+  """
+
+  steps: int = 0
+  seconds: float = 0.0
+  batches: int = 0
+  tokens: int = 0
+  sampled: int = 0
+  waited: float = 0.0
+
+  def since(self, before: '_Counts') -> '_Counts':
+    """Returns the differences."""
+    return _Counts(*(new - old for new, old in zip(self, before)))
+
+
+class Usage:
+  """Measures a training.
+
+  Args:
+    program: of the training.
+    spec: of its batches, as ShapeDtypeStructs.
+    precision: of the student.
+  """
+
+  def __init__(self, program: program_lib.Program, spec: base.Batch,
+               precision: str):
+    self._program, self._precision = program, precision
+    self._spec, self._batch_size = spec, jax.tree.leaves(spec)[0].shape[0]
+    self._devices = program.mesh.local_devices
+    self._products: dict[int, counting.Counted] = {}
+    self._peak: Optional[peak_lib.Peak] = None
+    self._ends = _Ends()
+    self._last: Any = None  # The newest result.
+    self._idle: Any = None  # A future: what is compiled meanwhile is done.
+    self._now = self._row = _Counts()
+    self._taken: dict[int, int] = {}  # Steps of each stage.
+    self._step, self._began = 0, _step_seconds()
+
+  def start(self, step: int) -> None:
+    """Starts to measure after a step, at first or when training goes back."""
+    self._step = step
+
+  def next(self, iterator: Iterator[base.Batch]) -> base.Batch:
+    """Returns the next batch; notes how long the device waits for it."""
+    began = time.monotonic()
+    batch = next(iterator)
+    waited = self._ends.waited(began, time.monotonic())
+    now = self._now
+    self._now = now._replace(
+        batches=now.batches + 1,
+        tokens=now.tokens + _tokens(batch),
+        sampled=now.sampled + (waited is not None),
+        waited=now.waited + (waited or 0.0))
+    return batch
+
+  def dispatched(self, result: Any) -> None:
+    """Notes that a step was given to the device.
+
+    Args:
+      result: an array that it computes.
+    """
+    self._last = result
+    self._ends.watch(result)
+
+  def row(self, step: int) -> dict[str, float]:
+    """Returns the metrics since the last row.
+
+    Args:
+      step: the last one that has been computed.
+    """
+    number = self._program.stage_of(step)
+    taken = {number: step - self._step}
+    self._step = step
+    self._taken[number] = self._taken.get(number, 0) + taken[number]
+    now = self._now = self._now._replace(
+        steps=self._now.steps + taken[number],
+        seconds=_step_seconds() - self._began)
+    counts, self._row = now.since(self._row), now
+    return self._metrics(counts, taken)
+
+  def describe(self) -> str:
+    """Returns the metrics of all rows in words; '' without a row."""
+    if not self._now.steps:
+      return ''
+    return rates.summarise(self._metrics(self._now, self._taken), self._peak)
+
+  def prepare(self, step: int) -> None:
+    """Counts the products of a stage, and measures the peak where it must.
+
+    Call it after a row, so that nobody waits for the first one. Nothing is done
+    while programs are still compiled, which would disturb a measurement.
+
+    Args:
+      step: of the stage.
+    """
+    number = self._program.stage_of(step)
+    stage = self._program.stages[number]
+    trace = getattr(stage.train_step, 'trace', None)
+    if number in self._products or trace is None or not self._is_idle(stage):
+      return
+    with watchdog.during(None):
+      traced = trace(stage.abstract_state, stage.abstract_frozen,
+                     abstract.batch_of(self._spec, self._program.mesh))
+      self._products[number] = counting.count(
+          traced.jaxpr, self._program.mesh.size)
+      if self._peak is None:
+        jax.block_until_ready(self._last)
+        self._peak = peak_lib.of_devices(self._devices, self._precision)
+
+  def change(self, program: program_lib.Program) -> None:
+    """Goes on with another program, whose stages are counted anew."""
+    self._program = program
+
+  def close(self) -> None:
+    """Ends the thread that notes the ends of steps."""
+    self._ends.close()
+
+  def _is_idle(self, stage):
+    """Returns whether no thread compiles any more."""
+    if self._idle is None:
+      finish = getattr(stage.train_step, 'finish', _done)
+      self._idle = finish()
+    return self._idle.done()
+
+  def _metrics(self, counts, taken):
+    """Returns metrics of what was counted in `{stage: steps taken}`."""
+    seconds = max(counts.seconds, 1e-9)
+    rate = counts.steps / seconds
+    metrics = {rates.EXAMPLES: rate * self._batch_size}
+    if counts.tokens:
+      metrics[rates.TOKENS] = rate * counts.tokens / counts.batches * (
+          jax.process_count())
+    if self._peak and all(number in self._products for number in taken):
+      done = [(steps, self._products[number])
+              for number, steps in taken.items()]
+      possible = seconds * self._peak.flops
+      metrics[rates.MFU] = sum(n * x.flops for n, x in done) / possible
+      metrics[rates.MFU_OF_TEACHER] = sum(
+          n * x.teacher_flops for n, x in done) / possible
+    if counts.sampled:
+      metrics[rates.WAITING] = min(counts.waited / counts.sampled * rate, 1.0)
+    if found := memory.peak(self._devices):
+      kind, size = found
+      metrics[rates.MEMORY[kind]] = size / 2**20
+    return metrics
+
+
+class _Ends:
+  """Notes when steps end on the device, in a thread of its own."""
+
+  def __init__(self) -> None:
+    self._results: queue.SimpleQueue = queue.SimpleQueue()
+    self._watched = 0.0  # When the last one was given to the thread.
+    self._is_asked = self._is_busy = False
+    self._ended = 0.0
+    self._thread = threading.Thread(
+        target=self._run, name='ends_of_steps', daemon=True)
+    self._thread.start()
+
+  def watch(self, result: Any) -> None:
+    """Has the end of a step noted, if the last one was noted some time ago."""
+    now = time.monotonic()
+    if not self._is_busy and now - self._watched >= _INTERVAL:
+      self._watched, self._is_asked, self._is_busy = now, True, True
+      self._results.put(result)
+
+  def waited(self, began: float, ended: float) -> Optional[float]:
+    """Returns how long the device had nothing to do between two times.
+
+    Returns:
+      None if the last step was not watched.
+    """
+    if not self._is_asked:
+      return None
+    self._is_asked = False
+    return 0.0 if self._is_busy else max(ended - max(began, self._ended), 0.0)
+
+  def close(self) -> None:
+    """Ends the thread, once the step that it waits for has ended."""
+    self._results.put(None)
+
+  def _run(self):
+    while (result := self._results.get()) is not None:
+      try:
+        jax.block_until_ready(result)
+      except Exception:  # The main thread raises it, too.
+        pass
+      self._ended, self._is_busy = time.monotonic(), False
+
+
+def _tokens(batch):
+  """Returns how many tokens of a batch are no padding; 0 if it has no tokens.
+
+  They are the student's.
+  """
+  view = batch.view('student')
+  inputs = jax.tree.leaves(view.inputs)[0]
+  if np.ndim(view.mask) < 2 or not np.issubdtype(inputs.dtype, np.integer):
+    return 0
+  return int(np.count_nonzero(view.mask))
+
+
+def _step_seconds():
+  spent = watchdog.spent()
+  return spent.get(watchdog.STEP, 0.0) + spent.get(watchdog.DATA, 0.0)
+
+
+def _done():
+  future: futures.Future = futures.Future()
+  future.set_result(None)
+  return future
