@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Optional
 
 SOURCES = tuple(
     pathlib.Path(__file__).parents[1] / 'haikd' / 'config' / name
-    for name in ('fields.py', 'networks.py', 'entries.py'))
+    for name in ('fields.py', 'networks.py', 'entries.py', 'watching.py'))
 MARK = '<!-- fields -->'
 
 # Functions that make a part of a config used in several places.
@@ -23,6 +23,9 @@ SHARED = {
                   ('optimizer', 'teacher.train.optimizer')),
     'view': ('teacher.view', ('teacher.view',)),
     'server': ('teacher.server', ('teacher.server',)),
+    'guard': ('guard', ('guard',)),
+    'report': ('report', ('report',)),
+    'profile': ('profile', ('profile',)),
     'records': ('teacher.records', ('teacher.records',)),
     'term': ('losses.<term>', ('losses.<term>',)),
     'component': ('data.mixture.<name>', ('data.mixture.<name>',)),

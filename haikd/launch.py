@@ -53,19 +53,19 @@ from haikd.processes import distributed
 from haikd.processes import watchdog
 from haikd.run import console
 from haikd.run import environment
+from haikd.run import launch_flags
 from haikd.storage import paths
 
 # Errors that a user can fix, each with an exit code of its own.
 _FORESEEN = (checks.ConfigError, checks.DataError, checks.DivergedError,
              checks.DoesNotFitError, checks.LostProcessError)
 _BROKEN_PIPE = 128 + signal.SIGPIPE
-_MODES = ('train', 'eval', 'plan', 'export', 'teach', 'sweep')
-_FORMATS = ('hf', 'stablehlo', 'npz')
 _FLAGS = dict(  # Each of one mode, and what holds in others.
     topology=('plan', 'A run uses the devices that it finds.'),
     output=('export', 'A run writes to its --workdir.'),
     format=('export', 'Export when the run is done.'),
     server=('teach', 'Training reads what --mode=teach has recorded.'),
+    profile=('train', 'Only training has steps to trace.'),
     allow_config_change=('train', 'Only training goes on with another config.'))
 
 
@@ -80,7 +80,7 @@ def main(argv: Optional[list[str]] = None) -> int:
   """
   environment.open_closed_streams()
   argv = list(sys.argv if argv is None else argv)
-  values = _define_flags()
+  values = launch_flags.define()
   try:
     overrides = _parse(values, argv)
     if values.help or len(argv) == 1:
@@ -130,6 +130,8 @@ def _load(values, overrides, flag):
   """Returns the validated config that a flag names, with its overrides."""
   config = config_file.load(flag)
   config_file.override(config, overrides, known=tuple(values))
+  if values.profile and not config.profile.steps:
+    config.profile.steps = config_lib.profiled(config)
   config_lib.validate(config)
   return config
 
@@ -190,71 +192,6 @@ def _exit_code(err):
   if isinstance(err, _FORESEEN):
     return err.exit_code
   return 130 if isinstance(err, KeyboardInterrupt) else 1
-
-
-def _define_flags():
-  values = flags.FlagValues()
-  flags.DEFINE_string(
-      'config', None,
-      'Config file, or haikd:<name> for one that comes with haikd, with an '
-      'optional :variant; --config.field=value overrides a field.',
-      flag_values=values)
-  flags.DEFINE_string(
-      'workdir', None,
-      'Folder of the run, local or gs://bucket/…; runs/<config> by default.',
-      flag_values=values)
-  flags.DEFINE_enum(
-      'mode', 'train', _MODES, 'What to do.', flag_values=values)
-  flags.DEFINE_list(
-      'topology', None,
-      'Devices to plan for, such as v5e:16x16,v5p:8x8x8,2*v5e:16x16,cpu:8,gpu;'
-      ' the first three need `pip install haikd[plan]`, and no TPU.',
-      flag_values=values)
-  flags.DEFINE_enum(
-      'format', None, _FORMATS,
-      'Format to export: hf (the default), a folder that transformers loads; '
-      'stablehlo, a program and its weights, which JAX runs without haikd; or '
-      'npz, an archive of the weights.',
-      flag_values=values)
-  flags.DEFINE_string(
-      'output', None,
-      'Folder to export to; by default <workdir>/export for hf, and '
-      '<workdir>/export-<format> for the others.',
-      flag_values=values)
-  flags.DEFINE_string(
-      'server', None, 'Address of a teacher on a server, for --mode=teach.',
-      flag_values=values)
-  flags.DEFINE_integer(
-      'seeds', 1,
-      'Train this many times, with the seeds config.seed, config.seed + 1 and '
-      'so on, and print means with 95 % intervals.',
-      lower_bound=1,
-      flag_values=values)
-  flags.DEFINE_bool(
-      'allow_config_change', False, 'Go on with a run whose config was another '
-      'one; config_changes.jsonl in the workdir has what has changed.',
-      flag_values=values)
-  flags.DEFINE_string(
-      'coordinator', None,
-      'host:port of process 0, for a run of several processes.',
-      flag_values=values)
-  flags.DEFINE_integer(
-      'num_processes',
-      None,
-      'Number of processes; 1 to look for no others.',
-      lower_bound=1,
-      flag_values=values)
-  flags.DEFINE_integer(
-      'process_id',
-      None,
-      'Index of this process, from 0.',
-      lower_bound=0,
-      flag_values=values)
-  flags.DEFINE_bool(
-      'debug', False, 'Show the traceback of an error.', flag_values=values)
-  flags.DEFINE_bool('help', False, 'Show this help.', flag_values=values)
-  values.set_gnu_getopt(True)
-  return values
 
 
 def _parse(values, argv):

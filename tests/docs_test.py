@@ -177,8 +177,8 @@ def test_table_of_rooms_names_every_room():
 
 @pytest.mark.parametrize('name', NAMES)
 def test_commands_name_flags_that_are_there(name):
-  from haikd import launch
-  known = set(launch._define_flags())
+  from haikd.run import launch_flags
+  known = set(launch_flags.define())
   for text in blocks(ROOT / name, 'bash'):
     for line in text.splitlines():
       if 'haikd.launch' in line:

@@ -17,6 +17,7 @@ from haikd import launch
 from haikd.core import checks
 from haikd.run import export
 from haikd.run import job
+from haikd.run import launch_flags
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 
@@ -391,7 +392,7 @@ def test_a_line_comes_before_what_is_slow_to_import(tmp_path):
 
 
 def test_formats_are_those_that_are_exported():
-  assert tuple(export.FOLDERS) == launch._FORMATS
+  assert tuple(export.FOLDERS) == launch_flags.FORMATS
 
 
 def test_a_config_of_haikd_is_named(capsys, tmp_path, monkeypatch):

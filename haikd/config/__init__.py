@@ -23,3 +23,4 @@ from haikd.config.stages import Stage
 from haikd.config.stages import stages_of
 from haikd.config.stages import without as without_stages
 from haikd.config.variants import variant
+from haikd.config.watching import profiled

@@ -17,6 +17,7 @@ from haikd.config import recorded
 from haikd.config import rules
 from haikd.config import stages
 from haikd.config import table as table_lib
+from haikd.config import watching
 from haikd.core import checks
 from haikd.core import secrets
 
@@ -149,22 +150,7 @@ def base() -> ConfigDict:
           max_skipped=100,
       ))
   # What is done about numbers that are not finite, and about hangs.
-  config.guard = ConfigDict(
-      dict(
-          # What a step does whose loss or gradient is not finite: stop ends the
-          # run, skip drops its update, and rollback returns to the newest
-          # checkpoint and goes on with the batches after that of the step.
-          nonfinite='stop',
-          # Norm of the gradient, before clipping, above which a step is treated
-          # likewise; None for none.
-          max_grad_norm=config_dict.placeholder(float),
-          # How often one training may skip or roll back before it ends.
-          limit=10,
-          # Seconds after which a run ends that does not get on: that waits for
-          # a batch, a step, a batch of an evaluation, or a save. Preparing data
-          # has no limit.
-          hang_after=3600.0,
-      ))
+  config.guard = watching.guard()
   # Evaluation during training and at its end.
   config.evaluation = ConfigDict(
       dict(
@@ -185,13 +171,9 @@ def base() -> ConfigDict:
           patience=networks.free(),
       ))
   # The page that a run ends with, report.html in the workdir.
-  config.report = ConfigDict(
-      dict(
-          # Whether it is written.
-          write=True,
-          # Examples of the final split that it compares; 0 for curves alone.
-          examples=2000,
-      ))
+  config.report = watching.report()
+  # A trace of some steps of the student, in the folder profile of the workdir.
+  config.profile = watching.profile()
   # What --mode=sweep trains: methods, each a variant of the config file.
   config.sweep = ConfigDict(
       dict(
@@ -292,6 +274,7 @@ def validate(config: ConfigDict) -> None:
         f'config.data.mixture.{name}', entry, entries.component(1.0))
   rules.check_rules(config)
   balancing.check(config)
+  watching.check(config)
   if config.teacher.records:
     recorded.check(config.teacher.records)
   if config.stages:

@@ -49,8 +49,9 @@ def peak(devices: Sequence[Any]) -> Optional[tuple[str, int]]:
   """
   if devices[0].platform == 'cpu':
     return PROCESS, _peak_of_process()
-  sizes = [(x.memory_stats() or {}).get('peak_bytes_in_use') for x in devices]
-  return None if None in sizes else (DEVICE, max(sizes))
+  sizes = [(x.memory_stats() or {}).get('peak_bytes_in_use', 0)
+           for x in devices]
+  return (DEVICE, max(sizes)) if any(sizes) else None
 
 
 def _peak_of_process():

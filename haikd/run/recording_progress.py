@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 from haikd.run import console as console_lib
+from haikd.run import rates
 from haikd.storage import paths
 
 _EVERY = 10  # Seconds between two lines, at least.
@@ -60,7 +61,7 @@ class Progress:
           'MB': self._bytes / 1e6, 'MB expected': expected / 1e6,
           'bytes a position': self._bytes / max(self._positions, 1),
           'positions a second': self._positions / seconds,
-          console_lib.SPEED: self._done / seconds})
+          rates.EXAMPLES: self._done / seconds})
 
 
 def summary(manifest: Mapping[str, Any], folder: paths.ConcretePath) -> str:

@@ -163,13 +163,14 @@ def has_teacher(config: config_lib.ConfigDict, spec: base.Batch,
 def alone(config: config_lib.ConfigDict) -> config_lib.ConfigDict:
   """Returns the config of the student alone.
 
-  It has no stages, no balance, and none of the losses that take a teacher's
+  It has no stages, no balance, no trace, and none of the losses that take a teacher's
   scores from the data.
 
   Args:
     config: a config from `from_pretrained`.
   """
   resolved: Any = config_lib.without_stages(config)
+  resolved.profile = config_lib.base().profile
   with resolved.unlocked():
     for name, term in config.losses.items():
       if registry.losses.find(term.loss, f'config.losses.{name}.loss').scores:
@@ -193,6 +194,7 @@ def teacher_training(config: config_lib.ConfigDict) -> config_lib.ConfigDict:
       config_lib.without_stages(config).to_dict())
   defaults: Any = config_lib.base()
   resolved.steps, resolved.optimizer = train.steps, train.optimizer
+  resolved.profile = defaults.profile
   resolved.data.augment = train.augment
   resolved.student = defaults.student
   resolved.student.update(

@@ -18,6 +18,7 @@ from haikd.processes import watchdog
 from haikd.run import best as best_lib
 from haikd.run import clock as clock_lib
 from haikd.run import first_state
+from haikd.run import profiling
 from haikd.run import rates
 from haikd.run import teachers
 from haikd.run import training_log as log_lib
@@ -60,6 +61,7 @@ class Training:
     self._interface = interface_lib.of_data(data).to_json()
     self._iterator = data.train()
     self._usage = usage_lib.Usage(program, data.spec, config.student.precision)
+    self._profile = profiling.Profile(config.profile.steps, workdir, title)
     self._before = watchdog.spent()
     self._state: Any = None
 
@@ -86,6 +88,7 @@ class Training:
     self._clock = clock_lib.Clock(
         saved['seconds'], saved['phases'], self._before, lost)
     self._usage.start(first)
+    self._profile.start(first)
     self._log = log_lib.Log(config, program, self._iterator, self._writer,
                             self._clock, self._usage, self._title, first, saved)
     if not saved['evaluated']:
@@ -129,9 +132,11 @@ class Training:
           self._program = program
           self._usage.change(program)
         self._state = program.stages[number].enter(self._state, self._title)
-      self._state, metrics = program.stages[number].take(
-          step, self._state, taught_by, batch)
+      with self._profile.of_step(step):
+        self._state, metrics = program.stages[number].take(
+            step, self._state, taught_by, batch)
       self._usage.dispatched(metrics)
+      self._profile.after(step, metrics)
       taken = log_lib.Taken(step, metrics, self._iterator.get_state())
       # While the device computes this step, the host logs the previous one.
       self._writer.progress(step)
@@ -198,12 +203,14 @@ class Training:
               f'{self._log.rollbacks} of {self._config.guard.limit}.')
 
   def close(self) -> None:
-    """Ends the thread that watches the device."""
+    """Ends what watches the device."""
     self._usage.close()
+    self._profile.close()
 
   def finish(self) -> None:
     """Says and writes how fast the training was, and what took its time."""
     watchdog.enter(None, '')
+    self._profile.finish()
     if words := self._usage.describe():
       step, phases = int(self._state.step), self._clock.phases()
       self._writer.write(step, rates.TIME, phases)

@@ -6,10 +6,12 @@ compiling, evaluating and saving are not in it.
 
 from collections.abc import Iterator
 from concurrent import futures
+import dataclasses
+import operator
 import queue
 import threading
 import time
-from typing import Any, NamedTuple, Optional
+from typing import Any, Optional
 
 import jax
 import numpy as np
@@ -26,7 +28,8 @@ from haikd.run import rates
 _INTERVAL = 0.01  # Seconds between two steps whose end is noted, at least.
 
 
-class _Counts(NamedTuple):
+@dataclasses.dataclass
+class _Counts:
   """What has been counted since a training began.
 
   Attributes:
@@ -47,7 +50,8 @@ class _Counts(NamedTuple):
 
   def since(self, before: '_Counts') -> '_Counts':
     """Returns the differences."""
-    return _Counts(*(new - old for new, old in zip(self, before)))
+    new, old = dataclasses.astuple(self), dataclasses.astuple(before)
+    return _Counts(*map(operator.sub, new, old))
 
 
 class Usage:
@@ -63,13 +67,14 @@ class Usage:
                precision: str):
     self._program, self._precision = program, precision
     self._spec, self._batch_size = spec, jax.tree.leaves(spec)[0].shape[0]
+    self._has_tokens = _has_tokens(spec)
     self._devices = program.mesh.local_devices
     self._products: dict[int, counting.Counted] = {}
     self._peak: Optional[peak_lib.Peak] = None
     self._ends = _Ends()
     self._last: Any = None  # The newest result.
     self._idle: Any = None  # A future: what is compiled meanwhile is done.
-    self._now = self._row = _Counts()
+    self._now, self._row = _Counts(), _Counts()
     self._taken: dict[int, int] = {}  # Steps of each stage.
     self._step, self._began = 0, _step_seconds()
 
@@ -83,11 +88,11 @@ class Usage:
     batch = next(iterator)
     waited = self._ends.waited(began, time.monotonic())
     now = self._now
-    self._now = now._replace(
-        batches=now.batches + 1,
-        tokens=now.tokens + _tokens(batch),
-        sampled=now.sampled + (waited is not None),
-        waited=now.waited + (waited or 0.0))
+    now.batches += 1
+    if self._has_tokens:
+      now.tokens += int(np.count_nonzero(batch.view('student').mask))
+    if waited is not None:
+      now.sampled, now.waited = now.sampled + 1, now.waited + waited
     return batch
 
   def dispatched(self, result: Any) -> None:
@@ -109,10 +114,10 @@ class Usage:
     taken = {number: step - self._step}
     self._step = step
     self._taken[number] = self._taken.get(number, 0) + taken[number]
-    now = self._now = self._now._replace(
-        steps=self._now.steps + taken[number],
-        seconds=_step_seconds() - self._began)
-    counts, self._row = now.since(self._row), now
+    now = self._now
+    now.steps += taken[number]
+    now.seconds = _step_seconds() - self._began
+    counts, self._row = now.since(self._row), dataclasses.replace(now)
     return self._metrics(counts, taken)
 
   def describe(self) -> str:
@@ -225,16 +230,11 @@ class _Ends:
       self._ended, self._is_busy = time.monotonic(), False
 
 
-def _tokens(batch):
-  """Returns how many tokens of a batch are no padding; 0 if it has no tokens.
-
-  They are the student's.
-  """
-  view = batch.view('student')
+def _has_tokens(spec):
+  """Returns whether the student reads tokens, which may be padding."""
+  view = spec.view('student')
   inputs = jax.tree.leaves(view.inputs)[0]
-  if np.ndim(view.mask) < 2 or not np.issubdtype(inputs.dtype, np.integer):
-    return 0
-  return int(np.count_nonzero(view.mask))
+  return np.ndim(view.mask) > 1 and np.issubdtype(inputs.dtype, np.integer)
 
 
 def _step_seconds():

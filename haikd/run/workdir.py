@@ -38,7 +38,7 @@ FREE_FIELDS = ('steps', 'log_every', 'checkpoint_every', 'checkpoint_on_error',
                'data.max_skipped', 'mesh', 'microbatches', 'student.remat',
                'student.remat_modules', 'student.placement', 'teacher.remat',
                'teacher.remat_modules', 'teacher.placement', 'report',
-               'sweep', 'tracker', 'guard',
+               'sweep', 'tracker', 'guard', 'profile',
                # Checkpoints know their content, as that of a teacher.
                'teacher.records', 'teacher.server')
 
