@@ -1,11 +1,13 @@
 """The config fields on what watches a run, and on what it shows."""
 
-import ml_collections
+from typing import TypeAlias
+
 from ml_collections import config_dict
 
+from haikd.config import networks
 from haikd.core import checks
 
-ConfigDict = ml_collections.ConfigDict
+ConfigDict: TypeAlias = networks.ConfigDict
 
 PROFILED = 10, 15  # The steps that --profile traces.
 

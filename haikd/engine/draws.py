@@ -40,6 +40,11 @@ class Traced:
   results: Any
   max_bytes: int
 
+  @property
+  def __name__(self) -> str:
+    """The name of the program that is compiled of it."""
+    return 'init'
+
   def __call__(self, rng: jax.Array) -> Any:
     """Returns the results for a key."""
     outputs = _run(self.jaxpr, rng, self.max_bytes)

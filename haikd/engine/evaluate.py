@@ -132,14 +132,17 @@ def build_eval_step(network: network_lib.Network,
 
   specs = jax.tree.map(lambda x: x.spec, (evaluated, frozen))
   replicated = mesh_lib.replicated(mesh)
-  return jax.jit(
-      collectives.over_shards(
-          local,
-          mesh,
-          in_specs=(*specs, mesh_lib.BATCH_SPEC),
-          out_specs=(replicated.spec, mesh_lib.BATCH_SPEC)),
-      # Each device computes the columns of its rows; every process needs all.
-      out_shardings=replicated)
+  over_shards = collectives.over_shards(
+      local,
+      mesh,
+      in_specs=(*specs, mesh_lib.BATCH_SPEC),
+      out_specs=(replicated.spec, mesh_lib.BATCH_SPEC))
+
+  def eval_step(evaluated, frozen, batch):
+    return over_shards(evaluated, frozen, batch)
+
+  # Each device computes the columns of its rows; every process needs all.
+  return jax.jit(eval_step, out_shardings=replicated)
 
 
 def measure_in_parts(measure: Callable, batch: base.Batch,

@@ -1,7 +1,7 @@
 """How often the loops of a jaxpr run at most."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Optional
+from typing import Any
 
 from jax import lax
 

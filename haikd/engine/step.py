@@ -190,7 +190,7 @@ def build_train_step(objective: objective_lib.Objective,
                            balance.observe(state.balance, means, seen),
                            state.seen)
 
-  def step(state, frozen, batch):
+  def train_step(state, frozen, batch):
     weights, align = objective.weights(state.step), state.params.align
     factors = balance.factors(weights, state.balance, align)
     grads, net_state, sums = gradient(
@@ -239,7 +239,7 @@ def build_train_step(objective: objective_lib.Objective,
     return new_state, {**metrics, 'seen': watched}
 
   return jax.jit(
-      step,
+      train_step,
       out_shardings=(state, mesh_lib.replicated(mesh)),
       donate_argnums=0 if donate else ())
 

@@ -77,6 +77,21 @@ def spent() -> dict[Optional[str], float]:
   return dict(_spent)
 
 
+def attribute(phase: str, seconds: float) -> None:
+  """Counts the last seconds of the main thread as those of another phase.
+
+  It does nothing in another thread, whose time is not that of a phase.
+
+  Args:
+    phase: as for `enter`.
+    seconds: what it took just now.
+  """
+  if threading.current_thread() is threading.main_thread():
+    enter(*_phase)
+    for name, more in ((_phase[0], -seconds), (phase, seconds)):
+      _spent[name] = _spent.get(name, 0.0) + more
+
+
 def alive() -> None:
   """Says that the phase gets on."""
   global _life

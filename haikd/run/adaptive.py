@@ -13,9 +13,9 @@ import jax
 import numpy as np
 
 from haikd import align
+from haikd import config as config_lib
 from haikd.align import layers as layers_lib
 from haikd.align import similarity
-from haikd import config as config_lib
 from haikd.core import base
 from haikd.core import checks
 from haikd.core import notes

@@ -13,6 +13,7 @@ from haikd.engine import abstract
 from haikd.engine import program as program_lib
 from haikd.processes import distributed
 from haikd.processes import watchdog
+from haikd.run import programs
 from haikd.run import trainees
 from haikd.storage import checkpoint
 from haikd.storage import paths
@@ -25,15 +26,22 @@ class Ahead:
     function: made by `jax.jit`.
     arguments: ShapeDtypeStructs with shardings.
     pool: compiles it.
+    title: of the network.
   """
 
   def __init__(self, function: Any, arguments: tuple[Any, ...],
-               pool: futures.Executor):
+               pool: futures.Executor, title: str = ''):
     self._function, self._pool = function, pool
     try:  # Traced here: settings of JAX and Haiku belong to a thread.
-      compile_it = function.lower(*arguments).compile
+      with programs.of(title):
+        lowered = function.lower(*arguments)
     except Exception:  # The call says what is wrong.
-      compile_it = lambda: function
+      lowered = None
+
+    def compile_it():
+      with programs.of(title):
+        return lowered.compile() if lowered else function
+
     self._compiled = pool.submit(compile_it)
 
   def __call__(self, *arguments: Any) -> Any:
@@ -50,7 +58,6 @@ class Ahead:
     except (TypeError, ValueError):
       # It was compiled for other arguments, such as those of another stage.
       return self._function(*arguments)
-
 
   def trace(self, *arguments: Any) -> Any:
     """Returns the function as it was traced for some arguments."""
@@ -89,7 +96,8 @@ def start(trainee: trainees.Trainee, workdir: paths.Path,
   taken = checkpoint.steps_taken(paths.as_path(workdir) / trainee.folder)
   if distributed.is_many() or taken >= config.steps:
     return trainee
-  ahead = lambda function, *arguments: Ahead(function, arguments, executor)
+  ahead = lambda function, *arguments: Ahead(
+      function, arguments, executor, trainee.title)
   batch_of = lambda spec: abstract.batch_of(spec, program.mesh)
   number = program.stage_of(taken + 1)
   stage = program.stages[number]

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any, Optional
 
+import jax
+
 from haikd import config as config_lib
 from haikd.core import notes
 from haikd.engine import mesh as mesh_lib
@@ -10,6 +12,7 @@ from haikd.run import adaptive
 from haikd.run import ahead
 from haikd.run import chain
 from haikd.run import pretrained
+from haikd.run import programs
 from haikd.run import recorded
 from haikd.run import report as report_lib
 from haikd.run import resolve
@@ -67,9 +70,9 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path,
     for link in links:
       if link.name:
         notes.say(f'assistant {link.name} is trained in {link.workdir}.')
-      with ahead.pool() as compiler:
+      with programs.Record() as record, ahead.pool() as compiler:
         results = _run(link.workdir, jobs.pop(0), start, command, free,
-                       compiler)
+                       compiler, record)
   return results
 
 
@@ -131,7 +134,7 @@ def _prepare(link, data, free=workdir_lib.FREE_FIELDS):
   return networks
 
 
-def _run(workdir, networks, start, command, free, compiler):
+def _run(workdir, networks, start, command, free, compiler, record):
   """Does one job.
 
   Args:
@@ -141,6 +144,7 @@ def _run(workdir, networks, start, command, free, compiler):
     command: the command line.
     free: as for `_prepare`.
     compiler: from `ahead.pool`.
+    record: of the programs that are compiled.
   """
   student, alone, teacher = networks
   config = student.config
@@ -158,7 +162,7 @@ def _run(workdir, networks, start, command, free, compiler):
   if frozen_teacher:
     student = adaptive.settle(student, frozen_teacher, workdir)
   student = ahead.start(student, workdir, compiler)
-  report = report_lib.Report(student, command, report_lib.FILE)
+  report = report_lib.Report(student, command, report_lib.FILE, record)
   results = scores.of_teacher(student, trained, frozen_teacher)
   del trained  # Its arrays are larger than those of frozen_teacher.
   if pretrained.is_available(config.student.init):
@@ -172,6 +176,8 @@ def _run(workdir, networks, start, command, free, compiler):
     del trained
   trained = _train(student, frozen_teacher, workdir, free)
   results['student'] = scores.of_student(student, trained, frozen_teacher)
+  if jax.process_index() == 0:
+    print(record.describe(), flush=True)
   scores.publish(results, workdir, config.evaluation.final, writer.RESULT_FILE)
   report.observe('student', trained.network, frozen_teacher)
   report.write(workdir, results)

@@ -98,8 +98,8 @@ class Profile:
       with self._local:
         _upload(pathlib.Path(self._local.name), folder)
     notes.say(
-        f'{self._title}: the trace of steps {self._first} to {self._step} is in '
-        f'{folder}. `pip install xprof`, then `xprof --logdir={folder}` shows '
+        f'{self._title}: the trace of steps {self._first} to {self._step} is '
+        f'in {folder}. `pip install xprof`, then `xprof --logdir={folder}` shows '
         'it, as TensorBoard does; https://ui.perfetto.dev opens '
         'perfetto_trace.json.gz in it.')
     self._last = 0

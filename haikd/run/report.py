@@ -4,17 +4,11 @@ A report that fails never fails the run. What is wrong is said in a line.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-import datetime
-import platform
 from typing import Any, Optional
 
-import haiku as hk
 import jax
-import jaxlib
 import numpy as np
-import optax
 
-import haikd
 from haikd import config as config_lib
 from haikd.core import base
 from haikd.core import checks
@@ -27,11 +21,14 @@ from haikd.report import inputs as inputs_lib
 from haikd.report import overview
 from haikd.report import page
 from haikd.report import probe as probe_lib
+from haikd.report import timing
 from haikd.run import adaptive
 from haikd.run import intervals
+from haikd.run import programs
 from haikd.run import results as results_lib
 from haikd.run import teachers
 from haikd.run import trainees
+from haikd.run import versions as versions_lib
 from haikd.run import workdir as workdir_lib
 from haikd.run import writer
 from haikd.storage import checkpoint
@@ -41,9 +38,6 @@ from haikd.storage import paths
 FILE = 'report.html'
 
 _TITLES = {row.name: row.title for row in results_lib.ROWS}
-# A package that was installed by hand may have no metadata.
-_PACKAGES = {'jax': jax, 'jaxlib': jaxlib, 'dm-haiku': hk, 'optax': optax,
-             'numpy': np}
 
 
 class Report:
@@ -55,10 +49,13 @@ class Report:
     student: the student of the job.
     command: the command line; '' if there was none.
     name: the name of the file.
+    record: of what was compiled; None leaves out how long the run took.
   """
 
-  def __init__(self, student: trainees.Trainee, command: str, name: str):
+  def __init__(self, student: trainees.Trainee, command: str, name: str,
+               record: Optional[programs.Record] = None):
     self._student, self._command, self._name = student, command, name
+    self._record = record
     self._probe: Optional[probe_lib.Probe] = None
     self._observations: dict[str, probe_lib.Observation] = {}
     self._chosen = np.arange(0)
@@ -142,6 +139,10 @@ class Report:
         sections += examples
         before = 'curves' if draws else 'results'
         note = f'What follows the {before} is measured on {self._sample()}.'
+    if self._record:
+      sections.append(self._section(
+          'Time', timing.section, _of_networks([workdir]), _TITLES,
+          programs.rows(self._record.programs), programs.COLUMNS))
     sections.append(self._section(
         'How it was made', _settings, config, self._command))
     _save(workdir / self._name, config, _intro(results, steps), note, sections)
@@ -267,14 +268,19 @@ def _intro(results, steps):
 
 def _curves(workdirs: Sequence[paths.Path], config: config_lib.ConfigDict
             ) -> Optional[page.Section]:
-  runs = {
+  return overview.curves(
+      _of_networks(workdirs), _TITLES,
+      lambda values: intervals.of_mean(values).half_width,
+      {stage.name: stage.start for stage in config_lib.stages_of(config)
+       if stage.name})
+
+
+def _of_networks(workdirs):
+  """Returns the rows of metrics of each network, for each of some runs."""
+  return {
       network: [files.read_rows(paths.as_path(workdir) / folder /
                                 writer.METRICS_FILE) for workdir in workdirs]
       for network, folder in results_lib.FOLDERS.items()}
-  return overview.curves(
-      runs, _TITLES, lambda values: intervals.of_mean(values).half_width,
-      {stage.name: stage.start for stage in config_lib.stages_of(config)
-       if stage.name})
 
 
 def _settings(config, command):
@@ -283,17 +289,5 @@ def _settings(config, command):
   defaults = flat(files.to_json(config_lib.base()))
   differences = {field: value for field, value in flat(complete).items()
                  if defaults.get(field) != value}
-  return overview.settings(complete, differences, command, _versions())
-
-
-def _versions() -> dict[str, str]:
-  devices = jax.devices()
-  versions: dict[str, Any] = {
-      'haikd': haikd.__version__, 'Python': platform.python_version()}
-  for name, package in _PACKAGES.items():
-    versions[name] = package.__version__
-  versions['devices'] = f'{len(devices)} × {devices[0].device_kind}'
-  if jax.process_count() > 1:
-    versions['processes'] = str(jax.process_count())
-  versions['written'] = f'{datetime.datetime.now():%Y-%m-%d %H:%M}'
-  return versions
+  return overview.settings(
+      complete, differences, command, versions_lib.versions())

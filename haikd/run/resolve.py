@@ -163,8 +163,8 @@ def has_teacher(config: config_lib.ConfigDict, spec: base.Batch,
 def alone(config: config_lib.ConfigDict) -> config_lib.ConfigDict:
   """Returns the config of the student alone.
 
-  It has no stages, no balance, no trace, and none of the losses that take a teacher's
-  scores from the data.
+  It has no stages, no balance, no trace, and none of the losses that take a
+  teacher's scores from the data.
 
   Args:
     config: a config from `from_pretrained`.

@@ -8,6 +8,7 @@ from haikd.core import base
 from haikd.engine import evaluate as evaluate_lib
 from haikd.network import network as network_lib
 from haikd.processes import watchdog
+from haikd.run import programs
 from haikd.run import results as results_lib
 from haikd.run import teachers
 from haikd.run import trainees
@@ -27,7 +28,7 @@ def of_teacher(student: trainees.Trainee, trained: Optional[training.Trained],
   """
   if trained is None or teacher is None:
     return {}
-  row = _row(student, student.program.teacher_eval_step, trained,
+  row = _row('teacher', student, student.program.teacher_eval_step, trained,
              teacher.frozen, None)
   return dict(teacher=row)
 
@@ -41,8 +42,8 @@ def of_student(student: trainees.Trainee, trained: training.Trained,
     trained: its network.
     teacher: of the job, or None.
   """
-  return _row(student, student.program.eval_step, trained, trained.network,
-              teacher.frozen if teacher else None)
+  return _row(student.title, student, student.program.eval_step, trained,
+              trained.network, teacher.frozen if teacher else None)
 
 
 def publish(results: results_lib.Results, workdir: paths.Path, split: str,
@@ -60,9 +61,9 @@ def publish(results: results_lib.Results, workdir: paths.Path, split: str,
     writer.print_table(results, split=split)
 
 
-def _row(student, eval_step, trained, network: base.Variables, frozen):
+def _row(title, student, eval_step, trained, network: base.Variables, frozen):
   split = student.config.evaluation.final
-  with watchdog.during(None, f'split {split}'):
+  with watchdog.during(None, f'split {split}'), programs.of(title):
     values = evaluate_lib.evaluate(
         eval_step, network, frozen, student.data.evaluation(split),
         student.program.mesh, student.program.own_metrics)

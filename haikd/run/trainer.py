@@ -10,6 +10,7 @@ from haikd import config as config_lib
 from haikd.data import pipeline
 from haikd.engine import program as program_lib
 from haikd.processes import distributed
+from haikd.run import programs
 from haikd.run import teachers
 from haikd.run import trackers
 from haikd.run import training as training_lib
@@ -54,7 +55,7 @@ def train(config: config_lib.ConfigDict, program: program_lib.Program,
     training = training_lib.Training(
         config, program, data, teacher, workdir, title, settle, checkpointer,
         writer)
-    with contextlib.closing(training):
+    with contextlib.closing(training), programs.of(title):
       training.begin()
       while True:
         try:

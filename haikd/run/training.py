@@ -1,10 +1,7 @@
 """One training: what happens in which step, and how it goes on from faults."""
 
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
-import jax
-
-from haikd import config as config_lib
 from haikd.core import base
 from haikd.core import checks
 from haikd.core import notes
@@ -20,7 +17,6 @@ from haikd.run import clock as clock_lib
 from haikd.run import first_state
 from haikd.run import profiling
 from haikd.run import rates
-from haikd.run import teachers
 from haikd.run import training_log as log_lib
 from haikd.run import usage as usage_lib
 from haikd.storage import checkpoint

@@ -6,8 +6,8 @@ from typing import Any, Optional
 
 import rich.console
 
-from haikd.core import notes
 from haikd import metrics as metrics_lib
+from haikd.core import notes
 from haikd.run import console as console_lib
 from haikd.run import events
 from haikd.run import rates

@@ -88,7 +88,7 @@ def config():
 def memory(monkeypatch):
   def limit(size):
     chip = peaks.Chip('cpu', None, size, None, None, 0, None)
-    monkeypatch.setattr(chips, 'chip_of', lambda *_: chip)
+    monkeypatch.setattr(planning.chips, 'chip_of', lambda *_: chip)
 
   return limit
 

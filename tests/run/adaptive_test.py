@@ -281,9 +281,10 @@ def test_a_projection_starts_from_the_teachers_principal_components(config):
       align_options=dict(init='pca'))
   student = trainees.build(config, mesh_lib.build_mesh(config.mesh))
   teacher = layers(np.random.default_rng(0), TEACHER)
-  state = first_state.start(student.config, student.program, student.data,
-                         teachers.freeze(student.config, student.program,
-                                         student.data, variables(teacher)))
+  state = first_state.start(
+      student.config, student.program, student.data,
+      teachers.freeze(student.config, student.program, student.data,
+                      variables(teacher)))
   project = state.params.align['hint']['0']['project']
   examples = np.stack([
       x['x'] for x in registry.datasets['numbers'].function('train')])

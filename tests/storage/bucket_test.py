@@ -18,13 +18,14 @@ import urllib.request
 
 import pytest
 
+from haikd.run import rates
+
 pytestmark = pytest.mark.slow
 
 BUCKET = 'haikd'
 
 CONFIG = """
 from haikd import config as config_lib
-from haikd.run import rates
 
 def get_config(variant=''):
   config = config_lib.base()
