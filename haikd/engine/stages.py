@@ -204,6 +204,7 @@ def build_stages(stages: Sequence[config_lib.Stage],
             guard=guard,
             ema_decay=fields.ema_decay,
             log_weights=len(stages) > 1,
+            seed=options['seed'],
             donate=donate),
         measure=(balancing.build_measure(
             objective, gradient, balance, guard, mesh) if measures else None),

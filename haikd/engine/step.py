@@ -11,6 +11,7 @@ from typing import Optional
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from haikd.core import base
@@ -20,6 +21,7 @@ from haikd.engine import guarding
 from haikd.engine import mesh as mesh_lib
 from haikd.engine import optimizer as optimizer_lib
 from haikd.engine import parts as parts_lib
+from haikd.engine import seeded
 from haikd.network import precision
 from haikd.objective import balance as balance_lib
 from haikd.objective import compare as compare_lib
@@ -53,13 +55,13 @@ def build_gradient(objective: objective_lib.Objective, mesh: jax.sharding.Mesh,
     them global arrays, and of `factors`, what the weights of terms are
     multiplied by. It returns the gradient of the scaled loss with respect to
     `params`, None for frozen parts; the student's new state; and the sums of
-    all terms.
+    all terms. A traced `seed` may take the place of the constant.
   """
   gather_parameter = collectives.build_gather(mesh)
   param_specs, frozen_specs = jax.tree.map(lambda x: x.spec, (params, frozen))
   trained_specs = parts_lib.trained(param_specs, frozen_parts)
 
-  def local(params, net_state, frozen, loss_scale, step, batch, factors):
+  def local(params, net_state, frozen, loss_scale, step, batch, factors, seed):
     context = compare_lib.Context(
         batch_axes=collectives.batch_axes(),
         gather=collectives.gather_over_batch,
@@ -82,9 +84,10 @@ def build_gradient(objective: objective_lib.Objective, mesh: jax.sharding.Mesh,
       local,
       mesh,
       in_specs=(param_specs, replicated, frozen_specs, replicated, replicated,
-                mesh_lib.BATCH_SPEC, replicated),
+                mesh_lib.BATCH_SPEC, replicated, replicated),
       out_specs=(trained_specs, replicated, replicated))
-  return lambda *args, factors=None: run(*args, factors or {})
+  return lambda *args, factors=None, seed=seed: run(
+      *args, factors or {}, np.uint32(seed) if isinstance(seed, int) else seed)
 
 
 def _dropout_key(seed, step):
@@ -148,6 +151,7 @@ def build_train_step(objective: objective_lib.Objective,
                      balance: balance_lib.Balance = balance_lib.Balance(),
                      guard: guarding.Guard = guarding.Guard(),
                      log_weights: bool = False,
+                     seed: int = 0,
                      ema_decay: float = 0.0,
                      donate: bool = True) -> TrainStep:
   """Builds the compiled training step.
@@ -168,6 +172,7 @@ def build_train_step(objective: objective_lib.Objective,
     balance: of the losses.
     guard: what is done about numbers that are not finite.
     log_weights: whether metrics have the weights that do not change, too.
+    seed: of dropout.
     ema_decay: of the running mean of the student's parameters.
     donate: whether the new state is written over the old one.
 
@@ -190,12 +195,12 @@ def build_train_step(objective: objective_lib.Objective,
                            balance.observe(state.balance, means, seen),
                            state.seen)
 
-  def train_step(state, frozen, batch):
+  def train_step(state, frozen, batch, seed):
     weights, align = objective.weights(state.step), state.params.align
     factors = balance.factors(weights, state.balance, align)
     grads, net_state, sums = gradient(
         state.params, state.net_state, frozen, state.loss_scale, state.step,
-        batch, factors=factors)
+        batch, factors=factors, seed=seed)
     grads = state.loss_scale.unscale(
         parts_lib.fill(grads, state.params, jnp.zeros_like))
     loss, means = objective.combine(sums, state.step, factors)
@@ -238,10 +243,11 @@ def build_train_step(objective: objective_lib.Objective,
         seen=watched)
     return new_state, {**metrics, 'seen': watched}
 
-  return jax.jit(
+  function = jax.jit(
       train_step,
       out_shardings=(state, mesh_lib.replicated(mesh)),
       donate_argnums=0 if donate else ())
+  return seeded.Seeded(function, np.uint32(seed))
 
 
 def _keep_unused(objective, params, old):

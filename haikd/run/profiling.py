@@ -99,8 +99,8 @@ class Profile:
         _upload(pathlib.Path(self._local.name), folder)
     notes.say(
         f'{self._title}: the trace of steps {self._first} to {self._step} is '
-        f'in {folder}. `pip install xprof`, then `xprof --logdir={folder}` shows '
-        'it, as TensorBoard does; https://ui.perfetto.dev opens '
+        f'in {folder}. `pip install xprof`, then `xprof --logdir={folder}` '
+        'shows it, as TensorBoard does; https://ui.perfetto.dev opens '
         'perfetto_trace.json.gz in it.')
     self._last = 0
 

@@ -160,6 +160,26 @@ def test_second_seed_and_resumed_run_compile_no_large_program(
     assert text in page
 
 
+@pytest.mark.parametrize('mesh', ['--config.mesh.fsdp=2',
+                                  '--config.microbatches=2'])
+def test_seed_of_dropout_is_no_constant_of_a_program(
+    run, records, tmp_path, mesh):
+  (tmp_path / 'dropout.py').write_text((tmp_path / 'tiny.py').read_text(
+  ).replace('return', '''config.student.model = 'vit'
+  config.student.options = dict(
+      width=8, depth=1, heads=1, patch_size=2, dropout=0.5)
+  return'''))
+  for seed in (0, 1):
+    code, _, err = run(mesh, '--config.steps=2', f'--config.seed={seed}',
+                       workdir=f'{seed}', config='dropout.py')
+    assert code == 0, err
+  assert all(x.is_cached for x in records[1].programs
+             if x.name.startswith(LARGE))
+  losses = [json.loads((tmp_path / f'{seed}/metrics.jsonl').open().readline())
+            for seed in (0, 1)]
+  assert losses[0]['loss'] != losses[1]['loss']
+
+
 @pytest.mark.report
 def test_phases_of_each_network_are_in_the_report(run, tmp_path):
   assert run()[0] == 0

@@ -133,7 +133,7 @@ def test_observed_are_the_networks_that_were_trained(run, tmp_path, observed):
   page = Outline(text)
   assert page.headings == [
       'Results', 'Curves', 'Classes', 'Reliability', 'Layers',
-      'Where student and teacher differ most', 'How it was made']
+      'Where student and teacher differ most', 'Time', 'How it was made']
   assert not page.fetched
   shown = [row for row in page.rows if row[0] == 'student distilled'][0]
   assert f'{100 * result["student"]["accuracy"]:.2f}%' in shown
@@ -155,7 +155,7 @@ def test_a_language_model_shows_tokens(
   page = Outline((tmp_path / 'run/report.html').read_text())
   assert page.headings == [
       'Results', 'Curves', 'Reliability', 'Layers', 'Attention',
-      'Where student and teacher differ most', 'How it was made']
+      'Where student and teacher differ most', 'Time', 'How it was made']
   columns = observed['student'].columns['student']
   largest = (columns['kl'] * columns['counts']).max()
   first = next(row for row in page.rows if row[0] != 'text' and len(row) == 5
@@ -204,7 +204,7 @@ def test_weights_count_and_an_example_of_weight_0_is_not_there(
 def test_without_examples_there_are_results_and_curves(run, tmp_path):
   start(run, tmp_path, CLASSES, '--config.report.examples=0')
   page = Outline((tmp_path / 'run/report.html').read_text())
-  assert page.headings == ['Results', 'Curves', 'How it was made']
+  assert page.headings == ['Results', 'Curves', 'Time', 'How it was made']
   # The field is free: the finished run only writes its page anew.
   start(run, tmp_path, CLASSES, '--config.report.examples=7')
   text = (tmp_path / 'run/report.html').read_text()
@@ -230,7 +230,7 @@ def test_a_report_that_fails_keeps_the_run(run, tmp_path, monkeypatch):
   assert err == sentence.format('the examples of report.html')
   assert (tmp_path / 'run/result.json').exists()
   page = Outline((tmp_path / 'run/report.html').read_text())
-  assert page.headings == ['Results', 'Curves', 'How it was made']
+  assert page.headings == ['Results', 'Curves', 'Time', 'How it was made']
   # A section that fails takes no other with it, and the file has its own name.
   monkeypatch.setitem(findings.SECTIONS, 'Reliability', fail)
   monkeypatch.setattr(overview, 'curves', fail)
@@ -242,7 +242,7 @@ def test_a_report_that_fails_keeps_the_run(run, tmp_path, monkeypatch):
   page = Outline((tmp_path / 'run/eval-test.html').read_text())
   assert page.headings == [
       'Results', 'Classes', 'Layers', 'Where student and teacher differ most',
-      'How it was made']
+      'Time', 'How it was made']
 
 
 def test_without_matplotlib_the_page_has_tables_alone(
@@ -256,7 +256,7 @@ def test_without_matplotlib_the_page_has_tables_alone(
   assert 'What follows the results is measured on all 100 examples of' in text
   page = Outline(text)
   assert page.headings == ['Results', 'Classes', 'Reliability', 'Layers',
-                           'Where student and teacher differ most',
+                           'Where student and teacher differ most', 'Time',
                            'How it was made']
   assert ['network', 'ECE'] in page.rows
 
