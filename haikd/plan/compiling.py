@@ -15,6 +15,7 @@ import jax
 from haikd.core import jax_internals
 from haikd.engine import counting
 from haikd.plan import schedule as schedule_lib
+from haikd.run import programs
 
 # libtpu reads these as it is loaded. Several processes that only compile may
 # load it at once. Unless told of a TPU's host it searches for one, and prints.
@@ -35,6 +36,20 @@ _SHORT = (
 )
 
 
+class Other(NamedTuple):
+  """A program beside the training step.
+
+  Attributes:
+    title: of the network.
+    function: made by `jax.jit`.
+    arguments: ShapeDtypeStructs with shardings.
+  """
+
+  title: str
+  function: Any
+  arguments: tuple[Any, ...]
+
+
 class Step(NamedTuple):
   """A training step and its arguments, none of it on a device.
 
@@ -44,6 +59,7 @@ class Step(NamedTuple):
     frozen: the teacher, or None.
     batch: the global batch.
     mesh: the mesh of all shardings.
+    others: what else a run compiles for it.
   """
 
   train_step: Any
@@ -51,6 +67,7 @@ class Step(NamedTuple):
   frozen: Any
   batch: Any
   mesh: jax.sharding.Mesh
+  others: tuple[Other, ...] = ()
 
 
 class Memory(NamedTuple):
@@ -169,6 +186,26 @@ def compile_step(step: Step, *, debug: bool = False) -> Compiled:
   return Compiled(
       _memory(compiled.memory_analysis()), 0.0, None, counted, schedule,
       time.monotonic() - began)
+
+
+def compile_others(step: Step, *, debug: bool = False) -> None:
+  """Compiles what a run compiles beside its step; `run.programs` times it.
+
+  What the compiler has no memory for is left out.
+
+  Args:
+    step: the step.
+    debug: show what the compiler writes to standard error.
+  """
+  with quiet(debug), _without_cache():
+    for other in step.others:
+      with programs.of(other.title):
+        lowered = other.function.lower(*other.arguments)
+        try:
+          lowered.compile()
+        except jax.errors.JaxRuntimeError as err:
+          if shortage(str(err)) is None:
+            raise
 
 
 def between_slices(mesh: jax.sharding.Mesh) -> tuple[str, ...]:

@@ -16,10 +16,12 @@ from haikd.objective import build as build_lib
 from haikd.plan import chips
 from haikd.plan import compiling
 from haikd.plan import estimate as estimate_lib
+from haikd.plan import others
 from haikd.plan import picture
 from haikd.plan import search
 from haikd.run import chain
 from haikd.run import console
+from haikd.run import programs
 from haikd.run import recorded
 from haikd.run import resolve
 from haikd.storage import files
@@ -80,7 +82,10 @@ def plan(config: config_lib.ConfigDict,
     attempts[-1].build(config)  # A wrong config fails before any compile.
   estimates = [attempt(config) for attempt in attempts]
   _show(estimates)
-  _write(workdir, estimates)
+  for attempt in attempts:
+    others.show(attempt.topology.name, attempt.programs)
+  made = [attempt.programs for attempt in attempts]
+  _write(workdir, estimates, made)
   picture.plot_plans(workdir, estimates)
   error = None
   for i, (attempt, estimate) in enumerate(zip(attempts, estimates)):
@@ -93,7 +98,7 @@ def plan(config: config_lib.ConfigDict,
       most = search.largest_microbatch(
           config, estimate, attempt, compiles=compiles)
       estimates[i] = estimate._replace(largest_microbatch=most)
-      _write(workdir, estimates)
+      _write(workdir, estimates, made)
       print(f'{estimate.topology}: the largest microbatch that fits is {most}',
             flush=True)
   if error:
@@ -132,17 +137,19 @@ def build_step(config: config_lib.ConfigDict,
   split = jax.sharding.NamedSharding(mesh, mesh_lib.BATCH_SPEC)
   batch = mesh_lib.abstract(spec, jax.tree.map(lambda _: split, spec))
   return compiling.Step(stage.train_step, stage.abstract_state,
-                        stage.abstract_frozen, batch, mesh)
+                        stage.abstract_frozen, batch, mesh,
+                        others.of_program(config, program, spec))
 
 
 class _Attempt:
   """Compiles the step of each config for one topology, once."""
 
   def __init__(self, topology, devices, build, debug):
-    self._topology, self._devices = topology, devices
+    self.topology, self._devices = topology, devices
     self._chip = chips.chip_of(topology, devices)
     self._build, self._debug = build, debug
     self._known: dict[str, estimate_lib.Estimate] = {}
+    self.programs: list[programs.Program] = []  # Of the first config.
 
   def build(self, config):
     """Returns the step of a config."""
@@ -152,20 +159,24 @@ class _Attempt:
     key = config.to_json_best_effort(sort_keys=True)
     if key not in self._known:
       step = self.build(config)
-      print(f'{self._topology.name}: compiling, batch size '
+      print(f'{self.topology.name}: compiling, batch size '
             f'{config.batch_size} in {config.microbatches} microbatches',
             flush=True)
+      with programs.Record() as record, programs.of('student'):
+        compiled = compiling.compile_step(step, debug=self._debug)
+        if not self._known:
+          compiling.compile_others(step, debug=self._debug)
+      self.programs = self.programs or record.programs
       self._known[key] = estimate_lib.estimate(
-          self._topology.name,
-          step,
-          compiling.compile_step(step, debug=self._debug),
-          self._chip,
+          self.topology.name, step, compiled, self._chip,
           microbatches=config.microbatches)
     return self._known[key]
 
 
-def _write(workdir, estimates):
-  files.write_json(workdir / FILE, [to_json(x) for x in estimates])
+def _write(workdir, estimates, made):
+  files.write_json(workdir / FILE, [
+      {**to_json(x), 'programs': others.to_json(y)}
+      for x, y in zip(estimates, made)])
 
 
 def to_json(estimate: estimate_lib.Estimate) -> dict[str, Any]:

@@ -5,6 +5,7 @@ The memory of a chip is made as small as the test needs it.
 
 import json
 import os
+import types
 
 import jax
 from jax import lax
@@ -110,6 +111,30 @@ def test_plan_prints_and_writes(config, tmp_path, capsys):
   assert first['flops'] == 3 * LAYERS * 2 * 8 * WIDTH**2
   assert found[0].bound is None and 'not known' in out
   assert matplotlib.image.imread(run / picture.FILE).ndim == 3
+
+
+def test_programs_of_a_run_are_timed(run, tmp_path, capsys):
+  code, out, err = run('--mode=plan', '--topology=cpu:2')
+  assert (code, err) == (0, '')
+  [written] = json.loads((tmp_path / 'run' / planning.FILE).read_text())
+  names = [x['name'] for x in written['programs']]
+  for name in ('training step of student', 'initialisation of student',
+               'evaluation of student', 'evaluation of teacher'):
+    assert names.count(name) == 1
+    row, = (x for x in written['programs'] if x['name'] == name)
+    assert min(row['trace'], row['lowering'], row['xla']) > 0
+  assert 'cpu:2: program' in out and 'lowering, s' in out
+
+
+def test_evaluation_without_room_is_left_out():
+  def refuse():
+    raise jax.errors.JaxRuntimeError('Used 3.0G of 2.0G hbm')
+
+  lowered = types.SimpleNamespace(compile=refuse)
+  function = types.SimpleNamespace(lower=lambda *_: lowered)
+  other = compiling.Other('student', function, ())
+  compiling.compile_others(
+      compiling.Step(None, None, None, None, None, (other,)))
 
 
 def test_what_cannot_work_is_found_before_compiling(config, tmp_path, capsys):
