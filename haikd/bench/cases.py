@@ -11,6 +11,10 @@ from haikd.core import checks
 
 Case = dict[str, Any]  # As in the JSON file.
 
+# Kinds of cases whose sides do not compute the same, so that only their time is
+# compared: evaluation with passes of the networks, and data with a library.
+EVALUATION, DECODING, PREPARATION = 'evaluation', 'decoding', 'preparation'
+
 REFERENCES = ('materialised', 'fused')
 # The reference of a case that has a loss of its own: the same step with this.
 BASELINE = 'kl_divergence'
@@ -63,6 +67,33 @@ def _records(classes):
       records=dict(kind='sampled', exact=16, draws=32, bits=8, temperature=2.0))
 
 
+def _evaluation(batch):
+  return dict(
+      _text('Llamas evaluated, against their passes and logits', batch=batch),
+      kind=EVALUATION)
+
+
+def _decoding(batch):
+  return dict(
+      title='images decoded, cut, flipped and scaled, against PIL',
+      kind=DECODING, shape=(batch, 64, 64, 3), classes=10, files=4 * batch,
+      side=160, mean=0.45, std=0.25)
+
+
+def _preparation(texts):
+  return dict(
+      title='texts prepared from JSON lines, against tokenizers',
+      kind=PREPARATION, shape=(texts, 256), words=400, classes=4096)
+
+
+def _fed(case):
+  decoding = _decoding(case['shape'][0])
+  return dict(
+      case | {x: decoding[x] for x in ('files', 'side', 'mean', 'std')},
+      title='ViT fed with JPEG files, against the step alone',
+      loss=BASELINE, fed=True)
+
+
 def _loss_attention(length):
   sides = {side: ('bench/maps', dict(rows=2, heads=heads, head_size=64))
            for side, heads in (('student', 4), ('teacher', 8))}
@@ -112,6 +143,14 @@ CASES: dict[str, Case] = dict(
     records_150k=_records(151936),
     loss_attention_1k=_loss_attention(1024),
     loss_attention_2k=_loss_attention(2048),
+    evaluation=_evaluation(8),
+    decoding=_decoding(64),
+    preparation=_preparation(2000),
+    fed_vision=_fed(_images(
+        'ViT 4 x 96 from 8 x 192: logits', (32, 64, 64, 3), classes=10,
+        student=('vit', dict(_VIT, width=96, depth=4, heads=2, patch_size=8)),
+        teacher=('vit', dict(
+            _VIT, width=192, depth=8, heads=4, patch_size=8)))),
 )
 
 
@@ -151,7 +190,8 @@ def choose(names: Iterable[str], reference: str,
 
 def baseline(case: Case) -> Case:
   """Returns the reference of a case that is compared with haikd itself."""
-  plain = {name: x for name, x in case.items() if name != 'records'}
+  plain = {name: x for name, x in case.items()
+           if name not in ('records', 'fed')}
   return dict(plain, loss=BASELINE)
 
 
@@ -196,4 +236,4 @@ def lengths_of(rows: int, length: int, padding: float) -> np.ndarray:
 
 
 def _suits(case, reference):
-  return case['kind'] != 'images' or reference == 'materialised'
+  return case['kind'] == 'text' or reference == 'materialised'

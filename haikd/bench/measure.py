@@ -82,7 +82,7 @@ def run(case: cases.Case, *, rounds: int, cores: Optional[int],
           case=variant,
           cores=chosen_cores(cores),
           arrays=str(pathlib.Path(folder) / 'arrays.npz'))
-    if by_hand:
+    if by_hand and case['kind'] in ('text', 'images'):
       _check_losses(*(results[side]['losses'] for side in SIDES))
     trial = [workers[side].ask(steps=1)['wall'] for side in SIDES]
     steps = max(2, math.ceil(SECONDS / min(trial)))

@@ -10,6 +10,7 @@ import numpy as np
 from haikd import config as config_lib
 from haikd.bench import cases
 from haikd.bench import ends  # noqa: F401  Registers its models.
+from haikd.bench import host
 from haikd.core import base
 from haikd.engine import collectives
 from haikd.engine import mesh as mesh_lib
@@ -25,8 +26,10 @@ def build(case: cases.Case, path: pathlib.Path) -> tuple:
     path: the file to write, which the other side reads.
 
   Returns:
-    The jitted step, its state, and its other arguments.
+    The jitted step, or evaluation, its state, and its other arguments.
   """
+  if case['kind'] in (cases.DECODING, cases.PREPARATION):
+    return host.build(case, path)
   config = config_of(case)
   config_lib.validate(config)
   batch = cases.batch_of(case)
@@ -58,7 +61,23 @@ def build(case: cases.Case, path: pathlib.Path) -> tuple:
   }
   np.savez(path, **arrays)
   batch = collectives.shard_batch(mesh, batch)
-  return program.train_step, state, (frozen, batch)
+  if case['kind'] == cases.EVALUATION:
+    student = program_lib.trained_network(state)
+    return _evaluation(program.eval_step), (), (student, frozen, batch)
+  step: Any = program.train_step
+  if case.get('fed'):
+    step = host.fed(step, mesh, case, path.parent)
+  return step, state, (frozen, batch)
+
+
+def _evaluation(eval_step):
+  """Returns an evaluation as a function of a state, which there is none of."""
+
+  def evaluate(state, *arguments):
+    sums, _ = eval_step(*arguments)
+    return state, dict(loss=jax.tree.leaves(sums)[0])
+
+  return jax.jit(evaluate)
 
 
 def config_of(case: cases.Case) -> config_lib.ConfigDict:

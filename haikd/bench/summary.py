@@ -17,7 +17,8 @@ from haikd.bench import measure
 from haikd.run import console
 
 COLUMNS = ('haikd / reference', 'CPU time', 'wall time', 'step, s',
-           'reference, s', 'first step, s', 'temp, MiB', 'peak, MiB')
+           'reference, s', 'waiting for data', 'trace + lowering + XLA, s',
+           'first step, s', 'temp, MiB', 'peak, MiB')
 
 
 def summarise(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,7 +30,8 @@ def summarise(results: Mapping[str, Any]) -> dict[str, Any]:
   Returns:
     `ratios` of haikd to its reference: for `cpu` and `wall` the median, least
     and most; for `first_step_seconds`, `temp_bytes` and `peak_bytes` a number.
-    By side, `step_seconds`, `step_cpu_seconds` and `peak_bytes`.
+    By side, `step_seconds`, `step_cpu_seconds`, `peak_bytes` and `waiting`, the
+    share of a step in which it waits for data.
   """
   first, second = measure.SIDES
   rounds = results['rounds']
@@ -45,6 +47,7 @@ def summarise(results: Mapping[str, Any]) -> dict[str, Any]:
     sides[side] = dict(
         step_seconds=median('wall'),
         step_cpu_seconds=median('cpu'),
+        waiting=statistics.median(x['waiting'] / x['wall'] for x in timed),
         peak_bytes=max(x['peak_bytes'] for x in timed))
   for key in ('first_step_seconds', 'temp_bytes'):
     ratios[key] = results[first][key] / max(results[second][key], 1e-9)
@@ -73,6 +76,8 @@ def row(name: str, results: Mapping[str, Any]) -> list[str]:
   return [
       name, ratio('cpu'), ratio('wall'),
       *(f'{x["step_seconds"]:.3g}' for x in sides),
+      ' / '.join(f'{x["waiting"]:.0%}' for x in sides),
+      ' / '.join('+'.join(f'{y:.1f}' for y in x['compiling']) for x in sides),
       both('first_step_seconds', 1, '.1f'),
       both('temp_bytes', 2**20, '.0f'),
       both('peak_bytes', 2**20, '.0f')

@@ -46,36 +46,54 @@ def _serve(answer):
   path = pathlib.Path(order['arrays'])
   function, state, fixed = side.build(order['case'], path)
   begin = time.perf_counter(), time.process_time()
-  compiled = function.lower(state, *fixed).compile()
-  state, value = _step(jax, function, state, fixed)
+  compiled = _compile(function, state, fixed)
+  state, outputs = _step(jax, function, state, fixed)
   first = time.perf_counter() - begin[0], time.process_time() - begin[1]
-  losses = [float(value)]
-  state, value = _step(jax, function, state, fixed)
-  losses.append(float(value))
-  memory = compiled.memory_analysis()
+  losses = [float(outputs['loss'])]
+  state, outputs = _step(jax, function, state, fixed)
+  losses.append(float(outputs['loss']))
   answer(
       losses=losses,
       first_step_seconds=first[0],
       first_step_cpu_seconds=first[1],
-      temp_bytes=memory.temp_size_in_bytes,
-      argument_bytes=memory.argument_size_in_bytes,
-      output_bytes=memory.output_size_in_bytes)
+      **compiled)
   for line in sys.stdin:
-    steps = json.loads(line)['steps']
+    steps, waiting = json.loads(line)['steps'], 0.0
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(steps):
-      state, value = _step(jax, function, state, fixed)
+      state, outputs = _step(jax, function, state, fixed)
+      waiting += outputs.get('waiting', 0.0)
     answer(
         wall=time.perf_counter() - wall,
         cpu=time.process_time() - cpu,
+        waiting=waiting,
         steps=steps,
         peak_bytes=peak_bytes())
+
+
+def _compile(function, state, fixed):
+  """Returns how long compiling took and what the program needs."""
+  if not hasattr(function, 'lower'):  # It runs on the host alone.
+    return dict(compiling=[0.0] * 3, temp_bytes=0)
+  times = [time.perf_counter()]
+  function.trace(state, *fixed)
+  times.append(time.perf_counter())
+  lowered = function.lower(state, *fixed)  # Of what was traced.
+  times.append(time.perf_counter())
+  memory = lowered.compile().memory_analysis()
+  times.append(time.perf_counter())
+  return dict(
+      compiling=[end - start for start, end in zip(times, times[1:])],
+      temp_bytes=memory.temp_size_in_bytes,
+      argument_bytes=memory.argument_size_in_bytes,
+      output_bytes=memory.output_size_in_bytes)
 
 
 def _step(jax, function, state, fixed):
   """Runs a step to its end, since queued steps hold more memory."""
   state, outputs = function(state, *fixed)
-  return jax.block_until_ready((state, outputs['loss']))
+  jax.block_until_ready((state, outputs['loss']))
+  return state, outputs
 
 
 def peak_bytes() -> int:

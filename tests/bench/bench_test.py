@@ -11,6 +11,7 @@ import pytest
 
 from haikd.bench import __main__ as bench
 from haikd.bench import cases
+from haikd.bench import host
 from haikd.bench import measure
 from haikd.bench import ours
 from haikd.bench import summary
@@ -122,11 +123,12 @@ def test_labels_are_the_tokens_that_follow():
 
 
 def timed(wall, cpu, peak=2**20):
-  return dict(wall=wall, cpu=cpu, steps=2, peak_bytes=peak)
+  return dict(wall=wall, cpu=cpu, steps=2, peak_bytes=peak, waiting=wall / 4)
 
 
 def found(losses=(1.0, 0.5)):
-  first = dict(losses=losses, first_step_seconds=3.0, temp_bytes=2**21)
+  first = dict(losses=losses, first_step_seconds=3.0, temp_bytes=2**21,
+               compiling=[0.25, 0.125, 2.0])
   return dict(
       haikd=first,
       reference=dict(first, first_step_seconds=2.0, temp_bytes=2**20),
@@ -153,6 +155,7 @@ def test_row_has_a_cell_for_each_column():
   assert len(row) == len(summary.COLUMNS)
   assert row[1] == '1.500 (1.000-4.000)'
   assert row[-1] == '4 / 1'
+  assert row[5:7] == ['25% / 25%', '0.2+0.1+2.0 / 0.2+0.1+2.0']
 
 
 @pytest.fixture
@@ -190,6 +193,55 @@ def test_command_measures_and_writes_every_round(run, monkeypatch, tmp_path):
       assert got[side]['peak_bytes'] > 2**25  # Python and jax alone.
   assert math.isclose(
       *(case[side]['losses'][1] for side in measure.SIDES), rel_tol=1e-4)
+
+
+SMALL = dict(
+    evaluation=TEXT | dict(kind=cases.EVALUATION),
+    decoding=cases.CASES['decoding'] | dict(
+        shape=(4, 16, 16, 3), files=10, side=32),
+    preparation=cases.CASES['preparation'] | dict(
+        shape=(20, 8), words=30, classes=300),
+    fed_vision=cases.CASES['fed_vision'] | VITS | dict(
+        shape=(4, 16, 16, 3), files=10, side=32),
+)
+
+
+@pytest.mark.parametrize('name', SMALL)
+def test_what_is_not_a_step_alone_is_measured(
+    name, run, monkeypatch, tmp_path):
+  monkeypatch.setitem(cases.CASES, name, SMALL[name])
+  code, out, err = run(f'--case={name}', '--rounds=3', '--cores=1')
+  assert (code, err) == (0, '')
+  assert name in out and 'waiting for data' in out
+  content = json.loads((tmp_path / 'runs' / 'bench.json').read_text())
+  case = content['cases'][name]
+  compiled = name in ('evaluation', 'fed_vision')
+  for side in measure.SIDES:
+    assert case['summary'][side]['step_seconds'] > 0
+    assert all(x > 0 for x in case[side]['compiling']) == compiled
+  shares = [case['summary'][side]['waiting'] for side in measure.SIDES]
+  assert (0 < shares[0] < 1, shares[1]) == (name == 'fed_vision', 0)
+
+
+def test_both_sides_of_a_preparation_encode_the_same_texts(
+    tmp_path, monkeypatch):
+  monkeypatch.syspath_prepend(measure.find_references())
+  import by_hand
+  path = tmp_path / 'arrays.npz'
+  case = SMALL['preparation'] | dict(reference='materialised')
+  sides = [ours.build(case, path), by_hand.build(case, path)]
+  ends, tokens = (step(state)[1]['loss'] for step, state, _ in sides)
+  assert ends == tokens + 20  # Each text has an end in haikd's rows.
+
+
+def test_both_sides_of_decoding_give_the_same_size_and_scale(
+    tmp_path, monkeypatch):
+  case = SMALL['decoding']
+  host.write_images(tmp_path, case)
+  batch = next(host.read_images(tmp_path, case))
+  assert batch.inputs.shape == case['shape']
+  low, high = (0 - 0.45) / 0.25, (1 - 0.45) / 0.25
+  assert low <= batch.inputs.min() < batch.inputs.max() <= high
 
 
 def test_sides_that_disagree_are_not_timed(run, monkeypatch):

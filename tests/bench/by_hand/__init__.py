@@ -4,6 +4,10 @@ What `python -m haikd.bench` compares with. Each is one jitted function on one
 device, its activations flattened to `[B N, D]` for matrix products.
 """
 
+import pathlib
+
+from by_hand import forward
+from by_hand import host
 from by_hand import training
 import numpy as np
 
@@ -19,5 +23,10 @@ def build(case, path):
     A jitted function that returns the next state and a dict with `loss`, and
     its arguments.
   """
+  if case['kind'] in ('decoding', 'preparation'):
+    build_host = host.images if case['kind'] == 'decoding' else host.texts
+    return build_host(case, pathlib.Path(path).parent)
   with np.load(path) as arrays:
+    if case['kind'] == 'evaluation':
+      return forward.build(case, arrays)
     return training.build(case, arrays)
