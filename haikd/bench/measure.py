@@ -21,6 +21,7 @@ ROOT = pathlib.Path(haikd.__file__).parents[1]
 # A side takes steps for so long in a round, and at least two.
 SECONDS = 1.5
 _RTOL = 1e-4
+_READ_AHEAD = 16  # Batches that tell how long one takes, once many are read.
 
 
 class DisagreeError(ArithmeticError):
@@ -84,7 +85,9 @@ def run(case: cases.Case, *, rounds: int, cores: Optional[int],
           arrays=str(pathlib.Path(folder) / 'arrays.npz'))
     if by_hand and case['kind'] in ('text', 'images'):
       _check_losses(*(results[side]['losses'] for side in SIDES))
-    trial = [workers[side].ask(steps=1)['wall'] for side in SIDES]
+    # The first batches are read ahead, in no time.
+    count = _READ_AHEAD if case['kind'] == cases.DECODING else 1
+    trial = [workers[side].ask(steps=count)['wall'] / count for side in SIDES]
     steps = max(2, math.ceil(SECONDS / min(trial)))
     results['rounds'] = []
     for i in range(rounds):

@@ -321,7 +321,7 @@ def test_step_learns_and_compiles_once():
     state, metrics = program.train_step(state, frozen, batch)
     losses.append(float(metrics['loss']))
   assert losses[-1] < 0.8 * losses[0]
-  assert program.train_step._cache_size() == 1
+  assert program.train_step._function._cache_size() == 1
   assert int(state.step) == 30
   moved = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), state.ema,
                        state.params.student)

@@ -242,7 +242,7 @@ def test_a_report_that_fails_keeps_the_run(run, tmp_path, monkeypatch):
   page = Outline((tmp_path / 'run/eval-test.html').read_text())
   assert page.headings == [
       'Results', 'Classes', 'Layers', 'Where student and teacher differ most',
-      'Time', 'How it was made']
+      'How it was made']
 
 
 def test_without_matplotlib_the_page_has_tables_alone(
