@@ -144,8 +144,8 @@ CASES: dict[str, Case] = dict(
     loss_attention_1k=_loss_attention(1024),
     loss_attention_2k=_loss_attention(2048),
     evaluation=_evaluation(8),
-    decoding=_decoding(64),
-    preparation=_preparation(2000),
+    decoding=_decoding(32),
+    preparation=_preparation(300),
     fed_vision=_fed(_images(
         'ViT 4 x 96 from 8 x 192: logits', (32, 64, 64, 3), classes=10,
         student=('vit', dict(_VIT, width=96, depth=4, heads=2, patch_size=8)),

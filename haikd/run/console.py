@@ -220,8 +220,8 @@ class Bar:
     text = '  '.join(_terms(metrics))
     if split == 'train':
       speed = rates.describe(metrics)
-      if self._is_narrow:
-        speed = speed.split('  ')[0].rsplit(' ')[0] + '/s'
+      if self._is_narrow and speed:  # The number alone.
+        speed = f'{speed.split(" ")[0]}/s'
       self._bar.update(self._task, completed=step, speed=speed, terms=text)
     else:
       self.progress(step)
