@@ -321,3 +321,11 @@ def test_only_json_can_be_written(tmp_path):
                      match='value must be a number, .* of them; got <object'):
     files.write_json(tmp_path / 'x.json', {'a': object()})
   assert not list(tmp_path.iterdir())
+
+
+def test_a_narrow_bar_without_a_speed_shows_none(tmp_path):
+  console = terminal(width=80)
+  with writer.open_writer(tmp_path, total_steps=10, title='student',
+                          console=console) as out:
+    out.write(5, 'train', {'loss': 0.125})
+  assert '/s' not in console.file.getvalue()
