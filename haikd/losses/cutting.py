@@ -43,21 +43,32 @@ class ChunkSizes(NamedTuple):
   split: Callable[[jax.Array], jax.Array] = lambda array: array
 
   def rows(self, positions: int, classes: int) -> int:
-    """Returns how many positions a chunk has."""
+    """Returns how many positions a chunk has.
+
+    Chunks are about equally large, so that the last one is not mostly padding.
+
+    Args:
+      positions: how many there are in all.
+      classes: V.
+    """
     on_cpu = mesh_context.platform() == 'cpu'
-    default_bytes = _CHUNK_BYTES_ON_CPU if on_cpu else _CHUNK_BYTES
-    rows = (self.chunk_bytes or default_bytes) // (4 * classes)
+    # A prime number of rows could only be cut into groups of one.
+    unit = _max_rows_in_group(classes) if on_cpu else 1
     if self.chunk_bytes is None:
       is_large = on_cpu and classes > _LARGE_VOCABULARY
-      min_rows = _MIN_ROWS_LARGE_VOCABULARY if is_large else _MIN_ROWS
-      rows = max(rows // min_rows, 1) * min_rows
-    group = _max_rows_in_group(classes) if on_cpu else 1
-    # A prime number of rows could only be cut into groups of one.
-    if rows > group:
-      rows -= rows % group
-    if positions > group:
-      positions += -positions % group
-    return max(min(rows, positions), 1)
+      least = _MIN_ROWS_LARGE_VOCABULARY if is_large else _MIN_ROWS
+      default_bytes = _CHUNK_BYTES_ON_CPU if on_cpu else _CHUNK_BYTES
+      limit = max(default_bytes // (4 * classes) // least, 1) * least
+      unit = unit if on_cpu else least
+      limit += -limit % min(unit, limit)
+    else:
+      limit = max(self.chunk_bytes // (4 * classes), 1)
+      limit -= limit % min(unit, limit)
+    chunks = max(-(-positions // limit), 1)
+    rows = max(-(-positions // chunks), 1)
+    if rows <= unit or chunks == 1 and not on_cpu:
+      return rows
+    return rows + -rows % unit
 
   def groups(self, rows: int, classes: int) -> int:
     """Returns how many groups a chunk's logits are cut into; 1 off the CPU."""
