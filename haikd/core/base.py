@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from haikd.core import attention_mask
 from haikd.core import distances
 from haikd.core import recorded
+from haikd.core import transposed
 
 Array = jax.Array
 ArrayTree = Any  # A pytree of arrays.
@@ -53,7 +54,8 @@ class LinearLogits(NamedTuple):
 
   Attributes:
     hidden: `[..., D]` floating.
-    kernel: `[D, V]` floating.
+    kernel: `[D, V]` floating; or a `Transposed` table `[V, D]`, such as the
+      embeddings of a network that ties them to its logits.
     bias: `[V]` floating, or None.
     scale: a number or scalar that the sum is then multiplied by; None for 1.
     soft_cap: a number or scalar c that bounds the result, which becomes
@@ -61,7 +63,7 @@ class LinearLogits(NamedTuple):
   """
 
   hidden: Array
-  kernel: Array
+  kernel: transposed.Kernel
   bias: Optional[Array] = None
   scale: Optional[Array] = None
   soft_cap: Optional[Array] = None
@@ -77,7 +79,7 @@ class LinearLogits(NamedTuple):
 
   def products(self) -> Array:
     """Returns `hidden @ kernel`, `[..., V]` float32."""
-    return jnp.einsum('...d,dv->...v', self.hidden, self.kernel,
+    return jnp.einsum('...d,dv->...v', self.hidden, jnp.asarray(self.kernel),
                       preferred_element_type=jnp.float32)
 
   def finish(self, products: Array) -> Array:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from haikd.core import base
 from haikd.core import mesh_context
 from haikd.core import scopes
+from haikd.core import transposed
 from haikd.core import weighting
 from haikd.losses import cutting
 
@@ -199,8 +200,9 @@ class _Side(NamedTuple):
     zeros = jax.tree.map(
         lambda x, want: jnp.zeros(x.shape, jnp.float32) if want else None,
         self.logits, self.wanted)
-    if isinstance(zeros, base.LinearLogits) and zeros.kernel is not None:
-      return zeros._replace(kernel=split(zeros.kernel))
+    if isinstance(zeros, base.LinearLogits) and jax.tree.leaves(zeros.kernel):
+      return zeros._replace(
+          kernel=transposed.over_kernel(split, zeros.kernel))
     return zeros
 
   def add(self, total: Any, gradient: Any, positions: jax.Array) -> Any:
@@ -236,7 +238,8 @@ class _Side(NamedTuple):
       return jax.tree.map(lambda _: None, self.wanted)
     if not isinstance(self.logits, base.LinearLogits):
       return products
-    dtype = jnp.result_type(self.logits.hidden, self.logits.kernel)
+    hidden, kernel = self.logits.hidden, self.logits.kernel
+    dtype = jnp.result_type(hidden.dtype, kernel.dtype)
     unit: jax.typing.ArrayLike = 1.0
     if dtype == jnp.float16:
       # float16 ranges from 6e-8 to 65504. The loss scale, which keeps gradients
@@ -245,9 +248,14 @@ class _Side(NamedTuple):
       unit = jnp.where((unit > 0.0) & jnp.isfinite(unit), unit, 1.0)
     products = (products / unit).astype(dtype)
     einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    if isinstance(kernel, transposed.Transposed):
+      of_kernel: transposed.Kernel = transposed.Transposed(
+          einsum('rv,rd->vd', products, hidden) * unit)
+    else:
+      of_kernel = einsum('rd,rv->dv', hidden, products) * unit
     gradient = tail._replace(
-        hidden=einsum('rv,dv->rd', products, self.logits.kernel) * unit,
-        kernel=einsum('rd,rv->dv', self.logits.hidden, products) * unit)
+        hidden=einsum('rv,dv->rd', products, jnp.asarray(kernel)) * unit,
+        kernel=of_kernel)
     return jax.tree.map(
         lambda x, want: x if want else None, gradient, self.wanted)
 

@@ -13,6 +13,7 @@ from haikd.core import checks
 from haikd.core import masking
 from haikd.core import mesh_context
 from haikd.core import recorded
+from haikd.core import transposed
 
 # Bytes of float32 logits in a chunk. A CPU is fastest if they stay in its
 # cache, an accelerator if the matrix products are large.
@@ -159,7 +160,7 @@ class Cut:
     if isinstance(value, base.LinearLogits):
       return value._replace(
           hidden=self.flatten(f'{name}.hidden', value.hidden),
-          kernel=self._split(value.kernel))
+          kernel=transposed.over_kernel(self._split, value.kernel))
     if isinstance(value, recorded.TARGETS):
       return jax.tree.map(lambda x: self.flatten(name, x), value)
     rank = len(self._shape)

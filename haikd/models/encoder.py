@@ -11,6 +11,7 @@ from haikd.core import base
 from haikd.core import checks
 from haikd.core import masking
 from haikd.core import tap as tap_lib
+from haikd.core import transposed
 from haikd.models import layers
 from haikd.models import sequences
 from haikd.models import transformer
@@ -36,7 +37,7 @@ class Unembed(hk.Module):
     bias = None
     if self.with_bias:
       bias = hk.get_parameter('b', table.shape[:1], init=jnp.zeros)
-    return base.LinearLogits(hidden, table.T, bias)
+    return base.LinearLogits(hidden, transposed.Transposed(table), bias)
 
 
 def read(

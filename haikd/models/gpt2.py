@@ -10,6 +10,7 @@ from haikd.core import attention_mask
 from haikd.core import base
 from haikd.core import checks
 from haikd.core import registry
+from haikd.core import transposed
 from haikd.models import decoder
 from haikd.models import layers
 from haikd.models import sequences
@@ -171,5 +172,6 @@ def gpt2(inputs: Union[jax.Array, Mapping[str, jax.Array]],
   features = layers.run_blocks(block, depth, features, scan)
   features = transformer.layer_norm(features, epsilon, 'norm')
   if tied:
-    return base.LinearLogits(features, embed.embeddings.T)
+    return base.LinearLogits(
+        features, transposed.Transposed(embed.embeddings))
   return decoder.Unembed(num_classes)(features)

@@ -8,6 +8,7 @@ import numpy as np
 
 from haikd.core import base
 from haikd.core import registry
+from haikd.core import transposed
 from haikd.models import decoder
 from haikd.models import decoder_options as options_lib
 from haikd.models import layers
@@ -242,7 +243,8 @@ def llama(inputs: Union[jax.Array, Mapping[str, jax.Array]],
       block, depth, features, scan, *per_block.values())
   features = decoder.norm(features, 'norm', **norm_options)
   if tied:
-    logits = base.LinearLogits(features, embed.embeddings.T)
+    logits = base.LinearLogits(
+        features, transposed.Transposed(embed.embeddings))
   else:
     logits = decoder.Unembed(num_classes)(features)
   return logits._replace(

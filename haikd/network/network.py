@@ -15,6 +15,7 @@ from haikd.core import base
 from haikd.core import checks
 from haikd.core import entries
 from haikd.core import registry
+from haikd.core import transposed
 from haikd.network import precision
 from haikd.network import remat
 from haikd.network.capture import \
@@ -219,7 +220,8 @@ def _first(logits: base.Output, count: Optional[int],
         ' Set it to None, or to the size of the vocabulary.')
   if isinstance(logits, base.LinearLogits):
     bias = None if logits.bias is None else logits.bias[:count]
-    return logits._replace(kernel=logits.kernel[:, :count], bias=bias)
+    kernel = transposed.over_kernel(lambda x: x[:, :count], logits.kernel)
+    return logits._replace(kernel=kernel, bias=bias)
   return logits[..., :count]
 
 

@@ -109,6 +109,6 @@ def rotated(logits: base.LinearLogits) -> base.LinearLogits:
   Returns:
     LinearLogits of NumPy arrays, float32, whose kernel takes rotated states.
   """
-  kernel = np.asarray(logits.kernel, np.float32)
+  kernel = np.asarray(jnp.asarray(logits.kernel), np.float32)
   parts = jax.tree.map(lambda x: np.asarray(x, np.float32), logits)
   return parts._replace(hidden=ABSENT, kernel=rotation(len(kernel)).T @ kernel)
