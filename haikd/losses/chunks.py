@@ -64,8 +64,11 @@ def add_up(function: Callable[..., Any],
     logits = (
         x.materialise() if isinstance(x, base.LinearLogits) else x
         for x in map(chunk.of, sides))
-    return _call(function, *logits, chunk.keep, *map(chunk.of,
-                                                     (labels, weight)))
+    rows = *logits, chunk.keep, *map(chunk.of, (labels, weight))
+    sums, _ = cutting.in_groups(
+        lambda rows: (_call(function, *rows), ()), rows,
+        sizes.groups(len(chunk.keep), student.shape[-1]))
+    return sums
 
   shapes = jax.eval_shape(call, jnp.int32(0))
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

@@ -40,7 +40,7 @@ def of_logits(logits: jax.Array, target: Optional[jax.Array], *,
     a token that the student draws.
   """
   sums = {}
-  most_likely = jnp.argmax(logits, axis=-1)
+  most_likely = _most_likely(logits)
   if labels is not None:
     truth, labelled = true_classes(labels, mask)
     hits = (most_likely == truth).astype(jnp.float32)
@@ -55,9 +55,20 @@ def of_logits(logits: jax.Array, target: Optional[jax.Array], *,
     rejected, count = losses.total_variation(
         logits, target, mask=mask, temperature=1.0)
     sums['acceptance'] = base.LossSum(count - rejected, count)
-    same = most_likely == jnp.argmax(target, axis=-1)
+    same = most_likely == _most_likely(target)
     sums['agreement'] = masking.masked_mean(same.astype(jnp.float32), mask)
   return sums
+
+
+def _most_likely(logits: jax.Array) -> jax.Array:
+  """Returns the first class whose logit is the largest, int32 `[...]`.
+
+  It is the argmax, in two reductions: XLA's own, which carries values and
+  indices at once, takes four times as long on CPU.
+  """
+  classes = jnp.arange(logits.shape[-1], dtype=jnp.int32)
+  largest = jnp.max(logits, axis=-1, keepdims=True)
+  return jnp.min(jnp.where(logits == largest, classes, logits.shape[-1]), -1)
 
 
 def true_classes(labels: jax.Array,
