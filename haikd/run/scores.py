@@ -8,6 +8,7 @@ from haikd.core import base
 from haikd.engine import evaluate as evaluate_lib
 from haikd.network import network as network_lib
 from haikd.processes import watchdog
+from haikd.run import kept_scores
 from haikd.run import programs
 from haikd.run import results as results_lib
 from haikd.run import teachers
@@ -28,8 +29,17 @@ def of_teacher(student: trainees.Trainee, trained: Optional[training.Trained],
   """
   if trained is None or teacher is None:
     return {}
-  row = _row('teacher', student, student.program.teacher_eval_step, trained,
+  program = student.program
+  step = kept_scores.step_of(
+      program, teacher.identity,
+      student.data.evaluation_spec(student.config.evaluation.final))
+  row = _row('teacher', student, step or program.teacher_eval_step, trained,
              teacher.frozen, None)
+  if step:
+    step.keep()
+    if step.reused and jax.process_index() == 0:
+      print(f"the teacher's scores are those of an earlier run, in {step.path}",
+            flush=True)
   return dict(teacher=row)
 
 
