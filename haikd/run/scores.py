@@ -30,9 +30,10 @@ def of_teacher(student: trainees.Trainee, trained: Optional[training.Trained],
   if trained is None or teacher is None:
     return {}
   program = student.program
-  step = kept_scores.step_of(
-      program, teacher.identity,
-      student.data.evaluation_spec(student.config.evaluation.final))
+  with programs.of('teacher'):
+    step = kept_scores.step_of(
+        program, teacher.identity,
+        student.data.evaluation_spec(student.config.evaluation.final))
   row = _row('teacher', student, step or program.teacher_eval_step, trained,
              teacher.frozen, None)
   if step:
