@@ -279,4 +279,4 @@ class _Images:
       raise checks.DataError(
           f'{place} must have the bytes of an image; got '
           f'{type(content).__name__}. Save the data set with its images.')
-    return decode.decode(content, place, self._channels)
+    return decode.Encoded(content, place, self._channels)
