@@ -22,6 +22,7 @@ from haikd.core import checks
 from haikd.core import notes
 from haikd.data import wire
 from haikd.data import worker as worker_lib
+from haikd.data.image import window
 
 _FEW = 4  # Cores: threads suffice on fewer, since decoding releases their lock.
 _MOST = 32  # Workers that haikd starts of itself; each takes 150 MB.
@@ -216,7 +217,9 @@ def count(wanted: Optional[int], reader: Any) -> int:
   """
   if reader.cached:
     return 0
+  is_encoded = getattr(reader, 'is_encoded', False)  # A mixture has none.
+  if is_encoded:
+    window.say_how()
   if wanted is None:
-    is_encoded = getattr(reader, 'is_encoded', False)  # A mixture has none.
     return default() if is_encoded else 0
   return wanted

@@ -12,10 +12,13 @@ Pillow. Batches before the first round are not counted.
 """
 
 import argparse
+from collections.abc import Callable
+import os
 import pathlib
 import random
 import statistics
 import time
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,6 +27,7 @@ from haikd import config as config_lib
 from haikd.data import pipeline
 
 SIZE = 224
+_ALONE = 'Pillow alone'
 
 
 def build(folder: str, workers: int, batch_size: int):
@@ -74,25 +78,48 @@ def main():
                  if x.is_file())
   named = {f'{x} workers': build(flags.images, int(x), flags.batch_size)
            for x in flags.workers.split(',')}
-  rates = {name: [] for name in (*named, 'Pillow alone')}
+  rates = {name: [] for name in (*named, _ALONE)}
   for _ in range(flags.rounds):
     for name, batches in named.items():
       for _ in range(10):  # What was read ahead.
         next(batches)
-      start = time.perf_counter()
-      for _ in range(flags.batches):
-        next(batches)
-      rates[name].append(count / (time.perf_counter() - start))
+      rates[name].append(rate(count, lambda: [
+          next(batches) for _ in range(flags.batches)]))
       time.sleep(2)  # It reads ahead.
-    start = time.perf_counter()
-    by_pillow(rng.choices(paths, k=count), rng)
-    rates['Pillow alone'].append(count / (time.perf_counter() - start))
+    rates[_ALONE].append(
+        rate(count, lambda: by_pillow(rng.choices(paths, k=count), rng)))
   for name, found in rates.items():
-    ratios = [x / y for x, y in zip(found, rates['Pillow alone'])]
-    print(f'{name}: {statistics.median(found):,.0f} images a second '
-          f'({min(found):,.0f}-{max(found):,.0f}); of Pillow alone '
-          f'{statistics.median(ratios):.2f} '
-          f'({min(ratios):.2f}-{max(ratios):.2f})')
+    seconds, cpu = zip(*found)
+    ratios = [x / y for x, (_, y) in zip(cpu, rates[_ALONE])]
+    print(f'{name}: {_range(seconds, ",.0f")} images a second, '
+          f'{_range(cpu, ",.0f")} a second of a core, '
+          f'{_range(ratios, ".2f")} of Pillow alone')
+
+
+def rate(count: int, run: Callable[[], Any]) -> tuple[float, float]:
+  """Returns images a second, and a second of any core's time."""
+  start, busy = time.perf_counter(), cpu_seconds()
+  run()
+  return (count / (time.perf_counter() - start),
+          count / (cpu_seconds() - busy))
+
+
+def cpu_seconds() -> float:
+  """Returns the time that this process and its children have computed for."""
+  me, total = os.getpid(), time.process_time()
+  for stat in pathlib.Path('/proc').glob('[0-9]*/stat'):
+    try:
+      fields = stat.read_text().rpartition(')')[2].split()
+    except OSError:  # It has ended.
+      continue
+    if int(fields[1]) == me:
+      total += (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
+  return total
+
+
+def _range(values, form):
+  return (f'{statistics.median(values):{form}} '
+          f'({min(values):{form}}-{max(values):{form}})')
 
 
 if __name__ == '__main__':
