@@ -142,7 +142,7 @@ def base() -> ConfigDict:
           # Processes that make batches, 0 for threads of this one; None for
           # half of the cores, from 4, where images are decoded.
           workers=config_dict.placeholder(int),
-          # MiB that a file may take once it is decoded; a larger one is refused.
+          # MiB that a file may take once it is decoded; else it is refused.
           memory_mib=4096,
           # What is done about an example that cannot be used: stop, or skip it.
           on_error='stop',
@@ -161,8 +161,8 @@ def base() -> ConfigDict:
           max_grad_norm=config_dict.placeholder(float),
           # How often one training may skip or roll back before it ends.
           limit=10,
-          # Seconds after which a run ends that waits for a batch, a step, a batch
-          # of an evaluation or a save. Preparing data has no limit.
+          # Seconds after which a run ends that waits for a batch, a step or a
+          # save, also of an evaluation. Preparing data has no limit.
           hang_after=3600.0,
       ))
   # Evaluation during training and at its end.

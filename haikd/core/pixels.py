@@ -36,10 +36,12 @@ class Pixels:
 
   @property
   def shape(self) -> tuple[int, ...]:
+    """The shape of the images."""
     return self.values.shape
 
   @property
   def dtype(self) -> np.dtype:
+    """That of what a network gets, float32."""
     return np.dtype(np.float32)
 
   def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:

@@ -36,7 +36,8 @@ class Skips:
     self._lock = threading.Lock()  # Several threads read ahead.
 
   def __reduce__(self) -> Any:
-    raise pickle.PicklingError('config.data.on_error=skip counts in one process')
+    raise pickle.PicklingError(
+        'config.data.on_error=skip counts in one process')
 
   def first(self, size: int, read: Read) -> Columns:
     """Returns the first example that can be read.

@@ -42,7 +42,7 @@ def send(pipe: Any, value: Any) -> None:
   """
   buffers: list[pickle.PickleBuffer] = []
   main = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-  parts = [memoryview(main), *(buffer.raw() for buffer in buffers)]
+  parts: list[Any] = [memoryview(main), *(x.raw() for x in buffers)]
   lengths = [len(parts), *(part.nbytes for part in parts)]
   for part in (b''.join(map(_LENGTH.pack, lengths)), *parts):
     view = memoryview(part)
@@ -66,7 +66,7 @@ def receive(pipe: Any) -> Any:
 
 
 def _read(pipe: Any, size: int) -> memoryview:
-  content = memoryview(np.empty(size, np.uint8))
+  content = np.empty(size, np.uint8).data
   rest = content
   while rest:
     if not (got := pipe.readinto(rest)):

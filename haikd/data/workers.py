@@ -135,15 +135,13 @@ class _Worker:
     self._number, self._count = number, count
     code = (f'import sys; sys.path[:] = {sys.path!r}; '
             f'from {worker_lib.__name__} import main; main()')
+    self.process: Any  # Its pipes are there.
     self.process = subprocess.Popen(
         [sys.executable, '-c', code], bufsize=0, stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         # No accelerator is its own, even if a user's code asks for one.
         env={**os.environ, 'JAX_PLATFORMS': 'cpu'})
-    if sys.platform == 'linux':
-      import fcntl
-      with contextlib.suppress(OSError):  # Of a user with many pipes.
-        fcntl.fcntl(self.process.stdout, _F_SETPIPE_SZ, _PIPE_BYTES)
+    _enlarge(self.process.stdout)
 
   def ask(self, kind: str, key: int, value: Any) -> Any:
     """Returns the answer to a question."""
@@ -159,6 +157,14 @@ class _Worker:
     if isinstance(answer, Exception):
       raise answer
     return answer
+
+
+def _enlarge(pipe: Any) -> None:
+  """Lets a pipe hold more, where that can be."""
+  if sys.platform == 'linux':
+    import fcntl
+    with contextlib.suppress(OSError):  # Of a user with many pipes.
+      fcntl.fcntl(pipe, _F_SETPIPE_SZ, _PIPE_BYTES)
 
 
 def _end_of(code: int) -> str:

@@ -3,10 +3,10 @@
 An augmentation is `f(examples, rng, **options) -> examples` on a dict of arrays
 whose first axis is `B`. Images are `[B, height, width, channels]` float32 in
 [0, 1], before they are standardised; for one that is registered as `raw` they
-are as the data set has them, which is uint8 for most. All randomness comes from `rng`, a
-`numpy.random.Generator` that depends only on the seed, the process, and the
-position of the batch in the stream, so a resumed run sees the batches it would
-have seen. Teacher and student get the same view (arXiv:2106.05237).
+are as the data set has them, which is uint8 for most. All randomness comes from
+`rng`, a `numpy.random.Generator` that depends only on the seed, the process and
+the position of the batch in the stream, so a resumed run sees the batches it
+would have seen. Teacher and student get the same view (arXiv:2106.05237).
 
 An augmentation of the stage `size` differs: it resizes single images, before
 they become a batch; see `haikd.data.image.resize`.

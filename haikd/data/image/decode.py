@@ -91,6 +91,7 @@ class Encoded:
 
   @functools.cached_property
   def shape(self) -> tuple[int, int, int]:
+    """Its height, width and channels, from the header."""
     self._header = image = _opened(io.BytesIO(self._content), self._place)
     width, height = image.size
     try:
@@ -144,6 +145,7 @@ class Encoded:
     """
     from PIL import Image
     from PIL import ImageOps
+
     # Reading the header for the shape has opened it, once.
     image, self._header = self._header, None
     with image or _opened(io.BytesIO(self._content), self._place) as image:

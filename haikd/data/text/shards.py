@@ -177,7 +177,8 @@ def renumber(source: pathlib.Path, folder: pathlib.Path, recipe: Recipe,
     kept_ids: `[V]`, each id's id before pruning.
     show: as for `write`.
   """
-  info = read_info(source)
+  info, change = read_info(source), recipe.renumber
+  assert change is not None, f'{recipe.name} is tokenised for each vocabulary'
   for number in itertools.count():
     rows = rows_of(source, number)
     if rows is None:
@@ -188,7 +189,7 @@ def renumber(source: pathlib.Path, folder: pathlib.Path, recipe: Recipe,
       continue
     counts = Counter(files.read_json(_paths(source, number)[1]))
     renumbered = _read_shard(source, number, rows, recipe.dtype)
-    recipe.renumber(renumbered, kept_ids)
+    change(renumbered, kept_ids)
     _write_shard(shard, statistics, counts, iter(renumbered))
   files.write_json(folder / _INFO, info)
 

@@ -172,8 +172,7 @@ def test_greyscale_and_colour_have_the_same_channels():
   grey = decoded(encoded(Image.new('L', (2, 3), 7)), 'x')
   assert grey.shape == (3, 2, 3) and (grey == 7).all()
   # ITU-R 601: 0.299 x 100 + 0.587 x 50 + 0.114 x 10 = 60.39.
-  colour = decoded(encoded(Image.new('RGB', (1, 1), (100, 50, 10))), 'x',
-                         1)
+  colour = decoded(encoded(Image.new('RGB', (1, 1), (100, 50, 10))), 'x', 1)
   assert colour.shape == (1, 1, 1) and colour[0, 0, 0] == 60
 
 

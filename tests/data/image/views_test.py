@@ -79,8 +79,8 @@ def test_evaluation_resizes_each_from_the_original(student, teacher):
     for view, size, crop in ((batch.student, student, 0.875),
                              (batch, teacher, 1.0)):
       np.testing.assert_allclose(
-          np.asarray(view.inputs)[i], by_pillow(example['image'], size, crop) / 255,
-          rtol=1e-6)
+          np.asarray(view.inputs)[i],
+          by_pillow(example['image'], size, crop) / 255, rtol=1e-6)
 
 
 @pytest.mark.parametrize('student, teacher', ((4, 8), (8, 4)))
