@@ -140,11 +140,12 @@ def base() -> ConfigDict:
           std=networks.free(1.0),
           # Batches to read ahead.
           prefetch=4,
-          # MiB of memory that a file may take once it is decompressed and
-          # decoded; a larger one is refused.
+          # Processes that make batches, 0 for threads of this one; None for
+          # half of the cores, from 4, where images are decoded.
+          workers=config_dict.placeholder(int),
+          # MiB that a file may take once it is decoded; else it is refused.
           memory_mib=4096,
-          # What is done about an example that cannot be used: stop, or skip,
-          # which leaves it out and says so.
+          # What is done about an example that cannot be used: stop, or skip it.
           on_error='stop',
           # Examples of a split that are skipped, at most.
           max_skipped=100,

@@ -34,6 +34,7 @@ _RULES = (
      ('checkpoint_on_error',)),
     ('be one of ' + ', '.join(NONFINITE), lambda x: x in NONFINITE,
      ('guard.nonfinite',)),
+    ('be None or 0 or more', lambda x: x is None or x >= 0, ('data.workers',)),
     ('be None or above 0', lambda x: x is None or x > 0,
      ('guard.max_grad_norm',)),
     ('be above 0', lambda x: x > 0, ('guard.hang_after',)),

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from haikd.core import attention_mask
 from haikd.core import distances
+from haikd.core import pixels
 from haikd.core import recorded
 from haikd.core import transposed
 
@@ -180,7 +181,8 @@ class Batch(NamedTuple):
   """One batch, or one shard of it.
 
   Attributes:
-    inputs: the networks' inputs: an array or a pytree of arrays, `[B, ...]`.
+    inputs: the networks' inputs: an array or a pytree of arrays, `[B, ...]`;
+      images of uint8 are `pixels.Pixels`.
     mask: bool, `[B]` or `[B, N]`, true where an example or position is real
       and not padding.
     labels: integer `[B]` or `[B, N]`, or probabilities with a trailing axis V,
@@ -207,10 +209,11 @@ class Batch(NamedTuple):
   teacher: Any = None
 
   def view(self, role: str) -> View:
-    """Returns what the 'teacher' or 'student' gets."""
+    """Returns what the 'teacher' or 'student' gets; images are scaled."""
+    view = View(self.inputs, self.mask)
     if role == 'student' and self.student is not None:
-      return self.student
-    return View(self.inputs, self.mask)
+      view = self.student
+    return view._replace(inputs=pixels.scaled(view.inputs))
 
 
 class Pair(NamedTuple):

@@ -1,7 +1,7 @@
 """Batches by number: which examples are in one, and how they are transformed.
 
 Both classes are random-access sources for Grain: batch b depends on b alone,
-not on the order or the thread in which batches are read.
+not on the order, the thread or the process in which batches are made.
 """
 
 import math
@@ -12,11 +12,12 @@ import jax
 import numpy as np
 
 from haikd.core import base
+from haikd.core import pixels
 from haikd.data import columns as columns_lib
 from haikd.data import mixture as mixture_lib
 from haikd.data import orders
+from haikd.data import workers as workers_lib
 from haikd.data.image import augment as augment_lib
-from haikd.data.image import normalise
 from haikd.data.image import views as views_lib
 
 _READ_THREADS = 4  # Threads that read ahead where a split is not in memory.
@@ -72,22 +73,40 @@ class Training:
     return sys.maxsize
 
   def __getitem__(self, number: int) -> base.Batch:
+    return self.finish(number, self.make(number))
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {**self.__dict__, '_records': None}  # They are for `finish`.
+
+  def make(self, number: int) -> base.Batch:
+    """Returns a batch without what was recorded of the teacher."""
     rng = np.random.default_rng(
         (self._seed, _AUGMENT, number, self._process_index))
-    start = self._process_index * self._share
-    share = slice(start, start + self._share)
-    picks = self._order.batch(number)
-    return self.batch(
-        orders.Picks(picks.indices[share], picks.epochs[share]), rng)
+    return self._made(self._picks(number), rng)
+
+  def finish(self, number: int, batch: base.Batch) -> base.Batch:
+    """Returns the batch of that number, made by `make`, with all there is."""
+    return self._joined(batch, self._picks(number)) if self._records else batch
 
   def batch(self, picks: orders.Picks, rng: np.random.Generator) -> base.Batch:
     """Returns a batch of the given examples, each as in its epoch."""
+    return self._joined(self._made(picks, rng), picks)
+
+  def _picks(self, number):
+    start = self._process_index * self._share
+    share = slice(start, start + self._share)
+    picks = self._order.batch(number)
+    return orders.Picks(picks.indices[share], picks.epochs[share])
+
+  def _joined(self, batch, picks):
+    return self._records.join(batch, picks.epochs) if self._records else batch
+
+  def _made(self, picks, rng):
     keys = [(self._seed, _VARY, epoch) for epoch in picks.epochs.tolist()]
     examples = self._reader.gather(
         picks.indices, fit=self._views.fit_training(rng), keys=keys)
-    examples = self._augment(_to_float(examples), rng)
-    batch = _to_batch(self._views.inputs(examples), np.ones(len(keys), bool))
-    return self._records.join(batch, picks.epochs) if self._records else batch
+    examples = self._augment(examples, rng)
+    return _to_batch(self._views.inputs(examples), np.ones(len(keys), bool))
 
 
 class Evaluation:
@@ -124,6 +143,15 @@ class Evaluation:
             (self._batch_size, *array.shape[1:]), array.dtype), example)
 
   def __getitem__(self, number: int) -> base.Batch:
+    return self.make(number)
+
+  def finish(self, number: int, batch: base.Batch) -> base.Batch:
+    """Returns the batch as it is."""
+    del number
+    return batch
+
+  def make(self, number: int) -> base.Batch:
+    """Returns a batch."""
     start = number * self._batch_size + self._process_index * self._share
     places = np.arange(start, start + self._share)
     last = self._size - 1
@@ -137,16 +165,23 @@ class Evaluation:
         keys=[(_VARY_EVALUATION,)] * len(indices)))
 
 
-def stream(numbered: Any, *, is_cached: bool, prefetch: int) -> Any:
+def stream(numbered: Any, reader: mixture_lib.AnyReader, *, prefetch: int,
+           workers: Optional[int]) -> Any:
   """Returns what iterates over batches in their order, reading ahead.
 
   Args:
     numbered: the batches by number.
-    is_cached: whether the split is in memory.
+    reader: of their split.
     prefetch: batches to read ahead.
+    workers: `config.data.workers`.
   """
   import grain  # Takes a second: too long for `import haikd`.
-  threads = 1 if is_cached else _READ_THREADS
+  threads = 1 if reader.cached else _READ_THREADS
+  workers = workers_lib.count(workers, reader)
+  if workers:
+    numbered = workers_lib.Made(numbered, workers_lib.shared(workers))
+    # One batch more than workers, so that none waits for the step.
+    threads, prefetch = workers, max(prefetch, workers + 1)
   options = grain.ReadOptions(num_threads=min(threads, prefetch),
                               prefetch_buffer_size=prefetch)
   return grain.MapDataset.source(numbered).to_iter_dataset(options)
@@ -154,14 +189,6 @@ def stream(numbered: Any, *, is_cached: bool, prefetch: int) -> Any:
 
 def _round_up(number, unit):
   return math.ceil(number / unit) * unit
-
-
-def _to_float(columns: columns_lib.Columns) -> columns_lib.Columns:
-  """Returns columns with uint8 images converted to float32 in [0, 1]."""
-  image = columns.get('image')
-  if image is None:
-    return columns
-  return {**columns, 'image': normalise.to_float(image)}
 
 
 def _to_batch(examples: columns_lib.Columns, real: np.ndarray) -> base.Batch:
@@ -172,7 +199,7 @@ def _to_batch(examples: columns_lib.Columns, real: np.ndarray) -> base.Batch:
     real: bool `[B]`, false for padding.
 
   Returns:
-    A Batch of float32, int32 and bool.
+    A Batch of float32, int32 and bool; images may be Pixels.
   """
   weight = examples.get(columns_lib.WEIGHT)
   if weight is not None:
@@ -200,8 +227,10 @@ def _view(examples, real) -> base.View:
   return base.View(inputs, _mask_padding(examples.get('mask', real), real))
 
 
-def narrow(values: np.ndarray) -> np.ndarray:
-  """Returns values as bool, float32 or int32, according to their kind."""
+def narrow(values: Any) -> Any:
+  """Returns values as bool, float32 or int32, by their kind; or Pixels."""
+  if isinstance(values, pixels.Pixels):
+    return values
   dtype = dict(b=np.bool_, f=np.float32).get(values.dtype.kind, np.int32)
   return np.ascontiguousarray(values, dtype)
 

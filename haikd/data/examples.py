@@ -9,6 +9,7 @@ from haikd.core import checks
 from haikd.data import columns as columns_lib
 from haikd.data import foreign
 from haikd.data import source as source_lib
+from haikd.data.image import decode
 from haikd.data.image import views
 
 Columns = columns_lib.Columns
@@ -41,6 +42,13 @@ class Examples:
         examples.append(self._source[index])
     return examples
 
+  @property
+  def is_encoded(self) -> bool:
+    """Whether the first example has an image that is not decoded yet."""
+    first, = self.read([0])
+    return isinstance(first, Mapping) and isinstance(
+        first.get('image'), decode.Encoded)
+
   def stack(self, examples: Sequence[Mapping[str, Any]],
             indices: Sequence[int], template: Optional[Columns] = None,
             fit: Optional[views.Fit] = None) -> Columns:
@@ -60,7 +68,9 @@ class Examples:
       if not isinstance(example, Mapping):
         raise self.bad(index, 'be a dict', type(example).__name__,
                        'Return dict(image=…, label=…), for example.')
-    examples = [{key: np.asarray(value)
+    # What is cut from an image is known before it is decoded.
+    is_kept = lambda value: fit and isinstance(value, decode.Encoded)
+    examples = [{key: value if is_kept(value) else np.asarray(value)
                  for key, value in example.items()}
                 for example in examples]
     if fit is not None:

@@ -8,7 +8,7 @@ import bisect
 from collections.abc import Callable, Mapping
 import functools
 import math
-from typing import NamedTuple, Optional, Protocol, TypeAlias, Union
+from typing import Any, NamedTuple, Optional, Protocol, TypeAlias, Union
 import zlib
 
 import numpy as np
@@ -186,6 +186,9 @@ class _Epochs:
     self._size = size
     self._seed, self._key = seed, key
     self._order = functools.lru_cache(maxsize=3)(self._order_of_epoch)
+
+  def __reduce__(self) -> Any:
+    return _Epochs, (self._size, self._seed, *self._key)
 
   def take(self, start: int, count: int) -> Picks:
     """Returns some consecutive examples of the stream."""

@@ -37,7 +37,8 @@ class Data:
   def __init__(self, *, splits: mixture_lib.AnySplits, train: str,
                held_out: tuple[str, str], augment: Mapping[str, Any],
                augment_field: str, batch_size: int, eval_batch_size: int,
-               shards: int, seed: int, prefetch: int, views: views_lib.Views,
+               shards: int, seed: int, ahead: Mapping[str, Any],
+               views: views_lib.Views,
                process_index: int, process_count: int,
                records: Optional[batches.Records] = None):
     self.splits = splits
@@ -52,7 +53,7 @@ class Data:
     self._batch_size = batch_size
     self._evaluation = dict(batch_size=eval_batch_size, shards=shards)
     self._seed = seed
-    self._prefetch = prefetch
+    self._ahead = ahead
     self.views = views
     self._records = records
     self._common = dict(views=views, process_index=process_index,
@@ -232,8 +233,7 @@ class Data:
         **self._common)
 
   def _stream(self, numbered, reader):
-    return batches.stream(
-        numbered, is_cached=reader.cached, prefetch=self._prefetch)
+    return batches.stream(numbered, reader, **self._ahead)
 
 
 def build_data(config: config_lib.ConfigDict,
@@ -293,7 +293,7 @@ def build_data(config: config_lib.ConfigDict,
       eval_batch_size=evaluation.batch_size,
       shards=shards,
       seed=config.seed,
-      prefetch=data.prefetch,
+      ahead=dict(prefetch=data.prefetch, workers=data.workers),
       views=views,
       records=records,
       process_index=process_index,

@@ -76,6 +76,11 @@ class Reader:
     return self._columns is not None
 
   @property
+  def is_encoded(self) -> bool:
+    """Whether images are decoded at each visit, and none is left out."""
+    return self._skips is None and not self.cached and self._examples.is_encoded
+
+  @property
   def task(self) -> Optional[str]:
     """What the labels are, one of `tasks.OF_LABELS`; None without labels."""
     if self._task == tasks.AUTO:
@@ -156,9 +161,8 @@ class Reader:
       columns = self._gathered([int(i) for i in indices], template, fit)
     if keys is None or self.vary is None:
       return columns
-    # Not all that vary examples know of a weight.
-    weight = {columns_lib.WEIGHT: columns.pop(columns_lib.WEIGHT)} if (
-        self._skips is not None) else {}
+    weight = ({columns_lib.WEIGHT: columns.pop(columns_lib.WEIGHT)}
+              if self._skips else {})  # Not all who vary examples know of it.
     rngs = [np.random.default_rng((*key, int(i)))
             for key, i in zip(keys, indices)]
     with foreign.calling(f'examples of split {self.split!r} must be varied',
@@ -195,9 +199,8 @@ class Reader:
     if isinstance(self._source, arrays.Arrays) and self._skips is None:
       return self._checked(self._source.columns, range(size))
     template = self._first()
-    # Its label may be of another type.
-    example = (self._checked(template, [0]) if self._skips is None else
-               self._gathered([0], template, None))
+    example = (self._gathered([0], template, None) if self._skips else
+               self._checked(template, [0]))  # Its label may change its type.
     if size * sum(value.nbytes for value in example.values()) > CACHE_BYTES:
       return None
     columns = {key: np.empty((size, *value.shape[1:]), value.dtype)
@@ -222,11 +225,10 @@ class Reader:
       return None
     labels = first[columns_lib.LABEL]
     if self._is_doubtful(labels):
-      rows = list(range(min(_LABELS, len(self))))
-      if self._skips is not None:
-        return self._skips.gather(rows, len(self), self._labels)[
-            columns_lib.LABEL]
-      labels = self._labels(rows)[columns_lib.LABEL]
+      rows, read = list(range(min(_LABELS, len(self)))), self._labels
+      if skips := self._skips:
+        read = lambda rows: skips.gather(rows, len(self), self._labels)
+      return read(rows)[columns_lib.LABEL]
     return labels
 
   def _labels(self, rows) -> Columns:

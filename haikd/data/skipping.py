@@ -7,7 +7,9 @@ compute statistics over the batch.
 """
 
 from collections.abc import Callable, Sequence
+import pickle
 import threading
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +34,10 @@ class Skips:
     self._most = most
     self._errors: dict[int, checks.DataError] = {}
     self._lock = threading.Lock()  # Several threads read ahead.
+
+  def __reduce__(self) -> Any:
+    raise pickle.PicklingError(
+        'config.data.on_error=skip counts in one process')
 
   def first(self, size: int, read: Read) -> Columns:
     """Returns the first example that can be read.

@@ -45,7 +45,8 @@ class Source(Protocol):
       its part of their counts, are multiplied by it. One of weight 0 is left
       out, as padding.
     image: `[height, width, channels]`. uint8 is divided by 255; then the image
-      is augmented and standardised, `(image - mean) / std`.
+      is augmented and standardised, `(image - mean) / std`. It may be a
+      `decode.Encoded`, which is decoded once it is known what is cut from it.
 
   Every other key is an input of the networks. A single input is passed as it
   is, several as a dict. If keys begin with `student/`, the student gets these

@@ -108,7 +108,7 @@ class Shown:
 
   def image(self, number: int) -> Optional[np.ndarray]:
     """Returns an example in [0, 1], `[h, w, C]`; None if it is no image."""
-    value = np.asarray(_first_of(self.batch.inputs)[number])
+    value = np.asarray(_first_of(self.batch.view('teacher').inputs)[number])
     if value.ndim != 3 or value.shape[-1] not in (1, 3, 4) or (
         value.dtype.kind != 'f'):
       return None

@@ -11,6 +11,7 @@ import numpy as np
 from haikd import config as config_lib
 from haikd.core import base
 from haikd.core import checks
+from haikd.core import pixels
 from haikd.core import plugins
 from haikd.core import registry
 from haikd.data import interface as interface_lib
@@ -90,7 +91,8 @@ class TrainedNetwork:
 
   def scaled(self, images: np.ndarray) -> np.ndarray:
     """Returns images of the network's size, scaled as in evaluation."""
-    return np.asarray(self.image_view.inputs(images), np.float32)
+    return np.asarray(
+        pixels.scaled(self.image_view.inputs(images)), np.float32)
 
   @functools.cached_property
   def on_device(self) -> tuple[base.ArrayTree, base.ArrayTree]:

@@ -4,6 +4,8 @@ r"""How fast texts are prepared, and how much memory that takes.
   python tests/bench/prepare_text.py --tokenizer=FOLDER --texts=FILE.jsonl \
       --dataset=chat
   python tests/bench/prepare_text.py --tokenizer=FOLDER --texts=FILE.jsonl \
+      --prune
+  python tests/bench/prepare_text.py --tokenizer=FOLDER --texts=FILE.jsonl \
       --megabytes=2000 --memory
 
 The documents of the file are repeated, in random order, up to --megabytes.
@@ -81,10 +83,13 @@ def read(path: str | pathlib.Path) -> list[dict]:
     return [json.loads(line) for line in file]
 
 
-def prepare(folder: str, tokenizer: str, dataset: str) -> tuple[int, float]:
+def prepare(folder: str, tokenizer: str, dataset: str,
+            prune: bool) -> tuple[int, float]:
   """Prepares the file in a folder; returns its tokens, and seconds."""
   prepared = tempfile.mkdtemp(dir=folder)
   options = dict(tokenizer=tokenizer, length=LENGTHS[dataset])
+  if prune:
+    options['prune'] = True
   start = time.perf_counter()
   opened = source.open_source(dataset, 'train', options=options,
                               source_dir=folder, data_dir=prepared)
@@ -105,17 +110,18 @@ def encode(texts: list[str], tokenizer: str) -> tuple[int, float]:
   return count, time.perf_counter() - start
 
 
-def _memory(folder, tokenizer, dataset, answers):
-  prepare(folder, tokenizer, dataset)
+def _memory(folder, tokenizer, dataset, prune, answers):
+  prepare(folder, tokenizer, dataset, prune)
   answers.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
-def measure_memory(folder: str, tokenizer: str, dataset: str) -> float:
+def measure_memory(folder: str, tokenizer: str, dataset: str,
+                   prune: bool) -> float:
   """Returns the largest resident size of a preparation, in MiB."""
   context = multiprocessing.get_context('spawn')
   answers = context.Queue()
   process = context.Process(target=_memory,
-                            args=(folder, tokenizer, dataset, answers))
+                            args=(folder, tokenizer, dataset, prune, answers))
   process.start()
   peak = answers.get()
   process.join()
@@ -130,6 +136,7 @@ def main():
   parser.add_argument('--megabytes', type=float, default=32)
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--memory', action='store_true')
+  parser.add_argument('--prune', action='store_true')
   flags = parser.parse_args()
   choices = records([record['text'] for record in read(flags.texts)],
                     flags.dataset)
@@ -138,17 +145,18 @@ def main():
     if flags.memory:
       for megabytes in (flags.megabytes / 10, flags.megabytes):
         write(path, choices, megabytes)
-        peak = measure_memory(folder, flags.tokenizer,
-                              flags.dataset)
+        peak = measure_memory(folder, flags.tokenizer, flags.dataset,
+                              flags.prune)
         print(f'{path.stat().st_size / 1e6:.0f} MB: {peak:.0f} MiB at most')
       return
     write(path, choices, flags.megabytes)
     texts = [text_of(record) for record in read(path)]
     # Imports, and digests the file.
-    prepare(folder, flags.tokenizer, flags.dataset)
+    prepare(folder, flags.tokenizer, flags.dataset, flags.prune)
     rates = []
     for _ in range(flags.rounds):
-      tokens, seconds = prepare(folder, flags.tokenizer, flags.dataset)
+      tokens, seconds = prepare(folder, flags.tokenizer, flags.dataset,
+                                flags.prune)
       rates.append([tokens / seconds])
       tokens, seconds = encode(texts, flags.tokenizer)
       rates[-1].append(tokens / seconds)

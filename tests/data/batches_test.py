@@ -180,7 +180,7 @@ def test_bytes_of_an_image_become_standardised_floats():
   part = one(dict(image=image), mean=0.5, std=0.25)
   assert part.inputs.dtype == np.float32
   # 51 / 255 = 0.2; (0 - .5) / .25, (.2 - .5) / .25, (1 - .5) / .25.
-  np.testing.assert_allclose(part.inputs.ravel(), [-2, -1.2, 2], rtol=1e-6)
+  np.testing.assert_allclose(np.ravel(part.inputs), [-2, -1.2, 2], rtol=1e-6)
 
 
 def test_an_image_of_floats_is_standardised_and_not_divided():

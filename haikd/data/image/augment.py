@@ -2,10 +2,11 @@
 
 An augmentation is `f(examples, rng, **options) -> examples` on a dict of arrays
 whose first axis is `B`. Images are `[B, height, width, channels]` float32 in
-[0, 1], before they are standardised. All randomness comes from `rng`, a
-`numpy.random.Generator` that depends only on the seed, the process, and the
-position of the batch in the stream, so a resumed run sees the batches it would
-have seen. Teacher and student get the same view (arXiv:2106.05237).
+[0, 1], before they are standardised; for one that is registered as `raw` they
+are as the data set has them, which is uint8 for most. All randomness comes from
+`rng`, a `numpy.random.Generator` that depends only on the seed, the process and
+the position of the batch in the stream, so a resumed run sees the batches it
+would have seen. Teacher and student get the same view (arXiv:2106.05237).
 
 An augmentation of the stage `size` differs: it resizes single images, before
 they become a batch; see `haikd.data.image.resize`.
@@ -16,6 +17,7 @@ ConfigDict, which sorts its keys.
 """
 
 from collections.abc import Callable, Mapping
+import functools
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
@@ -23,6 +25,7 @@ import numpy as np
 from haikd.core import checks
 from haikd.core import registry
 from haikd.data import foreign
+from haikd.data.image import normalise
 
 Examples = dict[str, np.ndarray]
 Augment = Callable[[Examples, np.random.Generator], Examples]
@@ -41,11 +44,13 @@ class Entry(NamedTuple):
     function: the augmentation; returns Examples, or an image at stage `size`.
     stage: one of STAGES.
     module: the module that registered it.
+    raw: whether it takes images as the data set has them.
   """
 
   function: Callable[..., Any]
   stage: str
   module: str
+  raw: bool
 
 
 augmentations: registry.Registry[Entry] = registry.Registry('augmentation')
@@ -54,12 +59,15 @@ augmentations: registry.Registry[Entry] = registry.Registry('augmentation')
 def register_augmentation(name: Optional[str] = None,
                           *,
                           stage: str = 'geometry',
+                          raw: bool = False,
                           replace: bool = False) -> Callable:
   """Registers a function as an augmentation.
 
   Args:
     name: its name in configs; the function's name by default.
     stage: when it is applied, one of STAGES.
+    raw: whether it takes images as the data set has them: uint8 or floating,
+      and at the stage `size` a `decode.Encoded` too, which is not decoded yet.
     replace: whether it may replace another of that name.
 
   Returns:
@@ -76,7 +84,7 @@ def register_augmentation(name: Optional[str] = None,
   def decorate(function):
     augmentations.add(
         name or function.__name__,
-        Entry(function, stage, function.__module__),
+        Entry(function, stage, function.__module__, raw),
         replace=replace)
     return function
 
@@ -123,8 +131,8 @@ def build_augment(
     field: the config field that holds `augment`, for messages.
 
   Returns:
-    A function `(examples, rng) -> examples`, of all stages but `size`. It turns
-    any error of an augmentation into a DataError.
+    A function `(examples, rng) -> examples`, of all stages but `size`; it
+    can be pickled. It turns any error of an augmentation into a DataError.
 
   Raises:
     ConfigError: an unknown augmentation or option, or an option whose type
@@ -137,14 +145,16 @@ def build_augment(
       continue
     if 'num_classes' in checks.option_names(entry.function):
       options['num_classes'] = num_classes
-    steps.append((STAGES.index(entry.stage), name, entry.function, options))
+    steps.append((STAGES.index(entry.stage), name, entry, options))
   steps.sort(key=lambda step: step[:2])
+  return functools.partial(_apply, steps, field)
 
-  def apply(examples, rng):
-    for _, name, function, options in steps:
-      with foreign.calling(f'{field}.{name} must work on the batch',
-                           'Fix its options or its code'):
-        examples = function(examples, rng, **options)
-    return examples
 
-  return apply
+def _apply(steps, field, examples, rng):
+  for _, name, entry, options in steps:
+    with foreign.calling(f'{field}.{name} must work on the batch',
+                         'Fix its options or its code'):
+      if not entry.raw and 'image' in examples:
+        examples = {**examples, 'image': normalise.to_float(examples['image'])}
+      examples = entry.function(examples, rng, **options)
+  return examples

@@ -9,7 +9,7 @@ from haikd.core import checks
 from haikd.data.image import augment
 
 
-@augment.register_augmentation()
+@augment.register_augmentation(raw=True)
 def shift(examples: augment.Examples,
           rng: np.random.Generator,
           *,
@@ -28,7 +28,7 @@ def shift(examples: augment.Examples,
   return {**examples, 'image': np.moveaxis(moved, 1, -1)}
 
 
-@augment.register_augmentation()
+@augment.register_augmentation(raw=True)
 def flip(examples: augment.Examples,
          rng: np.random.Generator,
          *,
@@ -37,8 +37,10 @@ def flip(examples: augment.Examples,
   images = _images(examples, 'flip')
   _check_probability('flip.probability', probability)
   chosen = rng.random(len(images)) < probability
-  images = np.where(_expand(chosen), images[:, :, ::-1], images)
-  return {**examples, 'image': images}
+  flipped = images.copy()
+  for channel in range(images.shape[-1]):  # Three times as fast as at once.
+    flipped[chosen, ..., channel] = images[chosen, :, ::-1, channel]
+  return {**examples, 'image': flipped}
 
 
 @augment.register_augmentation()
@@ -81,7 +83,7 @@ def crop(examples: augment.Examples,
   return {**examples, 'image': _sample(images, rows, columns)}
 
 
-@augment.register_augmentation(stage='pixels')
+@augment.register_augmentation(stage='pixels', raw=True)
 def erase(examples: augment.Examples,
           rng: np.random.Generator,
           *,
@@ -99,7 +101,7 @@ def erase(examples: augment.Examples,
   rows = (y >= top) & (y < top + pixels) & chosen[:, None]
   columns = (x >= left) & (x < left + pixels)
   hole = (rows[:, :, None] & columns[:, None, :])[..., None]
-  return {**examples, 'image': np.where(hole, np.float32(0), images)}
+  return {**examples, 'image': np.where(hole, images.dtype.type(0), images)}
 
 
 @augment.register_augmentation(stage='pixels')
@@ -209,10 +211,6 @@ def _images(examples, name):
         f'examples must hold image [B, height, width, channels] and no mask for'
         f' {name}; got {shapes}. Take {name} out of the augmentations.')
   return images
-
-
-def _expand(values):
-  return values[:, None, None, None]
 
 
 def _check_at_least_0(option, value):

@@ -1,17 +1,30 @@
-"""Image files to arrays, by Pillow."""
+"""Image files to arrays, by Pillow.
 
+A data set gives an `Encoded` image where it can. What is cut from it is known
+when it is decoded: only that is resized, straight from Pillow's own memory, and
+a JPEG that is much larger is decoded at a half, a quarter or an eighth.
+"""
+
+import functools
 import io
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from haikd.core import checks
+from haikd.data.image import window
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 CHANNELS = (1, 3)
 
 _DEEP = ('I;16', 'I;16L', 'I;16B', 'I')  # Modes of 16-bit greyscale.
 _UNREAD = ('F',)  # Modes without a largest value to scale by.
+_ORIENTATION = 0x0112  # Of EXIF.
+_SWAPPED = (5, 6, 7, 8)  # Orientations in which width is height.
+# A JPEG is reduced to no less than this times the size that it is resized to:
+# the libraries' halves are no averages, so that some of those are left to do.
+_REDUCED = 2
 
 
 class Header(NamedTuple):
@@ -48,41 +61,108 @@ def read_header(file: Any, place: str) -> Header:
     return Header(image.mode in _DEEP, _is_transparent(image))
 
 
-def decode(content: bytes, place: str, channels: int = 3) -> np.ndarray:
-  """Returns an image as it is meant to be seen.
+class Encoded:
+  """An image of a file, decoded when its pixels are asked for.
 
-  It is turned as its EXIF orientation says. Transparent pixels become white,
-  palettes and other colour spaces RGB, and 16 bits are divided by 257.
+  NumPy takes it for an array: uint8 `[height, width, channels]`, as it is meant
+  to be seen. It is turned as its EXIF orientation says. Transparent pixels
+  become white, palettes and other colour spaces RGB, and 16 bits are divided by
+  257.
+
+  Attributes:
+    dtype: uint8.
+    shape: `(height, width, channels)`; reads the header, and raises a
+      DataError for what is no image.
 
   Args:
     content: a file's bytes.
     place: the name of the file, for messages.
     channels: 3 for RGB, where greyscale gets three equal channels; 1 for
       greyscale, to which colours are weighed by their luminance.
-
-  Returns:
-    uint8 `[height, width, channels]`.
-
-  Raises:
-    DataError: a file that is damaged, or no image.
   """
-  from PIL import Image
-  from PIL import ImageOps
-  with _opened(io.BytesIO(content), place) as image:
+
+  dtype = np.dtype(np.uint8)
+
+  def __init__(self, content: bytes, place: str, channels: int = 3):
+    self._content = content
+    self._place = place
+    self._channels = channels
+    self._header: Any = None  # Opened and not decoded.
+
+  @functools.cached_property
+  def shape(self) -> tuple[int, int, int]:
+    """Its height, width and channels, from the header."""
+    self._header = image = _opened(io.BytesIO(self._content), self._place)
+    width, height = image.size
     try:
-      image.load()
-      ImageOps.exif_transpose(image, in_place=True)
+      is_swapped = image.getexif().get(_ORIENTATION) in _SWAPPED
     except Exception as err:  # Pillow's decoders raise many kinds.
-      raise _damaged(place, err) from err
-    if image.mode in _DEEP:
-      image = Image.fromarray(_of_16_bits(np.asarray(image), place))
-    if _is_transparent(image):
-      image = image.convert('RGBA')
-      white = Image.new('RGBA', image.size, (255, 255, 255, 255))
-      image = Image.alpha_composite(white, image)
-    mode = 'RGB' if channels == 3 else 'L'
-    array = np.asarray(image if image.mode == mode else image.convert(mode))
-  return array.reshape(*array.shape[:2], channels)
+      raise _damaged(self._place, err) from err
+    return (*((width, height) if is_swapped else (height, width)),
+            self._channels)
+
+  def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+    """Decodes all of it.
+
+    Raises:
+      DataError: a file that is damaged, or no image.
+    """
+    del copy  # There is no array yet.
+    array = np.asarray(self._decoded(1), dtype)
+    return array.reshape(*array.shape[:2], self._channels)
+
+  def resized(self, box: window.Box, size: int) -> np.ndarray:
+    """Returns a window, resized bilinearly; shrinking averages pixels.
+
+    Args:
+      box: the window.
+      size: height and width to resize it to.
+
+    Returns:
+      uint8 `[size, size, channels]`.
+
+    Raises:
+      DataError: as when it becomes an array.
+    """
+    height, width, _ = self.shape
+    left, top, right, bottom = box
+    least = min(right - left, bottom - top)
+    image = self._decoded(max(int(least / (_REDUCED * size)), 1))
+    # A size that is no multiple of what it is divided by is rounded up.
+    factor = 2**round(math.log2(max(height, width) / max(image.size)))
+    right, bottom = (min(x / factor, most) for x, most in zip(
+        (right, bottom), image.size))
+    array = window.resized(
+        image, (left / factor, top / factor, right, bottom), size)
+    return array.reshape(size, size, self._channels)
+
+  def _decoded(self, reduction: int) -> Any:
+    """Returns an image of Pillow, as it is meant to be seen.
+
+    Args:
+      reduction: how many times smaller it may be; only a JPEG is, by the
+        largest of 1, 2, 4 and 8 up to this.
+    """
+    from PIL import Image
+    from PIL import ImageOps
+
+    # Reading the header for the shape has opened it, once.
+    image, self._header = self._header, None
+    with image or _opened(io.BytesIO(self._content), self._place) as image:
+      try:
+        image.draft(None, tuple(max(x // reduction, 1) for x in image.size))
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+      except Exception as err:  # As above.
+        raise _damaged(self._place, err) from err
+      if image.mode in _DEEP:
+        image = Image.fromarray(_of_16_bits(np.asarray(image), self._place))
+      if _is_transparent(image):
+        image = image.convert('RGBA')
+        white = Image.new('RGBA', image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+      mode = 'RGB' if self._channels == 3 else 'L'
+      return image if image.mode == mode else image.convert(mode)
 
 
 def _opened(file, place):
@@ -90,7 +170,7 @@ def _opened(file, place):
   from PIL import Image
   try:
     image = Image.open(file)
-  except Exception as err:  # As in `decode`.
+  except Exception as err:  # As in `Encoded`.
     raise _damaged(place, err) from err
   if image.mode in _UNREAD:
     raise checks.DataError(

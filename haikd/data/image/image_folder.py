@@ -32,7 +32,7 @@ Classes = dict[str, list[paths.ConcretePath]]
 
 
 class ImageFolder:
-  """A Source of images that are decoded when they are read.
+  """A Source of images that are not decoded yet.
 
   Attributes:
     num_classes: the number of folders.
@@ -49,7 +49,7 @@ class ImageFolder:
                class_names: tuple[str, ...], channels: int):
     self.num_classes: Optional[int] = len(class_names)
     self.class_names: Optional[tuple[str, ...]] = class_names
-    self._images = images
+    self._images = [os.fspath(image) for image in images]
     self._labels = labels
     self._channels = channels
 
@@ -57,11 +57,11 @@ class ImageFolder:
     return len(self._images)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    path = self._images[index]
+    path = paths.as_path(self._images[index])
     with (streams.explaining_read_errors(path),
           inputs.open_file(path) as file):
       content = file.read()
-    return dict(image=decode.decode(content, repr(str(path)), self._channels),
+    return dict(image=decode.Encoded(content, repr(str(path)), self._channels),
                 label=self._labels[index])
 
 
@@ -94,7 +94,7 @@ def image_folder(split: str,
       when it is read.
 
   Returns:
-    A Source of `image`, `[height, width, channels]` uint8, and `label`.
+    A Source of `image`, a `decode.Encoded`, and `label`.
 
   Raises:
     ConfigError: no folder, or another number of channels.

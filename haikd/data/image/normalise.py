@@ -1,12 +1,11 @@
 """Standardises images by a mean and a standard deviation per channel."""
 
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from haikd.core import checks
-
-Numbers = Union[float, tuple[float, ...]]  # One for all channels, or one each.
+from haikd.core import pixels
 
 
 class Scale(NamedTuple):
@@ -26,7 +25,7 @@ class Scale(NamedTuple):
     """Returns `(images - mean) / std`.
 
     Args:
-      images: `[B, height, width, channels]`.
+      images: `[B, height, width, channels]` floating.
 
     Returns:
       The same shape.
@@ -34,18 +33,35 @@ class Scale(NamedTuple):
     Raises:
       ConfigError: a mean or std per channel for another number of channels.
     """
+    self._check(images)
+    return pixels.standardised(images, self.mean, self.std)
+
+  def inputs(self, images: np.ndarray) -> Any:
+    """Returns what a batch carries: images, those of uint8 as Pixels.
+
+    Args:
+      images: `[B, height, width, channels]`, uint8, or floating in [0, 1].
+
+    Raises:
+      ConfigError: as a call.
+    """
+    if images.dtype != np.uint8:
+      return self(images)
+    self._check(images)
+    mean, std = (x.tolist() for x in (self.mean, self.std))
+    return pixels.Pixels(np.ascontiguousarray(images), *(
+        tuple(x) if isinstance(x, list) else x for x in (mean, std)))
+
+  def _check(self, images):
     for name, value in (('mean', self.mean), ('std', self.std)):
       if value.ndim and images.shape[3:] != value.shape:
         raise checks.ConfigError(
             f'{self.field}.{name} must be a number, or one for each channel of '
             f'the images; got {len(value)} numbers, '
             f'image.shape={images.shape[1:]}.')
-    if self.mean.any() or (self.std != 1).any():
-      return (images - self.mean) / self.std
-    return images
 
 
-def build_scale(mean: Numbers, std: Numbers,
+def build_scale(mean: pixels.Numbers, std: pixels.Numbers,
                 field: str = 'config.data') -> Scale:
   """Returns the Scale that a config describes.
 

@@ -3,18 +3,22 @@
 Each image is resized when it is read, before it joins a batch. In training an
 augmentation of the stage `size` may choose which part of the image is used:
 `f(image, rng, *, size, **options) -> image`, on `[height, width, channels]`,
-uint8 or floating. Without one, and in evaluation, the centre is used.
+uint8 or floating; or on a `decode.Encoded`, for one that is registered as
+`raw`. Without one, and in evaluation, the centre is used.
 """
 
 from collections.abc import Callable, Mapping
 import functools
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import numpy as np
 
 from haikd.core import checks
 from haikd.data.image import augment as augment_lib
+from haikd.data.image import decode
+from haikd.data.image import window
 
+AnyImage = Union[np.ndarray, decode.Encoded]
 Cut = Callable[..., np.ndarray]  # (image, rng) -> image.
 
 _TRIES = 10  # Random windows to try before falling back to the centre.
@@ -34,7 +38,8 @@ def build_cut(augment: Mapping[str, Mapping[str, Any]],
     field: the config field that holds `augment`, for messages.
 
   Returns:
-    `(image, rng) -> image`, or None if images keep their size.
+    `(image, rng) -> image`, which can be pickled; or None if images keep
+    their size.
 
   Raises:
     ConfigError: an augmentation of the stage `size` without an image size, or
@@ -45,7 +50,9 @@ def build_cut(augment: Mapping[str, Mapping[str, Any]],
     entry, options = augment_lib.lookup(f'{field}.{name}', name, options)
     if entry.stage == augment_lib.SIZE:
       crops[name] = functools.partial(
-          entry.function, size=image_size, **options)
+          entry.function if entry.raw else
+          functools.partial(_on_array, entry.function),
+          size=image_size, **options)
   if crops and image_size is None:
     raise checks.ConfigError(
         f'config.data.image_size must be set for {", ".join(crops)}; got None. '
@@ -57,12 +64,21 @@ def build_cut(augment: Mapping[str, Mapping[str, Any]],
         f'{", ".join(crops)}. Leave out all but one.')
   if image_size is None:
     return None
-  return next(iter(crops.values()), lambda image, rng: resize_and_crop(
-      image, size=image_size, crop=crop))
+  return next(iter(crops.values()), functools.partial(
+      _centre, size=image_size, crop=crop))
 
 
-@augment_lib.register_augmentation(stage=augment_lib.SIZE)
-def random_resized_crop(image: np.ndarray,
+def _on_array(function, image, rng, **options):
+  return function(np.asarray(image), rng, **options)
+
+
+def _centre(image, rng, *, size, crop):
+  del rng
+  return resize_and_crop(image, size=size, crop=crop)
+
+
+@augment_lib.register_augmentation(stage=augment_lib.SIZE, raw=True)
+def random_resized_crop(image: AnyImage,
                         rng: np.random.Generator,
                         *,
                         size: int,
@@ -76,7 +92,7 @@ def random_resized_crop(image: np.ndarray,
   the ratio is taken.
 
   Args:
-    image: uint8 or floating `[height, width, channels]`.
+    image: uint8 or floating `[height, width, channels]`, or encoded.
     rng: the source of randomness.
     size: height and width to resize to.
     smallest: above 0 and at most 1.
@@ -112,12 +128,11 @@ def random_resized_crop(image: np.ndarray,
                  columns, size)
 
 
-def resize_and_crop(image: np.ndarray, *, size: int,
-                    crop: float) -> np.ndarray:
+def resize_and_crop(image: AnyImage, *, size: int, crop: float) -> np.ndarray:
   """Resizes the square at the centre of an image.
 
   Args:
-    image: uint8 or floating `[height, width, channels]`.
+    image: uint8 or floating `[height, width, channels]`, or encoded.
     size: height and width to resize to.
     crop: the side of the square, as a share of the image's shorter side; 0.875
       is as if that were resized to 256 pixels and the middle 224 cut out.
@@ -134,6 +149,9 @@ def resize_and_crop(image: np.ndarray, *, size: int,
 def _resize(image, top, left, rows, columns, size):
   """Returns a window of an image, resized; shrinking averages pixels."""
   from PIL import Image
+  box = (left, top, left + columns, top + rows)
+  if isinstance(image, decode.Encoded):
+    return image.resized(box, size)
   if image.ndim != 3 or image.dtype != np.uint8 and image.dtype.kind != 'f':
     raise checks.DataError(
         'image must be uint8 or floating [height, width, channels] to be '
@@ -141,11 +159,9 @@ def _resize(image, top, left, rows, columns, size):
         'config.data.image_size to None.')
   if image.dtype != np.uint8:
     image = image.astype(np.float32)
-  box = (left, top, left + columns, top + rows)
 
   def resized(pixels):
-    return np.array(Image.fromarray(pixels).resize(
-        (size, size), Image.Resampling.BILINEAR, box=box))
+    return window.resized(Image.fromarray(pixels), box, size)
 
   if image.dtype == np.uint8 and image.shape[-1] == 3:
     return resized(image)  # As below, in two thirds of the time.

@@ -43,21 +43,21 @@ class ImageView(NamedTuple):
       return image
     return resize_lib.resize_and_crop(image, size=self.size, crop=self.crop)
 
-  def inputs(self, images: np.ndarray) -> np.ndarray:
-    """Returns what the network gets.
+  def inputs(self, images: np.ndarray) -> Any:
+    """Returns what a batch carries for the network.
 
     Args:
       images: `[B, height, width, C]`, uint8, or floating in [0, 1]; resized
         already, by `fit` or for a network that sees larger ones.
 
     Returns:
-      `[B, size, size, C]` floating.
+      `[B, size, size, C]` floating, or Pixels where the images are uint8.
     """
     if self.size is not None and images.shape[1] != self.size:
       images = np.stack([
           resize_lib.resize_and_crop(image, size=self.size, crop=1.0)
           for image in images])
-    return self.scale(normalise.to_float(images))
+    return self.scale.inputs(images)
 
 
 class Views(NamedTuple):

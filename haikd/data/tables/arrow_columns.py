@@ -266,7 +266,7 @@ class _Images:
   def __len__(self) -> int:
     return len(self._chunk)
 
-  def __getitem__(self, index: int) -> np.ndarray:
+  def __getitem__(self, index: int) -> decode.Encoded:
     place = self._place(number=self._start + int(index))
     value = self._chunk[int(index)].as_py()
     content = value.get('bytes') if isinstance(value, dict) else value
@@ -279,4 +279,4 @@ class _Images:
       raise checks.DataError(
           f'{place} must have the bytes of an image; got '
           f'{type(content).__name__}. Save the data set with its images.')
-    return decode.decode(content, place, self._channels)
+    return decode.Encoded(content, place, self._channels)

@@ -47,7 +47,7 @@ class _Documents(NamedTuple):
     return shards.Recipe(
         'text', options, packing.row_dtype(self.length), self._rows,
         self._full_ids, {**self.frame.notices(), _EMPTY: 'are empty.'},
-        ends=(self.frame.end,))
+        ends=(self.frame.end,), ids_of=self._ids_of, renumber=self._renumber)
 
   def _rows(self, batches: shards.Batches,
             counts: Counter) -> Iterator[np.ndarray]:
@@ -96,6 +96,17 @@ class _Documents(NamedTuple):
     if self.choice.pad is not None:
       yield np.array([self.frame.pad])
     yield from self._documents(batches, Counter())
+
+  def _ids_of(self, rows: np.ndarray) -> np.ndarray:
+    pad = [] if self.choice.pad is None else [self.frame.pad]
+    return np.concatenate([rows['tokens'][rows['parts'] > 0], pad]).astype(int)
+
+  def _renumber(self, rows: np.ndarray, kept_ids: np.ndarray) -> None:
+    new_ids = np.zeros(1 + max(kept_ids.max(), rows['tokens'].max(initial=0)),
+                       np.int32)
+    new_ids[kept_ids] = np.arange(len(kept_ids))
+    rows['tokens'] = np.where(
+        rows['parts'] > 0, new_ids[rows['tokens']], self.frame.pad)
 
   def expand(self, rows: np.ndarray) -> Mapping[str, np.ndarray]:
     tokens, parts = rows['tokens'], rows['parts']

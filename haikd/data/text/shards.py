@@ -40,6 +40,11 @@ class Recipe(NamedTuple):
       statistics, to its second argument.
     full_ids: turns batches of records into the ids of their texts before
       truncation, for pruning; None for a data set without pruning.
+    ids_of: returns the ids of texts in an array of rows, for a data set whose
+      rows have all of them; None for others. With pruning its texts are then
+      tokenised once, and rows renumbered.
+    renumber: changes an array of rows of the tokenizer before pruning, given
+      each id's id there, to what `rows` gives; None without `ids_of`.
     notices: `{statistic: what to say if it is above 0}`, a predicate of what
       it counts, such as 'texts are longer than a row.'
     adds_special_tokens: whether texts get the special tokens that the tokenizer
@@ -55,6 +60,8 @@ class Recipe(NamedTuple):
   notices: Mapping[str, str] = {}
   adds_special_tokens: bool = True
   ends: tuple[int, ...] = ()
+  ids_of: Optional[Callable[[np.ndarray], np.ndarray]] = None
+  renumber: Optional[Callable[[np.ndarray, np.ndarray], None]] = None
 
 
 def is_complete(folder: pathlib.Path) -> bool:
@@ -105,9 +112,11 @@ def write(folder: pathlib.Path, recipe: Recipe, corpus: text_files.Corpus,
       first = next(records, None)
       if first is None:
         break
+      shard_counts = Counter(documents=0, tokens=0)
       shard_counts = _write_shard(
-          shard, statistics, recipe,
-          batches(itertools.chain([first], records), show, SHARD_CHARACTERS))
+          shard, statistics, shard_counts, recipe.rows(
+              _counted(batches(itertools.chain([first], records), show,
+                               SHARD_CHARACTERS), shard_counts), shard_counts))
     counts.update(shard_counts)
     if shard_counts['rows']:
       names.append(shard.name)
@@ -148,23 +157,68 @@ def _paths(folder, number):
   return (folder / f'{number:05d}.array_record', folder / f'{number:05d}.json')
 
 
-def _write_shard(shard: pathlib.Path, statistics: pathlib.Path, recipe: Recipe,
-                 record_batches: Batches) -> Counter:
+def read(folder: pathlib.Path, dtype: np.dtype) -> Iterator[np.ndarray]:
+  """Yields the rows of a complete split, `[rows]` of each shard at a time."""
+  for number in itertools.count():
+    rows = rows_of(folder, number)
+    if rows is None:
+      return
+    yield _read_shard(folder, number, rows, dtype)
+
+
+def renumber(source: pathlib.Path, folder: pathlib.Path, recipe: Recipe,
+             kept_ids: np.ndarray, show: ShowProgress) -> None:
+  """Writes a split as `write` would with a pruned tokenizer.
+
+  Args:
+    source: the complete rows that the tokenizer gives before it is pruned.
+    folder: an existing folder.
+    recipe: of the pruned tokenizer.
+    kept_ids: `[V]`, each id's id before pruning.
+    show: as for `write`.
+  """
+  info, change = read_info(source), recipe.renumber
+  assert change is not None, f'{recipe.name} is tokenised for each vocabulary'
+  for number in itertools.count():
+    rows = rows_of(source, number)
+    if rows is None:
+      break
+    show(number / max(len(info['files']), 1))
+    shard, statistics = _paths(folder, number)
+    if statistics.exists():
+      continue
+    counts = Counter(files.read_json(_paths(source, number)[1]))
+    renumbered = _read_shard(source, number, rows, recipe.dtype)
+    change(renumbered, kept_ids)
+    _write_shard(shard, statistics, counts, iter(renumbered))
+  files.write_json(folder / _INFO, info)
+
+
+def _read_shard(folder, number, rows, dtype):
+  """Returns the rows of a shard, as an array that may be changed."""
+  content = open_shard(folder, number).__getitems__(
+      list(range(rows))) if rows else []
+  return np.frombuffer(bytearray(b''.join(content)), dtype)
+
+
+def _counted(record_batches: Batches, counts: Counter) -> Batches:
+  """Yields batches, and counts their records."""
+  for batch in record_batches:
+    counts['documents'] += len(batch)
+    yield batch
+
+
+def _write_shard(shard: pathlib.Path, statistics: pathlib.Path,
+                 counts: Counter, rows: Iterator[np.ndarray]) -> Counter:
   """Writes a shard unless another process has; returns its statistics."""
   from array_record.python import array_record_module
-  counts = Counter(documents=0, tokens=0, rows=0)
-
-  def counting_documents():
-    for batch in record_batches:
-      counts['documents'] += len(batch)
-      yield batch
-
+  counts['rows'] = 0
   temporary = paths.temporary(shard)
   # Rows are read in random order: each is compressed on its own.
   writer = array_record_module.ArrayRecordWriter(str(temporary),
                                                  'group_size:1')
   try:
-    for row in recipe.rows(counting_documents(), counts):
+    for row in rows:
       writer.write(row.tobytes())
       counts['rows'] += 1
     writer.close()

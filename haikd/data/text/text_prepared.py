@@ -24,6 +24,7 @@ from haikd.data.text import tokenizer as tokenizer_lib
 from haikd.storage import files
 from haikd.storage import paths
 
+_PRUNED_BY = 'train'  # The split whose texts say which tokens are kept.
 _VERSION = 4  # The version of the rows' format: a new one prepares anew.
 
 
@@ -163,6 +164,7 @@ class _Opened(NamedTuple):
   data_dir: Optional[str]
   folder: pathlib.Path
   text: source.TextInfo
+  full: Optional[pathlib.Path]  # Its rows with all ids, to be renumbered.
 
   def prepare(
       self, bar: contextlib.AbstractContextManager[shards.ShowProgress]
@@ -174,7 +176,11 @@ class _Opened(NamedTuple):
         self.folder.mkdir(parents=True, exist_ok=True)
         # Temporary files of killed preparations, of any split.
         paths.remove_leftovers(text_tokenizers.root(self.data_dir))
-        shards.write(self.folder, recipe, self.corpus, show)
+        if self.full and shards.is_complete(self.full) and recipe.renumber:
+          shards.renumber(self.full, self.folder, recipe,
+                          np.asarray(self.text.kept_ids), show)
+        else:
+          shards.write(self.folder, recipe, self.corpus, show)
     info = shards.read_info(self.folder)
     # The limit may have been another one when it was prepared.
     text_files.broken_of(self.corpus).add(info.get(text_records.SKIPPED, 0))
@@ -192,10 +198,10 @@ class _Opened(NamedTuple):
 def _open(make_format, tokenizer, location, split, prune=False,
           adapt=lambda loaded: loaded):
   """Opens a split, and saves its tokenizer."""
-  own, kept_ids = text_tokenizers.load(tokenizer), None
+  own, kept_ids, full = text_tokenizers.load(tokenizer), None, None
   loaded = adapt(own)
   if prune:
-    loaded, kept_ids = _prune(make_format, loaded, location)
+    loaded, kept_ids, full = _prune(make_format, loaded, location)
   corpus = open_corpus(location, split)
   row_format = make_format(loaded, corpus)
   recipe = row_format.recipe()
@@ -209,7 +215,8 @@ def _open(make_format, tokenizer, location, split, prune=False,
         own, location.data_dir).tokenizer)
   return _Opened(
       row_format, loaded, corpus, location.data_dir,
-      _folder(recipe, loaded, corpus, location.data_dir), text)
+      _folder(recipe, loaded, corpus, location.data_dir), text,
+      full if split == _PRUNED_BY else None)
 
 
 def open_corpus(location: text_files.Location,
@@ -223,9 +230,12 @@ def _prune(
     make_format: MakeFormat,
     tokenizer: tokenizer_lib.Tokenizer,
     location: text_files.Location,
-) -> tuple[tokenizer_lib.Tokenizer, np.ndarray]:
-  """Returns a tokenizer for what 'train' uses, and the ids it keeps."""
-  corpus = open_corpus(location, 'train')
+) -> tuple[tokenizer_lib.Tokenizer, np.ndarray, pathlib.Path]:
+  """Returns a tokenizer for what 'train' uses, the ids it keeps, and a folder.
+
+  The folder has the rows of 'train' with all ids, unless it is not complete.
+  """
+  corpus = open_corpus(location, _PRUNED_BY)
   recipe = make_format(tokenizer, corpus).recipe()
   if recipe.full_ids is None:
     raise TypeError(f'The recipe of {recipe.name!r} must have full_ids to be '
@@ -234,24 +244,33 @@ def _prune(
   cached = folder / 'kept_ids.npy'
   if not cached.exists():
     used = np.zeros(tokenizer.size, bool)
-    with _progress_bar(f'counting {corpus.split}') as show:
-      records = corpus.records()
-      while batches := list(
-          shards.batches(records, show, shards.BATCH_CHARACTERS)):
-        for ids in recipe.full_ids(iter(batches)):
-          used[ids] = True
-    if not used.any():
-      raise text_files.empty(corpus)
-    _, kept_ids = pruning.prune(tokenizer, np.flatnonzero(used))
-    content = io.BytesIO()
-    np.save(content, kept_ids)
-    with text_tokenizers.explaining_write_errors(folder):
+    with (text_tokenizers.explaining_write_errors(folder),
+          _progress_bar(f'counting {corpus.split}') as show):
       folder.mkdir(parents=True, exist_ok=True)
+      for ids in _all_ids(folder, recipe, corpus, show):
+        used[ids] = True
+      if not used.any():
+        raise text_files.empty(corpus)
+      _, kept_ids = pruning.prune(tokenizer, np.flatnonzero(used))
+      np.save(content := io.BytesIO(), kept_ids)
       paths.replace(cached, content.getvalue())
   # Pruning to the kept ids keeps exactly these.
   with files.explaining_damage(cached, 'Remove it: it is written again'):
-    return pruning.prune(
-        tokenizer, np.lib.format.open_memmap(cached, mode='r'))
+    return *pruning.prune(
+        tokenizer, np.lib.format.open_memmap(cached, mode='r')), folder
+
+
+def _all_ids(folder, recipe, corpus, show) -> Iterator[np.ndarray]:
+  """Yields all ids of texts; where rows have them, they stay in the folder."""
+  if recipe.ids_of is not None:
+    if not shards.is_complete(folder):
+      shards.write(folder, recipe, corpus, show)
+    yield from map(recipe.ids_of, shards.read(folder, recipe.dtype))
+    return
+  records = corpus.records()
+  while batches := list(
+      shards.batches(records, show, shards.BATCH_CHARACTERS)):
+    yield from recipe.full_ids(iter(batches))
 
 
 def _folder(recipe, tokenizer, corpus, data_dir):

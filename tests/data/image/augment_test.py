@@ -95,7 +95,7 @@ def test_error_of_an_augmentation_becomes_one_line():
   with pytest.raises(checks.DataError,
                      match='config.data.augment.breaks must work on the batch; '
                      'got TypeError: .* Fix its options or its code') as e:
-    apply(dict(image=1), None)
+    apply(dict(image=np.zeros((1, 2, 2, 1))), None)
   assert isinstance(e.value.__cause__, TypeError)
 
 

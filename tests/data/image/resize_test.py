@@ -235,7 +235,7 @@ def test_evaluation_uses_the_centre_whatever_training_uses(config):
   batch, = pipeline.build_data(config).evaluation('test')
   assert batch.inputs.shape == (20, 6, 6, 3)
   expected = np.arange(20, dtype=np.float32) / 255
-  np.testing.assert_allclose(batch.inputs[:, 3, 3, 0], expected)
+  np.testing.assert_allclose(np.asarray(batch.inputs)[:, 3, 3, 0], expected)
 
 
 def test_images_of_many_sizes_are_refused_without_an_image_size(config):

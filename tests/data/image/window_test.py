@@ -1,0 +1,100 @@
+"""What is cut from an encoded image, and how it is resized."""
+
+import io
+import logging
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from haikd.data.image import decode
+from haikd.data.image import resize
+from haikd.data.image import window
+
+
+def photo(width, height):
+  """Returns a smooth image in colour, as photos are."""
+  y, x = np.mgrid[:height, :width] / 40
+  waves = [np.sin(x + y), np.sin(x * y / 9), np.cos(x - 2 * y)]
+  return Image.fromarray(np.uint8(127.5 + 127 * np.stack(waves, axis=-1)))
+
+
+def jpeg(image, **options):
+  content = io.BytesIO()
+  image.save(content, 'jpeg', quality=95, **options)
+  return content.getvalue()
+
+
+def by_pillow(content, box, size):
+  with Image.open(io.BytesIO(content)) as image:
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR,
+                                   box=box), int)
+
+
+@pytest.fixture(name='decoded')
+def _decoded(monkeypatch):
+  """The sizes of images as they are decoded."""
+  sizes, load = [], decode.Encoded._decoded
+
+  def loading(self, reduction):
+    image = load(self, reduction)
+    sizes.append(image.size)
+    return image
+
+  monkeypatch.setattr(decode.Encoded, '_decoded', loading)
+  return sizes
+
+
+BOX = (30.0, 10.0, 350.0, 290.0)
+
+
+@pytest.mark.parametrize('size, expected', [
+    (224, (401, 303)),  # A window of 280 is no twice of it.
+    (71, (401, 303)), (70, (201, 152)), (35, (101, 76)), (8, (51, 38))])
+def test_a_jpeg_is_decoded_no_smaller_than_twice_of_what_is_asked(
+    decoded, size, expected):
+  content = jpeg(photo(401, 303))
+  image = decode.Encoded(content, 'x.jpg').resized(BOX, size)
+  assert decoded == [expected] and image.dtype == np.uint8
+  difference = np.abs(image - by_pillow(content, BOX, size))
+  reduced = expected != (401, 303)
+  assert difference.max() <= 12 * reduced and difference.mean() <= 2 * reduced
+
+
+def test_a_turned_jpeg_is_cut_as_people_see_it(decoded):
+  exif = Image.Exif()
+  exif[0x0112] = 6  # Turned by a quarter.
+  image = photo(400, 300)
+  encoded = decode.Encoded(jpeg(image, exif=exif), 'x.jpg')
+  assert encoded.shape == (400, 300, 3)
+  seen = jpeg(image.transpose(Image.Transpose.ROTATE_270))
+  found = encoded.resized((0, 0, 300, 100), 20)
+  assert decoded == [(150, 200)]
+  difference = np.abs(found - by_pillow(seen, (0, 0, 300, 100), 20))
+  assert difference.mean() < 4
+
+
+def test_what_is_cut_is_that_of_the_array():
+  content = jpeg(photo(120, 90))
+  crops = [resize.random_resized_crop(image, np.random.default_rng(1), size=64)
+           for image in (decode.Encoded(content, 'x.jpg'),
+                         np.asarray(decode.Encoded(content, 'x.jpg')))]
+  np.testing.assert_array_equal(*crops)
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'L'])
+@pytest.mark.parametrize('size', [20, 224])
+def test_the_fast_package_resizes_as_pillow_does(monkeypatch, mode, size):
+  pytest.importorskip('cykooz_resizer')
+  monkeypatch.setattr(window, 'is_fast', lambda: True)
+  image = photo(401, 303).convert(mode)
+  expected = image.resize((size, size), Image.Resampling.BILINEAR, box=BOX)
+  difference = np.abs(window.resized(image, BOX, size) - np.asarray(expected,
+                                                                    int))
+  assert 0 < difference.max() <= 2  # It did so, and rounds otherwise.
+
+
+def test_what_is_missing_is_said(caplog):
+  with caplog.at_level(logging.INFO):
+    window.say_how()
+  assert '`pip install haikd[images]`' in caplog.text
