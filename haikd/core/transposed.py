@@ -1,6 +1,7 @@
 """A transpose that is not made before it is used."""
 
 from collections.abc import Callable
+import functools
 from typing import Any, Union
 
 import jax
@@ -69,3 +70,20 @@ def over_kernel(function: Callable[[jax.Array], jax.Array],
   if isinstance(kernel, Transposed):
     return Transposed(jnp.transpose(function(jnp.transpose(kernel.table))))
   return function(kernel)
+
+
+def scaled_sum(hidden: jax.Array, products: jax.Array,
+               unit: jax.typing.ArrayLike, like: Kernel) -> Kernel:
+  """Returns the gradient of a kernel, given that of `hidden @ kernel`.
+
+  Args:
+    hidden: `[R, D]`.
+    products: `[R, V]`, the gradient of the products.
+    unit: what the sum over rows is multiplied by.
+    like: the kernel, whose form the gradient has.
+  """
+  einsum = functools.partial(
+      jnp.einsum, preferred_element_type=jnp.float32)
+  if isinstance(like, Transposed):
+    return Transposed(einsum('rv,rd->vd', products, hidden) * unit)
+  return einsum('rd,rv->dv', hidden, products) * unit

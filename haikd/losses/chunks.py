@@ -251,14 +251,9 @@ class _Side(NamedTuple):
       unit = jnp.where((unit > 0.0) & jnp.isfinite(unit), unit, 1.0)
     products = (products / unit).astype(dtype)
     einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    if isinstance(kernel, transposed.Transposed):
-      of_kernel: transposed.Kernel = transposed.Transposed(
-          einsum('rv,rd->vd', products, hidden) * unit)
-    else:
-      of_kernel = einsum('rd,rv->dv', hidden, products) * unit
     gradient = tail._replace(
         hidden=einsum('rv,dv->rd', products, jnp.asarray(kernel)) * unit,
-        kernel=of_kernel)
+        kernel=transposed.scaled_sum(hidden, products, unit, like=kernel))
     return jax.tree.map(
         lambda x, want: x if want else None, gradient, self.wanted)
 

@@ -41,7 +41,8 @@ class Step:
   """
 
   def __init__(self, lowered: jax.stages.Lowered, text: str, identity: str):
-    self._lowered, self._compiled = lowered, None
+    self._lowered = lowered
+    self._compiled: Optional[jax.stages.Compiled] = None
     kind = jax.devices()[0].device_kind
     key = _hash(part.encode() for part in (*_VERSIONS, kind, identity, text))
     self.path = outputs.cache(_FOLDER) / f'{key}.json'

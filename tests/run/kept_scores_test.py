@@ -58,8 +58,8 @@ def save_teacher(folder, scale):
 
 def run(folder, name, capsys, *flags):
   """Returns the teacher's row, and whether it is said to be another run's."""
-  assert launch.main(['launch',
-      f'--config={folder}/job.py', f'--workdir={folder}/{name}', *flags]) == 0
+  assert launch.main(['launch', f'--config={folder}/job.py',
+                      f'--workdir={folder}/{name}', *flags]) == 0
   out = capsys.readouterr().out
   row = json.loads((folder / name / 'result.json').read_text())['teacher']
   del row['seconds']
@@ -87,7 +87,8 @@ def test_other_seeds_and_students_do_not_run_the_teacher_again(
 
 
 @pytest.mark.parametrize('flag', [
-    '--config.data.options.length=6', '--config.teacher.options.rope_base=100.0',
+    '--config.data.options.length=6',
+    '--config.teacher.options.rope_base=100.0',
     '--config.teacher.precision=bfloat16'])
 def test_what_changes_the_row_is_noticed(folder, capsys, flag):
   first, _ = run(folder, 'first', capsys)
