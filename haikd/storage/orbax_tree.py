@@ -23,7 +23,7 @@ from haikd.core import base
 from haikd.core import checks
 from haikd.core import notes
 from haikd.storage import archive
-from haikd.storage import leaves as leaves_lib
+from haikd.storage import orbax_arrays
 from haikd.storage import paths
 
 PREFIX = 'orbax:'  # Of an `init` that names such a folder.
@@ -173,7 +173,7 @@ def _folders(location: str) -> list[paths.ConcretePath]:
 @contextlib.contextmanager
 def _reading(field: str, init: str) -> Iterator[None]:
   """Turns any error of Orbax inside into a DataError."""
-  with leaves_lib.quiet():
+  with orbax_arrays.quiet():
     try:
       yield
     except Exception as err:  # Orbax and TensorStore raise many kinds.

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from haikd.storage import checkpoint
-from haikd.storage import leaves
+from haikd.storage import step_folder
 
 ROOT = pathlib.Path(__file__).parents[2]
 LOCAL = ROOT / 'launch' / 'local.sh'
@@ -252,7 +252,7 @@ def test_sigterm_to_one_stops_both_at_one_step(folder, long_undisturbed):
   run.reach(12)
   os.kill(pids[1], signal.SIGTERM)
   assert run.end() == 75
-  step = int(leaves.find(run.workdir / 'checkpoints').name)
+  step = int(step_folder.find(run.workdir / 'checkpoints').name)
   assert 10 < step < 100
   for process in range(2):
     assert complaint(run, process) == (
@@ -269,7 +269,7 @@ def test_sigterm_stops_a_process_that_is_alone(folder):
   run.reach(3)
   run.shell.send_signal(signal.SIGTERM)  # The script passes it on.
   assert run.end() == 75
-  step = int(leaves.find(run.workdir / 'checkpoints').name)
+  step = int(step_folder.find(run.workdir / 'checkpoints').name)
   assert f'stopped by SIGTERM at step {step} of student' in run.errors()
 
 
