@@ -50,6 +50,7 @@ from haikd.core import checks
 from haikd.core import notes
 from haikd.core import plugins
 from haikd.processes import distributed
+from haikd.processes import leaving
 from haikd.processes import watchdog
 from haikd.run import console
 from haikd.run import environment
@@ -239,9 +240,7 @@ def _define_flags():
       'host:port of process 0, for a run of several processes.',
       flag_values=values)
   flags.DEFINE_integer(
-      'num_processes',
-      None,
-      'Number of processes; 1 to look for no others.',
+      'num_processes', None, 'Number of processes; 1 to look for no others.',
       lower_bound=1,
       flag_values=values)
   flags.DEFINE_integer(
@@ -297,4 +296,4 @@ def _workdir(values):
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  leaving.leave(main())
