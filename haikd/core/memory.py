@@ -11,7 +11,6 @@ import jax
 
 from haikd.core import checks
 
-
 _CGROUPS = pathlib.Path('/sys/fs/cgroup')
 # Of version 2, and of 1; below the folder of the group.
 _LIMITS = ('memory.max', 'memory.limit_in_bytes')
