@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from haikd.core import base
 from haikd.core import checks
@@ -65,6 +64,7 @@ def load(field: str, init: str, expected: base.Variables) -> base.Variables:
     DataError: the folder holds no tree, or one of another network; what is
       missing, surplus or of another shape is listed.
   """
+  import orbax.checkpoint as ocp
   tree = _open(field, init, expected)
   wanted = {tree.sources[name]: leaf
             for name, leaf in archive.leaves_by_name(expected).items()}
@@ -101,6 +101,7 @@ class _Tree(NamedTuple):
 
 def _open(field: str, init: str, expected: base.Variables) -> _Tree:
   """Finds the leaves of a network in a tree, without reading their values."""
+  import orbax.checkpoint as ocp
   location, part = _split(init)
   folders = _folders(location)
   if len(folders) != 1:

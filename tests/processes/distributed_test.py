@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from haikd.storage import checkpoint
+from haikd.storage import fingerprint
 from haikd.storage import step_folder
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -260,7 +261,24 @@ def test_sigterm_to_one_stops_both_at_one_step(folder, long_undisturbed):
         'it again to go on.')
   assert read_rows(run.workdir)[-1]['step'] == step
   train(folder, 'terminated', 2, 2, *LONG)
-  assert_same_parameters(run.workdir, long_undisturbed)
+  assert fingerprint.tree_hash(checkpoint.load_network(run.workdir)) == (
+      fingerprint.tree_hash(checkpoint.load_network(long_undisturbed)))
+  assert read_rows(run.workdir) == read_rows(long_undisturbed)
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_goes_on(folder):
+  """One saves a small state in one file, and two by Orbax."""
+  first, then = ((x, '--config.optimizer.schedule=constant') for x in (
+      '--config.steps=10', '--config.steps=20'))
+  for counts in ((1, 2), (2, 1)):
+    for count, flags in zip(counts, (first, then)):
+      workdir = train(folder, f'from-{counts[0]}', count, 4 // count,
+                      *flags).workdir
+      newest = step_folder.find(workdir / 'checkpoints')
+      assert (newest / 'state' / 'leaves.safetensors').exists() == (count == 1)
+    assert len(read_rows(workdir)) == 22  # Two of them are evaluations.
+  assert_same_parameters(workdir, folder / 'from-1')
 
 
 @pytest.mark.slow
