@@ -40,8 +40,8 @@ import jax.numpy as jnp
 import haikd.run.job
 from haikd.core import base
 from haikd.storage import checkpoint, checkpointer
-state = base.TrainState(
-    jnp.int32(1), base.Params({'net': {'w': jnp.ones(3)}}, {}), {}, (), (), None)
+params = base.Params({'net': {'w': jnp.ones(3)}}, {})
+state = base.TrainState(jnp.int32(1), params, {}, (), (), None)
 with checkpointer.Checkpointer(sys.argv[1], keep=1) as opened:
   opened.save(1, state, {}, {})
   opened.wait()
