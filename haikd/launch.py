@@ -50,6 +50,7 @@ from haikd.core import checks
 from haikd.core import notes
 from haikd.core import plugins
 from haikd.processes import distributed
+from haikd.processes import leaving
 from haikd.processes import watchdog
 from haikd.run import console
 from haikd.run import environment
@@ -234,4 +235,4 @@ def _workdir(values):
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  leaving.leave(main())

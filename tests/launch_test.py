@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from haikd import __main__ as program
 from haikd import launch
 from haikd.core import checks
 from haikd.run import export
@@ -435,7 +436,7 @@ def test_command_is_the_program():
   setup.read(CONFIGS.parent / 'setup.cfg')
   line, = setup['options.entry_points']['console_scripts'].split('\n')[1:]
   entry = metadata.EntryPoint(*line.split(' = '), group='console_scripts')
-  assert entry.name == 'haikd' and entry.load() is launch.main
+  assert entry.name == 'haikd' and entry.load() is program.run
 
 
 def test_a_changed_config_goes_on_where_that_is_allowed(run, tmp_path):

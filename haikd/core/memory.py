@@ -1,6 +1,7 @@
 """What arrays take, by their shapes, and whether there is room for them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import math
 import os
 import pathlib
@@ -14,14 +15,48 @@ from haikd.core import checks
 
 # Whose memory a peak is: a device's, or on CPU that of the process.
 DEVICE, PROCESS = 'device', 'process'
+_CGROUPS = pathlib.Path('/sys/fs/cgroup')
+# Of version 2, and of 1; below the folder of the group.
+_LIMITS = ('memory.max', 'memory.limit_in_bytes')
 
 
 def of_host() -> Optional[int]:
-  """Returns the bytes of memory of this machine, None if they are unknown."""
+  """Returns the bytes that this process may use, None if they are unknown.
+
+  They are those of this machine, or the limit of the container or the job of a
+  cluster, such as Slurm's, where that is lower.
+  """
   try:
-    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
   except (ValueError, OSError):
     return None
+  return min([total, *_limits(pathlib.Path('/proc/self/cgroup'), _CGROUPS)])
+
+
+def _limits(groups: pathlib.Path, root: pathlib.Path) -> Iterator[int]:
+  """Yields the limits of the control groups of this process.
+
+  Args:
+    groups: has a line `number:controllers:path` for each group. A container may
+      see itself as the path `/`, or a path that is not there.
+    root: where the groups are mounted.
+  """
+  try:
+    lines = groups.read_text().splitlines()
+  except OSError:  # Another system than Linux.
+    return
+  for line in lines:
+    _, controllers, path = line.split(':', 2)
+    if controllers and 'memory' not in controllers.split(','):
+      continue
+    mount = root / 'memory' if controllers else root
+    inner = mount / path.lstrip('/')
+    # The limit of a group above holds as well.
+    for folder in (inner, *inner.parents):
+      if mount in (folder, *folder.parents):
+        for name in _LIMITS:
+          with contextlib.suppress(OSError, ValueError):  # `max` is no number.
+            yield int((folder / name).read_text())
 
 
 def of_device(devices: Sequence[Any]) -> Optional[float]:

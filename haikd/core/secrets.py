@@ -25,7 +25,9 @@ _OF_TEXTS = '.template_options.'
 # What comes before the host of a URL, and queries that are secrets.
 _USER = re.compile(r'(?<=://)[^/?#\s@]+(?=@)')
 _QUERY = re.compile(
-    r'(?<=[?&])([^=&#\s]*(?:token|key|password|secret|signature|sig)=)[^&#\s]+',
+    r'(?<=[?&])((?:[^=&#\s]*[^a-z=&#\s])?(?:access|account|api|auth|client|hf|'
+    r'private|refresh|secret|session|shared|user)*'
+    r'(?:token|key|passwd|password|secret|signature|sig)=)[^&#\s]+',
     re.IGNORECASE)
 
 

@@ -31,6 +31,11 @@ class Reading(NamedTuple):
     """The same as `memory_mib`, in bytes."""
     return self.memory_mib << 20
 
+  @property
+  def tolerated(self) -> int:
+    """How many examples of a split may be unusable."""
+    return self.max_skipped if self.on_error == SKIP else 0
+
   def check_memory(self, size: int, what: str) -> None:
     """Refuses what takes too much memory, before it is made.
 

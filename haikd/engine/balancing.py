@@ -1,7 +1,7 @@
 """Measures what each loss alone would do to the student."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,27 @@ from haikd.objective import balance as balance_lib
 from haikd.objective import objective as objective_lib
 
 
+class Measure(NamedTuple):
+  """Measures the norm of the gradient of each loss, for a step.
+
+  Attributes:
+    before: `(state, frozen, batch) -> state`, for the batch of the next step;
+      the state differs in `balance` alone.
+    after: `(state, old, number) -> state`, given the state after the step, and
+      `balance` and the number of wrong steps before the measurement: what was
+      measured of a wrong step is dropped.
+  """
+
+  before: Callable[[base.TrainState, Any, base.Batch], base.TrainState]
+  after: Callable[[base.TrainState, Any, jax.Array], base.TrainState]
+
+
 def build_measure(
     objective: objective_lib.Objective, gradient: Callable,
     balance: balance_lib.Balance, guard: guarding.Guard,
     mesh: jax.sharding.Mesh
-) -> Callable[[base.TrainState, Any, base.Batch], base.TrainState]:
-  """Returns a function that measures the norm of the gradient of each loss.
+) -> Measure:
+  """Returns what measures the norm of the gradient of each loss.
 
   It runs the part of a step that computes gradients once for each loss, one
   after another, so that it needs no more memory than a step.
@@ -31,10 +46,6 @@ def build_measure(
     balance: of the losses.
     guard: what is done about numbers that are not finite.
     mesh: where it runs.
-
-  Returns:
-    `(state, frozen, batch) -> state`, for the batch of the next step; the state
-    differs in `balance` alone.
   """
   names = [term.name for term in objective.terms]
   everywhere = mesh_lib.replicated(mesh)
@@ -68,4 +79,10 @@ def build_measure(
       norms[name], means, seen = norm(state, frozen, batch, jnp.int32(i))
     return state._replace(balance=update(state, norms, means, seen))
 
-  return measure
+  choose = jax.jit(precision.keep_if, out_shardings=everywhere)
+
+  def settle(state, old, number):
+    is_right = state.seen.number == number
+    return state._replace(balance=choose(is_right, state.balance, old))
+
+  return Measure(measure, settle)

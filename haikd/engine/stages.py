@@ -10,6 +10,7 @@ import contextlib
 from typing import Any, NamedTuple, Optional
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from haikd import config as config_lib
@@ -35,8 +36,8 @@ class Stage(NamedTuple):
     objective: what is minimised.
     train_step: `(state, frozen, batch) -> (state, metrics)`. The state is
       donated, except a small one on CPU.
-    measure: `(state, frozen, batch) -> state`, what comes before the first and
-      then every so many steps of the stage; None if nothing does.
+    measure: of the first and then every so many steps of the stage; None if
+      nothing is measured.
     measure_every: steps between measurements.
     abstract_state: before and after its steps, as ShapeDtypeStructs with
       shardings.
@@ -51,7 +52,7 @@ class Stage(NamedTuple):
   start: int
   objective: objective_lib.Objective
   train_step: step_lib.TrainStep
-  measure: Optional[Callable[..., base.TrainState]]
+  measure: Optional[balancing.Measure]
   measure_every: int
   abstract_state: base.TrainState
   abstract_frozen: Optional[base.Variables]
@@ -83,7 +84,11 @@ class Stage(NamedTuple):
       batch: on the mesh.
     """
     if self.measure and (step - 1 - self.start) % self.measure_every == 0:
-      state = self.measure(state, frozen, batch)
+      # A copy, since the step may take the memory of its state.
+      old, number = state.balance, jnp.copy(state.seen.number)
+      state, metrics = self.train_step(
+          self.measure.before(state, frozen, batch), frozen, batch)
+      return self.measure.after(state, old, number), metrics
     return self.train_step(state, frozen, batch)
 
 

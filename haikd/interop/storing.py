@@ -1,7 +1,6 @@
 """Writes tensors to safetensors files, one after another."""
 
 from collections.abc import Callable, Sequence
-import json
 import math
 import os
 import pathlib
@@ -12,10 +11,10 @@ import numpy as np
 
 from haikd.interop import tensors
 from haikd.storage import files
+from haikd.storage import safetensors_header
 
 _MAX_SHARD = 5 * 10**9  # Bytes of a file, unless one tensor is larger.
 _PRODUCER = 'haikd'
-_NAMES = {dtype: name for name, dtype in tensors.DTYPES.items()}
 
 
 class PlannedTensor(NamedTuple):
@@ -82,18 +81,11 @@ def write(folder: pathlib.Path, planned: Sequence[PlannedTensor], *,
 
 
 def _write_file(path, shard):
-  header = {tensors.METADATA: dict(format='pt', producer=_PRODUCER)}
-  position = 0
-  for tensor in shard:
-    header[tensor.name] = dict(
-        dtype=_NAMES[tensor.spec.dtype],
-        shape=list(tensor.spec.shape),
-        data_offsets=[position, position + tensor.size])
-    position += tensor.size
-  content = json.dumps(header).encode()
-  content += b' ' * (-len(content) % 8)
+  header = safetensors_header.encode(
+      {tensor.name: tensor.spec for tensor in shard},
+      dict(format='pt', producer=_PRODUCER))
   with open(path, 'wb') as file:
-    file.write(len(content).to_bytes(8, 'little') + content)
+    file.write(header)
     for tensor in shard:
       values = np.ascontiguousarray(tensor.read())
       file.write(values.reshape(-1).view(np.uint8).data)

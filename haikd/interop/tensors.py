@@ -8,28 +8,16 @@ import pathlib
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from haikd.core import checks
 from haikd.core import notes
 from haikd.storage import files
 from haikd.storage import regular
+from haikd.storage import safetensors_header
 
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
-METADATA = '__metadata__'
-
-# {name in the header of a file: dtype}
-DTYPES = {
-    name: np.dtype(dtype) for name, dtype in (
-        ('F64', np.float64), ('F32', np.float32), ('F16', np.float16),
-        ('BF16', jnp.bfloat16), ('F8_E4M3', jnp.float8_e4m3fn),
-        ('F8_E5M2', jnp.float8_e5m2), ('I64', np.int64),
-        ('I32', np.int32), ('I16', np.int16), ('I8', np.int8),
-        ('U64', np.uint64), ('U32', np.uint32), ('U16', np.uint16),
-        ('U8', np.uint8), ('BOOL', np.bool_))
-}
 
 # What wrappers of PyTorch put before or into the names of all tensors.
 _OUTER = ('_orig_mod.', 'module.', '_fsdp_wrapped_module.', 'base_model.model.')
@@ -198,15 +186,16 @@ def dtype_and_shape(spec: Any) -> str:
 def _read_tensors(path) -> Iterator[tuple[str, _StoredTensor]]:
   """Yields the tensors of a file."""
   header, start = read_header(path)
-  header.pop(METADATA, None)
+  header.pop(safetensors_header.METADATA, None)
   for name, entry in header.items():
-    if entry['dtype'] not in DTYPES:
+    if entry['dtype'] not in safetensors_header.DTYPES:
       raise _broken(path, f'{name} is of {entry["dtype"]}, which is not known')
     shape = tuple(entry['shape'])
     # With an axis of 0 the others could be anything.
     if math.prod(max(size, 1) for size in shape) > 2**62:
       raise _broken(path, f'{name} has the shape {list(shape)}')
-    spec = jax.ShapeDtypeStruct(shape, DTYPES[entry['dtype']])
+    spec = jax.ShapeDtypeStruct(
+        shape, safetensors_header.DTYPES[entry['dtype']])
     yield name, _StoredTensor(path, start + entry['data_offsets'][0], spec)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from haikd.engine import abstract
 from haikd.engine import program as program_lib
 from haikd.processes import distributed
+from haikd.processes import leaving
 from haikd.processes import watchdog
 from haikd.run import programs
 from haikd.run import trainees
@@ -72,9 +73,10 @@ class Ahead:
 def pool() -> Iterator[futures.Executor]:
   """Yields a thread that compiles; what waits for it at the end is dropped.
 
-  The end of the process waits for a compilation that runs.
+  A compilation that runs goes on. `leaving.leave` ends a process without it.
   """
-  executor = futures.ThreadPoolExecutor(1, thread_name_prefix='compiles')
+  executor = futures.ThreadPoolExecutor(
+      1, thread_name_prefix=leaving.EXPENDABLE)
   try:
     yield executor
   finally:

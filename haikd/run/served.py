@@ -21,6 +21,7 @@ from haikd.engine import program as program_lib
 from haikd.engine import record as record_lib
 from haikd.objective import recorded as recorded_lib
 from haikd.processes import distributed
+from haikd.processes import leaving
 from haikd.run import recorded as run_recorded
 from haikd.run import recording
 from haikd.run import resolve
@@ -172,14 +173,16 @@ class Predictor:
     self.size = size
     self._client, self._model, self._codec = client, model, codec
     self._text = data.text_of('teacher')
-    self._pool = concurrent.futures.ThreadPoolExecutor(requests)
+    self._pool = concurrent.futures.ThreadPoolExecutor(
+        requests, thread_name_prefix=leaving.EXPENDABLE)
 
   def __enter__(self) -> 'Predictor':
     return self
 
   def __exit__(self, *unused: Any) -> None:
     self._client.stop()
-    self._pool.shutdown(cancel_futures=True)
+    # One that is being connected cannot be ended, and nobody needs it.
+    self._pool.shutdown(wait=False, cancel_futures=True)
 
   def start(self, part: recording.Part) -> Any:
     """Asks for the documents of a part."""

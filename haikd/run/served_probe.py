@@ -52,7 +52,13 @@ def check(folder: paths.ConcretePath, client: client_lib.Client,
                                 log_probs=found.log_probs.tolist()))
     return
   kept = files.read_json(path)
-  distance = _distance((kept['ids'], kept['log_probs']), found[:2])
+  with files.explaining_damage(path, 'Remove it to keep what the server '
+                               'predicts now'):
+    ids, log_probs = (np.array(kept[key]) for key in ('ids', 'log_probs'))
+    if not ids.shape == log_probs.shape == found.ids.shape:
+      raise ValueError(f'arrays of the shapes {ids.shape} and '
+                       f'{log_probs.shape}')
+    distance = _distance((ids, log_probs), found[:2])
   if distance > _MOST:
     raise checks.DataError(
         f'{client_lib.FLAG} must serve the model that the records in {folder} '

@@ -165,6 +165,8 @@ class Client:
       connection.sock.settimeout(self._timeout)
       self._local.connection = connection
       self._connections.add(connection)
+      if self._stopped.is_set():  # While it was connected.
+        raise checks.StoppedError('stopped.')
     return connection
 
   def _drop(self):

@@ -1,10 +1,8 @@
 """Reads checkpoints: the network of a run, and what was saved with it.
 
 A checkpoint holds the leaves of a `TrainState` by name, so that it can be read
-in part, on any number of devices, and by a run that has another optimizer. On
-disk it is written to a temporary folder, which is renamed to
-`<workdir>/checkpoints/<step>` when it is complete. In a bucket it is written to
-that path directly, and is complete once it has its `commit_success.txt`.
+in part, on any number of devices, and by a run that has another optimizer. Its
+folder is `<workdir>/checkpoints/<step>`; `step_folder` says what that holds.
 """
 
 from collections.abc import Mapping
@@ -20,6 +18,7 @@ from haikd.processes import distributed
 from haikd.storage import files
 from haikd.storage import leaves as leaves_lib
 from haikd.storage import paths
+from haikd.storage import step_folder
 
 FOLDER = 'checkpoints'
 
@@ -44,7 +43,7 @@ def metadata(path: files.Path, *, field: str = 'path') -> dict[str, Any]:
   Raises:
     DataError: the path holds no checkpoint, or it cannot be read.
   """
-  return leaves_lib.read_extra(_newest(field, path))['metadata']
+  return step_folder.read_extra(_newest(field, path))['metadata']
 
 
 def load_network(path: files.Path,
@@ -66,11 +65,11 @@ def load_network(path: files.Path,
     DataError: the path holds no checkpoint, or it cannot be read.
   """
   folder = _best('path', path)
-  shapes = leaves_lib.read_shapes(folder)
+  shapes = step_folder.read_shapes(folder)
   mean = leaves_lib.select(shapes, 'ema') if ema else {}
   params = mean or leaves_lib.select(shapes, 'params', 'student')
   state = leaves_lib.select(shapes, 'net_state')
-  leaves = leaves_lib.read_leaves(folder, {**params, **state}, as_numpy=True)
+  leaves = step_folder.read_leaves(folder, {**params, **state}, as_numpy=True)
   skip = 1 if mean else 2
   return (leaves_lib.nest({name: leaves[name] for name in params}, skip),
           leaves_lib.nest({name: leaves[name] for name in state}, 1))
@@ -96,7 +95,7 @@ def load_like(field: str, path: files.Path,
       another network.
   """
   folder = _best(field, path)
-  shapes = leaves_lib.read_shapes(folder)
+  shapes = step_folder.read_shapes(folder)
   mean = leaves_lib.select(shapes, 'ema')
   params_prefix = ('ema',) if mean else ('params', 'student')
   requested = {
@@ -113,7 +112,7 @@ def load_like(field: str, path: files.Path,
       f'{field} must hold the parameters of this network',
       ignore_dtypes(requested), ignore_dtypes(saved),
       'Choose the model and the options that they were trained with')
-  leaves = leaves_lib.read_leaves(folder, requested)
+  leaves = step_folder.read_leaves(folder, requested)
   return jax.tree.unflatten(
       jax.tree.structure(expected), [leaves[name] for name in requested])
 
@@ -127,7 +126,7 @@ def newest(folder: files.Path) -> Optional[paths.ConcretePath]:
   path = paths.absolute(folder)
 
   def search():
-    found = leaves_lib.find(path / FOLDER) or leaves_lib.find(path)
+    found = step_folder.find(path / FOLDER) or step_folder.find(path)
     return found and str(found)
 
   found = distributed.first(search)
@@ -206,7 +205,7 @@ def _best(field, path):
   folder = _newest(field, path)
   if folder == paths.absolute(path):
     return folder  # One checkpoint was asked for.
-  step = leaves_lib.read_extra(folder)['best_step']
+  step = step_folder.read_extra(folder)['best_step']
   if step is None or str(step) == folder.name:
     return folder
   best = newest(folder.parent / str(step))

@@ -1,12 +1,11 @@
 """Saves checkpoints during training, and restores the newest."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from concurrent import futures
 import contextlib
-import shutil
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import jax
-import orbax.checkpoint as ocp
 
 import haikd
 from haikd.core import base
@@ -14,36 +13,29 @@ from haikd.core import checks
 from haikd.core import notes
 from haikd.processes import distributed
 from haikd.storage import checkpoint
-from haikd.storage import checksums
 from haikd.storage import files
 from haikd.storage import leaves as leaves_lib
+from haikd.storage import one_file
+from haikd.storage import orbax_arrays
 from haikd.storage import paths
+from haikd.storage import publishing
+from haikd.storage import step_folder
 
 ASIDE = 'damaged_checkpoints'
-# In the workdir: the step that is being saved. What a kill leaves of it is
-# removed; unfinished checkpoints of others are not.
-_SAVING_FILE = '.saving'
-_UNFINISHED = '.orbax-checkpoint-tmp'
 
 
-class _OwnSteps:
-  """Names checkpoints by their steps, and finds those of this run alone."""
+class _Saving(NamedTuple):
+  """A checkpoint that is being written.
 
-  def __init__(self) -> None:
-    self._names = ocp.step.standard_name_format()
+  Attributes:
+    step: of it.
+    kept: the steps of all checkpoints that are there when it is complete.
+    done: when and whether it is.
+  """
 
-  def build_name(self, step: int) -> str:
-    """Returns the name of a step's folder."""
-    return self._names.build_name(step)
-
-  def find_all(self, base_path: Any) -> Iterator[Any]:
-    """Returns what is known of each complete checkpoint in a folder."""
-    return (found for found in self._names.find_all(base_path)
-            if leaves_lib.is_ours(paths.as_path(found.path)))
-
-  def find_step(self, base_path: Any, step: int) -> Any:
-    """Returns what is known of the checkpoint of a step."""
-    return self._names.find_step(base_path, step)
+  step: int
+  kept: list[int]
+  done: futures.Future
 
 
 class Checkpointer:
@@ -68,27 +60,11 @@ class Checkpointer:
     self._folder = paths.absolute(workdir) / checkpoint.FOLDER
     self._keep = keep
     self.best: Optional[int] = None
-    self._saving: Optional[int] = None  # The step that is being saved.
-    distributed.first(self._set_damaged_aside)
-    if not paths.is_remote(workdir):
-      distributed.first(self._remove_unfinished)
-    with leaves_lib.writing(self._folder):
-      self._manager = ocp.CheckpointManager(
-          self._folder,
-          options=ocp.CheckpointManagerOptions(
-              preservation_policy=self, step_name_format=_OwnSteps(),
-              # In a bucket they have the name of the step.
-              cleanup_tmp_directories=paths.is_remote(self._folder),
-              async_options=ocp.AsyncOptions(
-                  post_finalization_callback=self._add_checksums)))
-
-  def should_preserve(self, checkpoints: Sequence[Any], *,
-                      context: Any) -> list[bool]:
-    """Tells Orbax which checkpoints, oldest first, to keep."""
-    del context
-    newest = len(checkpoints) - self._keep
-    return [i >= newest or saved.step == self.best
-            for i, saved in enumerate(checkpoints)]
+    self._saving: Optional[_Saving] = None
+    self._orbax: Optional[orbax_arrays.Writer] = None
+    # The steps of the complete checkpoints, oldest first.
+    self._steps: list[int] = distributed.first(self._prepare)
+    self._pool = futures.ThreadPoolExecutor(1, thread_name_prefix='saves')
 
   def __enter__(self) -> 'Checkpointer':
     return self
@@ -115,15 +91,35 @@ class Checkpointer:
     Raises:
       DataError: this or the previous checkpoint cannot be written.
     """
-    extra = self._extra(iterator_state, metadata)
+    extra = files.encode(self._extra(iterator_state, metadata))
     self.wait()  # For the one before.
-    with self._writing(f'the checkpoint of step {step}'):
-      distributed.first(lambda: self._begin(step))
-      self._manager.save(
-          step,
-          args=ocp.args.Composite(
-              state=ocp.args.PyTreeSave(leaves_lib.flatten(state)),
-              metadata=ocp.args.JsonSave(extra)))
+    with self._writing(step):
+      folder = self._folder / str(step)
+      distributed.first(lambda: self._begin(folder))
+      leaves = leaves_lib.flatten(state)
+      state_folder = publishing.unfinished_of(folder) / step_folder.STATE
+      content = one_file.encode(leaves)
+      if content is None:
+        self._orbax = self._orbax or orbax_arrays.Writer()
+        self._orbax.start(state_folder, leaves)
+      steps = [*self._steps, step]
+      kept = [x for x in steps if x in steps[-self._keep:] or x == self.best]
+      removed = [x for x in steps if x not in kept]
+
+      def finish():
+        with publishing.writing(self._folder):
+          if content is None:
+            self._orbax.wait()
+            sums = {}
+          else:
+            sums = {f'{step_folder.STATE}/{one_file.NAME}':
+                    one_file.write(state_folder, content)}
+          if jax.process_index() == 0:
+            publishing.publish(folder, extra, sums)
+            for old in removed:
+              publishing.remove(self._folder / str(old))
+
+      self._saving = _Saving(step, kept, self._pool.submit(finish))
 
   def amend(self, step: int, iterator_state: Mapping[str, Any],
             metadata: Mapping[str, Any]) -> None:
@@ -142,9 +138,13 @@ class Checkpointer:
       DataError: it cannot be written.
     """
     extra = self._extra(iterator_state, metadata)
-    with self._writing(f'what is beside the checkpoint of step {step}'):
-      distributed.first(
-          lambda: leaves_lib.amend_extra(self._folder / str(step), extra))
+
+    def amend():
+      with publishing.writing(self._folder):
+        step_folder.amend_extra(self._folder / str(step), extra)
+
+    with self._going_on(f'what is beside the checkpoint of step {step}'):
+      distributed.first(amend)
 
   def restore(
       self, abstract_state: base.TrainState
@@ -168,27 +168,41 @@ class Checkpointer:
     expected = leaves_lib.flatten(abstract_state)
     leaves_lib.check_same(
         f'{folder} must hold the state of this run', expected,
-        leaves_lib.read_shapes(folder),
+        step_folder.read_shapes(folder),
         'Choose another --workdir, or go back to the config that it was '
         'trained with')
-    leaves = leaves_lib.read_leaves(folder, expected)
-    extra = leaves_lib.read_extra(folder)
+    leaves = step_folder.read_leaves(folder, expected)
+    extra = step_folder.read_extra(folder)
     state = jax.tree.unflatten(
         jax.tree.structure(abstract_state), [leaves[name] for name in expected])
     return state, extra['iterator'], extra['metadata']
 
   def has(self, step: Optional[int]) -> bool:
     """Returns whether the checkpoint of a step is there and complete."""
-    return step in self._manager.all_steps()
+    return step in self._steps
 
   def latest_step(self) -> Optional[int]:
     """Returns the step of the newest complete checkpoint, or None."""
-    return self._manager.latest_step()
+    return self._steps[-1] if self._steps else None
 
   def wait(self) -> None:
     """Returns when all that was saved is complete on disk."""
-    with self._writing(f'the checkpoint of step {self._saving}'):
-      self._manager.wait_until_finished()
+    saving, self._saving = self._saving, None
+    if saving is None:
+      return
+    with self._writing(saving.step):
+      distributed.first(saving.done.result)  # The last to be done.
+      saving.done.result()
+      self._steps = saving.kept
+
+  def close(self) -> None:
+    """Waits until all is saved, then frees the resources for saving."""
+    try:
+      self.wait()
+    finally:
+      self._pool.shutdown()
+    if self._orbax:
+      self._orbax.close()
 
   def _extra(self, iterator_state, metadata):
     """Returns what is saved beside a state, as JSON can hold it."""
@@ -198,48 +212,36 @@ class Checkpointer:
         best_step=self.best,
         haikd_version=haikd.__version__))
 
-  def _begin(self, step):
-    """Notes the step that is to be saved, for which there must be room."""
-    self._saving = step
-    folder = self._folder / str(step)
-    others = [folder] * (
-        paths.exists(folder) and not leaves_lib.is_ours(folder))
-    if not paths.is_remote(folder):
-      others += self._folder.glob(f'{step}{_UNFINISHED}')
-    if others:
+  def _prepare(self):
+    """Readies the folder; returns the steps of complete checkpoints."""
+    self._set_damaged_aside()
+    with publishing.writing(self._folder):
+      paths.make_folder(self._folder)
+      publishing.remove_leftovers(self._folder)
+      for name in sorted(paths.names(self._folder)):
+        if not step_folder.is_ours(self._folder / name):
+          notes.say(f'{self._folder / name} is left alone, since this run did '
+                    'not write it.')
+    return sorted(int(x.name) for x in step_folder.complete(self._folder))
+
+  def _begin(self, folder):
+    """Makes the folder of a checkpoint, for which there must be room."""
+    if paths.exists(folder):
       raise checks.DataError(
-          f'--workdir must have room for the checkpoint of step {step}; got '
-          f'{others[0]}, which this run did not write. Move it elsewhere.')
-    if not paths.is_remote(folder):
-      paths.replace(self._folder.parent / _SAVING_FILE, str(step).encode())
-
-  def _add_checksums(self):
-    """Writes those of the checkpoint that is about to get its name."""
-    if jax.process_index() == 0 and not paths.is_remote(self._folder):
-      checksums.write(self._folder / f'{self._saving}{_UNFINISHED}')
-
-  def _remove_unfinished(self):
-    """Removes what a kill has left of a save, and says what is not ours."""
-    note = self._folder.parent / _SAVING_FILE
-    if note.exists():
-      with leaves_lib.writing(self._folder):
-        unfinished = self._folder / f'{note.read_text()}{_UNFINISHED}'
-        if note.read_text().isdigit() and unfinished.is_dir():
-          shutil.rmtree(unfinished)
-    for name in sorted(paths.names(self._folder)):
-      if not leaves_lib.is_ours(self._folder / name):
-        notes.say(f'{self._folder / name} is left alone, since this run did '
-                  'not write it.')
+          f'--workdir must have room for the checkpoint of step {folder.name}; '
+          f'got {folder}, which this run did not write. Move it elsewhere.')
+    with publishing.writing(self._folder):
+      publishing.begin(folder)
 
   def _set_damaged_aside(self):
     aside = self._folder.parent / ASIDE
-    damaged = leaves_lib.damaged(self._folder)
-    if damaged and not leaves_lib.find(self._folder):
+    damaged = step_folder.damaged(self._folder)
+    if damaged and not step_folder.find(self._folder):
       raise checks.DataError(
           f'checkpoint must be as it was saved; got {damaged[0]}, where '
-          f'{checksums.problem(damaged[0])}. Bring back its files, or choose '
+          f'{step_folder.problem(damaged[0])}. Bring back its files, or choose '
           'another --workdir.')
-    with leaves_lib.writing(self._folder):
+    with publishing.writing(self._folder):
       for folder in damaged:
         aside.mkdir(exist_ok=True)
         number = sum(name.split('-')[0] == folder.name
@@ -247,27 +249,32 @@ class Checkpointer:
         folder.rename(aside / (f'{folder.name}-{number}' if number else
                                folder.name))
 
-  def close(self) -> None:
-    """Waits until all is saved, then frees the resources for saving."""
-    self.wait()
-    with self._writing('a checkpoint'):
-      self._manager.close()
+  @contextlib.contextmanager
+  def _writing(self, step: int) -> Iterator[None]:
+    """Turns an error of saving a step into a DataError, or says it.
+
+    What is unfinished is removed if training goes on.
+    """
+    with self._going_on(f'the checkpoint of step {step}'):
+      try:
+        with publishing.writing(self._folder):
+          yield
+      except checks.DataError:
+        if self._goes_on:
+          publishing.discard(self._folder / str(step))
+        raise
 
   @contextlib.contextmanager
-  def _writing(self, what):
-    """Turns any error inside into a DataError, or says it if training goes on.
+  def _going_on(self, what: str) -> Iterator[None]:
+    """Says a DataError inside if training goes on.
 
     Args:
       what: is being written, for the message.
     """
     try:
-      with leaves_lib.writing(self._folder):
-        yield
+      yield
     except checks.DataError as err:
       if not self._goes_on:
         raise
-      if not paths.is_remote(self._folder):
-        shutil.rmtree(self._folder / f'{self._saving}{_UNFINISHED}',
-                      ignore_errors=True)
       notes.say(f'{what} was not written, and training goes on '
                 f'(config.checkpoint_on_error): {err}')

@@ -5,63 +5,45 @@ checkpoint that is complete has them. In a bucket there are none, since a
 bucket checks what it stores.
 """
 
-import functools
+from collections.abc import Mapping
+import hashlib
 import pathlib
-from typing import Optional
+from typing import Any, Optional
 
 from haikd.core import checks
 from haikd.storage import files
-from haikd.storage import paths
 
 FILE = 'checksums.json'
-# Orbax writes when it has committed, which is later.
-_LATER = '_CHECKPOINT_METADATA'
 
 
-def write(folder: pathlib.Path) -> None:
+def of(content: bytes) -> str:
+  """Returns the SHA-256 of bytes, in hex."""
+  return hashlib.sha256(content).hexdigest()
+
+
+def write(folder: pathlib.Path, known: Mapping[str, str]) -> None:
   """Writes the checksums of all files below a folder.
 
   Args:
     folder: of a checkpoint, on disk.
+    known: those of files that need not be read for it, by name.
   """
   files.write_json(folder / FILE, {
-      name: files.checksum(folder / name) for name in _names(folder)})
+      name: known.get(name) or files.checksum(folder / name)
+      for name in _names(folder)})
 
 
-def add(folder: pathlib.Path, name: str) -> None:
-  """Adds the checksum of a file that was written after the others.
-
-  Args:
-    folder: of a checkpoint, on disk.
-    name: of the file, in the folder.
-  """
-  path = folder / FILE
-  if path.exists():
-    files.write_json(path, {
-        **files.read_json(path), name: files.checksum(folder / name)})
-
-
-def problem(folder: paths.ConcretePath) -> Optional[str]:
-  """Returns what is wrong with a checkpoint's files, or None.
-
-  The files are read once in a process.
+def problem(folder: pathlib.Path) -> Optional[str]:
+  """Returns what is wrong with the files that have a checksum, or None.
 
   Args:
-    folder: of a complete checkpoint. Without checksums, as in a bucket, nothing
-      is known to be wrong.
+    folder: of a complete checkpoint, on disk.
   """
-  if paths.is_remote(folder) or FILE not in paths.names(folder):
-    return None
-  path = pathlib.Path(folder)
-  return _problem(path, (path / FILE).stat().st_mtime_ns)
-
-
-@functools.cache
-def _problem(folder, changed):
-  del changed  # A checkpoint of the same step that was saved anew is read anew.
   try:
-    saved = files.read_json(folder / FILE)
+    if not (folder / FILE).exists():
+      return f'{FILE} is missing'
     found = set(_names(folder))
+    saved = files.read_json(folder / FILE)
     if not isinstance(saved, dict):
       return f'{FILE} is damaged'
     for name, checksum in saved.items():
@@ -74,7 +56,28 @@ def _problem(folder, changed):
   return None
 
 
+def write_sealed(path: files.Path, value: Any) -> None:
+  """Writes a value as JSON with its own checksum, in one file, atomically."""
+  files.write_json(path, dict(
+      sha256=of(files.encode(value).encode()), content=value))
+
+
+def read_sealed(path: files.Path) -> Any:
+  """Reads a file of `write_sealed`.
+
+  Raises:
+    DataError: it cannot be read, or has changed since it was written.
+  """
+  sealed = files.read_json(path)
+  if not isinstance(sealed, dict) or sealed.get('sha256') != of(
+      files.encode(sealed.get('content')).encode()):
+    raise checks.DataError(
+        f'{path} must be as it was written; got another checksum. Remove or '
+        'restore the file.')
+  return sealed['content']
+
+
 def _names(folder):
-  return sorted(
-      path.relative_to(folder).as_posix() for path in folder.rglob('*')
-      if path.is_file() and path.name not in (FILE, _LATER))
+  return sorted(path.relative_to(folder).as_posix()
+                for path in folder.rglob('*')
+                if path.is_file() and path != folder / FILE)

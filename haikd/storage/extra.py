@@ -5,7 +5,7 @@ a checkpoint may come from elsewhere.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Optional
 
 from haikd.core import checks
 
@@ -61,40 +61,30 @@ _METADATA: Mapping[str, _Check] = dict(
     config=_is_dict)
 
 
-def check(folder: Any, extra: Any) -> dict[str, Any]:
-  """Returns what was saved, if it has the types that it must have.
+def problem(extra: Any) -> Optional[str]:
+  """Returns which value has not the type that it must have, or None.
 
   Args:
-    folder: of the checkpoint, for messages.
     extra: what was read.
-
-  Returns:
-    `iterator`, `metadata` and `best_step`, which may be None.
-
-  Raises:
-    DataError: a value of another type.
   """
   if not _is_dict(extra):
-    raise _error(folder, 'metadata', extra)
+    return _show('content', extra)
   iterator, metadata = extra.get('iterator'), extra.get('metadata')
   best = extra.get('best_step')
   if not _is_dict(iterator):
-    raise _error(folder, 'iterator', iterator)
+    return _show('iterator', iterator)
   for name, value in iterator.items():
     if not _is_count(value):
-      raise _error(folder, f'iterator.{name}', value)
+      return _show(f'iterator.{name}', value)
   if not _is_optional(_is_count)(best):
-    raise _error(folder, 'best_step', best)
+    return _show('best_step', best)
   if not _is_dict(metadata):
-    raise _error(folder, 'metadata', metadata)
+    return _show('metadata', metadata)
   for name, is_right in _METADATA.items():
     if name in metadata and not is_right(metadata[name]):
-      raise _error(folder, f'metadata.{name}', metadata[name])
-  return dict(iterator=iterator, metadata=metadata, best_step=best)
+      return _show(f'metadata.{name}', metadata[name])
+  return None
 
 
-def _error(folder, name, value):
-  return checks.DataError(
-      f'checkpoint must have its metadata as it was saved; got {name}='
-      f'{checks.show(value)} in {folder}. Remove that folder to go on from an '
-      'earlier checkpoint.')
+def _show(name, value):
+  return f'{name}={checks.show(value)}'

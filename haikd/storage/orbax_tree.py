@@ -17,13 +17,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from haikd.core import base
 from haikd.core import checks
 from haikd.core import notes
 from haikd.storage import archive
-from haikd.storage import leaves as leaves_lib
+from haikd.storage import orbax_arrays
 from haikd.storage import paths
 
 PREFIX = 'orbax:'  # Of an `init` that names such a folder.
@@ -65,6 +64,7 @@ def load(field: str, init: str, expected: base.Variables) -> base.Variables:
     DataError: the folder holds no tree, or one of another network; what is
       missing, surplus or of another shape is listed.
   """
+  import orbax.checkpoint as ocp
   tree = _open(field, init, expected)
   wanted = {tree.sources[name]: leaf
             for name, leaf in archive.leaves_by_name(expected).items()}
@@ -101,6 +101,7 @@ class _Tree(NamedTuple):
 
 def _open(field: str, init: str, expected: base.Variables) -> _Tree:
   """Finds the leaves of a network in a tree, without reading their values."""
+  import orbax.checkpoint as ocp
   location, part = _split(init)
   folders = _folders(location)
   if len(folders) != 1:
@@ -173,7 +174,7 @@ def _folders(location: str) -> list[paths.ConcretePath]:
 @contextlib.contextmanager
 def _reading(field: str, init: str) -> Iterator[None]:
   """Turns any error of Orbax inside into a DataError."""
-  with leaves_lib.quiet():
+  with orbax_arrays.quiet():
     try:
       yield
     except Exception as err:  # Orbax and TensorStore raise many kinds.

@@ -32,3 +32,22 @@ assert sum(batch.mask.sum() for batch in data.evaluation('test')) == 600
   modules = loaded(code, tmp_path)
   assert {'tensorflow_datasets', 'grain', 'array_record'} <= modules
   assert not modules & {'tensorflow', 'torch', 'flax'}
+
+
+def test_a_small_state_is_saved_and_read_without_orbax(tmp_path):
+  code = """
+import jax.numpy as jnp
+import haikd.run.job
+from haikd.core import base
+from haikd.storage import checkpoint, checkpointer
+params = base.Params({'net': {'w': jnp.ones(3)}}, {})
+state = base.TrainState(jnp.int32(1), params, {}, (), (), None)
+with checkpointer.Checkpointer(sys.argv[1], keep=1) as opened:
+  opened.save(1, state, {}, {})
+  opened.wait()
+  assert opened.restore(state)[0].step == 1
+assert checkpoint.load_network(sys.argv[1])[0]['net']['w'].sum() == 3
+"""
+  modules = loaded(code, tmp_path)
+  assert 'haikd.storage.checkpointer' in modules
+  assert not modules & {'orbax', 'orbax.checkpoint', 'tensorstore'}

@@ -153,6 +153,20 @@ def test_weights_are_those_of_numpy_on_any_mesh(balance, devices, microbatches):
   jax.tree.map(np.testing.assert_array_equal, again, state)
 
 
+def test_what_was_measured_of_a_wrong_step_is_dropped():
+  config = make_config(dict(kind='gradient_norm', every=1))
+  config.guard.nonfinite, config.guard.max_grad_norm = 'skip', 1e-6
+  program, frozen = build(config, 1)
+  stage, = program.stages
+  state = before = program.init(jax.random.key(0))
+  before = jax.device_get(before.balance)
+  for step in (1, 2):
+    batch = collectives.shard_batch(program.mesh, make_batch(step))
+    state, metrics = stage.take(step, state, frozen, batch)
+    assert metrics['seen'].number == step
+  jax.tree.map(np.testing.assert_array_equal, state.balance, before)
+
+
 def scalars(**values):
   return {name: np.float32(x) for name, x in values.items()}
 

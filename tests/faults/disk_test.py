@@ -17,6 +17,7 @@ from haikd.storage import checkpoint
 from haikd.storage import checkpointer
 from haikd.storage import checksums
 from haikd.storage import fingerprint
+from haikd.storage import one_file
 
 
 @pytest.fixture(scope='module')
@@ -59,7 +60,7 @@ def rows(workdir):
 
 # Where a save fails: before it, and in its thread, which the next one finds.
 FAULTS = dict(before=(checkpointer.Checkpointer, '_begin'),
-              within=(checksums, 'write'))
+              arrays=(one_file, 'write'), within=(checksums, 'write'))
 
 
 def fail_at(monkeypatch, fault, number):

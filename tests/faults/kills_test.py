@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from haikd.run import rates
-from haikd.storage import leaves
+from haikd.storage import one_file
+from haikd.storage import step_folder
 
 FOLDER = pathlib.Path(__file__).parent
 sys.path.insert(0, str(FOLDER))
@@ -24,6 +25,9 @@ import lives as lives_lib  # noqa: E402
 # network, a stage.
 CONFIG = """
     from haikd import config as config_lib
+    from haikd.storage import one_file
+
+    one_file.LIMIT = {limit}  # 0: Orbax saves.
 
     def get_config():
       config = config_lib.base()
@@ -61,12 +65,13 @@ AIMS = {
 class Campaign:
   """A job whose lives are killed, and what it is to end with."""
 
-  def __init__(self, folder, seed):
+  def __init__(self, folder, seed, limit=one_file.LIMIT):
     self.folder, self.random = folder, random.Random(seed)
     self.kills = collections.Counter()
     self._write_data()
     self.config = folder / 'config.py'
-    self.config.write_text(textwrap.dedent(CONFIG.format(folder=str(folder))))
+    self.config.write_text(textwrap.dedent(
+        CONFIG.format(folder=str(folder), limit=limit)))
     flags = (os.environ['XLA_FLAGS'] +
              ' --xla_force_host_platform_device_count=1')
     self.lives = lives_lib.Lives(folder, dict(os.environ, XLA_FLAGS=flags))
@@ -133,7 +138,7 @@ class Campaign:
     """Returns which saves were not finished, each with its inode."""
     return {(path, path.stat().st_ino) for folder in ('.', 'teacher')
             for path in (self.folder / name / folder).glob(
-                'checkpoints/*.orbax-checkpoint-tmp')}
+                'checkpoints/*.haikd-saving')}
 
 
 def end(workdir):
@@ -142,10 +147,10 @@ def end(workdir):
   for row in found['result'][0].values():
     row.pop('seconds')
   for part in ('teacher', '.'):
-    newest = leaves.find(workdir / part / 'checkpoints')
-    arrays = leaves.read_leaves(newest, leaves.read_shapes(newest),
-                                as_numpy=True)
-    extra = leaves.read_extra(newest)
+    newest = step_folder.find(workdir / part / 'checkpoints')
+    arrays = step_folder.read_leaves(
+        newest, step_folder.read_shapes(newest), as_numpy=True)
+    extra = step_folder.read_extra(newest)
     for name in ('seconds', 'phases'):
       extra['metadata'].pop(name)
     extra['metadata'].pop('config')  # Its folders.
@@ -169,10 +174,11 @@ def test_killed_job_ends_bitwise_the_same(tmp_path):
 
 
 @pytest.mark.slow
-def test_hundreds_of_kills_change_nothing(tmp_path):
+@pytest.mark.parametrize('limit', (one_file.LIMIT, 0))
+def test_hundreds_of_kills_change_nothing(tmp_path, limit):
   """HAIKD_KILLS says how many, HAIKD_SEED which."""
   total = int(os.environ.get('HAIKD_KILLS', '300'))
-  campaign = Campaign(tmp_path, seed=int(os.environ.get('HAIKD_SEED', '0')))
+  campaign = Campaign(tmp_path, int(os.environ.get('HAIKD_SEED', '0')), limit)
   aims = ['preparation', 'teacher', 'hand-over', 'distillation', 'evaluation',
           'saving', 'saving', 'any', 'any']
   with campaign.lives:

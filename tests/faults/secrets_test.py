@@ -39,6 +39,10 @@ def make_config(**fields):
     ('data.source_dir', f's3://me:{VALUE}@host/data', "s3://…@host/data"),
     ('data.options', dict(url=f'https://host/x?a=1&token={VALUE}#b'),
      'https://host/x?a=1&token=…#b'),
+    *(('data.options', dict(url=f'https://host/?{name}={VALUE}'),
+       f'https://host/?{name}=…') for name in (
+           'X-Amz-Signature', 'access_token', 'apikey', 'subscription-key',
+           'clientSecret', 'sig', 'AccountKey')),
     ('plugins', (f'https://{VALUE}@host',), 'https://…@host'),
 ))
 def test_a_secret_is_refused_and_not_repeated(field, value, shown):
@@ -50,7 +54,8 @@ def test_a_secret_is_refused_and_not_repeated(field, value, shown):
 @pytest.mark.parametrize('options', (
     dict(token='env:X', password=''), dict(mask_token='[MASK]', token=3),
     dict(tokens='a', key='b', pre_token='c', secretary='d'),
-    dict(url='https://host/a@b?sort=key', path='gs://bucket/me@home')))
+    dict(url='https://host/a@b?sort=key', path='gs://bucket/me@home'),
+    dict(url='https://host/?monkey=1&hotkey=2&design=3&tokens=4')))
 def test_what_is_no_secret_is_accepted(options):
   config_lib.validate(make_config(**{'data.options': options}))
 

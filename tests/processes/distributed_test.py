@@ -17,7 +17,8 @@ import pytest
 
 from haikd.run import rates
 from haikd.storage import checkpoint
-from haikd.storage import leaves
+from haikd.storage import fingerprint
+from haikd.storage import step_folder
 
 ROOT = pathlib.Path(__file__).parents[2]
 LOCAL = ROOT / 'launch' / 'local.sh'
@@ -251,7 +252,7 @@ def test_sigterm_to_one_stops_both_at_one_step(folder, long_undisturbed):
   run.reach(12)
   os.kill(pids[1], signal.SIGTERM)
   assert run.end() == 75
-  step = int(leaves.find(run.workdir / 'checkpoints').name)
+  step = int(step_folder.find(run.workdir / 'checkpoints').name)
   assert 10 < step < 100
   for process in range(2):
     assert complaint(run, process) == (
@@ -259,7 +260,24 @@ def test_sigterm_to_one_stops_both_at_one_step(folder, long_undisturbed):
         'it again to go on.')
   assert read_rows(run.workdir)[-1]['step'] == step
   train(folder, 'terminated', 2, 2, *LONG)
-  assert_same_parameters(run.workdir, long_undisturbed)
+  assert fingerprint.tree_hash(checkpoint.load_network(run.workdir)) == (
+      fingerprint.tree_hash(checkpoint.load_network(long_undisturbed)))
+  assert read_rows(run.workdir) == read_rows(long_undisturbed)
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_goes_on(folder):
+  """One saves a small state in one file, and two by Orbax."""
+  first, then = ((x, '--config.optimizer.schedule=constant') for x in (
+      '--config.steps=10', '--config.steps=20'))
+  for counts in ((1, 2), (2, 1)):
+    for count, flags in zip(counts, (first, then)):
+      workdir = train(folder, f'from-{counts[0]}', count, 4 // count,
+                      *flags).workdir
+      newest = step_folder.find(workdir / 'checkpoints')
+      assert (newest / 'state' / 'leaves.safetensors').exists() == (count == 1)
+    assert len(read_rows(workdir)) == 22  # Two of them are evaluations.
+  assert_same_parameters(workdir, folder / 'from-1')
 
 
 @pytest.mark.slow
@@ -268,7 +286,7 @@ def test_sigterm_stops_a_process_that_is_alone(folder):
   run.reach(3)
   run.shell.send_signal(signal.SIGTERM)  # The script passes it on.
   assert run.end() == 75
-  step = int(leaves.find(run.workdir / 'checkpoints').name)
+  step = int(step_folder.find(run.workdir / 'checkpoints').name)
   assert f'stopped by SIGTERM at step {step} of student' in run.errors()
 
 

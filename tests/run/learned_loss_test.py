@@ -10,6 +10,7 @@ import pytest
 import haikd
 from haikd.storage import checkpoint
 from haikd.storage import leaves as leaves_lib
+from haikd.storage import step_folder
 
 PLUGIN = """
     import haiku as hk
@@ -62,8 +63,8 @@ def train(run, tmp_path):
     assert code == 0, err
     folder = checkpoint.newest(tmp_path / workdir)
     shapes = leaves_lib.select(
-        leaves_lib.read_shapes(folder), 'params', 'align', 'own')
-    saved = leaves_lib.read_leaves(folder, shapes, as_numpy=True)
+        step_folder.read_shapes(folder), 'params', 'align', 'own')
+    saved = step_folder.read_leaves(folder, shapes, as_numpy=True)
     return leaves_lib.nest(saved, 3), checkpoint.load_network(
         tmp_path / workdir)
 
@@ -128,8 +129,8 @@ def test_a_loss_of_a_language_model_may_learn(
   code, _, err = run(config='lm.py')
   assert code == 0, err
   folder = checkpoint.newest(tmp_path / 'run')
-  scale, = leaves_lib.read_leaves(folder, leaves_lib.select(
-      leaves_lib.read_shapes(folder), 'params', 'align', 'own'),
+  scale, = step_folder.read_leaves(folder, leaves_lib.select(
+      step_folder.read_shapes(folder), 'params', 'align', 'own'),
       as_numpy=True).values()
   assert scale != 1.0  # One step has moved it.
 

@@ -26,7 +26,7 @@ from haikd.run import writer
 from haikd.storage import checkpoint
 from haikd.storage import checkpointer as checkpointer_lib
 from haikd.storage import fingerprint
-from haikd.storage import leaves
+from haikd.storage import step_folder
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ class Training:
     return [json.loads(line) for line in lines]
 
   def newest(self):
-    return int(leaves.find(self.workdir / 'checkpoints').name)
+    return int(step_folder.find(self.workdir / 'checkpoints').name)
 
 
 class _Cut(Exception):

@@ -1,17 +1,22 @@
 """A server is asked until it answers, and what it answers is checked."""
 
 import email.utils
+import http.client
 import socket
+import threading
 import time
+import types
 
 import numpy as np
 import pytest
 
 from haikd.core import base
 from haikd.core import checks
+from haikd.run import served
 from haikd.served import client as client_lib
 from haikd.served import completions
 from haikd.served import prompts
+from haikd.teacher_records import top_k
 
 V, TOKENS = 9, [3, 1, 4, 1, 5]
 KEY = 'sk-not-to-be-seen'
@@ -183,6 +188,32 @@ def test_refused_connection_and_silent_server_end_in_a_line(monkeypatch):
     free.listen()
     with pytest.raises(checks.DataError, match='TimeoutError'):
       completions.find_model(client_lib.Client(url, 0.02), None)
+
+
+def test_what_is_being_connected_asks_nothing_after_the_end(
+    server, monkeypatch):
+  connecting, go_on = threading.Event(), threading.Event()
+  connect = http.client.HTTPConnection.connect
+
+  def slowly(connection):
+    connecting.set()
+    assert go_on.wait(20)
+    connect(connection)
+
+  monkeypatch.setattr(http.client.HTTPConnection, 'connect', slowly)
+  client = client_lib.Client(server.url, 5.0)
+  codec = top_k.Codec(classes=V, k=4, bits=16, temperature=1.0)
+  data = types.SimpleNamespace(text_of=lambda role: None)
+  model = completions.Model('tiny', None, None)
+  with served.Predictor(client, model, codec, data, 2, 2) as predictor:
+    asked = predictor._pool.submit(
+        completions.predict, client, model, TOKENS, 4, False)
+    assert connecting.wait(20)
+  assert not asked.done()  # The end has not waited for it.
+  go_on.set()
+  with pytest.raises(checks.StoppedError):
+    asked.result(20)
+  assert not server.asked
 
 
 @pytest.mark.parametrize('key', [KEY, None])

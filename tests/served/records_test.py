@@ -226,7 +226,15 @@ def test_a_server_that_dies_is_gone_on_with_where_it_was(
   assert re.search('tiny has changed: the total variation of its predictions is'
                    r' 0\.[1-9]', capsys.readouterr().err)
   assert content(path) == kept
-  server.predict, asked = predict, len(server.asked)
+  # What was kept of it is damaged.
+  server.predict, probe = predict, path / 'probe.json'
+  for damage in (b'{"ids": [[1]], "log_probs": [[0.0]]}', b'{"x": 1}', b'[]'):
+    probe.write_bytes(damage)
+    assert ask(folder, server, to) == 3
+    assert re.search(r'probe.json must be as it was written; got .*Remove it',
+                     capsys.readouterr().err)
+  probe.write_bytes(kept['probe.json'])
+  asked = len(server.asked)
   assert ask(folder, server, to) == 0
   found = content(path)
   assert len(server.asked) - asked < len(

@@ -12,8 +12,8 @@ import pytest
 from haikd.core import checks
 from haikd.run import workdir
 from haikd.run import writer
-from haikd.storage import leaves
 from haikd.storage import paths
+from haikd.storage import step_folder
 
 
 class FakePath(pathlib.PurePosixPath):
@@ -115,7 +115,7 @@ def test_other_urls_are_refused(path):
     paths.exists,
     paths.read,
     lambda path: paths.replace(path, b'new'),
-    lambda path: leaves.find(paths.as_path(path)),
+    lambda path: step_folder.find(paths.as_path(path)),
 ])
 def test_a_bucket_that_cannot_be_reached_is_not_an_empty_one(bucket, use):
   bucket.objects['gs://b/run/file'] = b'old'
@@ -177,7 +177,7 @@ def test_existing_and_missing_objects(bucket):
 def test_a_checkpoint_in_a_bucket_is_complete_once_it_says_so(
     bucket, names, newest):
   bucket.objects.update((f'gs://b/run/{name}', b'') for name in names)
-  folder = leaves.find(bucket('gs://b/run'))
+  folder = step_folder.find(bucket('gs://b/run'))
   assert (folder and folder.name) == newest
 
 

@@ -62,7 +62,7 @@ def read(files: file_names.Files, requested: Sequence[str], channels: int,
   features = _features(*tables[0])
   return {
       name: _column([(path, table.column(name)) for path, table in tables],
-                    features.get(name, {}), channels)
+                    features.get(name, {}), channels, reading.tolerated)
       for name in requested}
 
 
@@ -130,13 +130,14 @@ def _features(path, table) -> dict[str, Any]:
   return features
 
 
-def _column(parts, feature, channels) -> column_lib.Column:
+def _column(parts, feature, channels, tolerated) -> column_lib.Column:
   """Returns a column.
 
   Args:
     parts: the path and the ChunkedArray of each file.
     feature: what `datasets` knows of it.
     channels: of images.
+    tolerated: how many of its cells may be unusable.
   """
   from pyarrow import types
   kind = next(_chunks(parts))[2].type  # That of no rows may be another.
@@ -149,43 +150,57 @@ def _column(parts, feature, channels) -> column_lib.Column:
     images = column_lib.Chunks([
         _Images(chunk, path, start, channels)
         for path, start, chunk in _chunks(parts)])
-    return column_lib.Column(column_lib.IMAGE, images, _missing(parts))
+    return column_lib.Column(
+        column_lib.IMAGE, images, None if tolerated else _missing(parts))
   if str(kind) in _TEXTS:
-    return _texts(parts)
-  return _numbers(parts, feature)
+    return _texts(parts, tolerated)
+  return _numbers(parts, feature, tolerated)
 
 
-def _texts(parts):
+def _texts(parts, tolerated):
   """Returns a column of texts."""
-  texts, missing = [], None
+  texts, faults, good = [], {}, None
   for path, start, chunk in _chunks(parts):
     for row, text in enumerate(chunk.to_pylist(), start):
-      if missing is None and column_lib.is_missing(text):
-        missing = column_lib.Fault(None, streams.place('row', row, path))
+      if column_lib.is_missing(text):
+        faults[len(texts)] = column_lib.Fault(
+            None, streams.place('row', row, path))
+      elif good is None:
+        good = column_lib.Fault(text, streams.place('row', row, path))
       texts.append(text)
-  first = column_lib.Fault(
-      texts[0], streams.place('row', 0, next(_chunks(parts))[0]))
-  return column_lib.Column(
-      column_lib.TEXT, np.array(texts, object), missing or first)
+  values = np.array(texts, object)
+  if good is None or len(faults) > tolerated:
+    return column_lib.Column(
+        column_lib.TEXT, values, next(iter(faults.values())))
+  values[list(faults)] = good.value
+  return column_lib.Column(column_lib.TEXT, values, good, faults=faults)
 
 
-def _numbers(parts, feature):
+def _numbers(parts, feature, tolerated):
   """Returns a column of numbers or of lists of numbers."""
-  arrays = []
+  arrays, faults, size = [], {}, 0
   for path, start, chunk in _chunks(parts):
     converted = _as_array(chunk)
     shape = arrays[0].shape[1:] if arrays else None
     if converted is None or (shape is not None and
                              converted.shape[1:] != shape):
-      return column_lib.Column(
-          column_lib.TEXT, (), _find_fault(chunk, path, start, shape))
+      found = _find_faults(chunk, path, start, shape)
+      faults.update({size + row: fault for row, fault in found.items()})
+      is_good = [row not in found for row in range(len(chunk))]
+      if len(faults) > tolerated or not any(is_good):
+        return column_lib.Column(
+            column_lib.TEXT, (), next(iter(faults.values())))
+      converted = column_lib.filled(_as_array(chunk.filter(is_good)), is_good)
     arrays.append(converted)
+    size += len(chunk)
   classes = feature.get('names') if (
       feature.get('_type') == 'ClassLabel') else None
   if arrays[0].ndim > 1:
-    return column_lib.Column(column_lib.ARRAY, column_lib.Chunks(arrays))
+    return column_lib.Column(
+        column_lib.ARRAY, column_lib.Chunks(arrays), faults=faults)
   return column_lib.Column(column_lib.NUMBER, np.concatenate(arrays),
-                           names=None if classes is None else tuple(classes))
+                           names=None if classes is None else tuple(classes),
+                           faults=faults)
 
 
 def _chunks(parts):
@@ -229,19 +244,19 @@ def _as_array(chunk) -> Optional[np.ndarray]:
   return array.reshape(shape)
 
 
-def _find_fault(chunk, path, start, shape) -> column_lib.Fault:
-  """Returns the first cell that is no number, or of another shape."""
+def _find_faults(chunk, path, start, shape) -> dict[int, column_lib.Fault]:
+  """Returns the cells that are no numbers, or of another shape, by rows."""
+  faults = {}
   for i in range(len(chunk)):
-    place = streams.place('row', start + i, path)
     array = _as_array(chunk.slice(i, 1))
-    value = chunk[i].as_py()
-    if array is None:
-      return column_lib.Fault(
-          None if column_lib.is_missing(value) else value, place)
-    shape = shape or array.shape[1:]
-    if array.shape[1:] != shape:
-      return column_lib.Fault(value, place)
-  raise AssertionError('no fault')
+    if array is not None and shape is None:
+      shape = array.shape[1:]
+    if array is None or array.shape[1:] != shape:
+      value = chunk[i].as_py()
+      faults[i] = column_lib.Fault(
+          None if column_lib.is_missing(value) else value,
+          streams.place('row', start + i, path))
+  return faults
 
 
 def _missing(parts) -> Optional[column_lib.Fault]:

@@ -1,9 +1,10 @@
 """One column of a table, whatever the format of its file."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import math
 import os
 import reprlib
+import types
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
@@ -23,12 +24,15 @@ class Column(NamedTuple):
     fault: why it cannot be used as numbers, if so: the first cell that is
       missing, otherwise the first that is something else.
     names: the names of the classes that its numbers stand for, or None.
+    faults: cells that cannot be used where others can, by their rows; other
+      cells stand in their places. There are none unless they are skipped.
   """
 
   kind: str
   values: Any
   fault: Optional['Fault'] = None
   names: Optional[tuple[str, ...]] = None
+  faults: Mapping[int, 'Fault'] = types.MappingProxyType({})
 
   @property
   def is_complete(self) -> bool:
@@ -62,6 +66,16 @@ class Chunks:
     number = int(np.searchsorted(self._ends, index, side='right'))
     array = self._arrays[number]
     return array[index - self._ends[number] + len(array)]
+
+
+def filled(good: np.ndarray, is_good: Sequence[bool]) -> np.ndarray:
+  """Returns cells where others stand in the places of those that are not good.
+
+  Args:
+    good: `[number of good cells, ...]`, one at least.
+    is_good: whether each cell is.
+  """
+  return good[np.maximum(np.cumsum(is_good) - 1, 0)]
 
 
 def as_array(column: Column) -> np.ndarray:

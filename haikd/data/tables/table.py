@@ -32,7 +32,7 @@ Names = Union[str, Sequence[str]]
 
 
 class Rows:
-  """A Source of rows, some of whose columns are too large for memory.
+  """A Source of rows, for columns too large for memory and rows with faults.
 
   Attributes:
     num_classes: V, or None.
@@ -43,21 +43,26 @@ class Rows:
     order: `[size]`, the rows in the order of the examples.
     num_classes: as the attribute.
     class_names: as the attribute.
+    faults: what is wrong with rows that cannot be used, by their numbers.
   """
 
   def __init__(self, columns: Mapping[str, Any], order: np.ndarray,
                num_classes: Optional[int],
-               class_names: Optional[tuple[str, ...]]):
+               class_names: Optional[tuple[str, ...]],
+               faults: Mapping[int, checks.DataError]):
     self.num_classes = num_classes
     self.class_names = class_names
     self._columns = columns
     self._order = order
+    self._faults = faults
 
   def __len__(self) -> int:
     return len(self._order)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     row = self._order[index]
+    if row in self._faults:
+      raise self._faults[row]
     return {key: column[row] for key, column in self._columns.items()}
 
 
@@ -122,9 +127,10 @@ def table(split: str,
         files, split, labels, columns)
   if weight is not None:
     made[columns_lib.WEIGHT] = _numbers(weight, columns).astype(np.float32)
-  order = _order(made, num_classes)
-  if not all(isinstance(value, np.ndarray) for value in made.values()):
-    return Rows(made, order, num_classes, class_names)
+  order, faults = _order(made, num_classes), _faults(columns, labels)
+  if faults or not all(
+      isinstance(value, np.ndarray) for value in made.values()):
+    return Rows(made, order, num_classes, class_names, faults)
   opened = arrays.Arrays({key: value[order] for key, value in made.items()},
                          num_classes=num_classes)
   opened.class_names = class_names
@@ -238,6 +244,14 @@ def _as_mask(key, column) -> np.ndarray:
         f'{key} must be 0 or 1; got {values[~np.isin(values, (0, 1))][0]}. Fix '
         'the data, or leave it out.')
   return values.astype(bool)
+
+
+def _faults(columns, labels) -> dict[int, checks.DataError]:
+  """Returns the error of each row that is skipped."""
+  return {row: (column_lib.no_label(name, fault, len(labels) > 1)
+                if name in labels else column_lib.no_input(name, fault))
+          for name, column in columns.items()
+          for row, fault in column.faults.items()}
 
 
 def _order(made, num_classes) -> np.ndarray:

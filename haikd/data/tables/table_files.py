@@ -74,7 +74,8 @@ class TableFiles:
       DataError: an unknown split or column, or files that cannot be read.
     """
     files = self._files(split)
-    known = _known(tuple(files), _stamps(files), self._channels)
+    known = _known(tuple(files), _stamps(files), self._channels,
+                   self._reading.tolerated)
     keys = {name: (name, name in labels) for name in requested}
     missing = [name for name, key in keys.items() if key not in known]
     if missing:
@@ -108,9 +109,9 @@ def _module(files) -> Any:
 
 
 @functools.lru_cache(maxsize=8)  # Splits: all that name their classes alike.
-def _known(files, stamps, channels) -> dict[tuple[str, bool], Any]:
+def _known(files, stamps, channels, tolerated) -> dict[tuple[str, bool], Any]:
   """Returns the columns that were read before, by (name, whether a label)."""
-  del files, stamps, channels  # What changed is read again.
+  del files, stamps, channels, tolerated  # What changed is read again.
   return {}
 
 

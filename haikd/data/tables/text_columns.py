@@ -44,8 +44,8 @@ def read(files: file_names.Files, requested: Sequence[str],
       label with numbers and names, or columns that take too much memory.
   """
   cells: dict[str, Union[_Numbers, _Labels]] = {
-      name: _Labels(name) if name in labels else _Numbers()
-      for name in requested}
+      name: (_Labels(name, reading.tolerated) if name in labels else
+             _Numbers(reading.tolerated)) for name in requested}
   block: Sequence[Any] = ()
   for block in _blocks(files, reading):
     places = [place for _, place, _ in block]
@@ -85,11 +85,18 @@ def _cells(block, name) -> Sequence[Any]:
 
 
 class _Numbers:
-  """A column of numbers, or of lists of numbers, converted block by block."""
+  """A column of numbers, or of lists of numbers, converted block by block.
 
-  def __init__(self):
+  Args:
+    tolerated: how many cells may be something else, if others are numbers.
+  """
+
+  def __init__(self, tolerated: int):
     self.size = 0  # In bytes.
+    self._tolerated = tolerated
     self._parts: list[np.ndarray] = []
+    self._rows = 0
+    self._faults: dict[int, column_lib.Fault] = {}
     self._fault: Optional[column_lib.Fault] = None
 
   def add(self, values: Sequence[Any], places: Sequence[str]) -> None:
@@ -99,12 +106,32 @@ class _Numbers:
     part = _as_numbers(values)
     shape = self._parts[0].shape[1:] if self._parts else None
     if part is None or (shape is not None and part.shape[1:] != shape):
-      if shape is None:
-        shape = _shape(values[0])
-      self._fault = _find_fault(values, places, shape)
-      return
+      part = self._add_faults(values, places, shape)
+      if part is None:
+        return
     self._parts.append(part)
+    self._rows += len(part)
     self.size += part.nbytes
+
+  def _add_faults(self, values, places, shape) -> Optional[np.ndarray]:
+    """Returns cells with others in place of faults; None if none is kept."""
+    if shape is None and not self._tolerated:
+      shape = _shape(values[0])
+    faults = _find_faults(values, places, shape)
+    is_good = [row not in faults for row in range(len(values))]
+    good = [value for value, right in zip(values, is_good) if right]
+    numbers = _as_numbers(good) if good else None
+    known = {**self._faults, **{
+        self._rows + row: fault for row, fault in faults.items()}}
+    if len(known) > self._tolerated or not faults or (
+        numbers is None and (good or not self._parts)):
+      self._fault = next(iter(known.values()), column_lib.Fault(
+          values[0], places[0]))
+      return None
+    self._faults = known
+    if numbers is None:
+      return np.repeat(self._parts[0][:1], len(values), axis=0)
+    return column_lib.filled(numbers, is_good)
 
   def finish(self) -> column_lib.Column:
     """Returns the column."""
@@ -112,18 +139,25 @@ class _Numbers:
       return column_lib.Column(column_lib.TEXT, (), self._fault)
     values = np.concatenate(self._parts)  # Integers if all parts are.
     kind = column_lib.NUMBER if values.ndim == 1 else column_lib.ARRAY
-    return column_lib.Column(kind, values)
+    return column_lib.Column(kind, values, faults=self._faults)
 
 
 class _Labels:
-  """A column of numbers or of names of classes."""
+  """A column of numbers or of names of classes.
 
-  def __init__(self, name: str):
+  Args:
+    name: of the column.
+    tolerated: how many cells may be something else.
+  """
+
+  def __init__(self, name: str, tolerated: int):
     self.size = 0  # In bytes.
     self._name = name
+    self._tolerated = tolerated
     self._values: list[Any] = []
-    self._numbers = _Numbers()
-    self._missing: Optional[column_lib.Fault] = None
+    self._numbers = _Numbers(tolerated)
+    self._texts = 0
+    self._faults: dict[int, column_lib.Fault] = {}  # Neither number nor name.
     self._first: dict[bool, column_lib.Fault] = {}  # By whether it is a number.
 
   def add(self, values: Sequence[Any], places: Sequence[str]) -> None:
@@ -132,32 +166,52 @@ class _Labels:
     Raises:
       DataError: numbers and names are mixed, or a cell is neither.
     """
-    for value, place in zip(values, places):
+    for row, (value, place) in enumerate(zip(values, places),
+                                         len(self._values)):
       fault = column_lib.Fault(value, place)
       if column_lib.is_missing(value):
-        self._missing = self._missing or fault._replace(value=None)
+        self._faults[row] = fault._replace(value=None)
         continue
       is_number = _as_numbers([value]) is not None
       if not is_number and not isinstance(value, str):
-        raise column_lib.no_label(self._name, fault)
+        if len(self._faults) >= self._tolerated:
+          raise column_lib.no_label(self._name, fault)
+        self._faults[row] = fault
+        continue
+      self._texts += not is_number
       self._first.setdefault(is_number, fault)
-    if len(self._first) == 2:
-      number, text = self._first[True], self._first[False]
-      raise checks.DataError(
-          f'column {checks.show(self._name)} must hold only names of classes, '
-          f'or only numbers; got {text.value!r} in {text.place} and '
-          f'{number.value!r} in {number.place}. Fix the data.')
+    if len(self._first) == 2 and self._texts > self._tolerated:
+      raise self._mixed()
     self._values += values
     self.size += streams.count_characters(values) + _NAME_BYTES * len(values)
     self._numbers.add(values, places)
 
   def finish(self) -> column_lib.Column:
-    """Returns the column."""
-    if self._missing or True not in self._first:
+    """Returns the column.
+
+    Raises:
+      DataError: as `add`.
+    """
+    if True in self._first:
+      # Texts among numbers are faults; a number among names may be a name.
+      if 2 * self._texts > len(self._values):
+        raise self._mixed()
+      return self._numbers.finish()
+    first = self._first.get(False)
+    values = np.array(self._values, object)
+    if first is None or len(self._faults) > self._tolerated:
       return column_lib.Column(
-          column_lib.TEXT, np.array(self._values, object),
-          self._missing or self._first[False])
-    return self._numbers.finish()
+          column_lib.TEXT, values, next(iter(self._faults.values())))
+    values[list(self._faults)] = first.value
+    return column_lib.Column(
+        column_lib.TEXT, values, first, faults=self._faults)
+
+  def _mixed(self) -> checks.DataError:
+    number, text = self._first[True], self._first[False]
+    return checks.DataError(
+        f'column {checks.show(self._name)} must hold only names of classes, '
+        f'or only numbers; got {text.value!r} in {text.place} and '
+        f'{number.value!r} in {number.place}. Fix the data.')
 
 
 def _as_numbers(values: Sequence[Any]) -> Optional[np.ndarray]:
@@ -191,12 +245,20 @@ def _shape(value: Any) -> tuple[int, ...]:
     return ()
 
 
-def _find_fault(values, places, shape) -> column_lib.Fault:
-  """Returns the first cell that is no number, or of another shape."""
-  for value, place in zip(values, places):
-    if column_lib.is_missing(value):
-      return column_lib.Fault(None, place)
-    array = _as_numbers([value])
+def _find_faults(values, places, shape) -> dict[int, column_lib.Fault]:
+  """Returns the cells that are no numbers, or of another shape, by their rows.
+
+  Args:
+    values: the cells.
+    places: where they are.
+    shape: of a number; None for that of the first one.
+  """
+  faults = {}
+  for row, (value, place) in enumerate(zip(values, places)):
+    array = None if column_lib.is_missing(value) else _as_numbers([value])
+    if array is not None and shape is None:
+      shape = array.shape[1:]
     if array is None or array.shape[1:] != shape:
-      return column_lib.Fault(value, place)
-  raise AssertionError('no fault')
+      faults[row] = column_lib.Fault(
+          None if column_lib.is_missing(value) else value, place)
+  return faults

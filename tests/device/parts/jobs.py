@@ -7,14 +7,11 @@ import pathlib
 import subprocess
 import sys
 import time
-import warnings
 
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
 from parts import images
 
 import haikd
+from haikd.storage import step_folder
 
 ROOT = pathlib.Path(haikd.__file__).parents[1]
 _POLL = 0.05
@@ -95,14 +92,13 @@ def _newest(workdir):
 def _digest(workdir):
   """Returns a hash of the whole state in the newest checkpoint."""
   folder = pathlib.Path(workdir) / 'checkpoints' / str(_newest(workdir))
-  with warnings.catch_warnings():  # Of devices that are not named.
-    warnings.simplefilter('ignore')
-    with ocp.PyTreeCheckpointer() as checkpointer:
-      tree = checkpointer.restore((folder / 'state').absolute())
+  leaves = step_folder.read_leaves(
+      folder.absolute(), step_folder.read_shapes(folder.absolute()),
+      as_numpy=True)
   digest = hashlib.sha256()
-  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    digest.update(jax.tree_util.keystr(path).encode())
-    digest.update(np.asarray(leaf).tobytes())
+  for name, leaf in leaves.items():
+    digest.update(name.encode())
+    digest.update(leaf.tobytes())
   return digest.hexdigest()
 
 

@@ -1,0 +1,118 @@
+"""Kills while checkpoints are written, amended and removed."""
+
+import json
+import os
+import shutil
+
+import jax.numpy as jnp
+import pytest
+import safetensors.numpy
+
+from haikd.core import base
+from haikd.core import checks
+from haikd.storage import checkpoint
+from haikd.storage import checkpointer as checkpointer_lib
+from haikd.storage import step_folder
+
+
+def make_state(step):
+  return base.TrainState(
+      step=jnp.int32(step),
+      params=base.Params({'net': {'w': jnp.arange(6.0).reshape(2, 3)}}, {}),
+      net_state={}, opt_state=(), loss_scale=(), ema=None)
+
+
+def save(workdir, *steps, keep=1):
+  with checkpointer_lib.Checkpointer(workdir, keep=keep) as checkpointer:
+    for step in steps:
+      checkpointer.save(step, make_state(step), {'next_index': step}, {})
+
+
+def names(workdir):
+  return sorted(path.name for path in (workdir / 'checkpoints').iterdir())
+
+
+class Kill(BaseException):
+  """Ends a save where it is, as a kill does."""
+
+
+def test_a_kill_while_an_old_one_is_removed_leaves_nothing(
+    tmp_path, monkeypatch, caplog):
+  save(tmp_path, 1)
+
+  def kill(folder):  # Half of it is gone.
+    (folder / 'checksums.json').unlink()
+    shutil.rmtree(folder / 'metadata', ignore_errors=True)
+    raise Kill
+
+  original = shutil.rmtree
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpointer_lib.publishing.shutil, 'rmtree',
+                  lambda path, **options: kill(path) if not options else
+                  original(path, **options))
+    with pytest.raises(Kill):
+      save(tmp_path, 2)
+  assert names(tmp_path) == ['1.haikd-removed', '2']
+  assert checkpoint.newest(tmp_path).name == '2'
+  with caplog.at_level('INFO', 'haikd'):
+    save(tmp_path, 3)
+  assert names(tmp_path) == ['3']
+  assert 'left alone' not in caplog.text
+
+
+def test_a_kill_at_any_write_of_a_save_leaves_the_one_before(
+    tmp_path, monkeypatch):
+  calls = []
+
+  def deadly(function):
+    def call(*args, **options):
+      calls.append(function)
+      if len(calls) == kill_at:
+        raise Kill
+      return function(*args, **options)
+    return call
+
+  kills = 0
+  while True:
+    workdir, kill_at = tmp_path / str(kills), kills + 1
+    save(workdir, 1)
+    calls.clear()
+    with monkeypatch.context() as patch:
+      for name in ('fsync', 'replace', 'rename', 'mkdir'):
+        patch.setattr(os, name, deadly(getattr(os, name)))
+      try:
+        save(workdir, 2)
+        break
+      except Kill:
+        kills += 1
+    assert checkpoint.newest(workdir).name in '12'
+    save(workdir, 3)
+    assert names(workdir) == ['3']
+  assert kills >= 10
+
+
+def test_amended_content_holds_its_own_checksum(tmp_path, caplog):
+  save(tmp_path, 1, 2, keep=2)
+  folder = tmp_path / 'checkpoints' / '2'
+  with checkpointer_lib.Checkpointer(tmp_path, keep=2) as checkpointer:
+    checkpointer.amend(2, {'next_index': 9}, {'scale': float('inf')})
+  assert step_folder.read_extra(folder)['iterator'] == {'next_index': 9}
+  assert checkpoint.newest(tmp_path) == folder
+  path = folder / step_folder.AMENDED
+  content = json.loads(path.read_text())
+  content['content']['iterator']['next_index'] = 8
+  path.write_text(json.dumps(content))
+  with caplog.at_level('INFO', 'haikd'):
+    assert checkpoint.newest(tmp_path).name == '1'
+  assert f'{folder} is left out, since it is damaged: ' in caplog.text
+  with pytest.raises(checks.DataError, match='must be complete; got'):
+    step_folder.read_extra(folder)
+
+
+def test_one_file_is_of_the_format_that_others_read(tmp_path):
+  save(tmp_path, 1)
+  path = tmp_path / 'checkpoints' / '1' / 'state' / 'leaves.safetensors'
+  read = safetensors.numpy.load_file(path)
+  assert read['["params", "student", "net", "w"]'].tolist() == [
+      [0, 1, 2], [3, 4, 5]]
+  assert read['["step"]'] == 1
