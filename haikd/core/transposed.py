@@ -50,6 +50,10 @@ class Transposed:
   def __jax_array__(self) -> jax.Array:
     return jnp.transpose(self.table)
 
+  def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+    array = np.asarray(self.table, dtype).T
+    return array.copy() if copy else array
+
   def tree_flatten(self) -> tuple[tuple[Any], None]:
     """Returns the children of the pytree."""
     return (self.table,), None

@@ -144,11 +144,12 @@ class _Reader:
     trips = hlo.trip_count(self._module, line, name)
     if not any(map(self._has_collectives, line.called('body'))):
       return
-    if trips is None:
-      self.open_loops += 1
-      trips = 1
-    for body in line.called('body'):
-      yield from self.walk(body, times * trips)
+    known = 1 if trips is None else trips
+    sent = [one for body in line.called('body')
+            for one in self.walk(body, times * known)]
+    # A chain of fusions that began before the loop may go on inside.
+    self.open_loops += trips is None and bool(sent)
+    yield from sent
 
   def _fusion(self, lines, place, times):
     """Yields what a fusion starts.

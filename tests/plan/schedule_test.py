@@ -268,6 +268,19 @@ def test_loop_runs_its_length(limit, direction, attribute, times, open_loops):
                               times * WHOLE * 3 / 4),)
 
 
+def test_chain_that_goes_on_in_a_loop_of_unknown_length_counts_before_it():
+  loop = LOOP.format(limit='add(%i, %i)', direction='LT').replace(
+      'all-gather(%v), replica_groups=[2,4]<=[8]',
+      'fusion(%v, %v), kind=kCustom, calls=%step_body')
+  text = entry(
+      link('start', '%x', '%p'), '%three = s32[] constant(3)',
+      '%begin = (s32[], f32[2,5]{1,0}) tuple(%three, %x)',
+      '%loop = (s32[], f32[2,5]{1,0}) while(%begin), condition=%more, '
+      'body=%body', link('done', '%start', '%p'), above=bodies(False) + loop)
+  found = read(text)
+  assert found.open_loops == 0 and len(found.collectives) == 1
+
+
 @pytest.mark.parametrize('last, times', [(14, 11), (3, 0), (2, 0)])
 def test_limit_may_be_carried_through_a_loop(last, times):
   above = LOOP.format(limit='get-tuple-element(%t), index=2', direction='LT')

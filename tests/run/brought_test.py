@@ -197,7 +197,7 @@ def test_each_task_is_trained_and_has_its_terms_and_metrics(
   page = (tmp_path / 'run/report.html').read_text()
   assert re.findall('<h2>(.*?)</h2>', page) == [
       'Results', 'Curves', *SECTIONS[kind],
-      'Where student and teacher differ most', 'How it was made']
+      'Where student and teacher differ most', 'Time', 'How it was made']
 
 
 def test_a_teacher_of_other_classes_teaches_features(start):

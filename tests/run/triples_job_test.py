@@ -126,7 +126,7 @@ def test_scores_in_the_data_take_the_place_of_a_teacher(run, tmp_path):
   page = (tmp_path / 'run/report.html').read_text()
   assert 'without a teacher network' in page
   assert re.findall('<h2>(.*?)</h2>', page) == [
-      'Results', 'Curves', 'How it was made']
+      'Results', 'Curves', 'Time', 'How it was made']
   # What is started again, evaluated or exported needs no teacher either.
   assert run('--mode=eval', config='job.py')[0] == 0
   evaluated = json.loads((tmp_path / 'run/eval-test.json').read_text())
