@@ -22,13 +22,12 @@ _NAME = re.compile(
     r'_?)?token', re.IGNORECASE)
 # Where a token is one of a text: the options of a chat template.
 _OF_TEXTS = '.template_options.'
-# What comes before the host of a URL, and queries that are secrets.
+# What comes before the host of a URL, and queries that are secrets; a word such
+# as monkey is none.
 _USER = re.compile(r'(?<=://)[^/?#\s@]+(?=@)')
 _QUERY = re.compile(
-    r'(?<=[?&])((?:[^=&#\s]*[^a-z=&#\s])?(?:access|account|api|auth|client|hf|'
-    r'private|refresh|secret|session|shared|user)*'
-    r'(?:token|key|passwd|password|secret|signature|sig)=)[^&#\s]+',
-    re.IGNORECASE)
+    r'(?<=[?&])([^=&#\s]*(?:token|passwd|password|secret|signature|sig|'
+    r'(?<![?&_-](?:mon|don|hot|tur))key)=)[^&#\s]+', re.IGNORECASE)
 
 
 def check(config: Any) -> None:

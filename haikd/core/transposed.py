@@ -39,6 +39,11 @@ class Transposed:
     return self.table.dtype
 
   @property
+  def ndim(self) -> int:
+    """2."""
+    return self.table.ndim
+
+  @property
   def T(self) -> Any:
     """The table."""
     return self.table
@@ -46,6 +51,9 @@ class Transposed:
   def astype(self, dtype: jax.typing.DTypeLike) -> 'Transposed':
     """Returns it with a table of that type."""
     return Transposed(self.table.astype(dtype))
+
+  def __getitem__(self, index: Any) -> jax.Array:
+    return jnp.asarray(self)[index]
 
   def __jax_array__(self) -> jax.Array:
     return jnp.transpose(self.table)

@@ -42,7 +42,8 @@ def make_config(**fields):
     *(('data.options', dict(url=f'https://host/?{name}={VALUE}'),
        f'https://host/?{name}=…') for name in (
            'X-Amz-Signature', 'access_token', 'apikey', 'subscription-key',
-           'clientSecret', 'sig', 'AccountKey')),
+           'clientSecret', 'sig', 'AccountKey', 'mytoken', 'sasToken',
+           'awsSecretAccessKey', 'subscriptionKey', 'commonkey')),
     ('plugins', (f'https://{VALUE}@host',), 'https://…@host'),
 ))
 def test_a_secret_is_refused_and_not_repeated(field, value, shown):
