@@ -27,7 +27,7 @@ class Seeded:
     return self._function.trace(*arguments, self._seed)
 
   def lower(self, *arguments: Any) -> 'Seeded':
-    """Returns it lowered; only `compile` may be called."""
+    """Returns it lowered."""
     return Seeded(self._function.lower(*arguments, self._seed), self._seed)
 
   def compile(self) -> 'Seeded':

@@ -319,7 +319,7 @@ def test_ragged_batches_and_evaluations_compile_every_step_once(
   training = Training(tmp_path, **fields)
   training.start()
   assert training.newest() == 11
-  assert training.program.train_step._cache_size() == 1
+  assert training.program.train_step._function._cache_size() == 1
   assert training.program.eval_step._cache_size() == 1
 
 
