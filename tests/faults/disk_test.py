@@ -120,7 +120,7 @@ def test_rows_that_were_removed_are_said(build, tmp_path, caplog, damage, left):
   build(tmp_path, steps=8)
   path = tmp_path / 'metrics.jsonl'
   lines = path.read_bytes().splitlines(keepends=True)
-  assert len(lines) == 9  # Eight of training, and an evaluation.
+  assert len(lines) == 10  # Eight of training, an evaluation, and the time.
   if damage == 'deleted':
     path.unlink()
   else:
@@ -130,4 +130,4 @@ def test_rows_that_were_removed_are_said(build, tmp_path, caplog, damage, left):
   said = [x.getMessage() for x in caplog.records if 'rows' in x.getMessage()]
   assert said == [f'{path} has {left} of the 9 rows up to step 8: the others '
                   'were removed. Training goes on without them.']
-  assert rows(tmp_path) == [*range(1, left + 1), 9, 10, 11, 12, 12]
+  assert rows(tmp_path) == [*range(1, left + 1), 9, 10, 11, 12, 12, 12]
