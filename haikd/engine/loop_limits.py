@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jax import lax
+import numpy as np
 
 from haikd.core import jax_internals
 
@@ -27,7 +28,9 @@ class Sources:
       self._same_as.update(_through(eqn))
 
   def max_rounds(self, loop):
-    """Returns how often a `while` runs at most, if its limit is a minimum.
+    """Returns how often a `while` runs at most, if a minimum limits it.
+
+    What limits a loop is an integer; other minima may be carried beside it.
 
     Args:
       loop: its equation.
@@ -36,15 +39,24 @@ class Sources:
       None if that is not known before it runs.
     """
     for limit in map(self._source, loop.invars):
-      if getattr(limit, 'primitive', None) is lax.min_p:
+      if getattr(limit, 'primitive', None) is lax.min_p and _is_integer(
+          limit.outvars[0].aval):
         known = [x.val for x in map(self._source, limit.invars)
                  if hasattr(x, 'val')]
         return int(known[0]) if known else None
     return None
 
   def _source(self, value):
-    """Returns the literal or equation that makes a value, behind any casts."""
+    """Returns the literal or equation that makes a value, behind any casts.
+
+    Two calls of one function share its variables, so that what equals what may
+    go round in a circle; then it returns None.
+    """
+    seen = set()
     while not hasattr(value, 'val'):
+      if value in seen:
+        return None
+      seen.add(value)
       made = self._made_by.get(value)
       if value in self._same_as:
         value = self._same_as[value]
@@ -53,6 +65,10 @@ class Sources:
       else:
         value = made.invars[0]
     return value
+
+
+def _is_integer(aval):
+  return aval.shape == () and np.issubdtype(aval.dtype, np.integer)
 
 
 def _through(eqn):

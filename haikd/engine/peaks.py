@@ -64,8 +64,8 @@ def of_products(kind: str, dtype: Any) -> Optional[float]:
   TPUs: Google Cloud documentation, "TPU v4" and the pages and the paper above.
   A device of v2 and v3 is one of a chip's two cores. GPUs: NVIDIA data sheets
   "V100 Tensor Core GPU" (SXM2), "T4", "A100", "A10", "L4", "L40S", "H100" (SXM,
-  PCIe), "H200" and "HGX B200", without sparsity; "Ampere GA102" and "Ada GPU
-  Architecture" for RTX 3090 and 4090, with sums in float32.
+  PCIe, NVL), "H200" and "HGX B200", without sparsity; "Ampere GA102" and "Ada
+  GPU Architecture" for RTX 3090 and 4090, with sums in float32.
 
   Args:
     kind: `device_kind` of the device.
@@ -102,6 +102,7 @@ _RATES: tuple[tuple[Any, ...], ...] = (
     (r'\bL4\b', *_gpu(121e12, 60e12)),
     (r'\bL40S\b', *_gpu(362e12, 183e12)),
     (r'\bH100 PCIe\b', *_gpu(756e12, 378e12)),
+    (r'\bH100 NVL\b', *_gpu(835e12, 417.5e12)),
     (r'\bH[12]00\b', *_gpu(989e12, 494.7e12)),
     (r'\bB200\b', *_gpu(2250e12, 1125e12)),
     (r'\bRTX 3090$', *_gpu(71e12, 35.6e12)),

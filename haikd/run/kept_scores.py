@@ -24,7 +24,7 @@ from haikd.storage import paths
 
 _FOLDER = 'scores'
 # Beside what is in the program's text.
-_VERSIONS = ('haikd scores 1', jax.__version__)
+_VERSIONS = ('haikd scores 1', jax.__version__, jax.lib.__version__)
 
 
 class Step:
@@ -96,7 +96,8 @@ def step_of(program: program_lib.Program, identity: str,
                        abstract.batch_of(spec, program.mesh))
   sums, columns = lowered.out_info
   text = lowered.as_text()
-  if jax.tree.leaves(columns) or 'callback' in text or not all(
+  hidden = 'callback' in text or 'jax.const' in text  # Not in the text.
+  if jax.tree.leaves(columns) or hidden or not all(
       isinstance(x, base.LossSum) for family in sums.values()
       for x in family.values()):
     return None

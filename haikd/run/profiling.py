@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from haikd.core import checks
 from haikd.core import notes
 from haikd.storage import paths
 
@@ -39,6 +40,7 @@ class Profile:
     Args:
       step: after which training starts.
     """
+    self.close()  # Training may go back amid a trace.
     self._step = step
     if self._last and step >= self._first:
       if not paths.exists(self._workdir / FOLDER):
@@ -52,8 +54,8 @@ class Profile:
     """
     if not self._first <= step <= self._last:
       return _NOTHING
-    if not self._is_tracing:
-      self._begin()
+    if not self._is_tracing and not self._begin():
+      return _NOTHING
     return jax.profiler.StepTraceAnnotation('train', step_num=step)
 
   def after(self, step: int, result: Any) -> None:
@@ -83,20 +85,32 @@ class Profile:
               f'config.profile.steps, are not traced, since {reason}.')
 
   def _begin(self):
-    self._is_tracing = True
+    """Returns whether a trace has begun."""
     folder = self._workdir / FOLDER
     if paths.is_remote(self._workdir):
       self._local = tempfile.TemporaryDirectory()
       folder = pathlib.Path(self._local.name)
-    jax.profiler.start_trace(str(folder), create_perfetto_trace=True)
+    try:
+      jax.profiler.start_trace(str(folder), create_perfetto_trace=True)
+    except Exception as err:  # Training is worth more than its trace.
+      self._say(f'JAX cannot trace them ({checks.one_line(err)})')
+      self._last = 0
+    else:
+      self._is_tracing = True
+    return self._is_tracing
 
   def _end(self):
-    self._is_tracing = False
-    jax.profiler.stop_trace()
-    folder = self._workdir / FOLDER
-    if self._local:
-      with self._local:
-        _upload(pathlib.Path(self._local.name), folder)
+    self._is_tracing, folder = False, self._workdir / FOLDER
+    try:
+      jax.profiler.stop_trace()
+      if self._local:
+        with self._local:
+          _upload(pathlib.Path(self._local.name), folder)
+    except Exception as err:  # Likewise, a disk may be full.
+      notes.say(f'{self._title}: the trace of steps {self._first} to '
+                f'{self._step} could not be written ({checks.one_line(err)}).')
+      self._last = 0
+      return
     notes.say(
         f'{self._title}: the trace of steps {self._first} to {self._step} is '
         f'in {folder}. `pip install xprof`, then `xprof --logdir={folder}` '

@@ -110,8 +110,9 @@ class Record:
       self._traced[name] = seconds
       return
     if event == _LOWERED:
-      self._lowered.setdefault(name, []).append(
-          (self._traced.pop(name, 0.0), seconds))
+      traced = self._traced.pop(name, 0.0)
+      self._lowered.setdefault(name, []).append((traced, seconds))
+      seconds += traced
     else:
       before = self._lowered.get(name) or [(0.0, 0.0)]
       is_cached = getattr(_thread, 'is_cached', False)

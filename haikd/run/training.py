@@ -174,6 +174,7 @@ class Training:
       DivergedError: the training ends. What was good is saved.
     """
     log = self._log
+    watchdog.enter(None, '')  # What goes back is no step.
     self._checkpointer.wait()
     newest = self._checkpointer.latest_step() or 0
     if not log.may_roll_back():

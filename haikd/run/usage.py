@@ -4,6 +4,7 @@ Time is that of steps and of waiting for their data, as `watchdog` counts it:
 compiling, evaluating and saving are not in it.
 """
 
+import collections
 from collections.abc import Iterator
 from concurrent import futures
 import dataclasses
@@ -17,7 +18,9 @@ import jax
 import numpy as np
 
 from haikd.core import base
+from haikd.core import checks
 from haikd.core import memory
+from haikd.core import notes
 from haikd.engine import abstract
 from haikd.engine import counting
 from haikd.engine import program as program_lib
@@ -69,18 +72,21 @@ class Usage:
     self._spec, self._batch_size = spec, jax.tree.leaves(spec)[0].shape[0]
     self._has_tokens = _has_tokens(spec)
     self._devices = program.mesh.local_devices
-    self._products: dict[int, counting.Counted] = {}
+    # By stage; None where they cannot be counted.
+    self._products: dict[int, Optional[counting.Counted]] = {}
     self._peak: Optional[peak_lib.Peak] = None
     self._ends = _Ends()
     self._last: Any = None  # The newest result.
     self._idle: Any = None  # A future: what is compiled meanwhile is done.
     self._now, self._row = _Counts(), _Counts()
-    self._taken: dict[int, int] = {}  # Steps of each stage.
+    self._taken: collections.Counter = collections.Counter()  # By stage.
     self._step, self._began = 0, _step_seconds()
 
   def start(self, step: int) -> None:
     """Starts to measure after a step, at first or when training goes back."""
     self._step = step
+    self._now.seconds = _step_seconds() - self._began
+    self._row = dataclasses.replace(self._now)
 
   def next(self, iterator: Iterator[base.Batch]) -> base.Batch:
     """Returns the next batch; notes how long the device waits for it."""
@@ -110,12 +116,12 @@ class Usage:
     Args:
       step: the last one that has been computed.
     """
-    number = self._program.stage_of(step)
-    taken = {number: step - self._step}
-    self._step = step
-    self._taken[number] = self._taken.get(number, 0) + taken[number]
+    taken = collections.Counter(
+        map(self._program.stage_of, range(self._step + 1, step + 1)))
+    self._taken.update(taken)
     now = self._now
-    now.steps += taken[number]
+    now.steps += step - self._step
+    self._step = step
     now.seconds = _step_seconds() - self._began
     counts, self._row = now.since(self._row), dataclasses.replace(now)
     return self._metrics(counts, taken)
@@ -140,14 +146,20 @@ class Usage:
     trace = getattr(stage.train_step, 'trace', None)
     if number in self._products or trace is None or not self._is_idle(stage):
       return
+    jax.block_until_ready(self._last)  # An error of the step is its own.
+    self._products[number] = None
     with watchdog.during(None):
-      traced = trace(stage.abstract_state, stage.abstract_frozen,
-                     abstract.batch_of(self._spec, self._program.mesh))
-      self._products[number] = counting.count(
-          traced.jaxpr, self._program.mesh.size)
-      if self._peak is None:
-        jax.block_until_ready(self._last)
-        self._peak = peak_lib.of_devices(self._devices, self._precision)
+      try:
+        traced = trace(stage.abstract_state, stage.abstract_frozen,
+                       abstract.batch_of(self._spec, self._program.mesh))
+        counted = counting.count(traced.jaxpr, self._program.mesh.size)
+        if self._peak is None:
+          self._peak = peak_lib.of_devices(self._devices, self._precision)
+      except Exception as err:  # Training is worth more than its MFU.
+        notes.say('MFU is left out, since the operations of a step could not '
+                  f'be measured ({checks.one_line(err)}).')
+      else:
+        self._products[number] = counted
 
   def change(self, program: program_lib.Program) -> None:
     """Goes on with another program, whose stages are counted anew."""
@@ -172,9 +184,9 @@ class Usage:
     if counts.tokens:
       metrics[rates.TOKENS] = rate * counts.tokens / counts.batches * (
           jax.process_count())
-    if self._peak and all(number in self._products for number in taken):
-      done = [(steps, self._products[number])
-              for number, steps in taken.items()]
+    done = [(steps, counted) for number, steps in taken.items()
+            if (counted := self._products.get(number))]
+    if self._peak and len(done) == len(taken):
       possible = seconds * self._peak.flops
       metrics[rates.MFU] = sum(n * x.flops for n, x in done) / possible
       metrics[rates.MFU_OF_TEACHER] = sum(

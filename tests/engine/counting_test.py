@@ -90,6 +90,26 @@ def test_loop_of_unknown_length_counts_once_and_says_so():
   assert (counted.flops, counted.open_loops) == (2 * 7**3, 1)
 
 
+def test_function_of_itself_has_an_end():
+  twice = jax.jit(jnp.tanh)
+
+  def step(x):
+    rounds = jnp.sum(x > 0)
+    return jax.lax.fori_loop(0, rounds, lambda _, y: y / 2, twice(twice(x)))
+
+  assert count(step, (3,)).open_loops == 1
+
+
+@pytest.mark.parametrize('limit', [2.5, np.inf])
+def test_minimum_of_numbers_is_no_limit(limit):
+  def step(x):
+    rounds = jnp.sum(x > 0)
+    first = jnp.minimum(x[0], limit)
+    return jax.lax.fori_loop(0, rounds, lambda _, y: y / 2, first)
+
+  assert count(step, (3,)).open_loops == 1
+
+
 def test_limit_is_found_through_functions():
   """As where a step is computed again: its limits come from elsewhere."""
   limit = jax.jit(lambda x: lax.min(jnp.int32(x.sum()), np.int32(5)))

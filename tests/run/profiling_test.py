@@ -3,6 +3,7 @@
 import gzip
 import json
 
+import jax
 import pytest
 
 from haikd.run import profiling
@@ -72,6 +73,48 @@ def test_training_that_ends_amid_the_steps_keeps_their_trace(
   assert code == 130
   assert 'the trace of steps 3 to 4 is in ' in err
   assert traced(tmp_path / 'run') == [3, 4]
+
+
+@pytest.mark.parametrize('function, says', [
+    ('start_trace', 'steps 3 to 6, config.profile.steps, are not traced, since '
+     'JAX cannot trace them (No space)'),
+    ('stop_trace', 'the trace of steps 3 to 6 could not be written (No '
+     'space)')])
+def test_training_goes_on_where_a_trace_cannot_be_written(
+    run, monkeypatch, function, says):
+  original = getattr(jax.profiler, function)
+
+  def fail(*args, **options):
+    if function == 'stop_trace':
+      original()
+    raise OSError('No space')
+
+  monkeypatch.setattr(jax.profiler, function, fail)
+  code, _, err = run('--config.profile.steps=(3, 6)',
+                     '--config.teacher.train.steps=2')
+  assert code == 0 and says in err and len(err.splitlines()) == 1
+
+
+def test_going_back_amid_the_steps_ends_their_trace(
+    tmp_path, monkeypatch, caplog):
+  calls = []
+  monkeypatch.setattr(jax.profiler, 'start_trace',
+                      lambda *_, **__: calls.append('start'))
+  monkeypatch.setattr(jax.profiler, 'stop_trace', lambda: calls.append('stop'))
+  profile = profiling.Profile((3, 6), tmp_path, 'student')
+  profile.start(2)
+  with caplog.at_level('INFO', 'haikd'):
+    for step in (3, 4):
+      with profile.of_step(step):
+        pass
+      profile.after(step, None)
+    profile.start(2)
+    with profile.of_step(3):
+      pass
+    profile.close()
+  assert calls == ['start', 'stop']
+  assert ['the trace of steps 3 to 4 is in' in x.getMessage()
+          for x in caplog.records] == [True]
 
 
 @pytest.mark.parametrize('steps, rule', [

@@ -117,6 +117,47 @@ def test_mfu_is_of_products_and_known_from_the_second_row_on(now, measured):
       one.usage.describe())
 
 
+def test_row_over_the_end_of_a_stage_has_the_steps_of_both(now, measured):
+  one = measured()
+  one.usage.start(9)
+  one.step(now, data=0, device=0.5)
+  one.usage.prepare(10)
+  one.usage.prepare(11)
+  one.usage.start(8)
+  for _ in range(4):  # 9, 10, 11 and 12: 2 * 100 + 2 * 300 operations.
+    one.step(now, data=0, device=0.5)
+  row = one.usage.row(12)
+  assert row[rates.MFU] == pytest.approx(800 / 2000)
+
+
+def test_going_back_takes_no_time_from_the_next_row(now, measured):
+  one = measured(np.ones(8, bool))
+  one.step(now, data=0, device=2)
+  one.usage.row(1)
+  one.step(now, data=0, device=50)  # It is lost.
+  one.usage.start(1)
+  one.step(now, data=0, device=2)
+  assert one.usage.row(2)[rates.EXAMPLES] == pytest.approx(8 / 2)
+
+
+def test_training_goes_on_without_mfu_where_it_cannot_be_measured(
+    now, measured, monkeypatch, caplog):
+  one = measured()
+
+  def fail(*unused):
+    raise OverflowError('too large')
+
+  monkeypatch.setattr(usage.counting, 'count', fail)
+  one.step(now, data=0, device=1)
+  with caplog.at_level('INFO', 'haikd'):
+    one.usage.prepare(1)
+    one.usage.prepare(2)
+  assert [x.getMessage() for x in caplog.records] == [
+      'MFU is left out, since the operations of a step could not be measured '
+      '(too large).']
+  assert rates.MFU not in one.usage.row(1)
+
+
 def test_nothing_is_counted_while_programs_are_compiled(now, measured):
   one = measured()
   compiling = usage.futures.Future()
