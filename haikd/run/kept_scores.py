@@ -52,7 +52,10 @@ class Step:
 
   def __call__(self, teacher: base.Variables, frozen: None,
                batch: base.Batch) -> tuple[Any, Any]:
-    """Returns sums and columns of a batch, as the step does."""
+    """Returns sums and columns of a batch, as the step does.
+
+    All batches of a split have the shapes that the step was lowered for.
+    """
     key = _hash(_content(batch))
     if key in self._kept:
       self.reused += 1
