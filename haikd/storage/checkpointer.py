@@ -29,12 +29,11 @@ class _Saving(NamedTuple):
 
   Attributes:
     step: of it.
-    kept: the steps of all checkpoints that are there when it is complete.
-    done: when and whether it is.
+    done: when and whether it is complete. On the first process, the result is
+      the steps of all checkpoints that are then there.
   """
 
   step: int
-  kept: list[int]
   done: futures.Future
 
 
@@ -104,7 +103,6 @@ class Checkpointer:
         self._orbax.start(state_folder, leaves)
       steps = [*self._steps, step]
       kept = [x for x in steps if x in steps[-self._keep:] or x == self.best]
-      removed = [x for x in steps if x not in kept]
 
       def finish():
         with publishing.writing(self._folder):
@@ -114,12 +112,12 @@ class Checkpointer:
           else:
             sums = {f'{step_folder.STATE}/{one_file.NAME}':
                     one_file.write(state_folder, content)}
-          if jax.process_index() == 0:
-            publishing.publish(folder, extra, sums)
-            for old in removed:
-              publishing.remove(self._folder / str(old))
+          if not distributed.is_first():
+            return None
+          publishing.publish(folder, extra, sums)
+          return [x for x in steps if x in kept or not self._remove(x)]
 
-      self._saving = _Saving(step, kept, self._pool.submit(finish))
+      self._saving = _Saving(step, self._pool.submit(finish))
 
   def amend(self, step: int, iterator_state: Mapping[str, Any],
             metadata: Mapping[str, Any]) -> None:
@@ -191,9 +189,9 @@ class Checkpointer:
     if saving is None:
       return
     with self._writing(saving.step):
-      distributed.first(saving.done.result)  # The last to be done.
+      steps = distributed.first(saving.done.result)  # The last to be done.
       saving.done.result()
-      self._steps = saving.kept
+      self._steps = steps
 
   def close(self) -> None:
     """Waits until all is saved, then frees the resources for saving."""
@@ -232,6 +230,17 @@ class Checkpointer:
           f'got {folder}, which this run did not write. Move it elsewhere.')
     with publishing.writing(self._folder):
       publishing.begin(folder)
+
+  def _remove(self, step):
+    """Returns whether an old checkpoint is removed; says one that is not."""
+    folder = self._folder / str(step)
+    try:
+      publishing.remove(folder)
+    except Exception as err:  # Of a bucket there are many kinds.
+      notes.say(f'{folder}, an old checkpoint, could not be removed '
+                f'({checks.one_line(err)}); each save tries it again.')
+      return False
+    return True
 
   def _set_damaged_aside(self):
     aside = self._folder.parent / ASIDE

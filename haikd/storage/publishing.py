@@ -65,14 +65,20 @@ def publish(folder: paths.ConcretePath, extra: str,
 
 
 def remove(folder: paths.ConcretePath) -> None:
-  """Removes a complete checkpoint; a kill leaves none that looks complete."""
+  """Removes a complete checkpoint; a kill leaves none that looks complete.
+
+  One that is gone already is removed. Of one on disk files may be left, under
+  another name, which the next start removes: on NFS those that others read.
+  """
   if paths.is_remote(folder):
     for name in (step_folder.COMMITTED, checksums.FILE):
       (folder / name).unlink(missing_ok=True)
     _remove_objects(folder)
     return
   path = pathlib.Path(folder)
-  shutil.rmtree(path.rename(path.with_name(f'{path.name}{_REMOVED}')))
+  with contextlib.suppress(FileNotFoundError):
+    shutil.rmtree(path.rename(path.with_name(f'{path.name}{_REMOVED}')),
+                  ignore_errors=True)
 
 
 def discard(folder: paths.ConcretePath) -> None:

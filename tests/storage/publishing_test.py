@@ -1,5 +1,6 @@
 """Kills while checkpoints are written, amended and removed."""
 
+import errno
 import json
 import os
 import shutil
@@ -40,16 +41,15 @@ def test_a_kill_while_an_old_one_is_removed_leaves_nothing(
     tmp_path, monkeypatch, caplog):
   save(tmp_path, 1)
 
-  def kill(folder):  # Half of it is gone.
+  original = shutil.rmtree
+
+  def kill(folder, **unused):  # Half of it is gone.
     (folder / 'checksums.json').unlink()
-    shutil.rmtree(folder / 'metadata', ignore_errors=True)
+    original(folder / 'metadata')
     raise Kill
 
-  original = shutil.rmtree
   with monkeypatch.context() as patch:
-    patch.setattr(checkpointer_lib.publishing.shutil, 'rmtree',
-                  lambda path, **options: kill(path) if not options else
-                  original(path, **options))
+    patch.setattr(shutil, 'rmtree', kill)
     with pytest.raises(Kill):
       save(tmp_path, 2)
   assert names(tmp_path) == ['1.haikd-removed', '2']
@@ -58,6 +58,65 @@ def test_a_kill_while_an_old_one_is_removed_leaves_nothing(
     save(tmp_path, 3)
   assert names(tmp_path) == ['3']
   assert 'left alone' not in caplog.text
+
+
+@pytest.mark.parametrize('go_on', (False, True))
+def test_files_that_cannot_be_removed_are_left_to_the_next_start(
+    tmp_path, monkeypatch, caplog, go_on):
+  """On NFS, a file that another process reads stays, and so does its folder."""
+  original = os.rmdir
+
+  def rmdir(path, **options):
+    if str(path).endswith('.haikd-removed'):
+      raise OSError(errno.ENOTEMPTY, 'Directory not empty')
+    original(path, **options)
+
+  with monkeypatch.context() as patch, checkpointer_lib.Checkpointer(
+      tmp_path, keep=1, go_on=go_on) as checkpointer:
+    patch.setattr(os, 'rmdir', rmdir)
+    for step in (1, 2, 3):
+      checkpointer.save(step, make_state(step), {}, {})
+    checkpointer.wait()
+    assert checkpointer.latest_step() == 3 and not checkpointer.has(2)
+  assert names(tmp_path) == ['1.haikd-removed', '2.haikd-removed', '3']
+  with caplog.at_level('INFO', 'haikd'):
+    save(tmp_path, 4)
+  assert names(tmp_path) == ['4']
+  assert not caplog.text
+
+
+def test_an_old_one_that_is_gone_is_removed(tmp_path, caplog):
+  save(tmp_path, 1)
+  with caplog.at_level('INFO', 'haikd'), checkpointer_lib.Checkpointer(
+      tmp_path, keep=1) as checkpointer:
+    shutil.rmtree(tmp_path / 'checkpoints' / '1')
+    for step in (2, 3):
+      checkpointer.save(step, make_state(step), {}, {})
+  assert names(tmp_path) == ['3']
+  assert not caplog.text
+
+
+def test_a_save_is_done_though_an_old_one_cannot_be_renamed(
+    tmp_path, monkeypatch, caplog):
+  original = os.rename
+
+  def rename(path, to, **options):
+    if str(to).endswith('.haikd-removed'):
+      raise PermissionError(errno.EACCES, 'Permission denied')
+    original(path, to, **options)
+
+  with checkpointer_lib.Checkpointer(tmp_path, keep=1) as checkpointer:
+    with monkeypatch.context() as patch, caplog.at_level('INFO', 'haikd'):
+      patch.setattr(os, 'rename', rename)
+      for step in (1, 2):
+        checkpointer.save(step, make_state(step), {}, {})
+      checkpointer.wait()
+    assert checkpointer.has(1) and checkpointer.latest_step() == 2
+    assert (f'{tmp_path}/checkpoints/1, an old checkpoint, could not be '
+            'removed ([Errno 13] Permission denied); each save tries it again.'
+            ) in caplog.text
+    checkpointer.save(3, make_state(3), {}, {})
+  assert names(tmp_path) == ['3']
 
 
 def test_a_kill_at_any_write_of_a_save_leaves_the_one_before(
