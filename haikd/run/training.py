@@ -78,7 +78,7 @@ class Training:
     self._best = best_lib.Best(config.evaluation, saved['best'], last_stage)
     if not self._checkpointer.has(self._best.step):  # It may be gone.
       self._best = best_lib.Best(config.evaluation, start=last_stage)
-    self._checkpointer.best = self._best.step
+    self._checkpointer.set_best(self._best.step)
     lost = self._writer.truncate(first, evaluated=saved['evaluated'],
                                  rows=saved['rows'])
     self._clock = clock_lib.Clock(
@@ -223,8 +223,12 @@ class Training:
     best, program = self._best, self._program
     if best.step in (None, last):
       return Trained(program_lib.trained_network(self._state), seconds)
+    used = checkpoint.step_used(self._workdir)
+    split = self._config.evaluation.split
     notes.say(f'{self._title} is that of {best.describe()}, the best of '
-              f'{self._config.evaluation.split}.')
+              f'{split}.' if used == best.step else
+              f'{self._title} is that of step {used}, since no checkpoint was '
+              f'written of {best.describe()}, the best of {split}.')
     self._state = None  # The best network takes its place in memory.
     expected = program_lib.trained_network(program.abstract_state)
     return Trained(
@@ -243,7 +247,7 @@ class Training:
       # All processes have to agree, also if a metric of one's own does not.
       scores = distributed.first(lambda: scores)
     is_best = self._best.add(step, scores)
-    self._checkpointer.best = self._best.step
+    self._checkpointer.set_best(self._best.step)
     return is_best
 
   def _save(self, step, evaluated=True, entered=False, amends=False):

@@ -40,11 +40,6 @@ class _Saving(NamedTuple):
 class Checkpointer:
   """Saves and restores a run; use it in a `with` statement.
 
-  Attributes:
-    best: the step of the best checkpoint, which is kept besides; None if all
-      are equally good. It is saved with every checkpoint, and who reads the
-      network of this run gets that of this step.
-
   Args:
     workdir: a folder that all processes see, created if missing. Unfinished
       checkpoints of a killed run are removed, and damaged ones are moved to its
@@ -58,7 +53,7 @@ class Checkpointer:
     self._goes_on = go_on and not distributed.is_many()
     self._folder = paths.absolute(workdir) / checkpoint.FOLDER
     self._keep = keep
-    self.best: Optional[int] = None
+    self._bests: list[int] = []  # The best steps so far, the newest last.
     self._saving: Optional[_Saving] = None
     self._orbax: Optional[orbax_arrays.Writer] = None
     # The steps of the complete checkpoints, oldest first.
@@ -72,6 +67,15 @@ class Checkpointer:
     # Closing waits for all processes, and after an error some may never come.
     if kind is None or not distributed.is_many():
       self.close()
+
+  def set_best(self, step: Optional[int]) -> None:
+    """Says which step is the best; None if all are equally good.
+
+    Its checkpoint is kept besides the newest, and who reads the network of this
+    run gets that of this step. If it cannot be written, the best one before
+    takes its place.
+    """
+    self._bests = [] if step is None else [*self._bests, step]
 
   def save(self, step: int, state: base.TrainState,
            iterator_state: Mapping[str, Any],
@@ -90,8 +94,9 @@ class Checkpointer:
     Raises:
       DataError: this or the previous checkpoint cannot be written.
     """
-    extra = files.encode(self._extra(iterator_state, metadata))
     self.wait()  # For the one before.
+    steps = [*self._steps, step]
+    extra = files.encode(self._extra(iterator_state, metadata, steps))
     with self._writing(step):
       folder = self._folder / str(step)
       distributed.first(lambda: self._begin(folder))
@@ -101,8 +106,7 @@ class Checkpointer:
       if content is None:
         self._orbax = self._orbax or orbax_arrays.Writer()
         self._orbax.start(state_folder, leaves)
-      steps = [*self._steps, step]
-      kept = [x for x in steps if x in steps[-self._keep:] or x == self.best]
+      kept = {*steps[-self._keep:], self._best_of(steps)}
 
       def finish():
         with publishing.writing(self._folder):
@@ -135,7 +139,7 @@ class Checkpointer:
     Raises:
       DataError: it cannot be written.
     """
-    extra = self._extra(iterator_state, metadata)
+    extra = self._extra(iterator_state, metadata, self._steps)
 
     def amend():
       with publishing.writing(self._folder):
@@ -202,12 +206,16 @@ class Checkpointer:
     if self._orbax:
       self._orbax.close()
 
-  def _extra(self, iterator_state, metadata):
+  def _best_of(self, steps):
+    """Returns the newest best step that is among some steps, or None."""
+    return next((x for x in reversed(self._bests) if x in steps), None)
+
+  def _extra(self, iterator_state, metadata, steps):
     """Returns what is saved beside a state, as JSON can hold it."""
     return files.to_json(dict(
         iterator=iterator_state,
         metadata=metadata,
-        best_step=self.best,
+        best_step=self._best_of(steps),
         haikd_version=haikd.__version__))
 
   def _prepare(self):

@@ -12,6 +12,7 @@ from haikd.data import pipeline
 from haikd.engine import mesh as mesh_lib
 from haikd.engine import program as program_lib
 from haikd.run import trainer
+from haikd.run import training
 from haikd.run import writer
 from haikd.storage import checkpoint
 from haikd.storage import checkpointer
@@ -35,9 +36,10 @@ def build():
       config, spec=data.spec, num_classes=3, has_teacher=False,
       mesh=mesh_lib.build_mesh(config.mesh, jax.devices()[:1]))
 
-  def start(workdir, steps=12, on_error='stop'):
+  def start(workdir, steps=12, on_error='stop', **fields):
     changed = config.copy_and_resolve_references()
     changed.steps, changed.checkpoint_on_error = steps, on_error
+    changed.update(fields)
     trained = trainer.train(changed, program, data, None, workdir, 'student')
     return fingerprint.tree_hash(trained.network)
 
@@ -95,6 +97,23 @@ def test_a_save_that_fails_ends_the_run_or_is_said(
   assert ('the checkpoint of step 8 was not written, and training goes on '
           '(config.checkpoint_on_error): --workdir must') in caplog.text
   assert rows(tmp_path / 'run') == rows(tmp_path / 'whole')
+
+
+def test_a_best_network_stays_until_a_better_one_is_written(
+    build, tmp_path, monkeypatch, caplog):
+  expected = build(tmp_path / 'four', steps=4)
+  scores = iter((0.5, 0.9, 0.1))  # After 4, 8 and 12 steps.
+  monkeypatch.setattr(training.evaluate, 'evaluate',
+                      lambda *unused: dict(accuracy=next(scores)))
+  fail_at(monkeypatch, 'within', 2)
+  with caplog.at_level('INFO', 'haikd'):
+    network = build(
+        tmp_path / 'run', on_error='go_on', keep_checkpoints=1,
+        evaluation=dict(every=4, keep_best='accuracy'))
+  assert network == expected
+  assert steps(tmp_path / 'run') == [4, 12]
+  assert ('student is that of step 4, since no checkpoint was written of step '
+          '8, with accuracy 0.9, the best of validation.') in caplog.text
 
 
 def test_rows_wait_until_there_is_room(tmp_path, monkeypatch, caplog):
