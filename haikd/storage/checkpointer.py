@@ -18,10 +18,9 @@ from haikd.storage import leaves as leaves_lib
 from haikd.storage import one_file
 from haikd.storage import orbax_arrays
 from haikd.storage import paths
+from haikd.storage import preparing
 from haikd.storage import publishing
 from haikd.storage import step_folder
-
-ASIDE = 'damaged_checkpoints'
 
 
 class _Saving(NamedTuple):
@@ -57,7 +56,8 @@ class Checkpointer:
     self._saving: Optional[_Saving] = None
     self._orbax: Optional[orbax_arrays.Writer] = None
     # The steps of the complete checkpoints, oldest first.
-    self._steps: list[int] = distributed.first(self._prepare)
+    self._steps: list[int] = distributed.first(
+        lambda: preparing.prepare(self._folder))
     self._pool = futures.ThreadPoolExecutor(1, thread_name_prefix='saves')
 
   def __enter__(self) -> 'Checkpointer':
@@ -218,18 +218,6 @@ class Checkpointer:
         best_step=self._best_of(steps),
         haikd_version=haikd.__version__))
 
-  def _prepare(self):
-    """Readies the folder; returns the steps of complete checkpoints."""
-    self._set_damaged_aside()
-    with publishing.writing(self._folder):
-      paths.make_folder(self._folder)
-      publishing.remove_leftovers(self._folder)
-      for name in sorted(paths.names(self._folder)):
-        if not step_folder.is_ours(self._folder / name):
-          notes.say(f'{self._folder / name} is left alone, since this run did '
-                    'not write it.')
-    return sorted(int(x.name) for x in step_folder.complete(self._folder))
-
   def _begin(self, folder):
     """Makes the folder of a checkpoint, for which there must be room."""
     if paths.exists(folder):
@@ -249,22 +237,6 @@ class Checkpointer:
                 f'({checks.one_line(err)}); each save tries it again.')
       return False
     return True
-
-  def _set_damaged_aside(self):
-    aside = self._folder.parent / ASIDE
-    damaged = step_folder.damaged(self._folder)
-    if damaged and not step_folder.find(self._folder):
-      raise checks.DataError(
-          f'checkpoint must be as it was saved; got {damaged[0]}, where '
-          f'{step_folder.problem(damaged[0])}. Bring back its files, or choose '
-          'another --workdir.')
-    with publishing.writing(self._folder):
-      for folder in damaged:
-        aside.mkdir(exist_ok=True)
-        number = sum(name.split('-')[0] == folder.name
-                     for name in paths.names(aside))
-        folder.rename(aside / (f'{folder.name}-{number}' if number else
-                               folder.name))
 
   @contextlib.contextmanager
   def _writing(self, step: int) -> Iterator[None]:
