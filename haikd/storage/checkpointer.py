@@ -28,12 +28,15 @@ class _Saving(NamedTuple):
 
   Attributes:
     step: of it.
-    done: when and whether it is complete. On the first process, the result is
-      the steps of all checkpoints that are then there.
+    written: when and whether this process has written its leaves, and on many
+      processes all others theirs.
+    published: when and whether it is complete; its result, on the first
+      process, is the steps of all checkpoints that are then there.
   """
 
   step: int
-  done: futures.Future
+  written: futures.Future
+  published: futures.Future
 
 
 class Checkpointer:
@@ -108,20 +111,25 @@ class Checkpointer:
         self._orbax.start(state_folder, leaves)
       kept = {*steps[-self._keep:], self._best_of(steps)}
 
-      def finish():
+      def write():
         with publishing.writing(self._folder):
           if content is None:
             self._orbax.wait()
-            sums = {}
-          else:
-            sums = {f'{step_folder.STATE}/{one_file.NAME}':
-                    one_file.write(state_folder, content)}
-          if not distributed.is_first():
-            return None
-          publishing.publish(folder, extra, sums)
-          return [x for x in steps if x in kept or not self._remove(x)]
+            return {}
+          return {f'{step_folder.STATE}/{one_file.NAME}':
+                  one_file.write(state_folder, content)}
 
-      self._saving = _Saving(step, self._pool.submit(finish))
+      written = self._pool.submit(write)
+
+      def publish():
+        sums = written.result()
+        if not distributed.is_first():
+          return None
+        with publishing.writing(self._folder):
+          publishing.publish(folder, extra, sums)
+        return [x for x in steps if x in kept or not self._remove(x)]
+
+      self._saving = _Saving(step, written, self._pool.submit(publish))
 
   def amend(self, step: int, iterator_state: Mapping[str, Any],
             metadata: Mapping[str, Any]) -> None:
@@ -193,9 +201,10 @@ class Checkpointer:
     if saving is None:
       return
     with self._writing(saving.step):
-      steps = distributed.first(saving.done.result)  # The last to be done.
-      saving.done.result()
-      self._steps = steps
+      # The others wait for one that fails to write: it has to say so itself,
+      # before it waits for them.
+      saving.written.result()
+      self._steps = distributed.first(saving.published.result)
 
   def close(self) -> None:
     """Waits until all is saved, then frees the resources for saving."""

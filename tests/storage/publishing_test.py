@@ -119,6 +119,27 @@ def test_a_save_is_done_though_an_old_one_cannot_be_renamed(
   assert names(tmp_path) == ['3']
 
 
+@pytest.mark.parametrize('is_first', (False, True))
+def test_a_process_says_its_own_error_before_it_asks_the_others(
+    tmp_path, monkeypatch, is_first):
+  """They wait for its leaves."""
+  checkpointer = checkpointer_lib.Checkpointer(tmp_path, keep=1)
+
+  def wait(*unused):
+    raise AssertionError('It would wait.')
+
+  def fail(*unused):
+    raise OSError(errno.EIO, 'Input/output error')
+
+  monkeypatch.setattr(checkpointer_lib.distributed, 'is_first',
+                      lambda: is_first)
+  monkeypatch.setattr(checkpointer_lib.one_file, 'write', fail)
+  checkpointer.save(1, make_state(1), {}, {})
+  monkeypatch.setattr(checkpointer_lib.distributed, 'first', wait)
+  with pytest.raises(checks.DataError, match=r'\[Errno 5\] Input/output error'):
+    checkpointer.wait()
+
+
 def test_a_kill_at_any_write_of_a_save_leaves_the_one_before(
     tmp_path, monkeypatch):
   calls = []
