@@ -22,11 +22,9 @@ def prepare(folder: paths.ConcretePath) -> list[int]:
   _set_damaged_aside(folder)
   with publishing.writing(folder):
     paths.make_folder(folder)
-    publishing.remove_leftovers(folder)
-    for name in sorted(paths.names(folder)):
-      if not step_folder.is_ours(folder / name):
-        notes.say(f'{folder / name} is left alone, since this run did not '
-                  'write it.')
+    for name in publishing.remove_leftovers(folder):
+      notes.say(f'{folder / name} is left alone, since this run did not write '
+                'it.')
   return sorted(int(x.name) for x in step_folder.complete(folder))
 
 

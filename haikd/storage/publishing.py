@@ -13,9 +13,13 @@ from haikd.storage import checksums
 from haikd.storage import paths
 from haikd.storage import step_folder
 
-# What is written or removed has such a name, which only haikd gives.
+# On disk, what is written or removed has such a name, which only haikd gives.
 _SAVING, _REMOVED = '.haikd-saving', '.haikd-removed'
 _LEFTOVER = re.compile(rf'\d+({re.escape(_SAVING)}|{re.escape(_REMOVED)})')
+# In a bucket, it has the name of a step, and inside such names and no others.
+_UNFINISHED = re.compile(
+    rf'{step_folder.STATE}(\.orbax-checkpoint-tmp.*)?|{step_folder.METADATA}|'
+    rf'{re.escape(step_folder.AMENDED)}')
 
 
 def begin(folder: paths.ConcretePath) -> paths.ConcretePath:
@@ -86,18 +90,28 @@ def discard(folder: paths.ConcretePath) -> None:
   unfinished = unfinished_of(folder)
   if not paths.is_remote(unfinished):
     shutil.rmtree(unfinished, ignore_errors=True)
-  elif not step_folder.is_complete(unfinished):
+  elif _is_leftover(unfinished):
     _remove_objects(unfinished)
 
 
-def remove_leftovers(folder: paths.ConcretePath) -> None:
-  """Removes what kills have left of saves and removals in a folder."""
-  for name in paths.names(folder):
-    if paths.is_remote(folder):
-      if name.isdigit() and not step_folder.is_complete(folder / name):
-        _remove_objects(folder / name)
-    elif _LEFTOVER.fullmatch(name):
-      shutil.rmtree(folder / name)
+def remove_leftovers(folder: paths.ConcretePath) -> list[str]:
+  """Removes what kills have left of saves and removals in a folder.
+
+  Returns:
+    The names of what is there and is no complete checkpoint either: others
+    have written it.
+  """
+  others = []
+  for name in sorted(paths.names(folder)):
+    path = folder / name
+    if not _is_leftover(path):
+      if not step_folder.is_complete(path):
+        others.append(name)
+    elif paths.is_remote(path):
+      _remove_objects(path)
+    else:  # What was removed may stay once more.
+      shutil.rmtree(path, ignore_errors=name.endswith(_REMOVED))
+  return others
 
 
 @contextlib.contextmanager
@@ -109,6 +123,14 @@ def writing(folder: paths.Path) -> Iterator[None]:
     raise
   except Exception as err:  # Orbax and TensorStore raise many kinds.
     raise paths.unwritable(folder, err) from err
+
+
+def _is_leftover(folder: paths.ConcretePath) -> bool:
+  """Returns whether a kill has left a folder with such a name and content."""
+  if not paths.is_remote(folder):
+    return _LEFTOVER.fullmatch(folder.name) is not None
+  return folder.name.isdigit() and all(
+      map(_UNFINISHED.fullmatch, paths.names(folder)))
 
 
 def _remove_objects(folder: Any) -> None:

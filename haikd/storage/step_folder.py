@@ -97,21 +97,18 @@ def _problem(folder, *changed):
   return found and f'what is beside the arrays has {found}'
 
 
-def is_ours(folder: paths.ConcretePath) -> bool:
-  """Returns whether a run has written what is in a step's folder.
-
-  That one of its files is gone does not make it another's.
-  """
-  items = paths.names(folder)
-  return checksums.FILE in items or {STATE, METADATA} <= set(items)
-
-
 def is_complete(folder: paths.ConcretePath) -> bool:
-  """Returns whether the checkpoint in a step's folder is complete."""
+  """Returns whether the checkpoint in a step's folder is complete.
+
+  One on disk was, even if a file of it is gone.
+  """
+  items = set(paths.names(folder))
+  if not paths.is_remote(folder):
+    return checksums.FILE in items or {STATE, METADATA} <= items
   # One that was copied into a bucket has the checksums in place of COMMITTED.
-  return is_ours(folder) and (
-      not paths.is_remote(folder) or
-      not {COMMITTED, checksums.FILE}.isdisjoint(paths.names(folder)))
+  # They may be the first that was copied.
+  return {STATE, METADATA} <= items and not items.isdisjoint(
+      {COMMITTED, checksums.FILE})
 
 
 def metadata_of(folder: paths.ConcretePath) -> paths.ConcretePath:

@@ -7,12 +7,15 @@ fail. `bucket_test.py` runs a job against a fake server.
 import os
 import pathlib
 
+import numpy as np
 import pytest
 
 from haikd.core import checks
 from haikd.run import workdir
 from haikd.run import writer
+from haikd.storage import checkpointer as checkpointer_lib
 from haikd.storage import paths
+from haikd.storage import publishing
 from haikd.storage import step_folder
 
 
@@ -52,6 +55,15 @@ class FakePath(pathlib.PurePosixPath):
     self._answer()
     self.objects[str(self)] = content
     self.writes.append(self.name)
+
+  def unlink(self, missing_ok):
+    assert missing_ok
+    self.objects.pop(str(self), None)
+
+  def rmtree(self, missing_ok):
+    assert missing_ok
+    for name in [x for x in self.objects if x.startswith(f'{self}/')]:
+      del self.objects[name]
 
 
 @pytest.fixture
@@ -172,6 +184,11 @@ def test_existing_and_missing_objects(bucket):
       '14/metadata/x', '14/commit_success.txt'], '14'),
     (['7/state/x', '7/metadata/x', '7/state/commit_success.txt'], None),
     (['7/commit_success.txt'], None),
+    # Copied there from a disk: as a whole, and in part.
+    (['7/state/x', '7/metadata/x', '7/checksums.json'], '7'),
+    (['7/state/x', '7/checksums.json'], None),
+    (['7/metadata/x', '7/checksums.json'], None),
+    (['7/checksums.json'], None),
     ([], None),
 ])
 def test_a_checkpoint_in_a_bucket_is_complete_once_it_says_so(
@@ -179,6 +196,54 @@ def test_a_checkpoint_in_a_bucket_is_complete_once_it_says_so(
   bucket.objects.update((f'gs://b/run/{name}', b'') for name in names)
   folder = step_folder.find(bucket('gs://b/run'))
   assert (folder and folder.name) == newest
+
+
+THEIRS = {f'gs://b/run/checkpoints/{name}' for name in (
+    '5/results.csv', '6/state/x', '6/notes', '7/checksums.json', '7/state/x',
+    'notes/x')}
+
+
+def test_a_start_removes_from_a_bucket_only_what_kills_left(bucket, caplog):
+  left = {f'gs://b/run/checkpoints/{name}' for name in (
+      '1/state/x', '2/state.orbax-checkpoint-tmp/x', '3/state/x',
+      '3/metadata/metadata', '4/amended.json', '4/metadata/metadata')}
+  complete = {f'gs://b/run/checkpoints/8/{name}' for name in (
+      'state/x', 'metadata/metadata', 'commit_success.txt')}
+  bucket.objects.update(dict.fromkeys(left | complete | THEIRS, b''))
+  with caplog.at_level('INFO', 'haikd'), checkpointer_lib.Checkpointer(
+      'gs://b/run', keep=1) as checkpointer:
+    assert checkpointer.latest_step() == 8
+  assert set(bucket.objects) == complete | THEIRS
+  assert [x.getMessage() for x in caplog.records if x.name == 'haikd'] == [
+      f'gs://b/run/checkpoints/{name} is left alone, since this run did not '
+      'write it.' for name in ('5', '6', '7', 'notes')]
+
+
+def test_a_save_into_a_bucket_that_fails_removes_nothing_of_others(
+    bucket, monkeypatch):
+  bucket.objects.update(dict.fromkeys(THEIRS, b''))
+  before = dict(bucket.objects)
+  with checkpointer_lib.Checkpointer(
+      'gs://b/run', keep=1, go_on=True) as checkpointer:
+    checkpointer.save(5, dict(x=np.ones(3)), {}, {})
+    assert bucket.objects == before
+    with monkeypatch.context() as patch:
+      patch.setattr(publishing, 'publish', fail)
+      checkpointer.save(8, dict(x=np.ones(3)), {}, {})
+      checkpointer.wait()
+    assert bucket.objects == before
+    checkpointer.save(9, dict(x=np.ones(3)), {}, {})
+    checkpointer.wait()
+    assert checkpointer.latest_step() == 9
+    checkpointer.save(10, dict(x=np.ones(3)), {}, {})
+  assert set(bucket.objects) == THEIRS | {
+      f'gs://b/run/checkpoints/10/{name}' for name in (
+          'state/leaves.safetensors', 'metadata/metadata',
+          'commit_success.txt')}
+
+
+def fail(*unused):
+  raise OSError('no route to host')
 
 
 def test_a_bucket_is_not_locked(bucket):

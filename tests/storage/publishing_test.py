@@ -78,6 +78,8 @@ def test_files_that_cannot_be_removed_are_left_to_the_next_start(
       checkpointer.save(step, make_state(step), {}, {})
     checkpointer.wait()
     assert checkpointer.latest_step() == 3 and not checkpointer.has(2)
+    with caplog.at_level('INFO', 'haikd'):
+      checkpointer_lib.Checkpointer(tmp_path, keep=1)  # One more start.
   assert names(tmp_path) == ['1.haikd-removed', '2.haikd-removed', '3']
   with caplog.at_level('INFO', 'haikd'):
     save(tmp_path, 4)
