@@ -208,12 +208,14 @@ class Checkpointer:
 
   def close(self) -> None:
     """Waits until all is saved, then frees the resources for saving."""
+    failed = True
     try:
       self.wait()
+      failed = False
     finally:
       self._pool.shutdown()
-    if self._orbax:
-      self._orbax.close()
+      if self._orbax and not (failed and distributed.is_many()):
+        self._orbax.close()  # It waits for all processes.
 
   def _best_of(self, steps):
     """Returns the newest best step that is among some steps, or None."""

@@ -43,12 +43,17 @@ def _is_float(value: Any) -> bool:
   return True
 
 
+def _is_numbers(value: Any) -> bool:
+  return _is_dict(value) and all(map(checks.is_number, value.values()))
+
+
 def _is_optional(check: _Check) -> _Check:
   return lambda value: value is None or check(value)
 
 
 _METADATA: Mapping[str, _Check] = dict(
     seconds=lambda value: checks.is_number(value) and value >= 0,
+    phases=_is_numbers,
     evaluated=lambda value: isinstance(value, bool),
     entered=lambda value: isinstance(value, bool),
     best=_is_best,

@@ -501,14 +501,15 @@ def test_check_vocabulary_compares_tokenizers():
     ('metadata', []), ('metadata.seconds', 'x'), ('metadata.evaluated', {}),
     ('metadata.best', 'x'), ('metadata.best', {}), ('metadata.rows', 1.5),
     ('metadata.teacher', 3), ('metadata.config', 3), ('metadata.layers', 'ab'),
-    ('metadata.rollbacks', None), ('best_step', 'x')])
+    ('metadata.rollbacks', None), ('metadata.phases', [1, 2]),
+    ('metadata.phases', {'steps': 'x'}), ('best_step', 'x')])
 def test_of_metadata_of_other_types_the_checkpoint_before_is_used(
     tmp_path, caplog, name, value):
   """Also if its checksum is right, as that of a copy from a bucket is."""
   state = make_state()
   save(tmp_path, (6, make_state(step=jnp.int32(6))), (7, state), teacher='',
        seconds=1.0, evaluated=True, rows=1, rollbacks=0, best=None, config={},
-       layers=[])
+       layers=[], phases={'steps': 0.5})
   folder = tmp_path / 'checkpoints' / '7'
   assert restore(tmp_path, state)[0].step == 7
   path = folder / 'metadata' / 'metadata'

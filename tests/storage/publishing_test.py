@@ -130,9 +130,6 @@ def test_a_process_says_its_own_error_before_it_asks_the_others(
   def wait(*unused):
     raise AssertionError('It would wait.')
 
-  def fail(*unused):
-    raise OSError(errno.EIO, 'Input/output error')
-
   monkeypatch.setattr(checkpointer_lib.distributed, 'is_first',
                       lambda: is_first)
   monkeypatch.setattr(checkpointer_lib.one_file, 'write', fail)
@@ -140,6 +137,26 @@ def test_a_process_says_its_own_error_before_it_asks_the_others(
   monkeypatch.setattr(checkpointer_lib.distributed, 'first', wait)
   with pytest.raises(checks.DataError, match=r'\[Errno 5\] Input/output error'):
     checkpointer.wait()
+
+
+@pytest.mark.parametrize('is_many, closed', ((False, [True]), (True, [])))
+def test_after_an_error_closing_frees_all_that_needs_no_other_process(
+    tmp_path, monkeypatch, is_many, closed):
+  calls = []
+  monkeypatch.setattr(checkpointer_lib.one_file, 'LIMIT', 0)
+  monkeypatch.setattr(checkpointer_lib.orbax_arrays.Writer, 'close',
+                      lambda self: calls.append(True))
+  monkeypatch.setattr(checkpointer_lib.distributed, 'is_many', lambda: is_many)
+  checkpointer = checkpointer_lib.Checkpointer(tmp_path, keep=1)
+  checkpointer.save(1, make_state(1), {}, {})
+  monkeypatch.setattr(checkpointer_lib.distributed, 'first', fail)
+  with pytest.raises(checks.DataError, match='Input/output error'):
+    checkpointer.close()
+  assert calls == closed
+
+
+def fail(*unused):
+  raise OSError(errno.EIO, 'Input/output error')
 
 
 def test_a_kill_at_any_write_of_a_save_leaves_the_one_before(
