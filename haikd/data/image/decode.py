@@ -22,6 +22,9 @@ _DEEP = ('I;16', 'I;16L', 'I;16B', 'I')  # Modes of 16-bit greyscale.
 _UNREAD = ('F',)  # Modes without a largest value to scale by.
 _ORIENTATION = 0x0112  # Of EXIF.
 _SWAPPED = (5, 6, 7, 8)  # Orientations in which width is height.
+# Orientations in which the last column of the file, or its last row, is that at
+# the left, and those in which it is that at the top.
+_FROM_RIGHT, _FROM_BELOW = (2, 3, 6, 7), (3, 4, 7, 8)
 # A JPEG is reduced to no less than this times the size that it is resized to:
 # the libraries' halves are no averages, so that some of those are left to do.
 _REDUCED = 2
@@ -88,6 +91,7 @@ class Encoded:
     self._place = place
     self._channels = channels
     self._header: Any = None  # Opened and not decoded.
+    self._orientation: Any = None  # That of EXIF, once the shape is known.
 
   @functools.cached_property
   def shape(self) -> tuple[int, int, int]:
@@ -95,9 +99,10 @@ class Encoded:
     self._header = image = _opened(io.BytesIO(self._content), self._place)
     width, height = image.size
     try:
-      is_swapped = image.getexif().get(_ORIENTATION) in _SWAPPED
+      self._orientation = image.getexif().get(_ORIENTATION)
     except Exception as err:  # Pillow's decoders raise many kinds.
       raise _damaged(self._place, err) from err
+    is_swapped = self._orientation in _SWAPPED
     return (*((width, height) if is_swapped else (height, width)),
             self._channels)
 
@@ -128,12 +133,16 @@ class Encoded:
     left, top, right, bottom = box
     least = min(right - left, bottom - top)
     image = self._decoded(max(int(least / (_REDUCED * size)), 1))
-    # A size that is no multiple of what it is divided by is rounded up.
     factor = 2**round(math.log2(max(height, width) / max(image.size)))
-    right, bottom = (min(x / factor, most) for x, most in zip(
-        (right, bottom), image.size))
+    # A size that is no multiple of the factor is rounded up, at the last column
+    # and row of the file. Where these are at the left or top, so is the rest.
+    x, y = ((most * factor - full) if self._orientation in mirrored else 0
+            for most, full, mirrored in zip(image.size, (width, height),
+                                            (_FROM_RIGHT, _FROM_BELOW)))
     array = window.resized(
-        image, (left / factor, top / factor, right, bottom), size)
+        image, ((left + x) / factor, (top + y) / factor,
+                min((right + x) / factor, image.width),
+                min((bottom + y) / factor, image.height)), size)
     return array.reshape(size, size, self._channels)
 
   def _decoded(self, reduction: int) -> Any:

@@ -74,6 +74,28 @@ def test_a_turned_jpeg_is_cut_as_people_see_it(decoded):
   assert difference.mean() < 4
 
 
+@pytest.mark.parametrize('orientation', range(1, 9))
+@pytest.mark.parametrize('width, height', [(401, 303), (649, 866)])
+def test_a_smaller_jpeg_is_cut_where_the_whole_is(
+    decoded, orientation, width, height):
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  # A ramp shows a shift by a part of a pixel, and smoothing does not change it.
+  y, x = np.mgrid[:height, :width]
+  ramp = np.stack([x * 250 / width, y * 250 / height, 0 * x], axis=-1)
+  content = jpeg(Image.fromarray(np.uint8(ramp)), exif=exif, subsampling=0)
+  encoded = decode.Encoded(content, 'x.jpg')
+  full = Image.fromarray(np.asarray(encoded))
+  assert full.size == encoded.shape[1::-1]
+  box = (3.0, 5.0, full.width - 4.0, full.height - 2.0)
+  found = encoded.resized(box, 16)
+  assert decoded[-1] == (-(-full.width // 8), -(-full.height // 8))
+  expected = full.resize((16, 16), Image.Resampling.BILINEAR, box=box)
+  difference = found.astype(int) - np.asarray(expected, int)
+  assert np.abs(difference.mean(axis=(0, 1))).max() < 0.4
+  assert np.abs(difference).max() <= 3
+
+
 def test_what_is_cut_is_that_of_the_array():
   content = jpeg(photo(120, 90))
   crops = [resize.random_resized_crop(image, np.random.default_rng(1), size=64)
