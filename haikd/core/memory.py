@@ -11,11 +11,11 @@ from typing import Any, Optional
 
 import jax
 
+from haikd.core import cgroups
 from haikd.core import checks
 
 # Whose memory a peak is: a device's, or on CPU that of the process.
 DEVICE, PROCESS = 'device', 'process'
-_CGROUPS = pathlib.Path('/sys/fs/cgroup')
 # Of version 2, and of 1; below the folder of the group.
 _LIMITS = ('memory.max', 'memory.limit_in_bytes')
 
@@ -30,33 +30,20 @@ def of_host() -> Optional[int]:
     total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
   except (ValueError, OSError):
     return None
-  return min([total, *_limits(pathlib.Path('/proc/self/cgroup'), _CGROUPS)])
+  return min([total, *_limits(cgroups.GROUPS, cgroups.ROOT)])
 
 
 def _limits(groups: pathlib.Path, root: pathlib.Path) -> Iterator[int]:
   """Yields the limits of the control groups of this process.
 
   Args:
-    groups: has a line `number:controllers:path` for each group. A container may
-      see itself as the path `/`, or a path that is not there.
-    root: where the groups are mounted.
+    groups: as for `cgroups.folders`.
+    root: likewise.
   """
-  try:
-    lines = groups.read_text().splitlines()
-  except OSError:  # Another system than Linux.
-    return
-  for line in lines:
-    _, controllers, path = line.split(':', 2)
-    if controllers and 'memory' not in controllers.split(','):
-      continue
-    mount = root / 'memory' if controllers else root
-    inner = mount / path.lstrip('/')
-    # The limit of a group above holds as well.
-    for folder in (inner, *inner.parents):
-      if mount in (folder, *folder.parents):
-        for name in _LIMITS:
-          with contextlib.suppress(OSError, ValueError):  # `max` is no number.
-            yield int((folder / name).read_text())
+  for folder in cgroups.folders('memory', groups, root):
+    for name in _LIMITS:
+      with contextlib.suppress(OSError, ValueError):  # `max` is no number.
+        yield int((folder / name).read_text())
 
 
 def of_device(devices: Sequence[Any]) -> Optional[float]:
