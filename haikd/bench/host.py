@@ -138,6 +138,7 @@ def _config(folder, case):
   config = config_lib.base()
   config.batch_size = case['shape'][0]
   config.data.prefetch = 1  # What a round has read for the next is little.
+  config.data.workers = 0  # The time of other processes is not measured.
   config.data.name, config.data.source_dir = 'image_folder', str(folder)
   config.data.image_size = case['shape'][1]
   config.data.augment = dict(random_resized_crop={}, flip={})

@@ -138,10 +138,10 @@ def base() -> ConfigDict:
           # Standard deviation by which these images are then divided: a number,
           # or a tuple with one number per channel.
           std=networks.free(1.0),
-          # Batches to read ahead.
-          prefetch=4,
+          # Batches to read ahead; None for 4, or one more than workers.
+          prefetch=config_dict.placeholder(int),
           # Processes that make batches, 0 for threads of this one; None for
-          # half of the cores, from 4, where images are decoded.
+          # half of the cores, from 4 and up to 8, where images are decoded.
           workers=config_dict.placeholder(int),
           # MiB that a file may take once it is decoded; else it is refused.
           memory_mib=4096,

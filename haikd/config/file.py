@@ -18,6 +18,8 @@ from ml_collections.config_flags import config_path
 from haikd import config as config_lib
 from haikd.core import checks
 
+# The name of the module that a config file becomes; other processes have none.
+MODULE = 'config_file'
 # Before the name of a config that comes with haikd.
 _OURS = 'haikd:'
 # In a checkout this is a link to configs/; a wheel has the files.
@@ -143,7 +145,7 @@ def wrong_flag(err: Exception) -> checks.ConfigError:
 
 
 def _import_file(path):
-  loader = importlib.machinery.SourceFileLoader('config_file', path)
+  loader = importlib.machinery.SourceFileLoader(MODULE, path)
   module = importlib.util.module_from_spec(
       importlib.util.spec_from_loader(loader.name, loader))
   sys.modules[loader.name] = module  # Dataclasses look up their module there.

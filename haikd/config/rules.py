@@ -25,7 +25,7 @@ ANY = object  # The type of a field that takes any value.
 _RULES = (
     ('be positive', lambda x: x > 0,
      ('steps', 'batch_size', 'microbatches', 'log_every', 'checkpoint_every',
-      'keep_checkpoints', 'data.prefetch', 'data.memory_mib',
+      'keep_checkpoints', 'data.memory_mib',
       'evaluation.batch_size', 'teacher.server.requests',
       'teacher.server.timeout', 'guard.limit')),
     ("be 'stop' or 'skip'", lambda x: x in ('stop', 'skip'),
@@ -61,6 +61,7 @@ _RULES = (
     ('be None or a positive int',
      lambda x: x is None or type(x) is int and x > 0,
      ('evaluation.every', 'evaluation.patience', 'data.image_size',
+      'data.prefetch',
       'student.used_classes', 'teacher.used_classes',
       'teacher.view.image_size')),
     ('give a dict of options for each name of a metric',
@@ -174,6 +175,11 @@ def check_rules(config: ml_collections.ConfigDict) -> None:
     for field in fields:
       value = _value(config, field)
       require(f'config.{field}', rule, is_legal(value), value)
+  data = config.data
+  require('config.data.workers',
+          "be None or 0 where config.data.on_error is 'skip', since one process "
+          'counts what is left out', data.on_error != 'skip' or not data.workers,
+          data.workers, " Set it to 0, or config.data.on_error to 'stop'.")
   for rule, is_legal, fields in _SCHEDULES:
     for field in fields:
       value = _value(config, field)

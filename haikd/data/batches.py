@@ -16,11 +16,9 @@ from haikd.core import pixels
 from haikd.data import columns as columns_lib
 from haikd.data import mixture as mixture_lib
 from haikd.data import orders
-from haikd.data import workers as workers_lib
 from haikd.data.image import augment as augment_lib
 from haikd.data.image import views as views_lib
 
-_READ_THREADS = 4  # Threads that read ahead where a split is not in memory.
 # Part of a seed: what its random numbers are for. Others are in `orders`.
 _AUGMENT, _VARY, _VARY_EVALUATION = 1, 5, 6
 
@@ -163,28 +161,6 @@ class Evaluation:
     return self._views.inputs(self._reader.gather(
         indices, fit=self._views.fit_evaluation(),
         keys=[(_VARY_EVALUATION,)] * len(indices)))
-
-
-def stream(numbered: Any, reader: mixture_lib.AnyReader, *, prefetch: int,
-           workers: Optional[int]) -> Any:
-  """Returns what iterates over batches in their order, reading ahead.
-
-  Args:
-    numbered: the batches by number.
-    reader: of their split.
-    prefetch: batches to read ahead.
-    workers: `config.data.workers`.
-  """
-  import grain  # Takes a second: too long for `import haikd`.
-  threads = 1 if reader.cached else _READ_THREADS
-  workers = workers_lib.count(workers, reader)
-  if workers:
-    numbered = workers_lib.Made(numbered, workers_lib.shared(workers))
-    # One batch more than workers, so that none waits for the step.
-    threads, prefetch = workers, max(prefetch, workers + 1)
-  options = grain.ReadOptions(num_threads=min(threads, prefetch),
-                              prefetch_buffer_size=prefetch)
-  return grain.MapDataset.source(numbered).to_iter_dataset(options)
 
 
 def _round_up(number, unit):

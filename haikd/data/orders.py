@@ -142,6 +142,14 @@ class Mixed:
     self._totals, self._rates = _accumulate(weights, batch_size)
     self._counts = functools.lru_cache(maxsize=8)(self._count)
 
+  def __getstate__(self) -> dict[str, Any]:
+    return {key: value for key, value in self.__dict__.items()
+            if key != '_counts'}  # Workers have their own.
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    self.__dict__.update(state)
+    self._counts = functools.lru_cache(maxsize=8)(self._count)
+
   def batch(self, number: int) -> Picks:
     """Returns the examples of a batch."""
     starts, ends = self._counts(number), self._counts(number + 1)

@@ -11,6 +11,7 @@ from haikd import config as config_lib
 from haikd.core import base
 from haikd.core import checks
 from haikd.core import memory
+from haikd.data import ahead as ahead_lib
 from haikd.data import batches
 from haikd.data import mixture as mixture_lib
 from haikd.data import orders
@@ -37,10 +38,9 @@ class Data:
   def __init__(self, *, splits: mixture_lib.AnySplits, train: str,
                held_out: tuple[str, str], augment: Mapping[str, Any],
                augment_field: str, batch_size: int, eval_batch_size: int,
-               shards: int, seed: int, ahead: Mapping[str, Any],
-               views: views_lib.Views,
-               process_index: int, process_count: int,
-               records: Optional[batches.Records] = None):
+               shards: int, seed: int, ahead: ahead_lib.Ahead,
+               views: views_lib.Views, process_index: int,
+               process_count: int, records: Optional[batches.Records] = None):
     self.splits = splits
     self._train, self._held_out = train, held_out
     self._named = tuple(dict.fromkeys((train, *held_out)))
@@ -145,17 +145,18 @@ class Data:
       if split == self._train:
         self._check_size(reader)
         self._training(reader)[0]
+        self._ahead.made(None, self._training(reader), reader)
         reader.say_absent_classes()
       if split in self._held_out:
         memory.check_batch(
             'config.evaluation.batch_size', self.evaluation_spec(split))
         self.pick(split)[0]
+        self._ahead.made(split, self.pick(split), reader)
 
   def train(self) -> batches.BatchIterator:
     """Returns an endless iterator of this process's share of training batches.
 
-    Every epoch has its own order. The iterator begins with the first batch, and
-    has `get_state` and `set_state`.
+    Every epoch has its own order. It has `get_state` and `set_state`.
 
     Raises:
       DataError: a split smaller than a batch, or examples that cannot be used.
@@ -163,7 +164,7 @@ class Data:
     reader = self._reader(self._train)
     self._check_size(reader)
     self._load(reader)
-    return iter(self._stream(self._training(reader), reader))
+    return iter(self._ahead.stream(None, self._training(reader), reader))
 
   def evaluation(self, split: str) -> Iterable[base.Batch]:
     """Returns this process's share of a split, every example exactly once.
@@ -180,7 +181,7 @@ class Data:
     """
     reader = self._reader(split)
     self._load(reader)
-    return self._stream(self.pick(split), reader)
+    return self._ahead.stream(split, self.pick(split), reader)
 
   def evaluation_spec(self, split: str) -> base.Batch:
     """Returns the shapes and dtypes of a global batch of `evaluation(split)`.
@@ -232,9 +233,6 @@ class Data:
         records=self._records,
         **self._common)
 
-  def _stream(self, numbered, reader):
-    return batches.stream(numbered, reader, **self._ahead)
-
 
 def build_data(config: config_lib.ConfigDict,
                *,
@@ -245,8 +243,6 @@ def build_data(config: config_lib.ConfigDict,
                process_index: Optional[int] = None,
                process_count: Optional[int] = None) -> Data:
   """Returns the Data that a config describes; reads nothing yet.
-
-  Processes share the global batch; so, later, do the devices of each.
 
   Args:
     config: a config made from `haikd.config.base()`.
@@ -279,7 +275,8 @@ def build_data(config: config_lib.ConfigDict,
   # Refuses unknown augmentations at once; the classes are not known yet.
   augment_lib.build_augment(augment, None, field=augment_field)
   views = views_lib.build_views(config, augment_field)
-  views.check_memory(config.batch_size // process_count)
+  share = config.batch_size // process_count
+  views.check_memory(share, ahead=2 * (data.workers or 0))
   splits = mixture_lib.build_splits(config)
   if like is not None and like.splits.dataset == splits.dataset:
     splits = like.splits
@@ -293,7 +290,9 @@ def build_data(config: config_lib.ConfigDict,
       eval_batch_size=evaluation.batch_size,
       shards=shards,
       seed=config.seed,
-      ahead=dict(prefetch=data.prefetch, workers=data.workers),
+      ahead=ahead_lib.Ahead(
+          data.prefetch, data.workers, views=views,
+          batch_size=max(share, evaluation.batch_size // process_count)),
       views=views,
       records=records,
       process_index=process_index,

@@ -1,35 +1,74 @@
 """Objects on a pipe: a pickle, and beside it the arrays in it."""
 
 import io
+import math
 import pickle
 import struct
 from typing import Any
 
 import numpy as np
 
+from haikd.config import file as config_file
+
 _LENGTH = struct.Struct('<Q')
 
 
-class PicklerOfImportable(pickle.Pickler):
-  """Pickles what another process can read: nothing of the user's script."""
+# Modules that only this process has, and what they are to a user.
+_PRIVATE = {'__main__': 'the script that runs',
+            config_file.MODULE: 'the config file'}
+_SIZED = ('numpy', 'pyarrow')  # Packages whose arrays may be a table.
+
+
+class TooLargeError(Exception):
+  """A pickle would take more bytes than it may."""
+
+
+class _Pickler(pickle.Pickler):
+  """Pickles what another process can read, up to a size."""
+
+  def __init__(self, content: '_Content'):
+    super().__init__(content, pickle.HIGHEST_PROTOCOL)
+    self._limit = content.limit
 
   def reducer_override(self, obj: Any) -> Any:
-    """Refuses functions and classes that only this process has."""
+    """Refuses what only this process has, and arrays that are too large."""
+    kind = type(obj)
     if isinstance(obj, type) or callable(obj) and hasattr(obj, '__qualname__'):
-      if obj.__module__ == '__main__':
-        raise pickle.PicklingError(
-            f'{obj.__qualname__} is of the script that runs')
+      if owner := _PRIVATE.get(obj.__module__):
+        raise pickle.PicklingError(f'{obj.__qualname__} is of {owner}')
+    elif kind.__module__.partition('.')[0] in _SIZED and (
+        getattr(obj, 'nbytes', 0) > self._limit):
+      raise TooLargeError  # Before its bytes are copied.
     return NotImplemented
 
 
-def importable(value: Any) -> bytes:
+class _Content(io.BytesIO):
+  """Bytes up to a limit."""
+
+  def __init__(self, limit: float):
+    super().__init__()
+    self.limit = limit
+
+  def write(self, content: Any) -> int:
+    """Adds bytes; raises TooLargeError beyond the limit."""
+    if self.tell() + memoryview(content).nbytes > self.limit:
+      raise TooLargeError
+    return super().write(content)
+
+
+def importable(value: Any, limit: float = math.inf) -> bytes:
   """Returns a pickle for another process.
 
+  Args:
+    value: any object.
+    limit: bytes that the pickle may take.
+
   Raises:
-    PicklingError, TypeError, AttributeError: there can be none.
+    TooLargeError: it would take more.
+    Exception: there can be none.
   """
-  content = io.BytesIO()
-  PicklerOfImportable(content, pickle.HIGHEST_PROTOCOL).dump(value)
+  content = _Content(limit)
+  _Pickler(content).dump(value)
   return content.getvalue()
 
 

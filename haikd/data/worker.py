@@ -23,7 +23,10 @@ def main() -> None:
     signal.signal(number, signal.SIG_IGN)
   questions = os.fdopen(os.dup(0), 'rb', buffering=0)
   answers = os.fdopen(os.dup(1), 'wb', buffering=0)
-  os.dup2(2, 1)  # A library's prints must not be read as answers.
+  # What a library prints is no answer, and what it reads no question.
+  os.dup2(2, 1)
+  with open(os.devnull, 'rb') as nothing:
+    os.dup2(nothing.fileno(), 0)
   sources = {}
   try:
     while True:

@@ -14,21 +14,20 @@ import queue
 import signal
 import subprocess
 import sys
-from typing import Any, Optional, Protocol
+from typing import Any, Protocol
 import weakref
 
 from haikd.core import base
 from haikd.core import checks
-from haikd.core import notes
 from haikd.data import wire
 from haikd.data import worker as worker_lib
-from haikd.data.image import window
 
-_FEW = 4  # Cores: threads suffice on fewer, since decoding releases their lock.
-_MOST = 32  # Workers that haikd starts of itself; each takes 150 MB.
+_LARGEST = 2**26  # Bytes of a source that this process and each worker keep.
 _PATIENCE = 10  # Seconds that a worker may take to end.
 _PIPE_BYTES = 2**20
 _F_SETPIPE_SZ = 1031  # Of fcntl, on Linux.
+_REMEDY = ('Set it to 0, or move your code to a module, and add that to '
+           'config.plugins.')
 
 
 class Source(Protocol):
@@ -44,15 +43,35 @@ class Source(Protocol):
     """Returns the batch, with what only this process adds."""
 
 
+class UnfitError(Exception):
+  """Batches that workers cannot make.
+
+  Attributes:
+    reason: why, as the end of a sentence.
+    remedy: what a user can do about it.
+  """
+
+  def __init__(self, reason: str, remedy: str):
+    super().__init__(f'{reason}. {remedy}')
+    self.reason, self.remedy = reason, remedy
+
+
 class Made:
   """Batches by number that workers make.
+
+  Attributes:
+    count: of the workers.
 
   Args:
     source: the batches.
     workers: make them.
+
+  Raises:
+    UnfitError: they cannot.
   """
 
   def __init__(self, source: Source, workers: 'Workers'):
+    self.count = workers.count
     self._source = source
     self._workers = workers
     self._key = workers.open(source)
@@ -84,24 +103,36 @@ class Workers:
   def open(self, source: Source) -> int:
     """Returns the key under which `make` knows a source.
 
+    One worker opens it at once, so that what is wrong shows before training.
+
     Raises:
-      ConfigError: the source cannot be sent to another process.
+      UnfitError: it cannot be sent to a worker, or not be opened there.
     """
+    content = _pickled(source)
+    if content in self._pickles:  # Of another Data.
+      return self._pickles.index(content)
+    self._start()
+    self._pickles.append(content)
+    key, worker = len(self._pickles) - 1, self._free.get()
     try:
-      content = wire.importable(source)
-    except (pickle.PicklingError, TypeError, AttributeError) as err:
-      raise checks.ConfigError(
-          'config.data.workers must be 0 for data or augmentations that another'
-          f' process cannot import; got {self.count}, and '
-          f'{checks.describe(err)}. Set it to 0, or move them to a module, and '
-          'add that to config.plugins.') from err
-    if content not in self._pickles:  # Each evaluation opens its split.
-      self._pickles.append(content)
+      worker.open(key, content)
+    except Exception as err:  # Whatever a user's code raises.
+      raise UnfitError(f'a worker cannot open them: {checks.describe(err)}',
+                       _REMEDY) from err
+    finally:
+      self._free.put(worker)
+    return key
+
+  def _start(self):
+    """Starts the workers, if they are not there yet."""
     while len(self._all) < self.count:
-      started = _Worker(len(self._all) + 1, self.count)
+      try:
+        started = _Worker(len(self._all) + 1, self.count)
+      except OSError as err:
+        raise UnfitError(f'no process can be started: {checks.describe(err)}',
+                         'Set it to 0.') from err
       self._all.append(started)
       self._free.put(started)
-    return self._pickles.index(content)
 
   def make(self, key: int, number: int) -> base.Batch:
     """Returns what the next free worker makes of a batch.
@@ -115,23 +146,32 @@ class Workers:
     """
     worker = self._free.get()
     try:
-      if key not in worker.opened:
-        worker.ask(worker_lib.OPEN, key, self._pickles[key])
-        worker.opened.add(key)
+      worker.open(key, self._pickles[key])
       return worker.ask(worker_lib.MAKE, key, number)
     finally:
       self._free.put(worker)
 
 
-class _Worker:
-  """One process.
+def _pickled(source: Source) -> bytes:
+  """Returns what a worker opens."""
+  try:
+    return wire.importable(source, _LARGEST)
+  except wire.TooLargeError as err:
+    raise UnfitError(
+        f'each would keep a copy of more than {_LARGEST >> 20} MiB of the data '
+        'set', 'Set it to 0, or save the images as files of an image_folder.'
+    ) from err
+  except Exception as err:  # Whatever a user's code raises.
+    reason = (checks.one_line(err) if isinstance(err, pickle.PicklingError) else
+              checks.describe(err))
+    raise UnfitError(reason, _REMEDY) from err
 
-  Attributes:
-    opened: the keys of sources that it has.
-  """
+
+class _Worker:
+  """One process."""
 
   def __init__(self, number: int, count: int):
-    self.opened: set[int] = set()
+    self._opened: set[int] = set()  # The keys of sources that it has.
     self._number, self._count = number, count
     code = (f'import sys; sys.path[:] = {sys.path!r}; '
             f'from {worker_lib.__name__} import main; main()')
@@ -142,6 +182,12 @@ class _Worker:
         # No accelerator is its own, even if a user's code asks for one.
         env={**os.environ, 'JAX_PLATFORMS': 'cpu'})
     _enlarge(self.process.stdout)
+
+  def open(self, key: int, content: bytes) -> None:
+    """Gives it a source, unless it has that."""
+    if key not in self._opened:
+      self.ask(worker_lib.OPEN, key, content)
+      self._opened.add(key)
 
   def ask(self, kind: str, key: int, value: Any) -> Any:
     """Returns the answer to a question."""
@@ -200,32 +246,3 @@ def shared(count: int) -> Workers:
   if workers is None:
     workers = _shared[count] = Workers(count)
   return workers
-
-
-def default() -> int:
-  """Returns how many workers suit the cores, and says so; 0 on few."""
-  cores = (len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else
-           os.cpu_count() or 1)
-  count = min(cores // 2, _MOST) if cores >= _FEW else 0
-  if count:
-    notes.say(f'{count} of {cores} cores decode images, each in a process of '
-              'its own (config.data.workers).')
-  return count
-
-
-def count(wanted: Optional[int], reader: Any) -> int:
-  """Returns how many workers make the batches of a split; 0 for threads.
-
-  Args:
-    wanted: `config.data.workers`; None for as many as suit the cores, where
-      images are decoded at each visit.
-    reader: of the split.
-  """
-  if reader.cached:
-    return 0
-  is_encoded = getattr(reader, 'is_encoded', False)  # A mixture has none.
-  if is_encoded:
-    window.say_how()
-  if wanted is None:
-    return default() if is_encoded else 0
-  return wanted

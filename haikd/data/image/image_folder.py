@@ -5,6 +5,7 @@ import concurrent.futures
 import functools
 import os
 from typing import Any, Optional
+import zlib
 
 import numpy as np
 
@@ -52,6 +53,16 @@ class ImageFolder:
     self._images = [os.fspath(image) for image in images]
     self._labels = labels
     self._channels = channels
+
+  def __getstate__(self) -> dict[str, Any]:
+    # A tenth of the bytes: a million paths begin alike.
+    paths_text = '\0'.join(self._images).encode(errors='surrogateescape')
+    return {**self.__dict__, '_images': zlib.compress(paths_text, 1)}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    self.__dict__.update(state)
+    text = zlib.decompress(state['_images']).decode(errors='surrogateescape')
+    self._images = text.split('\0')
 
   def __len__(self) -> int:
     return len(self._images)

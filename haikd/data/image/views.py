@@ -74,20 +74,30 @@ class Views(NamedTuple):
   student: Optional[ImageView]
   cut: Optional[resize_lib.Cut]
 
-  def check_memory(self, count: int) -> None:
+  @property
+  def example_bytes(self) -> int:
+    """The bytes that the images of an example take, 0 if they keep their size.
+
+    Three float32 a pixel, the most that there are.
+    """
+    sizes = [view.size for view in (self.teacher, self.student)
+             if view is not None and view.size is not None]
+    return sum(12 * size**2 for size in sizes)
+
+  def check_memory(self, count: int, ahead: int = 0) -> None:
     """Refuses a size at which there is no room for images.
 
     Args:
       count: how many are read at a time.
+      ahead: how many times as many wait at once for the step, each pixel of
+        three bytes at least.
 
     Raises:
       ConfigError: there is no room.
     """
-    sizes = [view.size for view in (self.teacher, self.student)
-             if view is not None and view.size is not None]
-    # A pixel is three float32.
-    memory.check('config.data.image_size',
-                 12 * count * max(sizes, default=0)**2,
+    size = count * self.example_bytes
+    memory.check('config.data.image_size', size + size // 4 * ahead,
+                 f'the images of {ahead + 1} batches take' if ahead else
                  'the images of a batch take')
 
   def fit_training(self, rng: np.random.Generator) -> Optional[Fit]:
