@@ -133,7 +133,9 @@ def test_an_example_counts_where_images_keep_their_size(machine, tmp_path):
     (None, (2, 4)), (1, (1, 1)), (2, (2, 2)), (9, (2, 9))])
 def test_batches_ahead_are_those_of_the_config(folder, read, prefetch,
                                                expected):
-  build(folder, 2, data=dict(prefetch=prefetch)).train()
+  data = build(folder, 2, data=dict(prefetch=prefetch))
+  data.train()
+  assert data._ahead._workers.count == expected[0]
   build(folder, 0, data=dict(prefetch=prefetch)).train()
   assert read == [expected, (min(4, prefetch or 4), prefetch or 4)]
 

@@ -64,16 +64,18 @@ def read_header(file: Any, place: str) -> Header:
     return Header(image.mode in _DEEP, _is_transparent(image))
 
 
-class Encoded:
+class Encoded(np.lib.mixins.NDArrayOperatorsMixin):
   """An image of a file, decoded when its pixels are asked for.
 
-  NumPy takes it for an array: uint8 `[height, width, channels]`, as it is meant
-  to be seen. It is turned as its EXIF orientation says. Transparent pixels
+  It is used as an array, which is not written into: uint8 `[height, width,
+  channels]`. Operators, indices and the methods of arrays decode all of it, and
+  return arrays. The image is as it is meant to be seen. It is turned as its EXIF orientation says. Transparent pixels
   become white, palettes and other colour spaces RGB, and 16 bits are divided by
   257.
 
   Attributes:
     dtype: uint8.
+    ndim: 3.
     shape: `(height, width, channels)`; reads the header, and raises a
       DataError for what is no image.
 
@@ -85,6 +87,7 @@ class Encoded:
   """
 
   dtype = np.dtype(np.uint8)
+  ndim = 3
 
   def __init__(self, content: bytes, place: str, channels: int = 3):
     self._content = content
@@ -112,9 +115,28 @@ class Encoded:
     Raises:
       DataError: a file that is damaged, or no image.
     """
-    del copy  # There is no array yet.
-    array = np.asarray(self._decoded(1), dtype)
+    # Pillow's own memory cannot be written into.
+    array = (np.array if copy else np.asarray)(self._decoded(1), dtype)
     return array.reshape(*array.shape[:2], self._channels)
+
+  def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any,
+                      **options: Any) -> Any:
+    if 'out' in options:  # Of `image += 1`, which gives another array.
+      options['out'] = tuple(
+          np.array(x) if isinstance(x, Encoded) else x for x in options['out'])
+    arrays = [np.asarray(x) if isinstance(x, Encoded) else x for x in inputs]
+    return getattr(ufunc, method)(*arrays, **options)
+
+  def __getitem__(self, key: Any) -> Any:
+    return np.asarray(self)[key]
+
+  def __len__(self) -> int:
+    return self.shape[0]
+
+  def __getattr__(self, name: str) -> Any:
+    if name.startswith('_'):  # NumPy and pickle look for more than there is.
+      raise AttributeError(name)
+    return getattr(np.asarray(self), name)
 
   def resized(self, box: window.Box, size: int) -> np.ndarray:
     """Returns a window, resized bilinearly; shrinking averages pixels.

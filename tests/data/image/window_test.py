@@ -2,12 +2,18 @@
 
 import io
 import logging
+import operator
+import pickle
 
 import numpy as np
 from PIL import Image
 import pytest
 
+from haikd import config as config_lib
+from haikd.core import registry
+from haikd.data import pipeline
 from haikd.data.image import decode
+from haikd.data.image import image_folder
 from haikd.data.image import resize
 from haikd.data.image import window
 
@@ -94,6 +100,56 @@ def test_a_smaller_jpeg_is_cut_where_the_whole_is(
   difference = found.astype(int) - np.asarray(expected, int)
   assert np.abs(difference.mean(axis=(0, 1))).max() < 0.4
   assert np.abs(difference).max() <= 3
+
+
+@pytest.mark.parametrize('use', [
+    lambda x: 255 - x, lambda x: x / 2 + x, lambda x: x[::2, 1:, 0],
+    lambda x: np.flip(x, axis=1), lambda x: x.astype(np.float32).mean((0, 1)),
+    lambda x: np.stack([x, x]), lambda x: x.transpose(2, 0, 1), lambda x: x > 9,
+    lambda x: np.maximum(x, 7), lambda x: np.transpose(x).copy(), list,
+    lambda x: np.add.reduce(x), operator.iadd, lambda x: x.size + len(x)])
+def test_an_encoded_image_is_used_as_an_array(use):
+  content = jpeg(photo(12, 9))
+  image = decode.Encoded(content, 'x.jpg')
+  with Image.open(io.BytesIO(content)) as expected:
+    array = np.array(expected)
+  assert (image.shape, image.ndim, image.dtype) == (
+      array.shape, array.ndim, array.dtype)
+  arguments = (1,) if use is operator.iadd else ()
+  found = use(pickle.loads(pickle.dumps(image)), *arguments)
+  np.testing.assert_array_equal(found, use(array, *arguments), strict=True)
+
+
+def test_images_of_a_data_set_within_another(tmp_path, fresh):
+  (tmp_path / 'ant').mkdir()
+  photo(13, 9).save(tmp_path / 'ant' / '0.png')
+
+  class Inverted:
+    num_classes = 1
+
+    def __init__(self, inner):
+      self._inner = inner
+
+    def __len__(self):
+      return len(self._inner)
+
+    def __getitem__(self, index):
+      example = self._inner[index]
+      return dict(example, image=255 - example['image'])
+
+  @registry.register_dataset()
+  def inverted(split, source_dir=None):
+    return Inverted(image_folder.image_folder(split, source_dir=source_dir))
+
+  config = config_lib.base()
+  config.batch_size = 1
+  config.data.update(dict(name='inverted', source_dir=str(tmp_path),
+                          image_size=6, crop=1.0))
+  batch = next(pipeline.build_data(config).train())
+  expected = 255 - np.asarray(photo(13, 9))[:, 2:11]
+  shrunk = np.asarray(Image.fromarray(np.ascontiguousarray(expected)).resize(
+      (6, 6), Image.Resampling.BILINEAR), int)
+  assert np.abs(batch.inputs.values[0] - shrunk).max() <= 2  # Or 0, by Pillow.
 
 
 def test_what_is_cut_is_that_of_the_array():
