@@ -175,11 +175,11 @@ def check_rules(config: ml_collections.ConfigDict) -> None:
     for field in fields:
       value = _value(config, field)
       require(f'config.{field}', rule, is_legal(value), value)
-  data = config.data
+  skips, workers = config.data.on_error == 'skip', config.data.workers
   require('config.data.workers',
-          "be None or 0 where config.data.on_error is 'skip', since one process "
-          'counts what is left out', data.on_error != 'skip' or not data.workers,
-          data.workers, " Set it to 0, or config.data.on_error to 'stop'.")
+          "be None or 0 where config.data.on_error is 'skip', since one process"
+          ' counts what is left out', not (skips and workers), workers,
+          " Set it to 0, or config.data.on_error to 'stop'.")
   for rule, is_legal, fields in _SCHEDULES:
     for field in fields:
       value = _value(config, field)

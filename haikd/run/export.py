@@ -147,7 +147,7 @@ def _export_portable(student, workdir, output, kind):
 def _view(student):
   """Returns what the student gets of a few examples of the data."""
   split = student.config.evaluation.final
-  batch = next(iter(student.data.evaluation(split)))
+  batch = student.data.pick(split)[0]
   return jax.tree.map(lambda x: x[:_TRIAL_ROWS], batch.view('student'))
 
 

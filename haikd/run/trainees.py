@@ -107,19 +107,19 @@ class Trainee(NamedTuple):
     """
     program, evaluation = self.program, self.config.evaluation
     network = program_lib.trained_network(program.abstract_state)
+    frozen = program.abstract_frozen
     for field, split in (('split', evaluation.split),
                          ('final', evaluation.final)):
       batch = self.data.evaluation_spec(split)
       try:
-        measured = jax.eval_shape(
-            program.eval_step, network, program.abstract_frozen, batch)
+        measured = jax.eval_shape(program.eval_step, network, frozen, batch)
         if program.teacher_eval_step:
-          jax.eval_shape(
-              program.teacher_eval_step, program.abstract_frozen, None, batch)
+          jax.eval_shape(program.teacher_eval_step, frozen, None, batch)
       except checks.ConfigError:
         raise
       except Exception as err:  # Whatever a user's network raises.
-        shapes = jax.tree.map(lambda x: x.shape, (batch.inputs, batch.labels))
+        seen = batch.view('student').inputs, batch.labels
+        shapes = jax.tree.map(lambda x: x.shape, seen)
         raise checks.ConfigError(
             f'config.evaluation.{field} must name a split that the networks '
             'take, and whose labels can be compared with their outputs; got '

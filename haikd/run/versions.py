@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 import haikd
+from haikd.data.image import window
 
 # A package that was installed by hand may have no metadata.
 _PACKAGES = {'jax': jax, 'jaxlib': jaxlib, 'dm-haiku': hk, 'optax': optax,
@@ -24,6 +25,7 @@ def versions() -> dict[str, str]:
       'haikd': haikd.__version__, 'Python': platform.python_version()}
   for name, package in _PACKAGES.items():
     found[name] = package.__version__
+  found['images resized by'] = window.version()
   found['devices'] = f'{len(devices)} × {devices[0].device_kind}'
   if jax.process_count() > 1:
     found['processes'] = str(jax.process_count())

@@ -89,8 +89,8 @@ class Records:
     raise checks.DataError(
         f'{folder_lib.FIELD} must hold a record of each row of config.data; got'
         f' none of a row in {self._folder}. The examples are others: what they '
-        'hold, or the length, packing or chat template of texts. Record again, '
-        'or bring back the data.')
+        'hold, the length, packing or chat template of texts, or whether '
+        'haikd[images] resizes images. Record again, or bring that back.')
 
 
 def targets_spec(recipe_options: Any, classes: int, width: Optional[int],

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pickle
 import sys
 import textwrap
 import types
@@ -18,7 +19,6 @@ from haikd import config as config_lib
 from haikd.core import checks
 from haikd.core import cores
 from haikd.core import memory
-from haikd.core import registry
 from haikd.data import pipeline
 from haikd.data import wire
 from haikd.data import workers as workers_lib
@@ -197,14 +197,13 @@ def test_what_a_worker_cannot_open_is_for_threads(folder, machine, caplog,
   fields = dict(data=dict(augment=dict(same={})))
   with caplog.at_level(logging.INFO):
     build(folder, **fields).check()
-  assert ('since a worker cannot open them: ModuleNotFoundError: No module named'
-          " 'of_no_file' (config.data.workers)") in caplog.text
+  assert ('since a worker cannot open them: ModuleNotFoundError: No module '
+          "named 'of_no_file' (config.data.workers)") in caplog.text
   with pytest.raises(checks.ConfigError, match='a worker cannot open them'):
     build(folder, 1, **fields).check()
 
 
-def test_large_tables_are_for_threads(tmp_path, machine, monkeypatch, caplog,
-                                      folder):
+def test_large_tables_are_for_threads(tmp_path, machine, monkeypatch, caplog):
   machine(4)
   monkeypatch.setattr(workers_lib, '_LARGEST', 2**16)
   rng = np.random.default_rng(0)
@@ -222,8 +221,18 @@ def test_large_tables_are_for_threads(tmp_path, machine, monkeypatch, caplog,
   assert 'each would keep a copy of more than 0 MiB of the' in caplog.text
   with pytest.raises(checks.ConfigError, match='got 1, and each would keep a'):
     build(tmp_path, 1, **fields).train()
-  assert len(wire.importable(image_folder.image_folder(
-      'train', source_dir=str(folder)), 2**16)) < 2**11
+
+
+def test_paths_of_a_million_images_are_no_large_table():
+  rng = np.random.default_rng(0)
+  images = [f'/data/imagenet/train/n{number % 20:08}/n{number % 20:08}_{name}'
+            for number, name in enumerate(rng.integers(0, 2**16, 20000))]
+  source = image_folder.ImageFolder(
+      images, np.zeros(20000, np.uint8), ('ant',), 3)
+  content = wire.importable(source)
+  assert len(content) * 2**20 / 20000 < workers_lib._LARGEST / 2
+  again = pickle.loads(content)
+  assert again._images == images and len(again) == 20000
 
 
 def test_an_array_is_not_copied_to_find_that_it_is_too_large(tmp_path):

@@ -312,7 +312,8 @@ def test_a_row_that_was_not_recorded_is_found_before_training(
     shutil.copy(folder / f'{split}.npy', tmp_path)
   np.save(tmp_path / 'train.npy', rows)
   config.data.source_dir = str(tmp_path)
-  with pytest.raises(haikd.core.checks.DataError, match='none of a row in'):
+  with pytest.raises(haikd.core.checks.DataError, match=(
+      r'none of a row in .*, or whether haikd\[images\] resizes images\.')):
     trainees.build(config, mesh_lib.build_mesh(config.mesh))
   config.data.train = f'train[:{ROWS - 1}]'  # The others are there.
   trainees.build(config, mesh_lib.build_mesh(config.mesh))

@@ -69,9 +69,9 @@ class Encoded(np.lib.mixins.NDArrayOperatorsMixin):
 
   It is used as an array, which is not written into: uint8 `[height, width,
   channels]`. Operators, indices and the methods of arrays decode all of it, and
-  return arrays. The image is as it is meant to be seen. It is turned as its EXIF orientation says. Transparent pixels
-  become white, palettes and other colour spaces RGB, and 16 bits are divided by
-  257.
+  return arrays. The image is as it is meant to be seen: turned as its EXIF
+  orientation says. Transparent pixels become white, palettes and other colour
+  spaces RGB, and 16 bits are divided by 257.
 
   Attributes:
     dtype: uint8.

@@ -6,6 +6,7 @@ not installed.
 """
 
 import functools
+from importlib import metadata
 import importlib.util
 from typing import Any
 
@@ -41,6 +42,12 @@ def resized(image: Any, box: Box, size: int) -> np.ndarray:
 def is_fast() -> bool:
   """Returns whether images are resized with vector instructions."""
   return importlib.util.find_spec(_FAST) is not None
+
+
+def version() -> str:
+  """Returns the package that resizes images, and its version."""
+  name = 'cykooz-resizer' if is_fast() else 'Pillow'
+  return f'{name} {metadata.version(name)}'
 
 
 def say_how() -> None:

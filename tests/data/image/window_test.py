@@ -1,5 +1,6 @@
 """What is cut from an encoded image, and how it is resized."""
 
+from importlib import metadata
 import io
 import logging
 import operator
@@ -16,6 +17,7 @@ from haikd.data.image import decode
 from haikd.data.image import image_folder
 from haikd.data.image import resize
 from haikd.data.image import window
+from haikd.run import versions
 
 
 def photo(width, height):
@@ -176,3 +178,11 @@ def test_what_is_missing_is_said(caplog):
   with caplog.at_level(logging.INFO):
     window.say_how()
   assert '`pip install haikd[images]`' in caplog.text
+
+
+@pytest.mark.parametrize('is_fast, name', [
+    (False, 'Pillow'), (True, 'cykooz-resizer')])
+def test_a_report_names_what_resizes_images(monkeypatch, is_fast, name):
+  monkeypatch.setattr(window, 'is_fast', lambda: is_fast)
+  monkeypatch.setattr(metadata, 'version', lambda package: f'1.2 of {package}')
+  assert versions.versions()['images resized by'] == f'{name} 1.2 of {name}'
