@@ -238,6 +238,8 @@ def test_both_sides_of_decoding_give_the_same_size_and_scale(
     tmp_path, monkeypatch):
   case = SMALL['decoding']
   host.write_images(tmp_path, case)
+  # The time of processes of their own would not be measured.
+  assert host._config(tmp_path, case).data.workers == 0
   batch = next(host.read_images(tmp_path, case))
   images = batch.view('student').inputs
   assert images.shape == case['shape']
