@@ -9,7 +9,6 @@ import importlib
 import json
 import os
 import pathlib
-import resource
 import sys
 import time
 
@@ -40,6 +39,8 @@ def _serve(answer):
   # small steps are 1.4 times as fast on a side that happens to have freed one.
   bytearray(_LARGEST_KEPT)
   import jax  # After the affinity is set: it counts the usable cores.
+
+  from haikd.core import memory
   jax.config.update('jax_enable_compilation_cache', False)
   sys.path.insert(0, order['path'])
   side = importlib.import_module(order['module'])
@@ -68,7 +69,7 @@ def _serve(answer):
         cpu=time.process_time() - cpu,
         waiting=waiting,
         steps=steps,
-        peak_bytes=peak_bytes())
+        peak_bytes=memory.peak_of_process())
 
 
 def _compile(function, state, fixed):
@@ -94,17 +95,6 @@ def _step(jax, function, state, fixed):
   state, outputs = function(state, *fixed)
   jax.block_until_ready((state, outputs['loss']))
   return state, outputs
-
-
-def peak_bytes() -> int:
-  """Returns the peak memory of this process in bytes."""
-  status = pathlib.Path('/proc/self/status')
-  if status.exists():  # On Linux, ru_maxrss includes the parent's memory.
-    for line in status.read_text().splitlines():
-      if line.startswith('VmHWM:'):
-        return int(line.split()[1]) * 2**10
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return peak if sys.platform == 'darwin' else peak * 2**10
 
 
 if __name__ == '__main__':

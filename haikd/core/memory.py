@@ -70,13 +70,14 @@ def peak(devices: Sequence[Any]) -> Optional[tuple[str, int]]:
     the peak of the process's resident set; None if it is not known.
   """
   if devices[0].platform == 'cpu':
-    return PROCESS, _peak_of_process()
+    return PROCESS, peak_of_process()
   sizes = [(x.memory_stats() or {}).get('peak_bytes_in_use', 0)
            for x in devices]
   return (DEVICE, max(sizes)) if any(sizes) else None
 
 
-def _peak_of_process():
+def peak_of_process() -> int:
+  """Returns the most bytes of this process that were resident so far."""
   status = pathlib.Path('/proc/self/status')
   if status.exists():  # On Linux, ru_maxrss includes the parent's memory.
     for line in status.read_text().splitlines():

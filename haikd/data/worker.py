@@ -51,5 +51,5 @@ def _portable(err: Exception) -> Exception:
   try:
     pickle.loads(wire.importable(err))
     return err
-  except Exception:  # Nor does what it holds matter.
+  except Exception:  # What a user's error holds may raise any kind.
     return RuntimeError(f'{type(err).__name__}: {err}')

@@ -118,7 +118,7 @@ def squares_of(grads: base.ArrayTree) -> list[jax.Array]:
   return [optax.tree.norm(x, squared=True) for x in jax.tree.leaves(grads)]
 
 
-def not_finite(state: base.TrainState) -> list[jax.Array]:
+def not_finite(state: base.TrainState) -> jax.Array:
   """Returns whether each array of a state has a number that is not finite.
 
   A user's Haiku state may hold an infinity, such as the start of a minimum, and
@@ -128,14 +128,14 @@ def not_finite(state: base.TrainState) -> list[jax.Array]:
     state: of a run.
 
   Returns:
-    A bool each, in the order of the leaves.
+    `[leaves]` bool, in their order.
   """
   wrong = lambda x: (~jnp.isfinite(x)).any() if checks.is_real(x) else (
       jnp.bool_(False))
   found = jax.tree.map(wrong, state)
-  return jax.tree.leaves(found._replace(net_state=jax.tree.map(
+  return jnp.stack(jax.tree.leaves(found._replace(net_state=jax.tree.map(
       lambda x: jnp.isnan(x).any() if checks.is_real(x) else jnp.bool_(False),
-      state.net_state)))
+      state.net_state))))
 
 
 def begin() -> base.Seen:

@@ -49,8 +49,8 @@ class Program(NamedTuple):
       see `evaluate`.
     teacher_eval_step: `(frozen, None, batch) -> (sums, columns)` of the
       teacher, compared with itself; None without a teacher.
-    not_finite: `state -> bool`, an array of the state each, in their order:
-      whether it has a number that is not finite.
+    not_finite: `state -> [leaves]` bool, in the order of the state's arrays:
+      whether each has a number that is not finite.
     own_metrics: the user's own, which evaluation reports besides.
     balance: of the losses.
     mesh: where they run.
@@ -63,7 +63,7 @@ class Program(NamedTuple):
   stages: tuple[stages_lib.Stage, ...]
   eval_step: Callable[..., Any]
   teacher_eval_step: Optional[Callable[..., Any]]
-  not_finite: Callable[[base.TrainState], list[jax.Array]]
+  not_finite: Callable[[base.TrainState], jax.Array]
   own_metrics: tuple[own_lib.Own, ...]
   balance: balance_lib.Balance
   mesh: jax.sharding.Mesh

@@ -20,6 +20,7 @@ from haikd.run import rates
 from haikd.run import training_log as log_lib
 from haikd.run import usage as usage_lib
 from haikd.storage import checkpoint
+from haikd.storage import files
 
 
 class Trained(NamedTuple):
@@ -55,6 +56,7 @@ class Training:
     self._identity = dict(teacher=teacher.identity if teacher else '',
                           vocabulary=text.identity if text else '')
     self._interface = interface_lib.of_data(data).to_json()
+    self._plain_config = files.to_json(config)  # Saved again and again.
     self._iterator = data.train()
     self._usage = usage_lib.Usage(program, data.spec, config.student.precision)
     self._profile = profiling.Profile(config.profile.steps, workdir, title)
@@ -269,7 +271,7 @@ class Training:
         best=self._best.to_json(), interface=self._interface,
         rollbacks=self._log.rollbacks, rows=self._writer.rows, entered=entered,
         layers=[x.objective.layers for x in self._program.stages],
-        config=self._config)
+        config=self._plain_config)
     place = self._iterator.get_state()
     if amends:
       self._checkpointer.amend(step, place, metadata)

@@ -126,9 +126,9 @@ class Log:
       Wrong: it has numbers that are not finite.
     """
     found = jax.device_get(self._program.not_finite(state))
-    names = [name for name, wrong in zip(guarding.leaf_names(state), found)
-             if wrong]
-    if names:
+    if found.any():
+      names = [name for name, wrong in zip(guarding.leaf_names(state), found)
+               if wrong]
       raise Wrong(step, f'{checks.abbreviate(names, limit=3)}: not finite',
                   is_state_good=False)
 

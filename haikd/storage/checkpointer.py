@@ -222,12 +222,12 @@ class Checkpointer:
     return next((x for x in reversed(self._bests) if x in steps), None)
 
   def _extra(self, iterator_state, metadata, steps):
-    """Returns what is saved beside a state, as JSON can hold it."""
-    return files.to_json(dict(
+    """Returns what is saved beside a state."""
+    return dict(
         iterator=iterator_state,
         metadata=metadata,
         best_step=self._best_of(steps),
-        haikd_version=haikd.__version__))
+        haikd_version=haikd.__version__)
 
   def _begin(self, folder):
     """Makes the folder of a checkpoint, for which there must be room."""

@@ -7,6 +7,7 @@ bucket checks what it stores.
 
 from collections.abc import Mapping
 import hashlib
+import os
 import pathlib
 from typing import Any, Optional
 
@@ -78,6 +79,6 @@ def read_sealed(path: files.Path) -> Any:
 
 
 def _names(folder):
-  return sorted(path.relative_to(folder).as_posix()
-                for path in folder.rglob('*')
-                if path.is_file() and path != folder / FILE)
+  found = (pathlib.PurePath(os.path.relpath(inner, folder), name).as_posix()
+           for inner, _, names in os.walk(folder) for name in names)
+  return sorted(name for name in found if name != FILE)

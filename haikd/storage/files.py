@@ -36,6 +36,8 @@ def to_json(value: Any) -> Any:
   Raises:
     TypeError: anything else.
   """
+  if value is None or type(value) in (str, int, bool):  # Most are.
+    return value
   if isinstance(value, ml_collections.ConfigDict):
     value = value.to_dict()
   if isinstance(value, Mapping):
@@ -48,7 +50,7 @@ def to_json(value: Any) -> Any:
     if math.isnan(value):
       return 'NaN'
     return 'Infinity' if value > 0 else '-Infinity'
-  if value is None or isinstance(value, (bool, int, float, str)):
+  if isinstance(value, (bool, int, float, str)):
     return value
   raise TypeError('value must be a number, a string, None, or a list or dict '
                   f'of them; got {value!r}.')

@@ -38,7 +38,7 @@ AUGMENTED = """
       config = config_lib.base()
       config.steps, config.batch_size, config.teacher.train.steps = 2, 4, 2
       config.data.name = 'image_folder'
-      config.data.source_dir = {folder!r}
+      config.data.source_dir = {photos!r}
       config.data.image_size = 8
       config.data.augment = dict(invert={{}})
       config.teacher.train.augment = {{}}
@@ -47,18 +47,6 @@ AUGMENTED = """
       config.report.write = False
       return config
 """
-
-
-@pytest.fixture(name='folder', scope='module')
-def _folder(tmp_path_factory):
-  """Images of several sizes: two classes of six."""
-  folder, rng = tmp_path_factory.mktemp('images'), np.random.default_rng(0)
-  for name in ('ant', 'cat'):
-    (folder / name).mkdir()
-    for i in range(6):
-      pixels = rng.integers(0, 255, (12 + i, 20 - i, 3), np.uint8)
-      Image.fromarray(pixels).save(folder / name / f'{i}.png')
-  return folder
 
 
 @pytest.fixture(name='machine')
@@ -85,12 +73,12 @@ def _read(monkeypatch):
   return found
 
 
-def build(folder, workers=None, **fields):
+def build(photos, workers=None, **fields):
   config = config_lib.base()
   config.batch_size, config.evaluation.batch_size = 4, 5
   config.evaluation.split = config.evaluation.final = 'train'
   config.data.update(dict(
-      name='image_folder', source_dir=str(folder), image_size=8, options={}))
+      name='image_folder', source_dir=str(photos), image_size=8, options={}))
   config.data.workers = workers
   config.update(fields)
   config_lib.validate(config)
@@ -111,12 +99,12 @@ def assert_same(batches, expected):
     (3, 1000, 0), (4, 1000, 2), (200, 1000, 8), (200, 2**-16, 0),
     (200, 5 * 2**-16, 2)])
 def test_workers_follow_from_cores_and_memory(
-    folder, machine, count, gib, expected):
+    photos, machine, count, gib, expected):
   machine(count, gib)
-  data = build(folder)
+  data = build(photos)
   reader = data.splits.reader('train', 'config.data.train')
   assert data._ahead._count(reader) == expected
-  assert build(folder, 3)._ahead._count(reader) == 3
+  assert build(photos, 3)._ahead._count(reader) == 3
 
 
 def test_an_example_counts_where_images_keep_their_size(machine, tmp_path):
@@ -131,29 +119,29 @@ def test_an_example_counts_where_images_keep_their_size(machine, tmp_path):
 
 @pytest.mark.parametrize('prefetch, expected', [
     (None, (2, 4)), (1, (1, 1)), (2, (2, 2)), (9, (2, 9))])
-def test_batches_ahead_are_those_of_the_config(folder, read, prefetch,
+def test_batches_ahead_are_those_of_the_config(photos, read, prefetch,
                                                expected):
-  data = build(folder, 2, data=dict(prefetch=prefetch))
+  data = build(photos, 2, data=dict(prefetch=prefetch))
   data.train()
   assert data._ahead._workers.count == expected[0]
-  build(folder, 0, data=dict(prefetch=prefetch)).train()
+  build(photos, 0, data=dict(prefetch=prefetch)).train()
   assert read == [expected, (min(4, prefetch or 4), prefetch or 4)]
 
 
-def test_a_size_without_room_for_batches_ahead_is_refused(folder, machine):
+def test_a_size_without_room_for_batches_ahead_is_refused(photos, machine):
   machine(4, 20 * 2**-20)  # 20 KiB; 4 images in float32 are 3 KiB.
-  build(folder, 0)
-  build(folder, 2)
+  build(photos, 0)
+  build(photos, 2)
   with pytest.raises(checks.ConfigError, match='images of 65 batches take'):
-    build(folder, 32)
+    build(photos, 32)
 
 
 def test_evaluations_share_workers_and_what_they_were_sent(
-    folder, monkeypatch):
+    photos, monkeypatch):
   sent, pickled = [], wire.importable
   monkeypatch.setattr(wire, 'importable', lambda *args: (
       sent.append(args) or pickled(*args)))
-  data, pids = build(folder, 2), set()
+  data, pids = build(photos, 2), set()
   for _ in range(3):
     assert len(taken(data.evaluation('train'))) == 3
     pids |= {x.process.pid for x in workers_lib.shared(2)._all}
@@ -164,10 +152,10 @@ def test_evaluations_share_workers_and_what_they_were_sent(
     ('__main__', '.*Views is of the script that runs'),
     ('config_file', '.*Views is of the config file')])
 def test_what_only_a_script_has_is_for_threads(
-    folder, machine, monkeypatch, caplog, module, reason):
+    photos, machine, monkeypatch, caplog, module, reason):
   machine(4)
-  expected = taken(build(folder, 0).train())
-  data, asked = build(folder), build(folder, 1)
+  expected = taken(build(photos, 0).train())
+  data, asked = build(photos), build(photos, 1)
   monkeypatch.setattr(type(data.views), '__module__', module)
   with caplog.at_level(logging.INFO):
     data.check()
@@ -181,7 +169,7 @@ def test_what_only_a_script_has_is_for_threads(
     asked.check()
 
 
-def test_what_a_worker_cannot_open_is_for_threads(folder, machine, caplog,
+def test_what_a_worker_cannot_open_is_for_threads(photos, machine, caplog,
                                                   fresh, monkeypatch):
   machine(4)
 
@@ -196,11 +184,11 @@ def test_what_a_worker_cannot_open_is_for_threads(folder, machine, caplog,
   augment.register_augmentation(raw=True)(same)
   fields = dict(data=dict(augment=dict(same={})))
   with caplog.at_level(logging.INFO):
-    build(folder, **fields).check()
+    build(photos, **fields).check()
   assert ('since a worker cannot open them: ModuleNotFoundError: No module '
           "named 'of_no_file' (config.data.workers)") in caplog.text
   with pytest.raises(checks.ConfigError, match='a worker cannot open them'):
-    build(folder, 1, **fields).check()
+    build(photos, 1, **fields).check()
 
 
 def test_large_tables_are_for_threads(tmp_path, machine, monkeypatch, caplog):
@@ -244,28 +232,28 @@ def test_an_array_is_not_copied_to_find_that_it_is_too_large(tmp_path):
 
 @pytest.mark.parametrize('size, expected', [(8, True), (None, False)])
 def test_a_faster_resizer_is_named_where_images_are_resized(
-    folder, tmp_path, caplog, monkeypatch, size, expected):
+    photos, tmp_path, caplog, monkeypatch, size, expected):
   monkeypatch.setattr(window, 'is_fast', lambda: False)
-  data = build(folder, 0, data=dict(image_size=size))
+  data = build(photos, 0, data=dict(image_size=size))
   reader = data.splits.reader('train', 'config.data.train')
   with caplog.at_level(logging.INFO):
     data._ahead.made(None, None, reader)
   assert ('haikd[images]' in caplog.text) == expected
 
 
-def test_a_mixture_has_workers_if_a_number_is_set(folder, machine, read):
+def test_a_mixture_has_workers_if_a_number_is_set(photos, machine, read):
   machine(4)
   fields = dict(data=dict(mixture=dict(
-      image_folder=dict(source_dir=str(folder), weight=1.0))))
-  made = taken(build(folder, 1, **fields).train())
-  assert_same(made, taken(build(folder, **fields).train()))
+      image_folder=dict(source_dir=str(photos), weight=1.0))))
+  made = taken(build(photos, 1, **fields).train())
+  assert_same(made, taken(build(photos, **fields).train()))
   assert read == [(1, 4), (4, 4)]
 
 
-def test_augmentations_of_a_config_file(run, tmp_path, folder, machine):
+def test_augmentations_of_a_config_file(run, tmp_path, photos, machine):
   machine(4)
   (tmp_path / 'inverted.py').write_text(textwrap.dedent(
-      AUGMENTED.format(folder=str(folder))))
+      AUGMENTED.format(photos=str(photos))))
   code, _, err = run('--config.data.workers=1', config='inverted.py')
   assert code == 2 and err.splitlines()[-1].startswith(
       'haikd: config.data.workers must be 0 for data whose batches no other '

@@ -1,7 +1,9 @@
-"""Tokenizers small enough to check by hand, and a trained one."""
+"""Tokenizers small enough to check by hand, a trained one, and images."""
 
 import json
 
+import numpy as np
+from PIL import Image
 import pytest
 import tokenizers
 from tokenizers import decoders
@@ -79,3 +81,15 @@ def merging(tmp_path):
       merges=[('b', 'c'), ('a', 'b')]))
   made.add_special_tokens(['<pad>'])
   return save(made, tmp_path / 'merging', pad_token='<pad>')
+
+
+@pytest.fixture(name='photos', scope='module')
+def _photos(tmp_path_factory):
+  """JPEGs of several sizes: two classes of six."""
+  folder, rng = tmp_path_factory.mktemp('images'), np.random.default_rng(0)
+  for name in ('ant', 'cat'):
+    (folder / name).mkdir()
+    for i in range(6):
+      pixels = rng.integers(0, 255, (12 + i, 20 - i, 3), np.uint8)
+      Image.fromarray(pixels).save(folder / name / f'{i}.jpg')
+  return folder

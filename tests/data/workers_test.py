@@ -11,7 +11,6 @@ import time
 
 import jax
 import numpy as np
-from PIL import Image
 import pytest
 
 from haikd import config as config_lib
@@ -38,23 +37,11 @@ time.sleep(float(sys.argv[2]))
 """
 
 
-@pytest.fixture(name='folder', scope='module')
-def _folder(tmp_path_factory):
-  """JPEGs of several sizes: two classes of six images."""
-  folder, rng = tmp_path_factory.mktemp('images'), np.random.default_rng(0)
-  for name in ('ant', 'cat'):
-    (folder / name).mkdir()
-    for i in range(6):
-      pixels = rng.integers(0, 255, (12 + i, 20 - i, 3), np.uint8)
-      Image.fromarray(pixels).save(folder / name / f'{i}.jpg')
-  return folder
-
-
-def build(folder, workers, **fields):
+def build(photos, workers, **fields):
   config = config_lib.base()
   config.batch_size, config.evaluation.batch_size = 4, 5
   config.data.update(dict(
-      name='image_folder', source_dir=str(folder), image_size=8, options={},
+      name='image_folder', source_dir=str(photos), image_size=8, options={},
       augment=dict(random_resized_crop={}, flip={}), **fields))
   config.data.workers = workers
   return pipeline.build_data(config, process_index=0, process_count=1)
@@ -65,20 +52,20 @@ def assert_same(batches, expected):
 
 
 @pytest.mark.parametrize('count', [1, 2, 4])
-def test_batches_do_not_depend_on_the_number_of_workers(folder, count):
-  alone, made = build(folder, 0), build(folder, count)
+def test_batches_do_not_depend_on_the_number_of_workers(photos, count):
+  alone, made = build(photos, 0), build(photos, count)
   stream, expected = made.train(), [x for x, _ in zip(alone.train(), range(8))]
   assert_same([next(stream) for _ in range(3)], expected[:3])
   place = stream.get_state()
   assert_same(list(made.evaluation('train')), list(alone.evaluation('train')))
   assert_same([next(stream) for _ in range(5)], expected[3:])
-  again = build(folder, count).train()
+  again = build(photos, count).train()
   again.set_state(place)
   assert_same(next(again), expected[3])
 
 
-def test_a_worker_that_is_killed_is_named(folder):
-  stream = build(folder, 1).train()
+def test_a_worker_that_is_killed_is_named(photos):
+  stream = build(photos, 1).train()
   first = next(stream)
   process = workers_lib.shared(1)._all[0].process
   os.kill(process.pid, signal.SIGTERM)  # The run goes on to a step's end.
@@ -92,10 +79,10 @@ def test_a_worker_that_is_killed_is_named(folder):
       next(stream)
 
 
-def test_an_error_of_a_worker_is_that_of_a_thread(folder, tmp_path):
+def test_an_error_of_a_worker_is_that_of_a_thread(photos, tmp_path):
   for i in range(8):
     (tmp_path / 'ant').mkdir(exist_ok=True)
-    whole = (folder / 'ant' / '0.jpg').read_bytes()
+    whole = (photos / 'ant' / '0.jpg').read_bytes()
     (tmp_path / 'ant' / f'{i}.jpg').write_bytes(whole[:len(whole) // 2])
   errors = []
   for count in (0, 1):
@@ -141,11 +128,11 @@ def _is_alive(pid):
 
 
 @pytest.mark.parametrize('end', ['exit', 'kill'])
-def test_workers_end_with_the_script_and_do_not_run_it(folder, tmp_path, end):
+def test_workers_end_with_the_script_and_do_not_run_it(photos, tmp_path, end):
   path = tmp_path / 'script.py'
   path.write_text(SCRIPT)
   with subprocess.Popen(
-      [sys.executable, str(path), str(folder), '0' if end == 'exit' else '99'],
+      [sys.executable, str(path), str(photos), '0' if end == 'exit' else '99'],
       stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as script:
     assert script.stdout.readline() == 'the script runs\n'
     pids = [int(x) for x in script.stdout.readline().split()]
@@ -160,7 +147,7 @@ def test_workers_end_with_the_script_and_do_not_run_it(folder, tmp_path, end):
     time.sleep(0.1)
 
 
-def test_workers_by_the_command_line(run, folder, tmp_path, monkeypatch):
+def test_workers_by_the_command_line(run, photos, tmp_path, monkeypatch):
   (tmp_path / 'images.py').write_text(textwrap.dedent(f'''
       from haikd import config as config_lib
 
@@ -169,7 +156,7 @@ def test_workers_by_the_command_line(run, folder, tmp_path, monkeypatch):
         config.steps, config.batch_size, config.teacher.train.steps = 6, 4, 2
         config.log_every = 1
         config.data.name = 'image_folder'
-        config.data.source_dir = {str(folder)!r}
+        config.data.source_dir = {str(photos)!r}
         config.data.image_size = 8
         config.data.augment = dict(random_resized_crop={{}}, flip={{}})
         config.evaluation.split = config.evaluation.final = 'train'
