@@ -13,6 +13,7 @@ from haikd.engine import peaks
     ('NVIDIA A100-SXM4-80GB', 'float32', 156),
     ('NVIDIA H100 80GB HBM3', 'float16', 989),
     ('NVIDIA H100 PCIe', 'bfloat16', 756),
+    ('NVIDIA H100 NVL', 'bfloat16', 835),
     ('NVIDIA H200', 'float32', 494.7), ('NVIDIA L4', 'bfloat16', 121),
     ('NVIDIA L40S', 'bfloat16', 362), ('Tesla T4', 'float16', 65),
     ('Tesla V100-SXM2-16GB', 'float32', 15.7),

@@ -313,9 +313,14 @@ def test_labels_and_masks_that_do_not_fit_are_refused():
         lambda student, teacher, *, mask: None)
 
 
-def test_float16_keeps_small_gradients_of_a_peaked_softmax():
+@pytest.mark.parametrize('is_tied', [False, True])
+def test_float16_keeps_small_gradients_of_a_peaked_softmax(is_tied):
   # For most classes q - p is 1e-6 or less, which float16 alone rounds to 0.
   student, teacher, labels = make(dtype=jnp.float16)
+  if is_tied:
+    student, teacher = (
+        x._replace(kernel=transposed.Transposed(jnp.transpose(x.kernel)))
+        for x in (student, teacher))
   mask, small = mask_of('none'), jnp.array(WEIGHTS) * 1e-4
   wide = jax.tree.map(lambda x: x.astype(jnp.float32), (student, teacher))
   scaled = lambda *args: 1e4 * in_chunks(*args, mask, labels, weights=small)
@@ -335,6 +340,21 @@ def test_chunks_past_the_last_change_nothing():
   assert_close(
       jax.value_and_grad(in_chunks)(student, teacher, mask, labels, sizes),
       jax.value_and_grad(by_hand)(student, teacher, mask, labels))
+
+
+def test_a_sum_of_metrics_sees_groups_that_stay_in_the_cache():
+  positions, classes = 256, 8192  # A chunk has 256 positions, groups 32.
+  logits = base.LinearLogits(jnp.ones((positions, 4)), jnp.ones((4, classes)))
+  seen = []
+
+  def count(student, teacher, *, mask, labels):
+    del teacher, labels
+    seen.append(student.shape)
+    return jnp.sum(mask)
+
+  mask = jnp.arange(positions) < 200
+  assert chunks.add_up(count, logits, None, mask=mask) == 200
+  assert set(seen) == {(32, classes)}
 
 
 def test_mask_of_examples_keeps_all_their_positions():

@@ -62,6 +62,15 @@ def test_top5_agreement_by_hand():
                        'top5_agreement'}
 
 
+def test_the_first_of_equal_logits_is_predicted():
+  logits = jnp.array([[[2.0, 5, 5, 1], [3, 3, 3, 3], [0, 1, 2, 2]]])
+  labels, mask = jnp.array([[1, 0, 3]]), jnp.ones((1, 3), bool)
+  sums = measure(logits, logits[..., ::-1], mask=mask, labels=labels)
+  assert [float(x) for x in sums['accuracy']] == [2, 3]
+  # The reversed ones are likeliest at 1, 0 and 0.
+  assert [float(x) for x in sums['agreement']] == [2, 3]
+
+
 def test_acceptance_in_chunks_is_one_less_the_total_variation():
   rng = np.random.default_rng(0)
   draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)

@@ -13,6 +13,7 @@ import haikd
 from haikd.core import base
 from haikd.core import checks
 from haikd.core import registry
+from haikd.core import transposed
 from haikd.models import decoder
 from haikd.models import llama
 from haikd.models import rotary
@@ -131,6 +132,15 @@ def test_logits_equal_numpy(tied, scan):
   function = jax.jit(lambda p: logits(p, tied=tied, scan=scan))
   actual = function(stack(params) if scan else params)
   np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_tied_embeddings_are_handed_on_as_they_are():
+  # A copy of their transpose would cost a pass over the table in each step.
+  params = random_params(tied=True)
+  output = jax.eval_shape(
+      transformed(tied=True).apply, params, None, TOKENS, MASK)
+  assert isinstance(output.kernel, transposed.Transposed)
+  assert output.kernel.table.shape == (V, D)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import textwrap
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from haikd.config import file as config_file
 from haikd.core import base
 from haikd.engine import evaluate
 from haikd.network import network as network_lib
+from haikd.run import kept_scores
 
 V, N = 40, 12
 CONFIG = """
@@ -109,6 +111,15 @@ def test_other_weights_and_texts_are_noticed(folder, capsys):
   other, reused = run(folder, 'texts', capsys)  # Two of three batches.
   assert reused and other['cross_entropy'] != first['cross_entropy']
   assert abs(other['cross_entropy'] - first['cross_entropy']) < 0.1
+  # Batches of both texts are kept.
+  path, = (x for x in kept(folder) if len(json.loads(x.read_text())) == 4)
+  again, reused = run(folder, 'again', capsys)
+  assert reused and again == other and path.exists()
+
+
+def test_rows_with_metrics_of_the_users_own_are_not_kept():
+  program = types.SimpleNamespace(teacher_eval_step=None, own_metrics=('mine',))
+  assert kept_scores.step_of(program, 'identity', None) is None
 
 
 @pytest.mark.parametrize('content', [
