@@ -23,6 +23,19 @@ BASELINE = 'kl_divergence'
 _LLAMAS = dict(
     student=('llama', dict(width=256, depth=4, heads=4, hidden=1024)),
     teacher=('llama', dict(width=512, depth=8, heads=8, hidden=2048)))
+# The shape of SmolLM2 135M with a student of 25 million parameters, and that of
+# Qwen3 0.6B with one of 69 million.
+_SMOLLM2 = dict(
+    student=('llama', dict(width=448, depth=2, heads=6, key_value_heads=2,
+                           head_size=64, hidden=768, tied=True)),
+    teacher=('llama', dict(width=576, depth=30, heads=9, key_value_heads=3,
+                           hidden=1536, tied=True)))
+_QWEN3 = dict(
+    student=('llama', dict(width=384, depth=6, heads=6, key_value_heads=2,
+                           hidden=1152, qk_norm='head', tied=True)),
+    teacher=('llama', dict(width=1024, depth=28, heads=16, key_value_heads=8,
+                           head_size=128, hidden=3072, qk_norm='head',
+                           tied=True)))
 _VIT = dict(patch_size=2, mlp_ratio=2.0, pool='mean')
 _DIGITS = dict(
     student=('vit', dict(_VIT, width=32, depth=2, heads=2)),
@@ -59,10 +72,10 @@ def _divergence(loss):
       title=f'{loss} against {BASELINE}, 65,536 tokens', loss=loss)
 
 
-def _records(classes):
+def _records(classes, networks=_LLAMAS, teacher='the teacher', batch=4):
   return dict(
-      _text(f'records of the teacher against itself, {classes:,} tokens',
-            batch=4, classes=classes, alpha=1.0),
+      _text(f'records of {teacher} against itself, {classes:,} tokens',
+            batch=batch, classes=classes, networks=networks, alpha=1.0),
       loss=BASELINE,
       records=dict(kind='sampled', exact=16, draws=32, bits=8, temperature=2.0))
 
@@ -141,6 +154,8 @@ CASES: dict[str, Case] = dict(
     divergence_top_k=_divergence('top_k_kl'),
     records_48k=_records(49152),
     records_150k=_records(151936),
+    records_smollm2=_records(49152, _SMOLLM2, 'a SmolLM2 135M'),
+    records_qwen3=_records(151936, _QWEN3, 'a Qwen3 0.6B', batch=2),
     loss_attention_1k=_loss_attention(1024),
     loss_attention_2k=_loss_attention(2048),
     evaluation=_evaluation(8),

@@ -1,5 +1,6 @@
 """The rules of an optimizer's fields."""
 
+import jax.numpy as jnp
 import ml_collections
 
 from haikd.core import checks
@@ -62,9 +63,18 @@ def _check_option(field, name, value):
   if name == 'eps':  # Adam divides by it where a gradient has been 0.
     _require(field, 'be a number above 0',
              checks.is_number(value) and value > 0, value)
+  if name.endswith('dtype') and value is not None:
+    _require(field, 'be a dtype, such as float32', _is_dtype(value), value)
   if name in _OFFSETS:
     _require(field, 'be a number, 0 or more',
              checks.is_number(value) and value >= 0, value)
+
+
+def _is_dtype(value):
+  try:
+    return jnp.issubdtype(value, jnp.floating)
+  except TypeError:
+    return False
 
 
 def _require(field, rule, is_legal, value):

@@ -8,10 +8,9 @@ Shapes and dtypes are known while a function is traced, so array checks run once
 per compilation.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import contextlib
 import difflib
-import inspect
 import math
 import numbers
 
@@ -178,47 +177,3 @@ def check_same_shape(student: jax.Array, teacher: jax.Array, *,
         f'student.shape={jnp.shape(student)}, teacher.shape='
         f"{jnp.shape(teacher)}. Align them first: use align='pool' or, for "
         "features, 'project'.")
-
-
-def option_names(function: Callable, *,
-                 reserved: Iterable[str] = ()) -> set[str]:
-  """Returns the names of the keyword options that a function takes."""
-  kinds = (inspect.Parameter.KEYWORD_ONLY,
-           inspect.Parameter.POSITIONAL_OR_KEYWORD)
-  return {
-      name for name, parameter in inspect.signature(function).parameters.items()
-      if parameter.kind in kinds
-  } - set(reserved)
-
-
-def check_options(field: str, function: Callable, options: Iterable[str], *,
-                  reserved: Iterable[str]) -> None:
-  """Raises ConfigError unless the options fit a function's parameters.
-
-  Args:
-    field: the config field that holds the options, for messages.
-    function: takes the options.
-    options: the names of the options that the config sets.
-    reserved: arguments that haikd itself passes.
-
-  Raises:
-    ConfigError: the function does not take an option, or an option without a
-      default is missing.
-  """
-  parameters = inspect.signature(function).parameters.values()
-  if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-    return
-  known = option_names(function, reserved=reserved)
-  for name in options:
-    if name not in known:
-      raise ConfigError(
-          f'{field}.{name} must be an option of {function.__name__}; got '
-          f'{name!r}. {suggest(name, known)}')
-  for parameter in parameters:
-    is_required = parameter.default is inspect.Parameter.empty
-    if (is_required and parameter.name in known and
-        parameter.name not in options):
-      raise ConfigError(
-          f'{field}.{parameter.name} must be given, since '
-          f'{function.__name__} has no default for it; got '
-          f'{sorted(options) or "no options"}.')

@@ -27,6 +27,7 @@ from typing import Any, Optional
 from haikd.core import base
 from haikd.core import checks
 from haikd.core import registry
+from haikd.core import signatures
 
 AUTO = 'auto'  # What the labels themselves say.
 CLASSIFICATION, DENSE, TAGGING, MULTILABEL, REGRESSION = OF_LABELS = (
@@ -118,6 +119,6 @@ def _declared(declaration: Any, options: Mapping[str, Any]) -> Any:
   """Returns a declaration; a function gets the options that it names."""
   if not callable(declaration):
     return declaration
-  names = checks.option_names(declaration)
+  names = signatures.option_names(declaration)
   return declaration(
       **{name: value for name, value in options.items() if name in names})

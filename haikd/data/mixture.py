@@ -11,6 +11,7 @@ import numpy as np
 from haikd import config as config_lib
 from haikd.core import checks
 from haikd.core import registry
+from haikd.core import signatures
 from haikd.data import orders
 from haikd.data import reader as reader_lib
 from haikd.data import reading as reading_lib
@@ -271,10 +272,9 @@ def build_splits(config: config_lib.ConfigDict) -> AnySplits:
   return MixedSplits(parts, weights)
 
 
-def _takes(name: str, option: str) -> bool:
-  """Returns whether a registered data set takes an option."""
-  return name in registry.datasets.names() and option in checks.option_names(
-      registry.datasets[name].function)
+def _takes(name, option):
+  return (name in registry.datasets.names() and option in
+          signatures.option_names(registry.datasets[name].function))
 
 
 @contextlib.contextmanager

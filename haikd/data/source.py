@@ -10,6 +10,7 @@ import numpy as np
 from haikd.core import checks
 from haikd.core import registry
 from haikd.core import secrets
+from haikd.core import signatures
 from haikd.data import foreign
 from haikd.data import prepared
 from haikd.data import reading as reading_lib
@@ -204,7 +205,7 @@ def open_source(name: str,
   full_split, indices_of = splits.parse(split, field)
   given: dict[str, Any] = _accepted(
       name, function, dict(source_dir=source_dir, data_dir=data_dir))
-  if 'reading' in checks.option_names(function):
+  if 'reading' in signatures.option_names(function):
     given['reading'] = reading
   try:
     # It may prepare files for hours.
@@ -282,13 +283,12 @@ def _check_options(function, options):
     if name in options:
       raise checks.ConfigError(f'{field}.{name} must be left out; got '
                                f'{options[name]!r}. Set {origin} instead.')
-  checks.check_options(field, function, options, reserved=RESERVED)
-  foreign.check_types(field, function, options)
+  signatures.check_options(field, function, options, reserved=RESERVED)
 
 
 def _accepted(name, function, folders):
   """Returns the folders a data set takes; refuses one it would ignore."""
-  names = checks.option_names(function)
+  names = signatures.option_names(function)
   parameters = inspect.signature(function).parameters.values()
   if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
     names |= set(folders)

@@ -19,6 +19,7 @@ from haikd import config as config_lib
 from haikd.core import base
 from haikd.core import checks
 from haikd.core import globs
+from haikd.core import signatures
 from haikd.engine import parts
 
 SCHEDULES = ('constant', 'cosine', 'linear')
@@ -103,7 +104,7 @@ def build_optimizer(
   decay, clip = config.weight_decay, config.clip_norm
   build, function, reserved = _OPTIMIZERS[config.name]
   options = config_lib.plain(config.options)
-  checks.check_options(
+  signatures.check_options(
       f'{field}.options', function, options, reserved=reserved)
   chain = build(build_schedule(config, steps, field=field), decay, **options)
   chain = parts.multiply(chain, config.lr_multipliers)

@@ -15,6 +15,7 @@ from haikd.core import checks
 from haikd.core import entries
 from haikd.core import notes
 from haikd.core import registry
+from haikd.core import signatures
 from haikd.metrics import counts
 from haikd.metrics import means
 from haikd.metrics import table
@@ -120,7 +121,7 @@ def build(config: Mapping[str, Any]) -> tuple[Own, ...]:
   for name, options in config.items():
     entry = registry.metrics.find(name, f'{FIELD}.{name}')
     options = config_lib.plain(options)
-    checks.check_options(
+    signatures.check_options(
         f'{FIELD}.{name}', entry.function, options, reserved=_RESERVED)
     result.append(Own(name, entry, options))
   return tuple(result)

@@ -15,6 +15,7 @@ from haikd.core import base
 from haikd.core import checks
 from haikd.core import entries
 from haikd.core import registry
+from haikd.core import signatures
 from haikd.core import transposed
 from haikd.network import precision
 from haikd.network import remat
@@ -102,13 +103,14 @@ def build_network(config: config_lib.ConfigDict,
   field = f'config.{title}'
   entry = registry.models.find(config.model, f'config.{title}.model')
   model, options = entry.function, config_lib.plain(config.options)
-  takes_mask = 'mask' in checks.option_names(model)
+  takes_mask = 'mask' in signatures.option_names(model)
   inputs_name = next(iter(inspect.signature(model).parameters))
   reserved = (inputs_name, 'is_training', 'mask')
-  option_names = checks.option_names(model, reserved=reserved)
+  option_names = signatures.option_names(model, reserved=reserved)
   if 'num_classes' in option_names:
     options.setdefault('num_classes', num_classes)
-  checks.check_options(f'{field}.options', model, options, reserved=reserved)
+  signatures.check_options(
+      f'{field}.options', model, options, reserved=reserved)
   taps = _taps(field, config, entry, kinds)
   # The config's rules come first and override the model's.
   rules = {**config.placement, **entry.tensor, **config.placement}

@@ -15,6 +15,7 @@ from haikd.core import entries
 from haikd.core import notes
 from haikd.core import registry
 from haikd.core import schedules as schedules_lib
+from haikd.core import signatures
 from haikd.core import tasks
 from haikd.objective import aligning
 
@@ -232,15 +233,16 @@ def _build_term(name, fields, field, layers_field, options_field=None,
   loss, on = entry.function, entry.on
   options_field = options_field or f'{field}.options'
   options = config_lib.plain(fields.options)
-  checks.check_options(
-      options_field, loss, options,
+  scheduled = [x for x in options if schedules_lib.is_schedule(options[x])]
+  signatures.check_options(
+      options_field, loss, options, scheduled=scheduled,
       reserved=('student', 'teacher', 'mask', 'labels'))
   aligner_name = fields.align
   if aligner_name == AUTO:
     aligner_name = 'none' if entry.any_width else 'pool'
   aligner = registry.aligners.find(aligner_name, f'{field}.align')
   align_options = config_lib.plain(fields.align_options)
-  checks.check_options(
+  signatures.check_options(
       f'{field}.align_options', aligner.function, align_options,
       reserved=('student', 'teacher', 'mask', 'on'))
   if aligner.calibrate:
@@ -257,8 +259,8 @@ def _build_term(name, fields, field, layers_field, options_field=None,
       return loss(student, teacher, **keywords)
 
   schedules = {
-      option: schedules_lib.build(f'{options_field}.{option}', value)
-      for option, value in options.items() if schedules_lib.is_schedule(value)}
+      option: schedules_lib.build(f'{options_field}.{option}', options[option])
+      for option in scheduled}
   return Term(
       name=name,
       field=field,

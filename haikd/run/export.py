@@ -13,6 +13,7 @@ from haikd import interop
 from haikd.core import base
 from haikd.core import checks
 from haikd.core import registry
+from haikd.core import signatures
 from haikd.core import tasks
 from haikd.engine import mesh as mesh_lib
 from haikd.interop import tokenizer_files
@@ -262,7 +263,7 @@ def _options(student):
   """Returns the student's options with its number of outputs."""
   network = student.config.student
   options = config_lib.plain(network.options)
-  names = checks.option_names(registry.models[network.model].function)
+  names = signatures.option_names(registry.models[network.model].function)
   if 'num_classes' in names:
     data = student.data
     options.setdefault('num_classes', tasks.count_outputs(

@@ -14,6 +14,7 @@ from haikd.core import base
 from haikd.core import checks
 from haikd.core import notes
 from haikd.core import registry
+from haikd.core import signatures
 from haikd.core import tasks as tasks_lib
 from haikd.data.image import views
 from haikd.objective import build
@@ -99,7 +100,7 @@ def with_vocabulary(config: config_lib.ConfigDict, text: Any,
 def _fit_vocabulary(config, field, network, text):
   """Gives an encoder the vocabulary of its texts; refuses a smaller one."""
   function = registry.models[network.model].function
-  if 'vocabulary' not in checks.option_names(function):
+  if 'vocabulary' not in signatures.option_names(function):
     return
   size = network.options.get('vocabulary')
   if text.kept_ids is not None or size is None:
@@ -244,7 +245,7 @@ def _resolve_classes(config, described):
   """Fills in the names of classes."""
   name = config.data.name
   if (described.classes and name in registry.datasets.names() and
-      'classes' in checks.option_names(registry.datasets[name].function)):
+      'classes' in signatures.option_names(registry.datasets[name].function)):
     with config.unlocked():
       config.data.options = {'classes': described.classes,
                              **config_lib.plain(config.data.options)}

@@ -16,6 +16,7 @@ import numpy as np
 from haikd.core import base
 from haikd.core import checks
 from haikd.core import registry
+from haikd.core import signatures
 from haikd.data import interface as interface_lib
 from haikd.run import trained
 from haikd.storage import archive
@@ -166,7 +167,7 @@ def _specs(network, pixels, shapes):
 
   inputs = {key: spec(key) for key in interface.inputs}
   model = registry.models[network.config.student.model].function
-  takes_mask = rank and 'mask' in checks.option_names(model)
+  takes_mask = rank and 'mask' in signatures.option_names(model)
   mask = jax.ShapeDtypeStruct((batch, *axes), np.dtype(bool)) if (
       takes_mask) else None
   return inputs.get(interface_lib.ALONE, inputs), mask

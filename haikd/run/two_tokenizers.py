@@ -12,6 +12,7 @@ from haikd import config as config_lib
 from haikd.core import checks
 from haikd.core import notes
 from haikd.core import registry
+from haikd.core import signatures
 from haikd.core import tasks as core_tasks
 from haikd.data.text import affixes
 from haikd.data.text import shared_ids
@@ -54,7 +55,7 @@ def of_student(config: config_lib.ConfigDict,
       _are_one(*paths.values())):
     return None
   takes = [name for name in registry.datasets.names() if OPTION in
-           checks.option_names(registry.datasets[name].function)]
+           signatures.option_names(registry.datasets[name].function)]
   if config.data.name not in takes:
     raise checks.ConfigError(
         f'config.data.name must be a data set with the option {OPTION}, since '

@@ -8,6 +8,7 @@ from haikd import interop
 from haikd.core import checks
 from haikd.core import notes
 from haikd.core import registry
+from haikd.core import signatures
 from haikd.data.text import affixes
 from haikd.data.text import chat_template
 from haikd.data.text import shared_ids
@@ -55,7 +56,7 @@ def resolve(config: config_lib.ConfigDict,
   name = config.data.name
   if name not in registry.datasets.names():
     return
-  accepted = checks.option_names(registry.datasets[name].function)
+  accepted = signatures.option_names(registry.datasets[name].function)
   given = config_lib.plain(config.data.options)
   tokenizers = {role: pretrained.tokenizer
                 for role, pretrained in described.items()

@@ -24,6 +24,7 @@ import numpy as np
 
 from haikd.core import checks
 from haikd.core import registry
+from haikd.core import signatures
 from haikd.data import foreign
 from haikd.data.image import normalise
 
@@ -113,8 +114,7 @@ def lookup(field: str, name: str,
         ' for the defaults.')
   entry = augmentations[name]
   options = dict(options)
-  checks.check_options(field, entry.function, options, reserved=RESERVED)
-  foreign.check_types(field, entry.function, options)
+  signatures.check_options(field, entry.function, options, reserved=RESERVED)
   return entry, options
 
 
@@ -143,7 +143,7 @@ def build_augment(
     entry, options = lookup(f'{field}.{name}', name, options)
     if entry.stage == SIZE:
       continue
-    if 'num_classes' in checks.option_names(entry.function):
+    if 'num_classes' in signatures.option_names(entry.function):
       options['num_classes'] = num_classes
     steps.append((STAGES.index(entry.stage), name, entry, options))
   steps.sort(key=lambda step: step[:2])
