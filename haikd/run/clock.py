@@ -11,7 +11,7 @@ _NAMES = {
     watchdog.DATA: 'data', watchdog.EVALUATION: 'evaluation',
     watchdog.SAVE: 'saving', None: 'starting',
 }
-_REDONE = 'redone'  # Steps that a start before this one had taken, but lost.
+_REDONE = 'redone'  # Steps that had been taken before, but were lost.
 _WORDS = dict(
     steps='in steps', redone='redoing lost steps',
     compilation='waiting for compilation', data='waiting for data',
@@ -33,23 +33,36 @@ class Clock:
                before: Mapping[str | None, float], lost: int = 0):
     self._start = time.monotonic() - seconds
     self._saved, self._before, self._lost = phases, before, lost
-    self._redone = 0.0
+    # Seconds of redone steps until a time, and that time, in seconds of steps.
+    self._redone, self._until = 0.0, 0.0
 
   def seconds(self) -> float:
     """Returns the time since the first start, evaluations included."""
     return time.monotonic() - self._start
 
+  def lose(self, step: int) -> None:
+    """Notes that the steps until this one are lost, and taken again."""
+    self._count_redone()
+    self._lost = max(step, self._lost)
+
   def passed(self, step: int) -> None:
     """Notes that a step was taken."""
     if self._lost and step >= self._lost:
-      self._redone, self._lost = self._new()['steps'], 0
+      self._count_redone()
+      self._lost = 0
 
   def phases(self) -> dict[str, float]:
     """Returns the seconds of each phase, over all restarts."""
-    new = self._new()
-    redone = new['steps'] if self._lost else self._redone
+    self._count_redone()
+    new, redone = self._new(), self._redone
     new.update({'steps': new['steps'] - redone, _REDONE: redone})
     return {name: self._saved.get(name, 0.0) + new[name] for name in _WORDS}
+
+  def _count_redone(self):
+    now = self._new()['steps']
+    if self._lost:
+      self._redone += now - self._until
+    self._until = now
 
   def _new(self):
     """Returns the seconds of each phase since this start."""

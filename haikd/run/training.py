@@ -196,6 +196,7 @@ class Training:
     self.begin()
     self._iterator.set_state(place)
     self._clock = clock
+    clock.lose(wrong.step)
     self._log.roll_back(log.rollbacks + 1, place, clock)
     notes.say(f'{self._title} goes back from step {wrong.step} ({wrong.what}) '
               f'to step {newest}, and on with the batches after that; rollback '

@@ -158,6 +158,8 @@ def test_a_rollback_passes_over_the_batches_since_the_checkpoint(
   assert steps == sorted(set(steps)) and steps[-1] == 12
   assert rates.without(training.rows())[-2]['rollbacks'] == rolled
   assert checkpoint.metadata(tmp_path)['rollbacks'] == rolled
+  seconds, = (row for row in training.rows() if row['split'] == rates.TIME)
+  assert seconds['redone'] > 0
 
 
 def test_rollbacks_end_at_the_limit(tmp_path):

@@ -70,6 +70,23 @@ def test_steps_that_a_kill_has_lost_are_counted_apart(now):
   assert (times.phases()['redone'], times.phases()['steps']) == (2.0, 7.0)
 
 
+def test_steps_that_a_rollback_has_lost_are_counted_apart(now):
+  """From step 5 to step 3, and before step 5 is reached, again."""
+  times = clock.Clock(0.0, {}, watchdog.spent())
+  spend(now, STEP=10)
+  times.passed(4)
+  times.lose(5)
+  spend(now, STEP=1)
+  times.passed(4)
+  times.lose(4)
+  spend(now, STEP=3)
+  times.passed(4)
+  assert (times.phases()['redone'], times.phases()['steps']) == (4.0, 10.0)
+  times.passed(5)
+  spend(now, STEP=20)
+  assert (times.phases()['redone'], times.phases()['steps']) == (4.0, 30.0)
+
+
 def test_training_says_what_it_took_its_time_for(tmp_path, capsys):
   config = config_lib.base()
   config.steps, config.batch_size = 2, 16
