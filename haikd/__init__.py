@@ -8,6 +8,11 @@ comes from the module in its import.
 import importlib
 from typing import Any
 
+from haikd.processes import huge_pages
+
+huge_pages.use()  # It may start the process again, so nothing is before it.
+
+# isort: split
 from haikd import align
 from haikd import config
 from haikd import losses

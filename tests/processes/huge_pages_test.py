@@ -1,0 +1,93 @@
+"""The command line starts itself again with huge pages, and nothing else."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from haikd.processes import huge_pages
+
+_CONFIG = """
+    import os
+    import sys
+    from haikd import config as config_lib
+
+    def get_config():
+      print(os.getpid(), os.environ.get('GLIBC_TUNABLES'), *sys.argv[2:])
+      config = config_lib.base()
+      config.steps = -1  # Refused, before anything runs.
+      return config
+"""
+
+
+@pytest.mark.parametrize('environment, tunables', [
+    ({}, 'glibc.malloc.hugetlb=1'),
+    (dict(GLIBC_TUNABLES=''), 'glibc.malloc.hugetlb=1'),
+    (dict(GLIBC_TUNABLES='glibc.malloc.check=1'),
+     'glibc.malloc.check=1:glibc.malloc.hugetlb=1'),
+    (dict(GLIBC_TUNABLES='glibc.malloc.hugetlb=0'), ''),
+    (dict(GLIBC_TUNABLES='glibc.malloc.hugetlb=2:glibc.malloc.check=1'), '')])
+def test_what_the_caller_has_set_stays(environment, tunables):
+  assert huge_pages.with_huge_pages(environment) == tunables
+
+
+@pytest.mark.parametrize('argv, whole, own', [
+    (['-m', '--config=x'], ['python', '-m', 'haikd', '--config=x'], True),
+    (['-m'], ['python', '-X', 'dev', '-m', 'haikd.launch'], True),
+    (['-m'], ['python', '-mhaikd.bench'], True),
+    (['/venv/bin/haikd', '-m'], ['python', '/venv/bin/haikd', '-m'], True),
+    # A user's module that imports haikd, and one of a similar name.
+    (['-m', '-m haikd'], ['python', '-m', 'mine', '-m haikd'], False),
+    (['-m'], ['python', '-m', 'haikdx'], False),
+    (['-c'], ['python', '-c', 'import haikd', '-m', 'haikd'], False),
+    (['train.py', '-m', 'haikd'], ['python', 'train.py', '-m', 'haikd'], False),
+    ([''], ['python'], False), ([], ['embedded'], False)])
+def test_only_the_command_line_is_haikds_own(argv, whole, own):
+  assert huge_pages.is_own(argv, whole) == own
+
+
+@pytest.fixture
+def config(tmp_path):
+  path = tmp_path / 'config.py'
+  path.write_text(textwrap.dedent(_CONFIG))
+  return path
+
+
+def run(*arguments, **environment):
+  """Returns what a process prints, and its number."""
+  others = {name: x for name, x in os.environ.items()
+            if name != 'GLIBC_TUNABLES'}
+  process = subprocess.Popen(
+      [sys.executable, *map(str, arguments)], env={**others, **environment},
+      text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+  output, errors = process.communicate(timeout=120)
+  assert process.returncode in (0, 2), errors
+  return output, process.pid
+
+
+@pytest.mark.skipif(not huge_pages.are_available(),
+                    reason='no huge pages on demand here')
+@pytest.mark.parametrize('start', [
+    ['-m', 'haikd'], ['-mhaikd.launch'], ['-X', 'dev', '-m', 'haikd.launch']])
+def test_command_line_has_them_under_its_own_process_id(config, start):
+  output, pid = run(*start, f'--config={config}', '--config.name=a b')
+  assert output == f'{pid} glibc.malloc.hugetlb=1 --config.name=a b\n'
+
+
+def test_command_line_leaves_a_callers_choice(config):
+  value = 'glibc.malloc.hugetlb=0'
+  output, pid = run('-m', 'haikd', f'--config={config}', GLIBC_TUNABLES=value)
+  assert output == f'{pid} {value}\n'
+
+
+def test_a_library_stays_in_its_process():
+  output, pid = run('-c', 'import haikd, os; print(os.getpid(), '
+                    "os.environ.get('GLIBC_TUNABLES'))", '-m', 'haikd')
+  assert output == f'{pid} None\n'
+
+
+def test_a_profiled_process_is_not_started_again(config):
+  output, pid = run('-m', 'cProfile', '-m', 'haikd', f'--config={config}')
+  assert output.startswith(f'{pid} None\n')
