@@ -216,15 +216,18 @@ def check_rules(title: str, mesh: Mesh, params: base.ArrayTree, rules: Rules,
   size, split = mesh.shape[TENSOR], False
   for name, leaf in leaves.items():
     axis, shape = _tensor_axis(name, rules), leaf.shape[_stacked(name, leaf):]
-    if axis is None or size == 1:
+    if axis is None:
       continue
-    if not _divides(shape, axis, size):
-      short = '/'.join(globs.parts(name)[-2:])
+    short = f"config.{title}.placement['{'/'.join(globs.parts(name)[-2:])}']"
+    if not -len(shape) <= axis < len(shape):
+      raise checks.ConfigError(f'{short} must be an axis of {name}; got {axis},'
+                               f' shape={tuple(shape)}. Write -1 for the last.')
+    if shape[axis] % size:
       raise checks.ConfigError(
           f'config.mesh.tensor must divide axis {axis} of {name} of the '
           f'{title}; got {size}, shape={tuple(shape)}. Choose another size, or '
-          f"set config.{title}.placement['{short}'] to another axis or None.")
-    split = True
+          f'set {short} to another axis or None.')
+    split |= size > 1
   return split
 
 

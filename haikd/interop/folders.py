@@ -18,11 +18,12 @@ _CODED = ('quantization_config', 'quantization', 'compression_config')
 _HUB_NAME = re.compile(r'[\w.-]+/[\w.-]+')  # As in 'Qwen/Qwen2.5-0.5B'.
 
 
-def check(folder: pathlib.Path) -> None:
+def check(folder: pathlib.Path, field: str) -> None:
   """Refuses a path that is no folder with a config and the weights it is for.
 
   Args:
-    folder: the path that `init` names.
+    folder: the path that `field` names.
+    field: 'init', or the config field, for messages.
 
   Raises:
     DataError: it is something else; the message says what, and what to do.
@@ -34,24 +35,25 @@ def check(folder: pathlib.Path) -> None:
       remedy = f'Give the folder it is in, {folder.parent}'
     elif _HUB_NAME.fullmatch(str(folder)):
       remedy = (f'haikd fetches nothing: run `hf download {folder} --local-dir '
-                f'{folder.name}`, and set init to hf:{folder.name}')
-    raise checks.DataError(f'init must name a folder; got {folder}. {remedy}.')
+                f'{folder.name}`, and set it to hf:{folder.name}')
+    raise checks.DataError(
+        f'{field} must name a folder; got {folder}. {remedy}.')
   is_adapter = (folder / _ADAPTER).exists()
   if is_adapter and not (folder / CONFIG).exists():
     raise checks.DataError(
-        f'init must name a complete model; got {folder}, which holds an '
+        f'{field} must name a complete model; got {folder}, which holds an '
         f'adapter ({_ADAPTER}){_base_of(folder)}. {merging(folder)}')
   if not (folder / CONFIG).exists():
     inside = sorted(path.parent for path in folder.glob(f'*/{CONFIG}'))
     remedy = (f'Did you mean {inside[0]}?' if inside else
               f'Give the one that holds {CONFIG} and the weights.')
     raise checks.DataError(
-        f'init must name a folder with {CONFIG}; got {folder}. {remedy}')
+        f'{field} must name a folder with {CONFIG}; got {folder}. {remedy}')
   if is_adapter and any(folder.glob(_ADAPTER_WEIGHTS)):
     raise checks.DataError(
-        f'init must name one model; got {folder}, which holds weights and an '
-        f'adapter ({_ADAPTER}){_base_of(folder)}. If the weights are merged, '
-        f'move the files adapter_* elsewhere; if not: {merging(folder)}')
+        f'{field} must name one model; got {folder}, which holds weights and '
+        f'an adapter ({_ADAPTER}){_base_of(folder)}. If the weights are merged,'
+        f' move the files adapter_* elsewhere; if not: {merging(folder)}')
 
 
 def check_not_coded(fields: fields_lib.Fields) -> None:

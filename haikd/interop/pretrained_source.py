@@ -117,32 +117,32 @@ def open_source(init: str, *, ignore: Iterable[str] = (),
 
   Its arguments and errors are those of `describe`.
   """
-  path = path_of(init)
+  named = field or 'init'
+  path = path_of(init, named)
   ignored = fields_lib.Ignore(
       f'{field}_options.ignore' if field else 'ignore', ignore)
-  if init.startswith(_GGUF):
-    return _open_gguf(path, ignored)
-  return _open_folder(path, ignored)
+  open_it = _open_gguf if init.startswith(_GGUF) else _open_folder
+  return open_it(path, ignored, named)
 
 
-def path_of(init: str) -> pathlib.Path:
+def path_of(init: str, field: str = 'init') -> pathlib.Path:
   """Returns the local folder or file of pretrained weights.
 
   Args:
     init: as for `describe`.
+    field: the config field that names them, for messages.
 
   Raises:
     ConfigError: it is something else.
   """
   if not is_pretrained(init):
     raise checks.ConfigError(
-        f'the init of a pretrained network must be {_FOLDER}<folder> or '
-        f'{_GGUF}<file>; got {init!r}.')
+        f'{field} must be {_FOLDER}<folder> or {_GGUF}<file>; got {init!r}.')
   _, _, location = init.partition(':')
   if paths.is_remote(location):
     raise checks.ConfigError(
-        f'init={init!r} must name local files, since weights are mapped into '
-        f'memory; got the bucket {location!r}. Copy them to this machine.')
+        f'{field} must name local files, since weights are mapped into memory; '
+        f'got the bucket {location!r}. Copy them to this machine.')
   return pathlib.Path(os.path.expanduser(location))
 
 
@@ -196,8 +196,8 @@ def read_config(fields: fields_lib.Fields) -> tuple[ModuleType, dict[str, Any]]:
   return family, options
 
 
-def _open_folder(folder, ignore):
-  folders.check(folder)
+def _open_folder(folder, ignore, field):
+  folders.check(folder, field)
   path = folder / folders.CONFIG
   content = fields_lib.read_object(path)
   fields = fields_lib.Fields(str(path), content, ignore=ignore)
@@ -223,10 +223,10 @@ def _open_folder(folder, ignore):
       reader, rules_of, ignore)
 
 
-def _open_gguf(path, ignore):
+def _open_gguf(path, ignore, field):
   if not os.path.isfile(path):
     raise checks.DataError(
-        f'init must name a file; got {path}. Give the GGUF file itself.')
+        f'{field} must name a file; got {path}. Give the GGUF file itself.')
   reader = gguf.Gguf(path)
   with _reading(path):
     options = gguf_llama.read_metadata(reader, ignore)

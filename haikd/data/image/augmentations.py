@@ -142,11 +142,12 @@ def mixup(examples: augment.Examples,
   images = _images(examples, 'mixup')
   if 'weight' in examples:
     raise checks.ConfigError(
-        'augment.mixup must be left out where examples have weights, since a '
-        'mixed example has none; got the key weight. Leave one of them out.')
+        'config.data.augment.mixup must be left out where examples have '
+        'weights, since a mixed example has none; got the key weight. Leave '
+        'one of them out.')
   if not alpha > 0:
     raise checks.ConfigError(
-        f'augment.mixup.alpha must be positive; got {alpha}.')
+        f'config.data.augment.mixup.alpha must be positive; got {alpha}.')
   size = len(images)
   weight = rng.beta(alpha, alpha, size).astype(np.float32)
   partner = rng.permutation(size)
@@ -216,10 +217,10 @@ def _images(examples, name):
 def _check_at_least_0(option, value):
   if not value >= 0:
     raise checks.ConfigError(
-        f'augment.{option} must be at least 0; got {value}.')
+        f'config.data.augment.{option} must be at least 0; got {value}.')
 
 
 def _check_probability(option, value):
   if not 0 <= value <= 1:
     raise checks.ConfigError(
-        f'augment.{option} must lie between 0 and 1; got {value}.')
+        f'config.data.augment.{option} must lie between 0 and 1; got {value}.')

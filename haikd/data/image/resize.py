@@ -109,11 +109,12 @@ def random_resized_crop(image: AnyImage,
   """
   if not 0 < smallest <= 1:
     raise checks.ConfigError(
-        'augment.random_resized_crop.smallest must be above 0 and at most 1; '
-        f'got {smallest}.')
+        'config.data.augment.random_resized_crop.smallest must be above 0 and '
+        f'at most 1; got {smallest}.')
   if not ratio >= 1:
-    raise checks.ConfigError('augment.random_resized_crop.ratio must be at '
-                             f'least 1; got {ratio}.')
+    raise checks.ConfigError(
+        'config.data.augment.random_resized_crop.ratio must be at least 1; got '
+        f'{ratio}.')
   height, width = image.shape[:2]
   for _ in range(_TRIES):
     area = rng.uniform(smallest, 1.0) * height * width
