@@ -58,6 +58,9 @@ _RULES = (
     ('give an axis, or None, for each glob over names of parameters',
      lambda x: all(axis is None or type(axis) is int for axis in x.values()),
      ('student.placement', 'teacher.placement')),
+    ('give a glob over names of modules, or a tuple of them, for each kind',
+     lambda x: all(_are_globs(globs) for globs in x.values()),
+     ('student.taps', 'teacher.taps')),
     ('be None or a positive int',
      lambda x: x is None or type(x) is int and x > 0,
      ('evaluation.every', 'evaluation.patience', 'data.image_size',
@@ -250,6 +253,10 @@ def _value(config, field):
 
 def _as_tuple(value):
   return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
+def _are_globs(value):
+  return bool(value) and all(isinstance(x, str) for x in _as_tuple(value))
 
 
 def _are_numbers(value):

@@ -249,6 +249,12 @@ def _taps(field: str, config: config_lib.ConfigDict,
           entry: entries.ModelEntry, kinds: Iterable[str]) -> dict[str, Any]:
   """Returns the globs of the kinds, from the config or else from the model."""
   globs = {**entry.taps, **config.taps}
+  compared = {kind for name in registry.losses.names()
+              for kind in registry.losses[name].kinds} - {'logits'}
+  for kind in set(config.taps) - {*entry.taps, *compared, *kinds}:
+    raise checks.ConfigError(
+        f'{field}.taps.{kind} must be of a kind that some loss compares; got '
+        f'{kind!r}. {checks.suggest(kind, compared)}')
   for kind in kinds:
     if kind not in globs:
       raise checks.ConfigError(
