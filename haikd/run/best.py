@@ -1,11 +1,16 @@
 """The best network of a training, by a metric of its evaluations."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import math
 from typing import Any, Optional
 
 from haikd import config as config_lib
 from haikd import metrics as metrics_lib
+
+
+# How many best steps before the best one are remembered, in case that it cannot
+# be saved.
+_EARLIER = 4
 
 
 class Best:
@@ -26,9 +31,10 @@ class Best:
     self._start = start
     self._metric, self._patience = evaluation.keep_best, evaluation.patience
     if not saved or saved['metric'] != self._metric:
-      saved = dict(step=None, value=math.nan, since=0)
+      saved = dict(step=None, value=math.nan, since=0, earlier=[])
     self.step: Optional[int] = saved['step']
     self._value, self._since = float(saved['value']), saved['since']
+    self._earlier = [(step, float(value)) for step, value in saved['earlier']]
 
   @property
   def is_over(self) -> bool:
@@ -50,10 +56,23 @@ class Best:
     # The first of equal values; a comparison with NaN is false.
     if sign * value > sign * self._value or (
         self.step is None and not math.isnan(value)):
+      if self.step is not None:
+        self._earlier = [*self._earlier, (self.step, self._value)][-_EARLIER:]
       self.step, self._value, self._since = step, value, 0
       return True
     self._since += step > self._start
     return False
+
+  def leave_lost(self, has: Callable[[int], bool]) -> None:
+    """Returns to the best step before, while that of the best is not there.
+
+    Args:
+      has: whether there is a checkpoint of a step.
+    """
+    while self.step is not None and not has(self.step):
+      self.step, self._value = (
+          self._earlier.pop() if self._earlier else (None, math.nan))
+      self._since = 0
 
   def describe(self) -> str:
     """Returns which step is the best, and why, in words."""
@@ -61,5 +80,7 @@ class Best:
 
   def to_json(self) -> dict[str, Any]:
     """Returns it in types of JSON, to go on after an interruption."""
-    return dict(metric=self._metric, step=self.step, value=repr(self._value),
-                since=self._since)
+    return dict(
+        metric=self._metric, step=self.step, value=repr(self._value),
+        since=self._since,
+        earlier=[(step, repr(value)) for step, value in self._earlier])

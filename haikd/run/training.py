@@ -78,8 +78,7 @@ class Training:
     self._saved_seconds = saved['seconds']
     last_stage = program.stages[-1].start
     self._best = best_lib.Best(config.evaluation, saved['best'], last_stage)
-    if not self._checkpointer.has(self._best.step):  # It may be gone.
-      self._best = best_lib.Best(config.evaluation, start=last_stage)
+    self._best.leave_lost(self._checkpointer.has)
     self._checkpointer.set_best(self._best.step)
     lost = self._writer.truncate(first, evaluated=saved['evaluated'],
                                  rows=saved['rows'])

@@ -29,7 +29,15 @@ def _is_best(value: Any) -> bool:
   return value is None or (
       _is_dict(value) and _is_optional(_is_text)(value.get('metric')) and
       _is_optional(_is_count)(value.get('step')) and
-      _is_count(value.get('since')) and _is_float(value.get('value')))
+      _is_count(value.get('since')) and _is_float(value.get('value')) and
+      _are_earlier(value.get('earlier')))
+
+
+def _are_earlier(value: Any) -> bool:
+  """Returns whether it is a list of steps with a number each."""
+  return isinstance(value, list) and all(
+      isinstance(x, list) and len(x) == 2 and _is_count(x[0]) and
+      _is_float(x[1]) for x in value)
 
 
 def _is_float(value: Any) -> bool:

@@ -102,7 +102,7 @@ def test_a_save_that_fails_ends_the_run_or_is_said(
 def test_a_best_network_stays_until_a_better_one_is_written(
     build, tmp_path, monkeypatch, caplog):
   expected = build(tmp_path / 'four', steps=4)
-  scores = iter((0.5, 0.9, 0.1))  # After 4, 8 and 12 steps.
+  scores = iter((0.5, 0.9, 0.1, 0.3))  # After 4, 8, 12 and 16 steps.
   monkeypatch.setattr(training.evaluate, 'evaluate',
                       lambda *unused: dict(accuracy=next(scores)))
   fail_at(monkeypatch, 'within', 2)
@@ -114,6 +114,11 @@ def test_a_best_network_stays_until_a_better_one_is_written(
   assert steps(tmp_path / 'run') == [4, 12]
   assert ('student is that of step 4, since no checkpoint was written of step '
           '8, with accuracy 0.9, the best of validation.') in caplog.text
+  # Nor is it lost in the next start, which cannot return to step 8.
+  network = build(
+      tmp_path / 'run', steps=16, keep_checkpoints=1,
+      evaluation=dict(every=4, keep_best='accuracy'))
+  assert network == expected and steps(tmp_path / 'run') == [4, 16]
 
 
 def test_rows_wait_until_there_is_room(tmp_path, monkeypatch, caplog):

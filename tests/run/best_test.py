@@ -69,6 +69,21 @@ def test_another_metric_begins_anew_and_a_missing_one_changes_nothing():
   assert best.step == 1 and not best.is_over
 
 
+def test_the_best_step_before_takes_the_place_of_one_that_is_gone():
+  best = best_lib.Best(evaluation(keep_best='accuracy'))
+  for step, value in enumerate([0.1, 0.4, 0.3, 0.5, 0.7], 1):
+    best.add(step, {'accuracy': value})
+  best = best_lib.Best(evaluation(keep_best='accuracy'),
+                       json.loads(json.dumps(best.to_json())))
+  best.leave_lost(lambda step: step < 4)
+  assert best.step == 2
+  assert not best.add(6, {'accuracy': 0.35})
+  assert best.add(7, {'accuracy': 0.45})
+  best.leave_lost(lambda step: False)
+  assert best.step is None
+  assert best.add(8, {'accuracy': 0.01})
+
+
 @pytest.mark.report
 def test_the_best_network_is_kept_used_and_found_again(run, tmp_path):
   code, _, err = run(*RESTLESS, '--config.report.examples=0')
