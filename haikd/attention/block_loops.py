@@ -1,7 +1,6 @@
 """Loops over the blocks of attention maps."""
 
 from collections.abc import Callable
-import dataclasses
 import functools
 from typing import Any, Optional
 
@@ -45,111 +44,137 @@ def run(blocks: blocks_lib.Blocks, function: Callable, rows: Any,
   def split_rows(x):
     padding = blocks.padded_rows - length
     x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
-    x = x.reshape(blocks.examples, groups, blocks.num_blocks, blocks.rows,
-                  *x.shape[2:])
-    return jnp.moveaxis(x, 0, 2)
+    return x.reshape(blocks.examples, groups, blocks.num_blocks, blocks.rows,
+                     *x.shape[2:])
 
-  def join_rows(x):
-    x = jnp.moveaxis(x, 2, 0)
-    return x.reshape(batch, -1, *x.shape[4:])[:, :length]
-
-  rows = jax.tree.map(split_rows, rows)
+  rows, structure = jax.tree.flatten(jax.tree.map(split_rows, rows))
   clean_keys = [
       jnp.swapaxes(split_groups(_clean(*x), groups), 2, 3) for x in keys]
   per_example = jax.tree.map(lambda x: split_groups(x, groups), per_example)
   if mesh_context.needs_uniform_control_flow():
     real = None
   elif real is not None:
-    real = jnp.any(split_rows(real), axis=(2, 3))
+    real = jnp.any(split_rows(real), axis=(0, 3))
   vary = lambda tree: mesh_context.vary_like(
       tree, init, rows, clean_keys, per_example)
   sums = vary(jax.tree.map(
       lambda x: jnp.broadcast_to(x, (groups, *x.shape)), init))
-  results = []
+  compute = functools.partial(
+      _compute, blocks, function, vary, clean_keys, per_example, structure)
+  shapes = jax.eval_shape(
+      lambda sums, rows: compute(blocks.spans[0], 0, 0, sums, rows)[1],
+      sums, rows)
+  rows, slots = _make_room(rows, shapes, real)
   for span in blocks.spans:
-    in_span = slice(span.first, span.first + span.num_blocks)
-    loop = _Loop(blocks, span, function, vary,
-                 jax.tree.map(lambda x: x[:, in_span], rows), clean_keys,
-                 per_example)
-    sums, of_span = loop.run(sums, None if real is None else real[:, in_span])
-    results.append(of_span)
-  return sums, jax.tree.map(
-      lambda *x: join_rows(jnp.concatenate(x, axis=1)), *results)
+    sums, rows = _run_span(
+        functools.partial(compute, span), span, slots, vary, sums, rows,
+        None if real is None else real[:, span.first:][:, :span.num_blocks])
+  results = [rows[i].reshape(batch, -1, *rows[i].shape[4:])[:, :length]
+             for i in slots]
+  return sums, jax.tree.unflatten(jax.tree.structure(shapes), results)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Loop:
-  """A loop over the blocks of a span, of all groups of examples.
+def _make_room(rows, results, real):
+  """Returns arrays for results as well as rows.
+
+  A block reads its rows before it writes its results. So results take the place
+  of rows where they have the same shape: XLA would make the zeros for all
+  layers at the beginning of a step, and keep them until they are used.
+
+  Args:
+    rows: list of `[examples, groups, blocks, rows, ...]`.
+    results: pytree of what a block returns, `[examples, rows, ...]`.
+    real: as in `_run_span`, of all spans.
+
+  Returns:
+    The rows, 0 where a result will stand and no block writes one, and more
+    arrays behind them; and which of these arrays each result goes to.
+  """
+  slots = []
+  split = rows[0].shape[:3]
+  for x in jax.tree.leaves(results):
+    like = jax.ShapeDtypeStruct((*split, *x.shape[1:]), x.dtype)
+    fits = [i for i, y in enumerate(rows) if i not in slots and (
+        y.shape, y.dtype) == (like.shape, like.dtype)]
+    if not fits:
+      fits, rows = [len(rows)], [*rows, jnp.zeros(like.shape, like.dtype)]
+    elif real is not None:
+      written = real.reshape(1, *real.shape, *(1,) * (len(like.shape) - 3))
+      rows = [jnp.where(written, y, 0) if i == fits[0] else y
+              for i, y in enumerate(rows)]
+    slots.append(fits[0])
+  return rows, slots
+
+
+def _run_span(compute, span, slots, vary, sums, rows, real):
+  """Calls a function on every block of a span, of all groups of examples.
 
   One loop is faster than two nested ones, and compiles faster.
 
-  Attributes:
-    blocks: how the maps are cut.
+  Args:
+    compute: `(group, row, sums, rows) -> (sums, results)`.
     span: the blocks.
-    function: of one block; see `run`.
+    slots: for each result, the index of an array among the rows.
     vary: marks arrays as varying like all arguments, see `vary_like`.
-    rows: of the span, `[groups, blocks, examples, rows, ...]`.
-    keys: of the groups, `[groups, examples, G, M, ...]`, clean.
-    per_example: of the groups, `[groups, examples, ...]`.
+    sums: of all groups, `[groups, ...]`.
+    rows: list of `[examples, groups, blocks, rows, ...]`, of all spans.
+    real: bool `[groups, blocks]`, whether a block of the span has a real query;
+      None if none is to be skipped.
+
+  Returns:
+    The sums; and the rows with the results in their places.
   """
+  number = rows[0].shape[1] * span.num_blocks
 
-  blocks: blocks_lib.Blocks
-  span: blocks_lib.Span
-  function: Callable
-  vary: Callable
-  rows: Any
-  keys: list[jax.Array]
-  per_example: Any
+  def fill(written):
+    filled = list(rows)
+    for slot, x in zip(slots, written):
+      filled[slot] = x
+    return filled
 
-  def run(self, sums: Any, real: Optional[jax.Array]) -> tuple[Any, Any]:
-    """Returns the sums and the results, which are like the rows.
+  def step(group, row, carry):
+    sums, written = carry
+    sums, results = compute(group, row, sums, fill(written))
+    return sums, [
+        lax.dynamic_update_slice(
+            x, y[:, None, None], (0, group, row) + (0,) * (y.ndim - 1))
+        for x, y in zip(written, jax.tree.leaves(results))]
 
-    Args:
-      sums: of all groups, `[groups, ...]`.
-      real: bool `[groups, blocks]`, whether a block has a real query; None if
-        none is to be skipped.
-    """
-    compute = functools.partial(self._compute, 0, 0)
-    shape = jax.tree.leaves(self.rows)[0].shape[:2]
-    if shape == (1, 1):
-      sums, results = compute(sums)
-      return sums, jax.tree.map(lambda x: x[None, None], results)
-    _, results = jax.eval_shape(compute, sums)
-    results = jax.tree.map(
-        lambda x: jnp.zeros(shape + x.shape, x.dtype), results)
-    number = shape[0] * shape[1]
-    order, end = jnp.arange(number, dtype=jnp.int32), number
-    if real is not None:  # Those with a real query first, in their order.
-      order = jnp.argsort(~real.reshape(-1), stable=True).astype(jnp.int32)
-      end = lax.min(jnp.sum(real, dtype=jnp.int32), np.int32(number))
+  carry = vary((sums, [rows[i] for i in slots]))
+  if number == 1:
+    sums, written = step(0, span.first, carry)
+    return sums, fill(written)
+  order, end = jnp.arange(number, dtype=jnp.int32), number
+  if real is not None:  # Those with a real query first, in their order.
+    order = jnp.argsort(~real.reshape(-1), stable=True).astype(jnp.int32)
+    end = lax.min(jnp.sum(real, dtype=jnp.int32), np.int32(number))
+  sums, written = lax.fori_loop(
+      0, end,
+      lambda i, carry: step(order[i] // span.num_blocks,
+                            span.first + order[i] % span.num_blocks, carry),
+      carry)
+  return sums, fill(written)
 
-    def body(i, carry):
-      sums, results = carry
-      group, row = order[i] // shape[1], order[i] % shape[1]
-      sums, more = self._compute(group, row, sums)
-      return sums, jax.tree.map(
-          lambda x, y: lax.dynamic_update_slice(
-              x, y[None, None], (group, row) + (0,) * y.ndim), results, more)
 
-    return lax.fori_loop(0, end, body, self.vary((sums, results)))
-
-  def _compute(self, group, row, sums):
-    """Computes a block of a group, and adds to the group's sums."""
-    of_group = functools.partial(
-        lax.dynamic_index_in_dim, index=group, keepdims=False)
-    rows = jax.tree.map(
-        lambda x: lax.dynamic_slice(
-            x, (group, row) + (0,) * (x.ndim - 2), (1, 1, *x.shape[2:]))[0, 0],
-        self.rows)
-    place = self.blocks.place(self.span, self.span.first + row)
-    keys = [lax.dynamic_slice_in_dim(of_group(x), *place.keys, axis=2)
-            for x in self.keys]
-    more, results = self.vary(self.function(
-        jax.tree.map(of_group, sums), rows, keys,
-        jax.tree.map(of_group, self.per_example), place))
-    return jax.tree.map(
-        lambda x, y: lax.dynamic_update_index_in_dim(x, y, group, 0),
-        sums, more), results
+def _compute(blocks, function, vary, keys, per_example, structure, span, group,
+             row, sums, rows):
+  """Computes a block of a group, and adds to the group's sums."""
+  of_group = functools.partial(
+      lax.dynamic_index_in_dim, index=group, keepdims=False)
+  rows = [
+      lax.dynamic_slice(
+          x, (0, group, row) + (0,) * (x.ndim - 3),
+          (x.shape[0], 1, 1, *x.shape[3:]))[:, 0, 0]
+      for x in rows[:structure.num_leaves]]
+  place = blocks.place(span, row)
+  keys = [lax.dynamic_slice_in_dim(of_group(x), *place.keys, axis=2)
+          for x in keys]
+  more, results = vary(function(
+      jax.tree.map(of_group, sums), jax.tree.unflatten(structure, rows), keys,
+      jax.tree.map(of_group, per_example), place))
+  return jax.tree.map(
+      lambda x, y: lax.dynamic_update_index_in_dim(x, y, group, 0),
+      sums, more), results
 
 
 def _clean(array, mask):
