@@ -135,46 +135,58 @@ def _run_span(compute, span, slots, vary, sums, rows, real):
   def step(group, row, carry):
     sums, written = carry
     sums, results = compute(group, row, sums, fill(written))
-    return sums, [
-        lax.dynamic_update_slice(
-            x, y[:, None, None], (0, group, row) + (0,) * (y.ndim - 1))
-        for x, y in zip(written, jax.tree.leaves(results))]
+    return sums, [_write(x, y[:, None, None], (0, group, row))
+                  for x, y in zip(written, jax.tree.leaves(results))]
 
   carry = vary((sums, [rows[i] for i in slots]))
   if number == 1:
     sums, written = step(0, span.first, carry)
     return sums, fill(written)
-  order, end = jnp.arange(number, dtype=jnp.int32), number
+  order, end = np.arange(number, dtype=np.int32), number
   if real is not None:  # Those with a real query first, in their order.
     order = jnp.argsort(~real.reshape(-1), stable=True).astype(jnp.int32)
     end = lax.min(jnp.sum(real, dtype=jnp.int32), np.int32(number))
-  sums, written = lax.fori_loop(
-      0, end,
-      lambda i, carry: step(order[i] // span.num_blocks,
-                            span.first + order[i] % span.num_blocks, carry),
-      carry)
+  # Outside of the loop, since all layers share these.
+  places = order // span.num_blocks, span.first + order % span.num_blocks
+
+  def body(i, carry):
+    group, row = (_part(jnp.asarray(x), (i,), (1,))[0] for x in places)
+    return step(group, row, carry)
+
+  sums, written = lax.fori_loop(0, end, body, carry)
   return sums, fill(written)
 
 
 def _compute(blocks, function, vary, keys, per_example, structure, span, group,
              row, sums, rows):
   """Computes a block of a group, and adds to the group's sums."""
-  of_group = functools.partial(
-      lax.dynamic_index_in_dim, index=group, keepdims=False)
-  rows = [
-      lax.dynamic_slice(
-          x, (0, group, row) + (0,) * (x.ndim - 3),
-          (x.shape[0], 1, 1, *x.shape[3:]))[:, 0, 0]
-      for x in rows[:structure.num_leaves]]
+  of_group = lambda x: _part(x, (group,), (1,))[0]
+  rows = [_part(x, (0, group, row), (x.shape[0], 1, 1))[:, 0, 0]
+          for x in rows[:structure.num_leaves]]
   place = blocks.place(span, row)
-  keys = [lax.dynamic_slice_in_dim(of_group(x), *place.keys, axis=2)
+  first, number = place.keys
+  keys = [_part(x, (group, 0, 0, first), (1, *x.shape[1:3], number))[0]
           for x in keys]
   more, results = vary(function(
       jax.tree.map(of_group, sums), jax.tree.unflatten(structure, rows), keys,
       jax.tree.map(of_group, per_example), place))
-  return jax.tree.map(
-      lambda x, y: lax.dynamic_update_index_in_dim(x, y, group, 0),
-      sums, more), results
+  return jax.tree.map(lambda x, y: _write(x, y[None], (group,)),
+                      sums, more), results
+
+
+def _part(array, starts, sizes):
+  """Returns a part of an array, which is whole in the axes not named."""
+  whole = array.shape[len(starts):]
+  return lax.dynamic_slice(
+      array, (*starts, *(0 for _ in whole)), (*sizes, *whole),
+      allow_negative_indices=False)
+
+
+def _write(array, part, starts):
+  """Returns an array with a part of it replaced; see `_part`."""
+  return lax.dynamic_update_slice(
+      array, part, (*starts, *(0 for _ in array.shape[len(starts):])),
+      allow_negative_indices=False)
 
 
 def _clean(array, mask):
