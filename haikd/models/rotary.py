@@ -59,7 +59,7 @@ def angles(sequence: sequences.Sequence,
       sequence, size, rope_base, scaling)
   is_known = not export.is_symbolic_dim(sequence.positions.shape[1])
   if isinstance(frequencies, np.ndarray) and is_known:
-    return _tabulated(sequence.positions, frequencies, growth)
+    return _tabulated(sequence, frequencies, growth)
   return _rotations(sequence.positions, jnp.asarray(frequencies, jnp.float32),
                     growth)
 
@@ -97,19 +97,23 @@ def rotate(heads: jax.Array, rotation: Rotation) -> jax.Array:
   return jnp.concatenate([*turned, rest], axis=-1)
 
 
-def _tabulated(positions: jax.Array, frequencies: np.ndarray,
+def _tabulated(sequence: sequences.Sequence, frequencies: np.ndarray,
                growth: float) -> Rotation:
   """Looks the rotations of positions up in a table.
 
   Were they computed, every block would compute them anew for every head, which
   takes a twentieth of a training step on CPU.
   """
+  positions = sequence.positions
   length = positions.shape[1]
   turns = np.arange(length)[:, None] * frequencies
   table = np.float32(growth * np.stack([np.cos(turns), np.sin(turns)]))
+  look_up = lambda: tuple(jnp.asarray(table)[:, positions])
+  if sequence.counted:
+    return look_up()
   return lax.cond(
       jnp.all((positions >= 0) & (positions < length)),
-      lambda: tuple(jnp.asarray(table)[:, positions]),
+      look_up,
       # Positions beyond the table, as in documents that continue in the next
       # row.
       lambda: _rotations(positions, jnp.float32(frequencies), growth))

@@ -28,6 +28,7 @@ class Sequence(NamedTuple):
       None where a row is one document.
     types: `[B, N]` int32, which sentence of a pair a position belongs to; None
       where all belong to the first.
+    counted: whether positions were counted here, so that they are below N.
   """
 
   tokens: jax.Array
@@ -35,6 +36,7 @@ class Sequence(NamedTuple):
   positions: jax.Array
   segments: Optional[jax.Array]
   types: Optional[jax.Array]
+  counted: bool
 
   def allowed(
       self,
@@ -99,4 +101,4 @@ def read(inputs: Union[jax.Array, Mapping[str, Any]],
                        'document.')
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
   return Sequence(tokens, mask, positions, columns.get('segments'),
-                  columns.get('types'))
+                  columns.get('types'), 'positions' not in columns)
