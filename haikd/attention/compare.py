@@ -5,7 +5,7 @@ so is the gradient with respect to its queries and keys. The backward pass only
 multiplies this gradient by the weight of the sum in the objective.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Optional
 
 import jax
@@ -32,6 +32,7 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
             teacher: Optional[maps_lib.MeanMaps],
             mask: jax.Array,
             *,
+            options: Optional[Mapping[str, Any]] = None,
             weight: Optional[jax.Array] = None,
             by_head: bool = False) -> base.LossSum:
   """Evaluates a loss on lazy maps.
@@ -39,13 +40,15 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
   Additive over `B`.
 
   Args:
-    function: `(student, teacher, *, mask) -> LossSum` of maps `[b, H, n, m]`
-      float32 and mask bool `[b, n]`: a sum over rows, whose count depends on
-      the mask only. The maps of a block lack keys that no row in it attends to;
-      padding in them is 0.
+    function: `(student, teacher, *, mask, **options) -> LossSum` of maps
+      `[b, H, n, m]` float32 and mask bool `[b, n]`: a sum over rows, whose
+      count depends on the mask only. The maps of a block lack keys that no row
+      in it attends to; padding in them is 0. Calls with the same function and
+      options share a trace, if both can be hashed.
     student: maps `[B, H, N, N]`.
     teacher: maps `[B, H, N, N]`, or None for a loss that takes none.
     mask: bool, `[B]` or `[B, N]`, true where a position counts.
+    options: of the function.
     weight: `[B]`, what the sums of each example are multiplied by; or None.
     by_head: whether the loss is a sum over heads as well. Blocks may then have
       only some of the heads, and be smaller.
@@ -57,13 +60,7 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
   if mask.ndim == 1:
     mask = jnp.broadcast_to(mask[:, None], student.shape[::2])
   sides = tuple(x for x in (student, teacher) if x is not None)
-
-  def loss(*maps, mask, weight):
-    call = lambda mask, student, teacher=None: function(
-        student, teacher, mask=mask)
-    return (call(mask, *maps) if weight is None else
-            weighting.add_up(call, weight, mask, *maps))
-
+  loss = _Loss(function, tuple(sorted((options or {}).items())))
   count = _count(loss, sides, mask, weight)
   if by_head:
     sides, mask = maps_lib.heads_as_examples(sides, mask)
@@ -76,17 +73,21 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
       tuple((x.query, x.key, x.bias) for x in side.sources) for side in sides)
   heads = tuple(side.heads for side in sides)
 
+  blocks = _cut(operands, rules, *mask.shape)
+  fold = _fold if loss.is_hashable() else _fold_once
+
   @jax.custom_vjp
   def total(operands, rules, kept):
     wanted = (False,) * len(sides)
-    return _fold(loss, heads, operands, rules, *kept, wanted)[0]
+    return fold(loss, blocks, heads, wanted, operands, rules, *kept)[0]
 
   def forward(operands, rules, kept):
     wanted = tuple(
         any(x.perturbed for x in jax.tree.leaves(side)) for side in operands)
     operands, rules, kept = jax.tree.map(lambda x: x.value,
                                          (operands, rules, kept))
-    value, gradients = _fold(loss, heads, operands, rules, *kept, wanted)
+    value, gradients = fold(
+        loss, blocks, heads, wanted, operands, rules, *kept)
     # Residuals must be arrays, so empty ones carry the dtypes.
     dtypes = jax.tree.map(lambda x: jnp.zeros((0,), x.dtype), operands)
     return value, (gradients, dtypes)
@@ -102,6 +103,27 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
   arguments = operands, rules, (mask, weight)
   return base.LossSum(total(*mesh_context.vary_like(arguments, *arguments)),
                       count)
+
+
+class _Loss(NamedTuple):
+  """A loss on the maps of a block, equal to another with the same options."""
+
+  function: Callable
+  options: tuple[tuple[str, Any], ...]
+
+  def __call__(self, *maps, mask, weight):
+    call = lambda mask, student, teacher=None: self.function(
+        student, teacher, mask=mask, **dict(self.options))
+    return (call(mask, *maps) if weight is None else
+            weighting.add_up(call, weight, mask, *maps))
+
+  def is_hashable(self):
+    """Returns whether no option is an array, such as that of a schedule."""
+    try:
+      hash(self)
+    except TypeError:
+      return False
+    return True
 
 
 def _count(loss, sides, mask, weight):
@@ -144,24 +166,24 @@ class _Side(NamedTuple):
     return jnp.where(keep, maps_lib.mean(maps, self.heads), 0.0)
 
 
-def _fold(loss, heads, operands, rules, mask, weight, wanted):
+def _fold_once(loss, blocks, heads, wanted, operands, rules, mask, weight):
   """Evaluates a loss block by block, with the gradients that are wanted.
 
   Args:
     loss: `(*sides, mask, weight) -> LossSum`, of the maps of a block.
+    blocks: how the maps are cut.
     heads: H of each side.
+    wanted: for each side, whether its gradient is wanted.
     operands: for each side, (query, key, bias) of each of its maps.
     rules: for each side, (attention mask, soft cap) of each of its maps.
     mask: bool, `[B, N]`, true where a position counts.
     weight: `[B]`, or None.
-    wanted: for each side, whether its gradient is wanted.
 
   Returns:
     The total; and for each side, gradients like its operands, or None.
   """
   batch, length = mask.shape
   masks = tuple(tuple(allowed for allowed, _ in side) for side in rules)
-  blocks = _cut(operands, masks, batch, length)
   split = [[maps_lib.split_mask(x, batch, blocks.padded_rows) for x in side]
            for side in masks]
   mask_arrays = tuple(tuple(arrays for arrays, _ in side) for side in split)
@@ -241,16 +263,20 @@ def _fold(loss, heads, operands, rules, mask, weight, wanted):
   return jnp.sum(totals), gradients
 
 
-def _cut(operands, masks, batch, length):
+# Pairs of layers of one shape share a trace.
+_fold = jax.jit(_fold_once, static_argnums=(0, 1, 2, 3))
+
+
+def _cut(operands, rules, batch, length):
   """Returns how to cut maps into blocks that suit both sides."""
   sources = [x for side in operands for x in side]
-  rules = [maps_lib.causal_and_window(x) for side in masks for x in side]
-  windows = [window for _, window in rules]
+  known = [maps_lib.causal_and_window(x) for side in rules for x, _ in side]
+  windows = [window for _, window in known]
   return blocks_lib.cut(
       batch,
       max(query.shape[2] for query, *_ in sources),
       length,
       sources[0][1].shape[1],
-      causal=all(causal for causal, _ in rules),
+      causal=all(causal for causal, _ in known),
       window=None if None in windows else max(windows),
       rows_of_loop=_ROWS_OF_LOOP)

@@ -156,6 +156,9 @@ def _guard(function: Callable, on: Union[str, tuple[str, ...]], *,
   # A block holds rows of maps, but labels belong to positions or examples.
   takes_blocks = on == 'attention' and additive and not takes_labels
 
+  def checked(student, teacher, **options):
+    return _check_result(function(student, teacher, **options))
+
   def in_chunks(student, teacher, mask, labels, options):
     loss = functools.partial(guarded, **options)
     total, (loss_sum,) = chunks.weighted(
@@ -196,11 +199,9 @@ def _guard(function: Callable, on: Union[str, tuple[str, ...]], *,
                    zip(*(side.values() for side in sides))):
         checks.check_same_shape(*pair, any_width=any_width)
 
-    def run(student, teacher, *, mask):
-      return _check_result(function(student, teacher, mask=mask, **options))
-
+    run = functools.partial(checked, **options)
     if in_blocks:
-      return attention.compare(run, student, teacher, mask,
+      return attention.compare(checked, student, teacher, mask, options=options,
                                weight=block_weight, by_head=by_head)
     if block_weight is not None:  # One of the sides was no lazy map.
       return weighting.add_up(

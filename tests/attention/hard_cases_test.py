@@ -158,3 +158,28 @@ def test_devices_that_share_collectives_run_the_same_loop(small_blocks, tensor):
   (query, key), (value, _) = make(0, batch=4), make(2, batch=4)
   jaxpr = str(jax.make_jaxpr(run)(query, key, value, jnp.ones((4, N), bool)))
   assert ('while[' in jaxpr, 'scan[' in jaxpr) == (tensor == 1, tensor == 2)
+
+
+def test_pairs_of_one_shape_share_a_trace_and_options_do_not(small_blocks):
+  traced = []
+
+  def scaled(student, teacher, *, mask, factor):
+    traced.append(factor)
+    sums = squares(student, teacher, mask=mask)
+    return sums._replace(total=factor * sums.total)
+
+  def total(seed, factor):
+    sides = (attention.MeanMaps((base.QueryKey(*make(x), None),), 2)
+             for x in (seed, seed + 1))
+    return attention.compare(scaled, *sides, jnp.ones((1, N), bool),
+                             options=dict(factor=factor)).total
+
+  first = total(0, 2.0)
+  once = len(traced)
+  second = total(2, 2.0)
+  assert len(traced) < once + once  # Of the second, the count alone.
+  np.testing.assert_allclose(total(0, 6.0), 3 * first, rtol=1e-6)
+  # An option that is an array, as of a schedule, cannot be part of a key.
+  for factor, seed, expected in ((4.0, 0, first), (6.0, 2, second)):
+    got = jax.jit(lambda x, s=seed: total(s, x))(factor)
+    np.testing.assert_allclose(got, factor / 2 * expected, rtol=1e-6)
