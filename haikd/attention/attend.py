@@ -98,9 +98,12 @@ def _run_forward(blocks, query, key, value, mask, soft_cap, bias):
     by_row = lambda x: maps_lib.queries_by_row(x, query.shape[1])
     return sums, (by_row(outputs), by_row(log_total)[..., 0])
 
+  heads = query.shape[2]
+  results = (jax.ShapeDtypeStruct((heads, value.shape[3]), value.dtype),
+             jax.ShapeDtypeStruct((heads,), jnp.float32))
   _, (outputs, log_totals) = block_loops.run(
       blocks, block, query, [(key, None), (value, None)], mask_arrays, (),
-      maps_lib.real_positions(mask))
+      results, maps_lib.real_positions(mask))
   return outputs, log_totals
 
 
@@ -148,6 +151,7 @@ def _run_backward(blocks, residuals, gradient):
       blocks, block, (query, gradient, log_totals[..., None],
                       common[..., None]),
       [(key, None), (value, None)], mask_arrays, init,
+      jax.ShapeDtypeStruct(query.shape[2:], query.dtype),
       maps_lib.real_positions(mask))
   of_key, of_value = map(gradients.join_key_sums, of_keys)
   return (of_query, of_key.astype(key.dtype), of_value.astype(value.dtype),

@@ -16,7 +16,8 @@ from haikd.core import mesh_context
 
 def run(blocks: blocks_lib.Blocks, function: Callable, rows: Any,
         keys: list[tuple[jax.Array, Optional[jax.Array]]], per_example: Any,
-        init: Any, real: Optional[jax.Array]) -> tuple[Any, Any]:
+        init: Any, results: Any,
+        real: Optional[jax.Array]) -> tuple[Any, Any]:
   """Calls a function on every block.
 
   Args:
@@ -30,6 +31,7 @@ def run(blocks: blocks_lib.Blocks, function: Callable, rows: Any,
     per_example: pytree of arrays `[B, ...]`; a block gets those of its
       examples.
     init: pytree of arrays that the sums of each group of examples begin with.
+    results: pytree of jax.ShapeDtypeStruct, what the results of one row are.
     real: bool, `[B, N]`, whether a query is real, or None if all are. A block
       without real queries is skipped and its results are 0, unless it is alone
       in its loop, or devices with other queries must run the same loop.
@@ -61,17 +63,14 @@ def run(blocks: blocks_lib.Blocks, function: Callable, rows: Any,
       lambda x: jnp.broadcast_to(x, (groups, *x.shape)), init))
   compute = functools.partial(
       _compute, blocks, function, vary, clean_keys, per_example, structure)
-  shapes = jax.eval_shape(
-      lambda sums, rows: compute(blocks.spans[0], 0, 0, sums, rows)[1],
-      sums, rows)
-  rows, slots = _make_room(rows, shapes, real)
+  rows, slots = _make_room(rows, results, real)
   for span in blocks.spans:
     sums, rows = _run_span(
         functools.partial(compute, span), span, slots, vary, sums, rows,
         None if real is None else real[:, span.first:][:, :span.num_blocks])
-  results = [rows[i].reshape(batch, -1, *rows[i].shape[4:])[:, :length]
+  written = [rows[i].reshape(batch, -1, *rows[i].shape[4:])[:, :length]
              for i in slots]
-  return sums, jax.tree.unflatten(jax.tree.structure(shapes), results)
+  return sums, jax.tree.unflatten(jax.tree.structure(results), written)
 
 
 def _make_room(rows, results, real):
@@ -83,7 +82,7 @@ def _make_room(rows, results, real):
 
   Args:
     rows: list of `[examples, groups, blocks, rows, ...]`.
-    results: pytree of what a block returns, `[examples, rows, ...]`.
+    results: as in `run`.
     real: as in `_run_span`, of all spans.
 
   Returns:
@@ -91,15 +90,14 @@ def _make_room(rows, results, real):
     arrays behind them; and which of these arrays each result goes to.
   """
   slots = []
-  split = rows[0].shape[:3]
+  split = rows[0].shape[:4]
   for x in jax.tree.leaves(results):
-    like = jax.ShapeDtypeStruct((*split, *x.shape[1:]), x.dtype)
     fits = [i for i, y in enumerate(rows) if i not in slots and (
-        y.shape, y.dtype) == (like.shape, like.dtype)]
+        y.shape, y.dtype) == ((*split, *x.shape), x.dtype)]
     if not fits:
-      fits, rows = [len(rows)], [*rows, jnp.zeros(like.shape, like.dtype)]
+      fits, rows = [len(rows)], [*rows, jnp.zeros((*split, *x.shape), x.dtype)]
     elif real is not None:
-      written = real.reshape(1, *real.shape, *(1,) * (len(like.shape) - 3))
+      written = real.reshape(1, *real.shape, 1, *(1 for _ in x.shape))
       rows = [jnp.where(written, y, 0) if i == fits[0] else y
               for i, y in enumerate(rows)]
     slots.append(fits[0])

@@ -247,12 +247,15 @@ def _fold_once(loss, blocks, heads, wanted, operands, rules, mask, weight):
           tuple(
               tuple(map(bias_lib.zero_sum, side.biases)) if side.wanted else ()
               for side in sides))
+  results = tuple(
+      tuple(jax.ShapeDtypeStruct(x.shape[2:], jnp.float32) for x in side)
+      if want else () for side, want in zip(queries, wanted))
   keys_and_masks = [
       (key, maps_lib.real_positions(allowed))
       for of_side in zip(keys, masks) for key, allowed in zip(*of_side)]
   (totals, of_keys, of_biases), of_queries = block_loops.run(
       blocks, block, (queries, mask), keys_and_masks,
-      (mask_arrays, mask, weight), init, mask)
+      (mask_arrays, mask, weight), init, results, mask)
   if not any(wanted):
     return jnp.sum(totals), ()
   gradients = tuple(
