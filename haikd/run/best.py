@@ -7,7 +7,6 @@ from typing import Any, Optional
 from haikd import config as config_lib
 from haikd import metrics as metrics_lib
 
-
 # How many best steps before the best one are remembered, in case that it cannot
 # be saved.
 _EARLIER = 4
