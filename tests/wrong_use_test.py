@@ -60,8 +60,8 @@ def assert_refused(outcome, code, match):
     (['--config.losses.x.loss=feature_matching',
       '--config.student.taps.features=blok_*'], 2, "got 'blok_*'"),
     (['--config.student.taps.feature=block_*'], 2,
-     'config.student.taps.feature must be of a kind that some loss compares; '
-     "got 'feature'. Did you mean 'features'?"),
+     'config.student.taps.feature must be a kind that some loss compares, or '
+     "be called otherwise; got 'feature'. Did you mean 'features'?"),
     (['--config.student.taps.features=3'], 2,
      'config.student.taps must give a glob over names of modules'),
     (['--config.teacher.options.num_classes=5'], 2, 'differ by 2 classes'),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 import contextlib
+import difflib
 import inspect
 import re
 from typing import Any, NamedTuple, Optional
@@ -21,6 +22,9 @@ from haikd.network import precision
 from haikd.network import remat
 from haikd.network.capture import \
     capture  # The package has the function by this name.
+
+# So alike are a name and its misspelling, as `difflib` measures it from 0 to 1.
+_MISSPELT = 0.9
 
 
 class NetworkOutput(NamedTuple):
@@ -251,10 +255,12 @@ def _taps(field: str, config: config_lib.ConfigDict,
   globs = {**entry.taps, **config.taps}
   compared = {kind for name in registry.losses.names()
               for kind in registry.losses[name].kinds} - {'logits'}
+  # One may have a name of its own, to look at what no loss compares.
   for kind in set(config.taps) - {*entry.taps, *compared, *kinds}:
-    raise checks.ConfigError(
-        f'{field}.taps.{kind} must be of a kind that some loss compares; got '
-        f'{kind!r}. {checks.suggest(kind, compared)}')
+    if difflib.get_close_matches(kind, compared, cutoff=_MISSPELT):
+      raise checks.ConfigError(
+          f'{field}.taps.{kind} must be a kind that some loss compares, or be '
+          f'called otherwise; got {kind!r}. {checks.suggest(kind, compared)}')
   for kind in kinds:
     if kind not in globs:
       raise checks.ConfigError(
