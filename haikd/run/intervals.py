@@ -5,8 +5,6 @@ import math
 import statistics
 from typing import NamedTuple, Optional
 
-from scipy import special
-
 
 class Interval(NamedTuple):
   """A mean, and its 95 % interval: mean ± half_width; None for one value."""
@@ -31,6 +29,7 @@ def of_mean(values: Sequence[float]) -> Interval:
   n = len(values)
   if n == 1:
     return Interval(values[0], None)
+  from scipy import special  # Slow to import.
   quantile = float(special.stdtrit(n - 1, 0.975))
   return Interval(statistics.fmean(values),
                   quantile * statistics.stdev(values) / math.sqrt(n))
