@@ -8,31 +8,32 @@ comes from the module in its import.
 import importlib
 from typing import Any
 
+from haikd.core import garbage
 from haikd.processes import huge_pages
 
 huge_pages.use()  # It may start the process again, so nothing is before it.
 
-# isort: split
-from haikd import align
-from haikd import config
-from haikd import losses
-from haikd.core.attention_mask import AttentionMask
-from haikd.core.base import Batch
-from haikd.core.base import LinearLogits
-from haikd.core.base import LossSum
-from haikd.core.base import Pair
-from haikd.core.base import QueryKey
-from haikd.core.masking import masked_mean
-from haikd.core.registry import register_aligner
-from haikd.core.registry import register_dataset
-from haikd.core.registry import register_model
-from haikd.core.tap import tap
-from haikd.core.writers import register_writer
-from haikd.losses.register import get_loss
-from haikd.losses.register import loss_names
-from haikd.losses.register import register_loss
-from haikd.metrics.own import register_metric
-from haikd.network.capture import capture
+with garbage.uncollected():
+  from haikd import align
+  from haikd import config
+  from haikd import losses
+  from haikd.core.attention_mask import AttentionMask
+  from haikd.core.base import Batch
+  from haikd.core.base import LinearLogits
+  from haikd.core.base import LossSum
+  from haikd.core.base import Pair
+  from haikd.core.base import QueryKey
+  from haikd.core.masking import masked_mean
+  from haikd.core.registry import register_aligner
+  from haikd.core.registry import register_dataset
+  from haikd.core.registry import register_model
+  from haikd.core.tap import tap
+  from haikd.core.writers import register_writer
+  from haikd.losses.register import get_loss
+  from haikd.losses.register import loss_names
+  from haikd.losses.register import register_loss
+  from haikd.metrics.own import register_metric
+  from haikd.network.capture import capture
 
 # setup.cfg reads this: keep it a literal.
 __version__ = '0.1.0'

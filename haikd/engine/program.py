@@ -13,6 +13,7 @@ from haikd import config as config_lib
 from haikd import metrics as metrics_lib
 from haikd.core import base
 from haikd.core import checks
+from haikd.core import garbage
 from haikd.engine import abstract
 from haikd.engine import draws
 from haikd.engine import evaluate
@@ -94,6 +95,7 @@ class Program(NamedTuple):
     return abstract.freeze(network, self.abstract_frozen)
 
 
+@garbage.uncollected()
 def build_program(config: config_lib.ConfigDict, *, spec: base.Batch,
                   num_classes: Optional[int], mesh: jax.sharding.Mesh,
                   has_teacher: bool,

@@ -9,6 +9,7 @@ from concurrent import futures
 import contextlib
 from typing import Any
 
+from haikd.core import garbage
 from haikd.engine import abstract
 from haikd.engine import program as program_lib
 from haikd.processes import distributed
@@ -34,7 +35,7 @@ class Ahead:
                pool: futures.Executor, title: str = ''):
     self._function, self._pool = function, pool
     try:  # Traced here: settings of JAX and Haiku belong to a thread.
-      with programs.of(title):
+      with programs.of(title), garbage.uncollected():
         lowered = function.lower(*arguments)
     except Exception:  # The call says what is wrong.
       lowered = None

@@ -6,6 +6,7 @@ import jax
 
 from haikd import config as config_lib
 from haikd.core import base
+from haikd.core import garbage
 from haikd.data import batches
 from haikd.data import pipeline
 from haikd.engine import program as program_lib
@@ -65,7 +66,8 @@ def start(config: config_lib.ConfigDict, program: program_lib.Program,
   Raises:
     DataError: the weights of `config.student.init` cannot be loaded.
   """
-  state = program.init(jax.random.key(config.seed))
+  with garbage.uncollected():  # It is traced and compiled here.
+    state = program.init(jax.random.key(config.seed))
   state = calibration.calibrate(config, program, data, state, teacher)
   if not config.student.init:
     return state
