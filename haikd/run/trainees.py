@@ -9,7 +9,6 @@ from haikd import config as config_lib
 from haikd import metrics as metrics_lib
 from haikd.core import base
 from haikd.core import checks
-from haikd.core import garbage
 from haikd.core import notes
 from haikd.core import registry
 from haikd.data import pipeline
@@ -99,7 +98,6 @@ class Trainee(NamedTuple):
     text = self.data.text_of(role)
     checkpoint.check_vocabulary(saved, text.identity if text else '')
 
-  @garbage.uncollected()
   def check_evaluation(self) -> None:
     """Traces what evaluation will run, so that it cannot fail after training.
 
@@ -144,7 +142,6 @@ class Trainee(NamedTuple):
     notes.say(f'{self.title} has no {metric}, config.evaluation.keep_best; its '
               'last network is used.')
 
-  @garbage.uncollected()
   def check_stages(self) -> None:
     """Traces the step of every stage, so that none fails halfway.
 
