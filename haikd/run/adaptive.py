@@ -69,7 +69,7 @@ def check(student: trainees.Trainee) -> None:
     ConfigError: what a term learns is for the layers that it began with.
   """
   program = student.program
-  for number, term, waits in _open_terms(program):
+  for number, term, waits in open_terms(program):
     if not waits:
       continue
     objective = program.stages[number].objective
@@ -91,6 +91,21 @@ def check(student: trainees.Trainee) -> None:
           "at='start'.")
 
 
+def open_terms(program: Any) -> list[_Open]:
+  """Returns the terms that have adaptive layers to pair, by stage.
+
+  Args:
+    program: a `program.Program`, of the student.
+  """
+  return [
+      _Open(number, term,
+            selection.at == layers_lib.AT_STAGE and stage.start > 0)
+      for number, stage in enumerate(program.stages)
+      for term in stage.objective.terms
+      if (selection := layers_lib.adaptive(term.layers)) and
+      term.needs_teacher and term.name in stage.objective.layers]
+
+
 def settle(student: trainees.Trainee, teacher: Optional[teachers.Teacher],
            workdir: paths.Path) -> trainees.Trainee:
   """Returns the student with its adaptive layers paired.
@@ -103,7 +118,7 @@ def settle(student: trainees.Trainee, teacher: Optional[teachers.Teacher],
     teacher: of the run; None if that has a checkpoint.
     workdir: the workdir of the run.
   """
-  is_open = _open_terms(student.program)
+  is_open = open_terms(student.program)
   if not is_open:
     return student
   pairs: dict[tuple[int, str], layers_lib.LayerPairs] = {}
@@ -141,20 +156,6 @@ def settle(student: trainees.Trainee, teacher: Optional[teachers.Teacher],
     del state
   # The config stays the one that owns the workdir.
   return rebuild()._replace(config=student.config, settle=settle_stage)
-
-
-def _open_terms(program) -> list[_Open]:
-  """Returns the terms whose layers are adaptive, by stage."""
-  found = []
-  for number, stage in enumerate(program.stages):
-    for term in stage.objective.terms:
-      selection = layers_lib.adaptive(term.layers)
-      # Others have no layers, or none to resemble.
-      if (selection and term.needs_teacher and
-          term.name in stage.objective.layers):
-        waits = selection.at == layers_lib.AT_STAGE and stage.start > 0
-        found.append(_Open(number, term, waits))
-  return found
 
 
 def _match(student, chosen, network, teacher):

@@ -1,11 +1,13 @@
 """The job: trains a teacher, the student alone and the student; evaluates."""
 
 from collections.abc import Iterable
+import contextlib
 from typing import Any, Optional
 
 import jax
 
 from haikd import config as config_lib
+from haikd.core import garbage
 from haikd.core import notes
 from haikd.engine import mesh as mesh_lib
 from haikd.run import adaptive
@@ -58,19 +60,24 @@ def train(config: config_lib.ConfigDict, workdir: paths.Path,
   trackers.check(config)
   links = chain.links(config, workdir)
   jobs: list[Any] = []
-  for link in links:
-    with link.errors():
-      jobs.append(_prepare(link, jobs[0][0].data if jobs else None, free))
-  chain.check_taught(links)
-  first, _, untrained = jobs[0]
-  is_given = first.has_teacher and not untrained and first.records is None
-  start = [first.start('teacher')] if is_given else []
   results: results_lib.Results = {}
-  with workdir_lib.lock(workdir):
+  with contextlib.ExitStack() as stack:
+    record, compiler = stack.enter_context(_compiling())
     for link in links:
-      if link.name:
-        notes.say(f'assistant {link.name} is trained in {link.workdir}.')
-      with programs.Record() as record, ahead.pool() as compiler:
+      with link.errors():
+        jobs.append(_prepare(link, jobs[0][0].data if jobs else None, free,
+                             None if jobs else compiler))
+    chain.check_taught(links)
+    first, _, untrained = jobs[0]
+    is_given = first.has_teacher and not untrained and first.records is None
+    start = [first.start('teacher')] if is_given else []
+    with workdir_lib.lock(workdir):
+      for link in links:
+        if link is not links[0]:
+          stack.close()
+          record, compiler = stack.enter_context(_compiling())
+        if link.name:
+          notes.say(f'assistant {link.name} is trained in {link.workdir}.')
         results = _run(link.workdir, jobs.pop(0), start, command, free,
                        compiler, record)
   return results
@@ -110,23 +117,38 @@ def check(config: config_lib.ConfigDict, workdir: paths.Path) -> None:
   _prepare(chain.Link(None, config, paths.as_path(workdir)), None)
 
 
-def _prepare(link, data, free=workdir_lib.FREE_FIELDS):
+@contextlib.contextmanager
+def _compiling():
+  """Yields a record of the programs of a job, and what compiles them."""
+  with programs.Record() as record, ahead.pool() as compiler:
+    yield record, compiler
+
+
+def _prepare(link, data, free=workdir_lib.FREE_FIELDS, compiler=None):
   """Returns the networks of a job; refuses what cannot work.
 
   Args:
     link: of the chain.
     data: of another link, whose open splits are shared, or None.
     free: fields that may differ from those that the run began with.
+    compiler: gets the first step, to compile it meanwhile; None for none.
   """
   config = resolve.from_pretrained(link.config)
   mesh = mesh_lib.build_mesh(config.mesh)
   mesh_lib.check_batch_size(mesh, config.batch_size, config.microbatches)
   title = f'assistant {link.name}' if link.name else 'student'
   networks = trainees.build_all(config, mesh, title, data)
+  if compiler:
+    student, alone, teacher = networks
+    # Once adaptive layers are paired, the step is another one.
+    is_open = adaptive.open_terms(student.program)
+    ahead.begin(filter(None, (teacher, alone, not is_open and student)),
+                link.workdir, compiler)
   for trainee in filter(None, networks):
     trainee.data.check()
-    trainee.check_evaluation()
-    trainee.check_stages()
+    with garbage.uncollected():
+      trainee.check_evaluation()
+      trainee.check_stages()
     adaptive.check(trainee)
     teachers.check(trainee.config, trainee.program, trainee.data)
     trainee.check_start(link.workdir)
@@ -149,8 +171,8 @@ def _run(workdir, networks, start, command, free, compiler, record):
   student, alone, teacher = networks
   config = student.config
   workdir_lib.claim(workdir, config, free=free)
-  teacher, alone = (x and ahead.start(x, workdir, compiler)
-                    for x in (teacher, alone))
+  teacher = teacher and ahead.start(teacher, workdir, compiler)
+  alone = alone and ahead.start(alone, workdir, compiler, before=teacher)
   trained = frozen_teacher = None
   if student.records is not None:
     frozen_teacher = teachers.of_records(student.program, student.records)
@@ -161,7 +183,7 @@ def _run(workdir, networks, start, command, free, compiler, record):
     frozen_teacher = _freeze(student, trained)
   if frozen_teacher:
     student = adaptive.settle(student, frozen_teacher, workdir)
-  student = ahead.start(student, workdir, compiler)
+  student = ahead.start(student, workdir, compiler, before=alone)
   report = report_lib.Report(student, command, report_lib.FILE, record)
   results = scores.of_teacher(student, trained, frozen_teacher)
   del trained  # Its arrays are larger than those of frozen_teacher.

@@ -15,6 +15,7 @@ from haikd.core import checks
 from haikd.core import registry
 from haikd.engine import mesh as mesh_lib
 from haikd.run import adaptive
+from haikd.run import ahead
 from haikd.run import calibration
 from haikd.run import first_state
 from haikd.run import teachers
@@ -121,6 +122,17 @@ def test_pairs_are_said_kept_and_used_again(config, tmp_path, caplog):
   haikd.train(config, tmp_path)
   assert checkpoint.metadata(tmp_path)['layers'] == [{'hint': pairs}]
   assert 'resemble' not in caplog.text
+
+
+def test_no_step_is_compiled_before_layers_are_paired(
+    config, tmp_path, monkeypatch):
+  haikd.train(config, tmp_path)
+  config.steps = 4  # The student is what is trained first.
+  steps, step = [], ahead._step
+  monkeypatch.setattr(ahead, '_step', lambda *args, **kwargs: (
+      steps.append(args), step(*args, **kwargs))[1])
+  haikd.train(config, tmp_path)
+  assert len(steps) == 1
 
 
 class _Cut(Exception):

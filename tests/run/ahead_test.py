@@ -12,6 +12,8 @@ import haikd
 from haikd import config as config_lib
 from haikd.processes import watchdog
 from haikd.run import ahead
+from haikd.run import trainees
+from haikd.run import writer
 
 SPEC = jax.ShapeDtypeStruct(
     (3,), jnp.float32, sharding=jax.sharding.SingleDeviceSharding(
@@ -51,6 +53,60 @@ def test_function_that_waits_for_others_is_called_at_once():
           function(jnp.arange(3, dtype=jnp.float32)), [1, 2, 3])
     assert not other.done()
     go_on.set()
+
+
+def test_what_is_needed_later_is_traced_with_a_second_call():
+  """The device has something to compute then."""
+  x = jnp.arange(3, dtype=jnp.float32)
+  traced, traced_later = [], []
+  with ahead.pool() as pool:
+    function = ahead.Ahead(add_one(traced), (SPEC,), pool)
+    later = ahead.Ahead(add_one(traced_later), (SPEC,), pool, later=True)
+    pool.submit(lambda: None).result()  # The first is compiled.
+    function(x)
+    assert (len(traced), len(traced_later)) == (1, 0)
+    function(x)
+    assert traced_later == [threading.main_thread()]
+    pool.submit(lambda: None).result()
+    np.testing.assert_array_equal(later(x), [1, 2, 3])
+  assert len(traced_later) == 1
+
+
+def test_what_is_needed_later_is_traced_while_others_are_waited_for():
+  go_on, traced = threading.Event(), []
+
+  class Compiling:
+    """Takes until the other one is traced."""
+
+    def lower(self, *unused):
+      return self
+
+    def compile(self):
+      assert go_on.wait(60)
+      return lambda x: x + 1
+
+  def other(x):
+    traced.append(None)
+    go_on.set()
+    return x
+
+  with ahead.pool() as pool:
+    function = ahead.Ahead(Compiling(), (), pool)
+    ahead.Ahead(jax.jit(other), (SPEC,), pool, later=True)
+    while not function._compiled.running():
+      time.sleep(0.01)
+    assert (function(1), len(traced)) == (2, 1)
+
+
+def test_what_is_called_before_it_is_traced_is_compiled_once():
+  x = jnp.arange(3, dtype=jnp.float32)
+  traced = []
+  with ahead.pool() as pool:
+    later = ahead.Ahead(add_one(traced), (SPEC,), pool, later=True)
+    for _ in range(2):
+      np.testing.assert_array_equal(later(x), [1, 2, 3])
+    pool.catch_up()
+  assert len(traced) == 1 and later._compiled is None
 
 
 def test_waiting_for_a_compilation_is_a_phase(monkeypatch):
@@ -155,6 +211,30 @@ def test_training_calls_what_was_compiled_ahead(tmp_path, monkeypatch, recipe):
   haikd.train(config, tmp_path)
   # Of each training: the step, the evaluation, the check before it is saved.
   assert (len(functions), wrong) == (6 if recipe == 'teacher' else 3, [])
+
+
+@pytest.mark.mesh
+def test_only_the_first_step_is_compiled_before_it_is_taken(
+    tmp_path, monkeypatch):
+  """Its compilation has begun when the networks are still being checked."""
+  config = make_config()
+  config.teacher.options, config.teacher.train.steps = dict(hidden=(4,)), 2
+  config.baseline = True
+  events = []
+
+  def note(owner, name, event):
+    call = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda self, *arguments: (
+        events.append(event(self, *arguments)), call(self, *arguments))[1])
+
+  note(ahead.Ahead, '_begin', lambda self: f'compile for {self._title}')
+  note(trainees.Trainee, 'check_evaluation', lambda self: f'check {self.title}')
+  note(writer.Writer, 'progress', lambda self, step: f'step {step}')
+  haikd.train(config, tmp_path)
+  assert events[:5] == ['compile for teacher', 'check student',
+                        'check student alone', 'check teacher', 'step 1']
+  assert events[5:].index('compile for student alone') < events[5:].index(
+      'step 1')
 
 
 def test_state_of_a_later_stage_is_checked(tmp_path):

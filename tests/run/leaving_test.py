@@ -21,7 +21,7 @@ CONFIG = """
     start, requested = ahead.start, training.distributed.stop_requested
     calls = []
 
-    def start_slowly(trainee, workdir, executor):
+    def start_slowly(trainee, workdir, executor, before=None):
       executor.submit(time.sleep, 120)  # A compilation.
       return start(trainee, workdir, executor)
 
