@@ -26,7 +26,7 @@ from haikd.core import random_bits
 _MAX_BYTES, _MAX_BYTES_OF_MANY = 2**27, 2**22
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)  # JAX asks for it.
 class Traced:
   """A function of a PRNG key that was traced once.
 
