@@ -10,6 +10,8 @@ import numpy as np
 from haikd.core import base
 from haikd.storage import leaves
 
+_SMALL = 2**20  # Words that NumPy hashes sooner than XLA compiles a program.
+_SMALL = 2**20  # Numbers that NumPy hashes sooner than a program is compiled.
 _SEEDS = (0x9E3779B9, 0x7F4A7C15)  # Odd, with unrelated bits.
 
 
@@ -39,19 +41,34 @@ def tree_hash(tree: base.ArrayTree) -> str:
 
 
 def _sums(leaf):
-  """Returns `_mixed_sums` of an array of JAX or NumPy."""
-  if not isinstance(leaf, jax.Array):
-    leaf = np.ascontiguousarray(leaf)
-    if leaf.dtype.itemsize > 4:
-      leaf = leaf[..., None].view(np.uint32)  # JAX would round it to 32 bits.
-  elif jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+  """Returns two sums, modulo 2^32, of words hashed with their positions."""
+  is_jax = isinstance(leaf, jax.Array)
+  if is_jax and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
     leaf = jax.random.key_data(leaf)
-  return _mixed_sums(leaf)
+  if leaf.size <= _SMALL and (not is_jax or leaf.is_fully_addressable and
+                              leaf.is_fully_replicated):
+    return _sums_on_host(np.asarray(leaf))
+  if not is_jax and leaf.dtype.itemsize > 4:
+    # JAX would round it to 32 bits.
+    leaf = np.ascontiguousarray(leaf)[..., None].view(np.uint32)
+  return _sums_on_devices(leaf)
+
+
+def _sums_on_host(leaf):
+  """Returns `_sums` of an array of NumPy."""
+  leaf = np.ascontiguousarray(leaf).reshape(-1)
+  word = np.dtype(f'uint{8 * min(leaf.dtype.itemsize, 4)}')
+  words = leaf.view(word).astype(np.uint32)
+  position = np.arange(words.size, dtype=np.uint32)
+  return np.array([
+      np.sum(_mix(words ^ _mix(position + np.uint32(seed))), dtype=np.uint32)
+      for seed in _SEEDS
+  ])
 
 
 @jax.jit
-def _mixed_sums(leaf):
-  """Returns two sums, modulo 2^32, of words hashed with their positions."""
+def _sums_on_devices(leaf):
+  """Returns `_sums` of an array of JAX, which stays where it is."""
   words = _words(leaf)
   position = jnp.zeros(words.shape, jnp.uint32)
   for axis in range(words.ndim):

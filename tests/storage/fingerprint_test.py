@@ -39,6 +39,22 @@ def test_hash_does_not_depend_on_devices(dtype, spec):
   assert fingerprint.tree_hash([array]) == fingerprint.tree_hash([sharded])
 
 
+@pytest.mark.parametrize('shape', ((), (3,), (4, 5, 6), (0, 3)))
+@pytest.mark.parametrize('dtype', (
+    'float32', 'bfloat16', 'float16', 'bool', 'int8', 'float64'))
+def test_hash_of_the_host_is_that_of_a_program(dtype, shape, monkeypatch):
+  """Small arrays are hashed without a program, which would be compiled."""
+  values = np.random.RandomState(0).randn(*shape) * 100
+  array = np.asarray(values).astype(jnp.dtype(dtype))
+  trees = [[array], [jnp.asarray(array) if dtype != 'float64' else array]]
+  with monkeypatch.context() as patch:
+    patch.setattr(fingerprint, '_sums_on_devices', None)
+    hashes = set(map(fingerprint.tree_hash, trees))
+  monkeypatch.setattr(fingerprint, '_SMALL', -1)
+  assert {fingerprint.tree_hash(tree) for tree in trees} == hashes
+  assert len(hashes) == 1
+
+
 def test_one_bit_in_a_million_changes_the_hash():
   one = np.zeros((1000, 1000), np.float32)
   other = one.copy()
