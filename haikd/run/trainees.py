@@ -12,6 +12,7 @@ from haikd.core import checks
 from haikd.core import notes
 from haikd.core import registry
 from haikd.data import pipeline
+from haikd.engine import abstract
 from haikd.engine import fits
 from haikd.engine import mesh as mesh_lib
 from haikd.engine import program as program_lib
@@ -110,7 +111,7 @@ class Trainee(NamedTuple):
     frozen = program.abstract_frozen
     for field, split in (('split', evaluation.split),
                          ('final', evaluation.final)):
-      batch = self.data.evaluation_spec(split)
+      batch = abstract.batch_of(self.data.evaluation_spec(split), program.mesh)
       try:
         measured = jax.eval_shape(program.eval_step, network, frozen, batch)
         if program.teacher_eval_step:
@@ -126,9 +127,8 @@ class Trainee(NamedTuple):
             f'{split!r} with inputs and labels of shapes {shapes}: '
             f'{checks.one_line(err)}') from err
       if field == 'split':
-        sums, columns = measured
-        self._check_best(
-            metrics_lib.names(sums, columns, program.own_metrics))
+        self._check_best(metrics_lib.names(
+            measured[0], measured[1], program.own_metrics))
 
   def _check_best(self, names):
     """Refuses a metric to keep the best by that the student does not have."""
