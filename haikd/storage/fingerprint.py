@@ -10,7 +10,6 @@ import numpy as np
 from haikd.core import base
 from haikd.storage import leaves
 
-_SMALL = 2**20  # Words that NumPy hashes sooner than XLA compiles a program.
 _SMALL = 2**20  # Numbers that NumPy hashes sooner than a program is compiled.
 _SEEDS = (0x9E3779B9, 0x7F4A7C15)  # Odd, with unrelated bits.
 
