@@ -59,13 +59,13 @@ def _implementation(max_bytes):
     if bit_width != 32 or not 4 < 4 * size <= max_bytes:
       return usual.random_bits(key, bit_width, shape)
 
-    def part(first):
+    def part(first, _):
       low = first + lax.iota(np.uint32, _AT_ONCE)
-      return lax.bitwise_xor(*random.threefry2x32_p.bind(
-          *key, jnp.zeros_like(low), low))
+      return first + np.uint32(_AT_ONCE), lax.bitwise_xor(
+          *random.threefry2x32_p.bind(*key, jnp.zeros_like(low), low))
 
-    firsts = np.arange(0, size, _AT_ONCE, dtype=np.uint32)
-    return lax.map(part, firsts).reshape(-1)[:size].reshape(shape)
+    _, parts = lax.scan(part, np.uint32(0), length=-(-size // _AT_ONCE))
+    return parts.reshape(-1)[:size].reshape(shape)
 
   return random.define_prng_impl(
       key_shape=usual.key_shape, seed=usual.seed, split=usual.split,

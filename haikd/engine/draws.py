@@ -87,12 +87,12 @@ def _run(closed, rng, max_bytes):
   values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, rng)))
   read = lambda x: x.val if isinstance(x, core.Literal) else values[x]
   made_by = {x: eqn for eqn in jaxpr.eqns for x in eqn.outvars}
-  loop_of = {id(eqn): loop for loop in (*_chains(jaxpr, made_by),
-                                        *_equal_draws(jaxpr, max_bytes))
-             for eqn in loop.eqns}
+  loops = *_chains(jaxpr, made_by), *_equal_draws(jaxpr, max_bytes)
+  loop_of = {id(eqn): loop for loop in loops for eqn in loop.eqns}
+  numbers = _numbers(max((len(loop.eqns) for loop in loops), default=0))
 
   def evaluate(loop):
-    for eqn, outputs in zip(loop.eqns, loop.run(read)):
+    for eqn, outputs in zip(loop.eqns, loop.run(read, numbers)):
       values.update(zip(eqn.outvars, outputs))
 
   # What an equation or its loop needs is evaluated first, then all of the loop.
@@ -108,6 +108,21 @@ def _run(closed, rng, max_bytes):
   return list(map(read, jaxpr.outvars))
 
 
+def _numbers(count):
+  """Returns the numbers from 0 that take single results out of a loop's.
+
+  XLA compiles a kernel for each number that it knows. It does not see that
+  these end as they began, so one kernel takes out any result.
+  """
+  rotate = lambda _, numbers: (*numbers[1:], *numbers[:1])
+  return lax.fori_loop(0, count, rotate, tuple(map(np.int32, range(count))))
+
+
+def _take(array, number):
+  return lax.dynamic_index_in_dim(
+      array, number, keepdims=False, allow_negative_indices=False)
+
+
 class _Alone(NamedTuple):
   """An equation by itself."""
 
@@ -118,8 +133,9 @@ class _Alone(NamedTuple):
     """The variables that it needs."""
     return _variables(self.eqns[0])
 
-  def run(self, read: Callable) -> list[Any]:
+  def run(self, read: Callable, numbers: Any) -> list[Any]:
     """Returns its outputs, in a list."""
+    del numbers  # It is no loop.
     eqn, = self.eqns
     params = eqn.primitive.get_bind_params(eqn.params)
     with eqn.ctx.manager:
@@ -137,7 +153,8 @@ class _Chain(NamedTuple):
     """The variables that they need."""
     return _variables(self.eqns[0])
 
-  def run(self, read: Callable) -> Iterator[list[jax.Array]]:
+  def run(self, read: Callable,
+          numbers: tuple[jax.Array, ...]) -> Iterator[list[jax.Array]]:
     """Returns the outputs of each."""
 
     def split(key, _):
@@ -145,7 +162,7 @@ class _Chain(NamedTuple):
       return keys[0], keys
 
     _, keys = lax.scan(split, read(*self.needs), length=len(self.eqns))
-    return ([x] for x in keys)
+    return ([_take(keys, number)] for _, number in zip(self.eqns, numbers))
 
 
 class _Draws(NamedTuple):
@@ -158,7 +175,8 @@ class _Draws(NamedTuple):
     """The variables that they need, all keys."""
     return [x for eqn in self.eqns for x in _variables(eqn)]
 
-  def run(self, read: Callable) -> Iterator[list[jax.Array]]:
+  def run(self, read: Callable,
+          numbers: tuple[jax.Array, ...]) -> Iterator[list[jax.Array]]:
     """Returns the outputs of each."""
     function = core.jaxpr_as_fun(self.eqns[0].params['jaxpr'])
 
@@ -169,8 +187,8 @@ class _Draws(NamedTuple):
 
     keys = zip(*(map(read, _variables(eqn)) for eqn in self.eqns))
     outputs = lax.map(draw, list(map(jnp.stack, keys)))
-    return ([lax.index_in_dim(x, number, keepdims=False) for x in outputs]
-            for number in range(len(self.eqns)))
+    return ([_take(x, number) for x in outputs]
+            for _, number in zip(self.eqns, numbers))
 
 
 def _variables(eqn):

@@ -1,5 +1,6 @@
 """Draws in loops give the numbers of draws by themselves."""
 
+import re
 import types
 
 import haiku as hk
@@ -111,6 +112,16 @@ def test_equal_draws_and_splits_take_a_loop_each():
   assert count_loops(init) >= 16
   # The splits; the draws, with their parts and the rounds of the hash inside.
   assert count_loops(draws.trace(init, mesh_of(1))) <= 5
+
+
+def test_one_kernel_takes_any_result_out_of_a_loop():
+  def kernels(depth):  # By where they begin to read, if XLA knows that.
+    init = init_of(lambda x: hk.nets.MLP([5] * depth)(x))
+    traced = jax.jit(draws.trace(init, mesh_of(1)))
+    text = traced.lower(jax.random.key(0)).compile().as_text()
+    return set(re.findall(r'slice=\{\[(\d+):', text))
+
+  assert kernels(3) == kernels(12)
 
 
 def test_draws_that_are_too_large_are_made_as_usual(monkeypatch):
