@@ -74,7 +74,7 @@ def assert_refused(outcome, code, match):
      "Write --config.losses['their/loss'].weight=….\n"),
     (["--config.student.placement['nothing/w']=-1"], 2, "got 'nothing/w'"),
     (["--config.student.placement['linear/w']=2"], 2,
-     "config.student.placement['linear/w'] must be an axis of hidden_0/"),
+     'config.student.placement must give hidden_0/'),
     (['--config.student.options.dropout=much'], 2,
      "config.student.options.dropout must be of type float; got 'much'"),
     (['--config.optimizer.options.mu_dtype=flaot32'], 2,

@@ -60,7 +60,8 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
   if mask.ndim == 1:
     mask = jnp.broadcast_to(mask[:, None], student.shape[::2])
   sides = tuple(x for x in (student, teacher) if x is not None)
-  loss = _Loss(function, tuple(sorted((options or {}).items())))
+  given = tuple(sorted((options or {}).items()))
+  loss = _Loss(function, given, repr(given))
   count = _count(loss, sides, mask, weight)
   if by_head:
     sides, mask = maps_lib.heads_as_examples(sides, mask)
@@ -106,10 +107,17 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
 
 
 class _Loss(NamedTuple):
-  """A loss on the maps of a block, equal to another with the same options."""
+  """A loss on the maps of a block, equal to another with the same options.
+
+  Attributes:
+    function: the loss.
+    options: its options by name.
+    written: the options as text, since 1 and 1.0 and True are equal.
+  """
 
   function: Callable
   options: tuple[tuple[str, Any], ...]
+  written: str
 
   def __call__(self, *maps, mask, weight):
     call = lambda mask, student, teacher=None: self.function(

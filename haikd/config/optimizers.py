@@ -63,7 +63,7 @@ def _check_option(field, name, value):
   if name == 'eps':  # Adam divides by it where a gradient has been 0.
     _require(field, 'be a number above 0',
              checks.is_number(value) and value > 0, value)
-  if name.endswith('dtype') and value is not None:
+  if 'dtype' in name and value is not None:
     _require(field, 'be a dtype, such as float32', _is_dtype(value), value)
   if name in _OFFSETS:
     _require(field, 'be a number, 0 or more',

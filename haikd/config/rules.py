@@ -256,7 +256,7 @@ def _as_tuple(value):
 
 
 def _are_globs(value):
-  return bool(value) and all(isinstance(x, str) for x in _as_tuple(value))
+  return all(isinstance(x, str) for x in _as_tuple(value))
 
 
 def _are_numbers(value):

@@ -2,13 +2,19 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 import inspect
+import numbers
 import types
 import typing
 from typing import Any
 
+import numpy as np
+
 from haikd.core import checks
 
-_CHECKED = (bool, int, float, str, types.NoneType)
+# What an annotation takes; NumPy's numbers are registered as these.
+_CHECKED = {
+    bool: (bool, np.bool_), int: (numbers.Integral,), float: (numbers.Real,),
+    str: (str,), types.NoneType: (types.NoneType,)}
 _UNIONS = (typing.Union, types.UnionType)
 
 
@@ -98,4 +104,4 @@ def _kinds(annotation: Any) -> tuple[type, ...]:
 def _is_one_of(value, kinds):
   if isinstance(value, bool):
     return bool in kinds
-  return isinstance(value, (*kinds, int) if float in kinds else tuple(kinds))
+  return isinstance(value, tuple(x for kind in kinds for x in _CHECKED[kind]))

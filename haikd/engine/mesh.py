@@ -206,28 +206,30 @@ def check_rules(title: str, mesh: Mesh, params: base.ArrayTree, rules: Rules,
       raise checks.ConfigError(
           f'config.{title}.placement must match parameters; got {glob!r}. '
           f'{checks.suggest(glob, known)}')
-  for name in leaves:
+  for name, leaf in leaves.items():
     found = {glob: rules[glob] for glob in written
              if globs.matches(glob, globs.parts(name))}
     if len(set(found.values())) > 1:
       raise checks.ConfigError(
           f'config.{title}.placement must give {name} one axis; got {found}. A '
           'config keeps no order of its keys: narrow the globs.')
+    shape = leaf.shape[_stacked(name, leaf):]
+    if not all(x is None or _divides(shape, x, 1) for x in found.values()):
+      raise checks.ConfigError(
+          f'config.{title}.placement must give {name} an axis that it has; '
+          f'got {found}, shape={tuple(shape)}. Write -1 for the last.')
   size, split = mesh.shape[TENSOR], False
   for name, leaf in leaves.items():
     axis, shape = _tensor_axis(name, rules), leaf.shape[_stacked(name, leaf):]
-    if axis is None:
+    if axis is None or size == 1:
       continue
-    short = f"config.{title}.placement['{'/'.join(globs.parts(name)[-2:])}']"
-    if not -len(shape) <= axis < len(shape):
-      raise checks.ConfigError(f'{short} must be an axis of {name}; got {axis},'
-                               f' shape={tuple(shape)}. Write -1 for the last.')
-    if shape[axis] % size:
+    if not _divides(shape, axis, size):
+      short = '/'.join(globs.parts(name)[-2:])
       raise checks.ConfigError(
           f'config.mesh.tensor must divide axis {axis} of {name} of the '
           f'{title}; got {size}, shape={tuple(shape)}. Choose another size, or '
-          f'set {short} to another axis or None.')
-    split |= size > 1
+          f"set config.{title}.placement['{short}'] to another axis or None.")
+    split = True
   return split
 
 
@@ -290,10 +292,8 @@ def _stacked(name, array):
 
 
 def _tensor_axis(name, rules):
-  for glob, axis in rules.items():
-    if globs.matches(glob, globs.parts(name)):
-      return axis
-  return None
+  return next((axis for glob, axis in rules.items()
+               if globs.matches(glob, globs.parts(name))), None)
 
 
 def _divides(shape, axis, size):

@@ -257,7 +257,9 @@ def _taps(field: str, config: config_lib.ConfigDict,
               for kind in registry.losses[name].kinds} - {'logits'}
   # One may have a name of its own, to look at what no loss compares.
   for kind in set(config.taps) - {*entry.taps, *compared, *kinds}:
-    if difflib.get_close_matches(kind, compared, cutoff=_MISSPELT):
+    numbered = re.match('|'.join(f'{x}[0-9_]' for x in compared), kind)
+    if not numbered and difflib.get_close_matches(
+        kind, compared, cutoff=_MISSPELT):
       raise checks.ConfigError(
           f'{field}.taps.{kind} must be a kind that some loss compares, or be '
           f'called otherwise; got {kind!r}. {checks.suggest(kind, compared)}')

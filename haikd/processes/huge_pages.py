@@ -19,6 +19,7 @@ the same within 1 %):
 """
 
 from collections.abc import Mapping, Sequence
+import contextlib
 import os
 import pathlib
 import re
@@ -27,6 +28,7 @@ import sys
 _VARIABLE = 'GLIBC_TUNABLES'
 _TUNABLE = 'glibc.malloc.hugetlb'
 _MODE = pathlib.Path('/sys/kernel/mm/transparent_hugepage/enabled')
+_AGAIN = 'haikd_again'  # An option of Python's that marks the second start.
 _SINCE = (2, 35)  # Of glibc; older ones do not have it.
 
 
@@ -37,26 +39,42 @@ def use() -> None:
   profiler watches, or whose caller has set `glibc.malloc.hugetlb`; nor where
   the kernel has no huge pages, or uses them unasked.
   """
-  watched = sys.gettrace() or sys.getprofile()
-  if watched or not is_own(sys.argv, sys.orig_argv):
+  if _AGAIN in sys._xoptions or _is_watched() or not is_own(sys.orig_argv):
     return
   tunables = with_huge_pages(os.environ)
-  if tunables and are_available():
-    environment = {**os.environ, _VARIABLE: tunables}
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+  if tunables and sys.executable and are_available():
+    command = [sys.executable, '-X', _AGAIN, *sys.orig_argv[1:]]
+    with contextlib.suppress(OSError):  # Small pages do as well.
+      os.execve(sys.executable, command, {**os.environ, _VARIABLE: tunables})
 
 
-def is_own(argv: Sequence[str], whole: Sequence[str]) -> bool:
+def is_own(command: Sequence[str]) -> bool:
   """Returns whether a process was started as `haikd` or `python -m haikd`.
 
   Args:
-    argv: `sys.argv` while the package is imported, '-m' for a module.
-    whole: `sys.orig_argv`.
+    command: `sys.orig_argv`.
   """
-  if argv[:1] == ['-m']:
-    module = re.search(r'\0-m\0?([^.\0]+)', '\0'.join(whole))
-    return module is not None and module[1] == 'haikd'
-  return bool(argv) and os.path.basename(argv[0]) == 'haikd'
+  arguments = iter(command[1:])
+  for argument in arguments:
+    if argument.startswith('--'):  # It has a value, of its own or behind it.
+      if '=' not in argument:
+        next(arguments, None)
+    elif not argument.startswith('-') or argument == '-':
+      return os.path.basename(argument) == 'haikd'
+    elif found := re.fullmatch(r'-[^mcWX]*([mcWX])(.*)', argument, re.DOTALL):
+      letter, value = found.groups()
+      value = value or next(arguments, '')
+      if letter in 'mc':
+        return letter == 'm' and value.split('.')[0] == 'haikd'
+  return False
+
+
+def _is_watched():
+  """Returns whether a debugger or a profiler is at work."""
+  if sys.gettrace() or sys.getprofile():
+    return True
+  monitoring = getattr(sys, 'monitoring', None)  # Since Python 3.12.
+  return monitoring is not None and any(map(monitoring.get_tool, range(6)))
 
 
 def with_huge_pages(environment: Mapping[str, str]) -> str:

@@ -6,6 +6,7 @@ from typing import Any, Optional
 
 from haikd import config as config_lib
 from haikd import metrics as metrics_lib
+from haikd.core import notes
 
 # How many best steps before the best one are remembered, in case that it cannot
 # be saved.
@@ -33,7 +34,8 @@ class Best:
       saved = dict(step=None, value=math.nan, since=0, earlier=[])
     self.step: Optional[int] = saved['step']
     self._value, self._since = float(saved['value']), saved['since']
-    self._earlier = [(step, float(value)) for step, value in saved['earlier']]
+    self._earlier = [(step, float(value))
+                     for step, value in saved.get('earlier', [])]
 
   @property
   def is_over(self) -> bool:
@@ -65,13 +67,21 @@ class Best:
   def leave_lost(self, has: Callable[[int], bool]) -> None:
     """Returns to the best step before, while that of the best is not there.
 
+    It is said, and patience begins anew.
+
     Args:
       has: whether there is a checkpoint of a step.
     """
+    lost = self.step
     while self.step is not None and not has(self.step):
       self.step, self._value = (
           self._earlier.pop() if self._earlier else (None, math.nan))
       self._since = 0
+    if lost != self.step:
+      now = ('the next one is the best' if self.step is None else
+             f'{self.describe()}, is the best again')
+      notes.say(
+          f'the checkpoint of step {lost}, the best, is not there; {now}.')
 
   def describe(self) -> str:
     """Returns which step is the best, and why, in words."""

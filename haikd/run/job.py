@@ -138,20 +138,21 @@ def _prepare(link, data, free=workdir_lib.FREE_FIELDS, compiler=None):
   mesh_lib.check_batch_size(mesh, config.batch_size, config.microbatches)
   title = f'assistant {link.name}' if link.name else 'student'
   networks = trainees.build_all(config, mesh, title, data)
-  if compiler:
+  for trainee in filter(None, networks):
+    trainee.data.check()
+    adaptive.check(trainee)
+    teachers.check(trainee.config, trainee.program, trainee.data)
+    trainee.check_start(link.workdir)
+  if compiler:  # A script that is refused below waits for it at its end.
     student, alone, teacher = networks
     # Once adaptive layers are paired, the step is another one.
     is_open = adaptive.open_terms(student.program)
     ahead.begin(filter(None, (teacher, alone, not is_open and student)),
                 link.workdir, compiler)
   for trainee in filter(None, networks):
-    trainee.data.check()
     with garbage.uncollected():
       trainee.check_evaluation()
       trainee.check_stages()
-    adaptive.check(trainee)
-    teachers.check(trainee.config, trainee.program, trainee.data)
-    trainee.check_start(link.workdir)
   workdir_lib.check_owner(link.workdir, networks[0].config, free)
   return networks
 

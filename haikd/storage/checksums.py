@@ -80,5 +80,6 @@ def read_sealed(path: files.Path) -> Any:
 
 def _names(folder):
   found = (pathlib.PurePath(os.path.relpath(inner, folder), name).as_posix()
-           for inner, _, names in os.walk(folder) for name in names)
+           for inner, _, names in os.walk(folder) for name in names
+           if os.path.isfile(os.path.join(inner, name)))
   return sorted(name for name in found if name != FILE)

@@ -30,7 +30,7 @@ def _is_best(value: Any) -> bool:
       _is_dict(value) and _is_optional(_is_text)(value.get('metric')) and
       _is_optional(_is_count)(value.get('step')) and
       _is_count(value.get('since')) and _is_float(value.get('value')) and
-      _are_earlier(value.get('earlier')))
+      _are_earlier(value.get('earlier', [])))
 
 
 def _are_earlier(value: Any) -> bool:

@@ -44,13 +44,22 @@ def _sums(leaf):
   is_jax = isinstance(leaf, jax.Array)
   if is_jax and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
     leaf = jax.random.key_data(leaf)
-  if leaf.size <= _SMALL and (not is_jax or leaf.is_fully_addressable and
-                              leaf.is_fully_replicated):
+  if leaf.size <= _SMALL and (not is_jax or _is_plain(leaf)):
     return _sums_on_host(np.asarray(leaf))
   if not is_jax and leaf.dtype.itemsize > 4:
     # JAX would round it to 32 bits.
     leaf = np.ascontiguousarray(leaf)[..., None].view(np.uint32)
   return _sums_on_devices(leaf)
+
+
+def _is_plain(array):
+  """Returns whether an array of JAX is at hand, in words that NumPy has."""
+  dtype = array.dtype
+  is_packed = jnp.finfo(dtype).bits < 8 if jnp.issubdtype(
+      dtype, jnp.floating) else (
+          jnp.issubdtype(dtype, jnp.integer) and jnp.iinfo(dtype).bits < 8)
+  return (array.is_fully_addressable and array.is_fully_replicated and
+          dtype.kind != 'c' and not is_packed)
 
 
 def _sums_on_host(leaf):

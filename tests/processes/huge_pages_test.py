@@ -33,19 +33,19 @@ def test_what_the_caller_has_set_stays(environment, tunables):
   assert huge_pages.with_huge_pages(environment) == tunables
 
 
-@pytest.mark.parametrize('argv, whole, own', [
-    (['-m', '--config=x'], ['python', '-m', 'haikd', '--config=x'], True),
-    (['-m'], ['python', '-X', 'dev', '-m', 'haikd.launch'], True),
-    (['-m'], ['python', '-mhaikd.bench'], True),
-    (['/venv/bin/haikd', '-m'], ['python', '/venv/bin/haikd', '-m'], True),
-    # A user's module that imports haikd, and one of a similar name.
-    (['-m', '-m haikd'], ['python', '-m', 'mine', '-m haikd'], False),
-    (['-m'], ['python', '-m', 'haikdx'], False),
-    (['-c'], ['python', '-c', 'import haikd', '-m', 'haikd'], False),
-    (['train.py', '-m', 'haikd'], ['python', 'train.py', '-m', 'haikd'], False),
-    ([''], ['python'], False), ([], ['embedded'], False)])
-def test_only_the_command_line_is_haikds_own(argv, whole, own):
-  assert huge_pages.is_own(argv, whole) == own
+@pytest.mark.parametrize('command, own', [
+    ('python -m haikd --config=x', True),
+    ('python -X dev -m haikd.launch', True), ('python -mhaikd.bench', True),
+    ('python -Im haikd', True), ('python -W error -m haikd', True),
+    ('python --check-hash-based-pycs always -m haikd', True),
+    ('python /venv/bin/haikd -m', True), ('python -Xdev bin/haikd', True),
+    # Modules and scripts of users, which may call haikd, and their children.
+    ('python -m mine -m haikd', False), ('python -m haikdx', False),
+    ('python -Bm mine -m haikd', False), ('python -c haikd -m haikd', False),
+    ('python train.py -m haikd', False), ('python - haikd', False),
+    ('python -W haikd', False), ('python', False), ('', False)])
+def test_only_the_command_line_is_haikds_own(command, own):
+  assert huge_pages.is_own(command.split()) == own
 
 
 @pytest.fixture
@@ -85,6 +85,27 @@ def test_command_line_leaves_a_callers_choice(config):
 def test_a_library_stays_in_its_process():
   output, pid = run('-c', 'import haikd, os; print(os.getpid(), '
                     "os.environ.get('GLIBC_TUNABLES'))", '-m', 'haikd')
+  assert output == f'{pid} None\n'
+
+
+def test_a_notebook_that_calls_it_stays_in_its_process(tmp_path):
+  script = tmp_path / 'notebook.py'
+  script.write_text("import sys\nsys.argv = ['haikd', '--help']\n"
+                    'import haikd, os\nprint(os.getpid())\n')
+  output, pid = run(script)
+  assert output == f'{pid}\n'
+
+
+def test_a_variable_that_does_not_arrive_is_not_sent_again(config, tmp_path):
+  """As where the system empties it for a Python with privileges."""
+  python = tmp_path / 'python'
+  python.write_text('#!/bin/sh\nunset GLIBC_TUNABLES\n'
+                    f'exec {sys.executable} "$@"\n')
+  python.chmod(0o755)
+  start = ('import os, sys; sys.executable = sys.argv[1]; '
+           "sys.orig_argv = ['python', '-m', 'haikd', sys.argv[2]]; "
+           'import haikd')
+  output, pid = run('-c', start, python, f'--config={config}')
   assert output == f'{pid} None\n'
 
 
