@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import contextlib
 import gc
 
-# Objects made inside, by which a search for garbage becomes due. A first job
-# makes fewer.
-_DUE = 500_000
+# Objects made inside, by which a search for garbage becomes due. One job makes
+# fewer, and searches at its end.
+_DUE = 1_000_000
 _made = 0
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 import contextlib
+import gc
 from typing import Any, Optional
 
 import jax
@@ -120,8 +121,11 @@ def check(config: config_lib.ConfigDict, workdir: paths.Path) -> None:
 @contextlib.contextmanager
 def _compiling():
   """Yields a record of the programs of a job, and what compiles them."""
-  with programs.Record() as record, ahead.pool() as compiler:
-    yield record, compiler
+  try:
+    with programs.Record() as record, ahead.pool() as compiler:
+      yield record, compiler
+  finally:
+    gc.collect()  # Garbage was left alone; another job may follow.
 
 
 def _prepare(link, data, free=workdir_lib.FREE_FIELDS, compiler=None):

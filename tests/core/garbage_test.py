@@ -70,3 +70,15 @@ def test_collector_is_on_again_after_an_error():
     with garbage.uncollected():
       raise ValueError('no')
   assert gc.isenabled()
+
+
+def test_what_is_due_is_collected_at_the_end(monkeypatch):
+  monkeypatch.setattr(garbage, '_DUE', 10_000)
+  monkeypatch.setattr(garbage, '_made', 0)
+  with garbage.uncollected():
+    cycle = weakref.ref(Cycle())
+    kept = [[] for _ in range(6_000)]
+  assert cycle() is not None
+  with garbage.uncollected():
+    kept += [[] for _ in range(6_000)]
+  assert cycle() is None and garbage._made == 0

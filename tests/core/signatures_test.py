@@ -2,6 +2,7 @@
 
 from typing import Optional, Union
 
+import numpy as np
 import pytest
 
 from haikd.core import checks
@@ -23,7 +24,8 @@ def check(options, of=function, **keywords):
 @pytest.mark.parametrize('options', [
     dict(rate=1), dict(rate=0.1), dict(name=None), dict(name='a'),
     dict(late=None), dict(late=2), dict(either=1), dict(either='a'),
-    dict(unset=None), dict(shape='abc'), dict(anything=object())])
+    dict(rate=np.float32(0.1)), dict(rate=np.int64(1)), dict(late=np.int32(2)),
+    dict(is_on=np.bool_(True)), dict(unset=None), dict(shape='abc'), dict(anything=object())])
 def test_values_of_the_annotated_types_pass(options):
   check(dict(options, count=3))
 
