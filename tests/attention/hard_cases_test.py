@@ -120,18 +120,33 @@ def test_block_may_hold_two_of_four_examples(monkeypatch):
   cut = blocks.cut(4, 2, N, N, causal=True, window=None, rows_of_loop=512)
   assert cut.examples == 2
   (query, key), (value, _) = make(0, batch=4), make(2, batch=4)
+  # Where one example of a block is padding, the other one may be real.
+  real = np.arange(N) < np.array([5, N, N, 14])[:, None]
 
   def ours(query, key, value):
-    maps = base.QueryKey(query, key, rule(causal=True))
-    return jnp.sum(attention.attend(maps, value)**2)
+    mask = attention_mask.AttentionMask(jnp.asarray(real), None, causal=True)
+    outputs = attention.attend(base.QueryKey(query, key, mask), value)
+    return jnp.sum(outputs**2, where=real[..., None, None])
 
   def by_hand(*arrays):
-    return jnp.sum(outputs_by_hand(*arrays, causal_map())**2)
+    allowed = real[:, None, None] & causal_map()
+    return jnp.sum(outputs_by_hand(*arrays, allowed)**2,
+                   where=real[..., None, None])
 
   got, expected = (
       jax.value_and_grad(function, (0, 1, 2))(query, key, value)
       for function in (ours, by_hand))
   assert_close(got, expected)
+
+
+def test_loops_of_one_block(small_blocks, monkeypatch):
+  """As of 1024 positions in a batch of one."""
+  monkeypatch.setattr(blocks, '_MIN_LOOPS', 6)
+  cut = blocks.cut(1, 2, N, N, causal=True, window=None, rows_of_loop=512)
+  assert [x.num_blocks for x in cut.spans] == [1] * 6
+  query, key = make(0)
+  got = attention.attend(base.QueryKey(query, key, rule(causal=True)), key)
+  assert_close(got, outputs_by_hand(query, key, key, causal_map()))
 
 
 def test_block_of_padding_is_skipped(small_blocks):
