@@ -43,9 +43,48 @@ def test_what_the_caller_has_set_stays(environment, tunables):
     ('python -m mine -m haikd', False), ('python -m haikdx', False),
     ('python -Bm mine -m haikd', False), ('python -c haikd -m haikd', False),
     ('python train.py -m haikd', False), ('python - haikd', False),
-    ('python -W haikd', False), ('python', False), ('', False)])
+    ('python -W haikd', False), ('python /bin/my-haikd', False),
+    ('python', False), ('', False)])
 def test_only_the_command_line_is_haikds_own(command, own):
   assert huge_pages.is_own(command.split()) == own
+
+
+@pytest.mark.parametrize('library, mode, available', [
+    ('glibc 2.35', 'always [madvise] never', True),
+    ('glibc 2.34', 'always [madvise] never', False),
+    ('glibc 2.4', 'always [madvise] never', False),
+    (None, 'always [madvise] never', False),  # musl, or macOS.
+    ('glibc 2.35', '[always] madvise never', False),
+    ('glibc 2.35', 'always madvise [never]', False),
+    ('glibc 2.35', None, False)])
+def test_pages_need_a_library_and_a_kernel_that_are_asked(
+    library, mode, available, monkeypatch, tmp_path):
+
+  def confstr(name):
+    if library is None:
+      raise ValueError(f'unrecognized configuration name {name}')
+    return library
+
+  path = tmp_path / 'enabled'
+  if mode:
+    path.write_text(f'{mode}\n')
+  monkeypatch.setattr(os, 'confstr', confstr)
+  monkeypatch.setattr(huge_pages, '_MODE', path)
+  assert huge_pages.are_available() == available
+
+
+@pytest.mark.parametrize('trace', [None, lambda *unused: None])
+def test_a_debugged_process_is_not_started_again(trace, monkeypatch):
+  started = []
+  monkeypatch.setattr(sys, 'orig_argv', ['python', 'bin/haikd'])
+  monkeypatch.setattr(os, 'execve', lambda *given: started.append(given))
+  monkeypatch.setattr(huge_pages, 'are_available', lambda: True)
+  monkeypatch.delenv('GLIBC_TUNABLES', raising=False)
+  before = sys.gettrace()
+  sys.settrace(trace)
+  huge_pages.use()
+  sys.settrace(before)
+  assert bool(started) == (trace is None)
 
 
 @pytest.fixture
