@@ -12,8 +12,10 @@ from haikd.core import signatures
 def function(logits, *, count: int, rate: float = 0.5, is_on: bool = True,
              name: Optional[str] = None, late: 'int | None' = None,
              either: Union[int, str] = 3, unset: int = None,
-             shape: tuple[int, ...] = (), anything=None):
-  del logits, count, rate, is_on, name, late, either, unset, shape, anything
+             shape: tuple[int, ...] = (), sizes: Union[int, tuple] = 1,
+             anything=None):
+  del logits, count, rate, is_on, name, late, either, unset, shape, sizes
+  del anything
 
 
 def check(options, of=function, **keywords):
@@ -25,7 +27,8 @@ def check(options, of=function, **keywords):
     dict(rate=1), dict(rate=0.1), dict(name=None), dict(name='a'),
     dict(late=None), dict(late=2), dict(either=1), dict(either='a'),
     dict(rate=np.float32(0.1)), dict(rate=np.int64(1)), dict(late=np.int32(2)),
-    dict(is_on=np.bool_(True)), dict(unset=None), dict(shape='abc'), dict(anything=object())])
+    dict(is_on=np.bool_(True)), dict(unset=None), dict(shape='abc'),
+    dict(sizes=(1, 2)), dict(anything=object())])
 def test_values_of_the_annotated_types_pass(options):
   check(dict(options, count=3))
 
