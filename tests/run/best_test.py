@@ -84,6 +84,13 @@ def test_the_best_step_before_takes_the_place_of_one_that_is_gone():
   assert best.add(8, {'accuracy': 0.01})
 
 
+def test_of_the_best_steps_before_only_the_last_are_saved():
+  best = best_lib.Best(evaluation(keep_best='accuracy'))
+  for step in range(1, 10):
+    best.add(step, {'accuracy': step / 10})
+  assert [step for step, _ in best.to_json()['earlier']] == [5, 6, 7, 8]
+
+
 @pytest.mark.report
 def test_the_best_network_is_kept_used_and_found_again(run, tmp_path):
   code, _, err = run(*RESTLESS, '--config.report.examples=0')

@@ -500,8 +500,9 @@ def test_check_vocabulary_compares_tokenizers():
     ('iterator', 3), ('iterator.next_index', 'x'), ('iterator.next_index', -1),
     ('metadata', []), ('metadata.seconds', 'x'), ('metadata.evaluated', {}),
     ('metadata.best', 'x'), ('metadata.best', {}), ('metadata.rows', 1.5),
-    ('metadata.best', dict(metric='kl', step=7, value='0.1', since=0,
-                           earlier=[[6, 0.5]])),
+    *(('metadata.best', dict(metric='kl', step=7, value='0.1', since=0,
+                             earlier=earlier))
+      for earlier in ('', [[6, 0.5]], [['6', '0.5']], [[6, '0.5', 0]])),
     ('metadata.teacher', 3), ('metadata.config', 3), ('metadata.layers', 'ab'),
     ('metadata.rollbacks', None), ('metadata.phases', [1, 2]),
     ('metadata.phases', {'steps': 'x'}), ('best_step', 'x')])
