@@ -39,7 +39,7 @@ def test_hash_does_not_depend_on_devices(dtype, spec):
   assert fingerprint.tree_hash([array]) == fingerprint.tree_hash([sharded])
 
 
-@pytest.mark.parametrize('shape', ((), (3,), (4, 5, 6), (0, 3)))
+@pytest.mark.parametrize('shape', ((), (3,), (4, 150, 200), (0, 3)))
 @pytest.mark.parametrize('dtype', (
     'float32', 'bfloat16', 'float16', 'bool', 'int8', 'float64'))
 def test_hash_of_the_host_is_that_of_a_program(dtype, shape, monkeypatch):
@@ -52,6 +52,16 @@ def test_hash_of_the_host_is_that_of_a_program(dtype, shape, monkeypatch):
     hashes = set(map(fingerprint.tree_hash, trees))
   monkeypatch.setattr(fingerprint, '_SMALL', -1)
   assert {fingerprint.tree_hash(tree) for tree in trees} == hashes
+  assert len(hashes) == 1
+
+
+@pytest.mark.parametrize('small', (2**20, -1))
+@pytest.mark.parametrize('dtype', ('float32', 'float64'))
+def test_hash_does_not_depend_on_the_order_in_memory(dtype, small, monkeypatch):
+  monkeypatch.setattr(fingerprint, '_SMALL', small)
+  array = np.arange(6, dtype=dtype).reshape(2, 3)
+  hashes = {fingerprint.tree_hash([x])
+            for x in (array, np.asfortranarray(array))}
   assert len(hashes) == 1
 
 
