@@ -42,14 +42,15 @@ def test_init_says_whether_it_is_pretrained(init, is_it):
 
 
 @pytest.mark.parametrize('init, kind, match', (
-    ('runs/x', checks.ConfigError, 'hf:<folder> or gguf:<file>'),
+    ('runs/x', checks.ConfigError, 'must be hf:<folder> or gguf:<file>'),
     ('hf:gs://a/b', checks.ConfigError, 'must name local files'),
     ('hf:/nowhere', checks.DataError, 'must name a folder; got /nowhere'),
     ('gguf:/nowhere', checks.DataError, 'must name a file; got /nowhere'),
 ))
-def test_what_is_not_there_is_refused(init, kind, match):
-  with pytest.raises(kind, match=match):
-    interop.describe(init)
+@pytest.mark.parametrize('field', ('', 'config.teacher.init'))
+def test_what_is_not_there_is_refused(init, kind, match, field):
+  with pytest.raises(kind, match=f'^{field or "init"} {match}'):
+    interop.describe(init, field=field)
 
 
 def test_unknown_model_type_is_named_with_those_there_are(toy):
@@ -134,9 +135,10 @@ def test_adapter_alone_is_named(tmp_path):
   (tmp_path / ADAPTER).write_text('{"base_model_name_or_path": "Qwen/Qwen3"}')
   (tmp_path / 'adapter_model.safetensors').write_bytes(b'')
   with pytest.raises(checks.DataError, match=(
-      r'complete model; got .*, which holds an adapter \(adapter_config.json\)'
-      r' of Qwen/Qwen3. Merge it .*merge_and_unload\(\)')):
-    interop.describe(f'hf:{tmp_path}')
+      r'^config.teacher.init must name a complete model; got .*, which holds '
+      r'an adapter \(adapter_config.json\) of Qwen/Qwen3. Merge it '
+      r'.*merge_and_unload\(\)')):
+    interop.describe(f'hf:{tmp_path}', field='config.teacher.init')
 
 
 def test_adapter_beside_weights_is_refused(tmp_path):
@@ -145,21 +147,24 @@ def test_adapter_beside_weights_is_refused(tmp_path):
   (folder / ADAPTER).write_text('{}')
   assert interop.describe(f'hf:{folder}').model == 'llama'
   (folder / 'adapter_model.safetensors').write_bytes(b'')
-  with pytest.raises(checks.DataError, match='which holds weights and an adap'):
-    interop.describe(f'hf:{folder}')
+  with pytest.raises(checks.DataError, match=(
+      '^config.teacher.init must name one model; got .*, which holds weights '
+      'and an adapter')):
+    interop.describe(f'hf:{folder}', field='config.teacher.init')
 
 
 def test_name_on_the_hub_is_told_how_to_be_fetched():
   with pytest.raises(checks.DataError, match=(
       'run `hf download Qwen/Qwen2.5-0.5B --local-dir Qwen2.5-0.5B`, and set '
-      'init to hf:Qwen2.5-0.5B.')):
+      'it to hf:Qwen2.5-0.5B.')):
     interop.describe('hf:Qwen/Qwen2.5-0.5B')
 
 
 def test_folder_above_is_told_the_one_inside():
   with pytest.raises(checks.DataError, match=(
-      f'with config.json; got {GOLDEN}. Did you mean {GOLDEN}/bert?')):
-    interop.describe(f'hf:{GOLDEN}')
+      '^config.teacher.init must name a folder with config.json; got '
+      f'{GOLDEN}. Did you mean {GOLDEN}/bert?')):
+    interop.describe(f'hf:{GOLDEN}', field='config.teacher.init')
 
 
 def test_file_is_told_its_folder():
