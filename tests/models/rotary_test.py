@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -155,6 +156,18 @@ def test_rotations_are_those_of_each_position():
   turned = np.outer([0, 1, 2, 0, 1], [1, 0.1])
   np.testing.assert_allclose(cosine[0], np.cos(turned), rtol=1e-6)
   np.testing.assert_allclose(sine[0], np.sin(turned), rtol=1e-6)
+
+
+@pytest.mark.parametrize('columns', [('tokens',), ('tokens', 'positions')])
+def test_only_given_positions_may_lie_beyond_the_row(columns):
+  """What is counted here needs no second branch in the program."""
+
+  def run(array):
+    rows = sequences.read(dict.fromkeys(columns, array), None)
+    return rotary.angles(rows, 4, 100.0)
+
+  program = str(jax.make_jaxpr(run)(np.zeros((1, 3), int)))
+  assert ('cond[' in program) == ('positions' in columns)
 
 
 @pytest.mark.parametrize('positions', [(1, 2, 3), (-1, 0, 1), (0, 1, 9000)])
