@@ -67,6 +67,9 @@ def test_term_fills_in_defaults():
     ('mesh.replica', -1, 'at most one field of -1'),
     ('student.remat', 'some', 'one of none, gathers, dots, full'),
     ('student.placement', dict(w='all'), 'an axis, or None, for each glob'),
+    ('teacher.taps', dict(features=3), 'a glob over names of modules, or a '),
+    ('student.taps', dict(features=()), 'a glob over names of modules, or a '),
+    ('student.taps', dict(features=('block_0', 1)), 'or a tuple of them, for'),
 ))
 def test_impossible_layout_is_refused(field, value, match):
   config = config_lib.base()
@@ -146,6 +149,7 @@ def test_layers_may_be_of_any_form(layers):
     ('optimizer.options', dict(b1=1.0), 'b1 must be a number from 0 to'),
     ('optimizer.options', dict(b2=math.nan), 'b2 must be finite; got nan'),
     ('optimizer.options', dict(eps=0.0), 'eps must be a number above 0'),
+    ('optimizer.options', dict(mu_dtype='int32'), 'mu_dtype must be a dtype'),
     ('teacher.train.optimizer.clip_norm', -1.0,
      r'^config\.teacher\.train\.optimizer\.clip_norm must be None or pos'),
     ('assistants.a', config_lib.assistant(optimizer=dict(learning_rate=-1.0)),

@@ -120,7 +120,8 @@ def test_taps_of_the_config_override_those_of_the_model():
   config = config_lib.base().student
   config.model = 'vit'
   config.options = dict(patch_size=4, width=8, depth=DEPTH, heads=2)
-  config.taps = dict(features='block_1')
+  # That no loss compares what is looked at is no mistake.
+  config.taps = dict(features='block_1', early_features='block_0')
   network = network_lib.build_network(
       config, title='student', num_classes=5, kinds=('features', 'attention'))
   batch = make_batch()
