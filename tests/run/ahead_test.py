@@ -1,7 +1,9 @@
 """A training calls what was compiled while it did something else."""
 
+from concurrent import futures
 import threading
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -96,6 +98,37 @@ def test_what_is_needed_later_is_traced_while_others_are_waited_for():
     while not function._compiled.running():
       time.sleep(0.01)
     assert (function(1), len(traced)) == (2, 1)
+
+
+def test_tracing_ends_once_what_is_waited_for_is_compiled():
+  compiled, called = futures.Future(), []
+  with ahead.pool() as pool:
+    pool.later(lambda: compiled.set_result(None))
+    pool.later(lambda: called.append(None))
+    pool.catch_up(until=compiled)
+    assert not called
+
+
+def test_what_is_compiled_soon_is_not_worth_tracing_another_for(monkeypatch):
+  """As what comes from the cache."""
+  monkeypatch.setattr(ahead, '_SOON', 60)
+  traced = []
+
+  class Compiling:
+
+    def lower(self, *unused):
+      return self
+
+    def compile(self):
+      time.sleep(0.5)
+      return lambda x: x + 1
+
+  with ahead.pool() as pool:
+    function = ahead.Ahead(Compiling(), (), pool)
+    ahead.Ahead(add_one(traced), (SPEC,), pool, later=True)
+    while not function._compiled.running():
+      time.sleep(0.01)
+    assert (function(1), traced) == (2, [])
 
 
 def test_what_is_called_before_it_is_traced_is_compiled_once():
@@ -235,6 +268,29 @@ def test_only_the_first_step_is_compiled_before_it_is_taken(
                         'check student alone', 'check teacher', 'step 1']
   assert events[5:].index('compile for student alone') < events[5:].index(
       'step 1')
+
+
+@pytest.mark.parametrize('taken, are_many, expected', [
+    ((0, 0), False, ['teacher 0']), ((2, 5), False, ['student 1']),
+    ((2, 9), False, []), ((0, 0), True, [])])
+def test_the_step_that_a_job_begins_with(
+    taken, are_many, expected, monkeypatch, tmp_path):
+  """The stages of both networks begin with their steps 1 and 5."""
+  monkeypatch.setattr(ahead, '_steps_taken', lambda network, _: network.taken)
+  monkeypatch.setattr(ahead, '_step', lambda network, stage, _: stage)
+  monkeypatch.setattr(ahead.distributed, 'is_many', lambda: are_many)
+  networks = [
+      types.SimpleNamespace(
+          taken=number, data=None, config=types.SimpleNamespace(steps=steps),
+          program=types.SimpleNamespace(
+              stages=(f'{title} 0', f'{title} 1'),
+              stage_of=lambda step: int(step >= 5)))
+      for number, steps, title in zip(taken, (2, 9), ('teacher', 'student'))]
+  compiler = types.SimpleNamespace(begun={})
+  ahead.begin(networks, tmp_path, compiler)
+  assert list(compiler.begun.values()) == expected
+  if not expected:  # Nor is one compiled when a network is started.
+    assert ahead.start(networks[1], tmp_path, compiler) is networks[1]
 
 
 def test_state_of_a_later_stage_is_checked(tmp_path):
