@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from haikd import config as config_lib
+from haikd.bench import cases
 from haikd.data import description
 from haikd.engine import optimizer
 from haikd.network import network
@@ -77,6 +78,30 @@ def test_networks_have_their_published_number_of_parameters(
   one = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), spec)
   params, _ = jax.eval_shape(net.init, jax.random.key(0), one)
+  assert hk.data_structures.tree_size(params) == count
+
+
+# Qwen3 0.6B is published as one of 0.6 billion, SmolLM2 135M as one of 134.5
+# million. A block has D x HK twice, D x GK twice, 3 D x hidden and 2 norms of
+# D; those of Qwen3 have 2 norms of K more. The embedding is tied.
+@pytest.mark.parametrize('name, role, count', [
+    ('records_smollm2', 'teacher', (49_152 + 1) * 576 + 30 * 576 * (
+        2 * 576 + 2 * 192 + 3 * 1536 + 2)),
+    ('records_smollm2', 'student', (49_152 + 1) * 448 + 2 * 448 * (
+        2 * 384 + 2 * 128 + 3 * 768 + 2)),
+    ('records_qwen3', 'teacher', (151_936 + 1) * 1024 + 28 * (1024 * (
+        2 * 2048 + 2 * 1024 + 3 * 3072 + 2) + 2 * 128)),
+    ('records_qwen3', 'student', (151_936 + 1) * 384 + 6 * (384 * (
+        2 * 384 + 2 * 128 + 3 * 1152 + 2) + 2 * 64)),
+])
+def test_benchmark_has_the_networks_that_it_names(name, role, count):
+  case = dict(cases.CASES[name], padding=0.0)
+  config = config_lib.base()[role]
+  config.model, config.options = case[role]
+  net = network.build_network(
+      config, title=role, num_classes=case['classes'])
+  params, _ = jax.eval_shape(
+      net.init, jax.random.key(0), cases.batch_of(case))
   assert hk.data_structures.tree_size(params) == count
 
 
