@@ -82,9 +82,10 @@ def test_steps_that_a_rollback_has_lost_are_counted_apart(now):
   spend(now, STEP=3)
   times.passed(4)
   assert (times.phases()['redone'], times.phases()['steps']) == (4.0, 10.0)
+  spend(now, STEP=2)  # Step 5 is still lost.
   times.passed(5)
   spend(now, STEP=20)
-  assert (times.phases()['redone'], times.phases()['steps']) == (4.0, 30.0)
+  assert (times.phases()['redone'], times.phases()['steps']) == (6.0, 30.0)
 
 
 def test_training_says_what_it_took_its_time_for(tmp_path, capsys):
