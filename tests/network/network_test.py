@@ -170,3 +170,9 @@ def test_a_kind_without_a_tap_is_refused():
                      "since a loss uses it and model 'mlp' has no such tap"):
     network_lib.build_network(
         config, title='student', num_classes=5, kinds=('attention',))
+
+
+def test_a_tap_that_a_loss_of_another_run_uses_may_stay():
+  config = config_lib.base().student
+  config.model, config.taps = 'mlp', dict(attention='attn*')
+  network_lib.build_network(config, title='student', num_classes=5)
