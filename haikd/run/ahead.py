@@ -10,6 +10,7 @@ import collections
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 import contextlib
+import gc
 from typing import Any, Optional
 
 from haikd.core import garbage
@@ -144,6 +145,7 @@ def pool() -> Iterator[Pool]:
     yield Pool(executor)
   finally:
     executor.shutdown(wait=False, cancel_futures=True)
+    gc.collect()  # Tracing has left garbage alone, and another job may follow.
 
 
 def begin(networks: Iterable[trainees.Trainee], workdir: paths.Path,

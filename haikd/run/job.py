@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 import contextlib
-import gc
 from typing import Any, Optional
 
 import jax
@@ -121,11 +120,8 @@ def check(config: config_lib.ConfigDict, workdir: paths.Path) -> None:
 @contextlib.contextmanager
 def _compiling():
   """Yields a record of the programs of a job, and what compiles them."""
-  try:
-    with programs.Record() as record, ahead.pool() as compiler:
-      yield record, compiler
-  finally:
-    gc.collect()  # Garbage was left alone; another job may follow.
+  with programs.Record() as record, ahead.pool() as compiler:
+    yield record, compiler
 
 
 def _prepare(link, data, free=workdir_lib.FREE_FIELDS, compiler=None):

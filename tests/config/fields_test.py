@@ -150,6 +150,8 @@ def test_layers_may_be_of_any_form(layers):
     ('optimizer.options', dict(b2=math.nan), 'b2 must be finite; got nan'),
     ('optimizer.options', dict(eps=0.0), 'eps must be a number above 0'),
     ('optimizer.options', dict(mu_dtype='int32'), 'mu_dtype must be a dtype'),
+    ('optimizer.options', dict(dtype_momentum='flaot32'),
+     'dtype_momentum must be a dtype'),
     ('teacher.train.optimizer.clip_norm', -1.0,
      r'^config\.teacher\.train\.optimizer\.clip_norm must be None or pos'),
     ('assistants.a', config_lib.assistant(optimizer=dict(learning_rate=-1.0)),
