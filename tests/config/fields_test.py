@@ -68,7 +68,6 @@ def test_term_fills_in_defaults():
     ('student.remat', 'some', 'one of none, gathers, dots, full'),
     ('student.placement', dict(w='all'), 'an axis, or None, for each glob'),
     ('teacher.taps', dict(features=3), 'a glob over names of modules, or a '),
-    ('student.taps', dict(features=()), 'a glob over names of modules, or a '),
     ('student.taps', dict(features=('block_0', 1)), 'or a tuple of them, for'),
 ))
 def test_impossible_layout_is_refused(field, value, match):

@@ -172,7 +172,8 @@ def test_a_kind_without_a_tap_is_refused():
         config, title='student', num_classes=5, kinds=('attention',))
 
 
-def test_a_tap_that_a_loss_of_another_run_uses_may_stay():
+def test_a_tap_that_no_loss_of_the_run_uses_may_stay():
   config = config_lib.base().student
-  config.model, config.taps = 'mlp', dict(attention='attn*')
+  config.model, config.taps = 'mlp', dict(attention='attn*', features2='x*',
+                                          features_of_mine='x*')
   network_lib.build_network(config, title='student', num_classes=5)
