@@ -181,6 +181,8 @@ def test_pairs_of_one_shape_share_a_trace_and_options_do_not(small_blocks):
   def scaled(student, teacher, *, mask, factor):
     traced.append(factor)
     sums = squares(student, teacher, mask=mask)
+    if isinstance(factor, int):
+      factor *= 10
     return sums._replace(total=factor * sums.total)
 
   def total(seed, factor):
@@ -194,6 +196,8 @@ def test_pairs_of_one_shape_share_a_trace_and_options_do_not(small_blocks):
   second = total(2, 2.0)
   assert len(traced) < once + once  # Of the second, the count alone.
   np.testing.assert_allclose(total(0, 6.0), 3 * first, rtol=1e-6)
+  # 2 equals 2.0, but a loss may tell them apart.
+  np.testing.assert_allclose(total(0, 2), 10 * first, rtol=1e-6)
   # An option that is an array, as of a schedule, cannot be part of a key.
   for factor, seed, expected in ((4.0, 0, first), (6.0, 2, second)):
     got = jax.jit(lambda x, s=seed: total(s, x))(factor)
