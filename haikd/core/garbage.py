@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import contextlib
 import gc
 
-# Objects made inside, by which a search for garbage becomes due. One job makes
-# fewer, and searches at its end.
-_DUE = 1_000_000
+# Numbers of objects made inside by which a search for garbage is due: at any
+# time, which one job does not reach, and at the end of a job.
+_DUE, _DUE_AT_END = 1_000_000, 100_000
 _made = 0
 
 
@@ -34,10 +34,23 @@ def uncollected() -> Iterator[None]:
     yield
   finally:
     _made += max(gc.get_count()[0] - before, 0)
-    if _made > _DUE:
-      gc.collect()
-      _made = 0
-    elif not gc.get_freeze_count():  # Else the caller has frozen objects.
+    is_frozen = gc.get_freeze_count() > 0  # By the caller.
+    if not _collect_beyond(_DUE) and not is_frozen:
       gc.freeze()  # All that there is becomes old, without a search.
       gc.unfreeze()
     gc.enable()
+
+
+def end_job() -> None:
+  """Collects what a job has left, since another may follow; if that is much."""
+  _collect_beyond(_DUE_AT_END)
+
+
+def _collect_beyond(due):
+  """Collects once more objects were made; returns whether it has."""
+  global _made
+  if _made <= due:
+    return False
+  gc.collect()
+  _made = 0
+  return True

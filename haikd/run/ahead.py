@@ -10,7 +10,6 @@ import collections
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 import contextlib
-import gc
 from typing import Any, Optional
 
 from haikd.core import garbage
@@ -145,7 +144,7 @@ def pool() -> Iterator[Pool]:
     yield Pool(executor)
   finally:
     executor.shutdown(wait=False, cancel_futures=True)
-    gc.collect()  # Tracing has left garbage alone, and another job may follow.
+    garbage.end_job()
 
 
 def begin(networks: Iterable[trainees.Trainee], workdir: paths.Path,
