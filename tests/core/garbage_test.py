@@ -72,27 +72,17 @@ def test_collector_is_on_again_after_an_error():
   assert gc.isenabled()
 
 
-def test_what_is_due_is_collected_at_the_end(monkeypatch):
-  monkeypatch.setattr(garbage, '_DUE', 10_000)
+@pytest.mark.parametrize('due, end_job', [
+    ('_DUE', lambda: None), ('_DUE_AT_END', garbage.end_job)])
+def test_what_was_left_is_collected_once_it_is_much(monkeypatch, due, end_job):
+  monkeypatch.setattr(garbage, due, 10_000)
   monkeypatch.setattr(garbage, '_made', 0)
   with garbage.uncollected():
     cycle = weakref.ref(Cycle())
     kept = [[] for _ in range(6_000)]
+  end_job()
   assert cycle() is not None
   with garbage.uncollected():
     kept += [[] for _ in range(6_000)]
+  end_job()
   assert cycle() is None and garbage._made == 0
-
-
-def test_what_a_job_has_left_is_collected_if_it_is_much(monkeypatch):
-  monkeypatch.setattr(garbage, '_DUE_AT_END', 10_000)
-  monkeypatch.setattr(garbage, '_made', 0)
-  with garbage.uncollected():
-    cycle = weakref.ref(Cycle())
-    kept = [[] for _ in range(6_000)]
-  garbage.end_job()
-  assert cycle() is not None
-  with garbage.uncollected():
-    kept += [[] for _ in range(6_000)]
-  garbage.end_job()
-  assert cycle() is None

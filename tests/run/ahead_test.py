@@ -22,6 +22,24 @@ SPEC = jax.ShapeDtypeStruct(
         jax.devices()[0]))
 
 
+class Compiling:
+  """Adds 1, as a jitted function whose compilation does something first.
+
+  Args:
+    first: what it does.
+  """
+
+  def __init__(self, first):
+    self._first = first
+
+  def lower(self, *unused):
+    return self
+
+  def compile(self):
+    self._first()
+    return lambda x: x + 1
+
+
 def add_one(traced):
   """Returns a function that notes in which thread it was traced."""
 
@@ -77,15 +95,8 @@ def test_what_is_needed_later_is_traced_with_a_second_call():
 def test_what_is_needed_later_is_traced_while_others_are_waited_for():
   go_on, traced = threading.Event(), []
 
-  class Compiling:
-    """Takes until the other one is traced."""
-
-    def lower(self, *unused):
-      return self
-
-    def compile(self):
-      assert go_on.wait(60)
-      return lambda x: x + 1
+  def wait_for_the_other():
+    assert go_on.wait(60)
 
   def other(x):
     traced.append(None)
@@ -93,7 +104,7 @@ def test_what_is_needed_later_is_traced_while_others_are_waited_for():
     return x
 
   with ahead.pool() as pool:
-    function = ahead.Ahead(Compiling(), (), pool)
+    function = ahead.Ahead(Compiling(wait_for_the_other), (), pool)
     ahead.Ahead(jax.jit(other), (SPEC,), pool, later=True)
     while not function._compiled.running():
       time.sleep(0.01)
@@ -114,17 +125,8 @@ def test_what_is_compiled_soon_is_not_worth_tracing_another_for(monkeypatch):
   monkeypatch.setattr(ahead, '_SOON', 60)
   traced = []
 
-  class Compiling:
-
-    def lower(self, *unused):
-      return self
-
-    def compile(self):
-      time.sleep(0.5)
-      return lambda x: x + 1
-
   with ahead.pool() as pool:
-    function = ahead.Ahead(Compiling(), (), pool)
+    function = ahead.Ahead(Compiling(lambda: time.sleep(0.5)), (), pool)
     ahead.Ahead(add_one(traced), (SPEC,), pool, later=True)
     while not function._compiled.running():
       time.sleep(0.01)
@@ -145,21 +147,11 @@ def test_what_is_called_before_it_is_traced_is_compiled_once():
 def test_waiting_for_a_compilation_is_a_phase(monkeypatch):
   go_on, phases = threading.Event(), []
 
-  class Compiling:
-    """Takes until somebody waits for it."""
-
-    def lower(self, *unused):
-      return self
-
-    def compile(self):
-      go_on.wait(60)
-      return lambda x: x + 1
-
   enter = watchdog.enter
   monkeypatch.setattr(watchdog, 'enter', lambda phase, where: (
       phases.append(phase), go_on.set(), enter(phase, where)))
   with ahead.pool() as pool:
-    function = ahead.Ahead(Compiling(), (), pool)
+    function = ahead.Ahead(Compiling(lambda: go_on.wait(60)), (), pool)
     while not function._compiled.running():
       time.sleep(0.01)
     assert function(1) == 2
