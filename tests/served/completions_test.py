@@ -146,14 +146,17 @@ def test_waits_grow_with_jitter_and_as_long_as_the_server_asks(
     server, monkeypatch):
   waits = []
   monkeypatch.setattr(client_lib, '_FIRST_DELAY', 1.0)
+  monkeypatch.setattr(client_lib, '_LONGEST_DELAY', 20.0)
   monkeypatch.setattr(client_lib.Client, '_sleep',
                       lambda self, seconds: waits.append(seconds))
   server.faults = [(429, {}, '')] * 7
   check_right(ask(server))
-  delays = waits[3::2]  # Before that, one of the model and one of the first.
+  # Each request waits until the server is open: that for the model, the first,
+  # and each further one after a delay of its own.
+  delays = waits[2::2]
   assert len(delays) == 7 and len(set(delays)) == 7
-  for number, delay in enumerate(waits[2::2]):
-    assert 2**number / 2 <= min(delay, 60) <= 2**number
+  for longest, delay in zip((1, 2, 4, 8, 16, 20, 20), delays):
+    assert longest / 2 <= delay <= longest
 
 
 @pytest.mark.parametrize('header,seconds', [
