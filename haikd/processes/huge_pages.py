@@ -18,12 +18,14 @@ the same within 1 %):
 | digits_vit, digits_mlp | 1.0 |
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import contextlib
 import os
 import pathlib
 import re
 import sys
+
+from haikd.processes import command_line
 
 _VARIABLE = 'GLIBC_TUNABLES'
 _TUNABLE = 'glibc.malloc.hugetlb'
@@ -39,34 +41,13 @@ def use() -> None:
   profiler watches, or whose caller has set `glibc.malloc.hugetlb`; nor where
   the kernel has no huge pages, or uses them unasked.
   """
-  if _AGAIN in sys._xoptions or _is_watched() or not is_own(sys.orig_argv):
+  if _AGAIN in sys._xoptions or _is_watched() or not command_line.is_own():
     return
   tunables = with_huge_pages(os.environ)
   if tunables and sys.executable and are_available():
     command = [sys.executable, '-X', _AGAIN, *sys.orig_argv[1:]]
     with contextlib.suppress(OSError):  # Small pages do as well.
       os.execve(sys.executable, command, {**os.environ, _VARIABLE: tunables})
-
-
-def is_own(command: Sequence[str]) -> bool:
-  """Returns whether a process was started as `haikd` or `python -m haikd`.
-
-  Args:
-    command: `sys.orig_argv`.
-  """
-  arguments = iter(command[1:])
-  for argument in arguments:
-    if argument.startswith('--'):  # It has a value, of its own or behind it.
-      if '=' not in argument:
-        next(arguments, None)
-    elif not argument.startswith('-') or argument == '-':
-      return os.path.basename(argument) == 'haikd'
-    elif found := re.fullmatch(r'-[^mcWX]*([mcWX])(.*)', argument, re.DOTALL):
-      letter, value = found.groups()
-      value = value or next(arguments, '')
-      if letter in 'mc':
-        return letter == 'm' and value.split('.')[0] == 'haikd'
-  return False
 
 
 def _is_watched():

@@ -33,22 +33,6 @@ def test_what_the_caller_has_set_stays(environment, tunables):
   assert huge_pages.with_huge_pages(environment) == tunables
 
 
-@pytest.mark.parametrize('command, own', [
-    ('python -m haikd --config=x', True),
-    ('python -X dev -m haikd.launch', True), ('python -mhaikd.bench', True),
-    ('python -Im haikd', True), ('python -W error -m haikd', True),
-    ('python --check-hash-based-pycs always -m haikd', True),
-    ('python /venv/bin/haikd -m', True), ('python -Xdev bin/haikd', True),
-    # Modules and scripts of users, which may call haikd, and their children.
-    ('python -m mine -m haikd', False), ('python -m haikdx', False),
-    ('python -Bm mine -m haikd', False), ('python -c haikd -m haikd', False),
-    ('python train.py -m haikd', False), ('python - haikd', False),
-    ('python -W haikd', False), ('python /bin/my-haikd', False),
-    ('python', False), ('', False)])
-def test_only_the_command_line_is_haikds_own(command, own):
-  assert huge_pages.is_own(command.split()) == own
-
-
 @pytest.mark.parametrize('library, mode, available', [
     ('glibc 2.35', 'always [madvise] never', True),
     ('glibc 2.34', 'always [madvise] never', False),
