@@ -42,8 +42,8 @@ def plan(config: config_lib.ConfigDict,
   """Compiles the training step for each topology and says what it takes.
 
   Prints a table, writes `plan.json` and draws `plan.png` in the workdir, as
-  soon as the step is compiled for each topology. What comes of the search for
-  the largest microbatch is added afterwards.
+  soon as the step is compiled for each topology. How long other programs of a
+  run compile, and the largest microbatch, are added when they are known.
 
   Args:
     config: a validated config, its plugins imported.
@@ -51,7 +51,8 @@ def plan(config: config_lib.ConfigDict,
     workdir: where to write; its folder is made.
     build: makes the step of a config for some devices; `build_step` by default.
     compiles: at most so many further steps are compiled to find the largest
-      microbatch of a topology; with 0 neither that nor a remedy is looked for.
+      microbatch of a topology, or a remedy; with 0 nothing but the step of
+      each topology is compiled.
     debug: show what the compiler writes to standard error.
 
   Returns:
@@ -82,11 +83,13 @@ def plan(config: config_lib.ConfigDict,
     attempts[-1].build(config)  # A wrong config fails before any compile.
   estimates = [attempt(config) for attempt in attempts]
   _show(estimates)
-  for attempt in attempts:
-    others.show(attempt.topology.name, attempt.programs)
-  made = [attempt.programs for attempt in attempts]
-  _write(workdir, estimates, made)
+  _write(workdir, estimates, attempts)
   picture.plot_plans(workdir, estimates)
+  if compiles:
+    for attempt in attempts:
+      attempt.compile_others()
+      others.show(attempt.topology.name, attempt.programs)
+    _write(workdir, estimates, attempts)
   error = None
   for i, (attempt, estimate) in enumerate(zip(attempts, estimates)):
     if not search.fits(estimate):
@@ -98,7 +101,7 @@ def plan(config: config_lib.ConfigDict,
       most = search.largest_microbatch(
           config, estimate, attempt, compiles=compiles)
       estimates[i] = estimate._replace(largest_microbatch=most)
-      _write(workdir, estimates, made)
+      _write(workdir, estimates, attempts)
       print(f'{estimate.topology}: the largest microbatch that fits is {most}',
             flush=True)
   if error:
@@ -142,14 +145,20 @@ def build_step(config: config_lib.ConfigDict,
 
 
 class _Attempt:
-  """Compiles the step of each config for one topology, once."""
+  """Compiles the step of each config for one topology, once.
+
+  Attributes:
+    topology: that it compiles for.
+    programs: what was compiled for the first config.
+  """
 
   def __init__(self, topology, devices, build, debug):
     self.topology, self._devices = topology, devices
     self._chip = chips.chip_of(topology, devices)
     self._build, self._debug = build, debug
     self._known: dict[str, estimate_lib.Estimate] = {}
-    self.programs: list[programs.Program] = []  # Of the first config.
+    self._first: Optional[compiling.Step] = None
+    self.programs: list[programs.Program] = []
 
   def build(self, config):
     """Returns the step of a config."""
@@ -164,19 +173,28 @@ class _Attempt:
             flush=True)
       with programs.Record() as record, programs.of('student'):
         compiled = compiling.compile_step(step, debug=self._debug)
-        if not self._known:
-          compiling.compile_others(step, debug=self._debug)
-      self.programs = self.programs or record.programs
+      if self._first is None:
+        self._first, self.programs = step, record.programs
       self._known[key] = estimate_lib.estimate(
           self.topology.name, step, compiled, self._chip,
           microbatches=config.microbatches)
     return self._known[key]
 
+  def compile_others(self):
+    """Compiles what a run needs beside the step of the first config."""
+    assert self._first is not None, 'a step comes first'
+    if self._first.others:
+      print(f'{self.topology.name}: compiling what a run needs beside its step',
+            flush=True)
+    with programs.Record() as record:
+      compiling.compile_others(self._first, debug=self._debug)
+    self.programs += record.programs
 
-def _write(workdir, estimates, made):
+
+def _write(workdir, estimates, attempts):
   files.write_json(workdir / FILE, [
-      {**to_json(x), 'programs': others.to_json(y)}
-      for x, y in zip(estimates, made)])
+      {**to_json(estimate), 'programs': others.to_json(attempt.programs)}
+      for estimate, attempt in zip(estimates, attempts)])
 
 
 def to_json(estimate: estimate_lib.Estimate) -> dict[str, Any]:

@@ -126,6 +126,23 @@ def test_programs_of_a_run_are_timed(run, tmp_path, capsys):
   assert 'cpu:2: program' in out and 'lowering, s' in out
 
 
+def test_the_answer_comes_before_other_programs_compile(
+    config, tmp_path, capsys, monkeypatch):
+  seen = []
+
+  def look(step, *, debug):
+    del step, debug
+    [written] = json.loads((tmp_path / planning.FILE).read_text())
+    seen.append((written['devices'], written['programs'],
+                 'per chip' in capsys.readouterr().out))
+
+  monkeypatch.setattr(planning.compiling, 'compile_others', look)
+  planning.plan(config, ['cpu:8'], tmp_path, build=build)
+  [(devices, programs, is_shown)] = seen
+  assert (devices, is_shown) == (8, True)
+  assert [x['name'] for x in programs] == ['step']
+
+
 def test_evaluation_without_room_is_left_out():
   def refuse():
     raise jax.errors.JaxRuntimeError('Used 3.0G of 2.0G hbm')
