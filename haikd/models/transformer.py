@@ -91,5 +91,5 @@ class Mlp(hk.Module):
 def layer_norm(inputs: jax.Array, epsilon: float, name: str, *,
                offset: bool = True) -> jax.Array:
   """Normalises the last axis in float32, with a scale and perhaps an offset."""
-  norm = hk.LayerNorm(-1, True, offset, eps=epsilon, name=name)
+  norm = layers.LayerNorm(epsilon, name, offset=offset)
   return norm(inputs.astype(jnp.float32)).astype(inputs.dtype)

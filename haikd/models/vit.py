@@ -62,7 +62,7 @@ class Block(hk.Module):
     """Maps `[B, N, D]` to `[B, N, D]`."""
 
     def branch(norm, module, features):
-      outputs = module(_norm(norm, self.epsilon)(features))
+      outputs = module(layers.LayerNorm(self.epsilon, norm)(features))
       return layers.dropout(outputs, self.dropout, is_training)
 
     attention = transformer.Attention(self.heads, qkv_bias=self.qkv_bias)
@@ -169,7 +169,7 @@ def vit(inputs: jax.Array,
   features = Embed(patch_size, width, tokens)(inputs)
   features = layers.dropout(features, dropout, is_training)
   features = layers.run_blocks(block, depth, features, scan)
-  features = _norm('norm', epsilon)(features)
+  features = layers.LayerNorm(epsilon, 'norm')(features)
   if pool == 'mean':
     pooled = jnp.mean(features, axis=1)
   else:
@@ -179,10 +179,6 @@ def vit(inputs: jax.Array,
     second = layers.Linear(num_classes, name='distillation_logits')
     logits = (logits + second(features[:, 1])) / 2
   return logits
-
-
-def _norm(name: str, epsilon: float) -> hk.LayerNorm:
-  return hk.LayerNorm(-1, True, True, eps=epsilon, name=name)
 
 
 def _check_images(shape: tuple[int, ...], patch_size: int,
