@@ -1,4 +1,4 @@
-"""Attention in blocks: no map is materialised, in either direction."""
+"""Attention in blocks: no large map is materialised, in either direction."""
 
 import functools
 
@@ -11,8 +11,10 @@ from haikd.attention import block_loops
 from haikd.attention import blocks as blocks_lib
 from haikd.attention import gradients
 from haikd.attention import maps as maps_lib
+from haikd.attention import whole
 from haikd.core import base
 from haikd.core import mesh_context
+from haikd.core import tap as tap_lib
 
 # A network has many layers; twice the loops would double its compile time.
 _ROWS_OF_LOOP = 512
@@ -21,11 +23,11 @@ _ROWS_OF_LOOP = 512
 def attend(query_key: base.QueryKey, value: jax.Array) -> jax.Array:
   """Returns the values that queries attend to, weighted by the softmax.
 
-  It is exact: every row of the maps is computed at once. The maps are not
-  materialised: the backward pass computes them again from each row's
-  log-sum-exp, which is kept with the inputs and outputs. Softmax and sums are
-  in float32, whatever the dtype of the arguments. Reverse mode only: `jax.jvp`
-  is not supported.
+  It is exact: every row of the maps is computed at once. Maps of up to 8 MiB
+  are kept for the backward pass. Larger ones are not materialised: the backward
+  pass computes them again from each row's log-sum-exp, which is kept with the
+  inputs and outputs. Softmax and sums are in float32, whatever the dtype of the
+  arguments. Reverse mode only: `jax.jvp` is not supported.
 
   Additive over `B`: examples do not interact.
 
@@ -43,13 +45,38 @@ def attend(query_key: base.QueryKey, value: jax.Array) -> jax.Array:
   References:
     Dao et al., FlashAttention, arXiv:2205.14135, for the backward pass.
   """
-  query, key, mask, soft_cap, bias = query_key
+  return _attend_and_keep(query_key, value)[0]
+
+
+def attend_and_tap(query_key: base.QueryKey, value: jax.Array) -> jax.Array:
+  """Does what `attend` does, and offers the maps as the tap `maps`.
+
+  Args:
+    query_key: as for `attend`.
+    value: likewise.
+
+  Returns:
+    As `attend`.
+  """
+  outputs, query_key = _attend_and_keep(query_key, value)
+  tap_lib.tap('maps', query_key)
+  return outputs
+
+
+def _attend_and_keep(query_key, value):
+  """Attends; returns the query_key with its maps, where they are kept."""
+  query, key, mask, soft_cap, bias, _ = query_key
   if any(map(export.is_symbolic_dim, query_key.shape)):
-    return _attend_at_once(query_key, value)
+    return _attend_at_once(query_key, value), query_key
   # Under `jax.shard_map` arguments, and so their gradients, get one type.
   query, key, value, bias = mesh_context.vary_like(
       (query, key, value, bias), query, key, value, mask)
-  return _attend(query, key, value, mask, soft_cap, bias)
+  arguments = query, key, value, mask, soft_cap, bias
+  blocks = _cut(query, key, mask)
+  if whole.is_small(query_key.shape, blocks):
+    outputs, maps = whole.attend(blocks, *arguments)
+    return outputs, query_key._replace(maps=maps)
+  return _attend(*arguments), query_key
 
 
 def _attend_at_once(query_key, value):

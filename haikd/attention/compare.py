@@ -62,6 +62,8 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
   sides = tuple(x for x in (student, teacher) if x is not None)
   given = tuple(sorted((options or {}).items()))
   loss = _Loss(function, given, repr(given))
+  if all(x.maps is not None for side in sides for x in side.sources):
+    return _compare_kept(loss, sides, mask, weight)
   count = _count(loss, sides, mask, weight)
   if by_head:
     sides, mask = maps_lib.heads_as_examples(sides, mask)
@@ -104,6 +106,13 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
   arguments = operands, rules, (mask, weight)
   return base.LossSum(total(*mesh_context.vary_like(arguments, *arguments)),
                       count)
+
+
+def _compare_kept(loss, sides, mask, weight):
+  """Evaluates a loss on maps that attention has kept."""
+  counts = mask[:, None, :, None] & mask[:, None, None, :]
+  pooled = [jnp.where(counts, side.materialise(), 0.0) for side in sides]
+  return loss(*pooled, mask=mask, weight=weight)
 
 
 class _Loss(NamedTuple):

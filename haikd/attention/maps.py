@@ -103,7 +103,7 @@ def heads_as_examples(
       allowed = dataclasses.replace(allowed, keys=keys, segments=segments)
     return source._replace(
         query=split_heads(source.query), key=split_heads(source.key),
-        mask=allowed)
+        mask=allowed, maps=None)
 
   return tuple(
       MeanMaps(tuple(map(split_source, side.sources)), side.heads // groups)

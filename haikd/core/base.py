@@ -113,6 +113,8 @@ class QueryKey(NamedTuple):
     bias: `[H, N + M - 1]` floating, what is then added to the scores by
       distance: the column j - i + N - 1 for query i and key j. None to add
       nothing.
+    maps: the maps, where attention has computed and kept them because they are
+      small, `[B, H, N, M]` float32; or None.
   """
 
   query: Array
@@ -120,6 +122,7 @@ class QueryKey(NamedTuple):
   mask: Optional[Union[Array, attention_mask.AttentionMask]] = None
   soft_cap: Optional[Array] = None
   bias: Optional[Array] = None
+  maps: Optional[Array] = None
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -132,6 +135,8 @@ class QueryKey(NamedTuple):
 
     The row of a query that may attend to no key is all 0.
     """
+    if self.maps is not None:
+      return self.maps
     key = jnp.repeat(self.key, self.query.shape[2] // self.key.shape[2], axis=2)
     scores = jnp.einsum(
         'bnhk,bmhk->bhnm', self.query, key, preferred_element_type=jnp.float32)

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from haikd import attention
 from haikd.core import attention_mask
 from haikd.core import base
-from haikd.core import tap as tap_lib
 from haikd.models import layers
 from haikd.models import rotary
 from haikd.models import sequences
@@ -101,7 +100,7 @@ class Attention(hk.Module):
     query_key = base.QueryKey(
         query.astype(inputs.dtype), key.astype(inputs.dtype), allowed,
         scalar(self.soft_cap))
-    outputs = attention.attend(tap_lib.tap('maps', query_key), value)
+    outputs = attention.attend_and_tap(query_key, value)
     linear = layers.Linear(width, 'output', with_bias=self.output_bias)
     return linear(outputs.reshape(batch, length, -1))
 

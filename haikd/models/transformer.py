@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from haikd import attention
 from haikd.core import attention_mask
 from haikd.core import base
-from haikd.core import tap as tap_lib
 from haikd.models import layers
 
 
@@ -65,7 +64,7 @@ class Attention(hk.Module):
     if self.scaled:
       query *= head_size**-0.5
     query_key = base.QueryKey(query, key, allowed, bias=bias)
-    outputs = attention.attend(tap_lib.tap('maps', query_key), value)
+    outputs = attention.attend_and_tap(query_key, value)
     linear = layers.Linear(width, 'output', with_bias=self.output_bias)
     return linear(outputs.reshape(batch, length, -1))
 
