@@ -35,7 +35,7 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
             options: Optional[Mapping[str, Any]] = None,
             weight: Optional[jax.Array] = None,
             by_head: bool = False) -> base.LossSum:
-  """Evaluates a loss on lazy maps.
+  """Evaluates a loss on lazy maps, or on those that attention has kept.
 
   Additive over `B`.
 
@@ -63,7 +63,9 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
   given = tuple(sorted((options or {}).items()))
   loss = _Loss(function, given, repr(given))
   if all(x.maps is not None for side in sides for x in side.sources):
-    return _compare_kept(loss, sides, mask, weight)
+    counts = mask[:, None, :, None] & mask[:, None, None, :]
+    maps = (jnp.where(counts, x.materialise(), 0.0) for x in sides)
+    return loss(*maps, mask=mask, weight=weight)
   count = _count(loss, sides, mask, weight)
   if by_head:
     sides, mask = maps_lib.heads_as_examples(sides, mask)
@@ -106,13 +108,6 @@ def compare(function: Callable, student: maps_lib.MeanMaps,
   arguments = operands, rules, (mask, weight)
   return base.LossSum(total(*mesh_context.vary_like(arguments, *arguments)),
                       count)
-
-
-def _compare_kept(loss, sides, mask, weight):
-  """Evaluates a loss on maps that attention has kept."""
-  counts = mask[:, None, :, None] & mask[:, None, None, :]
-  pooled = [jnp.where(counts, side.materialise(), 0.0) for side in sides]
-  return loss(*pooled, mask=mask, weight=weight)
 
 
 class _Loss(NamedTuple):

@@ -110,11 +110,9 @@ class QueryKey(NamedTuple):
       a query may attend to a key; or None.
     soft_cap: a float32 scalar c that bounds the scores, which become
       c tanh(scores / c); None for no bound.
-    bias: `[H, N + M - 1]` floating, what is then added to the scores by
-      distance: the column j - i + N - 1 for query i and key j. None to add
-      nothing.
-    maps: the maps, where attention has computed and kept them because they are
-      small, `[B, H, N, M]` float32; or None.
+    bias: `[H, N + M - 1]` floating, added to the scores by distance: the column
+      j - i + N - 1 for query i and key j. None to add nothing.
+    maps: the maps, `[B, H, N, M]` float32, if attention has kept them; or None.
   """
 
   query: Array
