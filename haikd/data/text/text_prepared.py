@@ -26,6 +26,7 @@ from haikd.storage import paths
 
 _PRUNED_BY = 'train'  # The split whose texts say which tokens are kept.
 _VERSION = 4  # The version of the rows' format: a new one prepares anew.
+_SKIPPED = 'cannot be used and are left out (config.data.on_error).'
 
 
 class RowFormat(Protocol):
@@ -40,8 +41,6 @@ class RowFormat(Protocol):
     A format whose examples are random also has `vary`; see `source.Source`.
     """
 
-
-_SKIPPED = 'cannot be used and are left out (config.data.on_error).'
 
 MakeFormat = Callable[[tokenizer_lib.Tokenizer, text_files.Corpus], RowFormat]
 
@@ -251,9 +250,10 @@ def _prune(
         used[ids] = True
       if not used.any():
         raise text_files.empty(corpus)
-      _, kept_ids = pruning.prune(tokenizer, np.flatnonzero(used))
+      pruned, kept_ids = pruning.prune(tokenizer, np.flatnonzero(used))
       np.save(content := io.BytesIO(), kept_ids)
       paths.replace(cached, content.getvalue())
+    return pruned, kept_ids, folder
   # Pruning to the kept ids keeps exactly these.
   with files.explaining_damage(cached, 'Remove it: it is written again'):
     return *pruning.prune(

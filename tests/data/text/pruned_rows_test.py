@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from haikd.data import source
+from haikd.data.text import pruning
 from haikd.data.text import shards
 from haikd.data.text import tokenizer as tokenizer_lib
 
@@ -94,6 +95,18 @@ def test_rows_are_renumbered_shard_by_shard(folder, bpe, encoded):
     np.testing.assert_array_equal(value, expected[key])
   assert (pruned / '00000.array_record').stat().st_mtime_ns == first
   assert not encoded
+
+
+def test_a_tokenizer_is_pruned_once(folder, bpe, monkeypatch):
+  calls, prune = [], pruning.prune
+  monkeypatch.setattr(pruning, 'prune',
+                      lambda *args: calls.append(args) or prune(*args))
+  first = open_split(folder, bpe)
+  assert len(calls) == 1
+  again = open_split(folder, bpe)  # To the ids in a file.
+  assert len(calls) == 2
+  assert first.text.tokenizer == again.text.tokenizer
+  np.testing.assert_array_equal(first.text.kept_ids, again.text.kept_ids)
 
 
 def test_pruned_texts_by_the_command_line(run, folder, bpe, tmp_path):
