@@ -110,17 +110,18 @@ def lines(stream: Stream, broken: Optional[broken_lib.Broken] = None
   number = 0
   while line := stream.file.readline(RECORD_BYTES + 1):
     number += 1
-    where = place('line', number, stream.path)
     if len(line) > RECORD_BYTES:
-      raise too_long(where, 'Break it into several lines')
+      raise too_long(place('line', number, stream.path),
+                     'Break it into several lines')
     try:
-      text = decode(line, where)
-    except checks.DataError as err:
+      text = line.decode('utf-8')
+    except UnicodeDecodeError as err:
+      refusal = not_utf8(place('line', number, stream.path), err)
       if broken is None:
-        raise
-      broken.skip(err)
+        raise refusal from err
+      broken.skip(refusal)
       continue
-    yield Line(number, text, stream.done())
+    yield Line(number, text.removeprefix('\ufeff'), stream.done())
 
 
 def too_long(where: str, remedy: str) -> checks.DataError:

@@ -39,23 +39,22 @@ def pack(documents: Iterable[np.ndarray], length: int, *, pad: int,
   Yields:
     A scalar of `row_dtype(length)`.
   """
-  tokens: list[np.ndarray] = []
-  parts: list[np.ndarray] = []
-  room, part = length, 0
+  dtype = row_dtype(length)
+  filled, end, part = np.zeros((), dtype), 0, 0
   for document in documents:
     start = 0
     while start < len(document):
-      piece = document[start:start + room]
+      piece = document[start:start + length - end]
+      place = slice(end, end + len(piece))
       part += 1
-      tokens.append(piece)
-      parts.append(np.full(len(piece), part))
-      start += len(piece)
-      room -= len(piece)
-      if not room:
-        yield row(tokens, parts, length, pad=pad, padding=padding)
-        tokens, parts, room, part = [], [], length, 0
-  if tokens:
-    yield row(tokens, parts, length, pad=pad, padding=padding)
+      filled['tokens'][place], filled['parts'][place] = piece, part
+      start, end = start + len(piece), place.stop
+      if end == length:
+        yield filled
+        filled, end, part = np.zeros((), dtype), 0, 0
+  if end:
+    yield row([filled['tokens'][:end]], [filled['parts'][:end]], length,
+              pad=pad, padding=padding)
 
 
 def pieces(documents: Iterable[np.ndarray],
