@@ -96,7 +96,7 @@ def _decoding(batch):
 def _preparation(texts):
   return dict(
       title='texts prepared from JSON lines, against tokenizers',
-      kind=PREPARATION, shape=(texts, 256), words=400, classes=4096)
+      kind=PREPARATION, shape=(texts, 256), words=400, classes=8192)
 
 
 def _fed(case):
@@ -160,7 +160,7 @@ CASES: dict[str, Case] = dict(
     loss_attention_2k=_loss_attention(2048),
     evaluation=_evaluation(8),
     decoding=_decoding(32),
-    preparation=_preparation(300),
+    preparation=_preparation(2000),
     fed_vision=_fed(_images(
         'ViT 4 x 96 from 8 x 192: logits', (32, 64, 64, 3), classes=10,
         student=('vit', dict(_VIT, width=96, depth=4, heads=2, patch_size=8)),

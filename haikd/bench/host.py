@@ -17,7 +17,7 @@ from haikd.data import pipeline
 from haikd.data import source
 from haikd.engine import collectives
 
-_WORDS = 20000  # That texts are made of.
+_WORDS, _LETTERS = 100_000, 9  # Words of texts, and their letters at most.
 
 
 def build(case: cases.Case, path: pathlib.Path) -> tuple:
@@ -119,15 +119,16 @@ def write_texts(folder: pathlib.Path, case: cases.Case) -> None:
   """
   import tokenizers  # An extra.
   rng = np.random.RandomState(0)
-  letters = np.array(list('etaoinshrdlucmfw'))
-  words = [''.join(rng.choice(letters, rng.randint(2, 10)))
-           for _ in range(_WORDS)]
+  letters = rng.choice(list('etaoinshrdlucmfw'), (_WORDS, _LETTERS))
+  sizes = rng.randint(2, _LETTERS + 1, _WORDS)
+  words = [''.join(word[:size]) for word, size in zip(letters, sizes)]
   ranks = np.arange(1, _WORDS + 1)
-  texts = [' '.join(rng.choice(words, case['words'], p=_share(1 / ranks)))
-           for _ in range(case['shape'][0])]
+  drawn = rng.choice(
+      words, (case['shape'][0], case['words']), p=_share(1 / ranks))
+  texts = [' '.join(text) for text in drawn]
   trained = tokenizers.ByteLevelBPETokenizer()
   trained.train_from_iterator(
-      texts[:100], vocab_size=case['classes'], special_tokens=['<eos>'],
+      texts[:400], vocab_size=case['classes'], special_tokens=['<eos>'],
       show_progress=False)
   trained.save(str(folder / 'tokenizer.json'))
   with open(folder / 'train.jsonl', 'w', encoding='utf-8') as file:
