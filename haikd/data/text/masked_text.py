@@ -52,7 +52,8 @@ class _MaskedText(NamedTuple):
             counts: Counter) -> Iterator[np.ndarray]:
     tokenizer = self.encoder.tokenizer
     is_special = np.zeros(tokenizer.size, bool)
-    is_special[list(text_tokenizers.special_ids(tokenizer))] = True
+    special = text_tokenizers.special_ids(tokenizer, tokenizer.canonical())
+    is_special[list(special)] = True
     around = affixes.of(tokenizer)
     texts = (self.encoder.strip(
         text_records.texts_of(batch, self.field, counts), counts)

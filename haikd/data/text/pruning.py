@@ -88,7 +88,7 @@ def prune(
 
 def _special_ids(tokenizer, definition):
   """Returns the ids of special tokens, and those that processors insert."""
-  ids = text_tokenizers.special_ids(tokenizer)
+  ids = text_tokenizers.special_ids(tokenizer, definition)
   # Renumbering looks up every id that a processor inserts.
   _renumber(definition['post_processor'], _RecordingIdentity(ids))
   return ids

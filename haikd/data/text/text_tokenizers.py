@@ -1,11 +1,11 @@
 """The tokenizer of a data set: loaded once, and saved beside the data."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 import functools
 import hashlib
 import pathlib
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 
@@ -110,10 +110,16 @@ def pad_id(tokenizer: tokenizer_lib.Tokenizer) -> int:
   return next(i for i in candidates if i is not None)
 
 
-def special_ids(tokenizer: tokenizer_lib.Tokenizer) -> set[int]:
-  """Returns the ids of special tokens."""
+def special_ids(tokenizer: tokenizer_lib.Tokenizer,
+                definition: Mapping[str, Any]) -> set[int]:
+  """Returns the ids of special tokens.
+
+  Args:
+    tokenizer: the tokenizer.
+    definition: its canonical definition, which takes time to make.
+  """
   ids = {i for i in tokenizer.special if i is not None}
-  return ids | {token['id'] for token in tokenizer.canonical()['added_tokens']
+  return ids | {token['id'] for token in definition['added_tokens']
                 if token['special']}
 
 
