@@ -1,9 +1,10 @@
-"""Delays Python's garbage collector while modules are imported or traced.
+"""Delays Python's garbage collector where it would find little.
 
 It looks for cycles of objects again whenever their number has grown by a
 quarter. While haikd and JAX are imported and programs are traced, nearly all
 that is made is kept: what the collector finds is worth less than the quarter of
-the time of a start that its search takes.
+the time of a start that its search takes. Short texts are prepared in a tenth
+less time without it, since their records have no cycles.
 """
 
 from collections.abc import Iterator

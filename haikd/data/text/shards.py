@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
+from haikd.core import garbage
 from haikd.data.records import streams
 from haikd.data.text import text_files
 from haikd.data.text import text_records
@@ -208,6 +209,7 @@ def _counted(record_batches: Batches, counts: Counter) -> Batches:
     yield batch
 
 
+@garbage.uncollected()  # Records have no cycles, and a search finds thousands.
 def _write_shard(shard: pathlib.Path, statistics: pathlib.Path,
                  counts: Counter, rows: Iterator[np.ndarray]) -> Counter:
   """Writes a shard unless another process has; returns its statistics."""

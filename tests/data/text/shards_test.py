@@ -1,5 +1,6 @@
 """Names of prepared folders: fixed, so that earlier data is found again."""
 
+import gc
 import hashlib
 import json
 import pathlib
@@ -10,6 +11,7 @@ from haikd.data import source
 from haikd.data.text import shards
 from haikd.data.text import text_records
 from haikd.data.text import text_tokenizers
+from haikd.data.text import tokenizer as tokenizer_lib
 
 ROWS = [
     dict(text='a', q='a', p='b', label='no', sentence1='a', sentence2='b',
@@ -78,6 +80,20 @@ def test_folder_is_named_by_a_hash_of_all_that_rows_depend_on(
   name = hashlib.sha256(key.encode()).hexdigest()[:16]
   assert folder == pathlib.Path(
       tmp_path, 'data', 'haikd_text', 'sentences', name)
+
+
+def test_nothing_is_collected_while_a_shard_is_written(
+    open_split, monkeypatch):
+  encode, collects = tokenizer_lib.Tokenizer.encode_batch, []
+
+  def encode_batch(self, texts, *args, **options):
+    if texts == [row['text'] for row in ROWS]:  # Others are probes.
+      collects.append(gc.isenabled())
+    return encode(self, texts, *args, **options)
+
+  monkeypatch.setattr(tokenizer_lib.Tokenizer, 'encode_batch', encode_batch)
+  open_split('text', {})
+  assert collects == [False] and gc.isenabled()
 
 
 def test_batches_are_cut_by_the_characters_within_lists():
