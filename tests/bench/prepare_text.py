@@ -6,17 +6,21 @@ r"""How fast texts are prepared, and how much memory that takes.
   python tests/bench/prepare_text.py --tokenizer=FOLDER --texts=FILE.jsonl \
       --prune
   python tests/bench/prepare_text.py --tokenizer=FOLDER --texts=FILE.jsonl \
+      --paragraphs
+  python tests/bench/prepare_text.py --tokenizer=FOLDER --texts=FILE.jsonl \
       --megabytes=2000 --memory
 
-The documents of the file are repeated, in random order, up to --megabytes.
-Data sets other than `text` get paragraphs: one a record for `masked_text`, two
-for `completions`, and for `chat` four, between roles in the notation of ChatML.
-The tokenizer needs a mask token for `masked_text`, and a chat template for
-`chat` that writes ChatML.
+The documents of the file are repeated, in random order, up to --megabytes. With
+--paragraphs each of their paragraphs is a document. Data sets other than `text`
+always get paragraphs: one a record for `masked_text`, two for `completions`,
+and for `chat` four, between roles in the notation of ChatML. The tokenizer
+needs a mask token for `masked_text`, and a chat template for `chat` that writes
+ChatML.
 
 Prints tokens a second of the data set, from JSON lines to rows on disk, and of
 the package `tokenizers` alone on the same texts in memory, on all cores: the
-medians of interleaved rounds, and of their ratio.
+medians of interleaved rounds, and of their ratio; then the same of a second of
+the cores' time.
 
 With --memory, the largest resident size is printed for a tenth of the file and
 for all of it, each in a process of its own.
@@ -30,10 +34,10 @@ import pathlib
 import random
 import resource
 import shutil
-import statistics
 import tempfile
 import time
 
+import numpy as np
 import tokenizers
 
 from haikd.data import source
@@ -83,31 +87,35 @@ def read(path: str | pathlib.Path) -> list[dict]:
     return [json.loads(line) for line in file]
 
 
+def clocks() -> np.ndarray:
+  """Returns the seconds that have passed, and those of the cores' time."""
+  return np.array([time.perf_counter(), time.process_time()])
+
+
 def prepare(folder: str, tokenizer: str, dataset: str,
-            prune: bool) -> tuple[int, float]:
-  """Prepares the file in a folder; returns its tokens, and seconds."""
+            prune: bool) -> np.ndarray:
+  """Prepares the file in a folder; returns its tokens a second, by clock."""
   prepared = tempfile.mkdtemp(dir=folder)
   options = dict(tokenizer=tokenizer, length=LENGTHS[dataset])
   if prune:
     options['prune'] = True
-  start = time.perf_counter()
+  start = clocks()
   opened = source.open_source(dataset, 'train', options=options,
                               source_dir=folder, data_dir=prepared)
-  seconds = time.perf_counter() - start
+  seconds = clocks() - start
   shutil.rmtree(prepared)
-  return opened.info['tokens'], seconds
+  return opened.info['tokens'] / seconds
 
 
-def encode(texts: list[str], tokenizer: str) -> tuple[int, float]:
-  """Encodes texts in memory; returns the number of tokens, and seconds."""
+def encode(texts: list[str], tokenizer: str) -> np.ndarray:
+  """Encodes texts in memory; returns tokens a second, by clock."""
   loaded = tokenizers.Tokenizer.from_file(f'{tokenizer}/tokenizer.json')
   loaded.no_truncation()
   loaded.no_padding()
-  start = time.perf_counter()
-  count = 0
+  start, count = clocks(), 0
   for i in range(0, len(texts), 1000):
     count += sum(map(len, loaded.encode_batch_fast(texts[i:i + 1000])))
-  return count, time.perf_counter() - start
+  return count / (clocks() - start)
 
 
 def _memory(folder, tokenizer, dataset, prune, answers):
@@ -137,9 +145,13 @@ def main():
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--memory', action='store_true')
   parser.add_argument('--prune', action='store_true')
+  parser.add_argument('--paragraphs', action='store_true')
   flags = parser.parse_args()
-  choices = records([record['text'] for record in read(flags.texts)],
-                    flags.dataset)
+  documents = [record['text'] for record in read(flags.texts)]
+  if flags.paragraphs:
+    documents = [paragraph for document in documents
+                 for paragraph in document.split('\n\n') if paragraph]
+  choices = records(documents, flags.dataset)
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder, 'train.jsonl')
     if flags.memory:
@@ -153,18 +165,15 @@ def main():
     texts = [text_of(record) for record in read(path)]
     # Imports, and digests the file.
     prepare(folder, flags.tokenizer, flags.dataset, flags.prune)
-    rates = []
-    for _ in range(flags.rounds):
-      tokens, seconds = prepare(folder, flags.tokenizer, flags.dataset,
-                                flags.prune)
-      rates.append([tokens / seconds])
-      tokens, seconds = encode(texts, flags.tokenizer)
-      rates[-1].append(tokens / seconds)
-    ratios = [ours / alone for ours, alone in rates]
-    ours, alone = map(statistics.median, zip(*rates))
-    print(f'{os.cpu_count()} cores: {ours:,.0f} tokens a second prepared, '
-          f'{alone:,.0f} encoded; ratio {statistics.median(ratios):.2f} '
-          f'({min(ratios):.2f}-{max(ratios):.2f})')
+    rates = np.array([  # [rounds, side, clock]
+        [prepare(folder, flags.tokenizer, flags.dataset, flags.prune),
+         encode(texts, flags.tokenizer)] for _ in range(flags.rounds)])
+  for clock, unit in enumerate(('second', "second of the cores' time")):
+    ours, alone = rates[:, :, clock].T
+    ratios = ours / alone
+    print(f'{os.cpu_count()} cores: {np.median(ours):,.0f} tokens a {unit} '
+          f'prepared, {np.median(alone):,.0f} encoded; ratio '
+          f'{np.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})')
 
 
 if __name__ == '__main__':
