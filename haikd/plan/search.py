@@ -43,7 +43,8 @@ def largest(size: Callable[[int], float], room: float, start: int, *,
 
   Sizes grow about linearly. The next guess is therefore on a line through the
   last two known sizes, one on either side of the limit if there is one, and at
-  first on one through `fixed`.
+  first on one through `fixed`. If two guesses in a row were too large, sizes
+  grow faster than that line, and the next guess is half as far.
 
   Args:
     size: the size of a number; it grows with the number.
@@ -72,6 +73,8 @@ def largest(size: Callable[[int], float], room: float, start: int, *,
     guess = limit
     if slope > 0:
       guess = below + int(min((room - known[below]) / slope, limit - below))
+    if len(known) > 2 and below not in list(known)[-2:]:
+      guess = (below + guess) // 2
     guess = max(guess, below + 1)
     if guess < (1 + worth) * below:
       break

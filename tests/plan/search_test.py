@@ -66,6 +66,14 @@ def test_one_refusal_is_between_what_is_known():
   assert asked[:2] == [2, 10]
 
 
+def test_two_refusals_halve_the_way_to_the_next_guess():
+  asked = []
+  # The line to (100, 160) passes 100 at 64, that to (64, 124) at 52.
+  size = lambda n: asked.append(n) or (n if n <= 40 else n + 60)
+  assert search.largest(size, 100, 10, tries=3) == 31
+  assert asked == [10, 100, 64, 31]
+
+
 def test_microbatch_grows_with_the_batch_and_nothing_else():
   config = config_lib.base()
   config.batch_size, config.microbatches = 128, 2
