@@ -39,13 +39,13 @@ def attend(blocks: blocks_lib.Blocks, query: jax.Array, key: jax.Array,
   """Does what `attend.attend` does, and returns the maps as well.
 
   Args:
-    blocks: of a single block.
-    query: as in `base.QueryKey`, and so on.
-    key: see query.
+    blocks: a single block.
+    query: as in `base.QueryKey`.
+    key: likewise.
     value: `[B, M, G, E]` floating.
-    mask: see query.
-    soft_cap: see query.
-    bias: see query.
+    mask: as in `base.QueryKey`.
+    soft_cap: likewise.
+    bias: likewise.
 
   Returns:
     `[B, N, H, E]` in the dtype of `value`; and `[B, H, N, M]` float32.
