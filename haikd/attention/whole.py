@@ -100,8 +100,8 @@ def _backward(blocks: blocks_lib.Blocks, residuals: Any, of_results: Any):
   of_value = _key_gradient(
       maps.reshape(by_group).astype(of_outputs.dtype), of_outputs)
   of_bias = None
-  if bias is not None:
-    of_bias = bias_lib.of_blocks(bias, rows, blocks).gradient(
+  if block_bias := bias_lib.of_blocks(bias, rows, blocks):
+    of_bias = block_bias.gradient(
         of_scores, _place(blocks)).astype(bias.dtype)
   return (of_query.astype(query.dtype), of_key.astype(key.dtype),
           of_value.astype(value.dtype), None, None, of_bias)

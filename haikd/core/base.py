@@ -108,8 +108,7 @@ class QueryKey(NamedTuple):
       consecutive query heads (grouped-query attention).
     mask: an AttentionMask; or bool, broadcastable to `[B, H, N, M]`, true where
       a query may attend to a key; or None.
-    soft_cap: a float32 scalar c that bounds the scores, which become
-      c tanh(scores / c); None for no bound.
+    soft_cap: a float32 scalar c: scores become c tanh(scores / c); or None.
     bias: `[H, N + M - 1]` floating, added to the scores by distance: the column
       j - i + N - 1 for query i and key j. None to add nothing.
     maps: the maps, `[B, H, N, M]` float32, if attention has kept them; or None.

@@ -79,7 +79,8 @@ class LayerNorm(hk.LayerNorm):
   def __init__(self, epsilon: float, name: str, *, offset: bool = True):
     super().__init__(-1, True, offset, eps=epsilon, name=name)
 
-  def __call__(self, inputs: jax.Array) -> jax.Array:
+  def __call__(  # type: ignore[override]  # It makes its scale and offset.
+      self, inputs: jax.Array) -> jax.Array:
     """Maps `[..., D]` to `[..., D]`."""
     width = inputs.shape[-1]
     rows = inputs.reshape(-1, width)
