@@ -10,10 +10,8 @@ from typing import Any
 
 from haikd.core import garbage
 from haikd.processes import huge_pages
-from haikd.processes import optimisation
 
 huge_pages.use()  # It may start the process again, so nothing is before it.
-optimisation.use()
 
 with garbage.uncollected():
   from haikd import align

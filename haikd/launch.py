@@ -26,9 +26,7 @@ MPI they find one another; elsewhere give each --coordinator=host:port
 Compiled programs are kept in ~/.cache/haikd/compiled (below XDG_CACHE_HOME). If
 JAX_COMPILATION_CACHE_DIR is set, it is another folder; empty, it keeps none.
 On Linux, large arrays lie in huge pages, which makes steps on a CPU faster;
-GLIBC_TUNABLES=glibc.malloc.hugetlb=0 keeps them in small ones. On a machine
-with only CPUs, XLA_FLAGS=--xla_backend_optimization_level=1 is set, so that
-programs compile sooner and run no slower; a level that is set already stays.
+GLIBC_TUNABLES=glibc.malloc.hugetlb=0 keeps them in small ones.
 
 Exit codes: 0 done; 1 a bug, or an unforeseen error in your own code; 2 wrong
 config, flag or plugin; 3 unusable data, checkpoint, file or server; 4 training

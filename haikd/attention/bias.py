@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from haikd.attention import blocks as blocks_lib
 from haikd.core import distances
+from haikd.core import mesh_context
 
 
 class Bias(NamedTuple):
@@ -35,7 +36,8 @@ class Bias(NamedTuple):
         whose axes after the first hold the same numbers as `[H, q, k]`.
       place: of the block.
     """
-    zeros = jnp.zeros(self.values.shape, jnp.float32)
+    zeros = mesh_context.vary_like(
+        jnp.zeros(self.values.shape, jnp.float32), into_scores)
     transpose = jax.linear_transpose(lambda x: self._block(x, place), zeros)
     shape = (self.values.shape[0], place.queries[1], place.keys[1])
     return transpose(jnp.sum(into_scores, axis=0).reshape(shape))[0]

@@ -14,6 +14,7 @@ from haikd.attention import blocks as blocks_lib
 from haikd.core import area_weights
 from haikd.core import attention_mask
 from haikd.core import base
+from haikd.core import lazy
 from haikd.core import mesh_context
 
 Mask = blocks_lib.Mask
@@ -103,7 +104,7 @@ def heads_as_examples(
       allowed = dataclasses.replace(allowed, keys=keys, segments=segments)
     return source._replace(
         query=split_heads(source.query), key=split_heads(source.key),
-        mask=allowed, maps=None)
+        mask=allowed)
 
   return tuple(
       MeanMaps(tuple(map(split_source, side.sources)), side.heads // groups)
@@ -200,7 +201,7 @@ def scores(query: jax.Array, key: jax.Array, mask: Mask,
   Returns:
     float32, `[b, G, H/G q, k]`; -inf where a query does not attend to a key.
   """
-  products = base.capped(products_of(query, key), soft_cap)
+  products = lazy.capped(products_of(query, key), soft_cap)
   if bias is not None:
     products += bias.block(place).reshape(1, *products.shape[1:])
   if mask is None:

@@ -15,8 +15,9 @@ from haikd.attention import blocks as blocks_lib
 from haikd.attention import gradients
 from haikd.attention import maps as maps_lib
 
-# Bytes of a layer's maps. All layers keep theirs until the backward pass, so it
-# is no more on devices that have larger blocks.
+# Bytes of a layer's maps. All layers keep theirs until the backward pass, and
+# twice in a loop over layers for a loss on them, so it is no more on devices
+# that have larger blocks.
 _MAX_BYTES = 2**23
 
 

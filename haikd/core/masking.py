@@ -60,8 +60,7 @@ def materialise(value: Any, mask: jax.Array) -> Any:
 def clean_query_key(value: base.QueryKey, mask: jax.Array) -> base.QueryKey:
   """Returns `value` with zeros in padding; arguments as for `materialise`."""
   return value._replace(
-      query=_cleaned(value.query, mask), key=_cleaned(value.key, mask),
-      maps=None)
+      query=_cleaned(value.query, mask), key=_cleaned(value.key, mask))
 
 
 def _cleaned(array, mask):

@@ -56,9 +56,9 @@ def register_loss(name: Optional[str] = None,
     additive: whether it is a sum over positions, or over the rows of maps, each
       of which depends on its own row only, and its count depends on `mask` and
       labels only. Such a loss gets lazy logits or maps piece by piece: neither
-      they nor their gradient are ever materialised. A piece of maps lacks keys
-      that none of its queries may attend to, so a loss that divides by the
-      number of keys is not additive.
+      they nor their gradient are materialised, but for maps of up to 8 MiB a
+      layer. A piece of maps lacks keys that none of its queries may attend to,
+      so a loss that divides by the number of keys is not additive.
     by_head: whether an additive loss on maps is a sum over heads too. A piece
       may then hold only some of the heads, which is faster.
     scores: whether it compares scores of texts with a teacher's, which are the

@@ -85,11 +85,11 @@ def plan(config: config_lib.ConfigDict,
   _show(estimates)
   _write(workdir, estimates, attempts)
   picture.plot_plans(workdir, estimates)
-  if compiles:
-    for attempt in attempts:
+  for attempt, estimate in zip(attempts, estimates):
+    if compiles and search.fits(estimate):
       attempt.compile_others()
       others.show(attempt.topology.name, attempt.programs)
-    _write(workdir, estimates, attempts)
+      _write(workdir, estimates, attempts)
   error = None
   for i, (attempt, estimate) in enumerate(zip(attempts, estimates)):
     if not search.fits(estimate):

@@ -4,6 +4,7 @@ Every candidate is compiled: what is predicted is only which to compile next.
 """
 
 from collections.abc import Callable, Iterator
+import math
 from typing import NamedTuple, Optional
 
 from haikd import config as config_lib
@@ -73,10 +74,11 @@ def largest(size: Callable[[int], float], room: float, start: int, *,
     guess = limit
     if slope > 0:
       guess = below + int(min((room - known[below]) / slope, limit - below))
+    least = max(below + 1, math.ceil((1 + worth) * below))
     if len(known) > 2 and below not in list(known)[-2:]:
-      guess = (below + guess) // 2
+      guess = max((below + guess) // 2, min(guess, least))
     guess = max(guess, below + 1)
-    if guess < (1 + worth) * below:
+    if guess < least:
       break
     known[guess] = size(guess)
   return max(n for n, taken in known.items() if taken <= room)

@@ -147,3 +147,45 @@ def test_padding_does_not_reach_a_loss_on_kept_maps(masks):
 
   total, gradient = jax.value_and_grad(loss)(query)
   assert np.isfinite(total) and np.isfinite(gradient).all()
+
+
+def test_maps_do_not_outlive_a_change():
+  query, key, value, other = draw(*[(B, N, H, K)] * 4)
+  _, query_key = tapped(query, key, None, None, None, value)
+  changed = query_key._replace(query=other)
+  expected = base.QueryKey(other, key).materialise()
+  np.testing.assert_allclose(changed.materialise(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize('shape', ((B, H, N, 9), (B, 1, 1, 9), (1, 1, N, 1)))
+def test_keys_may_be_of_another_sequence(shape):
+  mask = jnp.asarray(np.random.default_rng(3).random(shape) < 0.7)
+  query, key, value = draw((B, N, H, K), (B, 9, 2, K), (B, 9, 2, E))
+  outputs, query_key = tapped(query, key, mask, None, None, value)
+  scores = jnp.einsum('bnhk,bmhk->bhnm', query, jnp.repeat(key, 2, axis=2))
+  maps = jax.nn.softmax(scores, where=mask)
+  np.testing.assert_allclose(query_key.maps, maps, rtol=1e-5, atol=1e-6)
+  expected = jnp.einsum('bhnm,bmhe->bnhe', maps, jnp.repeat(value, 2, axis=2))
+  np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('is_small', (True, False))
+def test_gradient_of_a_bias_may_vary_between_devices(is_small, monkeypatch):
+  """In a `jax.shard_map` of a user, which checks what varies."""
+  if not is_small:
+    monkeypatch.setattr(whole, '_MAX_BYTES', 0)
+  query, key, value, bias = draw(*[(8, N, H, K)] * 3, (H, 2 * N - 1))
+
+  def loss(query, key, value, bias):
+    outputs = attention.attend(
+        base.QueryKey(query, key, bias=bias), value)
+    return jnp.sum(jnp.sin(outputs))
+
+  mesh = jax.make_mesh((8,), ('x',), axis_types=(jax.sharding.AxisType.Auto,))
+  split, same = jax.P('x'), jax.P()
+  on_devices = jax.shard_map(
+      lambda *x: jax.lax.psum(loss(*x), 'x'), mesh=mesh,
+      in_specs=(split, split, split, same), out_specs=same)
+  got, expected = (jax.jit(jax.grad(x, 3))(query, key, value, bias)
+                   for x in (on_devices, loss))
+  np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)

@@ -7,9 +7,11 @@ prepare at once, both use the shard that appeared first.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+import contextlib
 import itertools
 import os
 import pathlib
+import threading
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
@@ -209,7 +211,6 @@ def _counted(record_batches: Batches, counts: Counter) -> Batches:
     yield batch
 
 
-@garbage.uncollected()  # Records have no cycles, and a search finds thousands.
 def _write_shard(shard: pathlib.Path, statistics: pathlib.Path,
                  counts: Counter, rows: Iterator[np.ndarray]) -> Counter:
   """Writes a shard unless another process has; returns its statistics."""
@@ -220,9 +221,10 @@ def _write_shard(shard: pathlib.Path, statistics: pathlib.Path,
   writer = array_record_module.ArrayRecordWriter(str(temporary),
                                                  'group_size:1')
   try:
-    for row in rows:
-      writer.write(row.tobytes())
-      counts['rows'] += 1
+    with _uncollected():
+      for row in rows:
+        writer.write(row.tobytes())
+        counts['rows'] += 1
     writer.close()
     # If another process has written the shard meanwhile, somebody may be
     # reading it: don't replace it.
@@ -235,3 +237,12 @@ def _write_shard(shard: pathlib.Path, statistics: pathlib.Path,
     temporary.unlink(missing_ok=True)
   files.write_json(statistics, counts)
   return counts
+
+
+def _uncollected():
+  """Leaves garbage alone: records have no cycles, and a search finds thousands.
+
+  A thread that prepares ahead does not, since training goes on beside it.
+  """
+  is_alone = threading.current_thread() is threading.main_thread()
+  return garbage.uncollected() if is_alone else contextlib.nullcontext()

@@ -4,6 +4,7 @@ import gc
 import hashlib
 import json
 import pathlib
+import threading
 
 import pytest
 
@@ -39,7 +40,7 @@ def open_split(tmp_path, bert_words, monkeypatch):
     source.open_source(
         name, 'train', options=dict(tokenizer=bert_words, length=6, **options),
         source_dir=str(tmp_path / 'files'), data_dir=str(tmp_path / 'data'))
-    return written[-1]
+    return written[-1] if written else None
 
   return run
 
@@ -82,18 +83,23 @@ def test_folder_is_named_by_a_hash_of_all_that_rows_depend_on(
       tmp_path, 'data', 'haikd_text', 'sentences', name)
 
 
+@pytest.mark.parametrize('ahead', (False, True))
 def test_nothing_is_collected_while_a_shard_is_written(
-    open_split, monkeypatch):
+    ahead, open_split, monkeypatch):
+  """Unless training goes on meanwhile."""
   encode, collects = tokenizer_lib.Tokenizer.encode_batch, []
+  is_seen = threading.Event()
 
   def encode_batch(self, texts, *args, **options):
     if texts == [row['text'] for row in ROWS]:  # Others are probes.
       collects.append(gc.isenabled())
+      is_seen.set()
     return encode(self, texts, *args, **options)
 
   monkeypatch.setattr(tokenizer_lib.Tokenizer, 'encode_batch', encode_batch)
-  open_split('text', {})
-  assert collects == [False] and gc.isenabled()
+  open_split('text', dict(prepare='ahead') if ahead else {})
+  assert is_seen.wait(60)
+  assert collects == [ahead] and gc.isenabled()
 
 
 def test_batches_are_cut_by_the_characters_within_lists():
