@@ -3,6 +3,7 @@
 The memory of a chip is made as small as the test needs it.
 """
 
+import contextlib
 import json
 import os
 import types
@@ -141,6 +142,18 @@ def test_the_answer_comes_before_other_programs_compile(
   [(devices, programs, is_shown)] = seen
   assert (devices, is_shown) == (8, True)
   assert [x['name'] for x in programs] == ['step']
+
+
+@pytest.mark.parametrize('compiles, available', ((0, None), (1, 1000.0)))
+def test_other_programs_are_compiled_for_a_step_that_fits_alone(
+    compiles, available, config, memory, tmp_path, monkeypatch):
+  compiled = []
+  monkeypatch.setattr(planning.compiling, 'compile_others',
+                      lambda step, **_: compiled.append(step))
+  memory(available)
+  with contextlib.suppress(checks.DoesNotFitError):
+    planning.plan(config, ['cpu:8'], tmp_path, build=build, compiles=compiles)
+  assert not compiled
 
 
 def test_evaluation_without_room_is_left_out():

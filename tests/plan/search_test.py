@@ -74,6 +74,18 @@ def test_two_refusals_halve_the_way_to_the_next_guess():
   assert asked == [10, 100, 64, 31]
 
 
+@pytest.mark.parametrize('fitting, more, expected', [
+    # Half the way to 19, of 15, is less than what is worth a try.
+    (10, 200, [10, 110]),
+    # A success in between begins anew: nothing is halved after one refusal.
+    (54, 200, [10, 110, 40, 55, 44])])
+def test_only_two_refusals_in_a_row_halve(fitting, more, expected):
+  asked = []
+  size = lambda n: asked.append(n) or (n if n <= fitting else n + more)
+  search.largest(size, 100, 10, tries=4, fixed=1, worth=0.05)
+  assert asked[:len(expected)] == expected
+
+
 def test_microbatch_grows_with_the_batch_and_nothing_else():
   config = config_lib.base()
   config.batch_size, config.microbatches = 128, 2

@@ -34,6 +34,11 @@ def test_the_last_row_is_padded(padding, row):
   assert rows == [([10, 11, 12, 13], [1, 1, 1, 1]), row]
 
 
+def test_the_last_row_counts_its_documents():
+  *_, last = packing.pack([np.arange(3), np.arange(2)], 8, pad=0)
+  assert last['parts'].tolist() == [1, 1, 1, 2, 2, 0, 0, 0]
+
+
 def test_document_longer_than_a_row_is_cut_into_documents():
   rows = columns(packing.pack(documents(9), 4, pad=0))
   assert [parts for _, parts in rows] == [[1] * 4, [1] * 4, [1, 0, 0, 0]]
