@@ -74,7 +74,7 @@ def largest(size: Callable[[int], float], room: float, start: int, *,
     guess = limit
     if slope > 0:
       guess = below + int(min((room - known[below]) / slope, limit - below))
-    least = max(below + 1, math.ceil((1 + worth) * below))
+    least = math.ceil((1 + worth) * below)
     if len(known) > 2 and below not in list(known)[-2:]:
       guess = max((below + guess) // 2, min(guess, least))
     guess = max(guess, below + 1)

@@ -63,6 +63,21 @@ def test_products_are_of_one_dtype_and_in_float32():
   assert not any('bf16' in result for _, result in products)
 
 
+def test_the_mask_alone_may_vary_between_devices():
+  """In a `jax.shard_map` of a user, which checks what varies."""
+  query, key, value = draw(*[(1, N, H, K)] * 3)
+  mask = jnp.asarray(np.random.default_rng(1).random((8, 1, N, N)) < 0.7)
+  loss = lambda query, mask: attention.attend(
+      base.QueryKey(query, key, mask), value).sum()
+  mesh = jax.make_mesh((8,), ('x',), axis_types=(jax.sharding.AxisType.Auto,))
+  on_devices = jax.shard_map(
+      lambda *x: jax.lax.psum(loss(*x), 'x'), mesh=mesh,
+      in_specs=(jax.P(), jax.P('x')), out_specs=jax.P())
+  got = jax.jit(jax.grad(on_devices))(query, mask)
+  expected = sum(jax.grad(loss)(query, mask[i:i + 1]) for i in range(8))
+  np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
 def total(maps, teacher=None, *, mask):
   """Counts every entry of the maps of a student, padding as well."""
   del teacher

@@ -144,6 +144,23 @@ def test_the_answer_comes_before_other_programs_compile(
   assert [x['name'] for x in programs] == ['step']
 
 
+def test_other_programs_are_written_before_the_search(
+    config, memory, tmp_path, monkeypatch):
+  names = []
+
+  def look(*_, **__):
+    [written] = json.loads((tmp_path / planning.FILE).read_text())
+    names.extend(x['name'] for x in written['programs'])
+
+  monkeypatch.setattr(
+      planning.compiling, 'compile_others',
+      lambda *_, **__: jax.jit(lambda x: x + 1).lower(1).compile())
+  monkeypatch.setattr(planning.search, 'largest_microbatch', look)
+  memory(2**30)
+  planning.plan(config, ['cpu:8'], tmp_path, build=build)
+  assert len(names) == 2
+
+
 @pytest.mark.parametrize('compiles, available', ((0, None), (1, 1000.0)))
 def test_other_programs_are_compiled_for_a_step_that_fits_alone(
     compiles, available, config, memory, tmp_path, monkeypatch):

@@ -16,6 +16,6 @@ from haikd.processes import command_line
     ('python -Bm mine -m haikd', False), ('python -c haikd -m haikd', False),
     ('python train.py -m haikd', False), ('python - haikd', False),
     ('python -W haikd', False), ('python /bin/my-haikd', False),
-    ('python', False), ('', False)])
+    ('python -m', False), ('python', False), ('', False)])
 def test_only_the_command_line_is_haikds_own(command, own):
   assert command_line.is_own(command.split()) == own

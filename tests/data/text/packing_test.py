@@ -34,6 +34,11 @@ def test_the_last_row_is_padded(padding, row):
   assert rows == [([10, 11, 12, 13], [1, 1, 1, 1]), row]
 
 
+def test_rows_do_not_share_memory():
+  first, _ = packing.pack(documents(8), 4, pad=0)
+  assert first['tokens'].tolist() == [10, 11, 12, 13]
+
+
 def test_the_last_row_counts_its_documents():
   *_, last = packing.pack([np.arange(3), np.arange(2)], 8, pad=0)
   assert last['parts'].tolist() == [1, 1, 1, 2, 2, 0, 0, 0]
