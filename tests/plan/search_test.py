@@ -74,16 +74,18 @@ def test_two_refusals_halve_the_way_to_the_next_guess():
   assert asked == [10, 100, 64, 31]
 
 
-@pytest.mark.parametrize('fitting, more, expected', [
-    # Half the way to 19, of 15, is less than what is worth a try.
-    (10, 200, [10, 110]),
-    # A success in between begins anew: nothing is halved after one refusal.
-    (54, 200, [10, 110, 40, 55, 44])])
-def test_only_two_refusals_in_a_row_halve(fitting, more, expected):
+@pytest.mark.parametrize('fitting, more, start, options, expected', [
+    # 40 fits between two refusals: the line to 55, of size 255, is followed.
+    (54, 200, 10, dict(fixed=1, worth=0.05), [10, 110, 40, 55, 44]),
+    # The line leads to 54. Half the way, 52, is not worth a try.
+    (55, 60, 1, dict(worth=0.05), [1, 64, 51, 59, 56, 54]),
+    # The line leads to 41, which is not worth a try.
+    (42, 200, 10, dict(fixed=1, worth=0.1), [10, 110, 40, 55, 44])])
+def test_guesses_after_refusals(fitting, more, start, options, expected):
   asked = []
   size = lambda n: asked.append(n) or (n if n <= fitting else n + more)
-  search.largest(size, 100, 10, tries=4, fixed=1, worth=0.05)
-  assert asked[:len(expected)] == expected
+  search.largest(size, 100, start, tries=5, **options)
+  assert asked == expected
 
 
 def test_microbatch_grows_with_the_batch_and_nothing_else():
