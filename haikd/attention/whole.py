@@ -115,8 +115,8 @@ def _key_gradient(into_scores, query):
   """Returns `[B, M, G, K]` float32 of `[B, G, H/G N, M]` and `[B, N, H, K]`."""
   batch, rows, _, size = query.shape
   groups = into_scores.shape[1]
-  # Features before queries: on CPU the product takes half as long, and a step of
-  # `digits_vit` 4 % less than with `gradients.key_gradient`.
+  # Features before queries: on CPU the product takes half as long, and a step
+  # of `digits_vit` 4 % less than with `gradients.key_gradient`.
   by_feature = query.reshape(batch, rows, groups, -1, size)
   by_feature = by_feature.transpose(0, 2, 4, 3, 1)
   of_key = jnp.einsum(
